@@ -1,0 +1,424 @@
+//! SPIFFE identities: the name a certificate gives its holder, read strictly.
+//!
+//! Nothing here trusts a certificate; chains are verified in [`crate::tls`]. What a peer says about
+//! itself in a message never reaches this module: identity comes from the certificate alone.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use data_encoding::HEXLOWER;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+/// Longest SPIFFE id read, in bytes (the limit of the SPIFFE standard).
+pub const SPIFFE_ID_BYTES_MAX: usize = 2048;
+/// Longest trust domain, in bytes.
+pub const TRUST_DOMAIN_BYTES_MAX: usize = 255;
+/// Longest name in the last path segment, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+const SCHEME: &str = "spiffe://";
+const PATH_ROOT: &str = "attest";
+const PIN_PREFIX: &str = "sha256:";
+
+/// What the holder of a certificate is in the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Directs spokes.
+    Hub,
+    /// Acts in one cluster.
+    Spoke,
+    /// A person or program using the hub's API.
+    Operator,
+}
+
+impl Role {
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Hub => "hub",
+            Self::Spoke => "spoke",
+            Self::Operator => "operator",
+        }
+    }
+
+    fn from_segment(segment: &str) -> Option<Self> {
+        [Self::Hub, Self::Spoke, Self::Operator].into_iter().find(|role| role.segment() == segment)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.segment())
+    }
+}
+
+/// `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`. Compared whole, never by pattern.
+///
+/// The name of a spoke is its cluster id, not the name that people gave the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId {
+    trust_domain: String,
+    role: Role,
+    name: String,
+}
+
+impl SpiffeId {
+    /// Checks both parts against the character sets of the SPIFFE standard.
+    ///
+    /// # Errors
+    /// [`IdentityError::SpiffeId`] for any character or length outside them.
+    pub fn new(trust_domain: &str, role: Role, name: &str) -> Result<Self, IdentityError> {
+        if !is_trust_domain(trust_domain) || !is_segment(name) {
+            return Err(IdentityError::SpiffeId(format!(
+                "{SCHEME}{trust_domain}/{PATH_ROOT}/{role}/{name}"
+            )));
+        }
+        Ok(Self { trust_domain: trust_domain.to_owned(), role, name: name.to_owned() })
+    }
+
+    /// The fleet, as chosen at `attest hub init`.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// What the holder is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Which one of its role: hub name, cluster id or operator name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trust_domain, role, name } = self;
+        write!(out, "{SCHEME}{trust_domain}/{PATH_ROOT}/{role}/{name}")
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = IdentityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || IdentityError::SpiffeId(text.chars().take(NAME_BYTES_MAX).collect());
+        if text.len() > SPIFFE_ID_BYTES_MAX {
+            return Err(refused());
+        }
+        let rest = text.strip_prefix(SCHEME).ok_or_else(refused)?;
+        let mut parts = rest.split('/');
+        let (Some(trust_domain), Some(PATH_ROOT), Some(role), Some(name), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(refused());
+        };
+        let role = Role::from_segment(role).ok_or_else(refused)?;
+        Self::new(trust_domain, role, name)
+    }
+}
+
+/// True for a lowercase DNS-like trust domain without port, user or path.
+pub(crate) fn is_trust_domain(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= TRUST_DOMAIN_BYTES_MAX
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+}
+
+fn is_segment(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= NAME_BYTES_MAX
+        && text != "."
+        && text != ".."
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+}
+
+/// The serial number of a certificate: lowercase hex without leading zero bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial(String);
+
+impl Serial {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        Self(HEXLOWER.encode(bytes.get(zeros..).unwrap_or_default()))
+    }
+
+    /// The hex digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// SHA-256 of a public key (DER SubjectPublicKeyInfo), written `sha256:<64 hex digits>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pin([u8; 32]);
+
+impl Pin {
+    /// The pin of the key in a certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError::Malformed`] when the bytes are not one X.509 certificate.
+    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        Ok(Self::of_spki(parse(certificate)?.public_key().raw))
+    }
+
+    pub(crate) fn of_spki(spki_der: &[u8]) -> Self {
+        Self(Sha256::digest(spki_der).into())
+    }
+
+    /// The raw digest.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{PIN_PREFIX}{}", HEXLOWER.encode(&self.0))
+    }
+}
+
+impl FromStr for Pin {
+    type Err = IdentityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || IdentityError::Pin(text.chars().take(NAME_BYTES_MAX).collect());
+        let hex = text.strip_prefix(PIN_PREFIX).ok_or_else(refused)?;
+        let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| refused())?;
+        Ok(Self(bytes.try_into().map_err(|_| refused())?))
+    }
+}
+
+/// What a verified peer certificate says about its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// Who.
+    pub id: SpiffeId,
+    /// Which certificate; the hub compares it with its list of revoked ones.
+    pub serial: Serial,
+    /// Which key.
+    pub spki_sha256: Pin,
+    /// When the certificate ends.
+    pub not_after: SystemTime,
+}
+
+/// Reads the identity of the leaf (first) certificate of a chain by the X509-SVID rules.
+///
+/// Call it on chains that TLS has verified; signatures are not looked at here.
+///
+/// # Errors
+/// The first rule that the leaf breaks.
+pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
+    let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
+    let certificate = parse(leaf)?;
+
+    if certificate.basic_constraints()?.is_some_and(|extension| extension.value.ca) {
+        return Err(IdentityError::AuthorityAsLeaf);
+    }
+    let usage = certificate.key_usage()?.ok_or(IdentityError::KeyUsage("is missing"))?;
+    if !usage.critical {
+        return Err(IdentityError::KeyUsage("is not critical"));
+    }
+    if !usage.value.digital_signature() {
+        return Err(IdentityError::KeyUsage("lacks digitalSignature"));
+    }
+    if usage.value.key_cert_sign() || usage.value.crl_sign() {
+        return Err(IdentityError::KeyUsage("allows signing certificates"));
+    }
+    if let Some(extended) = certificate.extended_key_usage()?
+        && !(extended.value.server_auth && extended.value.client_auth)
+    {
+        return Err(IdentityError::ExtendedKeyUsage);
+    }
+
+    let names = certificate.subject_alternative_name()?;
+    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(uri);
+    let (Some(uri), None) = (uris.next(), uris.next()) else {
+        return Err(IdentityError::UriCount);
+    };
+
+    let end_s = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(PeerIdentity {
+        id: uri.parse()?,
+        serial: Serial::from_bytes(certificate.raw_serial()),
+        spki_sha256: Pin::of_spki(certificate.public_key().raw),
+        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end_s),
+    })
+}
+
+/// One certificate and nothing after it.
+pub(crate) fn parse<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, IdentityError> {
+    match X509Certificate::from_der(certificate.as_ref()) {
+        Ok(([], parsed)) => Ok(parsed),
+        Ok(_) | Err(_) => Err(IdentityError::Malformed),
+    }
+}
+
+/// The text of a URI name; other kinds of name are not identities.
+pub(crate) fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
+    if let GeneralName::URI(uri) = name { Some(uri) } else { None }
+}
+
+/// Why a certificate does not name a member of the fleet.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// The peer presented nothing.
+    #[error("no certificate was presented")]
+    NoCertificate,
+    /// Not one DER X.509 certificate, or a repeated extension.
+    #[error("the certificate is not well-formed X.509")]
+    Malformed,
+    /// A CA certificate stands where a leaf belongs.
+    #[error("the certificate is a certificate authority, not a member")]
+    AuthorityAsLeaf,
+    /// Key usage breaks the X509-SVID rules.
+    #[error("the certificate's key usage {0}")]
+    KeyUsage(&'static str),
+    /// Extended key usage names one of serverAuth and clientAuth without the other.
+    #[error("the certificate's extended key usage must hold both serverAuth and clientAuth")]
+    ExtendedKeyUsage,
+    /// None, or more than one, URI among the subject alternative names.
+    #[error("the certificate must carry exactly one URI name")]
+    UriCount,
+    /// Not `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`.
+    #[error("{0:?} is not an ATTEST SPIFFE id")]
+    SpiffeId(String),
+    /// Not `sha256:<64 lowercase hex digits>`.
+    #[error("{0:?} is not a pin (sha256:<64 lowercase hex digits>)")]
+    Pin(String),
+    /// A good identity of the wrong kind for this connection.
+    #[error("{id} is not a {wanted}")]
+    Role {
+        /// Who the peer is.
+        id: SpiffeId,
+        /// What this end talks to.
+        wanted: Role,
+    },
+    /// A good identity of another fleet.
+    #[error("{id} is not of trust domain {wanted}")]
+    TrustDomain {
+        /// Who the peer is.
+        id: SpiffeId,
+        /// This end's fleet.
+        wanted: String,
+    },
+    /// No presented certificate authority has a pinned key.
+    #[error("none of the presented certificate authorities has a pinned key")]
+    NotPinned,
+}
+
+impl IdentityError {
+    /// A stable word for metric labels and condition reasons. Never reworded.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "NoCertificate",
+            Self::Malformed => "MalformedCertificate",
+            Self::AuthorityAsLeaf => "AuthorityAsLeaf",
+            Self::KeyUsage(_) => "KeyUsage",
+            Self::ExtendedKeyUsage => "ExtendedKeyUsage",
+            Self::UriCount | Self::SpiffeId(_) => "SpiffeId",
+            Self::Pin(_) => "MalformedPin",
+            Self::Role { .. } => "PeerRole",
+            Self::TrustDomain { .. } => "TrustDomain",
+            Self::NotPinned => "NotPinned",
+        }
+    }
+}
+
+impl From<x509_parser::error::X509Error> for IdentityError {
+    fn from(_: x509_parser::error::X509Error) -> Self {
+        Self::Malformed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spiffe_id_is_written_as_it_is_read() {
+        let text = "spiffe://fleet.example/attest/spoke/c-7f3a9d0011223344";
+
+        let id: SpiffeId = text.parse().unwrap();
+
+        assert_eq!(id.to_string(), text);
+        assert_eq!(
+            (id.trust_domain(), id.role(), id.name()),
+            ("fleet.example", Role::Spoke, "c-7f3a9d0011223344")
+        );
+    }
+
+    #[test]
+    fn an_id_outside_the_standard_is_refused() {
+        let long = format!("spiffe://fleet/attest/hub/{}", "n".repeat(NAME_BYTES_MAX + 1));
+        for text in [
+            "",
+            "spiffe://",
+            "spiffe://fleet",
+            "spiffe://fleet/",
+            "spiffe:///attest/hub/main",
+            "https://fleet/attest/hub/main",
+            "SPIFFE://fleet/attest/hub/main",
+            "spiffe://Fleet/attest/hub/main",
+            "spiffe://fleet:8443/attest/hub/main",
+            "spiffe://user@fleet/attest/hub/main",
+            "spiffe://fleet/attest/hub",
+            "spiffe://fleet/attest/hub/",
+            "spiffe://fleet/attest/hub/main/",
+            "spiffe://fleet/attest/hub/main/x",
+            "spiffe://fleet//attest/hub/main",
+            "spiffe://fleet/attest/hub/..",
+            "spiffe://fleet/attest/hub/.",
+            "spiffe://fleet/attest/../hub/main",
+            "spiffe://fleet/attest/hub/%2e%2e",
+            "spiffe://fleet/attest/hub/main?x=1",
+            "spiffe://fleet/attest/hub/main#x",
+            "spiffe://fleet/attest/Hub/main",
+            "spiffe://fleet/attest/agent/main",
+            "spiffe://fleet/other/hub/main",
+            "spiffe://fleet/attest/hub/m\u{430}in",
+            "spiffe://fleet/attest/hub/main ",
+            long.as_str(),
+        ] {
+            let error = text.parse::<SpiffeId>().expect_err(text);
+
+            assert_eq!(error.reason(), "SpiffeId", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pin_is_lowercase_hex_of_32_bytes() {
+        let text = format!("sha256:{}", "0a".repeat(32));
+
+        assert_eq!(text.parse::<Pin>().unwrap().to_string(), text);
+        for wrong in [
+            "0a".repeat(32),
+            format!("sha256:{}", "0A".repeat(32)),
+            format!("sha256:{}", "0a".repeat(31)),
+            format!("sha512:{}", "0a".repeat(32)),
+        ] {
+            assert_eq!(wrong.parse::<Pin>().unwrap_err().reason(), "MalformedPin");
+        }
+    }
+
+    #[test]
+    fn a_serial_has_one_spelling() {
+        assert_eq!(Serial::from_bytes(&[0, 0, 10]), Serial::from_bytes(&[10]));
+    }
+}

@@ -1,0 +1,17 @@
+//! The PKI of a fleet: who may speak to whom, and every TLS configuration in ATTEST.
+//!
+//! It issues and reads certificates and builds rustls configurations from them. It opens no
+//! socket, keeps no list of revoked certificates (the hub does) and knows nothing of plans or
+//! receipts: the keys that sign those are another family and live in `attest-common`.
+
+pub mod authority;
+pub mod bundle;
+pub mod identity;
+pub mod request;
+pub mod tls;
+
+pub use authority::{Authority, AuthorityError, Issued};
+pub use bundle::{Bundle, BundleError};
+pub use identity::{IdentityError, PeerIdentity, Pin, Role, Serial, SpiffeId, peer_identity};
+pub use request::{RequestError, SigningRequest};
+pub use tls::{TlsError, install_provider, provider};

@@ -1,0 +1,394 @@
+//! Every TLS configuration of ATTEST: versions, crypto provider, who is accepted at which door.
+//!
+//! TLS 1.3 only, and a full handshake every time: session resumption, tickets and early data are
+//! off on both ends, because rustls does not look at a client's certificate again on resumption.
+//! Revocation is not checked here; the hub compares serials with its own list after the handshake.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
+    PeerIncompatible, RootCertStore, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::bundle::{Bundle, CHAIN_CERTIFICATES_MAX};
+use crate::identity::{IdentityError, PeerIdentity, Pin, Role, peer_identity};
+
+/// ALPN of a session between hub and spoke.
+pub const ALPN_SESSION: &[u8] = b"attest/1";
+/// ALPN of joining a fleet.
+pub const ALPN_JOIN: &[u8] = b"attest-join/1";
+/// The name spokes send for the hub. It is not looked up and not checked: pins and SPIFFE ids are.
+pub const HUB_SERVER_NAME: &str = "hub.attest.invalid";
+/// Label of the TLS exporter that binds a join proof to its connection.
+pub const JOIN_EXPORTER_LABEL: &[u8] = b"EXPORTER-attest-join-v1";
+/// Context of the TLS exporter that binds a join proof to its connection.
+pub const JOIN_EXPORTER_CONTEXT: &[u8] = b"";
+/// Bytes taken from the TLS exporter.
+pub const JOIN_EXPORTER_BYTES: usize = 32;
+
+const HTTP_ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The crypto provider of every TLS connection: aws-lc-rs, hybrid X25519MLKEM768 first.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+}
+
+/// Makes [`provider`] the default of libraries that ask rustls for one. First line of every `main`;
+/// calling it again changes nothing.
+pub fn install_provider() {
+    // An error means that a default is there already.
+    let _ = CryptoProvider::clone(&provider()).install_default();
+}
+
+/// The hub's QUIC door, for sessions ([`ALPN_SESSION`]) and joining ([`ALPN_JOIN`]).
+///
+/// A client certificate is optional, since joining spokes have none; one that is presented must be
+/// a spoke's of this fleet, under one of `authorities`. [`admit`] then tells the doors apart.
+///
+/// # Errors
+/// When `own` is not a hub's, or a certificate or key is unusable.
+pub fn hub_quic(
+    own: &Bundle,
+    authorities: &[CertificateDer<'static>],
+) -> Result<ServerConfig, TlsError> {
+    let alpn = [ALPN_SESSION, ALPN_JOIN];
+    server(own, authorities, ClientDoor { role: Role::Spoke, mandatory: false }, &alpn, clock())
+}
+
+/// The hub's HTTPS API: an operator's certificate of this fleet is required.
+///
+/// # Errors
+/// When `own` is not a hub's, or a certificate or key is unusable.
+pub fn hub_https(
+    own: &Bundle,
+    authorities: &[CertificateDer<'static>],
+) -> Result<ServerConfig, TlsError> {
+    let door = ClientDoor { role: Role::Operator, mandatory: true };
+    server(own, authorities, door, &HTTP_ALPN, clock())
+}
+
+/// A spoke's side of a session: its own certificate, and a hub of its own fleet under a pinned
+/// authority.
+///
+/// # Errors
+/// When there is no pin, or the spoke's certificate or key is unusable.
+pub fn spoke_session(pins: &[Pin], own: &Bundle) -> Result<ClientConfig, TlsError> {
+    client(pins, Some(own), &[ALPN_SESSION], clock())
+}
+
+/// A spoke's side of joining: no certificate yet, and any hub under a pinned authority.
+///
+/// # Errors
+/// When there is no pin.
+pub fn spoke_join(pins: &[Pin]) -> Result<ClientConfig, TlsError> {
+    client(pins, None, &[ALPN_JOIN], clock())
+}
+
+/// An operator's side of the HTTPS API. The address is not checked against the certificate, so that
+/// port-forwarding works: a hub is known by its authority and SPIFFE id.
+///
+/// # Errors
+/// When there is no pin, or the operator's certificate or key is unusable.
+pub fn operator_https(pins: &[Pin], own: &Bundle) -> Result<ClientConfig, TlsError> {
+    client(pins, Some(own), &HTTP_ALPN, clock())
+}
+
+/// What a finished handshake at the hub's QUIC door entitles the peer to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// A session as this spoke; its serial still has to be compared with the revoked ones.
+    Session(PeerIdentity),
+    /// Joining, and nothing else; a certificate, if any, counts for nothing.
+    Join,
+}
+
+/// Tells sessions from joining.
+///
+/// # Errors
+/// A session without a spoke's certificate, or another protocol name ([`TlsError::Alpn`]).
+pub fn admit(
+    alpn: Option<&[u8]>,
+    client_chain: Option<&[CertificateDer<'_>]>,
+) -> Result<Admission, TlsError> {
+    match alpn {
+        Some(ALPN_JOIN) => Ok(Admission::Join),
+        Some(ALPN_SESSION) => {
+            let peer = peer_identity(client_chain.unwrap_or_default())?;
+            require_role(&peer, Role::Spoke)?;
+            Ok(Admission::Session(peer))
+        }
+        Some(_) | None => Err(TlsError::Alpn),
+    }
+}
+
+fn clock() -> Arc<dyn TimeProvider> {
+    Arc::new(DefaultTimeProvider)
+}
+
+struct ClientDoor {
+    role: Role,
+    mandatory: bool,
+}
+
+fn server(
+    own: &Bundle,
+    authorities: &[CertificateDer<'static>],
+    door: ClientDoor,
+    alpn: &[&[u8]],
+    clock: Arc<dyn TimeProvider>,
+) -> Result<ServerConfig, TlsError> {
+    let ClientDoor { role, mandatory } = door;
+    let me = peer_identity(own.chain())?;
+    require_role(&me, Role::Hub)?;
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(TlsError::Rustls)?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
+    let chain_verifier = builder.build().map_err(TlsError::Authorities)?;
+    let trust_domain = me.id.trust_domain().to_owned();
+    let verifier = MemberVerifier { chain_verifier, role, trust_domain };
+    let mut config = ServerConfig::builder_with_details(provider(), clock)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Rustls)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(own.chain().to_vec(), own.key().clone_key())
+        .map_err(TlsError::Rustls)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn client(
+    pins: &[Pin],
+    own: Option<&Bundle>,
+    alpn: &[&[u8]],
+    clock: Arc<dyn TimeProvider>,
+) -> Result<ClientConfig, TlsError> {
+    if pins.is_empty() {
+        return Err(TlsError::NoPin);
+    }
+    let trust_domain = match own {
+        Some(own) => Some(peer_identity(own.chain())?.id.trust_domain().to_owned()),
+        None => None,
+    };
+    let verifier = HubVerifier { pins: pins.to_vec(), trust_domain };
+    let builder = ClientConfig::builder_with_details(provider(), clock)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Rustls)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match own {
+        Some(own) => builder
+            .with_client_auth_cert(own.chain().to_vec(), own.key().clone_key())
+            .map_err(TlsError::Rustls)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn require_role(peer: &PeerIdentity, wanted: Role) -> Result<(), IdentityError> {
+    if peer.id.role() == wanted {
+        Ok(())
+    } else {
+        Err(IdentityError::Role { id: peer.id.clone(), wanted })
+    }
+}
+
+fn require_trust_domain(peer: &PeerIdentity, wanted: &str) -> Result<(), IdentityError> {
+    if peer.id.trust_domain() == wanted {
+        Ok(())
+    } else {
+        Err(IdentityError::TrustDomain { id: peer.id.clone(), wanted: wanted.to_owned() })
+    }
+}
+
+fn refused(error: IdentityError) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+/// The identity rule that ended a handshake on this end, when one did.
+pub fn refusal(error: &rustls::Error) -> Option<&IdentityError> {
+    if let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(source))) = error {
+        source.downcast_ref()
+    } else {
+        None
+    }
+}
+
+/// At the hub: the chain by webpki, then the identity by our rules.
+#[derive(Debug)]
+struct MemberVerifier {
+    chain_verifier: Arc<dyn ClientCertVerifier>,
+    role: Role,
+    trust_domain: String,
+}
+
+impl ClientCertVerifier for MemberVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain_verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain_verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain_verifier.verify_client_cert(end_entity, intermediates, now)?;
+        let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
+        require_role(&peer, self.role).map_err(refused)?;
+        require_trust_domain(&peer, &self.trust_domain).map_err(refused)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain_verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain_verifier.supported_verify_schemes()
+    }
+}
+
+/// At a spoke or operator: a chain to a pinned authority, whose leaf is a hub.
+#[derive(Debug)]
+struct HubVerifier {
+    pins: Vec<Pin>,
+    trust_domain: Option<String>,
+}
+
+impl HubVerifier {
+    /// The presented authorities whose keys are pinned. The pin is the trust; what else such a
+    /// certificate says about itself counts for nothing.
+    fn pinned(&self, presented: &[CertificateDer<'_>]) -> Result<RootCertStore, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        for certificate in presented.iter().take(CHAIN_CERTIFICATES_MAX) {
+            let pin = Pin::of_certificate(certificate).map_err(refused)?;
+            if self.pins.contains(&pin) {
+                roots.add(certificate.clone().into_owned())?;
+            }
+        }
+        if roots.is_empty() { Err(refused(IdentityError::NotPinned)) } else { Ok(roots) }
+    }
+}
+
+impl ServerCertVerifier for HubVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let roots = self.pinned(intermediates)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(end_entity)?,
+            &roots,
+            intermediates,
+            now,
+            provider().signature_verification_algorithms.all,
+        )?;
+        let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
+        require_role(&peer, Role::Hub).map_err(refused)?;
+        if let Some(trust_domain) = &self.trust_domain {
+            require_trust_domain(&peer, trust_domain).map_err(refused)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a configuration could not be made, or a peer not admitted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// Without a pin nobody could be trusted.
+    #[error("no authority pin is configured")]
+    NoPin,
+    /// The peer settled on a protocol this door does not serve.
+    #[error("the peer speaks neither attest/1 nor attest-join/1")]
+    Alpn,
+    /// A certificate breaks the identity rules.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The set of accepted authorities is empty or unusable.
+    #[error("no usable certificate authority for clients")]
+    Authorities(#[source] rustls::server::VerifierBuilderError),
+    /// A certificate or key is unusable, or they do not match.
+    #[error("certificate or key is unusable for TLS")]
+    Rustls(#[source] rustls::Error),
+}
+
+impl TlsError {
+    /// A stable word for metric labels and condition reasons. Never reworded.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoPin => "NoPin",
+            Self::Alpn => "Alpn",
+            Self::Identity(error) => error.reason(),
+            Self::Authorities(_) => "NoAuthority",
+            Self::Rustls(_) => "TlsConfiguration",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
