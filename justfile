@@ -1,0 +1,36 @@
+# Short names for what one types often. `bash .ci/run` is the whole list of checks.
+
+default:
+    @just --list
+
+# Everything CI checks
+ci:
+    bash .ci/run
+
+# All tests, on real control planes; arguments go to cargo test
+test *arguments:
+    bash tests/run.sh {{arguments}}
+
+# Rust tests of one crate, without the run script: `just unit attest-common`
+unit crate *arguments:
+    cargo test -p {{crate}} {{arguments}}
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt:
+    cargo fmt --all
+
+docs:
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --document-private-items
+
+deny:
+    cargo deny check bans licenses sources
+
+# Control planes for development: `just clusters 2`
+clusters number="2":
+    bash kind-clusters/up.sh {{number}}
+
+clusters-down:
+    bash kind-clusters/down.sh
