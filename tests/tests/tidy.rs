@@ -1,0 +1,296 @@
+//! House rules that a compiler does not check, kept by reading the tree.
+//!
+//! Rules about meaning only: headers, directions between crates, names that must match the
+//! documentation. Layout is rustfmt's, habits are clippy's.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails the test"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const CRATES: [&str; 5] = ["common", "certs", "hub", "spoke", "tests"];
+const LINE_CHARS_MAX: usize = 140;
+
+#[test]
+fn every_source_file_opens_by_saying_what_it_is() {
+    let silent = rust_files()
+        .into_iter()
+        .filter(|file| !is_test(file))
+        .filter(|file| !read(file).starts_with("//! "))
+        .map(|file| shown(&file));
+
+    none("these files do not start with `//! ` and a sentence", silent);
+}
+
+#[test]
+fn modules_are_named_by_their_file() {
+    let nameless = rust_files().into_iter().filter(|file| file.ends_with("mod.rs"));
+
+    none("write `name.rs` beside `name/`, not", nameless.map(|file| shown(&file)));
+}
+
+#[test]
+fn nothing_is_left_for_later_or_switched_off() {
+    // In pieces, so that this file does not find itself.
+    let words = [concat!("#[ign", "ore"), concat!("to", "do!("), concat!("unimpl", "emented!(")];
+
+    none(
+        "finish it or take it out",
+        lines_where(|line| words.iter().any(|word| line.contains(word))),
+    );
+}
+
+#[test]
+fn lines_can_be_read_without_scrolling() {
+    none("longer than the limit", lines_where(|line| line.chars().count() > LINE_CHARS_MAX));
+}
+
+#[test]
+fn every_public_limit_says_what_it_limits() {
+    let mut undocumented = Vec::new();
+    for file in rust_files() {
+        let text = read(&file);
+        let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+        for (index, line) in lines.iter().enumerate() {
+            let Some(name) =
+                line.strip_prefix("pub const ").and_then(|rest| rest.split(':').next())
+            else {
+                continue;
+            };
+            let before = lines[..index].iter().rev().find(|line| !line.starts_with("#["));
+            if name.trim_end().ends_with("_MAX")
+                && !before.is_some_and(|line| line.starts_with("///"))
+            {
+                undocumented.push(format!("{}:{} {name}", shown(&file), index + 1));
+            }
+        }
+    }
+
+    none("a limit needs a doc comment", undocumented);
+}
+
+#[test]
+fn the_shared_crate_names_nothing_that_does_input_or_output() {
+    let effects = [
+        "tokio",
+        "quinn",
+        "rustls",
+        "kube",
+        "redb",
+        "gix",
+        "reqwest",
+        "rand",
+        "axum",
+        "tokio-util",
+    ];
+
+    let named = dependencies("common");
+
+    none("common is pure; move this out", effects.into_iter().filter(|name| named.contains(*name)));
+}
+
+#[test]
+fn certificates_are_issued_in_one_crate() {
+    let issuers: Vec<&str> = ["common", "certs", "hub", "spoke"]
+        .into_iter()
+        .filter(|name| dependencies(name).contains("rcgen"))
+        .collect();
+
+    assert_eq!(issuers, ["certs"], "only attest-certs names rcgen");
+}
+
+#[test]
+fn the_spoke_is_the_smallest_trusted_base() {
+    let foreign = ["gix", "redb", "rcgen", "attest-hub", "serde-saphyr"];
+
+    let named = dependencies("spoke");
+
+    none("the spoke does without", foreign.into_iter().filter(|name| named.contains(*name)));
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let below: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("common", &[] as &[&str]),
+        ("certs", &["attest-common"]),
+        ("hub", &["attest-common", "attest-certs"]),
+        ("spoke", &["attest-common", "attest-certs"]),
+    ]);
+
+    for (name, allowed) in below {
+        let upward = dependencies(name)
+            .into_iter()
+            .filter(|other| other.starts_with("attest-") && !allowed.contains(&other.as_str()));
+        none(&format!("{name} must not depend on"), upward);
+    }
+}
+
+#[test]
+fn decisions_are_numbered_without_gaps_or_doubles() {
+    let mut names: Vec<String> = fs::read_dir(root().join("docs/decisions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".md"))
+        .collect();
+    names.sort();
+
+    for (index, name) in names.iter().enumerate() {
+        let number = format!("{:04}-", index + 1);
+        assert!(name.starts_with(&number), "docs/decisions/{name}: expected {number}…");
+    }
+    assert!(!names.is_empty());
+}
+
+#[test]
+fn the_metrics_of_the_product_document_are_exported() {
+    let promised = [
+        "attest_gitops_applications_total",
+        "attest_gitops_applications_by_phase_synced",
+        "attest_gitops_application_sync_duration_seconds",
+        "attest_gitops_deployments_total",
+        "attest_gitops_deployment_duration_seconds",
+        "attest_gitops_deployments_success_total",
+        "attest_gitops_verifications_total",
+        "attest_gitops_signature_verifications_failed_total",
+        "attest_gitops_policy_validations_total",
+    ];
+    let file = root().join("hub/src/metrics.rs");
+    if !file.exists() {
+        return;
+    }
+
+    let exported = metric_names(&read(&file), true);
+
+    none(
+        "missing in hub/src/metrics.rs",
+        promised.into_iter().filter(|name| !exported.contains(*name)),
+    );
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let mut exported = BTreeSet::new();
+    for file in
+        rust_files().iter().filter(|file| !is_test(file) && !file.starts_with(root().join("tests")))
+    {
+        exported.extend(metric_names(&read(file), true));
+    }
+    let mut documented = BTreeSet::new();
+    for file in files_below(&root().join("docs"), "md") {
+        documented.extend(metric_names(&read(&file), false));
+    }
+
+    none("exported, but in no page of docs/", exported.difference(&documented));
+}
+
+/// serde_json's `preserve_order` and `arbitrary_precision` change what bytes mean; one crate that
+/// asks for them anywhere in the build would turn them on for all.
+#[test]
+fn json_keeps_its_order_and_its_numbers() {
+    let value: serde_json::Value = serde_json::from_str(r#"{"b":1,"a":2}"#).unwrap();
+
+    assert_eq!(value.to_string(), r#"{"a":2,"b":1}"#);
+    assert!(serde_json::from_str::<serde_json::Value>("1.0e400").is_err());
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn shown(file: &Path) -> String {
+    file.strip_prefix(root()).unwrap_or(file).display().to_string()
+}
+
+fn none<T: ToString>(rule: &str, found: impl IntoIterator<Item = T>) {
+    let found: Vec<String> = found.into_iter().map(|item| item.to_string()).collect();
+    assert!(found.is_empty(), "{rule}:\n  {}", found.join("\n  "));
+}
+
+fn files_below(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    CRATES.iter().flat_map(|name| files_below(&root().join(name), "rs")).collect()
+}
+
+/// Integration tests, benches and `tests.rs` modules: no header is asked of them.
+fn is_test(file: &Path) -> bool {
+    let inside = file.strip_prefix(root()).unwrap();
+    let mut parts = inside.iter().skip(1);
+    parts.any(|part| part == "tests" || part == "benches" || part == "tests.rs")
+}
+
+fn lines_where(matches: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in rust_files() {
+        for (index, line) in read(&file).lines().enumerate() {
+            if matches(line) {
+                found.push(format!("{}:{}", shown(&file), index + 1));
+            }
+        }
+    }
+    found
+}
+
+/// Names under every `dependencies` table of a crate's manifest, development ones too.
+fn dependencies(name: &str) -> BTreeSet<String> {
+    let manifest = read(&root().join(name).join("Cargo.toml"));
+    let mut names = BTreeSet::new();
+    let mut inside = false;
+    for line in manifest.lines().map(str::trim) {
+        if let Some(table) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            let (_, last) = table.rsplit_once("dependencies").unwrap_or(("", "none"));
+            inside = last.is_empty();
+            // `[dependencies.tokio]` names the crate in the table's head.
+            names.extend(last.strip_prefix('.').map(str::to_owned));
+        } else if inside && !line.is_empty() && !line.starts_with('#') {
+            let end = line.find(['.', ' ', '=']).unwrap_or(line.len());
+            names.insert(line[..end].to_owned());
+            assert!(!line.contains("package ="), "{name}: a renamed dependency hides its name");
+        }
+    }
+    assert!(!names.is_empty(), "{name} has no dependencies?");
+    names
+}
+
+/// Metric names in a text; in sources only those that begin a string literal.
+fn metric_names(text: &str, quoted: bool) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for prefix in ["attest_gitops_", "attest_fleet_", "attest_spoke_"] {
+        for (at, _) in text.match_indices(prefix) {
+            if quoted && !text[..at].ends_with('"') {
+                continue;
+            }
+            let end = text[at..]
+                .find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+                .map_or(text.len(), |length| at + length);
+            names.insert(text[at..end].to_owned());
+        }
+    }
+    names
+}
