@@ -85,10 +85,12 @@ impl Bundle {
 
     /// The private key, PEM.
     pub fn key_pem(&self) -> Zeroizing<String> {
-        let label = match self.key {
-            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
-            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
-            _ => "PRIVATE KEY",
+        let label = if matches!(self.key, PrivateKeyDer::Pkcs1(_)) {
+            "RSA PRIVATE KEY"
+        } else if matches!(self.key, PrivateKeyDer::Sec1(_)) {
+            "EC PRIVATE KEY"
+        } else {
+            "PRIVATE KEY"
         };
         Zeroizing::new(pem(label, self.key.secret_der()))
     }

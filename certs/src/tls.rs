@@ -135,6 +135,7 @@ fn clock() -> Arc<dyn TimeProvider> {
     Arc::new(DefaultTimeProvider)
 }
 
+#[derive(Clone, Copy)]
 struct ClientDoor {
     role: Role,
     mandatory: bool,
