@@ -1,0 +1,245 @@
+//! The objects as they will be applied: signed bytes, the destination's namespace, the release's image digests.
+//!
+//! One pure function of signed input. It is both what is applied and what drift is measured against;
+//! nothing else may change an object between the signature and the API server.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::ids::{Digest, Name};
+use crate::kinds::{self, Kinds};
+use crate::manifest::{self, Object, ObjectKey};
+use crate::policy::{GroupResource, Local, Mode};
+use crate::release::{ImageDigest, Render};
+
+/// Name of the mutation that writes a digest behind an image's tag.
+pub const IMAGE_PIN: &str = "image-pin";
+
+/// Objects ready to be applied, and what people should know about them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effective {
+    pub objects: Vec<Object>,
+    pub warnings: Vec<String>,
+}
+
+/// Places and pins `objects`, checking each against what the destination may hold.
+///
+/// `kinds` is what the caller knows of the cluster; CRDs among `objects` add to it.
+pub fn effective(
+    objects: Vec<Object>,
+    namespace: &Name,
+    render: &Render,
+    local: &Local,
+    mode: Mode,
+    kinds: &Kinds,
+) -> Result<Effective, EffectiveError> {
+    let kinds = with_definitions(&objects, kinds);
+    let digests = digests_by_reference(&render.images)?;
+    let may_pin = render.mutations.iter().any(|name| name == IMAGE_PIN);
+    let mut warnings = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut ready = Vec::new();
+    for object in objects {
+        let object = place(object, namespace, local, &kinds)?;
+        if !seen.insert(object.key().clone()) {
+            return Err(EffectiveError::Duplicate(object.key().clone()));
+        }
+        check_secrets(&object, local)?;
+        let object = pin(object, &digests, may_pin, mode, &mut warnings)?;
+        ready.push(object);
+    }
+    Ok(Effective { objects: ready, warnings })
+}
+
+/// `kinds` and those that CRDs among `objects` define.
+pub fn with_definitions(objects: &[Object], kinds: &Kinds) -> Kinds {
+    let mut known = kinds.clone();
+    for object in objects {
+        if object.key().kind == "CustomResourceDefinition"
+            && let Some((group, kind, knowledge)) = Kinds::defined_by(object.value())
+        {
+            known.insert(&group, &kind, knowledge);
+        }
+    }
+    known
+}
+
+fn place(
+    object: Object,
+    namespace: &Name,
+    local: &Local,
+    kinds: &Kinds,
+) -> Result<Object, EffectiveError> {
+    let key = object.key().clone();
+    if key.group == "attest.continuu.ms" {
+        return Err(EffectiveError::KindNeverAllowed(key));
+    }
+    // The destination's own Namespace object may carry labels and annotations for it.
+    let own_namespace =
+        key.group.is_empty() && key.kind == "Namespace" && key.name == namespace.as_str();
+    if own_namespace && key.namespace.is_none() {
+        return Ok(object);
+    }
+    let Some(kind) = kinds.get(&key.group, &key.kind) else {
+        return Err(EffectiveError::KindUnknown(key));
+    };
+    let resource = GroupResource { group: key.group.clone(), resource: kind.plural.clone() };
+    if !kind.namespaced {
+        if key.namespace.is_some() {
+            return Err(EffectiveError::NamespaceOnClusterScoped(key));
+        }
+        if !local.cluster_scoped.contains(&resource) {
+            return Err(EffectiveError::KindNotAllowed {
+                object: key,
+                list: "clusterScoped",
+                resource,
+            });
+        }
+        return Ok(object);
+    }
+    let allowed = kinds::is_workload(&key.group, &key.kind) || local.extra.contains(&resource);
+    if !allowed {
+        return Err(EffectiveError::KindNotAllowed { object: key, list: "extra", resource });
+    }
+    match key.namespace.as_deref() {
+        Some(written) if written != namespace.as_str() => {
+            Err(EffectiveError::NamespaceNotAllowed { object: key, namespace: namespace.clone() })
+        }
+        Some(_) => Ok(object),
+        None => Ok(object.placed(namespace.as_str())),
+    }
+}
+
+/// Tokens of service accounts are made by the API server; a rendering that brings one steals an identity.
+fn check_secrets(object: &Object, local: &Local) -> Result<(), EffectiveError> {
+    let key = object.key();
+    let secrets = GroupResource { group: String::new(), resource: "secrets".to_owned() };
+    let is_secret = key.group.is_empty() && key.kind == "Secret";
+    if is_secret && !local.extra.contains(&secrets) {
+        return Err(EffectiveError::KindNotAllowed {
+            object: key.clone(),
+            list: "extra",
+            resource: secrets,
+        });
+    }
+    let token = is_secret
+        && object.value().get("type").and_then(Value::as_str)
+            == Some("kubernetes.io/service-account-token");
+    let account_with_secrets = key.group.is_empty()
+        && key.kind == "ServiceAccount"
+        && object.value().get("secrets").is_some();
+    if token || account_with_secrets {
+        return Err(EffectiveError::KindNeverAllowed(key.clone()));
+    }
+    Ok(())
+}
+
+fn digests_by_reference(images: &[ImageDigest]) -> Result<BTreeMap<&str, Digest>, EffectiveError> {
+    let mut digests = BTreeMap::new();
+    for image in images {
+        let former = digests.insert(image.reference.as_str(), image.digest);
+        if former.is_some_and(|digest| digest != image.digest) {
+            return Err(EffectiveError::ImageAmbiguous(image.reference.clone()));
+        }
+    }
+    Ok(digests)
+}
+
+fn pin(
+    object: Object,
+    digests: &BTreeMap<&str, Digest>,
+    may_pin: bool,
+    mode: Mode,
+    warnings: &mut Vec<String>,
+) -> Result<Object, EffectiveError> {
+    let key: ObjectKey = object.key().clone();
+    if manifest::pod_spec_pointers(&key.group, &key.kind).is_empty() {
+        return Ok(object);
+    }
+    let mut failure = None;
+    let object = object.changed(|value| {
+        manifest::for_each_container(&key, value, |container| {
+            let image =
+                container.get("image").and_then(Value::as_str).unwrap_or_default().to_owned();
+            match pinned(&image, digests, may_pin) {
+                Ok(Some(with_digest)) => {
+                    container.insert("image".to_owned(), Value::String(with_digest));
+                }
+                Ok(None) => {}
+                Err(Unpinned) if mode == Mode::Standard && !image.is_empty() => {
+                    warnings.push(format!("{key}: the release names no digest for `{image}`"));
+                }
+                Err(Unpinned) => failure = Some(image),
+            }
+        });
+    });
+    match failure {
+        Some(image) => Err(EffectiveError::ImageUnpinned { object: key, image }),
+        None => Ok(object),
+    }
+}
+
+struct Unpinned;
+
+/// The reference with its digest, or `None` when it needs no change.
+fn pinned(
+    image: &str,
+    digests: &BTreeMap<&str, Digest>,
+    may_pin: bool,
+) -> Result<Option<String>, Unpinned> {
+    match digests.get(image) {
+        Some(digest) if image.contains('@') => {
+            // Written with a digest in Git: the release must have seen the same.
+            let written = image.rsplit_once('@').map(|(_, d)| d);
+            if written == Some(digest.to_string().as_str()) { Ok(None) } else { Err(Unpinned) }
+        }
+        Some(digest) if may_pin => Ok(Some(format!("{image}@{digest}"))),
+        Some(_) | None => Err(Unpinned),
+    }
+}
+
+/// Why an object may not be applied at this destination.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EffectiveError {
+    #[error("{object} is not in namespace `{namespace}`, the only one of this destination")]
+    NamespaceNotAllowed { object: ObjectKey, namespace: Name },
+    #[error("{0} is cluster-scoped and yet names a namespace")]
+    NamespaceOnClusterScoped(ObjectKey),
+    #[error(
+        "{object} needs a line in the cluster's trust policy: \
+         applications[].kinds.{list}: [{{group: \"{}\", resource: {}}}], then `attest trust install`",
+        .resource.group, .resource.resource
+    )]
+    KindNotAllowed { object: ObjectKey, list: &'static str, resource: GroupResource },
+    #[error("{0} may never be deployed: it would change who is trusted")]
+    KindNeverAllowed(ObjectKey),
+    #[error("{0} is of a kind that neither the cluster nor this rendering defines")]
+    KindUnknown(ObjectKey),
+    #[error("{0} appears twice once placed in the destination's namespace")]
+    Duplicate(ObjectKey),
+    #[error(
+        "{object} uses image `{image}`, for which the release names no digest; \
+         give attest.yaml's images[] entry a `from:` step, or write the digest in Git"
+    )]
+    ImageUnpinned { object: ObjectKey, image: String },
+    #[error("the release names two digests for image `{0}`")]
+    ImageAmbiguous(String),
+}
+
+impl EffectiveError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NamespaceNotAllowed { .. } | Self::NamespaceOnClusterScoped(_) => {
+                "NamespaceNotAllowed"
+            }
+            Self::KindNotAllowed { .. } | Self::KindNeverAllowed(_) => "KindNotAllowed",
+            Self::KindUnknown(_) => "KindUnknown",
+            Self::Duplicate(_) => "ObjectDuplicate",
+            Self::ImageUnpinned { .. } => "ImageUnpinned",
+            Self::ImageAmbiguous(_) => "ImageAmbiguous",
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The one envelope: DSSE v1.0.2 with pure Ed25519, and the one function that verifies a signature.
+//!
+//! [`open`] hands out the verified bytes; whoever needs the payload takes them from there and never
+//! from the envelope again. What the payload says is not this file's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use data_encoding::{BASE64, BASE64URL};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Digest;
+use crate::json::{self, JsonError};
+use crate::keys::{KeyId, PrivateKey, PublicKey};
+
+/// Payload type of in-toto statements: receipts and release statements.
+pub const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
+/// Payload type of a [`crate::plan::Plan`].
+pub const PLAN_TYPE: &str = "application/vnd.attest.plan.v1+json";
+/// Payload type of a [`crate::plan::Directive`].
+pub const DIRECTIVE_TYPE: &str = "application/vnd.attest.directive.v1+json";
+/// Payload type of a [`crate::plan::Sync`].
+pub const SYNC_TYPE: &str = "application/vnd.attest.sync.v1+json";
+
+/// Largest receipt, release statement, directive or sync envelope, in bytes.
+pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
+/// Largest plan envelope, in bytes.
+pub const PLAN_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
+/// Most signatures an envelope may carry; counted before any is checked.
+pub const SIGNATURES_MAX: usize = 8;
+/// Longest key id hint in bytes.
+pub const KEY_ID_HINT_BYTES_MAX: usize = 128;
+
+/// Bytes that a known key signed under the type the caller asked for. Made by [`open`] only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    payload: Vec<u8>,
+    signers: BTreeSet<KeyId>,
+    id: Digest,
+}
+
+impl Opened {
+    /// The signed bytes.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The keys, of those that were offered, whose signature is good. Never empty.
+    pub fn signers(&self) -> &BTreeSet<KeyId> {
+        &self.signers
+    }
+
+    /// SHA-256 of the pre-authentication encoding: the identity of the signed thing.
+    /// The envelope's own bytes can be written in many ways and name nothing.
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    payload_type: String,
+    payload: String,
+    signatures: Vec<WrittenSignature>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenSignature {
+    #[serde(default)]
+    keyid: String,
+    sig: String,
+}
+
+/// DSSE pre-authentication encoding; lengths are in bytes.
+pub fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let mut out =
+        format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
+    out.extend_from_slice(payload);
+    out
+}
+
+/// The identity that [`open`] would report, for the signer's own use.
+pub fn id_of(payload_type: &str, payload: &[u8]) -> Digest {
+    Digest::of(&pre_authentication_encoding(payload_type, payload))
+}
+
+/// Signs `payload` with each key and writes the envelope.
+pub fn seal(payload_type: &str, payload: &[u8], keys: &[&PrivateKey]) -> Vec<u8> {
+    let message = pre_authentication_encoding(payload_type, payload);
+    let signatures = keys
+        .iter()
+        .map(|key| WrittenSignature {
+            keyid: key.public().id().to_string(),
+            sig: BASE64.encode(&key.sign(&message)),
+        })
+        .collect();
+    let written = Written {
+        payload_type: payload_type.to_owned(),
+        payload: BASE64.encode(payload),
+        signatures,
+    };
+    // Three strings and a list have no way to fail to serialise.
+    serde_json::to_vec(&written).unwrap_or_default()
+}
+
+/// Verifies `envelope` and returns what was signed.
+///
+/// `payload_type` must match exactly and is checked before the payload is decoded. At least one of
+/// `keys` must have signed; signatures by other keys are passed over (DSSE). The key id in the
+/// envelope is a hint that decides nothing.
+pub fn open(
+    envelope: &[u8],
+    payload_type: &str,
+    keys: &BTreeMap<KeyId, PublicKey>,
+) -> Result<Opened, EnvelopeError> {
+    let bytes_max =
+        if payload_type == PLAN_TYPE { PLAN_ENVELOPE_BYTES_MAX } else { ENVELOPE_BYTES_MAX };
+    if envelope.len() > bytes_max {
+        return Err(EnvelopeError::Limit { what: "bytes", max: bytes_max });
+    }
+    let written: Written = json::document(envelope).map_err(EnvelopeError::Json)?;
+    if written.payload_type != payload_type {
+        return Err(EnvelopeError::PayloadType {
+            expected: payload_type.to_owned(),
+            found: written.payload_type.chars().take(80).collect(),
+        });
+    }
+    if written.signatures.len() > SIGNATURES_MAX {
+        return Err(EnvelopeError::Limit { what: "signatures", max: SIGNATURES_MAX });
+    }
+    let payload = base64(&written.payload).ok_or(EnvelopeError::Base64)?;
+    let message = pre_authentication_encoding(payload_type, &payload);
+    let mut signers = BTreeSet::new();
+    let mut hints = Vec::new();
+    for signature in &written.signatures {
+        if signature.keyid.len() > KEY_ID_HINT_BYTES_MAX || !signature.keyid.is_ascii() {
+            return Err(EnvelopeError::Limit { what: "key id", max: KEY_ID_HINT_BYTES_MAX });
+        }
+        hints.push(signature.keyid.clone());
+        let Some(bytes) = base64(&signature.sig).and_then(|b| <[u8; 64]>::try_from(b).ok()) else {
+            continue;
+        };
+        if let Some(signer) = signer_of(&message, &bytes, &signature.keyid, keys) {
+            signers.insert(signer);
+        }
+    }
+    if signers.is_empty() {
+        return Err(EnvelopeError::SignatureInvalid { hints });
+    }
+    Ok(Opened { payload, signers, id: Digest::of(&message) })
+}
+
+/// The payload of an envelope nobody has verified: for showing to people and for finding candidates.
+pub fn peek(envelope: &[u8], payload_type: &str) -> Option<(Vec<u8>, Vec<String>)> {
+    if envelope.len() > PLAN_ENVELOPE_BYTES_MAX {
+        return None;
+    }
+    let written: Written = json::document(envelope).ok()?;
+    let hints = written.signatures.iter().map(|s| s.keyid.clone()).collect();
+    (written.payload_type == payload_type).then_some(())?;
+    Some((base64(&written.payload)?, hints))
+}
+
+fn signer_of(
+    message: &[u8],
+    signature: &[u8; 64],
+    hint: &str,
+    keys: &BTreeMap<KeyId, PublicKey>,
+) -> Option<KeyId> {
+    let hinted = hint.parse::<KeyId>().ok().and_then(|id| keys.get(&id));
+    hinted
+        .into_iter()
+        .chain(keys.values())
+        .find(|key| key.verifies(message, signature))
+        .map(PublicKey::id)
+}
+
+/// Standard or URL-safe alphabet, never mixed; padded; no stray bits (RFC 4648; DSSE asks for both alphabets).
+fn base64(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text.as_bytes()).or_else(|_| BASE64URL.decode(text.as_bytes())).ok()
+}
+
+/// Why an envelope was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvelopeError {
+    #[error("the envelope exceeds the limit of {max} {what}")]
+    Limit { what: &'static str, max: usize },
+    #[error("the envelope is not acceptable JSON")]
+    Json(#[source] JsonError),
+    #[error("the envelope holds `{found}` where `{expected}` is needed")]
+    PayloadType { expected: String, found: String },
+    #[error("the envelope's payload is not base64")]
+    Base64,
+    #[error("no trusted key signed this (it names {})", shown(.hints))]
+    SignatureInvalid { hints: Vec<String> },
+}
+
+fn shown(hints: &[String]) -> String {
+    if hints.is_empty() { "no key".to_owned() } else { hints.join(", ") }
+}
+
+impl EnvelopeError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Limit { .. } => "Limit",
+            Self::Json(_) => "EnvelopeMalformed",
+            Self::PayloadType { .. } => "PayloadType",
+            Self::Base64 => "EnvelopeBase64",
+            Self::SignatureInvalid { .. } => "SignatureInvalid",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

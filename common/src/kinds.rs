@@ -1,0 +1,177 @@
+//! Kubernetes kinds: plural, scope and who may deploy them. Knowledge, not opinion about one application.
+//!
+//! The built-in table serves the hub and the tests; a spoke adds what its API server serves and
+//! what CRDs of the same rendering define.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// What is known about a kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Plural resource name in URLs and RBAC rules.
+    pub plural: String,
+    pub namespaced: bool,
+}
+
+/// Kinds by (group, kind). The core group is the empty string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kinds(BTreeMap<(String, String), Kind>);
+
+/// Kinds that the ClusterRole `attest-workloads` names: what any policy entry may deploy.
+/// Written once: the role's manifest is made from this list.
+pub const WORKLOAD_KINDS: [(&str, &str, &str); 19] = [
+    ("", "ConfigMap", "configmaps"),
+    ("", "Service", "services"),
+    ("", "ServiceAccount", "serviceaccounts"),
+    ("", "PersistentVolumeClaim", "persistentvolumeclaims"),
+    ("", "Endpoints", "endpoints"),
+    ("", "LimitRange", "limitranges"),
+    ("", "Pod", "pods"),
+    ("", "ReplicationController", "replicationcontrollers"),
+    ("apps", "Deployment", "deployments"),
+    ("apps", "StatefulSet", "statefulsets"),
+    ("apps", "DaemonSet", "daemonsets"),
+    ("apps", "ReplicaSet", "replicasets"),
+    ("batch", "Job", "jobs"),
+    ("batch", "CronJob", "cronjobs"),
+    ("autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+    ("networking.k8s.io", "Ingress", "ingresses"),
+    ("networking.k8s.io", "NetworkPolicy", "networkpolicies"),
+    ("policy", "PodDisruptionBudget", "poddisruptionbudgets"),
+    ("discovery.k8s.io", "EndpointSlice", "endpointslices"),
+];
+
+/// Other built-in kinds whose scope is known everywhere; deploying them needs a policy line.
+const OTHER_KINDS: [(&str, &str, &str, bool); 21] = [
+    ("", "Namespace", "namespaces", false),
+    ("", "Node", "nodes", false),
+    ("", "PersistentVolume", "persistentvolumes", false),
+    ("", "ResourceQuota", "resourcequotas", true),
+    ("", "Secret", "secrets", true),
+    (
+        "admissionregistration.k8s.io",
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+        false,
+    ),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", false),
+    ("apiregistration.k8s.io", "APIService", "apiservices", false),
+    ("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests", false),
+    ("coordination.k8s.io", "Lease", "leases", true),
+    ("networking.k8s.io", "IngressClass", "ingressclasses", false),
+    ("node.k8s.io", "RuntimeClass", "runtimeclasses", false),
+    ("rbac.authorization.k8s.io", "ClusterRole", "clusterroles", false),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding", "clusterrolebindings", false),
+    ("rbac.authorization.k8s.io", "Role", "roles", true),
+    ("rbac.authorization.k8s.io", "RoleBinding", "rolebindings", true),
+    ("scheduling.k8s.io", "PriorityClass", "priorityclasses", false),
+    ("storage.k8s.io", "StorageClass", "storageclasses", false),
+];
+
+impl Kinds {
+    /// The kinds every Kubernetes has.
+    pub fn built_in() -> Self {
+        let workloads =
+            WORKLOAD_KINDS.iter().map(|(group, kind, plural)| (*group, *kind, *plural, true));
+        let all = workloads.chain(OTHER_KINDS).map(|(group, kind, plural, namespaced)| {
+            ((group.to_owned(), kind.to_owned()), Kind { plural: plural.to_owned(), namespaced })
+        });
+        Self(all.collect())
+    }
+
+    /// Adds or replaces a kind (from the API server's discovery).
+    pub fn insert(&mut self, group: &str, kind: &str, known: Kind) {
+        self.0.insert((group.to_owned(), kind.to_owned()), known);
+    }
+
+    /// What is known about a kind.
+    pub fn get(&self, group: &str, kind: &str) -> Option<&Kind> {
+        self.0.get(&(group.to_owned(), kind.to_owned()))
+    }
+
+    /// The kind that a CustomResourceDefinition object defines: (group, kind, knowledge).
+    pub fn defined_by(object: &Value) -> Option<(String, String, Kind)> {
+        let spec = object.get("spec")?;
+        let text = |v: &Value, field: &str| Some(v.get(field)?.as_str()?.to_owned());
+        let names = spec.get("names")?;
+        let known = Kind {
+            plural: text(names, "plural")?,
+            namespaced: text(spec, "scope")? == "Namespaced",
+        };
+        Some((text(spec, "group")?, text(names, "kind")?, known))
+    }
+}
+
+/// True for kinds that `attest-workloads` covers.
+pub fn is_workload(group: &str, kind: &str) -> bool {
+    WORKLOAD_KINDS.iter().any(|(g, k, _)| *g == group && *k == kind)
+}
+
+/// Place in the order of applying; lower first. Within one rank objects are applied together.
+/// Removing goes the other way.
+pub fn apply_rank(group: &str, kind: &str) -> u8 {
+    match (group, kind) {
+        ("", "Namespace") => 0,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => 1,
+        ("scheduling.k8s.io", "PriorityClass") | ("", "ResourceQuota" | "LimitRange") => 2,
+        ("", "ServiceAccount") => 3,
+        ("rbac.authorization.k8s.io", _) => 4,
+        ("", "Secret" | "ConfigMap" | "PersistentVolumeClaim")
+        | ("networking.k8s.io", "NetworkPolicy") => 5,
+        ("", "Service" | "Endpoints") | ("discovery.k8s.io", _) => 6,
+        ("apps" | "batch", _) | ("", "Pod" | "ReplicationController") => 7,
+        ("admissionregistration.k8s.io" | "apiregistration.k8s.io", _) => 9,
+        _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_and_definitions_come_before_what_needs_them() {
+        let rank = apply_rank;
+
+        assert!(rank("", "Namespace") < rank("apiextensions.k8s.io", "CustomResourceDefinition"));
+        assert!(
+            rank("apiextensions.k8s.io", "CustomResourceDefinition")
+                < rank("example.com", "Widget")
+        );
+        assert!(rank("", "ConfigMap") < rank("apps", "Deployment"));
+        assert!(rank("", "ServiceAccount") < rank("apps", "Deployment"));
+    }
+
+    #[test]
+    fn secrets_roles_and_cluster_scoped_kinds_are_not_workloads() {
+        for (group, kind) in [
+            ("", "Secret"),
+            ("", "Namespace"),
+            ("rbac.authorization.k8s.io", "RoleBinding"),
+            ("apiextensions.k8s.io", "CustomResourceDefinition"),
+            ("attest.continuu.ms", "AttestTrustPolicy"),
+        ] {
+            assert!(!is_workload(group, kind), "{group} {kind}");
+        }
+    }
+}

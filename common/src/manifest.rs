@@ -1,0 +1,441 @@
+//! Rendering v1: Kubernetes objects as the bytes CI signs, one JSON object a line.
+//!
+//! [`write`] is what producers (CI, hub) call; it sorts and normalises. [`read`] is what verifiers
+//! call; it accepts any order but refuses everything a producer would have dropped. YAML is read
+//! elsewhere, once, before this.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::json::{self, JsonError, OBJECT_DEPTH_MAX};
+
+/// Most objects in a rendering.
+pub const OBJECTS_MAX: usize = 5_000;
+/// Largest rendering in bytes.
+pub const RENDERING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest object in bytes.
+pub const OBJECT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Metadata that the API server owns; an object that brings it does not say what it seems to say.
+const SERVER_METADATA: [&str; 9] = [
+    "uid",
+    "resourceVersion",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "selfLink",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "finalizers",
+];
+/// Annotations that make other tools act on an object or that claim a state it does not have.
+const RESERVED_PREFIXES: [&str; 2] = ["attest.continuu.ms/", "argocd.argoproj.io/"];
+const RESERVED_KEYS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
+
+/// What makes an object that object, whatever its version.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ObjectKey {
+    /// API group; the core group is the empty string.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    pub kind: String,
+    /// Absent for cluster-scoped objects, and in a rendering for those the destination places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dot = if self.group.is_empty() { "" } else { "." };
+        write!(f, "{}{dot}{}/", self.kind, self.group)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+impl fmt::Debug for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One Kubernetes object of a rendering.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    key: ObjectKey,
+    version: String,
+    value: Value,
+}
+
+impl Object {
+    /// Reads type and name of an object and checks that it carries nothing the server owns.
+    pub fn new(value: Value) -> Result<Self, ManifestError> {
+        let (key, version) = identity(&value)?;
+        let object = Self { key, version, value };
+        object.check()?;
+        Ok(object)
+    }
+
+    /// Group, kind, namespace (as written) and name.
+    pub fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    /// API version without the group, for example `v1`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// `group/version`, or `version` for the core group.
+    pub fn api_version(&self) -> String {
+        if self.key.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.key.group, self.version)
+        }
+    }
+
+    /// The whole object.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// The object put into `namespace`.
+    pub fn placed(mut self, namespace: &str) -> Self {
+        if let Some(Value::Object(metadata)) = self.value.get_mut("metadata") {
+            metadata.insert("namespace".to_owned(), Value::String(namespace.to_owned()));
+        }
+        self.key.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// The object with its body changed by `change`; type and name stay.
+    pub fn changed(mut self, change: impl FnOnce(&mut Value)) -> Self {
+        change(&mut self.value);
+        self
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let refuse = |field: &str| ManifestError::ObjectMetadata {
+            object: self.key.clone(),
+            field: field.to_owned(),
+        };
+        // `status` of a CustomResourceDefinition or any other object belongs to its controller.
+        if self.value.get("status").is_some() {
+            return Err(refuse("status"));
+        }
+        let Some(metadata) = self.value.get("metadata").and_then(Value::as_object) else {
+            return Ok(());
+        };
+        if let Some(field) = SERVER_METADATA.iter().find(|f| metadata.contains_key(**f)) {
+            return Err(refuse(&format!("metadata.{field}")));
+        }
+        if metadata.contains_key("creationTimestamp") {
+            return Err(refuse("metadata.creationTimestamp"));
+        }
+        for section in ["annotations", "labels"] {
+            let keys = metadata.get(section).and_then(Value::as_object).into_iter().flatten();
+            for (name, _) in keys {
+                let reserved = RESERVED_KEYS.contains(&name.as_str())
+                    || RESERVED_PREFIXES.iter().any(|p| name.starts_with(p));
+                if reserved {
+                    return Err(ManifestError::ObjectReserved {
+                        object: self.key.clone(),
+                        name: name.chars().take(120).collect(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
+    let shape = |field: &'static str| ManifestError::ObjectShape { field, near: describe(value) };
+    fn text(v: Option<&Value>) -> Option<&str> {
+        v.and_then(Value::as_str).filter(|t| !t.is_empty())
+    }
+    let api_version = text(value.get("apiVersion")).ok_or_else(|| shape("apiVersion"))?;
+    let kind = text(value.get("kind")).ok_or_else(|| shape("kind"))?;
+    let metadata = value.get("metadata").ok_or_else(|| shape("metadata"))?;
+    let name = text(metadata.get("name")).ok_or_else(|| shape("metadata.name"))?;
+    if metadata.get("generateName").is_some() {
+        return Err(shape("metadata.generateName"));
+    }
+    let namespace = match metadata.get("namespace") {
+        None => None,
+        Some(v) => Some(text(Some(v)).ok_or_else(|| shape("metadata.namespace"))?.to_owned()),
+    };
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let path_safe =
+        |t: &str| t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+    // RBAC names may hold `:`; nothing may hold what would change a URL's path.
+    let name_safe = name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:_".contains(&b))
+        && name != "."
+        && name != "..";
+    if !path_safe(group) || !path_safe(version) || !path_safe(kind) {
+        return Err(shape("apiVersion"));
+    }
+    if !name_safe || namespace.as_deref().is_some_and(|n| crate::ids::Name::new(n).is_err()) {
+        return Err(shape("metadata.name"));
+    }
+    let key = ObjectKey {
+        group: group.to_owned(),
+        kind: kind.to_owned(),
+        namespace,
+        name: name.to_owned(),
+    };
+    Ok((key, version.to_owned()))
+}
+
+fn describe(value: &Value) -> String {
+    let part = |v: Option<&Value>| v.and_then(Value::as_str).unwrap_or("?").to_owned();
+    let name = value.get("metadata").and_then(|m| m.get("name"));
+    format!("{}/{}", part(value.get("kind")), part(name)).chars().take(120).collect()
+}
+
+/// Reads a rendering that somebody signed.
+pub fn read(bytes: &[u8]) -> Result<Vec<Object>, ManifestError> {
+    if bytes.len() > RENDERING_BYTES_MAX {
+        return Err(ManifestError::Limit { what: "bytes", max: RENDERING_BYTES_MAX });
+    }
+    if bytes.last().is_some_and(|b| *b != b'\n') {
+        return Err(ManifestError::Format("the last line does not end"));
+    }
+    if bytes.contains(&b'\r') {
+        return Err(ManifestError::Format("a carriage return"));
+    }
+    let mut objects = Vec::new();
+    let mut seen = BTreeSet::new();
+    for line in bytes.split_inclusive(|b| *b == b'\n') {
+        if objects.len() >= OBJECTS_MAX {
+            return Err(ManifestError::Limit { what: "objects", max: OBJECTS_MAX });
+        }
+        if line.len() > OBJECT_BYTES_MAX {
+            return Err(ManifestError::Limit { what: "bytes an object", max: OBJECT_BYTES_MAX });
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        if line.first() != Some(&b'{') {
+            return Err(ManifestError::Format("a line that is not a JSON object"));
+        }
+        let value = json::value(line, OBJECT_DEPTH_MAX)
+            .map_err(|source| ManifestError::Json { line: objects.len() + 1, source })?;
+        let object = Object::new(value)?;
+        if object.key.kind.ends_with("List") && object.value.get("items").is_some() {
+            return Err(ManifestError::Format("a List"));
+        }
+        if !seen.insert(object.key.clone()) {
+            return Err(ManifestError::Duplicate(object.key));
+        }
+        objects.push(object);
+    }
+    Ok(objects)
+}
+
+/// Writes objects as Rendering v1: Lists flattened, server-owned leftovers of tools dropped,
+/// sorted by (group, kind, namespace, name), RFC 8785 lines.
+pub fn write(values: Vec<Value>) -> Result<Vec<u8>, ManifestError> {
+    let mut objects = Vec::new();
+    for value in values {
+        flatten(value, &mut objects)?;
+    }
+    objects.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut out = Vec::new();
+    for object in &objects {
+        let line = serde_json_canonicalizer::to_vec(&object.value)
+            .map_err(|_| ManifestError::Format("an object without canonical form"))?;
+        out.extend_from_slice(&line);
+        out.push(b'\n');
+    }
+    // What is written must be what verifiers accept: one definition of acceptable.
+    read(&out)?;
+    Ok(out)
+}
+
+fn flatten(mut value: Value, out: &mut Vec<Object>) -> Result<(), ManifestError> {
+    if value.is_null() {
+        return Ok(());
+    }
+    let is_list = value.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List"));
+    if is_list && let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) {
+        return items.into_iter().try_for_each(|item| flatten(item, out));
+    }
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
+    drop_null_creation_timestamps(&mut value);
+    out.push(Object::new(value)?);
+    Ok(())
+}
+
+/// Go tools print `creationTimestamp: null` in metadata and in pod templates' metadata.
+fn drop_null_creation_timestamps(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("creationTimestamp").is_some_and(Value::is_null) {
+                fields.remove("creationTimestamp");
+            }
+            fields.values_mut().for_each(drop_null_creation_timestamps);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_null_creation_timestamps),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The pod specifications inside an object: itself for a Pod, the templates of controllers.
+pub fn pod_spec_pointers(group: &str, kind: &str) -> &'static [&'static str] {
+    match (group, kind) {
+        ("", "Pod") => &["/spec"],
+        ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
+        | ("batch", "Job")
+        | ("", "ReplicationController" | "PodTemplate") => &["/spec/template/spec"],
+        ("batch", "CronJob") => &["/spec/jobTemplate/spec/template/spec"],
+        _ => &[],
+    }
+}
+
+/// Calls `visit` with every container of every pod specification in `object`.
+pub fn for_each_container(
+    key: &ObjectKey,
+    value: &mut Value,
+    mut visit: impl FnMut(&mut Map<String, Value>),
+) {
+    for pointer in pod_spec_pointers(&key.group, &key.kind) {
+        let Some(pod) = value.pointer_mut(pointer) else { continue };
+        for list in ["initContainers", "containers", "ephemeralContainers"] {
+            let containers = pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+            containers.filter_map(Value::as_object_mut).for_each(&mut visit);
+        }
+    }
+}
+
+/// Every image reference in the pod specifications of `objects`, in order, once each.
+pub fn images(objects: &[Object]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for object in objects {
+        for pointer in pod_spec_pointers(&object.key.group, &object.key.kind) {
+            let pod = object.value.pointer(pointer);
+            for list in ["initContainers", "containers", "ephemeralContainers"] {
+                let containers = pod.and_then(|p| p.get(list)).and_then(Value::as_array);
+                for container in containers.into_iter().flatten() {
+                    let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
+                    found.insert(image.to_owned());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Why objects are not an acceptable rendering.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    #[error("the rendering exceeds the limit of {max} {what}")]
+    Limit { what: &'static str, max: usize },
+    #[error("the rendering holds {0}; it must be JSON Lines, one object a line")]
+    Format(&'static str),
+    #[error("line {line} of the rendering is not acceptable JSON")]
+    Json {
+        line: usize,
+        #[source]
+        source: JsonError,
+    },
+    #[error("{near}: `{field}` is missing or not acceptable")]
+    ObjectShape { field: &'static str, near: String },
+    #[error("{object} carries `{field}`, which only the API server writes; remove it")]
+    ObjectMetadata { object: ObjectKey, field: String },
+    #[error("{object} carries `{name}`, which is reserved; remove it")]
+    ObjectReserved { object: ObjectKey, name: String },
+    #[error("{0} appears twice")]
+    Duplicate(ObjectKey),
+}
+
+impl ManifestError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Limit { .. } => "Limit",
+            Self::Format(_) | Self::Json { .. } => "ContentFormat",
+            Self::ObjectShape { .. } => "ObjectShape",
+            Self::ObjectMetadata { .. } => "ObjectMetadata",
+            Self::ObjectReserved { .. } => "ObjectReserved",
+            Self::Duplicate(_) => "ObjectDuplicate",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reason(text: &str) -> &'static str {
+        read(text.as_bytes()).map_or_else(|e| e.reason(), |_| "accepted")
+    }
+
+    #[test]
+    fn writing_sorts_flattens_and_drops_what_tools_leave_behind() {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b", "creationTimestamp": null}, "status": {}},
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"z": "1", "a": "2"}},
+        ]});
+
+        let bytes = write(vec![list, Value::Null]).unwrap();
+
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\",\"z\":\"1\"},\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"a\"}}\n\
+             {\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"b\"}}\n"
+        );
+    }
+
+    #[test]
+    fn what_a_producer_would_have_dropped_is_refused_in_signed_bytes() {
+        let object = |extra: &str| {
+            format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"a"{extra}}}}}"#)
+                + "\n"
+        };
+        assert_eq!(reason(&object("")), "accepted");
+        for (text, expected) in [
+            (object(r#","uid":"x""#), "ObjectMetadata"),
+            (object(r#","finalizers":[]"#), "ObjectMetadata"),
+            (object(r#","creationTimestamp":null"#), "ObjectMetadata"),
+            (object(r#","annotations":{"attest.continuu.ms/owner":"x"}"#), "ObjectReserved"),
+            (object(r#","namespace":"Bad""#), "ObjectShape"),
+            (object("").repeat(2), "ObjectDuplicate"),
+            (object("").trim_end().to_owned(), "ContentFormat"),
+            (object("").replace('\n', "\r\n"), "ContentFormat"),
+            ("apiVersion: v1\n".to_owned(), "ContentFormat"),
+            ("\n".to_owned(), "ContentFormat"),
+            (object(r#","name":"b""#), "ContentFormat"),
+            (object("").replace("\"a\"", "\"a/../b\""), "ObjectShape"),
+            (
+                object("").replace("ConfigMap", "List").replace("}}", "},\"items\":[]}"),
+                "ContentFormat",
+            ),
+        ] {
+            assert_eq!(reason(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_same_object_in_two_versions_of_a_group_is_a_duplicate() {
+        let line = |version: &str| {
+            format!(
+                r#"{{"apiVersion":"autoscaling/{version}","kind":"HorizontalPodAutoscaler","metadata":{{"name":"a"}}}}"#
+            ) + "\n"
+        };
+
+        assert_eq!(reason(&(line("v1") + &line("v2"))), "ObjectDuplicate");
+    }
+}

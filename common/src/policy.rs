@@ -1,0 +1,475 @@
+//! The trust policy of one cluster: whom it believes, for what, and how little a plan may ask.
+//!
+//! Installed by the cluster's operator; the hub cannot write it. [`Spec`] is the policy as written
+//! in `AttestTrustPolicy`, [`Policy`] as used: keys parsed, contradictions refused. What a plan asks
+//! can only tighten it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{IdError, Name};
+use crate::keys::{KeyError, KeyId, PublicKey};
+use crate::receipt::{self, BUILDER_ID};
+use crate::release::glob_matches;
+
+/// Most keys in a policy.
+pub const KEYS_MAX: usize = 256;
+/// Most application entries in a policy.
+pub const ENTRIES_MAX: usize = 256;
+/// Namespace of the application accounts of the default entry.
+pub const ACCOUNTS_NAMESPACE: &str = "attest-applications";
+/// Share of an application's objects that one update may delete unless an entry says otherwise.
+pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
+/// Namespaces nobody may deploy to, whatever a policy says.
+const FORBIDDEN_PREFIXES: [&str; 2] = ["kube-", "attest-"];
+
+/// The policy as written: `spec` of an `AttestTrustPolicy`. Unknown fields are refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Spec {
+    /// Name within the fleet; `trust install` fills it in when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_name: Option<Name>,
+    /// UID of the namespace `kube-system`: this policy is for that cluster and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kube_system_uid: Option<String>,
+    pub environment: Name,
+    pub hub: HubSpec,
+    pub keys: Vec<KeySpec>,
+    pub applications: Vec<Entry>,
+}
+
+/// The hub this cluster listens to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HubSpec {
+    /// PEM public keys that may sign plans and directives. Never a CI key.
+    pub keys: Vec<String>,
+    /// `sha256:<hex>` of the hub CA's SubjectPublicKeyInfo (RFC 7469).
+    pub ca_pins: Vec<String>,
+}
+
+/// A CI key and what it may say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KeySpec {
+    pub name: String,
+    pub public_key: String,
+    pub roles: Vec<Role>,
+    pub environments: Vec<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builder_ids: Option<Vec<String>>,
+}
+
+/// What a CI key may sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    Builder,
+    Tester,
+    Scanner,
+    Releaser,
+}
+
+impl Role {
+    /// Every CI role.
+    pub const ALL: [Self; 4] = [Self::Builder, Self::Tester, Self::Scanner, Self::Releaser];
+}
+
+/// How strictly failures are treated. Ordered: a later one is stricter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Mode {
+    Disabled,
+    Audit,
+    Standard,
+    Strict,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Disabled => "Disabled",
+            Self::Audit => "Audit",
+            Self::Standard => "Standard",
+            Self::Strict => "Strict",
+        })
+    }
+}
+
+/// What some applications may do here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Entry {
+    /// Names the namespace of the application accounts, `attest-applications-<entry>`;
+    /// the entry without a name uses `attest-applications`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<Name>,
+    pub names: Vec<String>,
+    pub repos: Vec<String>,
+    pub namespaces: Vec<String>,
+    #[serde(default)]
+    pub kinds: KindsSpec,
+    pub minimum_mode: Mode,
+    pub required_attestations: Vec<String>,
+    /// Names of keys that count for these applications; absent means all of the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<String>>,
+    #[serde(default)]
+    pub rollback: RollbackSpec,
+    #[serde(default)]
+    pub remove: RemoveSpec,
+    /// True when existing objects of others may be taken over by a plan that asks for it.
+    #[serde(default)]
+    pub adopt: bool,
+    /// Namespaces one (repository, application) may use when its rendering does not fix one; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_namespaces: Option<u32>,
+}
+
+/// Kinds beyond the ordinary workloads.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KindsSpec {
+    #[serde(default)]
+    pub cluster_scoped: Vec<GroupResource>,
+    #[serde(default)]
+    pub extra: Vec<GroupResource>,
+}
+
+/// A resource as RBAC names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GroupResource {
+    #[serde(default)]
+    pub group: String,
+    pub resource: String,
+}
+
+/// How far back the hub may order a destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RollbackSpec {
+    pub last_good: u32,
+}
+
+impl Default for RollbackSpec {
+    fn default() -> Self {
+        Self { last_good: 1 }
+    }
+}
+
+/// Whether the hub may order an application away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RemoveSpec {
+    #[serde(default)]
+    pub allow: bool,
+    #[serde(default = "prune_percent_default")]
+    pub max_prune_percent: u32,
+}
+
+fn prune_percent_default() -> u32 {
+    PRUNE_PERCENT_DEFAULT
+}
+
+impl Default for RemoveSpec {
+    fn default() -> Self {
+        Self { allow: false, max_prune_percent: PRUNE_PERCENT_DEFAULT }
+    }
+}
+
+/// A CI key as used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CiKey {
+    pub name: String,
+    pub public: PublicKey,
+    pub roles: BTreeSet<Role>,
+    pub builder_ids: Vec<String>,
+}
+
+/// The policy as used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub cluster_name: Name,
+    pub kube_system_uid: String,
+    pub environment: Name,
+    pub hub_keys: BTreeMap<KeyId, PublicKey>,
+    pub ca_pins: Vec<String>,
+    /// The keys of this cluster's environment only.
+    keys: Vec<CiKey>,
+    entries: Vec<Entry>,
+}
+
+/// What holds for one application in one namespace: all matching entries, combined to the strictest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Local {
+    pub minimum_mode: Mode,
+    pub required: BTreeSet<String>,
+    pub keys: Vec<CiKey>,
+    pub cluster_scoped: BTreeSet<GroupResource>,
+    pub extra: BTreeSet<GroupResource>,
+    pub last_good: u32,
+    pub remove_allowed: bool,
+    pub prune_percent_max: u32,
+    pub adopt: bool,
+    pub namespaces_max: u32,
+    /// Where the application's account lives.
+    pub accounts_namespace: String,
+}
+
+impl Local {
+    /// The keys that may speak in `role`, narrowed to `asked` when the plan names keys.
+    pub fn keys_for(
+        &self,
+        role: Role,
+        asked: Option<&BTreeSet<KeyId>>,
+    ) -> BTreeMap<KeyId, PublicKey> {
+        self.keys
+            .iter()
+            .filter(|key| key.roles.contains(&role))
+            .filter(|key| asked.is_none_or(|ids| ids.contains(&key.public.id())))
+            .map(|key| (key.public.id(), key.public.clone()))
+            .collect()
+    }
+
+    /// Builder ids that any of `signers` may speak for.
+    pub fn builder_ids(&self, signers: &BTreeSet<KeyId>) -> Vec<String> {
+        let mine = self.keys.iter().filter(|key| signers.contains(&key.public.id()));
+        mine.flat_map(|key| key.builder_ids.clone()).collect()
+    }
+
+    /// The policy's name for a key.
+    pub fn key_name(&self, id: &KeyId) -> Option<&str> {
+        self.keys.iter().find(|key| key.public.id() == *id).map(|key| key.name.as_str())
+    }
+}
+
+impl Spec {
+    /// Checks the policy and makes it usable. Everything wrong is an error that names the field.
+    pub fn load(&self) -> Result<Policy, PolicyError> {
+        let at = |field: &str, source| PolicyError::Key { field: field.to_owned(), source };
+        if self.keys.len() > KEYS_MAX || self.applications.len() > ENTRIES_MAX {
+            return Err(PolicyError::Limit { keys: KEYS_MAX, entries: ENTRIES_MAX });
+        }
+        let mut hub_keys = BTreeMap::new();
+        for (index, pem) in self.hub.keys.iter().enumerate() {
+            let key = PublicKey::from_pem(pem).map_err(|e| at(&format!("hub.keys[{index}]"), e))?;
+            hub_keys.insert(key.id(), key);
+        }
+        if hub_keys.is_empty() || self.hub.ca_pins.is_empty() {
+            return Err(PolicyError::Missing("hub.keys and hub.caPins"));
+        }
+        let mut keys = Vec::new();
+        for (index, spec) in self.keys.iter().enumerate() {
+            let field = format!("keys[{index}].publicKey");
+            let public = PublicKey::from_pem(&spec.public_key).map_err(|e| at(&field, e))?;
+            if hub_keys.contains_key(&public.id()) {
+                return Err(PolicyError::RoleKeyOverlap(spec.name.clone()));
+            }
+            if !spec.environments.contains(&self.environment) {
+                continue;
+            }
+            keys.push(CiKey {
+                name: spec.name.clone(),
+                public,
+                roles: spec.roles.iter().copied().collect(),
+                builder_ids: spec
+                    .builder_ids
+                    .clone()
+                    .unwrap_or_else(|| vec![BUILDER_ID.to_owned()]),
+            });
+        }
+        for (index, entry) in self.applications.iter().enumerate() {
+            self.check_entry(index, entry)?;
+        }
+        Ok(Policy {
+            cluster_name: self.cluster_name.clone().ok_or(PolicyError::Missing("clusterName"))?,
+            kube_system_uid: self
+                .kube_system_uid
+                .clone()
+                .ok_or(PolicyError::Missing("kubeSystemUid"))?,
+            environment: self.environment.clone(),
+            hub_keys,
+            ca_pins: self.hub.ca_pins.clone(),
+            keys,
+            entries: self.applications.clone(),
+        })
+    }
+
+    fn check_entry(&self, index: usize, entry: &Entry) -> Result<(), PolicyError> {
+        if entry.minimum_mode < Mode::Standard {
+            return Err(PolicyError::ModeTooLow { index, mode: entry.minimum_mode });
+        }
+        let unknown = entry.required_attestations.iter().find(|n| receipt::rule(n).is_none());
+        if let Some(name) = unknown {
+            return Err(PolicyError::AttestationUnknown { index, name: name.clone() });
+        }
+        let stranger = entry
+            .keys
+            .iter()
+            .flatten()
+            .find(|name| !self.keys.iter().any(|key| key.name == **name));
+        if let Some(name) = stranger {
+            return Err(PolicyError::KeyUnknown { index, name: name.clone() });
+        }
+        Ok(())
+    }
+}
+
+impl Policy {
+    /// What holds for an application from a repository in a namespace, or why it may not be there.
+    pub fn local(
+        &self,
+        application: &Name,
+        repo: &str,
+        namespace: &Name,
+    ) -> Result<Local, PolicyError> {
+        let forbidden =
+            FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix));
+        if forbidden {
+            return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
+        }
+        let by_name = |e: &&Entry| matches_any(&e.names, application.as_str());
+        let by_repo = |e: &&Entry| matches_any(&e.repos, repo);
+        let by_namespace = |e: &&Entry| matches_any(&e.namespaces, namespace.as_str());
+        let named: Vec<&Entry> = self.entries.iter().filter(by_name).collect();
+        if named.is_empty() {
+            return Err(PolicyError::ApplicationNotAllowed(application.clone()));
+        }
+        let sourced: Vec<&Entry> = named.into_iter().filter(by_repo).collect();
+        if sourced.is_empty() {
+            return Err(PolicyError::SourceNotAllowed(repo.chars().take(200).collect()));
+        }
+        let mut matching = sourced.into_iter().filter(by_namespace);
+        let first =
+            matching.next().ok_or_else(|| PolicyError::NamespaceNotAllowed(namespace.clone()))?;
+        Ok(matching.fold(self.one(first), |local, entry| tighten(local, &self.one(entry))))
+    }
+
+    /// Whether any entry names this application and namespace, whatever the repository:
+    /// what can be said before the release is open.
+    pub fn names(&self, application: &Name, namespace: &Name) -> Result<(), PolicyError> {
+        let forbidden =
+            FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix));
+        let mut named =
+            self.entries.iter().filter(|e| matches_any(&e.names, application.as_str())).peekable();
+        if named.peek().is_none() {
+            return Err(PolicyError::ApplicationNotAllowed(application.clone()));
+        }
+        if forbidden || !named.any(|e| matches_any(&e.namespaces, namespace.as_str())) {
+            return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
+        }
+        Ok(())
+    }
+
+    /// The CI keys of this cluster's environment.
+    pub fn ci_keys(&self) -> &[CiKey] {
+        &self.keys
+    }
+
+    /// The namespaces that hold application accounts, one an entry.
+    pub fn accounts_namespaces(&self) -> BTreeSet<String> {
+        self.entries.iter().map(accounts_namespace).collect()
+    }
+
+    fn one(&self, entry: &Entry) -> Local {
+        let counts =
+            |key: &&CiKey| entry.keys.as_ref().is_none_or(|names| names.contains(&key.name));
+        Local {
+            minimum_mode: entry.minimum_mode,
+            required: entry.required_attestations.iter().cloned().collect(),
+            keys: self.keys.iter().filter(counts).cloned().collect(),
+            cluster_scoped: entry.kinds.cluster_scoped.iter().cloned().collect(),
+            extra: entry.kinds.extra.iter().cloned().collect(),
+            last_good: entry.rollback.last_good,
+            remove_allowed: entry.remove.allow,
+            prune_percent_max: entry.remove.max_prune_percent,
+            adopt: entry.adopt,
+            namespaces_max: entry.max_namespaces.unwrap_or(1),
+            accounts_namespace: accounts_namespace(entry),
+        }
+    }
+}
+
+/// Namespace of an entry's application accounts.
+pub fn accounts_namespace(entry: &Entry) -> String {
+    entry.entry.as_ref().map_or_else(
+        || ACCOUNTS_NAMESPACE.to_owned(),
+        |name| format!("{ACCOUNTS_NAMESPACE}-{name}"),
+    )
+}
+
+fn tighten(a: Local, b: &Local) -> Local {
+    Local {
+        minimum_mode: a.minimum_mode.max(b.minimum_mode),
+        required: a.required.union(&b.required).cloned().collect(),
+        keys: a.keys.into_iter().filter(|key| b.keys.contains(key)).collect(),
+        cluster_scoped: a.cluster_scoped.intersection(&b.cluster_scoped).cloned().collect(),
+        extra: a.extra.intersection(&b.extra).cloned().collect(),
+        last_good: a.last_good.min(b.last_good),
+        remove_allowed: a.remove_allowed && b.remove_allowed,
+        prune_percent_max: a.prune_percent_max.min(b.prune_percent_max),
+        adopt: a.adopt && b.adopt,
+        namespaces_max: a.namespaces_max.min(b.namespaces_max),
+        accounts_namespace: a.accounts_namespace,
+    }
+}
+
+/// A lone `*` matches any value; other patterns are globs whose `*` never crosses a `/`.
+fn matches_any(patterns: &[String], text: &str) -> bool {
+    patterns.iter().any(|pattern| pattern == "*" || glob_matches(pattern, text))
+}
+
+/// Why a policy cannot be used, or what it does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    #[error("the trust policy's `{field}` is not a usable key")]
+    Key {
+        field: String,
+        #[source]
+        source: KeyError,
+    },
+    #[error("the trust policy lacks {0}")]
+    Missing(&'static str),
+    #[error("the trust policy lists more than {keys} keys or {entries} applications")]
+    Limit { keys: usize, entries: usize },
+    #[error("key `{0}` is both a CI key and a hub key; these must differ")]
+    RoleKeyOverlap(String),
+    #[error("applications[{index}].minimumMode is {mode}; a cluster accepts Standard or Strict")]
+    ModeTooLow { index: usize, mode: Mode },
+    #[error(
+        "applications[{index}].requiredAttestations names `{name}`; known are build, test, security-scan"
+    )]
+    AttestationUnknown { index: usize, name: String },
+    #[error("applications[{index}].keys names `{name}`, which is not in keys")]
+    KeyUnknown { index: usize, name: String },
+    #[error("no entry of the cluster's trust policy names application `{0}`")]
+    ApplicationNotAllowed(Name),
+    #[error("the cluster's trust policy does not allow repository {0} for this application")]
+    SourceNotAllowed(String),
+    #[error("the cluster's trust policy does not allow namespace `{0}` for this application")]
+    NamespaceNotAllowed(Name),
+    #[error("the trust policy holds a malformed name")]
+    Name(#[from] IdError),
+}
+
+impl PolicyError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::ApplicationNotAllowed(_) => "ApplicationNotAllowed",
+            Self::SourceNotAllowed(_) => "SourceNotAllowed",
+            Self::NamespaceNotAllowed(_) => "NamespaceNotAllowed",
+            Self::RoleKeyOverlap(_) => "RoleKeyOverlap",
+            Self::Key { source, .. } => source.reason(),
+            Self::Missing(_)
+            | Self::Limit { .. }
+            | Self::ModeTooLow { .. }
+            | Self::AttestationUnknown { .. }
+            | Self::KeyUnknown { .. }
+            | Self::Name(_) => "TrustPolicyInvalid",
+        }
+    }
+}

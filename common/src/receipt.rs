@@ -1,0 +1,288 @@
+//! Receipts: what a build, a test run and a scan must say before a release may rest on them.
+//!
+//! A table from attestation name to predicate types, roles and content rules. Predicate types are
+//! compared whole; a name outside the table is an error, never a pass. Who signed is `verify`'s part.
+
+use serde_json::Value;
+
+use crate::ids::{Digest, Timestamp};
+use crate::policy::{Mode, Role};
+use crate::release::{Release, Render};
+use crate::statement::Statement;
+
+/// SLSA provenance, version 1.
+pub const PROVENANCE_TYPE: &str = "https://slsa.dev/provenance/v1";
+/// in-toto test result, version 0.1.
+pub const TEST_RESULT_TYPE: &str = "https://in-toto.io/attestation/test-result/v0.1";
+/// in-toto vulnerability scan, version 0.2.
+pub const VULNS_TYPE: &str = "https://in-toto.io/attestation/vulns/v0.2";
+/// `buildType` of a provenance written by `attest run`.
+pub const BUILD_TYPE: &str = "https://attest.continuu.ms/run/v1";
+/// Builder id of `attest run`, and the default of a policy that names none.
+pub const BUILDER_ID: &str = "https://attest.continuu.ms/builder/v1";
+/// Parameters a provenance may carry; an unknown one may mean a build nobody allowed (SLSA, verifying artifacts).
+pub const EXTERNAL_PARAMETERS: [&str; 4] = ["application", "repository", "step", "environment"];
+/// Oldest scan that a release may be admitted with.
+pub const SCAN_AGE_MAX_MS: i64 = 168 * 60 * 60 * 1000;
+/// Clocks may differ this much before a time counts as being in the future.
+pub const CLOCK_SKEW_MAX_MS: i64 = 120 * 1000;
+/// How long after expiry Standard mode still admits, with a warning.
+pub const STANDARD_GRACE_MS: i64 = 72 * 60 * 60 * 1000;
+
+/// What the table knows about an attestation name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttestationRule {
+    pub name: &'static str,
+    pub predicate_type: &'static str,
+    pub role: Role,
+}
+
+const RULES: [AttestationRule; 3] = [
+    AttestationRule { name: "build", predicate_type: PROVENANCE_TYPE, role: Role::Builder },
+    AttestationRule { name: "test", predicate_type: TEST_RESULT_TYPE, role: Role::Tester },
+    AttestationRule { name: "security-scan", predicate_type: VULNS_TYPE, role: Role::Scanner },
+];
+
+/// The rule for an attestation name.
+pub fn rule(name: &str) -> Option<AttestationRule> {
+    RULES.into_iter().find(|rule| rule.name == name)
+}
+
+/// What a receipt is judged against.
+#[derive(Clone, Copy, Debug)]
+pub struct Subjected<'a> {
+    pub release: &'a Release,
+    pub render: &'a Render,
+    pub content: Digest,
+    /// Builder ids that the signing key may speak for.
+    pub builder_ids: &'a [String],
+    pub mode: Mode,
+    pub now: Timestamp,
+    /// False once the release already runs here: ages are judged at first admission only.
+    pub judge_ages: bool,
+}
+
+/// Checks one receipt's statement. `Ok` carries warnings, empty in the ordinary case.
+pub fn check(
+    name: &str,
+    statement: &Statement,
+    about: &Subjected<'_>,
+) -> Result<Vec<String>, ReceiptError> {
+    let rule = rule(name).ok_or_else(|| ReceiptError::AttestationUnknown(short(name)))?;
+    if statement.predicate_type != rule.predicate_type {
+        return Err(ReceiptError::PredicateType {
+            attestation: rule.name,
+            expected: rule.predicate_type,
+            found: short(&statement.predicate_type),
+        });
+    }
+    match rule.role {
+        Role::Builder => build(statement, about).map(|()| Vec::new()),
+        Role::Tester => test(statement, about),
+        Role::Scanner => scan(statement, about),
+        Role::Releaser => Err(ReceiptError::AttestationUnknown(short(name))),
+    }
+}
+
+fn build(statement: &Statement, about: &Subjected<'_>) -> Result<(), ReceiptError> {
+    covers_rendering("build", statement, about)?;
+    let wrong = |field: &'static str, found: &Value| ReceiptError::Build {
+        field,
+        found: short(&found.to_string()),
+    };
+    let at = |pointer: &str| statement.predicate.pointer(pointer).unwrap_or(&Value::Null);
+    let builder = at("/runDetails/builder/id");
+    if !about.builder_ids.iter().any(|id| builder.as_str() == Some(id)) {
+        return Err(wrong("runDetails.builder.id", builder));
+    }
+    let build_type = at("/buildDefinition/buildType");
+    if build_type.as_str() != Some(BUILD_TYPE) {
+        return Err(wrong("buildDefinition.buildType", build_type));
+    }
+    let parameters = at("/buildDefinition/externalParameters");
+    let known = |name: &String| EXTERNAL_PARAMETERS.contains(&name.as_str());
+    if !parameters.as_object().is_some_and(|p| p.keys().all(known)) {
+        return Err(wrong("buildDefinition.externalParameters", parameters));
+    }
+    let source = &about.release.source;
+    let dependencies = at("/buildDefinition/resolvedDependencies");
+    let names_source = dependencies.as_array().into_iter().flatten().any(|dependency| {
+        let uri = dependency.get("uri").and_then(Value::as_str);
+        let commit = dependency.pointer("/digest/gitCommit").and_then(Value::as_str);
+        uri == Some(&source.repo) && commit == Some(&source.git_commit)
+    });
+    if names_source { Ok(()) } else { Err(ReceiptError::SourceMismatch) }
+}
+
+fn test(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, ReceiptError> {
+    covers_rendering("test", statement, about)?;
+    let result = statement.predicate.get("result").and_then(Value::as_str).unwrap_or("missing");
+    let failed = statement.predicate.get("failedTests").and_then(Value::as_array);
+    if failed.is_some_and(|list| !list.is_empty()) {
+        return Err(ReceiptError::TestFailed { result: short(result) });
+    }
+    match (result, about.mode) {
+        ("PASSED", _) => Ok(Vec::new()),
+        ("WARNED", Mode::Standard) => Ok(vec!["the tests passed with warnings".to_owned()]),
+        _ => Err(ReceiptError::TestFailed { result: short(result) }),
+    }
+}
+
+fn scan(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, ReceiptError> {
+    for image in &about.render.images {
+        if !statement.covers(&image.digest) {
+            return Err(ReceiptError::SubjectIncomplete { image: short(&image.reference) });
+        }
+    }
+    if about.render.images.is_empty() {
+        covers_rendering("security-scan", statement, about)?;
+    }
+    let mut warnings = Vec::new();
+    if about.judge_ages {
+        let finished = statement
+            .predicate
+            .pointer("/metadata/scanFinishedOn")
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .ok_or(ReceiptError::ScanWithoutTime)?;
+        let age_ms = about.now.as_millisecond() - finished.as_millisecond();
+        let grace_ms = if about.mode == Mode::Standard { STANDARD_GRACE_MS } else { 0 };
+        if age_ms < -CLOCK_SKEW_MAX_MS || age_ms > SCAN_AGE_MAX_MS + grace_ms {
+            return Err(ReceiptError::ScanStale { finished });
+        }
+        if age_ms > SCAN_AGE_MAX_MS {
+            warnings.push(format!("the scan of {finished} is older than it should be"));
+        }
+    }
+    let results = statement
+        .predicate
+        .pointer("/scanner/result")
+        .and_then(Value::as_array)
+        .ok_or(ReceiptError::ScanMalformed)?;
+    for finding in results {
+        if severity(finding) >= SEVERITY_REFUSED {
+            let id = finding.get("id").and_then(Value::as_str).unwrap_or("unnamed");
+            return Err(ReceiptError::Vulnerable { id: short(id) });
+        }
+    }
+    Ok(warnings)
+}
+
+/// CVSS-like scale in tenths; high (7.0) and above is refused.
+const SEVERITY_REFUSED: u32 = 70;
+const SEVERITY_WORST: u32 = 100;
+
+/// The worst severity a finding states. What cannot be understood counts as the worst there is.
+fn severity(finding: &Value) -> u32 {
+    let Some(entries) = finding.get("severity").and_then(Value::as_array) else {
+        return SEVERITY_WORST;
+    };
+    let scores = entries.iter().map(|entry| {
+        let score = entry.get("score").and_then(Value::as_str).unwrap_or_default();
+        match score.to_ascii_lowercase().as_str() {
+            "none" | "negligible" | "unimportant" => 0,
+            "low" => 39,
+            "medium" | "moderate" => 69,
+            "high" | "important" => 89,
+            other => tenths(other).unwrap_or(SEVERITY_WORST),
+        }
+    });
+    scores.max().unwrap_or(SEVERITY_WORST)
+}
+
+/// `5.2` → 52. At most one digit after the point, 0 to 10.
+fn tenths(text: &str) -> Option<u32> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let whole: u32 = whole.parse().ok()?;
+    let part: u32 = (part.len() == 1).then(|| part.parse().ok())??;
+    let value = whole.checked_mul(10)?.checked_add(part)?;
+    (value <= SEVERITY_WORST).then_some(value)
+}
+
+fn covers_rendering(
+    attestation: &'static str,
+    statement: &Statement,
+    about: &Subjected<'_>,
+) -> Result<(), ReceiptError> {
+    if statement.covers_named(&about.render.subject, &about.content) {
+        Ok(())
+    } else {
+        Err(ReceiptError::Subject { attestation, subject: short(&about.render.subject) })
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(160).collect()
+}
+
+/// Why a receipt does not support a release.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiptError {
+    #[error("no rule exists for the attestation `{0}`; known are build, test, security-scan")]
+    AttestationUnknown(String),
+    #[error("the {attestation} receipt has predicate type `{found}`; {expected} is needed")]
+    PredicateType { attestation: &'static str, expected: &'static str, found: String },
+    #[error("the {attestation} receipt is not about `{subject}` with this digest")]
+    Subject { attestation: &'static str, subject: String },
+    #[error("the scan does not cover image `{image}`")]
+    SubjectIncomplete { image: String },
+    #[error("the build receipt's {field} is {found}, which the policy does not allow")]
+    Build { field: &'static str, found: String },
+    #[error("the build receipt names another repository or commit than the release")]
+    SourceMismatch,
+    #[error("the test receipt's result is {result}")]
+    TestFailed { result: String },
+    #[error("the scan says no time it finished")]
+    ScanWithoutTime,
+    #[error(
+        "the scan finished {finished}: too old, or in the future; scan again with `attest run` or `attest release`"
+    )]
+    ScanStale { finished: Timestamp },
+    #[error("the scan has no list of results")]
+    ScanMalformed,
+    #[error("the scan found {id}, of high severity or not understood")]
+    Vulnerable { id: String },
+}
+
+impl ReceiptError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::AttestationUnknown(_) => "AttestationUnknown",
+            Self::PredicateType { .. } => "PredicateType",
+            Self::Subject { .. } => "SubjectMismatch",
+            Self::SubjectIncomplete { .. } => "SubjectIncomplete",
+            Self::Build { .. } => "BuilderParameters",
+            Self::SourceMismatch => "SourceMismatch",
+            Self::TestFailed { .. } => "TestFailed",
+            Self::ScanWithoutTime | Self::ScanStale { .. } => "AttestationStale",
+            Self::ScanMalformed => "PredicateMalformed",
+            Self::Vulnerable { .. } => "Vulnerable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn severities_that_cannot_be_understood_are_the_worst() {
+        for (score, expected) in
+            [("low", 39), ("MEDIUM", 69), ("5.2", 52), ("9.8", 98), ("10", 100), ("0.0", 0)]
+        {
+            assert_eq!(
+                severity(&json!({"severity": [{"method": "cvss", "score": score}]})),
+                expected
+            );
+        }
+        for odd in ["", "terrible", "11.0", "5.22", "-1", "1e3"] {
+            assert_eq!(severity(&json!({"severity": [{"score": odd}]})), SEVERITY_WORST, "{odd}");
+        }
+        assert_eq!(severity(&json!({})), SEVERITY_WORST);
+        assert_eq!(severity(&json!({"severity": []})), SEVERITY_WORST);
+    }
+}

@@ -1,0 +1,208 @@
+//! What a spoke durably knows about one destination, and the pure rules on it: order, binding, floor.
+//!
+//! Kept in the spoke's own cluster, written before acting. This file decides; `spoke` stores.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Name};
+use crate::keys::KeyId;
+use crate::manifest::ObjectKey;
+use crate::plan::Directive;
+
+/// Most objects one destination's inventory may hold.
+pub const INVENTORY_MAX: usize = 5_000;
+
+/// Which destinations a cluster has: by (application, namespace).
+pub type Records = BTreeMap<(Name, Name), Record>;
+
+/// State of one destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Record {
+    pub v: u32,
+    pub application: Name,
+    pub namespace: Name,
+    /// The hub key whose order the next two fields count.
+    pub hub_key: KeyId,
+    pub epoch: u64,
+    pub sequence: u64,
+    /// SHA-256 of the newest admitted directive's signed payload.
+    pub directive: Digest,
+    /// `source.repo` of the first admitted release; never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<String>,
+    /// Highest admitted release counter and the statement that had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Floor>,
+    /// What the newest directive asks to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    /// What ran and was healthy before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<Held>,
+    /// Objects this destination wrote or is about to write.
+    #[serde(default)]
+    pub inventory: Vec<Owned>,
+    /// True after `Remove`: binding and floor stay, nothing runs.
+    #[serde(default)]
+    pub removed: bool,
+}
+
+/// The lowest release that may still be admitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Floor {
+    pub counter: u64,
+    pub release: Digest,
+}
+
+/// A plan and the blobs it needs, all addressed by digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Held {
+    /// SHA-256 of the plan envelope file.
+    pub plan: Digest,
+    /// SHA-256 of the plan's signed payload.
+    pub plan_digest: Digest,
+    pub release: Digest,
+    pub receipts: Vec<Digest>,
+    pub content: Digest,
+}
+
+impl Held {
+    /// Every blob, the plan first.
+    pub fn blobs(&self) -> impl Iterator<Item = &Digest> {
+        [&self.plan, &self.release, &self.content].into_iter().chain(&self.receipts)
+    }
+}
+
+/// An object of the inventory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Owned {
+    #[serde(flatten)]
+    pub key: ObjectKey,
+    pub version: String,
+    /// Absent between "about to write" and "written".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// Whether a directive is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Newer than anything seen.
+    News,
+    /// Exactly the one already held.
+    Again,
+}
+
+/// Compares a directive with what is held for its destination.
+pub fn order(
+    directive: &Directive,
+    digest: Digest,
+    hub_key: KeyId,
+    record: Option<&Record>,
+) -> Result<Order, RecordError> {
+    let Some(record) = record.filter(|r| r.hub_key == hub_key) else {
+        return Ok(Order::News);
+    };
+    let seen = (record.epoch, record.sequence);
+    let got = (directive.epoch, directive.sequence);
+    match got.cmp(&seen) {
+        // A higher epoch never permits a lower sequence: the ledger goes on, it is not begun again.
+        std::cmp::Ordering::Greater if directive.sequence > record.sequence => Ok(Order::News),
+        std::cmp::Ordering::Equal if digest == record.directive => Ok(Order::Again),
+        std::cmp::Ordering::Equal => Err(RecordError::SequenceEquivocation(record.sequence)),
+        std::cmp::Ordering::Greater | std::cmp::Ordering::Less => {
+            Err(RecordError::SequenceReplayed { got: directive.sequence, seen: record.sequence })
+        }
+    }
+}
+
+/// Checks a release against the binding and the counter floor of a destination.
+///
+/// A namespace without a floor starts at the highest of the same repository and application here.
+pub fn admit_release(
+    records: &Records,
+    destination: (&Name, &Name),
+    repo: &str,
+    counter: u64,
+    release: Digest,
+) -> Result<(), RecordError> {
+    let (application, namespace) = destination;
+    let mine = records.get(&(application.clone(), namespace.clone()));
+    if let Some(bound) = mine.and_then(|r| r.binding.as_deref())
+        && bound != repo
+    {
+        return Err(RecordError::SourceChanged { bound: bound.to_owned() });
+    }
+    let own = mine.and_then(|r| r.floor.as_ref());
+    let elsewhere = || {
+        records
+            .values()
+            .filter(|r| r.application == *application && r.binding.as_deref() == Some(repo))
+            .filter_map(|r| r.floor.as_ref())
+            .max_by_key(|floor| floor.counter)
+    };
+    let Some(floor) = own.or_else(elsewhere) else { return Ok(()) };
+    let regressed =
+        counter < floor.counter || (counter == floor.counter && release != floor.release);
+    if regressed {
+        return Err(RecordError::CounterRegressed { got: counter, floor: floor.counter });
+    }
+    Ok(())
+}
+
+/// How many other namespaces this (repository, application) uses in the cluster.
+pub fn other_namespaces(records: &Records, destination: (&Name, &Name), repo: &str) -> usize {
+    let (application, namespace) = destination;
+    records
+        .values()
+        .filter(|r| !r.removed && r.application == *application && r.namespace != *namespace)
+        .filter(|r| r.binding.as_deref() == Some(repo))
+        .count()
+}
+
+/// The other destination, if any, whose inventory holds this object.
+pub fn owner_elsewhere<'a>(
+    records: &'a Records,
+    destination: (&Name, &Name),
+    key: &ObjectKey,
+) -> Option<&'a Record> {
+    records
+        .values()
+        .filter(|r| (&r.application, &r.namespace) != destination)
+        .find(|r| r.inventory.iter().any(|owned| owned.key == *key))
+}
+
+/// Why a directive or release may not follow what is held.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    #[error("the directive's sequence {got} is not newer than {seen}, which this cluster has seen")]
+    SequenceReplayed { got: u64, seen: u64 },
+    #[error("two different directives carry sequence {0}; the hub's key may be in two hands")]
+    SequenceEquivocation(u64),
+    #[error("this destination is bound to {bound}; `attest spoke reset` on the cluster lifts that")]
+    SourceChanged { bound: String },
+    #[error(
+        "release counter {got} is below {floor} (or another release has it already); \
+         `attest release --from {got}` signs the same content with a new counter"
+    )]
+    CounterRegressed { got: u64, floor: u64 },
+}
+
+impl RecordError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::SequenceReplayed { .. } => "SequenceReplayed",
+            Self::SequenceEquivocation(_) => "SequenceEquivocation",
+            Self::SourceChanged { .. } => "SourceChanged",
+            Self::CounterRegressed { .. } => "CounterRegressed",
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The session between a spoke and its hub: protocol versions, stream layout and limits. No sockets.
+//!
+//! The spoke dials QUIC with ALPN [`SESSION_ALPN`] and opens one bidirectional control stream.
+//! On it the spoke sends `Hello` and later `Need` and `Report`; the hub answers `Welcome` and sends
+//! `Sync` and `Acknowledge`. The hub opens one unidirectional stream for each push: `Blob` frames
+//! for what the spoke is likely to lack, then exactly one `Directive` frame. Signed documents
+//! travel as opaque bytes. Joining uses ALPN [`JOIN_ALPN`] and one bidirectional stream.
+
+pub mod frame;
+pub mod message;
+
+/// ALPN of the session.
+pub const SESSION_ALPN: &[u8] = b"attest/1";
+/// ALPN of joining.
+pub const JOIN_ALPN: &[u8] = b"attest-join/1";
+/// Newest protocol version this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Oldest protocol version this build speaks.
+pub const PROTOCOL_VERSION_MIN: u32 = 1;
+/// Bidirectional streams the hub grants a spoke (control, and one spare while it is replaced).
+pub const BIDIRECTIONAL_STREAMS_MAX: u32 = 2;
+/// Unidirectional streams a spoke grants the hub: pushes in flight.
+pub const UNIDIRECTIONAL_STREAMS_MAX: u32 = 8;
+/// Time in which the first message must have been exchanged.
+pub const GREETING_TIMEOUT_MS: u64 = 10_000;
+/// How often either side shows it is alive (QUIC keep-alive).
+pub const KEEP_ALIVE_MS: u64 = 10_000;
+/// Silence after which a connection counts as dead.
+pub const IDLE_TIMEOUT_MS: u64 = 30_000;
+/// How often the hub sends a `Sync`.
+pub const SYNC_INTERVAL_MS: u64 = 60_000;
+/// First and longest wait before dialling again; full jitter in between.
+pub const RECONNECT_MIN_MS: u64 = 200;
+pub const RECONNECT_MAX_MS: u64 = 30_000;
+/// Label of the TLS exporter that binds a join proof to its connection (RFC 8446, section 7.5).
+pub const JOIN_EXPORTER_LABEL: &[u8] = b"EXPORTER-attest-join-v1";
+
+/// The version both ends speak, or none.
+pub fn negotiate(peer_min: u32, peer_max: u32) -> Option<u32> {
+    let version = peer_max.min(PROTOCOL_VERSION);
+    (version >= peer_min.max(PROTOCOL_VERSION_MIN)).then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_common_version_is_spoken() {
+        assert_eq!(negotiate(1, 1), Some(1));
+        assert_eq!(negotiate(1, 3), Some(1));
+        assert_eq!(negotiate(2, 3), None);
+        assert_eq!(negotiate(0, 0), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! Every word on the wire. Two enums, one per direction, and two messages for joining.
+//!
+//! Field numbers are for ever: a removed field's number is not given again. Unknown fields and
+//! unknown variants of a newer peer are skipped, so both ends tolerate skew.
+
+use prost::{Message, Oneof};
+
+/// A frame from hub to spoke.
+#[derive(Clone, PartialEq, Message)]
+pub struct ToSpoke {
+    #[prost(oneof = "ToSpokeBody", tags = "1, 2, 3, 4, 5")]
+    pub body: Option<ToSpokeBody>,
+}
+
+/// What a hub says.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum ToSpokeBody {
+    /// Answer to `Hello`; before it nothing counts as connected.
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    /// A piece of a content-addressed blob. Only on push streams.
+    #[prost(message, tag = "2")]
+    Blob(Blob),
+    /// A signed directive, and which plan envelope goes with it. Only on push streams, last.
+    #[prost(message, tag = "3")]
+    Directive(Push),
+    /// Signed heartbeat.
+    #[prost(bytes = "vec", tag = "4")]
+    Sync(Vec<u8>),
+    /// The report with this number is durable at the hub.
+    #[prost(uint64, tag = "5")]
+    Acknowledge(u64),
+}
+
+/// A frame from spoke to hub.
+#[derive(Clone, PartialEq, Message)]
+pub struct ToHub {
+    #[prost(oneof = "ToHubBody", tags = "1, 2, 3")]
+    pub body: Option<ToHubBody>,
+}
+
+/// What a spoke says.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum ToHubBody {
+    /// First message on the control stream.
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    /// Blobs that are missing for a destination's directive; the hub pushes it again with them.
+    #[prost(message, tag = "2")]
+    Need(Need),
+    /// State of a destination.
+    #[prost(message, tag = "3")]
+    Report(NumberedReport),
+}
+
+/// Who speaks, and what it already has.
+#[derive(Clone, PartialEq, Message)]
+pub struct Hello {
+    #[prost(uint32, tag = "1")]
+    pub protocol_min: u32,
+    #[prost(uint32, tag = "2")]
+    pub protocol_max: u32,
+    /// Must agree with the certificate, which decides.
+    #[prost(string, tag = "3")]
+    pub cluster_id: String,
+    #[prost(string, tag = "4")]
+    pub agent_version: String,
+    /// 16 random bytes that the next `Sync` must answer.
+    #[prost(bytes = "vec", tag = "5")]
+    pub nonce: Vec<u8>,
+    /// The cluster's trust policy as JSON (`policy::Spec`): public data and a hint only, so that the
+    /// hub can tell early what the spoke will refuse.
+    #[prost(bytes = "vec", tag = "6")]
+    pub policy: Vec<u8>,
+    #[prost(message, repeated, tag = "7")]
+    pub destinations: Vec<Seen>,
+    #[prost(string, tag = "8")]
+    pub kubernetes_version: String,
+}
+
+/// What a spoke durably holds for a destination.
+#[derive(Clone, PartialEq, Message)]
+pub struct Seen {
+    #[prost(string, tag = "1")]
+    pub application: String,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// SHA-256 of the held directive's payload.
+    #[prost(bytes = "vec", tag = "5")]
+    pub directive: Vec<u8>,
+}
+
+/// The hub accepts the session.
+#[derive(Clone, PartialEq, Message)]
+pub struct Welcome {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(string, tag = "2")]
+    pub hub_version: String,
+    /// How wide to spread reconnects should this connection end.
+    #[prost(uint64, tag = "3")]
+    pub reconnect_window_ms: u64,
+}
+
+/// A piece of a blob. Pieces of one blob follow each other on one stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct Blob {
+    /// SHA-256 of the whole, uncompressed.
+    #[prost(bytes = "vec", tag = "1")]
+    pub sha256: Vec<u8>,
+    /// Size of the whole, uncompressed, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    /// Offset of this piece in the compressed bytes.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    /// Compressed size of the whole (zstd).
+    #[prost(uint64, tag = "4")]
+    pub compressed_size: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    pub data: Vec<u8>,
+}
+
+/// A directive on its way.
+#[derive(Clone, PartialEq, Message)]
+pub struct Push {
+    /// Directive envelope.
+    #[prost(bytes = "vec", tag = "1")]
+    pub directive: Vec<u8>,
+    /// SHA-256 of the plan envelope among the blobs; empty for `Remove`.
+    #[prost(bytes = "vec", tag = "2")]
+    pub plan: Vec<u8>,
+}
+
+/// Blobs a spoke lacks.
+#[derive(Clone, PartialEq, Message)]
+pub struct Need {
+    #[prost(string, tag = "1")]
+    pub application: String,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub sha256: Vec<Vec<u8>>,
+}
+
+/// A report and the number under which it is acknowledged (per connection, rising).
+#[derive(Clone, PartialEq, Message)]
+pub struct NumberedReport {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// `report::Report` as JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    pub report: Vec<u8>,
+}
+
+/// A spoke asks to join.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinRequest {
+    /// Public part of the token.
+    #[prost(string, tag = "1")]
+    pub token_id: String,
+    /// Certificate signing request; only its public key is used.
+    #[prost(bytes = "vec", tag = "2")]
+    pub csr_der: Vec<u8>,
+    /// Ed25519 identity key, 32 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub identity_key: Vec<u8>,
+    #[prost(string, tag = "4")]
+    pub kube_system_uid: String,
+    #[prost(string, tag = "5")]
+    pub agent_version: String,
+    /// HMAC-SHA256 that proves the token's secret on this very connection; see `join_proof_message`.
+    #[prost(bytes = "vec", tag = "6")]
+    pub proof: Vec<u8>,
+    /// Ed25519 signature of the identity key over the same message.
+    #[prost(bytes = "vec", tag = "7")]
+    pub identity_proof: Vec<u8>,
+}
+
+/// The hub's answer to a join.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinAnswer {
+    #[prost(oneof = "JoinOutcome", tags = "1, 2, 3")]
+    pub outcome: Option<JoinOutcome>,
+}
+
+/// What became of a join.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum JoinOutcome {
+    #[prost(message, tag = "1")]
+    Joined(Joined),
+    /// An operator must accept the cluster first; ask again after this many milliseconds.
+    #[prost(uint64, tag = "2")]
+    PendingRetryMs(u64),
+    #[prost(message, tag = "3")]
+    Refused(JoinRefused),
+}
+
+/// The spoke's certificate.
+#[derive(Clone, PartialEq, Message)]
+pub struct Joined {
+    #[prost(string, tag = "1")]
+    pub cluster_id: String,
+    /// Leaf first, then the CA.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain_der: Vec<Vec<u8>>,
+    #[prost(string, tag = "3")]
+    pub cluster_name: String,
+    /// Id of the key that signs plans; must equal the one the local policy pins.
+    #[prost(string, tag = "4")]
+    pub hub_key_id: String,
+}
+
+/// Why a join was refused.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinRefused {
+    /// A stable word.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// What a join's proofs are made over: useless on another connection, for another key or token.
+pub fn join_proof_message(
+    exporter: &[u8; 32],
+    csr_sha256: &[u8; 32],
+    identity_key: &[u8],
+) -> Vec<u8> {
+    [b"attest-join-v1".as_slice(), exporter, csr_sha256, identity_key].concat()
+}
