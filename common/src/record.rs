@@ -14,6 +14,28 @@ use crate::plan::Directive;
 /// Most objects one destination's inventory may hold.
 pub const INVENTORY_MAX: usize = 5_000;
 
+/// Longest name of a ServiceAccount that is also usable as a label, in bytes.
+const ACCOUNT_NAME_BYTES_MAX: usize = 63;
+/// Hexadecimal digits of the hash that ends a name cut to length.
+const ACCOUNT_NAME_HASH_DIGITS: usize = 16;
+
+/// Name of the ServiceAccount that writes an application's objects in a namespace:
+/// `a-<application>-<namespace>`, cut and ended by a hash when that is too long or could be read
+/// as another pair.
+pub fn account_name(application: &Name, namespace: &Name) -> String {
+    let plain = format!("a-{application}-{namespace}");
+    // `a-b` + `c` and `a` + `b-c` would share an account; only dash-free pairs keep the plain form.
+    let ambiguous = application.as_str().contains('-') || namespace.as_str().contains('-');
+    if plain.len() <= ACCOUNT_NAME_BYTES_MAX && !ambiguous {
+        return plain;
+    }
+    let hash = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
+    let hash: String = hash.chars().take(ACCOUNT_NAME_HASH_DIGITS).collect();
+    let kept = ACCOUNT_NAME_BYTES_MAX - ACCOUNT_NAME_HASH_DIGITS - 1;
+    let head: String = plain.chars().take(kept).collect();
+    format!("{}-{hash}", head.trim_end_matches('-'))
+}
+
 /// Which destinations a cluster has: by (application, namespace).
 pub type Records = BTreeMap<(Name, Name), Record>;
 
@@ -204,5 +226,21 @@ impl RecordError {
             Self::SourceChanged { .. } => "SourceChanged",
             Self::CounterRegressed { .. } => "CounterRegressed",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_destinations_never_share_an_account() {
+        let name = |text: &str| Name::new(text).unwrap();
+        let long = "a".repeat(63);
+
+        assert_eq!(account_name(&name("web"), &name("shop")), "a-web-shop");
+        assert_ne!(account_name(&name("a-b"), &name("c")), account_name(&name("a"), &name("b-c")));
+        assert!(account_name(&name(&long), &name(&long)).len() <= 63);
+        assert!(Name::new(account_name(&name(&long), &name("x"))).is_ok());
     }
 }

@@ -8,7 +8,7 @@ use prost::{Message, Oneof};
 /// A frame from hub to spoke.
 #[derive(Clone, PartialEq, Message)]
 pub struct ToSpoke {
-    #[prost(oneof = "ToSpokeBody", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "ToSpokeBody", tags = "1, 2, 3, 4, 5, 6")]
     pub body: Option<ToSpokeBody>,
 }
 
@@ -30,12 +30,15 @@ pub enum ToSpokeBody {
     /// The report with this number is durable at the hub.
     #[prost(uint64, tag = "5")]
     Acknowledge(u64),
+    /// Answer to `Renew`: the certificate to use from the next connection on.
+    #[prost(message, tag = "6")]
+    Renewed(Renewed),
 }
 
 /// A frame from spoke to hub.
 #[derive(Clone, PartialEq, Message)]
 pub struct ToHub {
-    #[prost(oneof = "ToHubBody", tags = "1, 2, 3")]
+    #[prost(oneof = "ToHubBody", tags = "1, 2, 3, 4")]
     pub body: Option<ToHubBody>,
 }
 
@@ -51,6 +54,10 @@ pub enum ToHubBody {
     /// State of a destination.
     #[prost(message, tag = "3")]
     Report(NumberedReport),
+    /// A certificate signing request (DER) for this spoke's next certificate; only its public key is
+    /// used, the identity is the connection's.
+    #[prost(bytes = "vec", tag = "4")]
+    Renew(Vec<u8>),
 }
 
 /// Who speaks, and what it already has.
@@ -104,6 +111,14 @@ pub struct Welcome {
     /// How wide to spread reconnects should this connection end.
     #[prost(uint64, tag = "3")]
     pub reconnect_window_ms: u64,
+}
+
+/// A spoke's next certificate.
+#[derive(Clone, PartialEq, Message)]
+pub struct Renewed {
+    /// Leaf first, then the CA. Empty when the hub does not renew this certificate.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub chain_der: Vec<Vec<u8>>,
 }
 
 /// A piece of a blob. Pieces of one blob follow each other on one stream.
