@@ -1,0 +1,37 @@
+//! Loopback ports for servers that want to be told theirs.
+//!
+//! They lie below the range from which systems take the ports of outgoing connections, so that a
+//! port stays free between being found and being bound, and while its server is restarted.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::bail;
+
+const FIRST: u16 = 15_000;
+const COUNT: u16 = 16_000;
+
+/// A port on 127.0.0.1 that nobody uses, for TCP and UDP, never given twice by this process.
+///
+/// # Errors
+/// When there is none left.
+pub fn free() -> anyhow::Result<u16> {
+    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let given = given.get_or_insert_default();
+    let mut random = [0; 2];
+    getrandom::fill(&mut random)?;
+    let start = u16::from_le_bytes(random) % COUNT;
+    for step in 0..COUNT {
+        let port = FIRST + (start + step) % COUNT;
+        if !given.contains(&port)
+            && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        {
+            given.insert(port);
+            return Ok(port);
+        }
+    }
+    bail!("no free port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT)
+}

@@ -1,0 +1,8 @@
+//! What tests, the demo and the benches share: real clusters, child processes, waiting.
+//!
+//! Nothing here is part of the product. Parts are real programs (kube-apiserver, etcd, Git); only
+//! nodes and pods are played, by [`cluster::fakelet`].
+
+pub mod cluster;
+pub mod process;
+pub mod wait;

@@ -1,0 +1,249 @@
+//! Child processes that cannot outlive the test, however the test ends.
+//!
+//! Each runs in a process group of its own and is killed with its whole group on drop. For the case
+//! that this process is itself killed, one guardian shell holds the other end of a pipe: when the
+//! pipe closes, it kills every group still on its list and removes their directories.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+const GUARDIAN: &str = r#"
+groups=" "
+directories=
+while read -r verb what; do
+  case $verb in
+    hold) groups="$groups$what " ;;
+    release) groups=$(printf '%s' "$groups" | sed "s/ $what / /") ;;
+    remove) directories="$directories
+$what" ;;
+  esac
+done
+for group in $groups; do kill -9 -- "-$group" 2>/dev/null; done
+printf '%s\n' "$directories" | while read -r directory; do
+  case $directory in */attest-*) rm -rf -- "$directory" ;; esac
+done
+"#;
+
+/// Whether a process ends with the one that started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Killed on drop and when this process ends in any way.
+    Ours,
+    /// Left running.
+    Detached,
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The program file.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Variables to set.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Whether this process's own variables are passed on.
+    pub inherit_environment: bool,
+    /// Where both output streams go; appended to.
+    pub log: PathBuf,
+    /// When it ends.
+    pub lifetime: Lifetime,
+}
+
+impl Spec {
+    /// A program without arguments, logging to `log`, ending with this process.
+    pub fn new(program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            inherit_environment: true,
+            log: log.into(),
+            lifetime: Lifetime::Ours,
+        }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<T: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets one variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the lifetime.
+    #[must_use]
+    pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+}
+
+/// A running program.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    spec: Spec,
+}
+
+impl Process {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the program or its log file cannot be opened.
+    pub fn spawn(spec: Spec) -> anyhow::Result<Self> {
+        let log = open_log(&spec.log)?;
+        let mut command = Command::new(&spec.program);
+        if !spec.inherit_environment {
+            command.env_clear();
+        }
+        let child = command
+            .args(&spec.arguments)
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", spec.program.display()))?;
+        if spec.lifetime == Lifetime::Ours {
+            guardian_says(&format!("hold {}", child.id()));
+        }
+        Ok(Self { child, spec })
+    }
+
+    /// The same program with the same arguments, once more.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn respawn(&self) -> anyhow::Result<Self> {
+        Self::spawn(self.spec.clone())
+    }
+
+    /// Its process id, which is also its group's.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its output goes.
+    pub fn log(&self) -> &Path {
+        &self.spec.log
+    }
+
+    /// Everything it has written so far.
+    pub fn output(&self) -> String {
+        std::fs::read(&self.spec.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// How it ended, when it has.
+    ///
+    /// # Errors
+    /// When the system will not say.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// SIGKILL to the group, then waits for the process to be gone.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM to the group.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// SIGSTOP to the group: it hangs, with its connections open.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT to the group.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        signal_group(self.child.id(), signal);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.spec.lifetime == Lifetime::Detached {
+            return;
+        }
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.kill();
+        } else {
+            self.signal(Signal::KILL);
+        }
+        guardian_says(&format!("release {}", self.child.id()));
+    }
+}
+
+/// Sends a signal to a process group; a group that is gone is not an error.
+pub fn signal_group(id: u32, signal: Signal) {
+    if let Some(group) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, signal);
+    }
+}
+
+/// Has `directory` removed when this process ends, even by SIGKILL. Its last component must begin
+/// with `attest-`.
+pub fn remove_at_end(directory: &Path) {
+    guardian_says(&format!("remove {}", directory.display()));
+}
+
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("cannot open log {}", path.display()))
+}
+
+/// The guardian never ends before this process does, so its pipe is never closed early.
+fn guardian_says(line: &str) {
+    static GUARDIAN_INPUT: OnceLock<Option<Mutex<ChildStdin>>> = OnceLock::new();
+    let input = GUARDIAN_INPUT.get_or_init(|| {
+        Command::new("sh")
+            .args(["-c", GUARDIAN])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .ok()
+            .and_then(|mut child| child.stdin.take())
+            .map(Mutex::new)
+    });
+    if let Some(input) = input {
+        let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(input, "{line}");
+    }
+}
