@@ -1,0 +1,5 @@
+//! The hub.
+
+pub mod recipe;
+pub mod render;
+pub mod source;
