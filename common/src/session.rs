@@ -7,6 +7,7 @@
 //! travel as opaque bytes. Joining uses ALPN [`JOIN_ALPN`] and one bidirectional stream.
 
 pub mod frame;
+pub mod join;
 pub mod message;
 
 /// ALPN of the session.

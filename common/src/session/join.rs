@@ -1,0 +1,200 @@
+//! The single-use join token and the proofs made with it. Pure: the caller brings randomness and the exporter.
+//!
+//! `at1.<id>.<secret>.<check>`: the id is public and names the token, the secret never travels, the
+//! check catches typing errors and makes secret scanners possible. The hub keeps
+//! [`JoinToken::key`] only, the SHA-256 of the secret.
+
+use std::fmt;
+
+use data_encoding::BASE64_NOPAD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::ids::Digest;
+
+/// What every token begins with.
+pub const TOKEN_PREFIX: &str = "at1";
+/// Characters of the public id (50 bits).
+pub const TOKEN_ID_CHARACTERS: usize = 10;
+/// Characters of the secret (130 bits).
+pub const TOKEN_SECRET_CHARACTERS: usize = 26;
+/// Random bytes a new token is made from, one a character.
+pub const TOKEN_RANDOM_BYTES: usize = TOKEN_ID_CHARACTERS + TOKEN_SECRET_CHARACTERS;
+/// Longest life of a token in seconds.
+pub const TOKEN_LIFETIME_MAX_S: u64 = 24 * 60 * 60;
+/// Wrong proofs after which a token is revoked.
+pub const TOKEN_FAILURES_MAX: u32 = 5;
+
+/// Base 32 of RFC 4648 in lower case.
+const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+const CHECK_CHARACTERS: usize = 4;
+
+/// A join token. `Debug` shows the id only; the secret is wiped on drop.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    id: String,
+    secret: Zeroizing<String>,
+}
+
+impl JoinToken {
+    /// The token made from these random bytes.
+    pub fn from_random(random: &[u8; TOKEN_RANDOM_BYTES]) -> Self {
+        let letter =
+            |byte: &u8| char::from(ALPHABET.get(usize::from(byte % 32)).copied().unwrap_or(b'a'));
+        Self {
+            id: random.iter().take(TOKEN_ID_CHARACTERS).map(letter).collect(),
+            secret: Zeroizing::new(random.iter().skip(TOKEN_ID_CHARACTERS).map(letter).collect()),
+        }
+    }
+
+    /// The public part, sent in the clear.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// SHA-256 of the secret: the key of the proof, and all that the hub keeps.
+    pub fn key(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(*Digest::of(self.secret.as_bytes()).raw())
+    }
+
+    /// The whole token, for the operator.
+    pub fn text(&self) -> Zeroizing<String> {
+        let body = format!("{TOKEN_PREFIX}.{}.{}", self.id, self.secret.as_str());
+        let check = check_of(&body);
+        Zeroizing::new(format!("{body}.{check}"))
+    }
+}
+
+impl std::str::FromStr for JoinToken {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let text = text.trim();
+        let (body, check) = text.rsplit_once('.').ok_or(TokenError::Form)?;
+        let mut parts = body.split('.');
+        let (Some(TOKEN_PREFIX), Some(id), Some(secret), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(TokenError::Form);
+        };
+        let fits = |part: &str, length: usize| {
+            part.len() == length && part.bytes().all(|byte| ALPHABET.contains(&byte))
+        };
+        if !fits(id, TOKEN_ID_CHARACTERS) || !fits(secret, TOKEN_SECRET_CHARACTERS) {
+            return Err(TokenError::Form);
+        }
+        if check != check_of(body) {
+            return Err(TokenError::Check);
+        }
+        Ok(Self { id: id.to_owned(), secret: Zeroizing::new(secret.to_owned()) })
+    }
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinToken({})", self.id)
+    }
+}
+
+fn check_of(body: &str) -> String {
+    Digest::of(body.as_bytes()).hex().chars().take(CHECK_CHARACTERS).collect()
+}
+
+/// HMAC-SHA256 over `message` (see [`super::message::join_proof_message`]) with a token's key.
+pub fn proof(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
+    mac(key, message).finalize().into_bytes().into()
+}
+
+/// True when `proof` is that of `key` over `message`. Compares in constant time.
+pub fn proof_holds(key: &[u8; 32], message: &[u8], proof: &[u8]) -> bool {
+    mac(key, message).verify_slice(proof).is_ok()
+}
+
+fn mac(key: &[u8; 32], message: &[u8]) -> Hmac<Sha256> {
+    // HMAC takes the 32 bytes as they are: shorter than a block, padded with zeros (RFC 2104).
+    let mut mac = <Hmac<Sha256> as KeyInit>::new(&block(key));
+    mac.update(message);
+    mac
+}
+
+/// The key as one block of SHA-256.
+fn block(key: &[u8; 32]) -> hmac::digest::Key<Hmac<Sha256>> {
+    let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+    block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    block
+}
+
+/// `SHA256:` and the unpadded base64 of the identity key's SHA-256, as `ssh-keygen -l` prints keys.
+/// For people: what `cluster accept --fingerprint` compares.
+pub fn fingerprint(identity_key: &[u8; 32]) -> String {
+    format!("SHA256:{}", BASE64_NOPAD.encode(Digest::of(identity_key).raw()))
+}
+
+/// Why a text is not a join token. Never repeats the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    #[error("not a join token; it looks like at1.<10 characters>.<26 characters>.<4 characters>")]
+    Form,
+    #[error("the join token is mistyped or cut: its last four characters do not match the rest")]
+    Check,
+}
+
+impl TokenError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Form => "TokenFormat",
+            Self::Check => "TokenChecksum",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken::from_random(&std::array::from_fn(|index| index as u8 * 7))
+    }
+
+    #[test]
+    fn a_token_reads_back_and_a_mistyped_one_does_not() {
+        let text = token().text();
+
+        assert_eq!(text.parse::<JoinToken>().unwrap(), token());
+        assert_eq!(format!("{}\n", text.as_str()).parse::<JoinToken>().unwrap(), token());
+        let mistyped =
+            text.replacen(&text[15..16], if &text[15..16] == "a" { "b" } else { "a" }, 1);
+        assert_eq!(mistyped.parse::<JoinToken>().unwrap_err(), TokenError::Check);
+        for bad in ["", "at1.a.b.c", &text[1..], &text.to_uppercase(), &text.replace('.', "")] {
+            assert_eq!(bad.parse::<JoinToken>().unwrap_err(), TokenError::Form, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_proof_is_hmac_sha256_and_holds_for_its_message_only() {
+        let key = *token().key();
+
+        let made = proof(&key, b"message");
+
+        assert!(proof_holds(&key, b"message", &made));
+        assert!(!proof_holds(&key, b"massage", &made));
+        assert!(!proof_holds(&[0; 32], b"message", &made));
+        assert!(!proof_holds(&key, b"message", &made[..31]));
+        // From `openssl dgst -mac HMAC` with 32 bytes 0x0b.
+        let known = "198a607eb44bfbc69903a0f1cf2bbdc5ba0aa3f3d9ae3c1c7a3b1696a0b68cf7";
+        assert_eq!(data_encoding::HEXLOWER.encode(&proof(&[0x0b; 32], b"Hi There")), known);
+    }
+
+    #[test]
+    fn debug_never_shows_the_secret() {
+        let token = token();
+
+        let shown = format!("{token:?}");
+
+        assert!(shown.contains(token.id()));
+        assert!(!shown.contains(&token.text()[15..41]));
+    }
+}
