@@ -756,3 +756,6 @@ impl VerifyError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,661 @@
+//! The gate, case by case: one honest delivery, and every way to bend it that has its own reason.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::envelope::seal;
+use crate::keys::PrivateKey;
+use crate::plan::{ContentBlob, SignedBlob, Strategy, SyncPolicy, to_bytes};
+use crate::policy::{Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec};
+use crate::record::{Floor, Record};
+use crate::release::{Evidence, ImageDigest, ReleaseSource, Renderer, Target};
+use crate::statement::Subject;
+
+const NOW: &str = "2026-11-22T12:00:00Z";
+const COUNTER: u64 = 1_795_000_000;
+const REPO: &str = "https://git.example/company/web-app";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn later(hours: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() + hours * 3600).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::from_seed(&[seed; 32]).unwrap()
+}
+
+const HUB: u8 = 1;
+const CI: u8 = 2;
+const STRANGER: u8 = 3;
+const STAGING_CI: u8 = 4;
+
+/// Everything an honest CI and hub would make, as values that a case may bend before sealing.
+#[derive(Clone)]
+struct World {
+    spec: Spec,
+    objects: Vec<Value>,
+    /// Content the hub delivers, when it is not what was signed.
+    delivered: Option<Vec<u8>>,
+    release: Release,
+    receipts: Vec<(&'static str, Statement)>,
+    withheld: Vec<&'static str>,
+    receipt_key: u8,
+    release_key: u8,
+    asked: AskedPolicy,
+    render: String,
+    directive: Directive,
+    hooks: Vec<Value>,
+    hub_key: u8,
+    records: Records,
+    now: Timestamp,
+}
+
+fn deployment(image: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "web", "image": image}]}}}})
+}
+
+fn image_digest() -> Digest {
+    Digest::of(b"image")
+}
+
+fn render(render: &str, environment: &str, namespace: NamespaceRule) -> Render {
+    Render {
+        name: render.to_owned(),
+        subject: format!("manifests/{render}"),
+        media_type: RENDERING_TYPE.to_owned(),
+        size: 0,
+        objects: 0,
+        target: Target { environments: vec![environment.to_owned()], clusters: None },
+        namespace,
+        images: vec![ImageDigest { reference: "myapp:v1".to_owned(), digest: image_digest() }],
+        mutations: vec!["image-pin".to_owned()],
+    }
+}
+
+fn world() -> World {
+    let fixed = |n: &str| NamespaceRule::Fixed { value: name(n) };
+    let spec = Spec {
+        cluster_name: Some(name("production")),
+        kube_system_uid: Some("uid".to_owned()),
+        environment: name("production"),
+        hub: HubSpec {
+            keys: vec![key(HUB).public().to_pem()],
+            ca_pins: vec!["sha256:aa".to_owned()],
+        },
+        keys: [(CI, "production"), (STAGING_CI, "staging")]
+            .map(|(seed, environment)| KeySpec {
+                name: format!("ci-{environment}"),
+                public_key: key(seed).public().to_pem(),
+                roles: Role::ALL.to_vec(),
+                environments: vec![name(environment)],
+                builder_ids: None,
+            })
+            .to_vec(),
+        applications: vec![Entry {
+            entry: None,
+            names: vec!["*".to_owned()],
+            repos: vec!["*".to_owned()],
+            namespaces: vec!["*".to_owned()],
+            kinds: KindsSpec::default(),
+            minimum_mode: Mode::Strict,
+            required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),
+            keys: None,
+            rollback: RollbackSpec::default(),
+            remove: RemoveSpec::default(),
+            adopt: false,
+            max_namespaces: None,
+        }],
+    };
+    let release = Release {
+        application: name("web-app"),
+        version: "v1".to_owned(),
+        counter: COUNTER,
+        not_after: later(720),
+        source: ReleaseSource {
+            repo: REPO.to_owned(),
+            git_commit: "c".repeat(40),
+            source_root: "k8s".to_owned(),
+            git_tree: "t".repeat(40),
+        },
+        renderer: Renderer { name: "kustomize".to_owned(), version: "5.8.1".to_owned() },
+        evidence: Vec::new(),
+        renders: vec![
+            render("production", "production", fixed("app-production")),
+            render("staging", "staging", fixed("app-staging")),
+        ],
+    };
+    let provenance = json!({
+        "buildDefinition": {"buildType": receipt::BUILD_TYPE,
+            "externalParameters": {"application": "web-app"},
+            "resolvedDependencies": [{"uri": REPO, "digest": {"gitCommit": "c".repeat(40)}}]},
+        "runDetails": {"builder": {"id": receipt::BUILDER_ID}}});
+    let scan =
+        json!({"scanner": {"result": []}, "metadata": {"scanFinishedOn": "2026-11-22T11:00:00Z"}});
+    let receipts = vec![
+        ("build", Statement::new(Vec::new(), receipt::PROVENANCE_TYPE, provenance)),
+        (
+            "test",
+            Statement::new(Vec::new(), receipt::TEST_RESULT_TYPE, json!({"result": "PASSED"})),
+        ),
+        (
+            "security-scan",
+            Statement::new(
+                vec![Subject::new("myapp:v1", image_digest())],
+                receipt::VULNS_TYPE,
+                scan,
+            ),
+        ),
+    ];
+    World {
+        spec,
+        objects: vec![
+            deployment("myapp:v1"),
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}, "data": {"a": "b"}}),
+        ],
+        delivered: None,
+        release,
+        receipts,
+        withheld: Vec::new(),
+        receipt_key: CI,
+        release_key: CI,
+        asked: AskedPolicy {
+            mode: Mode::Strict,
+            required_attestations: BTreeSet::new(),
+            trusted_keys: None,
+        },
+        render: "production".to_owned(),
+        directive: Directive {
+            v: 1,
+            cluster: ClusterId::of_identity_key(&[9; 32]),
+            application: name("web-app"),
+            namespace: name("app-production"),
+            epoch: 1,
+            sequence: 5,
+            generation: 1,
+            attempt: 0,
+            operation: Operation::Progress,
+            cap_percent: 100,
+            plan: None,
+            issued_at: now(),
+            expires_at: later(1),
+        },
+        hooks: Vec::new(),
+        hub_key: HUB,
+        records: Records::new(),
+        now: now(),
+    }
+}
+
+impl World {
+    /// Signs everything as it stands and asks the gate, exactly as a spoke does.
+    fn ask(&self) -> Result<Verified<Admission>, VerifyError> {
+        let content = manifest::write(self.objects.clone()).unwrap();
+        let mut release = self.release.clone();
+        let mut subjects = Vec::new();
+        for render in &mut release.renders {
+            let digest = if render.name == "production" {
+                Digest::of(&content)
+            } else {
+                Digest::of(b"other")
+            };
+            render.size = content.len() as u64;
+            render.objects = self.objects.len() as u64;
+            subjects.push(Subject::new(render.subject.clone(), digest));
+        }
+        let mut receipts = Vec::new();
+        for (attestation, statement) in &self.receipts {
+            let mut statement = statement.clone();
+            statement.subject.extend(subjects.clone());
+            let payload = statement.to_bytes();
+            let id = envelope::id_of(STATEMENT_TYPE, &payload);
+            release.evidence.push(Evidence { attestation: (*attestation).to_owned(), receipt: id });
+            let sealed = seal(STATEMENT_TYPE, &payload, &[&key(self.receipt_key)]);
+            if !self.withheld.contains(attestation) {
+                receipts.push((id, sealed));
+            }
+        }
+        let statement = Statement::new(
+            subjects,
+            release::RELEASE_TYPE,
+            serde_json::to_value(&release).unwrap(),
+        );
+        let payload = statement.to_bytes();
+        let id = envelope::id_of(STATEMENT_TYPE, &payload);
+        let sealed_release = seal(STATEMENT_TYPE, &payload, &[&key(self.release_key)]);
+        let content = self.delivered.clone().unwrap_or(content);
+        let blob = |id: Digest, bytes: &[u8]| SignedBlob {
+            id,
+            sha256: Digest::of(bytes),
+            size: bytes.len() as u64,
+        };
+        let plan = Plan {
+            v: 1,
+            application: self.directive.application.clone(),
+            release: blob(id, &sealed_release),
+            render: self.render.clone(),
+            content: ContentBlob {
+                sha256: Digest::of(&content),
+                size: content.len() as u64,
+                objects: 2,
+                media_type: RENDERING_TYPE.to_owned(),
+            },
+            receipts: receipts.iter().map(|(id, bytes)| blob(*id, bytes)).collect(),
+            namespace: NamespaceRule::Fixed { value: name("app-production") },
+            policy: self.asked.clone(),
+            sync: SyncPolicy::default(),
+            strategy: Strategy::RollingUpdate,
+            hooks: self.hooks.clone(),
+        };
+        let plan_bytes = to_bytes(&plan);
+        let plan_digest = Digest::of(&plan_bytes);
+        let sealed_plan = seal(PLAN_TYPE, &plan_bytes, &[&key(self.hub_key)]);
+        let directive = Directive { plan: Some(plan_digest), ..self.directive.clone() };
+        let sealed_directive = seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&key(self.hub_key)]);
+        let policy = self.spec.load().map_err(VerifyError::Policy)?;
+        let cluster = ClusterId::of_identity_key(&[9; 32]);
+        let spoke = Spoke {
+            policy: &policy,
+            cluster: &cluster,
+            records: &self.records,
+            now: self.now,
+            ages: Ages::Judge,
+        };
+        let ordered = super::directive(&sealed_directive, &spoke)?;
+        let plan = super::plan(&sealed_plan, plan_digest, &policy)?;
+        let receipts: Vec<&[u8]> = receipts.iter().map(|(_, bytes)| bytes.as_slice()).collect();
+        let material =
+            Material { release: &sealed_release, receipts: &receipts, content: &content };
+        admission(&ordered, &plan, &material, &spoke, &Kinds::built_in())
+    }
+
+    fn reason(&self) -> &'static str {
+        self.ask().map_or_else(|error| error.reason(), |_| "Admitted")
+    }
+
+    fn record(&self) -> Record {
+        Record {
+            v: 1,
+            application: name("web-app"),
+            namespace: name("app-production"),
+            hub_key: key(HUB).public().id(),
+            epoch: 1,
+            sequence: 4,
+            directive: Digest::of(b"former"),
+            binding: Some(REPO.to_owned()),
+            floor: Some(Floor { counter: COUNTER - 10, release: Digest::of(b"former") }),
+            held: None,
+            last_good: None,
+            inventory: Vec::new(),
+            removed: false,
+        }
+    }
+
+    fn with_record(mut self, change: impl FnOnce(&mut Record)) -> Self {
+        let mut record = self.record();
+        change(&mut record);
+        self.records.insert((record.application.clone(), record.namespace.clone()), record);
+        self
+    }
+}
+
+#[test]
+fn an_honest_delivery_is_admitted_placed_and_pinned() {
+    let admission = world().ask().unwrap();
+
+    let objects = &admission.admitted.objects;
+    assert_eq!(objects.len(), 2);
+    assert!(objects.iter().all(|o| o.key().namespace.as_deref() == Some("app-production")));
+    let image =
+        objects.iter().find_map(|o| o.value().pointer("/spec/template/spec/containers/0/image"));
+    assert_eq!(image.unwrap(), &json!(format!("myapp:v1@{}", image_digest())));
+    assert_eq!(admission.admitted.signers.values().collect::<Vec<_>>(), ["ci-production"]);
+    let checks: Vec<_> = admission.admitted.checks.iter().map(|c| c.check.as_str()).collect();
+    assert_eq!(
+        checks,
+        [
+            "ReleaseSignature",
+            "Source",
+            "Target",
+            "ReleaseTime",
+            "ContentDigest",
+            "Receipt",
+            "Receipt",
+            "Receipt",
+            "Objects",
+        ]
+    );
+}
+
+/// Each case bends one thing in an otherwise honest delivery; the comment on the reason is its name.
+#[test]
+fn every_bend_of_an_honest_delivery_has_its_own_reason() {
+    type Bend = fn(&mut World);
+    let cases: Vec<(&str, &str, Bend)> = vec![
+        // What a taken hub with a valid signing key can send.
+        ("a changed manifest byte", "ContentDigest", |w| {
+            w.delivered = Some(manifest::write(vec![deployment("myapp:v2")]).unwrap());
+        }),
+        ("another cluster's directive", "AudienceMismatch", |w| {
+            w.directive.cluster = ClusterId::of_identity_key(&[8; 32]);
+        }),
+        ("the staging rendering in production", "TargetMismatch", |w| {
+            w.render = "staging".to_owned()
+        }),
+        ("a render the release does not have", "RenderUnknown", |w| w.render = "canary".to_owned()),
+        ("an old directive", "SequenceReplayed", |w| {
+            *w = w.clone().with_record(|r| r.sequence = 9);
+        }),
+        ("a lower sequence in a higher epoch", "SequenceReplayed", |w| {
+            w.directive.epoch = 7;
+            *w = w.clone().with_record(|r| r.sequence = 9);
+        }),
+        ("another directive of the same sequence", "SequenceEquivocation", |w| {
+            *w = w.clone().with_record(|r| r.sequence = 5);
+        }),
+        ("a receipt less", "ReceiptMissing", |w| w.withheld.push("test")),
+        ("verification below the cluster's floor", "PolicyFloor", |w| {
+            w.asked.mode = Mode::Disabled
+        }),
+        ("audit mode asked for", "PolicyFloor", |w| w.asked.mode = Mode::Audit),
+        ("an older release", "CounterRegressed", |w| {
+            *w = w.clone().with_record(|r| r.floor.as_mut().unwrap().counter = COUNTER + 1);
+        }),
+        ("another release of the same counter", "CounterRegressed", |w| {
+            *w = w.clone().with_record(|r| r.floor.as_mut().unwrap().counter = COUNTER);
+        }),
+        ("an older release in a namespace without a floor", "CounterRegressed", |w| {
+            let mut record = w.record();
+            record.namespace = name("app-elsewhere");
+            record.floor.as_mut().unwrap().counter = COUNTER + 1;
+            w.records.insert((record.application.clone(), record.namespace.clone()), record);
+        }),
+        ("another repository's release of the same name", "SourceChanged", |w| {
+            *w = w
+                .clone()
+                .with_record(|r| r.binding = Some("https://git.example/other/web-app".to_owned()));
+        }),
+        ("the other render that fits the environment", "RenderMismatch", |w| {
+            w.release.renders[1].target.environments = vec!["production".to_owned()];
+            w.render = "staging".to_owned();
+        }),
+        ("two renders that fit alike", "RenderAmbiguous", |w| {
+            w.release.renders[1].target.environments = vec!["production".to_owned()];
+            w.release.renders[1].namespace = w.release.renders[0].namespace.clone();
+        }),
+        ("a hook", "HookNotAllowed", |w| w.hooks.push(json!({"name": "x"}))),
+        ("an operation this spoke does not know how to do", "OperationNotSupported", |w| {
+            w.directive.operation = Operation::Rollback;
+        }),
+        ("a namespace nobody may use", "NamespaceNotAllowed", |w| {
+            w.directive.namespace = name("kube-system")
+        }),
+        ("a namespace the release does not allow", "RenderMismatch", |w| {
+            w.directive.namespace = name("elsewhere")
+        }),
+        ("a directive signed by a stranger", "SignatureInvalid", |w| w.hub_key = STRANGER),
+        ("a directive signed by CI", "SignatureInvalid", |w| w.hub_key = CI),
+        ("a directive that lives too long", "LifetimeTooLong", |w| {
+            w.directive.expires_at = later(25)
+        }),
+        ("a directive from the future", "IssuedInFuture", |w| {
+            w.directive.issued_at = later(2);
+            w.directive.expires_at = later(3);
+        }),
+        ("an expired directive", "Expired", |w| w.now = later(2)),
+        ("a cap above one hundred", "DocumentInvalid", |w| w.directive.cap_percent = 101),
+        ("keys that nobody is", "UntrustedKey", |w| w.asked.trusted_keys = Some(BTreeSet::new())),
+        ("an attestation nobody defined", "AttestationUnknown", |w| {
+            w.asked.required_attestations.insert("blessing".to_owned());
+        }),
+        // What CI must not get wrong, and what somebody with another key may try.
+        ("a release signed by the hub", "SignatureInvalid", |w| w.release_key = HUB),
+        ("a release signed by a stranger", "SignatureInvalid", |w| w.release_key = STRANGER),
+        ("a release signed by the staging key", "SignatureInvalid", |w| w.release_key = STAGING_CI),
+        ("receipts signed by a stranger", "SignatureInvalid", |w| w.receipt_key = STRANGER),
+        ("receipts signed by the hub", "SignatureInvalid", |w| w.receipt_key = HUB),
+        ("a key without the releaser's role", "UntrustedKey", |w| {
+            w.spec.keys[0].roles = vec![Role::Builder]
+        }),
+        ("a key without the tester's role", "SignatureInvalid", |w| {
+            w.spec.keys[0].roles = vec![Role::Builder, Role::Scanner, Role::Releaser];
+        }),
+        ("a release of another application", "ApplicationMismatch", |w| {
+            w.release.application = name("api")
+        }),
+        ("an expired release", "ReleaseExpired", |w| w.release.not_after = later(-1)),
+        ("a counter from next week", "CounterAhead", |w| {
+            w.release.counter = COUNTER + 7 * 86_400 * 1000
+        }),
+        ("failed tests", "TestFailed", |w| w.receipts[1].1.predicate = json!({"result": "FAILED"})),
+        ("passed with a list of failures", "TestFailed", |w| {
+            w.receipts[1].1.predicate = json!({"result": "PASSED", "failedTests": ["x"]});
+        }),
+        ("tests with warnings in Strict", "TestFailed", |w| {
+            w.receipts[1].1.predicate = json!({"result": "WARNED"})
+        }),
+        ("a test result where a build should be", "PredicateType", |w| {
+            w.receipts[0].1.predicate_type = receipt::TEST_RESULT_TYPE.to_owned();
+        }),
+        ("a predicate type with something behind it", "PredicateType", |w| {
+            w.receipts[0].1.predicate_type.push('/');
+        }),
+        ("a builder nobody allowed", "BuilderParameters", |w| {
+            w.receipts[0].1.predicate["runDetails"]["builder"]["id"] =
+                json!("https://evil.example");
+        }),
+        ("a build parameter nobody knows", "BuilderParameters", |w| {
+            w.receipts[0].1.predicate["buildDefinition"]["externalParameters"]["backdoor"] =
+                json!(true);
+        }),
+        ("a build of another commit", "SourceMismatch", |w| {
+            w.release.source.git_commit = "d".repeat(40)
+        }),
+        ("an old scan", "AttestationStale", |w| {
+            w.receipts[2].1.predicate["metadata"]["scanFinishedOn"] = json!("2025-11-22T11:00:00Z");
+        }),
+        ("a scan from the future", "AttestationStale", |w| {
+            w.receipts[2].1.predicate["metadata"]["scanFinishedOn"] = json!("2026-11-23T11:00:00Z");
+        }),
+        ("a scan without a time", "AttestationStale", |w| {
+            w.receipts[2].1.predicate["metadata"] = json!({});
+        }),
+        ("a scan of another image", "SubjectIncomplete", |w| {
+            w.receipts[2].1.subject = vec![Subject::new("myapp:v1", Digest::of(b"other image"))];
+        }),
+        ("a vulnerable image", "Vulnerable", |w| {
+            w.receipts[2].1.predicate["scanner"]["result"] =
+                json!([{"id": "CVE-1", "severity": [{"method": "nvd", "score": "9.1"}]}]);
+        }),
+        ("a statement of another version", "StatementInvalid", |w| {
+            w.receipts[0].1.statement_type = "https://in-toto.io/Statement/v0.1".to_owned();
+        }),
+        ("one receipt for two attestations", "AttestationNotDistinct", |w| {
+            w.receipts[1].1 = w.receipts[0].1.clone();
+        }),
+        // Objects.
+        ("an object in a foreign namespace", "NamespaceNotAllowed", |w| {
+            w.objects[0]["metadata"]["namespace"] = json!("default");
+        }),
+        ("a cluster-scoped object", "KindNotAllowed", |w| {
+            w.objects[1] = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": {"name": "x"}});
+        }),
+        ("a Secret nobody allowed", "KindNotAllowed", |w| {
+            w.objects[1] = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}});
+        }),
+        ("a trust policy inside the content", "KindNotAllowed", |w| {
+            w.objects[1] = json!({"apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
+                "metadata": {"name": "local"}});
+        }),
+        ("a kind nobody defines", "KindUnknown", |w| {
+            w.objects[1] = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "x"}});
+        }),
+        ("a foreign Namespace", "KindNotAllowed", |w| {
+            w.objects[1] =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}});
+        }),
+        ("an image without a digest", "ImageUnpinned", |w| w.objects[0] = deployment("myapp:v2")),
+        ("an image with another digest than signed", "ImageUnpinned", |w| {
+            w.objects[0] = deployment(&format!("myapp@{}", Digest::of(b"other")));
+        }),
+        ("two digests for one image", "ImageAmbiguous", |w| {
+            let other = ImageDigest { reference: "myapp:v1".to_owned(), digest: Digest::of(b"x") };
+            w.release.renders[0].images.push(other);
+            w.receipts[2].1.subject.push(Subject::new("x", Digest::of(b"x")));
+        }),
+        ("an object twice once placed", "ObjectDuplicate", |w| {
+            w.objects[1] = deployment("myapp:v1");
+            w.objects[1]["metadata"]["namespace"] = json!("app-production");
+        }),
+        // The local policy.
+        ("an application nobody named", "ApplicationNotAllowed", |w| {
+            w.spec.applications[0].names = vec!["api-*".to_owned()];
+        }),
+        ("a repository nobody named", "SourceNotAllowed", |w| {
+            w.spec.applications[0].repos = vec!["https://git.example/company/api".to_owned()];
+        }),
+        ("no namespaces at all", "NamespaceNotAllowed", |w| {
+            w.spec.applications[0].namespaces = Vec::new()
+        }),
+        ("a hub key that is a CI key", "RoleKeyOverlap", |w| {
+            w.spec.hub.keys.push(key(CI).public().to_pem());
+        }),
+        ("a policy below Standard", "TrustPolicyInvalid", |w| {
+            w.spec.applications[0].minimum_mode = Mode::Audit;
+        }),
+    ];
+    for (case, expected, bend) in cases {
+        let mut bent = world();
+        bend(&mut bent);
+        assert_eq!(bent.reason(), expected, "{case}");
+    }
+}
+
+#[test]
+fn a_release_that_already_runs_here_is_kept_after_it_expires() {
+    let admitted = world().ask().unwrap();
+    let floor = Floor { counter: COUNTER, release: admitted.admitted.id };
+    let mut late = world().with_record(|r| r.floor = Some(floor));
+    late.now = later(24 * 60);
+    late.directive.issued_at = late.now;
+    late.directive.expires_at = late.now;
+
+    assert_eq!(late.reason(), "Admitted");
+
+    late.release_key = STRANGER;
+    assert_eq!(late.reason(), "SignatureInvalid");
+}
+
+#[test]
+fn a_new_hub_key_counts_its_own_sequence() {
+    let mut rotated = world().with_record(|r| {
+        r.sequence = u64::MAX;
+        r.hub_key = key(STRANGER).public().id();
+    });
+    assert_eq!(rotated.reason(), "Admitted");
+    rotated.records.values_mut().next().unwrap().hub_key = key(HUB).public().id();
+    assert_eq!(rotated.reason(), "SequenceReplayed");
+}
+
+#[test]
+fn standard_mode_warns_where_strict_refuses() {
+    let mut lenient = world();
+    lenient.spec.applications[0].minimum_mode = Mode::Standard;
+    lenient.asked.mode = Mode::Standard;
+    lenient.receipts[1].1.predicate = json!({"result": "WARNED"});
+    lenient.release.not_after = later(-1);
+
+    let admission = lenient.ask().unwrap();
+
+    assert_eq!(admission.admitted.mode, Mode::Standard);
+    assert_eq!(admission.admitted.warnings.len(), 2, "{:?}", admission.admitted.warnings);
+}
+
+#[test]
+fn removing_needs_the_local_policy_and_something_to_remove() {
+    let ask = |world: &World| {
+        let directive =
+            Directive { operation: Operation::Remove, plan: None, ..world.directive.clone() };
+        let sealed = seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&key(HUB)]);
+        let policy = world.spec.load().unwrap();
+        let spoke = Spoke {
+            policy: &policy,
+            cluster: &world.directive.cluster,
+            records: &world.records,
+            now: world.now,
+            ages: Ages::Judge,
+        };
+        let ordered = super::directive(&sealed, &spoke).unwrap();
+        removal(&ordered, &spoke).map_or_else(|e| e.reason(), |_| "Admitted")
+    };
+    let mut running = world().with_record(|_| {});
+    assert_eq!(ask(&world()), "NothingToRemove");
+    assert_eq!(ask(&running), "RemoveNotAllowed");
+    running.spec.applications[0].remove.allow = true;
+    assert_eq!(ask(&running), "Admitted");
+}
+
+#[test]
+fn a_sync_must_answer_this_connection() {
+    let world = world();
+    let policy = world.spec.load().unwrap();
+    let spoke = Spoke {
+        policy: &policy,
+        cluster: &world.directive.cluster,
+        records: &world.records,
+        now: now(),
+        ages: Ages::Judge,
+    };
+    let ask = |bend: fn(&mut Sync)| {
+        let mut document = Sync {
+            v: 1,
+            cluster: world.directive.cluster.clone(),
+            epoch: 1,
+            counter: 2,
+            nonce: "aa".to_owned(),
+            heads: Vec::new(),
+            issued_at: now(),
+            expires_at: Timestamp::from_second(now().as_second() + 600).unwrap(),
+        };
+        bend(&mut document);
+        let sealed = seal(SYNC_TYPE, &to_bytes(&document), &[&key(HUB)]);
+        sync(&sealed, &spoke, "aa", 1).map_or_else(|e| e.reason(), |_| "Fresh")
+    };
+
+    assert_eq!(ask(|_| {}), "Fresh");
+    assert_eq!(ask(|s| s.nonce = "bb".to_owned()), "SyncNonce");
+    assert_eq!(ask(|s| s.counter = 1), "SyncNonce");
+    assert_eq!(ask(|s| s.cluster = ClusterId::of_identity_key(&[8; 32])), "AudienceMismatch");
+    assert_eq!(ask(|s| s.expires_at = later(1)), "LifetimeTooLong");
+}
+
+proptest::proptest! {
+    /// Whatever a plan asks, what is admitted is never laxer than the cluster's own policy.
+    #[test]
+    fn a_plan_can_only_tighten(mode in 0..4_u8, drop_keys: bool, extra in 0..3_usize) {
+        let mut bent = world();
+        bent.asked.mode = [Mode::Disabled, Mode::Audit, Mode::Standard, Mode::Strict][mode as usize];
+        bent.asked.trusted_keys = drop_keys.then(|| BTreeSet::from([key(STRANGER).public().id()]));
+        bent.asked.required_attestations =
+            ["build", "test", "security-scan"].into_iter().take(extra).map(String::from).collect();
+        bent.withheld.push("security-scan");
+
+        proptest::prop_assert!(bent.ask().is_err());
+
+        bent.withheld.clear();
+        if let Ok(admission) = bent.ask() {
+            proptest::prop_assert!(admission.admitted.mode >= Mode::Strict);
+            proptest::prop_assert!(!drop_keys);
+        }
+    }
+}
