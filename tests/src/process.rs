@@ -26,7 +26,7 @@ while read -r verb what; do
 $what" ;;
   esac
 done
-for group in $groups; do kill -9 -- "-$group" 2>/dev/null; done
+for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 printf '%s\n' "$directories" | while read -r directory; do
   case $directory in */attest-*) rm -rf -- "$directory" ;; esac
 done
@@ -245,5 +245,72 @@ fn guardian_says(line: &str) {
     if let Some(input) = input {
         let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = writeln!(input, "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn is_running(id: &str) -> bool {
+        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        !state.is_empty() && !state.contains(") Z")
+    }
+
+    fn ends_soon(id: &str) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(10) {
+            if !is_running(id) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    #[test]
+    fn a_dropped_process_takes_its_children_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let spec = Spec::new("sh", directory.path().join("log"));
+        let mut process = Process::spawn(spec.args(["-c", "sleep 600 & echo $!; wait"])).unwrap();
+        while process.output().is_empty() && process.ended().unwrap().is_none() {}
+        let grandchild = process.output().trim().to_owned();
+        let child = process.id().to_string();
+        assert!(is_running(&grandchild));
+
+        drop(process);
+
+        assert!(ends_soon(&child) && ends_soon(&grandchild));
+    }
+
+    #[test]
+    fn when_the_pipe_closes_the_guardian_kills_what_is_held_and_spares_what_is_released() {
+        let directory = tempfile::Builder::new().prefix("attest-guarded-").tempdir().unwrap();
+        let spawn = || {
+            let mut command = Command::new("sleep");
+            command.arg("600").process_group(0).spawn().unwrap()
+        };
+        let (mut first, mut second, mut released) = (spawn(), spawn(), spawn());
+        let mut guardian =
+            Command::new("sh").args(["-c", GUARDIAN]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut pipe = guardian.stdin.take().unwrap();
+        for child in [&first, &released, &second] {
+            writeln!(pipe, "hold {}", child.id()).unwrap();
+        }
+        writeln!(pipe, "release {}", released.id()).unwrap();
+        writeln!(pipe, "remove {}", directory.path().display()).unwrap();
+
+        drop(pipe);
+        guardian.wait().unwrap();
+
+        assert!(ends_soon(&first.id().to_string()) && ends_soon(&second.id().to_string()));
+        assert!(is_running(&released.id().to_string()));
+        assert!(!directory.path().exists());
+        released.kill().unwrap();
+        for child in [&mut first, &mut second, &mut released] {
+            child.wait().unwrap();
+        }
     }
 }

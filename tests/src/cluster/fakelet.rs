@@ -6,6 +6,7 @@
 
 pub mod runner;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -304,9 +305,9 @@ async fn watch_pods(client: &Client, world: &Arc<World>, kubeconfig: &str) -> an
                 if pod.metadata.deletion_timestamp.is_some() {
                     drop(alive.remove(&uid));
                     tokio::spawn(let_go(client.clone(), pod));
-                } else if !alive.contains_key(&uid) {
+                } else if let Entry::Vacant(seat) = alive.entry(uid) {
                     let life = live(client.clone(), world.clone(), server.clone(), pod);
-                    alive.insert(uid, AbortOnDropHandle::new(tokio::spawn(life)));
+                    seat.insert(AbortOnDropHandle::new(tokio::spawn(life)));
                 }
             }
             Event::Delete(pod) => {

@@ -29,7 +29,7 @@ async fn two_clusters_start_and_each_makes_a_deployment_available() -> anyhow::R
         let namespace = namespace(&client, "two-clusters").await?;
         let started = Instant::now();
 
-        apply(&client, &namespace, deployment("web", 2, "web:1", json!({}))).await?;
+        apply(&client, &namespace, deployment("web", 2, "web:1", &json!({}))).await?;
         available(&client, &namespace, "web", 2).await?;
 
         assert!(started.elapsed() < SOON);
@@ -94,10 +94,10 @@ async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
     site.fakelet.script("stuck:", Readiness::Never);
     let started = Instant::now();
 
-    apply(&client, &namespace, deployment("slow", 1, "slow:1", json!({}))).await?;
-    apply(&client, &namespace, deployment("stuck", 1, "stuck:1", json!({}))).await?;
+    apply(&client, &namespace, deployment("slow", 1, "slow:1", &json!({}))).await?;
+    apply(&client, &namespace, deployment("stuck", 1, "stuck:1", &json!({}))).await?;
     let flap = json!({"attest.test/ready": "flap=300ms"});
-    apply(&client, &namespace, deployment("flapping", 1, "web:1", flap)).await?;
+    apply(&client, &namespace, deployment("flapping", 1, "web:1", &flap)).await?;
 
     available(&client, &namespace, "slow", 1).await?;
     assert!(started.elapsed() >= Duration::from_secs(1));
@@ -113,7 +113,7 @@ async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
     assert!(!is_ready(&stuck[0]), "{:?}", stuck[0].status);
 
     // A rolling update to an image that never becomes ready keeps the old pod.
-    apply(&client, &namespace, deployment("slow", 1, "stuck:2", json!({}))).await?;
+    apply(&client, &namespace, deployment("slow", 1, "stuck:2", &json!({}))).await?;
     until("the new pod", SOON, || async {
         Ok((pods(&client, &namespace, "slow").await?.len() == 2).then_some(()))
     })
@@ -165,7 +165,7 @@ async fn a_pod_with_a_runner_is_a_real_process_with_its_secrets_and_its_account(
         create(&client, &namespace, &object).await?;
     }
 
-    let mut probe = deployment("probe", 1, "registry.example/probe:1@sha256:00", json!({}));
+    let mut probe = deployment("probe", 1, "registry.example/probe:1@sha256:00", &json!({}));
     probe["spec"]["template"]["spec"] = json!({
         "serviceAccountName": "prober",
         "volumes": [{"name": "join", "secret": {"secretName": "join"}}],
@@ -229,7 +229,7 @@ async fn an_api_server_that_was_killed_comes_back_with_its_objects() -> anyhow::
 
     let namespaces: Api<Namespace> = Api::all(client.clone());
     assert!(namespaces.get_opt(&namespace).await?.is_some());
-    apply(&client, &namespace, deployment("web", 2, "web:1", json!({}))).await?;
+    apply(&client, &namespace, deployment("web", 2, "web:1", &json!({}))).await?;
     available(&client, &namespace, "web", 2).await?;
     let ids = cluster.process_ids();
     drop((fakelet, cluster));
@@ -257,7 +257,7 @@ async fn create(client: &Client, namespace: &str, object: &Value) -> anyhow::Res
     Ok(())
 }
 
-fn deployment(name: &str, replicas: u32, image: &str, annotations: Value) -> Value {
+fn deployment(name: &str, replicas: u32, image: &str, annotations: &Value) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
@@ -273,7 +273,8 @@ fn deployment(name: &str, replicas: u32, image: &str, annotations: Value) -> Val
 
 async fn apply(client: &Client, namespace: &str, object: Value) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let name = name.to_owned();
     let parameters = PatchParams::apply("test").force();
     deployments.patch(&name, &parameters, &Patch::Apply(object)).await?;
     Ok(())

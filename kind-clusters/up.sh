@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Brings up Kubernetes control planes on loopback, without Docker, and leaves them running.
+#
+#   kind-clusters/up.sh                  hub, staging and production
+#   kind-clusters/up.sh 2                the first two of them; more than three are named cluster-4, …
+#   kind-clusters/up.sh blue green       clusters of these names
+#
+# Clusters that are running stay as they are. Prints one line a cluster: its name, a tab, and its
+# kubeconfig (context <name>-cluster). Files are in $ATTEST_CLUSTERS_DIR, else in
+# .attest-demo/clusters of the checkout. Pods of an image named attest-spoke run the program in
+# $ATTEST_SPOKE, when that is set.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+names=(hub staging production)
+if [ $# -eq 1 ] && [[ $1 =~ ^[0-9]+$ ]]; then
+  for ((number = ${#names[@]} + 1; number <= $1; number++)); do names+=("cluster-$number"); done
+  names=("${names[@]:0:$1}")
+elif [ $# -gt 0 ]; then
+  names=("$@")
+fi
+[ ${#names[@]} -gt 0 ] || { echo "attest: how many clusters?" >&2; exit 3; }
+
+directories=$(bash "$here/tools/build.sh")
+export ATTEST_KUBE_BIN=${directories%%:*}
+arguments=(up --detach --dir "${ATTEST_CLUSTERS_DIR:-$here/../.attest-demo/clusters}")
+arguments+=(--names "$(IFS=,; echo "${names[*]}")")
+[ -z "${ATTEST_SPOKE:-}" ] || arguments+=(--run "attest-spoke=$ATTEST_SPOKE")
+exec cargo run --quiet --locked --manifest-path "$here/../Cargo.toml" \
+  --package attest-tests --bin attest-clusters -- "${arguments[@]}"

@@ -1,0 +1,265 @@
+//! `attest-clusters up|down`: several control planes on loopback, for development and the demo.
+//!
+//! `kind-clusters/up.sh` finds the Kubernetes programs and calls this. Tests start their clusters
+//! themselves (`attest_tests::cluster`).
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
+use attest_tests::cluster::{Cluster, Options, client_from, is_ready};
+use attest_tests::process::{Lifetime, Process, Spec, signal_group};
+use attest_tests::wait::until;
+use clap::Parser;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+const CLUSTERS_MAX: usize = 16;
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+const RECORD: &str = "cluster.json";
+
+/// Kubernetes control planes on loopback.
+#[derive(Debug, Parser)]
+#[command(name = "attest-clusters")]
+enum Arguments {
+    /// Start the clusters that are not running yet, and print their kubeconfigs
+    Up(Up),
+    /// Stop the clusters and remove their data
+    Down(Down),
+    /// Play the node of one running cluster until it is gone
+    #[command(hide = true)]
+    Fakelet(Play),
+}
+
+#[derive(Debug, clap::Args)]
+struct Up {
+    /// Names of the clusters
+    #[arg(long, value_delimiter = ',', required = true)]
+    names: Vec<String>,
+    /// Directory for their files, one subdirectory a cluster
+    #[arg(long)]
+    dir: PathBuf,
+    /// Return once they are ready and leave them running, instead of waiting for Ctrl-C
+    #[arg(long)]
+    detach: bool,
+    /// Program to run for the pods of an image, as IMAGE=PROGRAM
+    #[arg(long, value_name = "IMAGE=PROGRAM")]
+    run: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Down {
+    /// Directory given to `up`
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Play {
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long)]
+    run: Vec<String>,
+}
+
+/// What is kept of a cluster that was left running: program names and process ids.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    processes: BTreeMap<String, u32>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    attest_certs::install_provider();
+    match Arguments::parse() {
+        Arguments::Up(arguments) => up(arguments).await,
+        Arguments::Down(Down { dir }) => down(&dir),
+        Arguments::Fakelet(arguments) => play(arguments).await,
+    }
+}
+
+async fn up(arguments: Up) -> anyhow::Result<()> {
+    let Up { names, dir, detach, run } = arguments;
+    ensure!(names.len() <= CLUSTERS_MAX, "at most {CLUSTERS_MAX} clusters");
+    runners(&run)?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let dir = dir.canonicalize()?;
+    let started = Instant::now();
+    let lifetime = if detach { Lifetime::Detached } else { Lifetime::Ours };
+    let starts = names.iter().map(|name| one_up(&dir, name, lifetime, &run));
+    let kept = futures::future::try_join_all(starts).await?;
+    let fresh = kept.iter().flatten().count();
+    talk(&format!(
+        "{} of {} clusters started in {:.1} s",
+        fresh,
+        names.len(),
+        started.elapsed().as_secs_f32()
+    ));
+    let mut out = std::io::stdout().lock();
+    for name in &names {
+        writeln!(out, "{name}\t{}", dir.join(name).join("kubeconfig").display())?;
+    }
+    if !detach && fresh > 0 {
+        talk("running until Ctrl-C");
+        tokio::signal::ctrl_c().await?;
+        for name in &names {
+            let _ = std::fs::remove_dir_all(dir.join(name));
+        }
+    }
+    Ok(())
+}
+
+/// The cluster and its node, when they were not running already.
+async fn one_up(
+    dir: &Path,
+    name: &str,
+    lifetime: Lifetime,
+    run: &[String],
+) -> anyhow::Result<Option<(Cluster, Process)>> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    ensure!(!name.is_empty() && name.bytes().all(allowed), "{name:?} is not a cluster name");
+    let directory = dir.join(name);
+    if directory.exists() {
+        if runs(&directory).await? {
+            talk(&format!("{name} is running"));
+            return Ok(None);
+        }
+        stop(&directory)?;
+        std::fs::remove_dir_all(&directory)?;
+    }
+    let options = Options { directory: Some(directory.clone()), lifetime, ..Options::new(name) };
+    let Some(cluster) = Cluster::start_with(options).await? else {
+        bail!("no kube-apiserver: run kind-clusters/tools/build.sh");
+    };
+    let node_config = cluster.kubeconfig_for("fakelet", Some("system:masters"))?;
+    let file = directory.join("fakelet.kubeconfig");
+    attest_certs::bundle::write_private(&file, node_config.as_bytes())?;
+    let mut spec = Spec::new(std::env::current_exe()?, directory.join("fakelet.log"))
+        .lifetime(lifetime)
+        .arg("fakelet")
+        .arg("--dir")
+        .arg(&directory);
+    for runner in run {
+        spec = spec.arg("--run").arg(runner);
+    }
+    let node = Process::spawn(spec)?;
+    let [etcd, api, controllers] = cluster.process_ids();
+    let record = Record {
+        processes: BTreeMap::from([
+            ("etcd".to_owned(), etcd),
+            ("kube-apiserver".to_owned(), api),
+            ("kube-controller-manager".to_owned(), controllers),
+            ("fakelet".to_owned(), node.id()),
+        ]),
+    };
+    let text = serde_json::to_vec_pretty(&record)?;
+    attest_certs::bundle::write_private(&directory.join(RECORD), &text)?;
+    Ok(Some((cluster, node)))
+}
+
+/// True when every process of the record is alive and the API server is ready.
+async fn runs(directory: &Path) -> anyhow::Result<bool> {
+    let Some(record) = record(directory) else { return Ok(false) };
+    if !record.processes.values().all(|id| is_ours(*id, directory)) {
+        return Ok(false);
+    }
+    let kubeconfig = std::fs::read_to_string(directory.join("kubeconfig"))?;
+    let client = client_from(&kubeconfig).await?;
+    let ready = || async { is_ready(&client).await };
+    Ok(until("the API server", STOP_WITHIN, ready).await.is_ok())
+}
+
+fn down(dir: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        talk("nothing is running");
+        return Ok(());
+    };
+    let dir = dir.canonicalize()?;
+    for entry in entries {
+        let directory = dir.join(entry?.file_name());
+        // Only what `up` made is removed.
+        if directory.join("audit-policy.yaml").is_file() {
+            stop(&directory)?;
+            std::fs::remove_dir_all(&directory)?;
+            talk(&format!("stopped {}", directory.display()));
+        }
+    }
+    let _ = std::fs::remove_dir(&dir);
+    Ok(())
+}
+
+/// The node first, so that the processes of its pods can end while their API server answers.
+fn stop(directory: &Path) -> anyhow::Result<()> {
+    let Some(record) = record(directory) else { return Ok(()) };
+    let node = record.processes.get("fakelet").copied();
+    if let Some(id) = node.filter(|id| is_ours(*id, directory)) {
+        signal_group(id, Signal::TERM);
+        wait_for_end(id, directory)?;
+    }
+    for id in record.processes.values().filter(|id| is_ours(**id, directory)) {
+        signal_group(*id, Signal::KILL);
+    }
+    for id in record.processes.values() {
+        wait_for_end(*id, directory)?;
+    }
+    Ok(())
+}
+
+fn wait_for_end(id: u32, directory: &Path) -> anyhow::Result<()> {
+    let asked = Instant::now();
+    while is_ours(id, directory) {
+        if asked.elapsed() > STOP_WITHIN {
+            bail!("process {id} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn record(directory: &Path) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(directory.join(RECORD)).ok()?).ok()
+}
+
+/// True when the id is still the process that was started for this directory: ids come round again.
+fn is_ours(id: u32, directory: &Path) -> bool {
+    let listed =
+        Command::new("ps").args(["-ww", "-o", "stat=,command=", "-p", &id.to_string()]).output();
+    listed.is_ok_and(|listed| {
+        let line = String::from_utf8_lossy(&listed.stdout);
+        !line.starts_with('Z') && line.contains(&*directory.to_string_lossy())
+    })
+}
+
+async fn play(arguments: Play) -> anyhow::Result<()> {
+    let Play { dir, run } = arguments;
+    let kubeconfig = std::fs::read_to_string(dir.join("fakelet.kubeconfig"))?;
+    let options = FakeletOptions { scripts: Vec::new(), runners: runners(&run)? };
+    let node = Fakelet::start_with(kubeconfig, &dir, options)?;
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    drop(node);
+    Ok(())
+}
+
+fn runners(run: &[String]) -> anyhow::Result<Vec<Runner>> {
+    run.iter()
+        .map(|text| {
+            let (image, program) = text.split_once('=').context("--run takes IMAGE=PROGRAM")?;
+            let program = Path::new(program)
+                .canonicalize()
+                .with_context(|| format!("--run {text}: no such program"))?;
+            Ok(Runner::new(image, program))
+        })
+        .collect()
+}
+
+fn talk(line: &str) {
+    let _ = writeln!(std::io::stderr(), "attest: {line}");
+}
