@@ -1,0 +1,164 @@
+//! The only file that prints. Data goes to standard output, talk to standard error.
+//!
+//! Tables look like kubectl's; there is no colour, so a pipe sees what a terminal sees.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is this file's one task; everybody else asks it"
+)]
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+/// Exit code of a command that failed.
+pub(crate) const FAILED: u8 = 1;
+/// Exit code of a command line that cannot be read.
+pub(crate) const USAGE: u8 = 2;
+/// Spaces between two columns.
+const COLUMN_GAP: usize = 3;
+
+/// How data is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    #[default]
+    Table,
+    /// Columns for people, more of them
+    Wide,
+    /// JSON, a stable interface
+    Json,
+    /// YAML, the same documents
+    Yaml,
+    /// Names only, one a line
+    Name,
+}
+
+/// The flag `-o`, to be flattened into arguments.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Output {
+    /// How to print the result
+    #[arg(short, long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) format: Format,
+}
+
+/// Rows under a header, as [`Printer::table`] prints them.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table whose columns have these names.
+    pub(crate) fn new(header: &[&str]) -> Self {
+        Self { header: header.iter().map(|name| name.to_uppercase()).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+}
+
+/// Where results and talk go. A reader that has gone away is remembered, not shouted at.
+#[derive(Debug)]
+pub(crate) struct Printer {
+    failed: Mutex<Option<io::Error>>,
+}
+
+impl Printer {
+    pub(crate) fn new() -> Self {
+        Self { failed: Mutex::new(None) }
+    }
+
+    /// Data as it is, without an added line end.
+    pub(crate) fn text(&self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        self.keep(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
+    }
+
+    /// One line of data.
+    pub(crate) fn line(&self, text: &str) {
+        self.text(&format!("{text}\n"));
+    }
+
+    /// One line of talk.
+    pub(crate) fn note(&self, text: &str) {
+        // Nobody can be told that standard error is gone.
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    /// Talk about something that is not right and does not stop the command.
+    pub(crate) fn warning(&self, text: &str) {
+        self.note(&format!("warning: {text}"));
+    }
+
+    /// What ended the command, with its causes.
+    pub(crate) fn failure(&self, error: &anyhow::Error) {
+        self.note(&format!("error: {error}"));
+        for cause in error.chain().skip(1) {
+            self.note(&format!("  because: {cause}"));
+        }
+    }
+
+    /// Columns for people.
+    pub(crate) fn table(&self, table: &Table) {
+        let mut out = tabwriter::TabWriter::new(Vec::new()).padding(COLUMN_GAP).minwidth(0);
+        let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
+        let mut written = String::new();
+        for row in std::iter::once(&table.header).chain(&table.rows) {
+            let cells: Vec<String> = row.iter().map(clean).collect();
+            written.push_str(&cells.join("\t"));
+            written.push('\n');
+        }
+        let laid_out = out.write_all(written.as_bytes()).and_then(|()| out.flush());
+        self.keep(laid_out);
+        let bytes = out.into_inner().unwrap_or_default();
+        self.text(&String::from_utf8_lossy(&bytes));
+    }
+
+    /// `document` in `format`, `table` when that is for people; names are the table's first column.
+    pub(crate) fn result<T: Serialize>(
+        &self,
+        format: Format,
+        document: &T,
+        table: impl FnOnce() -> Table,
+    ) -> anyhow::Result<()> {
+        match format {
+            Format::Table | Format::Wide => self.table(&table()),
+            Format::Json => self.line(&serde_json::to_string_pretty(document)?),
+            Format::Yaml => self.text(&serde_saphyr::to_string(document)?),
+            Format::Name => {
+                for row in table().rows {
+                    self.line(row.first().map_or("", String::as_str));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The exit code, when what was to be printed could be printed.
+    pub(crate) fn finish(self, code: ExitCode) -> ExitCode {
+        let failed = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match failed {
+            // The reader had enough (`attest … | head`): that is its business.
+            None => code,
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
+            Some(error) => {
+                let _ = writeln!(io::stderr().lock(), "error: cannot write the result: {error}");
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+
+    fn keep(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert(error);
+        }
+    }
+}
