@@ -137,7 +137,7 @@ impl Cluster {
         let controllers_config = pki.kubeconfig(&server, context, &controllers_user);
         write_private(&directory.join("controllers.kubeconfig"), &controllers_config)?;
 
-        let plan = Plan { binaries, directory: &directory, lifetime: *lifetime };
+        let plan = Plan { binaries, directory: &directory };
         let (etcd, etcd_url) = plan.etcd()?;
         let etcd = Process::spawn(etcd)?;
         let api = Process::spawn(plan.api(&etcd_url, api_port))?;
@@ -148,10 +148,13 @@ impl Cluster {
         write_private(&directory.join("kubeconfig"), &admin_config)?;
         let client = client_from(&admin_config).await?;
         ready(&client, [&mut starting.0, &mut starting.1]).await?;
-        let (api, etcd) = starting;
+        let (mut api, mut etcd) = starting;
         // The controller manager gives up when it finds no API server, so it comes last.
         let mut controllers = Process::spawn(controllers)?;
         default_account(&client, &mut controllers).await?;
+        if *lifetime == Lifetime::Detached {
+            [&mut etcd, &mut api, &mut controllers].into_iter().for_each(Process::detach);
+        }
         Ok(Self {
             name: name.clone(),
             context: context.clone(),
@@ -390,13 +393,12 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 struct Plan<'a> {
     binaries: &'a Binaries,
     directory: &'a Path,
-    lifetime: Lifetime,
 }
 
 impl Plan<'_> {
     fn program(&self, name: &str) -> Spec {
         let log = self.directory.join(format!("{name}.log"));
-        Spec::new(self.binaries.program(name), log).lifetime(self.lifetime)
+        Spec::new(self.binaries.program(name), log)
     }
 
     fn file(&self, name: &str) -> String {

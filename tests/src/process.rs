@@ -91,13 +91,6 @@ impl Spec {
         self.environment.push((name.into(), value.into()));
         self
     }
-
-    /// Sets the lifetime.
-    #[must_use]
-    pub fn lifetime(mut self, lifetime: Lifetime) -> Self {
-        self.lifetime = lifetime;
-        self
-    }
 }
 
 /// A running program.
@@ -139,6 +132,12 @@ impl Process {
     /// As [`Self::spawn`].
     pub fn respawn(&self) -> anyhow::Result<Self> {
         Self::spawn(self.spec.clone())
+    }
+
+    /// From now on it outlives this process.
+    pub fn detach(&mut self) {
+        self.spec.lifetime = Lifetime::Detached;
+        guardian_says(&format!("release {}", self.child.id()));
     }
 
     /// Its process id, which is also its group's.

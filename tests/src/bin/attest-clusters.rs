@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -73,18 +73,29 @@ struct Record {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     attest_certs::install_provider();
-    match Arguments::parse() {
+    let result = match Arguments::parse() {
         Arguments::Up(arguments) => up(arguments).await,
         Arguments::Down(Down { dir }) => down(&dir),
         Arguments::Fakelet(arguments) => play(arguments).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            talk(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
 async fn up(arguments: Up) -> anyhow::Result<()> {
     let Up { names, dir, detach, run } = arguments;
     ensure!(names.len() <= CLUSTERS_MAX, "at most {CLUSTERS_MAX} clusters");
+    for (index, name) in names.iter().enumerate() {
+        ensure!(is_name(name), "{name:?} is not a cluster name (lowercase letters, digits, '-')");
+        ensure!(!names.iter().take(index).any(|other| other == name), "{name} is named twice");
+    }
     runners(&run)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let dir = dir.canonicalize()?;
@@ -113,6 +124,11 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && !name.starts_with('-') && name.bytes().all(allowed)
+}
+
 /// The cluster and its node, when they were not running already.
 async fn one_up(
     dir: &Path,
@@ -120,8 +136,6 @@ async fn one_up(
     lifetime: Lifetime,
     run: &[String],
 ) -> anyhow::Result<Option<(Cluster, Process)>> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    ensure!(!name.is_empty() && name.bytes().all(allowed), "{name:?} is not a cluster name");
     let directory = dir.join(name);
     if directory.exists() {
         if runs(&directory).await? {
@@ -139,14 +153,16 @@ async fn one_up(
     let file = directory.join("fakelet.kubeconfig");
     attest_certs::bundle::write_private(&file, node_config.as_bytes())?;
     let mut spec = Spec::new(std::env::current_exe()?, directory.join("fakelet.log"))
-        .lifetime(lifetime)
         .arg("fakelet")
         .arg("--dir")
         .arg(&directory);
     for runner in run {
         spec = spec.arg("--run").arg(runner);
     }
-    let node = Process::spawn(spec)?;
+    let mut node = Process::spawn(spec)?;
+    if lifetime == Lifetime::Detached {
+        node.detach();
+    }
     let [etcd, api, controllers] = cluster.process_ids();
     let record = Record {
         processes: BTreeMap::from([
