@@ -1,5 +1,6 @@
 //! The hub.
 
+pub mod install;
 pub mod recipe;
 pub mod render;
 pub mod source;
