@@ -5,4 +5,6 @@
 
 pub mod cluster;
 pub mod process;
+pub mod simulator;
 pub mod wait;
+pub mod workload;

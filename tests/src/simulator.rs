@@ -1,0 +1,298 @@
+//! Simulated spokes: the real wire over real QUIC, and no cluster behind it. For fan-out and memory figures.
+//!
+//! A simulated spoke joins with a real token, keeps a real session and answers every push with a
+//! report. It verifies nothing: what a spoke believes is tested with real ones.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use attest_certs::{Bundle, Pin, SigningRequest};
+use attest_common::envelope;
+use attest_common::health::Health;
+use attest_common::ids::{ClusterId, Digest, Timestamp};
+use attest_common::keys::PrivateKey;
+use attest_common::plan::Directive;
+use attest_common::policy::Spec;
+use attest_common::report::{Phase, Report, Timings};
+use attest_common::session::frame::{self, LENGTH_BYTES};
+use attest_common::session::join::{self, JoinToken};
+use attest_common::session::message::{
+    Hello, JoinAnswer, JoinOutcome, JoinRequest, NumberedReport, ToHub, ToHubBody, ToSpoke,
+    ToSpokeBody, join_proof_message,
+};
+use attest_common::session::{
+    IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    UNIDIRECTIONAL_STREAMS_MAX,
+};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
+use tokio::sync::mpsc;
+
+/// One simulated spoke's name and keys.
+pub struct Identity {
+    pub cluster: ClusterId,
+    pub bundle: Bundle,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity({})", self.cluster)
+    }
+}
+
+/// A directive that arrived, and when.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    pub cluster: ClusterId,
+    pub sequence: u64,
+    pub at: Instant,
+    /// Bytes of the push stream.
+    pub bytes: usize,
+}
+
+/// A socket that many simulated spokes share.
+///
+/// # Errors
+/// When no port is free.
+pub fn endpoint() -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::client("127.0.0.1:0".parse()?)?)
+}
+
+fn client_config(tls: rustls::ClientConfig) -> anyhow::Result<ClientConfig> {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_uni_streams(UNIDIRECTIONAL_STREAMS_MAX.into())
+        .max_concurrent_bidi_streams(0_u8.into())
+        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
+        .max_idle_timeout(Some(Duration::from_millis(IDLE_TIMEOUT_MS).try_into()?));
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// Joins the hub at `hub` with a token.
+///
+/// # Errors
+/// When the hub cannot be reached or refuses; the error carries its reason.
+pub async fn join(
+    endpoint: &Endpoint,
+    hub: SocketAddr,
+    pin: Pin,
+    token: &JoinToken,
+) -> anyhow::Result<Identity> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed)?;
+    let identity = PrivateKey::from_seed(&seed)?;
+    let request = SigningRequest::generate()?;
+    let config = client_config(attest_certs::tls::spoke_join(&[pin])?)?;
+    let connection = endpoint
+        .connect_with(config, hub, attest_certs::tls::HUB_SERVER_NAME)?
+        .await
+        .context("join connection")?;
+    let mut exporter = [0; attest_certs::tls::JOIN_EXPORTER_BYTES];
+    connection
+        .export_keying_material(
+            &mut exporter,
+            attest_certs::tls::JOIN_EXPORTER_LABEL,
+            attest_certs::tls::JOIN_EXPORTER_CONTEXT,
+        )
+        .map_err(|_| anyhow::anyhow!("no keying material"))?;
+    let key = identity.public().bytes().to_vec();
+    let message = join_proof_message(&exporter, Digest::of(&request.csr_der).raw(), &key);
+    let (mut send, mut receive) = connection.open_bi().await?;
+    let asked = JoinRequest {
+        token_id: token.id().to_owned(),
+        csr_der: request.csr_der.clone(),
+        identity_key: key,
+        kube_system_uid: format!("simulated-{}", token.id()),
+        agent_version: "simulated".to_owned(),
+        proof: join::proof(&token.key(), &message).to_vec(),
+        identity_proof: identity.sign(&message).to_vec(),
+    };
+    send.write_all(&frame::encode(&asked)?).await?;
+    let answer: JoinAnswer =
+        read(&mut receive).await?.context("the hub closed without an answer")?;
+    connection.close(0_u8.into(), b"joined");
+    let joined = match answer.outcome {
+        Some(JoinOutcome::Joined(joined)) => joined,
+        Some(JoinOutcome::Refused(refused)) => bail!("{}: {}", refused.reason, refused.message),
+        Some(JoinOutcome::PendingRetryMs(_)) => bail!("the token does not accept by itself"),
+        None => bail!("an answer this build does not know"),
+    };
+    let chain: Vec<_> =
+        joined.chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
+    let bundle = Bundle::from_pem(&attest_certs::bundle::chain_to_pem(&chain), &request.key_pem)?;
+    Ok(Identity { cluster: joined.cluster_id.parse()?, bundle })
+}
+
+/// A session that answers every push with `Synced`, until dropped.
+#[derive(Debug)]
+pub struct Session {
+    connection: Connection,
+    /// Kept open while nobody answers: the hub takes its end as the end of the session.
+    _control: Option<(SendStream, RecvStream)>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.close(0_u8.into(), b"done");
+    }
+}
+
+/// What a session needs besides its identity.
+#[derive(Clone, Debug)]
+pub struct Dial<'a> {
+    pub hub: SocketAddr,
+    pub pin: Pin,
+    pub policy: &'a Spec,
+    /// Where arrivals are told; without it the session only stays connected.
+    pub arrivals: Option<mpsc::UnboundedSender<Arrival>>,
+}
+
+impl Session {
+    /// Opens a session and waits for the hub's Welcome.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached or does not welcome the spoke.
+    pub async fn open(
+        endpoint: &Endpoint,
+        identity: &Identity,
+        dial: Dial<'_>,
+    ) -> anyhow::Result<Self> {
+        let Dial { hub, pin, policy, arrivals } = dial;
+        let config = client_config(attest_certs::tls::spoke_session(&[pin], &identity.bundle)?)?;
+        let connection = endpoint
+            .connect_with(config, hub, attest_certs::tls::HUB_SERVER_NAME)?
+            .await
+            .context("connection")?;
+        let (mut send, mut receive) = connection.open_bi().await?;
+        let hello = ToHubBody::Hello(Hello {
+            protocol_min: PROTOCOL_VERSION_MIN,
+            protocol_max: PROTOCOL_VERSION,
+            cluster_id: identity.cluster.to_string(),
+            agent_version: "simulated".to_owned(),
+            nonce: vec![7; 16],
+            policy: serde_json::to_vec(policy)?,
+            destinations: Vec::new(),
+            kubernetes_version: "simulated".to_owned(),
+        });
+        send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
+        let first: ToSpoke = read(&mut receive).await?.context("closed before Welcome")?;
+        let Some(ToSpokeBody::Welcome(_)) = first.body else {
+            bail!("the hub's first word was not Welcome")
+        };
+        let control = match arrivals {
+            Some(arrivals) => {
+                let answering = Answering {
+                    connection: connection.clone(),
+                    cluster: identity.cluster.clone(),
+                    arrivals,
+                    control: send,
+                };
+                tokio::spawn(answering.run());
+                tokio::spawn(async move {
+                    while let Ok(Some(_)) = read::<ToSpoke>(&mut receive).await {}
+                });
+                None
+            }
+            None => Some((send, receive)),
+        };
+        Ok(Self { connection, _control: control })
+    }
+}
+
+struct Answering {
+    connection: Connection,
+    cluster: ClusterId,
+    arrivals: mpsc::UnboundedSender<Arrival>,
+    control: SendStream,
+}
+
+impl Answering {
+    async fn run(mut self) {
+        let mut number = 0;
+        while let Ok(mut stream) = self.connection.accept_uni().await {
+            let Ok((directive, bytes)) = take_push(&mut stream).await else { continue };
+            number += 1;
+            let arrival = Arrival {
+                cluster: self.cluster.clone(),
+                sequence: directive.sequence,
+                at: Instant::now(),
+                bytes,
+            };
+            if self.arrivals.send(arrival).is_err()
+                || self.report(number, &directive).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    async fn report(&mut self, number: u64, directive: &Directive) -> anyhow::Result<()> {
+        let report = Report {
+            v: 1,
+            application: directive.application.clone(),
+            namespace: directive.namespace.clone(),
+            epoch: Some(directive.epoch),
+            sequence: Some(directive.sequence),
+            phase: Phase::Synced,
+            reason: Phase::Synced.as_str().to_owned(),
+            message: "simulated".to_owned(),
+            running: None,
+            refusal: None,
+            health: Health::Current,
+            objects: Vec::new(),
+            objects_total: 0,
+            drifted: Vec::new(),
+            heals_total: 0,
+            timings: Timings::default(),
+            checks: Vec::new(),
+            warnings: Vec::new(),
+            observed_at: Timestamp::now(),
+        };
+        let body =
+            ToHubBody::Report(NumberedReport { number, report: serde_json::to_vec(&report)? });
+        self.control.write_all(&frame::encode(&ToHub { body: Some(body) })?).await?;
+        Ok(())
+    }
+}
+
+/// Reads one push to its end: its directive, unverified, and how many bytes it took.
+async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)> {
+    let mut bytes = 0;
+    let mut directive = None;
+    while let Some(frame) = read::<ToSpoke>(stream).await? {
+        match frame.body {
+            Some(ToSpokeBody::Blob(blob)) => bytes += blob.data.len(),
+            Some(ToSpokeBody::Directive(push)) => {
+                bytes += push.directive.len();
+                let (payload, _) = envelope::peek(&push.directive, envelope::DIRECTIVE_TYPE)
+                    .context("the push's directive is no directive")?;
+                directive = Some(serde_json::from_slice(&payload)?);
+            }
+            Some(
+                ToSpokeBody::Welcome(_)
+                | ToSpokeBody::Sync(_)
+                | ToSpokeBody::Acknowledge(_)
+                | ToSpokeBody::Renewed(_),
+            )
+            | None => {}
+        }
+    }
+    Ok((directive.context("the push ended without a directive")?, bytes))
+}
+
+/// One frame, or `None` at the end of the stream.
+async fn read<M: prost::Message + Default>(stream: &mut RecvStream) -> anyhow::Result<Option<M>> {
+    let mut prefix = [0; LENGTH_BYTES];
+    match stream.read_exact(&mut prefix).await {
+        Ok(()) => {}
+        Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    let mut body = vec![0; frame::body_length(prefix)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(frame::decode(&body)?))
+}

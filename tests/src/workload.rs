@@ -1,0 +1,128 @@
+//! Workload W: the repository that every figure is taken with. Thirty manifests, six of each of
+//! Deployment, Service, ConfigMap, ServiceAccount and HorizontalPodAutoscaler.
+//!
+//! Real files for a real repository, signed by the real `attest run`; only their content is made up.
+//! Change C1 is what a release does to it: the six Deployments get another image tag.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context;
+
+/// Services in the workload; each brings one object of every kind.
+pub const SERVICES: usize = 6;
+/// Objects in the workload.
+pub const OBJECTS: usize = SERVICES * 5;
+
+/// Writes W into `repository`: `k8s/`, `attest.yaml` and the sample's build, test and scan steps.
+///
+/// # Errors
+/// When a file cannot be written or the sample is not where it should be.
+pub fn write(repository: &Path, repository_url: &str, environments: &[&str]) -> anyhow::Result<()> {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
+    copy_tree(&sample, repository, &["k8s", "attest.yaml", "out"])?;
+    std::fs::create_dir_all(repository.join("k8s"))?;
+    for index in 0..SERVICES {
+        let file = repository.join(format!("k8s/service-{index}.yaml"));
+        std::fs::write(&file, service(index))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    std::fs::write(repository.join("attest.yaml"), recipe(repository_url, environments))?;
+    Ok(())
+}
+
+fn recipe(repository_url: &str, environments: &[&str]) -> String {
+    let mut text = format!(
+        "application: workload\nrepository: {repository_url}\nsourceRoot: k8s\nsteps:\n\
+         - {{name: build, run: ./build.sh, result: {{format: oci-layout, path: out/image}}}}\n\
+         - {{name: test, run: ./test.sh, result: {{format: junit, path: out/junit.xml}}}}\n\
+         - {{name: security-scan, run: ./scan.sh, result: {{format: vulns-v0.2, path: out/scan.json}}}}\n\
+         images:\n- {{name: myapp, newTag: \"${{TAG}}\", from: build}}\nrenders:\n"
+    );
+    for environment in environments {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "- {{name: {environment}, path: k8s, environments: [{environment}], \
+             namespace: {{mode: default-only, pattern: \"workload*\"}}}}"
+        );
+    }
+    text.push_str("release: {version: \"${TAG}\", counter: unix-seconds, notAfter: 720h}\n");
+    text
+}
+
+fn service(index: usize) -> String {
+    let name = format!("service-{index}");
+    let environment: String = (0..8)
+        .map(|n| format!("        - name: SETTING_{n}\n          value: \"value {n} of {name}\"\n"))
+        .collect();
+    let settings: String = (0..24)
+        .map(|n| format!("  setting-{n:02}: \"a value of some length for {name}\"\n"))
+        .collect();
+    format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\n\
+         automountServiceAccountToken: false\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\ndata:\n{settings}---\n\
+         apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\nspec:\n  \
+           selector:\n    app: {name}\n  ports:\n  - name: http\n    port: 80\n    targetPort: 8080\n---\n\
+         apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\n    tier: web\nspec:\n  \
+           replicas: 1\n  selector:\n    matchLabels:\n      app: {name}\n  template:\n    metadata:\n      labels:\n        app: {name}\n    \
+             spec:\n      serviceAccountName: {name}\n      securityContext:\n        runAsNonRoot: true\n      containers:\n      - name: web\n        \
+                 image: myapp:unreleased\n        ports:\n        - containerPort: 8080\n          name: http\n        env:\n{environment}        \
+                 resources:\n          requests:\n            cpu: 10m\n            memory: 32Mi\n          limits:\n            memory: 64Mi\n        \
+                 readinessProbe:\n          httpGet:\n            path: /ready\n            port: http\n          periodSeconds: 5\n        \
+                 volumeMounts:\n        - name: settings\n          mountPath: /etc/settings\n      volumes:\n      - name: settings\n        configMap:\n          name: {name}\n---\n\
+         apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\nspec:\n  \
+           minReplicas: 1\n  maxReplicas: 5\n  scaleTargetRef:\n    apiVersion: apps/v1\n    kind: Deployment\n    name: {name}\n  \
+           metrics:\n  - type: Resource\n    resource:\n      name: cpu\n      target:\n        type: Utilization\n        averageUtilization: 80\n"
+    )
+}
+
+/// Copies a directory, its executable bits with it, leaving out the top-level names in `without`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_tree(from: &Path, to: &Path, without: &[&str]) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    let entries =
+        std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if without.iter().any(|left_out| name == *left_out) {
+            continue;
+        }
+        let target = to.join(&name);
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target, &[])?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workload_is_thirty_objects_that_a_renderer_accepts() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), "https://git.example/company/workload", &["bench"]).unwrap();
+        let mut objects = Vec::new();
+        let mut bytes = 0;
+        for index in 0..SERVICES {
+            let text =
+                std::fs::read(directory.path().join(format!("k8s/service-{index}.yaml"))).unwrap();
+            bytes += text.len();
+            let read =
+                attest_gitops::render::read_yaml("service.yaml", &text, &mut Vec::new()).unwrap();
+            objects.extend(read);
+        }
+
+        assert_eq!(objects.len(), OBJECTS);
+        assert!((20_000..40_000).contains(&bytes), "{bytes} bytes");
+        attest_common::manifest::write(objects).unwrap();
+    }
+}
