@@ -44,6 +44,8 @@ pub const REVISION_BYTES_MAX: usize = 255;
 pub const TIME_SECONDS_DEFAULT: u64 = 60;
 /// How much larger than one fetch a cached repository may grow.
 const CACHE_FACTOR: u64 = 2;
+/// What servers say when they do not give out an object.
+const NOT_GIVEN: [&str; 2] = ["not our ref", "unadvertised object"];
 
 /// A repository and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,24 +142,17 @@ impl Source {
         let place = self.cache.place(&remote.url.address());
         let lock = self.cache.lock(&place);
         let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut repository = self.cache.open(&place)?;
-        let commit = object_id(&resolved.commit)?;
-        if !repository.has_object(commit) {
-            if self.cache.is_worn(&place, self.limits.pack_bytes_max * CACHE_FACTOR) {
-                repository = self.cache.renew(&place)?;
-            }
-            self.bring(&repository, remote, resolved, interrupt)?;
-            repository = self.cache.open(&place)?;
+        if self.cache.is_worn(&place, self.limits.pack_bytes_max * CACHE_FACTOR) {
+            self.cache.renew(&place)?;
         }
-        match commit::read(&repository, commit, directories, &self.limits) {
+        let had_something = self.cache.has_packs(&place);
+        match self.fetch_into(&place, remote, resolved, directories, interrupt) {
             // Half a cache, as a full disk or a killed process leaves it: once more from nothing.
-            Err(SourceError::Files { .. }) => {
-                let repository = self.cache.renew(&place)?;
-                self.bring(&repository, remote, resolved, interrupt)?;
-                let repository = self.cache.open(&place)?;
-                commit::read(&repository, commit, directories, &self.limits)
+            Err(SourceError::Files { .. } | SourceError::Protocol { .. }) if had_something => {
+                self.cache.renew(&place)?;
+                self.fetch_into(&place, remote, resolved, directories, interrupt)
             }
-            read => read,
+            fetched => fetched,
         }
     }
 
@@ -174,6 +169,23 @@ impl Source {
         push::answered(remote, &mut call, self.time)
     }
 
+    fn fetch_into(
+        &self,
+        place: &Path,
+        remote: &Remote,
+        resolved: &Resolved,
+        directories: &[&str],
+        interrupt: &Arc<AtomicBool>,
+    ) -> Result<Tree, SourceError> {
+        let commit = object_id(&resolved.commit)?;
+        let mut repository = self.cache.open(place)?;
+        if !repository.has_object(commit) {
+            self.bring(&repository, remote, resolved, interrupt)?;
+            repository = self.cache.open(place)?;
+        }
+        commit::read(&repository, commit, directories, &self.limits)
+    }
+
     fn bring(
         &self,
         repository: &gix::Repository,
@@ -188,7 +200,9 @@ impl Source {
             (Err(SourceError::Protocol { .. }), Some(reference)) => {
                 self.bring_one(repository, remote, reference, resolved, interrupt)
             }
-            (Err(SourceError::Protocol { url, detail }), None) => {
+            (Err(SourceError::Protocol { url, detail }), None)
+                if NOT_GIVEN.iter().any(|words| detail.contains(words)) =>
+            {
                 Err(SourceError::CommitNotFound { url, commit: resolved.commit.clone(), detail })
             }
             (Err(error), _) => Err(error),

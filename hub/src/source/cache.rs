@@ -69,6 +69,11 @@ impl Cache {
         })
     }
 
+    /// Whether anything was ever fetched into the repository at `place`.
+    pub(crate) fn has_packs(&self, place: &Path) -> bool {
+        place.join("refs").join("attest").is_dir()
+    }
+
     /// Whether the repository at `place` has gathered more than is worth keeping.
     pub(crate) fn is_worn(&self, place: &Path, bytes_max: u64) -> bool {
         let packs = place.join("objects").join("pack");

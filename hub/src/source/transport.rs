@@ -49,6 +49,7 @@ pub(crate) struct Budget<'a> {
 pub(crate) struct Call {
     url: RepositoryUrl,
     watchdog: Watchdog,
+    begun: Instant,
     time: Duration,
     bytes_max: u64,
     error_output: Option<std::sync::mpsc::Receiver<String>>,
@@ -76,6 +77,7 @@ impl Call {
         Self {
             url: url.clone(),
             watchdog: Watchdog::start(budget),
+            begun: Instant::now(),
             time: budget.time,
             bytes_max: budget.grows.as_ref().map_or(0, |(_, bytes)| *bytes),
             error_output: None,
@@ -175,6 +177,11 @@ impl Call {
         let from_program = self.error_words();
         let all = format!("{words} {from_program}");
         let said = detail(if from_program.is_empty() { words } else { &from_program });
+        // The HTTP client has the same limit as the watchdog and may be the first to say so.
+        let over = self.begun.elapsed() + Duration::from_millis(2 * WATCH_MS) >= self.time;
+        if over && all.contains("timed out") {
+            return SourceError::TimedOut { url, limit_seconds: self.time.as_secs() };
+        }
         let any = |needles: &[&str]| needles.iter().any(|needle| all.contains(needle));
         if any(&["Host key verification failed", "host key is known", "HOST IDENTIFICATION"]) {
             return SourceError::HostKeyRefused { host, detail: said };

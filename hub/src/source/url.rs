@@ -438,7 +438,7 @@ pub(crate) fn forbidden_address(address: IpAddr) -> Option<&'static str> {
 
 fn check_path(text: &str, path: &str) -> Result<(), UrlError> {
     let refuse = |problem| Err(UrlError::Path { url: shown(text), problem });
-    let inner = path.trim_start_matches('/');
+    let inner = path.strip_prefix('/').unwrap_or(path);
     if inner.is_empty() || inner == ".git" {
         return refuse("is empty: name the repository after the host");
     }

@@ -1,0 +1,116 @@
+//! Repositories made by the `git` program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A work tree that pushes to a bare repository beside it.
+pub(crate) struct Repository {
+    directory: tempfile::TempDir,
+}
+
+impl Repository {
+    pub(crate) fn new() -> Self {
+        let made = Self { directory: tempfile::tempdir().unwrap() };
+        git(made.directory.path(), &["init", "--quiet", "--bare", "-b", "main", "origin.git"]);
+        git(made.directory.path(), &["init", "--quiet", "-b", "main", "work"]);
+        let bare = made.bare();
+        git(&made.work(), &["remote", "add", "origin", bare.to_str().unwrap()]);
+        made
+    }
+
+    /// The sample that most tests read.
+    pub(crate) fn sample() -> Self {
+        let made = Self::new();
+        made.write("attest.yaml", RECIPE);
+        made.write("k8s/deployment.yaml", "kind: Deployment\n");
+        made.write("k8s/deep/er/service.yaml", "kind: Service\n");
+        made.write("src/main.c", "int main;\n");
+        made.write(".attest/receipts/web/7/release.json", "{}");
+        made.commit_and_push("first");
+        made
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn bare(&self) -> PathBuf {
+        self.directory.path().join("origin.git")
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.directory.path().join("work")
+    }
+
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.work().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    pub(crate) fn commit_and_push(&self, message: &str) -> String {
+        git(&self.work(), &["add", "--all"]);
+        git(&self.work(), &["commit", "--quiet", "--allow-empty", "-m", message]);
+        git(&self.work(), &["push", "--quiet", "--force", "origin", "HEAD"]);
+        git(&self.work(), &["rev-parse", "HEAD"])
+    }
+
+    pub(crate) fn git(&self, arguments: &[&str]) -> String {
+        git(&self.work(), arguments)
+    }
+
+    /// Write an object that `git` itself would refuse to make.
+    pub(crate) fn object(&self, kind: &str, content: &[u8]) -> String {
+        let arguments = ["hash-object", "-t", kind, "-w", "--stdin", "--literally"];
+        run(&self.work(), &arguments, content)
+    }
+
+    /// Give the bare repository every object, and a branch at `commit`.
+    pub(crate) fn publish(&self, branch: &str, commit: &str) {
+        let from = self.work().join(".git/objects");
+        for directory in std::fs::read_dir(from).unwrap().flatten() {
+            let target = self.bare().join("objects").join(directory.file_name());
+            std::fs::create_dir_all(&target).unwrap();
+            for file in std::fs::read_dir(directory.path()).unwrap().flatten() {
+                let _ = std::fs::copy(file.path(), target.join(file.file_name()));
+            }
+        }
+        std::fs::write(self.bare().join("refs/heads").join(branch), format!("{commit}\n")).unwrap();
+    }
+}
+
+pub(crate) const RECIPE: &str = "\
+application: web
+repository: https://git.example/company/web
+sourceRoot: k8s
+renders:
+- {name: all, path: k8s, environments: [staging], namespace: {mode: fixed, value: web}}
+release: {version: v1, counter: unix-seconds, notAfter: 720h}
+";
+
+pub(crate) fn git(directory: &Path, arguments: &[&str]) -> String {
+    run(directory, arguments, b"")
+}
+
+fn run(directory: &Path, arguments: &[&str], input: &[u8]) -> String {
+    use std::io::Write as _;
+
+    let mut child = Command::new("git")
+        .args(["-c", "protocol.file.allow=always", "-c", "advice.addEmbeddedRepo=false"])
+        .args(arguments)
+        .current_dir(directory)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .envs([("GIT_AUTHOR_NAME", "CI"), ("GIT_AUTHOR_EMAIL", "ci@example.invalid")])
+        .envs([("GIT_COMMITTER_NAME", "CI"), ("GIT_COMMITTER_EMAIL", "ci@example.invalid")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "git {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
