@@ -211,6 +211,8 @@ pub struct PeerIdentity {
     pub serial: Serial,
     /// Which key.
     pub spki_sha256: Pin,
+    /// When the certificate begins; renewal is due at a share of the time in between.
+    pub not_before: SystemTime,
     /// When the certificate ends.
     pub not_after: SystemTime,
 }
@@ -250,12 +252,17 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, Ident
         return Err(IdentityError::UriCount);
     };
 
-    let end_s = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    let at = |time: x509_parser::time::ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    };
+    let validity = certificate.validity();
     Ok(PeerIdentity {
         id: uri.parse()?,
         serial: Serial::from_bytes(certificate.raw_serial()),
         spki_sha256: Pin::of_spki(certificate.public_key().raw),
-        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end_s),
+        not_before: at(validity.not_before),
+        not_after: at(validity.not_after),
     })
 }
 
