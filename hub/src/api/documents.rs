@@ -223,7 +223,7 @@ pub struct Destination {
 }
 
 /// Commit to applied, in parts. Hub parts by the hub's clock, spoke parts by the spoke's.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeTimings {
     pub git_us: u64,

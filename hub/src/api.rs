@@ -1,0 +1,3 @@
+//! The hub's HTTPS API for operators.
+
+pub mod documents;

@@ -1,0 +1,169 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use redb::backends::FileBackend;
+use redb::{BackendIoError, StorageBackend};
+
+use super::*;
+
+fn append(expected: u64, sequence: u64) -> Change {
+    Change::Append {
+        destination: "web/c-0123456789abcdef/app".into(),
+        expected,
+        sequence,
+        entry: sequence.to_string().into_bytes(),
+    }
+}
+
+fn put(key: &str, expected: Expected, value: &str) -> Change {
+    Change::Put { table: Table::Keys, key: key.into(), expected, value: value.into() }
+}
+
+fn new_file() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hub.redb");
+    create(&path).unwrap();
+    (directory, path)
+}
+
+#[test]
+fn a_ledger_only_grows_from_the_entry_that_was_read() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+
+    store.commit("t", &[append(0, 1)]).unwrap();
+    store.commit("t", &[append(1, 2)]).unwrap();
+
+    for stale in [append(0, 3), append(1, 3), append(2, 2), append(2, 1), append(3, 4)] {
+        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason(), "Conflict");
+    }
+    // A hub restored from a backup goes on above what its spokes have seen.
+    store.commit("t", &[append(2, 9)]).unwrap();
+    let sequences: Vec<u64> =
+        store.ledger("web/c-0123456789abcdef/app", 10).unwrap().iter().map(|e| e.0).collect();
+    assert_eq!(sequences, [9, 2, 1]);
+    assert_eq!(store.heads("").unwrap()[0].1, 9);
+    assert!(store.heads("x").unwrap().is_empty());
+}
+
+#[test]
+fn one_failed_expectation_undoes_the_whole_commit() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    store.commit("t", &[put("a", Expected::Absent, "1")]).unwrap();
+
+    let refused = store.commit("t", &[append(0, 1), put("a", Expected::Absent, "2")]);
+
+    assert_eq!(refused.unwrap_err().reason(), "Conflict");
+    assert!(store.heads("").unwrap().is_empty());
+    assert_eq!(store.get(Table::Keys, "a").unwrap().unwrap(), b"1");
+    store.commit("t", &[put("a", Expected::Exactly(b"1".to_vec()), "2")]).unwrap();
+    assert_eq!(store.get(Table::Keys, "a").unwrap().unwrap(), b"2");
+}
+
+#[test]
+fn the_file_is_private_and_a_second_hub_is_told_who_has_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (directory, path) = new_file();
+    let _store = RedbStore::open(&path).unwrap();
+
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(RedbStore::open(&path).unwrap_err().reason(), "StoreLocked");
+    assert_eq!(create(&path).unwrap_err().reason(), "StoreExists");
+    let gone = directory.path().join("gone.redb");
+    assert_eq!(RedbStore::open(&gone).unwrap_err().reason(), "StoreMissing");
+    std::fs::write(&gone, b"not a database").unwrap();
+    assert_eq!(RedbStore::open(&gone).unwrap_err().reason(), "StoreOpen");
+}
+
+#[test]
+fn old_entries_of_a_ledger_are_dropped() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    for sequence in 1..=LEDGER_ENTRIES_MAX + 5 {
+        store.commit("t", &[append(sequence - 1, sequence)]).unwrap();
+    }
+
+    let kept = store.ledger("web/c-0123456789abcdef/app", usize::MAX).unwrap();
+
+    assert_eq!(kept.len() as u64, LEDGER_ENTRIES_MAX);
+    assert_eq!(kept.first().unwrap().0, LEDGER_ENTRIES_MAX + 5);
+}
+
+/// A file whose disk answers one sync with an error, before or after doing it.
+#[derive(Debug)]
+struct FailingSync {
+    inner: FileBackend,
+    /// Syncs until the failing one; wraps when there is none to come.
+    left: Arc<AtomicUsize>,
+    does_it: bool,
+}
+
+impl StorageBackend for FailingSync {
+    fn len(&self) -> Result<u64, BackendIoError> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendIoError> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), BackendIoError> {
+        self.inner.set_len(len)
+    }
+
+    fn sync_data(&self) -> Result<(), BackendIoError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            if self.does_it {
+                self.inner.sync_data()?;
+            }
+            return Err(io::Error::other("the disk says no").into());
+        }
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendIoError> {
+        self.inner.write(offset, data)
+    }
+
+    fn close(&self) -> Result<(), BackendIoError> {
+        self.inner.close()
+    }
+}
+
+#[test]
+fn a_commit_that_answers_with_an_error_is_looked_up_and_never_half_there() {
+    for does_it in [false, true] {
+        for fails_at in 1..6 {
+            let (_directory, path) = new_file();
+            let left = Arc::new(AtomicUsize::new(0));
+            let (file, counter) = (path.clone(), left.clone());
+            let store = RedbStore::with_opener(
+                &path,
+                Box::new(move || {
+                    let file = std::fs::OpenOptions::new().read(true).write(true).open(&file)?;
+                    let inner = FileBackend::new(file)?;
+                    let left = counter.clone();
+                    let backend = FailingSync { inner, left, does_it };
+                    Ok(builder().create_with_backend(backend)?)
+                }),
+            )
+            .unwrap();
+            store.commit("t", &[append(0, 1)]).unwrap();
+
+            left.store(fails_at, Ordering::SeqCst);
+            let changes = [append(1, 2), put("a", Expected::Absent, "1")];
+            let answer = store.commit("t", &changes);
+            left.store(0, Ordering::SeqCst);
+
+            let head = store.heads("").unwrap()[0].1;
+            let value = store.get(Table::Keys, "a").unwrap();
+            assert_eq!(answer.is_ok(), head == 2, "sync {fails_at}, done {does_it}");
+            assert_eq!(value.is_some(), head == 2, "half a commit");
+            if answer.is_err() {
+                store.commit("t", &changes).unwrap();
+            }
+        }
+    }
+}
