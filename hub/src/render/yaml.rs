@@ -92,7 +92,6 @@ fn look_for_ambiguity(
     text: &str,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), RenderError> {
-    // JSON has no plain scalars that could be meant otherwise, and files of generators are JSON.
     let mut open: Vec<Place> = Vec::new();
     for event in Parser::new_from_str(text) {
         let Ok((event, span)) = event else { return Ok(()) };
@@ -101,7 +100,7 @@ fn look_for_ambiguity(
             Event::Scalar(scalar, ScalarStyle::Plain, _, None) => {
                 let line = span.start.line();
                 match ambiguity(&scalar) {
-                    Some(_) if is_key => {
+                    hint if is_key && (hint.is_some() || changes_as_key(&scalar)) => {
                         return Err(RenderError::Yaml {
                             file: file.to_owned(),
                             problem: format!(
@@ -144,6 +143,15 @@ fn advance(open: &mut [Place]) {
             Place::Value => Place::Key,
         };
     }
+}
+
+/// Whether a number or nothing, once it is read and written again as a key, is another text.
+fn changes_as_key(scalar: &str) -> bool {
+    if matches!(scalar, "" | "~" | "null" | "Null" | "NULL") {
+        return true;
+    }
+    let digits = scalar.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit());
+    digits && scalar.parse::<f64>().is_ok_and(|number| number.to_string() != scalar)
 }
 
 fn ambiguity(scalar: &str) -> Option<&'static str> {
