@@ -3,8 +3,12 @@
 //! Nothing here is part of the product. Parts are real programs (kube-apiserver, etcd, Git); only
 //! nodes and pods are played, by [`cluster::fakelet`].
 
+pub mod api;
+pub mod bench;
 pub mod cluster;
+pub mod fleet;
 pub mod process;
+pub mod real;
 pub mod simulator;
 pub mod wait;
 pub mod workload;

@@ -1,4 +1,5 @@
 //! Everything that is tested against real API servers, in one program, so that its tests can share
 //! clusters.
 
+mod end_to_end;
 mod harness;

@@ -1,0 +1,116 @@
+//! What it costs to verify one application: release, three receipts, thirty objects (figure B7).
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::{anyhow, ensure};
+use attest_common::ids::{Name, Timestamp};
+use attest_common::keys::PrivateKey;
+use attest_common::kinds::Kinds;
+use attest_common::plan::AskedPolicy;
+use attest_common::policy::{
+    Entry, HubSpec, KeySpec, KindsSpec, Mode, Policy, RemoveSpec, Role, RollbackSpec, Spec,
+};
+use attest_common::report::error_chain;
+use attest_common::verify::{self, Ages, Material, Place};
+
+use super::figures::{Figures, heading};
+use super::signed::{self, ENVIRONMENT, Signed};
+use crate::workload::OBJECTS;
+
+const ROUNDS: usize = 2_000;
+
+/// Prints the figure.
+///
+/// # Errors
+/// When the workload cannot be signed or does not verify.
+pub fn run(print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let signed = signed::sign(directory.path())?;
+    let policy = policy(&signed)?;
+    let mut honest = Figures::default();
+    let mut forged = Figures::default();
+    let mut bent = signed.release.clone();
+    if let Some(byte) = bent.iter_mut().rev().nth(20) {
+        *byte = if *byte == b'A' { b'B' } else { b'A' };
+    }
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        let objects = judge(&signed.release, &signed, &policy).map_err(|reason| anyhow!(reason))?;
+        honest.add(started.elapsed().as_secs_f64() * 1e6);
+        ensure!(objects == OBJECTS, "{objects} objects");
+        let started = Instant::now();
+        ensure!(judge(&bent, &signed, &policy).is_err(), "a forged release was accepted");
+        forged.add(started.elapsed().as_secs_f64() * 1e6);
+    }
+    print(heading());
+    print(honest.line("verify one application (W)", "us", "<= 300 us of one core"));
+    print(forged.line("refuse a forged release", "us", "<= 50 us of one core"));
+    Ok(())
+}
+
+fn judge(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, String> {
+    let receipts: Vec<&[u8]> = signed.receipts.iter().map(Vec::as_slice).collect();
+    let material = Material { release, receipts: &receipts, content: &signed.content };
+    let name = |text: &str| Name::new(text).map_err(|e| e.to_string());
+    let asked = AskedPolicy {
+        mode: Mode::Strict,
+        required_attestations: BTreeSet::new(),
+        trusted_keys: None,
+    };
+    let place = Place {
+        policy,
+        application: &name("workload")?,
+        namespace: &name("workload")?,
+        kinds: &Kinds::built_in(),
+        now: Timestamp::now(),
+        ages: Ages::Judge,
+    };
+    let admitted =
+        verify::release(&material, ENVIRONMENT, &asked, &place).map_err(|e| error_chain(&e))?;
+    Ok(admitted.objects.len())
+}
+
+fn policy(signed: &Signed) -> anyhow::Result<Policy> {
+    Ok(spec(
+        &signed.public_key.to_pem(),
+        &PrivateKey::from_seed(&[1; 32])?.public().to_pem(),
+        "sha256:00",
+    )?
+    .load()?)
+}
+
+/// A policy that allows workload W from anywhere.
+///
+/// # Errors
+/// Never for the names written here.
+pub fn spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result<Spec> {
+    let any = || vec!["*".to_owned()];
+    Ok(Spec {
+        cluster_name: Some(Name::new(ENVIRONMENT)?),
+        kube_system_uid: Some("simulated".to_owned()),
+        environment: Name::new(ENVIRONMENT)?,
+        hub: HubSpec { keys: vec![hub_key_pem.to_owned()], ca_pins: vec![ca_pin.to_owned()] },
+        keys: vec![KeySpec {
+            name: "ci".to_owned(),
+            public_key: ci_key_pem.to_owned(),
+            roles: Role::ALL.to_vec(),
+            environments: vec![Name::new(ENVIRONMENT)?],
+            builder_ids: None,
+        }],
+        applications: vec![Entry {
+            entry: None,
+            names: any(),
+            repos: any(),
+            namespaces: any(),
+            kinds: KindsSpec::default(),
+            minimum_mode: Mode::Strict,
+            required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),
+            keys: None,
+            rollback: RollbackSpec::default(),
+            remove: RemoveSpec::default(),
+            adopt: false,
+            max_namespaces: None,
+        }],
+    })
+}

@@ -1,0 +1,62 @@
+//! `attest-bench NAME`: takes one figure, or all of them, and prints it with its target.
+
+use attest_tests::bench;
+use clap::Parser;
+
+/// Takes ATTEST's figures on this machine
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    figure: Figure,
+}
+
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+enum Figure {
+    /// Verification of one application
+    Verify,
+    /// Memory of idle connected spokes, and plan fan-out
+    Idle {
+        #[arg(long, default_value_t = 1_000)]
+        spokes: usize,
+    },
+    /// Commit to applied on two real clusters
+    Change {
+        #[arg(long, default_value_t = 30)]
+        rounds: usize,
+    },
+    /// Hand edit to restored
+    Drift {
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
+    },
+    /// Resident memory of a spoke
+    Memory,
+    /// Every figure, one after the other
+    All,
+}
+
+#[allow(clippy::print_stdout, reason = "the figures are this program's data")]
+fn print(line: String) {
+    println!("{line}");
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    attest_certs::install_provider();
+    let Arguments { figure } = Arguments::parse();
+    let mut print = print;
+    match figure {
+        Figure::Verify => bench::verify::run(&mut print),
+        Figure::Idle { spokes } => bench::idle::run(spokes, &mut print).await,
+        Figure::Change { rounds } => bench::change::run(rounds, &mut print).await,
+        Figure::Drift { rounds } => bench::drift::run(rounds, &mut print).await,
+        Figure::Memory => bench::memory::run(&mut print).await,
+        Figure::All => {
+            bench::verify::run(&mut print)?;
+            bench::idle::run(1_000, &mut print).await?;
+            bench::change::run(30, &mut print).await?;
+            bench::drift::run(100, &mut print).await?;
+            bench::memory::run(&mut print).await
+        }
+    }
+}

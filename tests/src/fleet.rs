@@ -1,0 +1,374 @@
+//! A whole fleet made of the real programs: hub home, `attest-hub`, an operator's context, a CI key,
+//! a Git repository. What tests, the demo and the benches do, they do through `attest`, as a user would.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::process::{Process, Spec};
+use crate::wait::until;
+
+/// How long a program of ours may take to say that it listens.
+pub const LISTENING_WITHIN: Duration = Duration::from_secs(20);
+/// Variable that names the directory of `attest`, `attest-hub` and `attest-spoke`.
+pub const PROGRAMS_VARIABLE: &str = "ATTEST_PROGRAMS";
+
+/// Where a program of ours is: `$ATTEST_PROGRAMS`, else beside the running program, else one up
+/// (Cargo puts test binaries into `deps/`).
+///
+/// # Errors
+/// When it is nowhere; the error says how to build it.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("no path of this program")?;
+    let beside = own.parent().map(Path::to_owned);
+    let above = beside.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let named = std::env::var_os(PROGRAMS_VARIABLE).map(PathBuf::from);
+    let found =
+        [named, beside, above].into_iter().flatten().map(|d| d.join(name)).find(|p| p.is_file());
+    found.with_context(|| format!("no program {name}; run `cargo build --workspace --bins` first"))
+}
+
+/// An operator at a machine of her own: a configuration directory and the `attest` program.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    directory: PathBuf,
+    attest: PathBuf,
+}
+
+impl Operator {
+    /// An operator whose files live in `directory`.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or `attest` is not built.
+    pub fn new(directory: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        Ok(Self { directory: directory.to_owned(), attest: program("attest")? })
+    }
+
+    /// Her configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("config")
+    }
+
+    /// `attest` with these arguments, ready to run.
+    pub fn command<T: Into<OsString>>(&self, arguments: impl IntoIterator<Item = T>) -> Command {
+        let mut command = Command::new(&self.attest);
+        command
+            .args(arguments.into_iter().map(Into::into))
+            .env("ATTEST_CONFIG", self.config())
+            .env("HOME", &self.directory)
+            .env_remove("KUBECONFIG")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs `attest` and returns what happened, whatever it was.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn try_attest(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.command(arguments)
+            .output()
+            .with_context(|| format!("cannot run {}", self.attest.display()))
+    }
+
+    /// Runs `attest` and returns its standard output.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it said.
+    pub fn attest(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.try_attest(arguments)?;
+        ensure!(
+            output.status.success(),
+            "attest {} ended with {}:\n{}{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `attest … -o json` and reads the document.
+    ///
+    /// # Errors
+    /// When it fails or does not print JSON.
+    pub fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut all = arguments.to_vec();
+        all.extend(["-o", "json"]);
+        Ok(serde_json::from_str(&self.attest(&all)?)?)
+    }
+}
+
+/// Addresses that a hub really listens on.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Addresses {
+    pub api: String,
+    pub spokes: String,
+    pub health: String,
+    pub metrics: String,
+}
+
+/// A running `attest-hub`.
+#[derive(Debug)]
+pub struct Hub {
+    home: PathBuf,
+    process: Process,
+    addresses: Addresses,
+}
+
+impl Hub {
+    /// Makes a home for a hub that will listen on free loopback ports, and the operator's context.
+    ///
+    /// # Errors
+    /// When no port is free or `attest hub init` fails.
+    pub fn init(operator: &Operator, home: &Path) -> anyhow::Result<(u16, u16)> {
+        let (spokes, api) = (crate::cluster::ports::free()?, crate::cluster::ports::free()?);
+        let home = home.display().to_string();
+        let (spokes_address, api_address) =
+            (format!("127.0.0.1:{spokes}"), format!("127.0.0.1:{api}"));
+        operator.attest(&[
+            "hub",
+            "init",
+            "--home",
+            &home,
+            "--advertise",
+            &spokes_address,
+            "--api-advertise",
+            &api_address,
+        ])?;
+        Ok((spokes, api))
+    }
+
+    /// Starts `attest-hub` on the ports its home advertises and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not listen within [`LISTENING_WITHIN`]; the error holds its log.
+    pub async fn start(
+        home: &Path,
+        (spokes, api): (u16, u16),
+        more: &[String],
+    ) -> anyhow::Result<Self> {
+        let log = home.with_extension("log");
+        let spec = Spec::new(program("attest-hub")?, &log)
+            .args(["--home".to_owned(), home.display().to_string()])
+            .args(["--listen-spokes".to_owned(), format!("127.0.0.1:{spokes}")])
+            .args(["--listen-api".to_owned(), format!("127.0.0.1:{api}")])
+            .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"])
+            .args(more.iter().cloned());
+        let _ = std::fs::remove_file(home.join("addresses.json"));
+        let process = Process::spawn(spec)?;
+        let addresses = Self::listening(home, &process).await?;
+        Ok(Self { home: home.to_owned(), process, addresses })
+    }
+
+    async fn listening(home: &Path, process: &Process) -> anyhow::Result<Addresses> {
+        let file = home.join("addresses.json");
+        let waited = until("attest-hub to listen", LISTENING_WITHIN, || async {
+            let Ok(text) = std::fs::read(&file) else { return Ok(None) };
+            Ok(serde_json::from_slice(&text).ok())
+        });
+        waited.await.with_context(|| format!("the hub said:\n{}", process.output()))
+    }
+
+    /// Ends it without warning and starts it again on the same ports.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn kill_and_restart(&mut self) -> anyhow::Result<()> {
+        self.process.kill();
+        self.restart().await
+    }
+
+    /// Starts it again after it ended.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let _ = std::fs::remove_file(self.home.join("addresses.json"));
+        self.process = self.process.respawn()?;
+        self.addresses = Self::listening(&self.home, &self.process).await?;
+        Ok(())
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Its directory: what somebody who takes the hub takes.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        resident_bytes(self.process.id())
+    }
+}
+
+/// Resident memory of a process in bytes (`VmRSS`).
+///
+/// # Errors
+/// When the process is gone.
+pub fn resident_bytes(id: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes * 1024)
+}
+
+/// Processor time of a process in microseconds, user and system.
+///
+/// # Errors
+/// When the process is gone.
+pub fn processor_us(id: u32) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("no command in stat")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |index: usize| -> anyhow::Result<u64> {
+        Ok(fields.get(index).context("stat is short")?.parse()?)
+    };
+    // Fields 14 and 15 of proc(5), in ticks of 10 ms on Linux.
+    Ok((ticks(11)? + ticks(12)?) * 10_000)
+}
+
+/// An application's repository: a working tree where CI runs, and the bare one the hub reads.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    tree: PathBuf,
+    origin: PathBuf,
+}
+
+impl Repository {
+    /// An empty repository pair under `directory`.
+    ///
+    /// # Errors
+    /// When Git fails.
+    pub fn create(directory: &Path) -> anyhow::Result<Self> {
+        let (tree, origin) = (directory.join("tree"), directory.join("origin.git"));
+        std::fs::create_dir_all(&tree)?;
+        let made = Self { tree, origin };
+        let origin = made.origin.display().to_string();
+        made.git(&["init", "-q", "--bare", "-b", "main", &origin])?;
+        made.git(&["init", "-q", "-b", "main", "."])?;
+        made.git(&["config", "user.name", "CI"])?;
+        made.git(&["config", "user.email", "ci@git.example"])?;
+        made.git(&["remote", "add", "origin", &origin])?;
+        Ok(made)
+    }
+
+    /// The working tree.
+    pub fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    /// `file://` address of the bare repository.
+    pub fn url(&self) -> String {
+        format!("file://{}", self.origin.display())
+    }
+
+    /// The directory the hub must be allowed to read.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// Runs git in the working tree and returns its standard output.
+    ///
+    /// # Errors
+    /// When git fails; the error holds what it said.
+    pub fn git(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new("git")
+            .args(arguments)
+            .current_dir(&self.tree)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .context("cannot run git")?;
+        if !output.status.success() {
+            bail!("git {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Commits everything and pushes; returns the commit.
+    ///
+    /// # Errors
+    /// When git fails.
+    pub fn commit_and_push(&self, message: &str) -> anyhow::Result<String> {
+        self.git(&["add", "-A"])?;
+        self.git(&["commit", "-q", "--allow-empty", "-m", message])?;
+        self.git(&["push", "-q", "origin", "HEAD:main"])?;
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    /// Runs `attest run --sign --verify` as CI would, with these variables.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_ci(
+        &self,
+        operator: &Operator,
+        key: &Path,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Output> {
+        let mut command = operator.command(["run", "--sign", "--verify"]);
+        command.current_dir(&self.tree).env("ATTEST_SIGNING_KEY_FILE", key);
+        command.envs(variables.iter().copied());
+        command.output().context("cannot run attest run")
+    }
+
+    /// As [`Self::run_ci`], and it must succeed.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it said.
+    pub fn sign(
+        &self,
+        operator: &Operator,
+        key: &Path,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let output = self.run_ci(operator, key, variables)?;
+        ensure!(
+            output.status.success(),
+            "attest run --sign --verify ended with {}:\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+/// Makes a CI key and the file of its public half.
+///
+/// # Errors
+/// When `attest key` fails.
+pub fn generate_key(operator: &Operator, file: &Path) -> anyhow::Result<PathBuf> {
+    let path = file.display().to_string();
+    operator.attest(&["key", "gen", &path])?;
+    let shown = operator.attest(&["key", "show", &path])?;
+    let start =
+        shown.find("-----BEGIN PUBLIC KEY-----").context("attest key show prints no PEM block")?;
+    let public = file.with_extension("pub");
+    std::fs::write(&public, shown.get(start..).unwrap_or_default().trim_end().to_owned() + "\n")?;
+    Ok(public)
+}

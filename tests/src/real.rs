@@ -1,0 +1,233 @@
+//! A fleet on real clusters: hub, registered clusters whose spokes run as their Deployments say, a
+//! signing key and a repository. Registered by `attest gitops cluster add`, as an operator would.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::cluster::Cluster;
+use crate::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
+use crate::fleet::{Hub, Operator, Repository, generate_key, program};
+use crate::wait::until;
+
+/// A cluster of the fleet.
+#[derive(Debug)]
+pub struct RealSite {
+    pub name: String,
+    pub cluster: Cluster,
+    pub fakelet: Fakelet,
+}
+
+/// The fleet. Everything ends and is removed on drop.
+#[derive(Debug)]
+pub struct RealFleet {
+    // Dropped in this order: clusters and hub before their files.
+    sites: Vec<RealSite>,
+    hub: Hub,
+    api: Api,
+    operator: Operator,
+    repository: Repository,
+    key: PathBuf,
+    directory: TempDir,
+}
+
+impl RealFleet {
+    /// Starts clusters of these names and environments, a hub, and registers them. `None` without
+    /// Kubernetes programs, said loudly.
+    ///
+    /// # Errors
+    /// When a part does not start or a cluster is not Connected.
+    pub async fn start(clusters: &[(&str, &str)]) -> anyhow::Result<Option<Self>> {
+        let directory = tempfile::Builder::new().prefix("attest-fleet-").tempdir()?;
+        let at = |name: &str| directory.path().join(name);
+        let mut sites = Vec::new();
+        for (name, _) in clusters {
+            let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
+            let runner = Runner::new("attest-spoke", program("attest-spoke")?);
+            let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
+            let fakelet = Fakelet::start(&cluster, options)?;
+            sites.push(RealSite { name: (*name).to_owned(), cluster, fakelet });
+        }
+        let operator = Operator::new(&at("operator"))?;
+        let home = at("hub");
+        let ports = Hub::init(&operator, &home)?;
+        let repository = Repository::create(&at("repository"))?;
+        let allow =
+            ["--allow-file-repositories".to_owned(), directory.path().display().to_string()];
+        let hub = Hub::start(&home, ports, &allow).await?;
+        let key = at("ci.key");
+        let public = generate_key(&operator, &key)?;
+        let mut environments: Vec<&str> =
+            clusters.iter().map(|(_, environment)| *environment).collect();
+        environments.sort_unstable();
+        environments.dedup();
+        for environment in environments {
+            let public = public.display().to_string();
+            operator.attest(&[
+                "trust",
+                "key",
+                "add",
+                "ci",
+                &public,
+                "--environment",
+                environment,
+            ])?;
+        }
+        let api = Api::from_config(&operator.config())?;
+        let fleet = Self { sites, hub, api, operator, repository, key, directory };
+        for (site, (name, environment)) in fleet.sites.iter().zip(clusters) {
+            fleet.register(site, name, environment)?;
+        }
+        Ok(Some(fleet))
+    }
+
+    fn register(&self, site: &RealSite, name: &str, environment: &str) -> anyhow::Result<()> {
+        let kubeconfig = site.cluster.kubeconfig().display().to_string();
+        let context = format!("{name}-cluster");
+        self.operator.attest(&[
+            "gitops",
+            "cluster",
+            "add",
+            name,
+            "--kubeconfig",
+            &kubeconfig,
+            "--context",
+            &context,
+            "--environment",
+            environment,
+            "--yes",
+        ])?;
+        Ok(())
+    }
+
+    /// Fills the repository with the sample application, as its owner would check it in.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_sample(&self) -> anyhow::Result<()> {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
+        let tree = self.repository.tree();
+        crate::workload::copy_tree(&sample, tree, &["out"])?;
+        let recipe = std::fs::read_to_string(tree.join("attest.yaml"))?;
+        let lines = recipe.lines().map(|line| {
+            let ours = format!("repository: {}", self.repository.url());
+            if line.starts_with("repository:") { ours } else { line.to_owned() }
+        });
+        let recipe: Vec<String> = lines.collect();
+        std::fs::write(tree.join("attest.yaml"), recipe.join("\n") + "\n")?;
+        std::fs::write(tree.join(".gitignore"), "out/\n")?;
+        Ok(())
+    }
+
+    /// Signs what is in the repository as `tag`, commits and pushes; returns the commit.
+    ///
+    /// # Errors
+    /// When `attest run` or Git fails.
+    pub fn release(&self, tag: &str) -> anyhow::Result<String> {
+        self.repository.git(&["add", "-A"])?;
+        self.repository.git(&[
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-m",
+            &format!("Source of {tag}"),
+        ])?;
+        let variables = [("TAG", tag), ("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
+        self.repository.sign(&self.operator, &self.key, &variables)?;
+        let manifests = self.repository.tree().join("k8s");
+        ensure!(
+            replace_tag(&manifests, tag)? > 0,
+            "no image of myapp under {}",
+            manifests.display()
+        );
+        self.repository.commit_and_push(&format!("Release {tag}"))
+    }
+
+    /// Waits until an application is Synced everywhere.
+    ///
+    /// # Errors
+    /// When it is not in time; the error holds the hub's last word.
+    pub async fn wait_synced(&self, application: &str, within: Duration) -> anyhow::Result<()> {
+        let path = format!("/v1/applications/{application}");
+        let waited = until("the application to be Synced", within, || async {
+            let seen: Value = self.api.call("GET", &path, None).await?;
+            Ok((seen.get("phase").and_then(Value::as_str) == Some("Synced")).then_some(()))
+        });
+        if let Err(error) = waited.await {
+            let seen: Value = self.api.call("GET", &path, None).await?;
+            return Err(error.context(format!("{seen:#}")));
+        }
+        Ok(())
+    }
+
+    /// The process id of a cluster's spoke.
+    pub fn spoke_process(&self, name: &str) -> Option<u32> {
+        let site = self.sites.iter().find(|site| site.name == name)?;
+        let processes = site.fakelet.processes();
+        processes.into_iter().find(|(pod, _)| pod.contains("attest-spoke")).map(|(_, id)| id)
+    }
+
+    /// The clusters.
+    pub fn sites(&self) -> &[RealSite] {
+        &self.sites
+    }
+
+    /// The hub.
+    pub fn hub(&mut self) -> &mut Hub {
+        &mut self.hub
+    }
+
+    /// The hub's API.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// The operator.
+    pub fn operator(&self) -> &Operator {
+        &self.operator
+    }
+
+    /// The application's repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// CI's private key file.
+    pub fn key(&self) -> &Path {
+        &self.key
+    }
+
+    /// Where everything is.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// What the workflow's `yq` line does, for every manifest under a directory.
+fn replace_tag(directory: &Path, tag: &str) -> anyhow::Result<usize> {
+    let mut changed = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            changed += replace_tag(&path, tag)?;
+        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+            let text = std::fs::read_to_string(&path)?;
+            let mut lines: Vec<String> = Vec::new();
+            for line in text.lines() {
+                match line.split_once("image: myapp:") {
+                    Some((indent, _)) => {
+                        changed += 1;
+                        lines.push(format!("{indent}image: myapp:{tag}"));
+                    }
+                    None => lines.push(line.to_owned()),
+                }
+            }
+            std::fs::write(&path, lines.join("\n") + "\n")?;
+        }
+    }
+    Ok(changed)
+}

@@ -1,0 +1,177 @@
+//! The main job on real API servers: one signed commit reaches two clusters; what is not signed does not.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use attest_tests::real::{RealFleet, RealSite};
+use attest_tests::wait::until;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const SYNCED_WITHIN: Duration = Duration::from_secs(60);
+const SEEN_WITHIN: Duration = Duration::from_secs(30);
+
+const APPLICATION: &str = "
+apiVersion: attest.continuu.ms/v1
+kind: AttestApplication
+metadata:
+  name: web-app
+spec:
+  destinations:
+  - cluster: staging
+    namespace: app-staging
+  - cluster: production
+    namespace: app-production
+  source:
+    repoUrl: REPOSITORY
+    path: k8s/overlays
+  syncPolicy:
+    automated:
+      prune: true
+      selfHeal: true
+";
+
+async fn fleet() -> anyhow::Result<Option<RealFleet>> {
+    let clusters = [("staging", "staging"), ("production", "production")];
+    let Some(fleet) = RealFleet::start(&clusters).await? else { return Ok(None) };
+    fleet.write_sample()?;
+    fleet.release("v1")?;
+    let manifest = fleet.directory().join("application.yaml");
+    std::fs::write(&manifest, APPLICATION.replace("REPOSITORY", &fleet.repository().url()))?;
+    fleet.operator().attest(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
+    fleet.wait_synced("web-app", SYNCED_WITHIN).await?;
+    Ok(Some(fleet))
+}
+
+async fn image(site: &RealSite) -> anyhow::Result<String> {
+    let namespace = format!("app-{}", site.name);
+    let deployments: Api<Deployment> = Api::namespaced(site.cluster.client().await?, &namespace);
+    let found = deployments.get("web-app").await?;
+    let containers = found.spec.template.spec.context("no pod spec")?.containers;
+    containers.into_iter().next().and_then(|c| c.image).context("no image")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_none()
+-> anyhow::Result<()> {
+    let Some(fleet) = fleet().await? else { return Ok(()) };
+
+    for site in fleet.sites() {
+        let image = image(site).await?;
+        assert!(image.starts_with("myapp:v1@sha256:"), "{image}");
+    }
+    let seen = fleet.operator().json(&["gitops", "app", "get", "web-app"])?;
+    for destination in seen["destinations"].as_array().context("destinations")? {
+        assert_eq!(destination["phase"], "Synced", "{seen:#}");
+        assert_eq!(destination["running"]["signers"], json!(["ci"]));
+        assert_eq!(destination["running"]["version"], "v1");
+    }
+    every_write_was_made_as_it_should(&fleet)?;
+
+    // An edit nobody declared to CI: the commit's rendering is not the one that was signed.
+    let base = fleet.repository().tree().join("k8s/base/deployment.yaml");
+    let text = std::fs::read_to_string(&base)?;
+    std::fs::write(&base, text.replace("myapp:v1", "myapp:evil"))?;
+    let marks: Vec<_> = fleet.sites().iter().map(|site| site.cluster.audit().mark()).collect();
+    fleet.repository().commit_and_push("Nothing to see here")?;
+    fleet.operator().attest(&["gitops", "app", "sync", "web-app"]).ok();
+    let refusal = until("the hub to refuse the edit", SEEN_WITHIN, || async {
+        let seen: Value = fleet.api().call("GET", "/v1/applications/web-app", None).await?;
+        let verified = seen["conditions"].as_array().into_iter().flatten();
+        let mut refused = verified.filter(|c| c["type"] == "Verified" && c["status"] == "False");
+        Ok(refused.next().cloned())
+    })
+    .await?;
+    assert_eq!(refusal["reason"], "ContentDigest", "{refusal:#}");
+    let message = refusal["message"].as_str().context("message")?;
+    for part in ["Deployment", "web-app", "image", "myapp:v1", "myapp:evil"] {
+        assert!(message.contains(part), "{message}");
+    }
+    for (site, mark) in fleet.sites().iter().zip(marks) {
+        assert!(image(site).await?.starts_with("myapp:v1@sha256:"));
+        let writes = site.cluster.audit().since(mark)?.into_iter().filter(|event| {
+            event.is_mutating() && !event.is_dry_run() && event.impersonated_user.is_some()
+        });
+        assert_eq!(writes.count(), 0);
+    }
+
+    // Signed again, it goes out.
+    std::fs::write(&base, text)?;
+    fleet.release("v2")?;
+    fleet.operator().attest(&["gitops", "app", "sync", "web-app"])?;
+    for site in fleet.sites() {
+        until("v2 to run", SYNCED_WITHIN, || async {
+            Ok(image(site).await?.starts_with("myapp:v2@sha256:").then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// The audit log shows the spoke as itself only, and every application object written as its application.
+fn every_write_was_made_as_it_should(fleet: &RealFleet) -> anyhow::Result<()> {
+    const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
+    for site in fleet.sites() {
+        let namespace = format!("app-{}", site.name);
+        let mut objects = 0;
+        for event in site.cluster.audit().events()?.into_iter().filter(|e| e.is_mutating()) {
+            if let Some(account) = event.impersonated_user.as_ref().map(|u| &u.username) {
+                assert_eq!(event.user.username, SPOKE);
+                assert!(
+                    account.starts_with("system:serviceaccount:attest-applications:"),
+                    "{account}"
+                );
+                objects += 1;
+                continue;
+            }
+            if event.user.username != SPOKE {
+                continue;
+            }
+            let object = event.object_ref.as_ref().context("a write without an object")?;
+            let own = object.namespace.is_empty()
+                || object.namespace.starts_with("attest-")
+                || object.resource == "rolebindings"
+                || object.resource == "namespaces";
+            assert!(own, "the spoke wrote {object:?} as itself");
+        }
+        assert!(objects >= 3, "no object of {namespace} was written by its account");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_heals_with_its_hub_dead_and_after_its_own_death() -> anyhow::Result<()> {
+    let Some(mut fleet) = fleet().await? else { return Ok(()) };
+    fleet.hub().process().kill();
+
+    edited_config_comes_back(&fleet.sites()[0], "hub dead").await?;
+    let killed = fleet.sites()[0].fakelet.signal("attest-system/attest-spoke", Signal::KILL);
+    assert_eq!(killed, 1);
+    edited_config_comes_back(&fleet.sites()[0], "spoke killed, hub dead").await?;
+
+    // The hub comes back with its ledger and needs no help.
+    fleet.hub().restart().await?;
+    fleet.wait_synced("web-app", SYNCED_WITHIN).await?;
+    fleet.release("v2")?;
+    until("v2 to run", SYNCED_WITHIN, || async {
+        Ok(image(&fleet.sites()[0]).await?.starts_with("myapp:v2@sha256:").then_some(()))
+    })
+    .await
+}
+
+async fn edited_config_comes_back(site: &RealSite, edit: &str) -> anyhow::Result<()> {
+    let namespace = format!("app-{}", site.name);
+    let configs: Api<ConfigMap> = Api::namespaced(site.cluster.client().await?, &namespace);
+    let original = configs.get("web-app").await?.data.context("no data")?;
+    let field = original.keys().next().context("no field")?.clone();
+    let patch = Patch::Merge(json!({"data": {&field: edit}}));
+    configs.patch("web-app", &PatchParams::default(), &patch).await?;
+    until("the edit to be undone", SEEN_WITHIN, || async {
+        Ok((configs.get("web-app").await?.data.as_ref() == Some(&original)).then_some(()))
+    })
+    .await
+}
