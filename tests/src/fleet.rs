@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cluster::binaries::Binaries;
 use crate::process::{Process, Spec};
 use crate::wait::until;
 
@@ -57,7 +58,14 @@ impl Operator {
 
     /// `attest` with these arguments, ready to run.
     pub fn command<T: Into<OsString>>(&self, arguments: impl IntoIterator<Item = T>) -> Command {
+        // `attest run` renders with the kubectl that the clusters run with.
+        let renderer = Binaries::find().ok().flatten().map(|found| found.directory().to_owned());
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = renderer.into_iter().chain(std::env::split_paths(&path));
         let mut command = Command::new(&self.attest);
+        if let Ok(path) = std::env::join_paths(path) {
+            command.env("PATH", path);
+        }
         command
             .args(arguments.into_iter().map(Into::into))
             .env("ATTEST_CONFIG", self.config())

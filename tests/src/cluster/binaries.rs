@@ -41,6 +41,30 @@ impl Binaries {
         Ok(found.map(|directory| Self { directory }))
     }
 
+    /// Another program that `build.sh NAME` builds beside these, or one on `PATH` of that name.
+    /// `None` after saying so on standard error.
+    ///
+    /// # Errors
+    /// When there is none and this runs in CI (`CI=true`).
+    pub fn extra(name: &str) -> anyhow::Result<Option<PathBuf>> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut directories = cache().into_iter().chain(std::env::split_paths(&path));
+        let found = directories.find_map(|d| Some(d.join(name)).filter(|p| p.is_file()));
+        if found.is_none() {
+            if std::env::var("CI").is_ok_and(|value| value == "true") {
+                bail!("no {name}: run kind-clusters/tools/build.sh {name}");
+            }
+            let text = format!("skipped: no {name} (run kind-clusters/tools/build.sh {name})\n");
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
+        Ok(found)
+    }
+
+    /// The directory of the programs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// One program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.directory.join(name)
