@@ -14,7 +14,7 @@ use attest_common::manifest::{self, ManifestError, Object};
 use serde_json::Value;
 
 use crate::recipe::ImageChange;
-use crate::source::Tree;
+use crate::source::{Tree, clean_directory};
 
 pub use kustomize::{KUSTOMIZATION_FILES, Kustomize};
 pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX};
@@ -54,12 +54,16 @@ pub struct RendererVersion {
 pub enum RenderError {
     /// Nothing to render.
     #[error(
-        "no manifests for this destination: looked for YAML files or a kustomization in {looked_in}; correct `path`, or add one of these directories"
+        "no manifests for this destination: looked for YAML files or a kustomization in {looked_in}; \
+            correct `path`, or add one of these directories"
     )]
     OverlayMissing {
         /// Directories, comma separated.
         looked_in: String,
     },
+    /// A path that is no directory of a repository.
+    #[error("{0}")]
+    Path(String),
     /// A directory with neither manifests nor a kustomization.
     #[error("{path:?} holds no YAML files and no kustomization: correct the path")]
     Empty {
@@ -96,7 +100,8 @@ pub enum RenderError {
     },
     /// Something from the network.
     #[error(
-        "{file}: {entry:?} is fetched from elsewhere: commit it to the repository, renderings are made without network"
+        "{file}: {entry:?} is fetched from elsewhere: commit it to the repository, renderings are made \
+            without network"
     )]
     Remote {
         /// The kustomization.
@@ -134,7 +139,8 @@ pub enum RenderError {
     },
     /// No renderer.
     #[error(
-        "{path:?} is a kustomization and neither `kustomize` nor `kubectl` can be run: install one of them (https://kubectl.docs.kubernetes.io/installation/kustomize/) and put it on PATH"
+        "{path:?} is a kustomization and neither `kustomize` nor `kubectl` can be run: install one of \
+            them (https://kubectl.docs.kubernetes.io/installation/kustomize/) and put it on PATH"
     )]
     ProgramMissing {
         /// The directory.
@@ -198,6 +204,7 @@ impl RenderError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::OverlayMissing { .. } => "OverlayMissing",
+            Self::Path(_) => "PathRefused",
             Self::Empty { .. } => "ManifestsMissing",
             Self::Yaml { .. } => "YamlRefused",
             Self::NotAnObject { .. } => "ObjectShape",
@@ -236,13 +243,13 @@ pub struct Overlay<'a> {
 /// [`RenderError::OverlayMissing`] names every directory that was looked in.
 pub fn select(tree: &Tree, overlay: &Overlay<'_>) -> Result<String, RenderError> {
     let Overlay { path, own_path, cluster, environment } = *overlay;
-    let path = path.trim_start_matches("./").trim_end_matches('/');
     let candidates: Vec<String> = match own_path {
-        Some(own) => vec![own.trim_start_matches("./").trim_end_matches('/').to_owned()],
+        Some(own) => vec![cleaned(own)?],
         None => {
+            let path = cleaned(path)?;
             let below = cluster.into_iter().chain(environment);
             let below = below.map(|directory| format!("{path}/{directory}"));
-            below.chain([path.to_owned()]).collect()
+            below.chain([path.clone()]).collect()
         }
     };
     let found = candidates.iter().find(|candidate| {
@@ -264,7 +271,8 @@ pub fn render(
     images: &[ImageChange],
     kustomize: &Kustomize,
 ) -> Result<Manifests, RenderError> {
-    let path = path.trim_start_matches("./").trim_end_matches('/');
+    let path = cleaned(path)?;
+    let path = path.as_str();
     let mut warnings = Vec::new();
     let (values, renderer) = match kustomize::file_in(tree, path) {
         Some(file) => kustomize::build(tree, path, &file, kustomize, &mut warnings)?,
@@ -307,6 +315,10 @@ impl RendererVersion {
     fn plain() -> Self {
         Self { name: "yaml".to_owned(), version: "1".to_owned() }
     }
+}
+
+fn cleaned(path: &str) -> Result<String, RenderError> {
+    clean_directory(path).map_err(|error| RenderError::Path(error.to_string()))
 }
 
 fn plain(tree: &Tree, path: &str, warnings: &mut Vec<Warning>) -> Result<Vec<Value>, RenderError> {

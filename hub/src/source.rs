@@ -98,7 +98,8 @@ impl Source {
     }
 
     /// Ask the server what `revision` is: a branch, a tag, `HEAD`, a full reference name or a full commit id.
-    /// Only names are asked for; nothing is fetched. `interrupt` ends the call when it becomes true.
+    /// Only names are asked for; nothing is fetched. `interrupt` ends the call when it becomes true; an https
+    /// server that is silent at that moment is waited for until the time limit.
     ///
     /// # Errors
     /// [`SourceError`]; a name that is both a branch and a tag is ambiguous even when both are the same commit.

@@ -92,7 +92,8 @@ impl Kustomize {
 
 impl Program {
     fn at(path: &Path) -> Option<Self> {
-        let path = path.canonicalize().ok()?;
+        // Not resolved through links: some installers link every program to one that looks at its name.
+        let path = std::path::absolute(path).ok()?;
         let name = path.file_name()?.to_str()?;
         let is_kubectl = name.starts_with("kubectl");
         let mut command = Command::new(&path);

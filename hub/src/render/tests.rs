@@ -207,6 +207,7 @@ fn the_overlay_of_a_destination_is_its_own_then_the_clusters_then_the_environmen
     let looked_in = "k8s/overlays/empty, k8s/overlays/production, k8s/overlays;";
     assert!(error.to_string().contains(looked_in), "{error}");
     assert!(find(overlays, Some("nothing"), Some("eu-1"), None).is_err());
+    assert_eq!(find("../flat", None, None, None).unwrap_err().reason(), "PathRefused");
 }
 
 /// The programs that `kind-clusters/tools/build.sh` makes, else those on PATH.

@@ -127,8 +127,9 @@ fn look_for_ambiguity(
             | Event::StreamEnd
             | Event::DocumentStart(..)
             | Event::DocumentEnd
-            | Event::Anchor(..) => {}
-            _ => {}
+            | Event::Anchor(..)
+            | Event::Comment(..)
+            | _ => {}
         }
     }
     Ok(())

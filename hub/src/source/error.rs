@@ -44,7 +44,8 @@ pub enum SourceError {
     },
     /// The commit cannot be had.
     #[error(
-        "{url} does not give out commit {commit} ({detail}): name a branch or tag that contains it, or allow it at the server (uploadpack.allowReachableSHA1InWant)"
+        "{url} does not give out commit {commit} ({detail}): name a branch or tag that contains it, or \
+            allow it at the server (uploadpack.allowReachableSHA1InWant)"
     )]
     CommitNotFound {
         /// The repository.
@@ -84,7 +85,9 @@ pub enum SourceError {
     },
     /// The ssh server showed another host key than the known one, or an unknown one.
     #[error(
-        "the host key of {host} is not among the known hosts of this repository ({detail}): if the server's key really changed, give the new one with `attest gitops repo add --known-hosts F` (`ssh-keyscan` prints it; compare it with the server's own)"
+        "the host key of {host} is not among the known hosts of this repository ({detail}): if the \
+            server's key really changed, give the new one with `attest gitops repo add --known-hosts F` \
+            (`ssh-keyscan` prints it; compare it with the server's own)"
     )]
     HostKeyRefused {
         /// The host.
@@ -94,7 +97,8 @@ pub enum SourceError {
     },
     /// The TLS certificate is not trusted.
     #[error(
-        "the certificate of {host} is not trusted ({detail}): give its authority with `attest gitops repo add --ca-file F`"
+        "the certificate of {host} is not trusted ({detail}): give its authority with `attest gitops \
+            repo add --ca-file F`"
     )]
     CertificateRefused {
         /// The host.

@@ -71,11 +71,13 @@ fn over_ssh(remote: &Remote, call: &mut Call) -> Result<bool, SourceError> {
     if answered && length.iter().all(u8::is_ascii_hexdigit) {
         return Ok(word != b"ERR ");
     }
-    match call.judge(&detail(&String::from_utf8_lossy(&head)), false) {
-        error @ (SourceError::HostKeyRefused { .. }
-        | SourceError::Unreachable { .. }
-        | SourceError::TimedOut { .. }
-        | SourceError::Interrupted { .. }) => Err(error),
-        _ => Ok(false),
-    }
+    let error = call.judge(&detail(&String::from_utf8_lossy(&head)), false);
+    // The server was reached, showed the known host key, and ended without letting us in.
+    let refused = matches!(
+        error,
+        SourceError::AuthenticationFailed { .. }
+            | SourceError::RepositoryNotFound { .. }
+            | SourceError::Protocol { .. }
+    );
+    if refused { Ok(false) } else { Err(error) }
 }

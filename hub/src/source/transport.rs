@@ -124,7 +124,7 @@ impl Call {
     ) -> Result<(std::process::ChildStdout, std::process::ChildStdin), SourceError> {
         let (mut command, program, package) = match self.url.scheme() {
             Scheme::File => (file_command(&self.url, service), "git", "git"),
-            _ => {
+            Scheme::Ssh | Scheme::Https | Scheme::Http | Scheme::Git => {
                 let (command, identity) = ssh_command(remote, service)?;
                 self._identity = Some(identity);
                 (command, "ssh", "openssh-client")

@@ -68,7 +68,8 @@ pub struct UrlPolicy {
 pub enum UrlError {
     /// Not an address at all.
     #[error(
-        "repository address {url:?} is not understood: write https://HOST/PATH, ssh://USER@HOST/PATH or USER@HOST:PATH"
+        "repository address {url:?} is not understood: write https://HOST/PATH, ssh://USER@HOST/PATH or \
+            USER@HOST:PATH"
     )]
     Malformed {
         /// The address as given.
@@ -86,7 +87,8 @@ pub enum UrlError {
     },
     /// A name or password inside the address.
     #[error(
-        "repository address on host {host:?} carries credentials: remove them from the address and give them to `attest gitops repo add --username U --password-file F`"
+        "repository address on host {host:?} carries credentials: remove them from the address and give \
+            them to `attest gitops repo add --username U --password-file F`"
     )]
     Credentials {
         /// The host, without what stood before it.
@@ -112,7 +114,8 @@ pub enum UrlError {
     },
     /// A file outside the allowed directories.
     #[error(
-        "repository {path:?} lies in no allowed directory: start the hub with --allow-file-repositories {suggestion:?}"
+        "repository {path:?} lies in no allowed directory: start the hub with --allow-file-repositories \
+            {suggestion:?}"
     )]
     FileNotAllowed {
         /// The resolved path.

@@ -131,7 +131,7 @@ fn an_unknown_authority_is_refused_by_name() {
     let web = Web::serve(repository.root().to_owned());
     let other = Web::serve(repository.root().to_owned());
     let cached = cached();
-    for ca_pem in [None, Some(other.ca_pem.clone())] {
+    for ca_pem in [None, Some(other.ca_pem)] {
         let credentials = Credentials { ca_pem, ..credentials(&web, READER) };
         let remote = remote(&web.url("origin.git"), &UrlPolicy::default(), credentials);
 

@@ -71,6 +71,25 @@ fn an_unfinished_merge_and_a_link_are_refused() {
 }
 
 #[test]
+fn a_clone_that_somebody_else_owns_is_read() {
+    let repository = Repository::sample();
+    let give_away = |path: &str| {
+        std::os::unix::fs::chown(repository.work().join(path), Some(12345), None).is_ok()
+    };
+    if !give_away("") || !give_away(".git") {
+        eprintln!("skipped: only root can give a directory away");
+        return;
+    }
+
+    let tree = WorkTree::discover(&repository.work()).unwrap();
+
+    assert!(tree.head_commit().is_some());
+    assert!(tree.read_index(&[]).unwrap().get("k8s/deployment.yaml").is_some());
+    // Git itself refuses to write there, and says how to allow it.
+    refused(tree.stage(&["k8s"]), "GitProgram", "safe.directory");
+}
+
+#[test]
 fn a_directory_without_a_repository_says_so() {
     let directory = tempfile::tempdir().unwrap();
 
