@@ -9,6 +9,7 @@ pub mod apply;
 mod definition;
 mod rbac;
 mod spoke;
+pub mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,168 @@
+//! The hub's JSON API, as the operator's commands use it: mutual TLS, pinned authority, errors that say what to do.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use attest_certs::{Bundle, Pin, tls};
+use attest_gitops::api::documents::Failure;
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::{Config, Hub};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A hub that can be asked.
+#[derive(Debug)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    hub: Hub,
+}
+
+/// The hub's refusal, kept as it came so that callers can act on its reason.
+#[derive(Debug, thiserror::Error)]
+#[error("{message} ({reason}{at})", at = field.as_ref().map(|field| format!(" at {field}")).unwrap_or_default())]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) field: Option<String>,
+}
+
+impl Client {
+    /// The hub that `--hub`, `ATTEST_HUB` or the context names.
+    pub(crate) fn from_context(hub: Option<&str>) -> anyhow::Result<Self> {
+        Self::new(Config::load()?.hub(hub)?)
+    }
+
+    /// A client for this hub. Nothing is sent yet.
+    pub(crate) fn new(hub: &Hub) -> anyhow::Result<Self> {
+        let field = |what: &str| format!("the context's hub `{}` has no usable {what}", hub.name);
+        let pin: Pin = hub.ca_pin.parse().with_context(|| field("caPin"))?;
+        let own = Bundle::from_pem(&hub.operator_chain, &hub.operator_key)
+            .with_context(|| field("operatorChain and operatorKey"))?;
+        let tls =
+            tls::operator_https(&[pin], &own).with_context(|| field("operator certificate"))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT_WITHIN)
+            .timeout(ANSWER_WITHIN)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .context("cannot set up the connection to the hub")?;
+        Ok(Self { http, hub: hub.clone() })
+    }
+
+    /// The context's entry.
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        read(&self.send(Method::GET, path, None::<&()>).await?)
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> anyhow::Result<T> {
+        read(&self.send(Method::POST, path, Some(body)).await?)
+    }
+
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> anyhow::Result<T> {
+        read(&self.send(Method::PUT, path, Some(body)).await?)
+    }
+
+    /// A request whose answer has nothing that matters.
+    pub(crate) async fn act(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> anyhow::Result<()> {
+        self.send(method, path, body).await?;
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> anyhow::Result<Vec<u8>> {
+        let url = format!("{}{path}", self.hub.api_url.trim_end_matches('/'));
+        let mut request = self.http.request(method, url);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let mut answer = request.send().await.map_err(|error| self.unreachable(error))?;
+        let status = answer.status();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(error))? {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                bail!("the hub's answer is longer than {ANSWER_BYTES_MAX} bytes");
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if status.is_success() { Ok(bytes) } else { Err(refused(status, &bytes)) }
+    }
+
+    /// Which address of which context, and what to look at.
+    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let Hub { name, api_url, .. } = &self.hub;
+        let hint = if error.is_timeout() {
+            "it did not answer in time"
+        } else if error.is_connect() {
+            "is attest-hub running there? `--hub NAME` or ATTEST_HUB chooses another hub"
+        } else {
+            "the connection broke"
+        };
+        anyhow::Error::new(error.without_url())
+            .context(format!("cannot reach hub `{name}` at {api_url}: {hint}"))
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(bytes)
+        .context("the hub's answer is not understood; is it of another version?")
+}
+
+fn refused(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
+    match serde_json::from_slice::<Failure>(bytes) {
+        Ok(Failure { reason, message, field }) => {
+            anyhow!(Refused { status, reason, message, field })
+        }
+        Err(_) => {
+            let text: String = String::from_utf8_lossy(bytes).chars().take(200).collect();
+            anyhow!("the hub answered {status}: {}", text.trim())
+        }
+    }
+}
+
+/// The hub's refusal inside an error, when it is one.
+pub(crate) fn refusal(error: &anyhow::Error) -> Option<&Refused> {
+    error.downcast_ref::<Refused>()
+}
+
+/// True when the hub says that there is no such thing.
+pub(crate) fn is_missing(error: &anyhow::Error) -> bool {
+    refusal(error).is_some_and(|refused| refused.status == StatusCode::NOT_FOUND)
+}
+
+/// Runs a command that waits for the network.
+pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(work)
+}

@@ -1,0 +1,350 @@
+//! `attest gitops cluster …`: who is in the fleet. Adding one is `add`; this file is the rest.
+
+mod add;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use attest_common::ids::ClusterId;
+use attest_gitops::api::documents::{
+    AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest,
+};
+use attest_gitops::install::apply::write_cluster_id;
+use clap::Subcommand;
+use reqwest::Method;
+
+use crate::client::{Client, block_on, is_missing};
+use crate::gitops::{HubArgs, show};
+use crate::human::{NONE, age, confirm, duration, or_none, until};
+use crate::printer::{Format, Output, Printer, Table};
+use crate::target::{TargetArgs, TargetCluster, write_private};
+
+const POLL_EVERY: Duration = Duration::from_millis(500);
+const TOKEN_MINUTES_DEFAULT: u64 = 15;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Register a cluster: install the spoke and its trust policy, and wait until it is connected
+    Add(Box<add::AddArgs>),
+    /// List clusters
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        output: Output,
+        /// Go on and print what changes
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Show one cluster
+    Get {
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a cluster out of the fleet; what runs there keeps running
+    Rm {
+        name: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Let a cluster in that joined with a token and waits
+    Accept(AcceptArgs),
+    /// Shut a cluster out for ever: its certificates and its identity are refused from now on
+    Revoke {
+        name: String,
+        /// Why, for those who look later
+        #[arg(long, default_value = "unspecified")]
+        reason: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// End a cluster's connection and certificate; it may join again
+    Evict { name: String },
+    /// Join tokens, for clusters that are not registered by `cluster add`
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, clap::Args)]
+struct AcceptArgs {
+    name: String,
+    /// Fingerprint that the spoke logs, `SHA256:…`
+    #[arg(long)]
+    fingerprint: String,
+    /// Also tell the cluster's trust policy which spoke it is for
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Longest wait for the spoke to fetch its certificate, in seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token that admits one spoke once; the cluster then waits for `cluster accept`
+    Create {
+        /// Name the cluster will have
+        cluster: String,
+        /// Minutes the token is good for
+        #[arg(long, default_value_t = TOKEN_MINUTES_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=1440))]
+        ttl_minutes: u64,
+        /// Write the token here, for its owner only, and do not print it
+        #[arg(long, value_name = "FILE")]
+        token_output: Option<PathBuf>,
+        /// Replace a cluster of this name that is registered already
+        #[arg(long)]
+        replace: bool,
+    },
+    /// List tokens; their secrets are never shown again
+    #[command(visible_alias = "ls")]
+    List(Output),
+    /// Make an unused token useless
+    Revoke { id: String },
+}
+
+pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    match args.command {
+        Command::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
+        Command::List { output, watch } => {
+            let client = hub.client()?;
+            let ask = async || client.get::<List<Cluster>>("/v1/clusters").await;
+            block_on(show(output, watch, printer, ask, |list, format| {
+                clusters(&list.items, format)
+            }))
+        }
+        Command::Get { name, output } => get(&name, output, hub, printer),
+        Command::Rm { name, yes } => {
+            let question =
+                format!("Remove cluster {name}? What runs there keeps running, unmanaged.");
+            confirm(&question, yes, printer)?;
+            act(hub, Method::DELETE, &path(&name))?;
+            printer.line(&format!("cluster/{name} removed"));
+            printer.note("the spoke and its policy are still installed there; `kubectl delete namespace attest-system` removes the spoke");
+            Ok(())
+        }
+        Command::Accept(args) => block_on(Box::pin(accept(args, hub, printer))),
+        Command::Revoke { name, reason, yes } => {
+            confirm(&format!("Shut cluster {name} out for ever?"), yes, printer)?;
+            let client = hub.client()?;
+            let request = RevokeRequest { reason };
+            let path = format!("{}/revoke", path(&name));
+            block_on(client.act(Method::POST, &path, Some(&request)))?;
+            printer.line(&format!("cluster/{name} revoked"));
+            Ok(())
+        }
+        Command::Evict { name } => {
+            act(hub, Method::POST, &format!("{}/evict", path(&name)))?;
+            printer.line(&format!("cluster/{name} evicted"));
+            Ok(())
+        }
+        Command::Token(command) => token(command, hub, printer),
+    }
+}
+
+/// Path of a cluster in the API. Names are checked by the hub; nothing else may leave the segment.
+fn path(name: &str) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    format!(
+        "/v1/clusters/{}",
+        name.chars().map(|c| if safe(c) { c } else { '_' }).collect::<String>()
+    )
+}
+
+fn act(hub: &HubArgs, method: Method, path: &str) -> anyhow::Result<()> {
+    block_on(hub.client()?.act(method, path, None::<&()>))
+}
+
+/// One word for where a cluster stands.
+fn state(cluster: &Cluster) -> &str {
+    match (cluster.state.as_str(), cluster.connected) {
+        ("Accepted", true) => "Connected",
+        ("Accepted", false) => "Disconnected",
+        (other, _) => other,
+    }
+}
+
+fn clusters(clusters: &[Cluster], format: Format) -> Table {
+    let wide = format == Format::Wide;
+    let mut header = vec!["name", "state", "default", "environment", "last seen", "kubernetes"];
+    header.extend(["apps", "age"]);
+    if wide {
+        header.extend(["id", "agent", "certificate expires", "fingerprint"]);
+    }
+    let mut table = Table::new(&header);
+    for cluster in clusters {
+        let seen = cluster.last_seen_age_ms.map(|ms| format!("{} ago", duration(ms)));
+        let mut row = vec![
+            cluster.name.clone(),
+            state(cluster).to_owned(),
+            if cluster.default { "*" } else { "" }.to_owned(),
+            or_none(cluster.environment.as_ref()),
+            seen.unwrap_or_else(|| "never".to_owned()),
+            or_none(cluster.kubernetes_version.as_ref()),
+            cluster.applications.to_string(),
+            age(cluster.registered_at),
+        ];
+        if wide {
+            row.extend([
+                cluster.id.to_string(),
+                or_none(cluster.agent_version.as_ref()),
+                cluster.certificate_expires_at.map_or_else(|| NONE.to_owned(), until),
+                cluster.fingerprint.clone(),
+            ]);
+        }
+        table.row(row);
+    }
+    table
+}
+
+fn get(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    let cluster: Cluster = block_on(client.get(&path(name)))?;
+    if !matches!(output.format, Format::Table | Format::Wide) {
+        return printer.result(output.format, &cluster, || {
+            clusters(std::slice::from_ref(&cluster), Format::Wide)
+        });
+    }
+    let seen = cluster.last_seen_age_ms.map(|ms| format!("{} ago", duration(ms)));
+    let lines = [
+        ("Name", cluster.name.clone()),
+        ("ID", cluster.id.to_string()),
+        ("State", state(&cluster).to_owned()),
+        ("Default", if cluster.default { "yes" } else { "no" }.to_owned()),
+        ("Environment", or_none(cluster.environment.as_ref())),
+        ("Last seen", seen.unwrap_or_else(|| "never".to_owned())),
+        ("Agent", or_none(cluster.agent_version.as_ref())),
+        ("Kubernetes", or_none(cluster.kubernetes_version.as_ref())),
+        (
+            "Certificate",
+            cluster.certificate_expires_at.map_or_else(
+                || NONE.to_owned(),
+                |at| format!("expires in {}, renewed by the spoke itself", until(at)),
+            ),
+        ),
+        ("Fingerprint", cluster.fingerprint.clone()),
+        ("Kube-system", cluster.kube_system_uid.clone()),
+        ("Applications", cluster.applications.to_string()),
+        ("Registered", format!("{} ({} ago)", cluster.registered_at, age(cluster.registered_at))),
+    ];
+    for (name, value) in lines {
+        printer.line(&format!("{:<14}{value}", format!("{name}:")));
+    }
+    Ok(())
+}
+
+async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let AcceptArgs { name, fingerprint, target, timeout } = args;
+    let client = hub.client()?;
+    // A kubeconfig that cannot be used is noticed before the hub is told anything.
+    let given = target.kubeconfig.is_some() || target.context.is_some();
+    let cluster = if given { Some(TargetCluster::open(&target).await?) } else { None };
+    if let Some(cluster) = &cluster
+        && cluster.look().await?.policy.is_none()
+    {
+        bail!(
+            "the cluster has no trust policy yet; first `attest trust new --environment E \
+             --cluster-name {name} -o policy.yaml`, then `attest trust install policy.yaml --kubeconfig F`"
+        );
+    }
+    let request = AcceptRequest { fingerprint };
+    client.act(Method::POST, &format!("{}/accept", path(&name)), Some(&request)).await?;
+    let accepted: Cluster = client.get(&path(&name)).await?;
+    printer.line(&format!("cluster/{name} accepted as {}", accepted.id));
+    let Some(cluster) = cluster else {
+        printer.note("next, with the cluster's own credentials:");
+        printer.note(&format!(
+            "  attest trust install POLICY --kubeconfig F --cluster-id {}",
+            accepted.id
+        ));
+        return Ok(());
+    };
+    let until = tokio::time::Instant::now() + Duration::from_secs(timeout);
+    let found = loop {
+        match cluster.cluster_id().await? {
+            Some(id) => break id,
+            None if tokio::time::Instant::now() >= until => {
+                bail!("the spoke has not fetched its certificate within {timeout} s");
+            }
+            None => tokio::time::sleep(POLL_EVERY).await,
+        }
+    };
+    if found != accepted.id.as_str() {
+        bail!("context `{}` holds spoke {found}, not {}", cluster.context, accepted.id);
+    }
+    write_cluster_id(&cluster.client, &found).await?;
+    printer.note("the cluster's trust policy is now for this spoke");
+    Ok(())
+}
+
+fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    match command {
+        TokenCommand::Create { cluster, ttl_minutes, token_output, replace } => {
+            let request = TokenRequest {
+                cluster: cluster.clone(),
+                ttl_seconds: ttl_minutes * 60,
+                auto_accept: false,
+                replace,
+            };
+            let token: Token = block_on(client.post("/v1/tokens", &request))?;
+            let secret = token.token.context("the hub's answer has no token")?;
+            match token_output {
+                Some(file) => {
+                    write_private(&file, secret.as_bytes())?;
+                    printer.line(&format!("token/{} written to {}", token.id, file.display()));
+                }
+                None => printer.line(&secret),
+            }
+            printer.note(&format!("good once, for {}; next:", until(token.expires_at)));
+            printer.note(&format!(
+                "  attest-spoke --hub {} --join-token-file FILE   (in the cluster)",
+                client.hub().spoke_address
+            ));
+            printer
+                .note(&format!("  attest gitops cluster accept {cluster} --fingerprint SHA256:…"));
+        }
+        TokenCommand::List(output) => {
+            let tokens: List<Token> = block_on(client.get("/v1/tokens"))?;
+            printer.result(output.format, &tokens, || {
+                let mut table =
+                    Table::new(&["id", "cluster", "state", "accepts itself", "expires"]);
+                for token in &tokens.items {
+                    let accepts = if token.auto_accept { "yes" } else { "no" };
+                    let expires = until(token.expires_at);
+                    table.row([&token.id, &token.cluster, &token.state, accepts, &expires]);
+                }
+                table
+            })?;
+        }
+        TokenCommand::Revoke { id } => {
+            let safe: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+            let path = format!("/v1/tokens/{safe}");
+            block_on(client.act(Method::DELETE, &path, None::<&()>))?;
+            printer.line(&format!("token/{id} revoked"));
+        }
+    }
+    Ok(())
+}
+
+/// The hub's entry of a cluster, when it has one.
+async fn registered(client: &Client, name: &str) -> anyhow::Result<Option<Cluster>> {
+    match client.get(&path(name)).await {
+        Ok(cluster) => Ok(Some(cluster)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// True when the entry is for the spoke with this id.
+fn is_same(cluster: &Cluster, id: &ClusterId) -> bool {
+    cluster.id == *id
+}

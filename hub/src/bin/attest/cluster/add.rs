@@ -1,0 +1,425 @@
+//! `attest gitops cluster add`: preflight, installation, join, and waiting until the cluster is connected.
+//!
+//! The kubeconfig is used in this process only. The hub contributes a join token and nothing else: the policy,
+//! its keys and pins, the image and the manifests come from the operator's side.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use attest_common::ids::{ClusterId, Name};
+use attest_common::policy::Spec;
+use attest_gitops::api::documents::{Cluster, Token, TokenRequest};
+use attest_gitops::install::apply::{self, Target};
+use attest_gitops::install::{Agent, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, trust};
+use k8s_openapi::api::authentication::v1::TokenRequest as AccountTokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{POLL_EVERY, is_same, registered};
+use crate::client::Client;
+use crate::context::{self, Config, Hub};
+use crate::gitops::HubArgs;
+use crate::human::{confirm, duration};
+use crate::printer::Printer;
+use crate::target::{Seen, TargetArgs, TargetCluster, write_private};
+use crate::trust::{Narrowing, generate, read_policy};
+
+/// How long the join token of `cluster add` is good for, in seconds, beyond the wait itself.
+const TOKEN_SPARE_S: u64 = 300;
+/// Life of the account token in an external agent's kubeconfig; the spoke renews it long before.
+const ACCOUNT_TOKEN_S: i64 = 24 * 60 * 60;
+
+/// The spoke's image when no flag names one: fixed when this program is built.
+const SPOKE_IMAGE: &str = match option_env!("ATTEST_SPOKE_IMAGE") {
+    Some(image) => image,
+    None => concat!("ghcr.io/attest-ci/attest-spoke:", env!("CARGO_PKG_VERSION")),
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddArgs {
+    /// Name of the cluster within the fleet
+    name: Name,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Trust policy to install; made from the context's keys when absent
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["names", "repos", "namespaces", "allow_remove"])]
+    trust_policy: Option<PathBuf>,
+    /// Environment whose releases may run there; the cluster's name when absent
+    #[arg(long)]
+    environment: Option<Name>,
+    #[command(flatten)]
+    narrowing: Narrowing,
+    /// Where the spoke runs
+    #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
+    agent: AgentPlace,
+    /// Image of the spoke
+    #[arg(long, value_name = "REF", default_value = SPOKE_IMAGE)]
+    spoke_image: String,
+    /// With --agent external: where the spoke's kubeconfig goes
+    #[arg(long, value_name = "FILE")]
+    kubeconfig_output: Option<PathBuf>,
+    /// With --agent external: where the join token goes
+    #[arg(long, value_name = "FILE")]
+    token_output: Option<PathBuf>,
+    /// Replace a cluster of this name, or a registration that this cluster has elsewhere
+    #[arg(long)]
+    replace: bool,
+    /// Check everything and show what would be installed; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Longest wait for the spoke, in seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+/// Where the spoke runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum AgentPlace {
+    /// As a Deployment of the cluster
+    InCluster,
+    /// Outside; the command prints how to start it
+    External,
+}
+
+/// What the preflight found out about the two ends.
+enum Standing {
+    /// Nothing there: a token is needed.
+    New,
+    /// This very registration exists; only the manifests are brought up to date.
+    Same(ClusterId),
+    /// The spoke there has an identity that does not count any more: it joins anew.
+    Rejoin,
+}
+
+pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let config = Config::load()?;
+    let entry = config.hub(hub.hub.as_deref())?;
+    let client = Client::new(entry)?;
+    let environment = args.environment.clone().unwrap_or_else(|| args.name.clone());
+    // Without a key nothing could ever run there: said before anything is asked or changed.
+    let policy = match &args.trust_policy {
+        Some(file) => read_policy(file)?,
+        None => generate(&config, entry, &environment, Some(&args.name), &args.narrowing)?,
+    };
+
+    let cluster = TargetCluster::open(&args.target).await?;
+    let seen = cluster.look().await?;
+    printer.note(&format!(
+        "[preflight] reached {} ({}), Kubernetes {}",
+        cluster.server, cluster.context, seen.kubernetes_version
+    ));
+    let policy = trust::complete(policy, Some(&args.name), &seen.kube_system_uid)?;
+    check_policy(&policy, entry, args.trust_policy.is_some(), printer)?;
+    let standing = standing(&args, &client, &seen).await?;
+    printer.note(&match &standing {
+        Standing::New => {
+            format!("[preflight] the name {} is free at hub {}", args.name, entry.name)
+        }
+        Standing::Same(id) => format!("[preflight] {} is registered already, as {id}", args.name),
+        Standing::Rejoin => "[preflight] the spoke there will join anew".to_owned(),
+    });
+    let plan = Plan { args: &args, policy: &policy, hub: &entry.spoke_address };
+    let rehearsed = plan.manifests(Some("token"));
+    cluster.check_rights(&rehearsed).await?;
+    apply::rehearse(&cluster.client, &rehearsed).await?;
+    printer.note("[preflight] rights suffice");
+
+    plan.show(&rehearsed, printer)?;
+    if args.dry_run {
+        printer.line(&format!("cluster/{} can be registered (dry run)", args.name));
+        return Ok(());
+    }
+    confirm(&format!("Install this into context {}?", cluster.context), args.yes, printer)?;
+    Run { plan: &plan, client: &client, cluster: &cluster, printer }.register(&standing).await
+}
+
+/// A policy from a file must be for this hub, or the cluster would never listen to it.
+fn check_policy(
+    policy: &Spec,
+    hub: &Hub,
+    from_file: bool,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let loaded = policy.load().context("the trust policy cannot be used")?;
+    if !loaded.hub_keys.keys().any(|id| id.to_string() == hub.hub_key_id) {
+        bail!(
+            "the trust policy does not list the signing key of hub `{}`, {}",
+            hub.name,
+            hub.hub_key_id
+        );
+    }
+    if !loaded.ca_pins.contains(&hub.ca_pin) {
+        bail!(
+            "the trust policy does not list the certificate authority of hub `{}`, {}",
+            hub.name,
+            hub.ca_pin
+        );
+    }
+    if from_file && loaded.ci_keys().is_empty() {
+        printer.warning(&format!(
+            "the trust policy has no CI key for environment {}: every release will be refused",
+            policy.environment
+        ));
+    }
+    Ok(())
+}
+
+async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Result<Standing> {
+    let known = registered(client, args.name.as_str()).await?;
+    let here: Option<ClusterId> = match &seen.cluster_id {
+        Some(id) => Some(id.parse().context("the cluster's identity Secret is malformed")?),
+        None => None,
+    };
+    let our_hub = || {
+        let pins = seen.policy.as_ref().and_then(|spec| spec.pointer("/hub/caPins"));
+        let pins = pins.and_then(Value::as_array);
+        pins.is_some_and(|pins| pins.iter().any(|pin| *pin == *client.hub().ca_pin))
+    };
+    match (known, here) {
+        (Some(known), Some(here)) if is_same(&known, &here) && known.state == "Accepted" => {
+            Ok(Standing::Same(here))
+        }
+        (Some(_), None) if args.replace => Ok(Standing::New),
+        (Some(_), Some(_)) if args.replace => Ok(Standing::Rejoin),
+        (Some(known), _) => bail!(
+            "the name {} is taken by cluster {} ({}); choose another name, remove that one with \
+             `attest gitops cluster rm {}`, or replace it with --replace",
+            args.name,
+            known.id,
+            known.state,
+            args.name
+        ),
+        (None, None) => Ok(Standing::New),
+        // The same hub has forgotten it: `cluster rm` came before.
+        (None, Some(_)) if args.replace || our_hub() => Ok(Standing::Rejoin),
+        (None, Some(here)) => {
+            bail!("this cluster is registered with another hub, as {here}; --replace takes it over")
+        }
+    }
+}
+
+/// What is to be installed.
+struct Plan<'a> {
+    args: &'a AddArgs,
+    policy: &'a Spec,
+    hub: &'a str,
+}
+
+impl Plan<'_> {
+    fn manifests(&self, token: Option<&str>) -> Vec<Value> {
+        let agent = match self.args.agent {
+            AgentPlace::InCluster => {
+                Agent::InCluster { image: &self.args.spoke_image, hub: self.hub, token }
+            }
+            AgentPlace::External => Agent::External,
+        };
+        Installation { policy: self.policy, agent }.manifests()
+    }
+
+    fn show(&self, manifests: &[Value], printer: &Printer) -> anyhow::Result<()> {
+        printer.note("to be installed:");
+        for manifest in manifests {
+            printer.note(&format!("  {}", Target::of(manifest)?));
+        }
+        printer.note("with this trust policy:");
+        for line in trust::to_yaml(self.policy)?.lines() {
+            printer.note(&format!("  {line}"));
+        }
+        Ok(())
+    }
+
+    fn file(&self, given: Option<&PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+        match given {
+            Some(file) => Ok(file.clone()),
+            None => {
+                Ok(context::directory()?.join("spokes").join(self.args.name.as_str()).join(name))
+            }
+        }
+    }
+}
+
+/// The part that changes things.
+struct Run<'a> {
+    plan: &'a Plan<'a>,
+    client: &'a Client,
+    cluster: &'a TargetCluster,
+    printer: &'a Printer,
+}
+
+impl Run<'_> {
+    async fn register(&self, standing: &Standing) -> anyhow::Result<()> {
+        let Self { plan, cluster, printer, .. } = self;
+        let name = &plan.args.name;
+        let started = Instant::now();
+        let token = match standing {
+            Standing::Same(_) => None,
+            Standing::New | Standing::Rejoin => Some(self.token().await?),
+        };
+        if let Err(error) = self.install(standing, token.as_ref()).await {
+            // Nobody will use it any more.
+            if let Some(token) = &token {
+                let path = format!("/v1/tokens/{}", token.id);
+                let _ = self.client.act(Method::DELETE, &path, None::<&()>).await;
+            }
+            return Err(error);
+        }
+        let id = match standing {
+            Standing::Same(id) => id.clone(),
+            Standing::New | Standing::Rejoin => self.identity(started).await?,
+        };
+        apply::write_cluster_id(&cluster.client, id.as_str()).await?;
+        printer.note(&format!("[join] the trust policy is for {id}"));
+        self.connected(started, &id).await?;
+        printer.line(&format!("cluster/{name} registered"));
+        printer.note(&format!("{name} is connected as {id}, after {}", elapsed(started)));
+        printer.note("next:");
+        printer.note("  attest gitops app apply -f APPLICATION.yaml");
+        Ok(())
+    }
+
+    async fn token(&self) -> anyhow::Result<Token> {
+        let request = TokenRequest {
+            cluster: self.plan.args.name.to_string(),
+            ttl_seconds: self.plan.args.timeout + TOKEN_SPARE_S,
+            auto_accept: true,
+            replace: self.plan.args.replace,
+        };
+        self.client.post("/v1/tokens", &request).await.context("the hub gives no join token")
+    }
+
+    async fn install(&self, standing: &Standing, token: Option<&Token>) -> anyhow::Result<()> {
+        let Self { plan, cluster, printer, .. } = self;
+        let secret =
+            token.map(|token| token.token.as_deref().context("the hub's answer has no token"));
+        let secret = secret.transpose()?;
+        let manifests = plan.manifests(secret);
+        if matches!(standing, Standing::Rejoin) {
+            cluster.forget_identity().await?;
+        }
+        let total = manifests.len();
+        apply::apply(&cluster.client, &manifests, |_| {}).await?;
+        printer.note(&format!("[install] {total} objects applied"));
+        for gone in apply::prune(&cluster.client, &manifests).await? {
+            printer
+                .note(&format!("[install] {gone} removed: the policy has no use for it any more"));
+        }
+        if plan.args.agent == AgentPlace::External {
+            self.external(secret).await?;
+        }
+        Ok(())
+    }
+
+    /// Files for a spoke outside the cluster, and the line that starts it.
+    async fn external(&self, secret: Option<&str>) -> anyhow::Result<()> {
+        let Self { plan, cluster, printer, .. } = self;
+        let AddArgs { name, kubeconfig_output, token_output, .. } = plan.args;
+        let kubeconfig_file = plan.file(kubeconfig_output.as_ref(), "kubeconfig")?;
+        let kubeconfig = cluster.kubeconfig_with(name.as_str(), &self.account_token().await?)?;
+        write_private(&kubeconfig_file, kubeconfig.as_bytes())?;
+        let mut line =
+            format!("attest-spoke --kubeconfig {} --hub {}", quoted(&kubeconfig_file), plan.hub);
+        if let Some(secret) = secret {
+            let token_file = plan.file(token_output.as_ref(), "join-token")?;
+            write_private(&token_file, secret.as_bytes())?;
+            line.push_str(&format!(" --join-token-file {}", quoted(&token_file)));
+        }
+        printer.note("start the spoke:");
+        printer.line(&line);
+        Ok(())
+    }
+
+    async fn account_token(&self) -> anyhow::Result<String> {
+        let accounts: Api<ServiceAccount> =
+            Api::namespaced(self.cluster.client.clone(), SYSTEM_NAMESPACE);
+        let request: AccountTokenRequest = serde_json::from_value(json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+            "spec": {"audiences": [], "expirationSeconds": ACCOUNT_TOKEN_S}
+        }))?;
+        let answer =
+            accounts.create_token_request(SPOKE_NAME, &PostParams::default(), &request).await;
+        let answer = answer.context("cannot get a token of the spoke's account")?;
+        answer.status.and_then(|status| status.token).context("the API server gave no token")
+    }
+
+    /// Waits for the identity that the spoke makes when it joins.
+    async fn identity(&self, started: Instant) -> anyhow::Result<ClusterId> {
+        let Self { cluster, printer, plan, .. } = self;
+        let mut told = String::new();
+        loop {
+            if let Some(id) = cluster.cluster_id().await? {
+                return id.parse().context("the spoke's identity Secret is malformed");
+            }
+            let trouble = match plan.args.agent {
+                AgentPlace::InCluster => cluster.pod_trouble().await,
+                AgentPlace::External => None,
+            };
+            let now = trouble.unwrap_or_else(|| "waiting for the spoke to join".to_owned());
+            if now != told {
+                printer.note(&format!("[join] {now} ({})", elapsed(started)));
+                told = now;
+            }
+            if self.is_late(started) {
+                bail!(
+                    "the spoke has not joined within {} s: {told}. Does {} reach it over UDP? `kubectl \
+                     --context {} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more. The same \
+                     command goes on where this one stopped",
+                    plan.args.timeout,
+                    plan.hub,
+                    cluster.context
+                );
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+
+    /// Waits until the hub has the spoke's session.
+    async fn connected(&self, started: Instant, id: &ClusterId) -> anyhow::Result<()> {
+        let Self { client, printer, plan, .. } = self;
+        let mut told = String::new();
+        loop {
+            let known: Option<Cluster> = registered(client, plan.args.name.as_str()).await?;
+            let now = match &known {
+                Some(known) if is_same(known, id) && known.connected => return Ok(()),
+                Some(known) if is_same(known, id) => format!("{}, not connected yet", known.state),
+                Some(known) => format!("the hub knows {} by this name, not {id}", known.id),
+                None => "the hub does not know the cluster yet".to_owned(),
+            };
+            if now != told {
+                printer.note(&format!("[connect] {now} ({})", elapsed(started)));
+                told = now;
+            }
+            if self.is_late(started) {
+                bail!(
+                    "the spoke has joined but is not connected within {} s: {told}. \
+                     `attest gitops cluster get {}` shows more",
+                    plan.args.timeout,
+                    plan.args.name
+                );
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+
+    fn is_late(&self, started: Instant) -> bool {
+        started.elapsed() >= Duration::from_secs(self.plan.args.timeout)
+    }
+}
+
+fn elapsed(started: Instant) -> String {
+    duration(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A path as a shell reads it back.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}

@@ -1,0 +1,245 @@
+//! The operator's context: which hubs there are, how to reach each, and the CI keys the operator trusts.
+//!
+//! One YAML file, like a kubeconfig, readable by its owner only. It is the operator's side of trust: what goes
+//! into a cluster's trust policy comes from here and never from a hub.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use attest_common::ids::Name;
+use attest_common::keys::PublicKey;
+use serde::{Deserialize, Serialize};
+
+/// Names another file.
+const PATH_VARIABLE: &str = "ATTEST_CONFIG";
+/// Largest context file that is read, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Everything in the file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Config {
+    /// The hub that is meant when none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) current_hub: Option<String>,
+    #[serde(default)]
+    pub(crate) hubs: Vec<Hub>,
+    #[serde(default)]
+    pub(crate) keys: Vec<CiKey>,
+}
+
+/// A hub and the operator's credentials there.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Hub {
+    pub(crate) name: String,
+    /// `https://HOST:PORT` of the API.
+    pub(crate) api_url: String,
+    /// `HOST:PORT` that spokes dial.
+    pub(crate) spoke_address: String,
+    /// `sha256:<hex>` of the authority's public key.
+    pub(crate) ca_pin: String,
+    pub(crate) hub_key_id: String,
+    /// PEM of the key that signs plans.
+    pub(crate) hub_key: String,
+    /// PEM of the operator's certificate and its authority.
+    pub(crate) operator_chain: String,
+    /// PEM of the operator's private key.
+    pub(crate) operator_key: String,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("name", &self.name).field("api_url", &self.api_url).finish()
+    }
+}
+
+/// A public key of CI and the environments it may release for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct CiKey {
+    pub(crate) alias: String,
+    /// PEM.
+    pub(crate) public_key: String,
+    pub(crate) environments: Vec<Name>,
+}
+
+/// `$ATTEST_CONFIG`, else `~/.config/attest/config`.
+pub(crate) fn path() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path));
+    }
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = home.with_context(|| format!("neither HOME nor {PATH_VARIABLE} is set"))?;
+    Ok(PathBuf::from(home).join(".config/attest/config"))
+}
+
+/// The directory of the context file: also for files that belong to it.
+pub(crate) fn directory() -> anyhow::Result<PathBuf> {
+    let path = path()?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf))
+}
+
+impl Config {
+    /// Reads the file; an absent one is empty.
+    pub(crate) fn load() -> anyhow::Result<Self> {
+        let path = path()?;
+        match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => bail!("cannot read {}: {error}", path.display()),
+            Ok(file) if file.len() > CONFIG_BYTES_MAX => {
+                bail!("{} is longer than {CONFIG_BYTES_MAX} bytes", path.display())
+            }
+            Ok(_) => {}
+        }
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(&text)
+            .with_context(|| format!("{} is not a context file", path.display()))
+    }
+
+    /// Writes the file, whole or not at all, for its owner only.
+    pub(crate) fn save(&self) -> anyhow::Result<()> {
+        let path = path()?;
+        create_private_directory(&directory()?)?;
+        let text = serde_saphyr::to_string(self)?;
+        attest_certs::bundle::write_private(&path, text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The hub called `name`, else the current one.
+    pub(crate) fn hub(&self, name: Option<&str>) -> anyhow::Result<&Hub> {
+        let wanted = match (name, self.current_hub.as_deref(), self.hubs.as_slice()) {
+            (Some(name), _, _) | (None, Some(name), _) => name,
+            (None, None, [only]) => return Ok(only),
+            (None, None, []) => bail!(
+                "no hub is known here ({}); `attest hub init --advertise HOST:PORT` makes one",
+                path()?.display()
+            ),
+            (None, None, _) => bail!("name a hub with --hub: {}", self.names()),
+        };
+        let found = self.hubs.iter().find(|hub| hub.name == wanted);
+        found.with_context(|| match self.hubs.as_slice() {
+            [] => format!(
+                "no hub `{wanted}` is known here; `attest hub init --advertise HOST:PORT` makes one"
+            ),
+            _ => format!("no hub `{wanted}` is known here; there are: {}", self.names()),
+        })
+    }
+
+    /// The CI keys that may release for `environment`.
+    pub(crate) fn keys_for(&self, environment: &Name) -> impl Iterator<Item = &CiKey> {
+        self.keys.iter().filter(move |key| key.environments.contains(environment))
+    }
+
+    /// Adds a key, or environments to a key that is there; an alias never changes its key.
+    pub(crate) fn add_key(
+        &mut self,
+        alias: &str,
+        public: &PublicKey,
+        environments: &[Name],
+    ) -> anyhow::Result<()> {
+        if let Some(key) = self.keys.iter_mut().find(|key| key.alias == alias) {
+            if PublicKey::from_pem(&key.public_key)?.id() != public.id() {
+                bail!("the alias `{alias}` names another key already; choose another alias");
+            }
+            key.environments.extend_from_slice(environments);
+            key.environments.sort();
+            key.environments.dedup();
+            return Ok(());
+        }
+        let mut environments = environments.to_vec();
+        environments.sort();
+        environments.dedup();
+        self.keys.push(CiKey {
+            alias: alias.to_owned(),
+            public_key: public.to_pem(),
+            environments,
+        });
+        Ok(())
+    }
+
+    fn names(&self) -> String {
+        self.hubs.iter().map(|hub| hub.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Creates what is missing of a directory that holds secrets.
+pub(crate) fn create_private_directory(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::keys::PrivateKey;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn hub(name: &str) -> Hub {
+        Hub {
+            name: name.to_owned(),
+            api_url: "https://127.0.0.1:8443".to_owned(),
+            spoke_address: "127.0.0.1:4433".to_owned(),
+            ca_pin: "sha256:00".to_owned(),
+            hub_key_id: "ed25519:00".to_owned(),
+            hub_key: "PEM\nPEM\n".to_owned(),
+            operator_chain: "PEM\n".to_owned(),
+            operator_key: "PEM\n".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_context_reads_back_as_it_was_written() {
+        let mut config =
+            Config { current_hub: Some("a".to_owned()), hubs: vec![hub("a")], keys: Vec::new() };
+        let key = PrivateKey::from_seed(&[7; 32]).unwrap();
+        config.add_key("ci", key.public(), &[name("staging")]).unwrap();
+
+        let text = serde_saphyr::to_string(&config).unwrap();
+
+        assert_eq!(serde_saphyr::from_str::<Config>(&text).unwrap(), config, "{text}");
+    }
+
+    #[test]
+    fn a_hub_is_the_named_one_else_the_current_one_else_the_only_one() {
+        let two = vec![hub("a"), hub("b")];
+        let config = Config { current_hub: Some("a".to_owned()), hubs: two, keys: Vec::new() };
+
+        assert_eq!(config.hub(None).unwrap().name, "a");
+        assert_eq!(config.hub(Some("b")).unwrap().name, "b");
+        assert!(config.hub(Some("c")).unwrap_err().to_string().contains("a, b"));
+        let one = Config { current_hub: None, hubs: vec![hub("b")], keys: Vec::new() };
+        assert_eq!(one.hub(None).unwrap().name, "b");
+        assert!(Config::default().hub(None).unwrap_err().to_string().contains("attest hub init"));
+    }
+
+    #[test]
+    fn an_alias_collects_environments_and_never_changes_its_key() {
+        let (one, other) =
+            (PrivateKey::from_seed(&[1; 32]).unwrap(), PrivateKey::from_seed(&[2; 32]).unwrap());
+        let mut config = Config::default();
+
+        config.add_key("ci", one.public(), &[name("staging")]).unwrap();
+        config.add_key("ci", one.public(), &[name("production"), name("staging")]).unwrap();
+
+        assert_eq!(config.keys[0].environments, [name("production"), name("staging")]);
+        assert_eq!(config.keys_for(&name("production")).count(), 1);
+        assert!(config.add_key("ci", other.public(), &[name("staging")]).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! `attest gitops …`: clusters, applications and repositories of a fleet, through its hub.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use attest_common::keys::PublicKey;
+use attest_gitops::api::documents::{Key, KeyRequest, List};
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::client::{Client, block_on};
+use crate::printer::{Format, Output, Printer, Table};
+use crate::{app, cluster, repo};
+
+/// How often a watching command asks.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// Largest file with a key or certificate that is read, in bytes.
+pub(crate) const SMALL_FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// Manage a fleet
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    hub: HubArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which hub.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct HubArgs {
+    /// Hub of the context to talk to; the current one when absent
+    #[arg(long, env = "ATTEST_HUB", global = true, value_name = "NAME")]
+    pub(crate) hub: Option<String>,
+}
+
+impl HubArgs {
+    /// A client for that hub.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        Client::from_context(self.hub.as_deref())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Clusters of the fleet
+    Cluster(cluster::Args),
+    /// Applications and where they run
+    App(app::Args),
+    /// Git repositories that the hub reads
+    Repo(repo::Args),
+    /// Names of keys, as applications write them; they give no trust
+    Key(KeyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct KeyArgs {
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Give a public key a name that `trustedKeys` of an application may use
+    Add { alias: String, file: PathBuf },
+    /// List the names
+    #[command(visible_alias = "ls")]
+    List(Output),
+}
+
+pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
+    let Args { hub, command } = args;
+    match command {
+        Command::Cluster(args) => cluster::run(args, &hub, printer),
+        Command::App(args) => app::run(args, &hub, printer),
+        Command::Repo(args) => repo::run(args, &hub, printer),
+        Command::Key(KeyArgs { command }) => key(command, &hub, printer),
+    }
+}
+
+fn key(command: KeyCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    match command {
+        KeyCommand::Add { alias, file } => {
+            let public = PublicKey::from_pem(&read_small(&file)?)
+                .with_context(|| format!("{} is not a public key", file.display()))?;
+            let request = KeyRequest { alias, public_key: public.to_pem() };
+            let key: Key = block_on(client.put("/v1/keys", &request))?;
+            printer.line(&format!("key/{} added as {}", key.alias, key.key_id));
+        }
+        KeyCommand::List(output) => {
+            let keys: List<Key> = block_on(client.get("/v1/keys"))?;
+            printer.result(output.format, &keys, || {
+                let mut table = Table::new(&["name", "key id"]);
+                keys.items.iter().for_each(|key| table.row([&key.alias, &key.key_id]));
+                table
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Text of a file that cannot be large.
+pub(crate) fn read_small(file: &std::path::Path) -> anyhow::Result<String> {
+    let cannot = || format!("cannot read {}", file.display());
+    let length = std::fs::metadata(file).with_context(cannot)?.len();
+    anyhow::ensure!(
+        length <= SMALL_FILE_BYTES_MAX,
+        "{} is longer than {SMALL_FILE_BYTES_MAX} bytes",
+        file.display()
+    );
+    std::fs::read_to_string(file).with_context(cannot)
+}
+
+/// Prints a document now, and with `watch` again whenever it has changed, until interrupted.
+pub(crate) async fn show<T, F>(
+    output: Output,
+    watch: bool,
+    printer: &Printer,
+    ask: F,
+    table: impl Fn(&T, Format) -> Table,
+) -> anyhow::Result<()>
+where
+    T: Serialize,
+    F: AsyncFn() -> anyhow::Result<T>,
+{
+    let mut shown: Vec<Vec<String>> = Vec::new();
+    let mut first = true;
+    loop {
+        let document = ask().await?;
+        let now = table(&document, output.format);
+        let changed = now.rows_beside(&shown);
+        if first || !changed.is_empty() {
+            match output.format {
+                Format::Table | Format::Wide if !first => printer.rows(&changed),
+                Format::Table | Format::Wide | Format::Json | Format::Yaml | Format::Name => {
+                    printer.result(output.format, &document, || now.clone())?;
+                }
+            }
+        }
+        if !watch {
+            return Ok(());
+        }
+        first = false;
+        shown = now.into_rows();
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}

@@ -1,0 +1,234 @@
+//! `attest spoke …`: what a cluster's own spoke has recorded, read and reset with the cluster's credentials.
+//!
+//! The hub is not asked: this is how one looks when the hub is gone or not believed.
+
+use anyhow::{Context as _, bail};
+use attest_common::ids::{Name, Timestamp};
+use attest_common::record::Record;
+use clap::Subcommand;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, PostParams};
+use serde::{Deserialize, Serialize};
+
+use crate::client::block_on;
+use crate::human::{NONE, age, confirm, or_none, short};
+use crate::printer::{Format, Output, Printer, Table};
+use crate::target::{TargetArgs, TargetCluster};
+
+const DESTINATIONS: &str = "attest.continuu.ms/record=destination";
+const RECORD_KEY: &str = "record.json";
+const REFUSALS_SECRET: &str = "attest-refusals";
+const REFUSALS_KEY: &str = "refusals.json";
+
+/// Look at and reset a spoke, without the hub
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what the spoke has recorded: destinations and refusals
+    Status {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Forget a destination's repository and lowest release, so that others are admitted
+    Reset {
+        /// Application
+        application: Name,
+        /// Namespace of the destination
+        #[arg(short, long)]
+        namespace: Name,
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+/// Everything a spoke has recorded.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    api_version: &'static str,
+    kind: &'static str,
+    cluster_id: Option<String>,
+    destinations: Vec<Record>,
+    refusals: Vec<Refusal>,
+}
+
+/// A refusal as the spoke keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Refusal {
+    application: Option<String>,
+    namespace: Option<String>,
+    reason: String,
+    message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
+    at: Timestamp,
+}
+
+pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
+    match args.command {
+        Command::Status { target, output } => block_on(status(&target, output, printer)),
+        Command::Reset { application, namespace, target, yes } => {
+            let key = (application, namespace);
+            block_on(Box::pin(reset(key, &target, yes, printer)))
+        }
+    }
+}
+
+async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyhow::Result<()> {
+    let cluster = TargetCluster::open(target).await?;
+    cluster.look().await?;
+    let records = records(&cluster).await?;
+    let status = Status {
+        api_version: attest_gitops::api::documents::API_VERSION,
+        kind: "SpokeStatus",
+        cluster_id: cluster.cluster_id().await?,
+        destinations: records.into_iter().map(|(_, record)| record).collect(),
+        refusals: refusals(&cluster).await?,
+    };
+    if !matches!(output.format, Format::Table | Format::Wide) {
+        return printer.result(output.format, &status, || destinations(&status.destinations));
+    }
+    printer.line(&format!("Spoke: {}", or_none(status.cluster_id.as_ref())));
+    printer.line("");
+    printer.table(&destinations(&status.destinations));
+    if !status.refusals.is_empty() {
+        printer.line("");
+        let mut table = Table::new(&["refused", "sequence", "reason", "age", "message"]);
+        for refusal in &status.refusals {
+            table.row([
+                place(refusal),
+                or_none(refusal.sequence),
+                refusal.reason.clone(),
+                age(refusal.at),
+                refusal.message.clone(),
+            ]);
+        }
+        printer.table(&table);
+    }
+    Ok(())
+}
+
+fn place(refusal: &Refusal) -> String {
+    match (&refusal.application, &refusal.namespace) {
+        (Some(application), Some(namespace)) => format!("{application}/{namespace}"),
+        (Some(application), None) => application.clone(),
+        (None, _) => NONE.to_owned(),
+    }
+}
+
+fn destinations(records: &[Record]) -> Table {
+    let mut table = Table::new(&[
+        "application",
+        "namespace",
+        "directive",
+        "release",
+        "counter",
+        "objects",
+        "repository",
+    ]);
+    for record in records {
+        let release = match (&record.held, record.removed) {
+            (_, true) => "removed".to_owned(),
+            (Some(held), false) => short(&held.release.to_string()),
+            (None, false) => NONE.to_owned(),
+        };
+        table.row([
+            record.application.to_string(),
+            record.namespace.to_string(),
+            format!("{}.{}", record.epoch, record.sequence),
+            release,
+            or_none(record.floor.as_ref().map(|floor| floor.counter)),
+            record.inventory.len().to_string(),
+            or_none(record.binding.as_ref()),
+        ]);
+    }
+    table
+}
+
+async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)>> {
+    let marked = ListParams::default().labels(DESTINATIONS);
+    let listed =
+        cluster.secrets().list(&marked).await.context("cannot read the spoke's records")?;
+    let mut records = Vec::new();
+    for secret in listed.items {
+        let name = secret.metadata.name.clone().unwrap_or_default();
+        let bytes = secret.data.as_ref().and_then(|data| data.get(RECORD_KEY));
+        let bytes = bytes.with_context(|| format!("Secret {name} has no {RECORD_KEY}"))?;
+        let record = serde_json::from_slice(&bytes.0)
+            .with_context(|| format!("{RECORD_KEY} of Secret {name} is malformed"))?;
+        records.push((secret, record));
+    }
+    records.sort_by(|(_, a), (_, b)| {
+        let key = |record: &Record| (record.application.clone(), record.namespace.clone());
+        key(a).cmp(&key(b))
+    });
+    Ok(records)
+}
+
+async fn refusals(cluster: &TargetCluster) -> anyhow::Result<Vec<Refusal>> {
+    let secret = cluster.secrets().get_opt(REFUSALS_SECRET).await;
+    let secret = secret.context("cannot read the spoke's refusals")?;
+    let Some(bytes) = secret.and_then(|secret| secret.data?.remove(REFUSALS_KEY)) else {
+        return Ok(Vec::new());
+    };
+    serde_json::from_slice(&bytes.0)
+        .with_context(|| format!("{REFUSALS_KEY} of Secret {REFUSALS_SECRET} is malformed"))
+}
+
+async fn reset(
+    key: (Name, Name),
+    target: &TargetArgs,
+    yes: bool,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let (application, namespace) = key;
+    let cluster = TargetCluster::open(target).await?;
+    cluster.look().await?;
+    let found = records(&cluster)
+        .await?
+        .into_iter()
+        .find(|(_, record)| record.application == application && record.namespace == namespace);
+    let Some((mut secret, mut record)) = found else {
+        bail!("context `{}` has no record of {application} in {namespace}", cluster.context);
+    };
+    let floor = or_none(record.floor.as_ref().map(|floor| floor.counter));
+    printer.note(&format!(
+        "{application} in {namespace} is bound to {} with lowest release {floor}",
+        or_none(record.binding.as_ref())
+    ));
+    confirm(
+        "Forget both, so that another repository or an older release is admitted?",
+        yes,
+        printer,
+    )?;
+    record.binding = None;
+    record.floor = None;
+    let bytes = ByteString(serde_json::to_vec(&record)?);
+    secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), bytes);
+    let name = secret.metadata.name.clone().unwrap_or_default();
+    // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
+    let replaced = cluster.secrets().replace(&name, &PostParams::default(), &secret).await;
+    match replaced {
+        Err(kube::Error::Api(status)) if status.is_conflict() => {
+            bail!("the spoke has just written this record; run the command again")
+        }
+        other => other.context("cannot write the record")?,
+    };
+    cluster.restart_spoke().await?;
+    printer.line(&format!("destination/{application}/{namespace} reset"));
+    printer
+        .note("a spoke of the cluster starts again by itself; one outside must be started again");
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! The target cluster as its operator reaches it. The kubeconfig is used here and goes nowhere else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use attest_gitops::install::apply::Target;
+use attest_gitops::install::{
+    IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, POLICY_NAME, SPOKE_NAME, SYSTEM_NAMESPACE,
+};
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+
+/// Oldest Kubernetes with everything an installation needs (ValidatingAdmissionPolicy `v1`).
+pub(crate) const KUBERNETES_MINOR_MIN: u32 = 30;
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Which cluster.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TargetArgs {
+    /// Kubeconfig that reaches the cluster; it stays on this machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context within the kubeconfig; the current one when absent
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+}
+
+/// A cluster that can be asked, with the operator's rights.
+pub(crate) struct TargetCluster {
+    pub(crate) client: Client,
+    /// Name of the context in use.
+    pub(crate) context: String,
+    /// Address of the API server.
+    pub(crate) server: String,
+    entry: kube::config::Cluster,
+}
+
+impl std::fmt::Debug for TargetCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TargetCluster").field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
+/// What a look at the cluster tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) kubernetes_version: String,
+    pub(crate) kube_system_uid: String,
+    /// Id of the spoke that lives there already.
+    pub(crate) cluster_id: Option<String>,
+    /// `spec` of the trust policy that is installed already.
+    pub(crate) policy: Option<Value>,
+}
+
+impl TargetCluster {
+    /// Reads the kubeconfig and prepares the connection. Nothing is sent yet.
+    pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Self> {
+        attest_certs::install_provider();
+        let (kubeconfig, shown) = match &args.kubeconfig {
+            Some(path) => (
+                Kubeconfig::read_from(path)
+                    .with_context(|| format!("cannot use kubeconfig {}", path.display()))?,
+                path.display().to_string(),
+            ),
+            None => (
+                Kubeconfig::read().context("no kubeconfig; name one with --kubeconfig")?,
+                "the kubeconfig".to_owned(),
+            ),
+        };
+        let contexts: Vec<&str> =
+            kubeconfig.contexts.iter().map(|context| context.name.as_str()).collect();
+        let listed = || match contexts.as_slice() {
+            [] => "it has none".to_owned(),
+            some => format!("it has: {}", some.join(", ")),
+        };
+        let wanted = args.context.clone().or_else(|| kubeconfig.current_context.clone());
+        let context = match wanted.filter(|name| !name.is_empty()) {
+            Some(name) if contexts.contains(&name.as_str()) => name,
+            Some(name) => bail!("{shown} has no context `{name}`; {}", listed()),
+            None => bail!("{shown} has no current context; name one with --context; {}", listed()),
+        };
+        let entry = cluster_of(&kubeconfig, &context)
+            .with_context(|| format!("context `{context}` of {shown} names no cluster"))?;
+        if entry.insecure_skip_tls_verify == Some(true) {
+            bail!(
+                "context `{context}` of {shown} switches certificate checks off \
+                 (insecure-skip-tls-verify); a cluster's trust cannot begin like that"
+            );
+        }
+        let options =
+            KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .with_context(|| format!("cannot use context `{context}` of {shown}"))?;
+        config.connect_timeout = Some(CONNECT_WITHIN);
+        config.read_timeout = Some(ANSWER_WITHIN);
+        let server = entry.server.clone().unwrap_or_default();
+        let client = Client::try_from(config)
+            .with_context(|| format!("cannot use context `{context}` of {shown}"))?;
+        Ok(Self { client, context, server, entry })
+    }
+
+    /// Reaches the cluster and looks at what is there.
+    pub(crate) async fn look(&self) -> anyhow::Result<Seen> {
+        let version = self.client.apiserver_version().await.with_context(|| {
+            format!("cannot reach the API server of context `{}` at {}", self.context, self.server)
+        })?;
+        let minor: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
+        let minor: u32 = minor.parse().unwrap_or(KUBERNETES_MINOR_MIN);
+        if version.major == "1" && minor < KUBERNETES_MINOR_MIN {
+            bail!(
+                "the cluster runs Kubernetes {}; the oldest that works is 1.{KUBERNETES_MINOR_MIN}",
+                version.git_version
+            );
+        }
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let system = namespaces
+            .get("kube-system")
+            .await
+            .context("cannot read namespace kube-system, whose UID tells clusters apart")?;
+        Ok(Seen {
+            kubernetes_version: version.git_version,
+            kube_system_uid: system.metadata.uid.unwrap_or_default(),
+            cluster_id: self.cluster_id().await?,
+            policy: self.policy().await?,
+        })
+    }
+
+    /// Id of the spoke, once it has joined.
+    pub(crate) async fn cluster_id(&self) -> anyhow::Result<Option<String>> {
+        let secret = self.secrets().get_opt(IDENTITY_SECRET).await;
+        let secret = secret
+            .with_context(|| format!("cannot read Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET}"))?;
+        let id = secret.and_then(|secret| secret.data?.remove(IDENTITY_CLUSTER_ID_KEY));
+        Ok(id.and_then(|bytes| String::from_utf8(bytes.0).ok()).map(|id| id.trim().to_owned()))
+    }
+
+    async fn policy(&self) -> anyhow::Result<Option<Value>> {
+        let manifest = json!({"kind": "AttestTrustPolicy", "metadata": {"name": POLICY_NAME}});
+        let target = Target::of(&manifest)?;
+        let found = target.api(&self.client).get_opt(POLICY_NAME).await;
+        let found = found.context("cannot read the cluster's AttestTrustPolicy")?;
+        Ok(found.and_then(|found| found.data.get("spec").cloned()))
+    }
+
+    /// Secrets of the spoke's namespace.
+    pub(crate) fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE)
+    }
+
+    /// Whether the operator may apply every manifest.
+    ///
+    /// # Errors
+    /// Names every right that is missing.
+    pub(crate) async fn check_rights(&self, manifests: &[Value]) -> anyhow::Result<()> {
+        let mut asked: Vec<Value> = Vec::new();
+        for manifest in manifests {
+            let target = Target::of(manifest)?;
+            for verb in ["create", "patch"] {
+                let attributes = json!({
+                    "verb": verb, "group": target.resource.group,
+                    "resource": target.resource.plural, "namespace": target.namespace
+                });
+                if !asked.contains(&attributes) {
+                    asked.push(attributes);
+                }
+            }
+        }
+        asked.push(json!({
+            "verb": "get", "group": "", "resource": "secrets", "namespace": SYSTEM_NAMESPACE
+        }));
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let answers = asked.iter().map(|attributes| {
+            let reviews = reviews.clone();
+            async move {
+                let review = serde_json::from_value(json!({
+                    "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                    "metadata": {}, "spec": {"resourceAttributes": attributes}
+                }))?;
+                let answer = reviews.create(&PostParams::default(), &review).await;
+                let answer = answer.context("cannot ask the API server for one's own rights")?;
+                let allowed = answer.status.is_some_and(|status| status.allowed);
+                anyhow::Ok((!allowed).then(|| right(attributes)))
+            }
+        });
+        let missing: Vec<Option<String>> = futures::future::try_join_all(answers).await?;
+        let missing: Vec<String> = missing.into_iter().flatten().collect();
+        if !missing.is_empty() {
+            bail!(
+                "context `{}` may not do what an installation needs: {}",
+                self.context,
+                missing.join("; ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Forgets the spoke's identity, so that it joins anew, and starts it again.
+    pub(crate) async fn forget_identity(&self) -> anyhow::Result<()> {
+        let deleted = self.secrets().delete(IDENTITY_SECRET, &DeleteParams::default()).await;
+        ignore_missing(deleted.map(|_| ())).context("cannot delete the spoke's old identity")?;
+        self.restart_spoke().await
+    }
+
+    /// Deletes the spoke's pods; its Deployment makes new ones. Without a Deployment nothing happens.
+    pub(crate) async fn restart_spoke(&self) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let deleted = pods.delete_collection(&DeleteParams::default(), &spoke_pods()).await;
+        ignore_missing(deleted.map(|_| ())).context("cannot restart the spoke")
+    }
+
+    /// Why the spoke's pod does not run, as far as Kubernetes knows.
+    pub(crate) async fn pod_trouble(&self) -> Option<String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let listed = pods.list(&spoke_pods()).await.ok()?;
+        let statuses = listed.items.into_iter().filter_map(|pod| pod.status);
+        let containers = statuses.flat_map(|status| status.container_statuses.unwrap_or_default());
+        containers.filter_map(|container| container.state?.waiting).find_map(|waiting| {
+            let message = waiting.message.unwrap_or_default();
+            waiting.reason.map(|reason| format!("{reason} {message}").trim().to_owned())
+        })
+    }
+
+    /// A kubeconfig for this cluster with another token and nothing of the operator's.
+    pub(crate) fn kubeconfig_with(&self, name: &str, token: &str) -> anyhow::Result<String> {
+        let mut cluster = json!({"server": self.server});
+        let authority =
+            match (&self.entry.certificate_authority_data, &self.entry.certificate_authority) {
+                (Some(data), _) => Some(data.clone()),
+                (None, Some(path)) => {
+                    let pem = std::fs::read(path).with_context(|| format!("cannot read {path}"))?;
+                    Some(data_encoding::BASE64.encode(&pem))
+                }
+                (None, None) => None,
+            };
+        let more = [
+            ("certificate-authority-data", authority),
+            ("tls-server-name", self.entry.tls_server_name.clone()),
+            ("proxy-url", self.entry.proxy_url.clone()),
+        ];
+        if let Value::Object(fields) = &mut cluster {
+            fields.extend(
+                more.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))),
+            );
+        }
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": name,
+            "clusters": [{"name": name, "cluster": cluster}],
+            "users": [{"name": SPOKE_NAME, "user": {"token": token}}],
+            "contexts": [{"name": name, "context": {
+                "cluster": name, "user": SPOKE_NAME, "namespace": SYSTEM_NAMESPACE
+            }}]
+        });
+        Ok(serde_saphyr::to_string(&kubeconfig)?)
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        crate::context::create_private_directory(parent)?;
+    }
+    attest_certs::bundle::write_private(path, bytes)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn spoke_pods() -> ListParams {
+    ListParams::default().labels(&format!("app.kubernetes.io/name={SPOKE_NAME}"))
+}
+
+fn cluster_of(kubeconfig: &Kubeconfig, context: &str) -> Option<kube::config::Cluster> {
+    let context = kubeconfig.contexts.iter().find(|found| found.name == context)?;
+    let name = &context.context.as_ref()?.cluster;
+    kubeconfig.clusters.iter().find(|found| found.name == *name)?.cluster.clone()
+}
+
+fn ignore_missing(result: kube::Result<()>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+fn right(attributes: &Value) -> String {
+    let text = |field: &str| attributes.get(field).and_then(Value::as_str).unwrap_or_default();
+    let dot = if text("group").is_empty() { "" } else { "." };
+    let place = match text("namespace") {
+        "" => String::new(),
+        namespace => format!(" in {namespace}"),
+    };
+    format!("{} {}{dot}{}{place}", text("verb"), text("resource"), text("group"))
+}
