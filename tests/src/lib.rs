@@ -6,6 +6,8 @@
 pub mod api;
 pub mod bench;
 pub mod cluster;
+pub mod demo;
+pub mod evil_hub;
 pub mod fleet;
 pub mod process;
 pub mod real;

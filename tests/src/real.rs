@@ -1,17 +1,21 @@
 //! A fleet on real clusters: hub, registered clusters whose spokes run as their Deployments say, a
 //! signing key and a repository. Registered by `attest gitops cluster add`, as an operator would.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::api::Api;
 use crate::cluster::Cluster;
 use crate::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use crate::fleet::{Hub, Operator, Repository, generate_key, program};
+use crate::process::{Process, Spec, remove_at_end};
 use crate::wait::until;
 
 /// A cluster of the fleet.
@@ -20,6 +24,17 @@ pub struct RealSite {
     pub name: String,
     pub cluster: Cluster,
     pub fakelet: Fakelet,
+    /// The spoke's process when it runs outside the cluster.
+    pub spoke: Option<Process>,
+}
+
+/// Where spokes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agents {
+    /// From the Deployment's pod template, as a node would.
+    InCluster,
+    /// From the command line that `cluster add --agent external` prints.
+    External,
 }
 
 /// The fleet. Everything ends and is removed on drop.
@@ -36,21 +51,42 @@ pub struct RealFleet {
 }
 
 impl RealFleet {
-    /// Starts clusters of these names and environments, a hub, and registers them. `None` without
-    /// Kubernetes programs, said loudly.
+    /// Starts clusters of these names and environments, a hub, and registers them with spokes that
+    /// run as their Deployments say. `None` without Kubernetes programs, said loudly.
     ///
     /// # Errors
     /// When a part does not start or a cluster is not Connected.
     pub async fn start(clusters: &[(&str, &str)]) -> anyhow::Result<Option<Self>> {
+        Self::start_with(clusters, Agents::InCluster, &mut |_| {}).await
+    }
+
+    /// As [`Self::start`], with spokes where `agents` says, telling what was done.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        clusters: &[(&str, &str)],
+        agents: Agents,
+        tell: &mut dyn FnMut(String),
+    ) -> anyhow::Result<Option<Self>> {
         let directory = tempfile::Builder::new().prefix("attest-fleet-").tempdir()?;
+        remove_at_end(directory.path());
         let at = |name: &str| directory.path().join(name);
+        let starting = clusters.iter().map(|(name, _)| Cluster::start(name));
         let mut sites = Vec::new();
-        for (name, _) in clusters {
-            let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
-            let runner = Runner::new("attest-spoke", program("attest-spoke")?);
+        for (started, (name, _)) in
+            futures::future::try_join_all(starting).await?.into_iter().zip(clusters)
+        {
+            let Some(cluster) = started else { return Ok(None) };
+            // Spokes share this machine's ports.
+            let runner = Runner::new("attest-spoke", program("attest-spoke")?)
+                .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
+                .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0");
             let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
             let fakelet = Fakelet::start(&cluster, options)?;
-            sites.push(RealSite { name: (*name).to_owned(), cluster, fakelet });
+            let version = cluster.client().await?.apiserver_version().await?.git_version;
+            tell(format!("cluster {name}: Kubernetes {version} at {}", cluster.server()));
+            sites.push(RealSite { name: (*name).to_owned(), cluster, fakelet, spoke: None });
         }
         let operator = Operator::new(&at("operator"))?;
         let home = at("hub");
@@ -59,12 +95,11 @@ impl RealFleet {
         let allow =
             ["--allow-file-repositories".to_owned(), directory.path().display().to_string()];
         let hub = Hub::start(&home, ports, &allow).await?;
+        tell(format!("hub: API at {}, spokes at {}", hub.addresses().api, hub.addresses().spokes));
         let key = at("ci.key");
         let public = generate_key(&operator, &key)?;
-        let mut environments: Vec<&str> =
+        let environments: BTreeSet<&str> =
             clusters.iter().map(|(_, environment)| *environment).collect();
-        environments.sort_unstable();
-        environments.dedup();
         for environment in environments {
             let public = public.display().to_string();
             operator.attest(&[
@@ -78,21 +113,29 @@ impl RealFleet {
             ])?;
         }
         let api = Api::from_config(&operator.config())?;
-        let fleet = Self { sites, hub, api, operator, repository, key, directory };
-        for (site, (name, environment)) in fleet.sites.iter().zip(clusters) {
-            fleet.register(site, name, environment)?;
+        let mut fleet = Self { sites, hub, api, operator, repository, key, directory };
+        for (index, (name, environment)) in clusters.iter().enumerate() {
+            let said = fleet.register(index, environment, agents).await?;
+            tell(format!("cluster {name}: {said}"));
         }
         Ok(Some(fleet))
     }
 
-    fn register(&self, site: &RealSite, name: &str, environment: &str) -> anyhow::Result<()> {
+    /// `attest gitops cluster add`; for an external spoke also the command line it prints.
+    async fn register(
+        &mut self,
+        index: usize,
+        environment: &str,
+        agents: Agents,
+    ) -> anyhow::Result<String> {
+        let site = self.sites.get_mut(index).context("no such site")?;
         let kubeconfig = site.cluster.kubeconfig().display().to_string();
-        let context = format!("{name}-cluster");
-        self.operator.attest(&[
+        let context = format!("{}-cluster", site.name);
+        let mut arguments = vec![
             "gitops",
             "cluster",
             "add",
-            name,
+            &site.name,
             "--kubeconfig",
             &kubeconfig,
             "--context",
@@ -100,8 +143,38 @@ impl RealFleet {
             "--environment",
             environment,
             "--yes",
-        ])?;
-        Ok(())
+        ];
+        if agents == Agents::External {
+            arguments.extend(["--agent", "external"]);
+        }
+        let mut adding = tokio::process::Command::from(self.operator.command(arguments))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(adding.stdout.take().context("no output")?).lines();
+        let mut errors = adding.stderr.take().context("no error output")?;
+        let said = tokio::spawn(async move {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text).await;
+            text
+        });
+        let mut last = String::new();
+        while let Some(line) = lines.next_line().await? {
+            if let Some(arguments) = line.strip_prefix("attest-spoke ") {
+                let log = self.directory.path().join(format!("spoke-{}.log", site.name));
+                let spec = Spec::new(program("attest-spoke")?, log)
+                    .args(arguments.split_whitespace())
+                    .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"]);
+                site.spoke = Some(Process::spawn(spec)?);
+            } else {
+                last = line;
+            }
+        }
+        let ended = adding.wait().await?;
+        let log = site.spoke.as_ref().map(Process::output).unwrap_or_default();
+        ensure!(ended.success(), "cluster add {}: {}\n{log}", site.name, said.await?);
+        Ok(last)
     }
 
     /// Fills the repository with the sample application, as its owner would check it in.
@@ -167,8 +240,16 @@ impl RealFleet {
     /// The process id of a cluster's spoke.
     pub fn spoke_process(&self, name: &str) -> Option<u32> {
         let site = self.sites.iter().find(|site| site.name == name)?;
+        if let Some(spoke) = &site.spoke {
+            return Some(spoke.id());
+        }
         let processes = site.fakelet.processes();
         processes.into_iter().find(|(pod, _)| pod.contains("attest-spoke")).map(|(_, id)| id)
+    }
+
+    /// The clusters, to do something to them.
+    pub fn sites_mut(&mut self) -> &mut [RealSite] {
+        &mut self.sites
     }
 
     /// The clusters.

@@ -285,7 +285,9 @@ async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)
 }
 
 /// One frame, or `None` at the end of the stream.
-async fn read<M: prost::Message + Default>(stream: &mut RecvStream) -> anyhow::Result<Option<M>> {
+pub(crate) async fn read<M: prost::Message + Default>(
+    stream: &mut RecvStream,
+) -> anyhow::Result<Option<M>> {
     let mut prefix = [0; LENGTH_BYTES];
     match stream.read_exact(&mut prefix).await {
         Ok(()) => {}

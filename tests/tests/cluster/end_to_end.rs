@@ -15,25 +15,7 @@ use serde_json::{Value, json};
 const SYNCED_WITHIN: Duration = Duration::from_secs(60);
 const SEEN_WITHIN: Duration = Duration::from_secs(30);
 
-const APPLICATION: &str = "
-apiVersion: attest.continuu.ms/v1
-kind: AttestApplication
-metadata:
-  name: web-app
-spec:
-  destinations:
-  - cluster: staging
-    namespace: app-staging
-  - cluster: production
-    namespace: app-production
-  source:
-    repoUrl: REPOSITORY
-    path: k8s/overlays
-  syncPolicy:
-    automated:
-      prune: true
-      selfHeal: true
-";
+const APPLICATION: &str = include_str!("../../sample/application.yaml");
 
 async fn fleet() -> anyhow::Result<Option<RealFleet>> {
     let clusters = [("staging", "staging"), ("production", "production")];
@@ -41,7 +23,10 @@ async fn fleet() -> anyhow::Result<Option<RealFleet>> {
     fleet.write_sample()?;
     fleet.release("v1")?;
     let manifest = fleet.directory().join("application.yaml");
-    std::fs::write(&manifest, APPLICATION.replace("REPOSITORY", &fleet.repository().url()))?;
+    std::fs::write(
+        &manifest,
+        APPLICATION.replace("https://github.com/company/app", &fleet.repository().url()),
+    )?;
     fleet.operator().attest(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
     fleet.wait_synced("web-app", SYNCED_WITHIN).await?;
     Ok(Some(fleet))

@@ -3,4 +3,5 @@
 
 mod end_to_end;
 mod harness;
+mod install;
 mod workflow;

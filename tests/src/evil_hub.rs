@@ -1,0 +1,419 @@
+//! A taken hub: the honest hub's directory, certificate and signing key in somebody else's hands.
+//!
+//! It speaks the real protocol over real QUIC to real spokes and sends whatever it is told. What it
+//! does not have is a CI key or a credential of any cluster.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use attest_certs::Bundle;
+use attest_certs::tls::{Admission, admit};
+use attest_common::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
+use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::keys::PrivateKey;
+use attest_common::manifest;
+use attest_common::plan::{
+    AskedPolicy, CAP_FULL_PERCENT, ContentBlob, Directive, Operation, Plan, SignedBlob, Strategy,
+    SyncPolicy, to_bytes,
+};
+use attest_common::policy::{Mode, Spec};
+use attest_common::release::{RENDERING_TYPE, Release};
+use attest_common::report::Report;
+use attest_common::session::frame::{self, BLOB_PIECE_BYTES_MAX};
+use attest_common::session::message::{
+    Blob, Hello, Push, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
+};
+use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
+use attest_common::statement::Statement;
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
+use rustls_pki_types::CertificateDer;
+
+use crate::real::RealFleet;
+use crate::simulator::read;
+use crate::wait::until;
+
+const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
+const REPORTED_WITHIN: Duration = Duration::from_secs(30);
+const COMPRESSION_LEVEL: i32 = 1;
+const DIRECTIVE_LIFETIME_S: i64 = 3_600;
+
+/// The taken hub.
+#[derive(Debug)]
+pub struct EvilHub {
+    endpoint: Endpoint,
+    key: PrivateKey,
+    peers: Peers,
+}
+
+type Peers = Arc<Mutex<BTreeMap<Name, Peer>>>;
+
+/// A spoke that connected.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub cluster: ClusterId,
+    pub hello: Hello,
+    connection: Connection,
+    reports: Vec<Report>,
+}
+
+/// What is sent: bend any of it, then [`EvilHub::push`].
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub plan: Plan,
+    pub directive: Directive,
+    /// Envelopes and content by whatever digest they have.
+    pub blobs: Vec<Vec<u8>>,
+}
+
+impl EvilHub {
+    /// Takes the directory of a hub that is down and listens where it listened.
+    ///
+    /// # Errors
+    /// When a file is missing or the address is in use.
+    pub async fn take(home: &Path, address: SocketAddr) -> anyhow::Result<Self> {
+        attest_certs::install_provider();
+        let own = Bundle::load(home, "hub")?;
+        let authority = own.authority().context("the hub's chain lacks its authority")?.clone();
+        let key = PrivateKey::from_pem(&std::fs::read_to_string(home.join("signing.key"))?)?;
+        let tls = attest_certs::tls::hub_quic(&own, &[authority])?;
+        let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+        let mut transport = TransportConfig::default();
+        transport
+            .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
+            .max_idle_timeout(Some(Duration::from_millis(IDLE_TIMEOUT_MS).try_into()?));
+        config.transport_config(Arc::new(transport));
+        // The honest hub's socket may linger for a moment after its process.
+        let endpoint = until("the hub's port", CONNECTED_WITHIN, || async {
+            Ok(Endpoint::server(config.clone(), address).ok())
+        })
+        .await?;
+        let peers = Peers::default();
+        tokio::spawn(accept(endpoint.clone(), Arc::clone(&peers)));
+        Ok(Self { endpoint, key, peers })
+    }
+
+    /// The stolen signing key.
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// Waits until the spoke of the cluster with this name is connected.
+    ///
+    /// # Errors
+    /// When it does not connect in time.
+    pub async fn connected(&self, cluster_name: &str) -> anyhow::Result<Peer> {
+        let name = Name::new(cluster_name)?;
+        until("the spoke to connect to the taken hub", CONNECTED_WITHIN, || async {
+            Ok(lock(&self.peers).get(&name).cloned())
+        })
+        .await
+    }
+
+    /// Signs plan and directive with the stolen key and sends them with their blobs.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn push(&self, peer: &Peer, delivery: &Delivery) -> anyhow::Result<()> {
+        let plan = to_bytes(&delivery.plan);
+        let removes = delivery.directive.operation == Operation::Remove;
+        let directive =
+            Directive { plan: (!removes).then(|| Digest::of(&plan)), ..delivery.directive.clone() };
+        let sealed_plan = envelope::seal(PLAN_TYPE, &plan, &[&self.key]);
+        let sealed = envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&self.key]);
+        self.push_raw(peer, &sealed, &sealed_plan, &delivery.blobs).await
+    }
+
+    /// Sends envelopes as they are.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn push_raw(
+        &self,
+        peer: &Peer,
+        directive: &[u8],
+        plan: &[u8],
+        blobs: &[Vec<u8>],
+    ) -> anyhow::Result<()> {
+        let mut stream = peer.connection.open_uni().await?;
+        for blob in blobs.iter().map(Vec::as_slice).chain([plan]) {
+            send_blob(&mut stream, blob).await?;
+        }
+        let push = Push { directive: directive.to_vec(), plan: Digest::of(plan).raw().to_vec() };
+        let last = ToSpoke { body: Some(ToSpokeBody::Directive(push)) };
+        stream.write_all(&frame::encode(&last)?).await?;
+        stream.finish()?;
+        Ok(())
+    }
+
+    /// Waits for a report of this cluster that `wanted` accepts.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub async fn report(
+        &self,
+        peer: &Peer,
+        wanted: impl Fn(&Report) -> bool,
+    ) -> anyhow::Result<Report> {
+        until("a report", REPORTED_WITHIN, || async {
+            let peers = lock(&self.peers);
+            let mine = peers.values().find(|p| p.cluster == peer.cluster);
+            Ok(mine.and_then(|p| p.reports.iter().rev().find(|r| wanted(r)).cloned()))
+        })
+        .await
+    }
+}
+
+impl Drop for EvilHub {
+    fn drop(&mut self) {
+        self.endpoint.close(0_u8.into(), b"done");
+    }
+}
+
+fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, BTreeMap<Name, Peer>> {
+    peers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn accept(endpoint: Endpoint, peers: Peers) {
+    while let Some(incoming) = endpoint.accept().await {
+        let peers = Arc::clone(&peers);
+        tokio::spawn(async move {
+            if let Ok(connection) = incoming.await {
+                let _ = serve(connection, peers).await;
+            }
+        });
+    }
+}
+
+async fn serve(connection: Connection, peers: Peers) -> anyhow::Result<()> {
+    let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
+    let identity =
+        connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let protocol = data.and_then(|d| d.protocol);
+    let admission = admit(protocol.as_deref(), identity.as_deref().map(Vec::as_slice))?;
+    let Admission::Session(identity) = admission else { bail!("a join is not served here") };
+    let (mut send, mut receive) = connection.accept_bi().await?;
+    let first: ToHub = read(&mut receive).await?.context("no Hello")?;
+    let Some(ToHubBody::Hello(hello)) = first.body else { bail!("the first word was not Hello") };
+    let spec: Spec = serde_json::from_slice(&hello.policy)?;
+    let name = spec.cluster_name.context("the spoke's policy names no cluster")?;
+    let welcome = Welcome {
+        protocol: PROTOCOL_VERSION,
+        hub_version: "taken".to_owned(),
+        reconnect_window_ms: 200,
+    };
+    let welcome = ToSpoke { body: Some(ToSpokeBody::Welcome(welcome)) };
+    send.write_all(&frame::encode(&welcome)?).await?;
+    let peer = Peer {
+        cluster: identity.id.name().parse()?,
+        hello,
+        connection: connection.clone(),
+        reports: Vec::new(),
+    };
+    lock(&peers).insert(name.clone(), peer);
+    listen(&mut send, &mut receive, &name, &peers).await
+}
+
+async fn listen(
+    send: &mut SendStream,
+    receive: &mut RecvStream,
+    name: &Name,
+    peers: &Peers,
+) -> anyhow::Result<()> {
+    while let Some(frame) = read::<ToHub>(receive).await? {
+        let Some(ToHubBody::Report(numbered)) = frame.body else { continue };
+        let report: Report = serde_json::from_slice(&numbered.report)?;
+        if let Some(peer) = lock(peers).get_mut(name) {
+            peer.reports.push(report);
+        }
+        let thanks = ToSpoke { body: Some(ToSpokeBody::Acknowledge(numbered.number)) };
+        send.write_all(&frame::encode(&thanks)?).await?;
+    }
+    Ok(())
+}
+
+async fn send_blob(stream: &mut SendStream, blob: &[u8]) -> anyhow::Result<()> {
+    let compressed = zstd::bulk::compress(blob, COMPRESSION_LEVEL)?;
+    let mut offset = 0;
+    for piece in compressed.chunks(BLOB_PIECE_BYTES_MAX) {
+        let body = ToSpokeBody::Blob(Blob {
+            sha256: Digest::of(blob).raw().to_vec(),
+            size: blob.len() as u64,
+            offset,
+            compressed_size: compressed.len() as u64,
+            data: piece.to_vec(),
+        });
+        offset += piece.len() as u64;
+        stream.write_all(&frame::encode(&ToSpoke { body: Some(body) })?).await?;
+    }
+    Ok(())
+}
+
+/// What a checked-out commit carries for one application: what everybody with read access has.
+#[derive(Clone, Debug)]
+pub struct Carried {
+    pub release: Vec<u8>,
+    pub receipts: Vec<Vec<u8>>,
+    pub document: Release,
+    tree: std::path::PathBuf,
+}
+
+impl Carried {
+    /// The newest release of `application` in a working tree, or the one with this counter.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn read(tree: &Path, application: &str, counter: Option<u64>) -> anyhow::Result<Self> {
+        let directory = tree.join(".attest/receipts").join(application);
+        let mut counters = Vec::new();
+        for entry in std::fs::read_dir(&directory)? {
+            counters.extend(entry?.file_name().to_string_lossy().parse::<u64>());
+        }
+        let counter = counter.or_else(|| counters.into_iter().max()).context("no release")?;
+        let mut release = None;
+        let mut receipts = Vec::new();
+        for entry in std::fs::read_dir(directory.join(counter.to_string()))? {
+            let entry = entry?;
+            let bytes = std::fs::read(entry.path())?;
+            match entry.file_name().to_string_lossy().starts_with("release.") {
+                true => release = Some(bytes),
+                false => receipts.push(bytes),
+            }
+        }
+        let release = release.context("no release statement")?;
+        let (payload, _) = envelope::peek(&release, STATEMENT_TYPE).context("not a statement")?;
+        let document = Release::read(&Statement::read(&payload)?)?;
+        Ok(Self { release, receipts, document, tree: tree.to_owned() })
+    }
+
+    /// The bytes of one of its renderings.
+    ///
+    /// # Errors
+    /// When the file is missing.
+    pub fn content(&self, render: &str) -> anyhow::Result<Vec<u8>> {
+        let application = self.document.application.as_str();
+        let file = self.tree.join(format!(".attest/rendered/{application}/{render}.jsonl"));
+        std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))
+    }
+
+    /// What an honest hub would send next to `peer`: every field right.
+    ///
+    /// # Errors
+    /// When the rendering is missing or malformed.
+    pub fn delivery(&self, peer: &Peer, render: &str, namespace: &str) -> anyhow::Result<Delivery> {
+        let content = self.content(render)?;
+        let signed = self.document.render(render).context("no such render")?;
+        let blob = |bytes: &[u8]| -> anyhow::Result<SignedBlob> {
+            let (payload, _) = envelope::peek(bytes, STATEMENT_TYPE).context("not a statement")?;
+            Ok(SignedBlob {
+                id: envelope::id_of(STATEMENT_TYPE, &payload),
+                sha256: Digest::of(bytes),
+                size: bytes.len() as u64,
+            })
+        };
+        let application = &self.document.application;
+        let seen = peer.hello.destinations.iter();
+        let mut mine =
+            seen.filter(|s| s.application == application.as_str() && s.namespace == namespace);
+        let (epoch, sequence) = mine.next().map_or((1, 0), |s| (s.epoch, s.sequence));
+        let now = Timestamp::now();
+        let plan = Plan {
+            v: 1,
+            application: application.clone(),
+            release: blob(&self.release)?,
+            render: render.to_owned(),
+            content: ContentBlob {
+                sha256: Digest::of(&content),
+                size: content.len() as u64,
+                objects: manifest::read(&content)?.len() as u64,
+                media_type: RENDERING_TYPE.to_owned(),
+            },
+            receipts: self.receipts.iter().map(|r| blob(r)).collect::<Result<_, _>>()?,
+            namespace: signed.namespace.clone(),
+            policy: AskedPolicy {
+                mode: Mode::Strict,
+                required_attestations: std::collections::BTreeSet::new(),
+                trusted_keys: None,
+            },
+            sync: SyncPolicy { prune: true, self_heal: true, adopt: false },
+            strategy: Strategy::RollingUpdate,
+            hooks: Vec::new(),
+        };
+        let directive = Directive {
+            v: 1,
+            cluster: peer.cluster.clone(),
+            application: application.clone(),
+            namespace: Name::new(namespace)?,
+            epoch,
+            sequence: sequence + 1,
+            generation: 1,
+            attempt: 0,
+            operation: Operation::Progress,
+            cap_percent: CAP_FULL_PERCENT,
+            plan: None,
+            issued_at: now,
+            expires_at: Timestamp::from_second(now.as_second() + DIRECTIVE_LIFETIME_S)?,
+        };
+        let mut blobs = vec![self.release.clone(), content];
+        blobs.extend(self.receipts.iter().cloned());
+        Ok(Delivery { plan, directive, blobs })
+    }
+}
+
+/// Replaces the content of a delivery, as far as a hub can: the plan names the new bytes.
+///
+/// # Errors
+/// When the new content is not a rendering.
+pub fn with_content(delivery: &mut Delivery, content: Vec<u8>) -> anyhow::Result<()> {
+    let former = delivery.plan.content.sha256;
+    delivery.plan.content = ContentBlob {
+        sha256: Digest::of(&content),
+        size: content.len() as u64,
+        objects: manifest::read(&content)?.len() as u64,
+        media_type: RENDERING_TYPE.to_owned(),
+    };
+    delivery.blobs.retain(|blob| Digest::of(blob) != former);
+    delivery.blobs.push(content);
+    Ok(())
+}
+
+/// A taken hub that has sent a changed plan, for the demo.
+#[derive(Debug)]
+pub struct Taken {
+    pub hub: EvilHub,
+    pub sequence: u64,
+    pub told: String,
+}
+
+/// Takes the fleet's hub (which must be down) and sends `cluster` a validly signed plan in which one
+/// byte of one manifest is changed; or, with `honest`, a different but honest release's plan.
+///
+/// # Errors
+/// When the spoke does not connect.
+pub async fn tampered_plan(
+    fleet: &mut RealFleet,
+    cluster: &str,
+    honest: bool,
+) -> anyhow::Result<Taken> {
+    let address = fleet.hub().addresses().spokes.parse()?;
+    let home = fleet.hub().home().to_owned();
+    let hub = EvilHub::take(&home, address).await?;
+    let peer = hub.connected(cluster).await?;
+    let carried = Carried::read(fleet.repository().tree(), "web-app", None)?;
+    let mut delivery = carried.delivery(&peer, cluster, &format!("app-{cluster}"))?;
+    let text = String::from_utf8(carried.content(cluster)?)?;
+    let changed = text.replacen("myapp:v1", "myapp:v9", 1);
+    if !honest {
+        with_content(&mut delivery, changed.into_bytes())?;
+    }
+    hub.push(&peer, &delivery).await?;
+    let told = format!(
+        "the taken hub signs a plan with one byte changed (myapp:v1 → myapp:v9) as sequence {} for {}",
+        delivery.directive.sequence, peer.cluster
+    );
+    Ok(Taken { hub, sequence: delivery.directive.sequence, told })
+}
