@@ -245,10 +245,8 @@ async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
     let installed_name = seen.policy.as_ref().and_then(|spec| spec.get("clusterName"));
     let installed_name =
         installed_name.and_then(Value::as_str).and_then(|name| Name::new(name).ok());
-    let named = cluster_name.or_else(|| match &spec.cluster_name {
-        Some(_) => None,
-        None => installed_name,
-    });
+    let absent = spec.cluster_name.is_none();
+    let named = cluster_name.or_else(|| installed_name.filter(|_| absent));
     let spec = trust::complete(spec, named.as_ref(), &seen.kube_system_uid)?;
     spec.load().with_context(|| {
         format!("{} cannot be used; --cluster-name NAME fills in a name", file.display())
