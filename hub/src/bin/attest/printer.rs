@@ -62,6 +62,22 @@ impl Table {
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
+
+    /// The rows that are not among `others`.
+    pub(crate) fn rows_beside(&self, others: &[Vec<String>]) -> Self {
+        let rows = self.rows.iter().filter(|row| !others.contains(row)).cloned().collect();
+        Self { header: self.header.clone(), rows }
+    }
+
+    /// True without rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The rows alone.
+    pub(crate) fn into_rows(self) -> Vec<Vec<String>> {
+        self.rows
+    }
 }
 
 /// Where results and talk go. A reader that has gone away is remembered, not shouted at.
@@ -107,10 +123,19 @@ impl Printer {
 
     /// Columns for people.
     pub(crate) fn table(&self, table: &Table) {
+        self.laid_out(std::iter::once(&table.header).chain(&table.rows));
+    }
+
+    /// Columns without their names: what a watch adds to a table.
+    pub(crate) fn rows(&self, table: &Table) {
+        self.laid_out(table.rows.iter());
+    }
+
+    fn laid_out<'a>(&self, rows: impl Iterator<Item = &'a Vec<String>>) {
         let mut out = tabwriter::TabWriter::new(Vec::new()).padding(COLUMN_GAP).minwidth(0);
         let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
         let mut written = String::new();
-        for row in std::iter::once(&table.header).chain(&table.rows) {
+        for row in rows {
             let cells: Vec<String> = row.iter().map(clean).collect();
             written.push_str(&cells.join("\t"));
             written.push('\n');
