@@ -5,6 +5,7 @@
 mod failpoint;
 
 pub mod api;
+pub mod ci;
 pub mod crd;
 pub mod home;
 pub mod install;

@@ -1,0 +1,249 @@
+//! Whom `--verify` believes: a cluster's trust policy, or the public keys in the operator's context.
+//!
+//! Never keys that lie in the repository which is being judged: whoever can change the repository could bring their
+//! own. The context file is only read here, and only the parts that verification needs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use attest_common::ids::Name;
+use attest_common::keys::{KeyError, PrivateKey};
+use attest_common::policy::{
+    Entry, HubSpec, KeySpec, KindsSpec, Mode, Policy, PolicyError, RemoveSpec, Role, RollbackSpec,
+    Spec,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::render::read_yaml;
+
+/// Largest policy or context file, in bytes.
+pub const TRUST_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Attestations that a policy made from keys asks for, as `cluster add` does.
+const REQUIRED: [&str; 3] = ["build", "test", "security-scan"];
+const POLICY_KIND: &str = "AttestTrustPolicy";
+/// Stands where a policy made from keys cannot know the cluster; no release is compared with it.
+const NO_CLUSTER_UID: &str = "unknown-to-ci";
+const NO_PIN: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Where public keys come from.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    policies: Vec<Spec>,
+    keys: Vec<ContextKey>,
+    stand_in: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContextKey {
+    alias: String,
+    public_key: String,
+    environments: Vec<Name>,
+}
+
+/// The parts of the operator's context that matter here.
+#[derive(Deserialize)]
+struct Context {
+    #[serde(default)]
+    keys: Vec<ContextKey>,
+}
+
+impl Trust {
+    /// Reads policy files and the context. `root` is the repository that is judged.
+    ///
+    /// # Errors
+    /// [`TrustError`]; a context that does not exist is an empty one.
+    pub fn load(
+        policies: &[PathBuf],
+        context: Option<&Path>,
+        root: &Path,
+    ) -> Result<Self, TrustError> {
+        let mut specs = Vec::new();
+        for file in policies {
+            specs.push(policy_file(file, root)?);
+        }
+        let keys = match context {
+            Some(file) if file.exists() => context_keys(file, root)?,
+            Some(_) | None => Vec::new(),
+        };
+        Ok(Self { policies: specs, keys, stand_in: stand_in()? })
+    }
+
+    /// Whether there is nobody to believe.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.keys.is_empty()
+    }
+
+    /// Environments that policy files speak for; empty without policy files.
+    pub fn policy_environments(&self) -> BTreeSet<&Name> {
+        self.policies.iter().map(|spec| &spec.environment).collect()
+    }
+
+    /// The policies for an environment: those of files, else one made from the context's keys.
+    pub(super) fn specs(&self, environment: &Name) -> Vec<Spec> {
+        let mine = |spec: &&Spec| spec.environment == *environment;
+        let of_files: Vec<Spec> = self.policies.iter().filter(mine).cloned().collect();
+        if of_files.is_empty() {
+            self.from_keys(environment).into_iter().collect()
+        } else {
+            of_files
+        }
+    }
+
+    fn from_keys(&self, environment: &Name) -> Option<Spec> {
+        let mine = |key: &&ContextKey| key.environments.contains(environment);
+        let keys: Vec<KeySpec> = self
+            .keys
+            .iter()
+            .filter(mine)
+            .map(|key| KeySpec {
+                name: key.alias.clone(),
+                public_key: key.public_key.clone(),
+                roles: Role::ALL.to_vec(),
+                environments: vec![environment.clone()],
+                builder_ids: None,
+            })
+            .collect();
+        let any = || vec!["*".to_owned()];
+        (!keys.is_empty()).then(|| Spec {
+            cluster_name: None,
+            kube_system_uid: None,
+            environment: environment.clone(),
+            hub: HubSpec { keys: vec![self.stand_in.clone()], ca_pins: vec![NO_PIN.to_owned()] },
+            keys,
+            applications: vec![Entry {
+                entry: None,
+                names: any(),
+                repos: any(),
+                namespaces: any(),
+                kinds: KindsSpec::default(),
+                minimum_mode: Mode::Strict,
+                required_attestations: REQUIRED.map(str::to_owned).to_vec(),
+                keys: None,
+                rollback: RollbackSpec::default(),
+                remove: RemoveSpec::default(),
+                adopt: false,
+                max_namespaces: None,
+            }],
+        })
+    }
+}
+
+/// A policy ready for use at a cluster; what the file leaves open is filled in.
+pub(super) fn usable(spec: &Spec, cluster: &Name) -> Result<Policy, PolicyError> {
+    let mut spec = spec.clone();
+    spec.cluster_name.get_or_insert_with(|| cluster.clone());
+    spec.kube_system_uid.get_or_insert_with(|| NO_CLUSTER_UID.to_owned());
+    spec.load()
+}
+
+/// No hub speaks in CI, and a policy needs a hub key: one that nobody holds.
+fn stand_in() -> Result<String, TrustError> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|_| TrustError::Randomness)?;
+    PrivateKey::from_seed(&seed)
+        .map(|key| key.public().to_pem())
+        .map_err(|source| TrustError::StandIn { source })
+}
+
+fn policy_file(file: &Path, root: &Path) -> Result<Spec, TrustError> {
+    let document = read(file, root)?;
+    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
+    let is_object = document.get("kind").and_then(Value::as_str) == Some(POLICY_KIND);
+    let spec = if is_object { document.get("spec").cloned().unwrap_or_default() } else { document };
+    let spec: Spec = serde_json::from_value(spec).map_err(|error| wrong(error.to_string()))?;
+    // Filled in like this only to see whether everything else is good.
+    usable(&spec, &spec.environment)
+        .map_err(|source| TrustError::Policy { path: file.to_owned(), source })?;
+    Ok(spec)
+}
+
+fn context_keys(file: &Path, root: &Path) -> Result<Vec<ContextKey>, TrustError> {
+    let document = read(file, root)?;
+    if document.is_null() {
+        return Ok(Vec::new());
+    }
+    let context: Context = serde_json::from_value(document).map_err(|error| {
+        TrustError::Malformed { path: file.to_owned(), problem: error.to_string() }
+    })?;
+    Ok(context.keys)
+}
+
+fn read(file: &Path, root: &Path) -> Result<Value, TrustError> {
+    let failed = |source| TrustError::Files { path: file.to_owned(), source };
+    let place = file.canonicalize().map_err(failed)?;
+    if place.starts_with(root) {
+        return Err(TrustError::InsideRepository { path: file.to_owned() });
+    }
+    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
+    if std::fs::metadata(&place).map_err(failed)?.len() > TRUST_FILE_BYTES_MAX {
+        return Err(wrong("is larger than 1 MiB".to_owned()));
+    }
+    let bytes = std::fs::read(&place).map_err(failed)?;
+    let mut documents = read_yaml(&file.display().to_string(), &bytes, &mut Vec::new())
+        .map_err(|error| wrong(error.to_string()))?;
+    match documents.len() {
+        0 => Ok(Value::Null),
+        1 => Ok(documents.remove(0)),
+        count => Err(wrong(format!("holds {count} documents; one is read"))),
+    }
+}
+
+/// Why nobody could be believed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    #[error(
+        "{} lies inside the repository: keys found only there prove nothing, since whoever changes the repository \
+         can bring their own; keep it outside", .path.display()
+    )]
+    InsideRepository { path: PathBuf },
+    #[error("{} cannot be used: {problem}", .path.display())]
+    Malformed { path: PathBuf, problem: String },
+    #[error("{} cannot be used", .path.display())]
+    Policy {
+        path: PathBuf,
+        #[source]
+        source: PolicyError,
+    },
+    #[error(
+        "no public key to verify with for environment `{environment}`: give `--trust-policy FILE` (the policy of \
+         a cluster), or add the CI key to your context with `attest trust key add ALIAS FILE --environment \
+         {environment}`; keys that lie in the repository do not count"
+    )]
+    NoKey { environment: String },
+    #[error("the trust policy for environment `{environment}` cannot be used")]
+    Unusable {
+        environment: Name,
+        #[source]
+        source: PolicyError,
+    },
+    #[error("the system gives no randomness")]
+    Randomness,
+    #[error("no key could be made")]
+    StandIn {
+        #[source]
+        source: KeyError,
+    },
+    #[error("cannot read {}", .path.display())]
+    Files {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl TrustError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::InsideRepository { .. } => "TrustInRepository",
+            Self::Malformed { .. } => "TrustFileMalformed",
+            Self::Policy { source, .. } | Self::Unusable { source, .. } => source.reason(),
+            Self::NoKey { .. } => "NoTrustedKey",
+            Self::Randomness | Self::StandIn { .. } => "Randomness",
+            Self::Files { .. } => "TrustFileUnreadable",
+        }
+    }
+}
