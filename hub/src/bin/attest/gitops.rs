@@ -83,8 +83,7 @@ fn key(command: KeyCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<
     let client = hub.client()?;
     match command {
         KeyCommand::Add { alias, file } => {
-            let public = PublicKey::from_pem(&read_small(&file)?)
-                .with_context(|| format!("{} is not a public key", file.display()))?;
+            let public = read_public_key(&file)?;
             let request = KeyRequest { alias, public_key: public.to_pem() };
             let key: Key = block_on(client.put("/v1/keys", &request))?;
             printer.line(&format!("key/{} added as {}", key.alias, key.key_id));
@@ -111,6 +110,14 @@ pub(crate) fn read_small(file: &std::path::Path) -> anyhow::Result<String> {
         file.display()
     );
     std::fs::read_to_string(file).with_context(cannot)
+}
+
+/// The one public key in a file, whatever is written around it.
+pub(crate) fn read_public_key(file: &std::path::Path) -> anyhow::Result<PublicKey> {
+    let text = read_small(file)?;
+    let block = text.find("-----BEGIN").map_or(text.as_str(), |start| text.split_at(start).1);
+    PublicKey::from_pem(block)
+        .with_context(|| format!("{} does not hold one public key", file.display()))
 }
 
 /// Prints a document now, and with `watch` again whenever it has changed, until interrupted.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::client::block_on;
 use crate::context::{Config, Hub};
-use crate::gitops::{HubArgs, read_small};
+use crate::gitops::{HubArgs, read_public_key, read_small};
 use crate::human::confirm;
 use crate::printer::{Output, Printer, Table};
 use crate::target::{TargetArgs, TargetCluster};
@@ -201,8 +201,7 @@ fn key(command: KeyCommand, printer: &Printer) -> anyhow::Result<()> {
     let mut config = Config::load()?;
     match command {
         KeyCommand::Add { alias, file, environment } => {
-            let public = PublicKey::from_pem(&read_small(&file)?)
-                .with_context(|| format!("{} is not a public key", file.display()))?;
+            let public = read_public_key(&file)?;
             if config.hubs.iter().any(|hub| hub.hub_key_id == public.id().to_string()) {
                 bail!("{} is the signing key of a hub; CI needs a key of its own", file.display());
             }
