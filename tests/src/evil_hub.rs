@@ -28,7 +28,7 @@ use attest_common::session::message::{
     Blob, Hello, Push, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
-use attest_common::statement::Statement;
+use attest_common::statement::{Statement, Subject};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
 use rustls_pki_types::CertificateDer;
@@ -305,7 +305,20 @@ impl Carried {
     /// # Errors
     /// When the rendering is missing or malformed.
     pub fn delivery(&self, peer: &Peer, render: &str, namespace: &str) -> anyhow::Result<Delivery> {
-        let content = self.content(render)?;
+        self.delivery_of(peer, render, namespace, self.content(render)?)
+    }
+
+    /// As [`Self::delivery`], with content that is not in the working tree.
+    ///
+    /// # Errors
+    /// When the content is malformed.
+    pub fn delivery_of(
+        &self,
+        peer: &Peer,
+        render: &str,
+        namespace: &str,
+        content: Vec<u8>,
+    ) -> anyhow::Result<Delivery> {
         let signed = self.document.render(render).context("no such render")?;
         let blob = |bytes: &[u8]| -> anyhow::Result<SignedBlob> {
             let (payload, _) = envelope::peek(bytes, STATEMENT_TYPE).context("not a statement")?;
@@ -361,6 +374,76 @@ impl Carried {
         let mut blobs = vec![self.release.clone(), content];
         blobs.extend(self.receipts.iter().cloned());
         Ok(Delivery { plan, directive, blobs })
+    }
+}
+
+/// What a CI that signs anything would have signed: for the rules that hold even then.
+#[derive(Debug)]
+pub struct Resigned<'a> {
+    pub key: &'a PrivateKey,
+    pub render: &'a str,
+    /// New bytes of that rendering; unchanged when absent.
+    pub content: Option<Vec<u8>>,
+}
+
+impl Carried {
+    /// This release with other content, or bent in another way, signed again by CI's own key with
+    /// the next counter. `bend` may change the release; receipts follow it.
+    ///
+    /// # Errors
+    /// When what is carried is malformed.
+    pub fn signed_again(
+        &self,
+        how: Resigned<'_>,
+        bend: impl FnOnce(&mut Release),
+    ) -> anyhow::Result<(Self, Vec<u8>)> {
+        let Resigned { key, render, content } = how;
+        let content = match content {
+            Some(content) => content,
+            None => self.content(render)?,
+        };
+        let mut release = self.document.clone();
+        release.counter += 1;
+        for signed in release.renders.iter_mut().filter(|r| r.name == render) {
+            signed.size = content.len() as u64;
+            signed.objects = manifest::read(&content)?.len() as u64;
+        }
+        bend(&mut release);
+        let statement = |bytes: &[u8]| -> anyhow::Result<Statement> {
+            let (payload, _) = envelope::peek(bytes, STATEMENT_TYPE).context("not a statement")?;
+            Ok(Statement::read(&payload)?)
+        };
+        let mut former = statement(&self.release)?;
+        let subject = format!("manifests/{render}");
+        let readdress = |statement: &mut Statement| {
+            for found in statement.subject.iter_mut().filter(|s| s.name == subject) {
+                *found = Subject::new(subject.clone(), Digest::of(&content));
+            }
+        };
+        let mut receipts = Vec::new();
+        for bytes in &self.receipts {
+            let id = envelope::id_of(STATEMENT_TYPE, &statement(bytes)?.to_bytes());
+            let mut receipt = statement(bytes)?;
+            readdress(&mut receipt);
+            let text = receipt.predicate.to_string();
+            let source = text.replace(&self.document.source.repo, &release.source.repo);
+            receipt.predicate = serde_json::from_str(&source)?;
+            let payload = receipt.to_bytes();
+            for evidence in release.evidence.iter_mut().filter(|e| e.receipt == id) {
+                evidence.receipt = envelope::id_of(STATEMENT_TYPE, &payload);
+            }
+            receipts.push(envelope::seal(STATEMENT_TYPE, &payload, &[key]));
+        }
+        readdress(&mut former);
+        former.predicate = serde_json::to_value(&release)?;
+        for added in &release.renders {
+            if !former.subject.iter().any(|s| s.name == added.subject) {
+                former.subject.push(Subject::new(added.subject.clone(), Digest::of(&content)));
+            }
+        }
+        let sealed = envelope::seal(STATEMENT_TYPE, &former.to_bytes(), &[key]);
+        let again = Self { release: sealed, receipts, document: release, tree: self.tree.clone() };
+        Ok((again, content))
     }
 }
 

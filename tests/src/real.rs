@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::api::Api;
-use crate::cluster::Cluster;
 use crate::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
+use crate::cluster::{Cluster, ports};
 use crate::fleet::{Hub, Operator, Repository, generate_key, program};
 use crate::process::{Process, Spec, remove_at_end};
 use crate::wait::until;
@@ -26,6 +26,20 @@ pub struct RealSite {
     pub fakelet: Fakelet,
     /// The spoke's process when it runs outside the cluster.
     pub spoke: Option<Process>,
+    /// Where the spoke in the cluster serves its metrics.
+    pub metrics: String,
+}
+
+impl RealSite {
+    /// The spoke's metrics as it serves them.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let answer = client.get(format!("http://{}/metrics", self.metrics)).send().await?;
+        Ok(answer.error_for_status()?.text().await?)
+    }
 }
 
 /// Where spokes run.
@@ -79,14 +93,21 @@ impl RealFleet {
         {
             let Some(cluster) = started else { return Ok(None) };
             // Spokes share this machine's ports.
+            let metrics = format!("127.0.0.1:{}", ports::free()?);
             let runner = Runner::new("attest-spoke", program("attest-spoke")?)
                 .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
-                .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0");
+                .env("ATTEST_LISTEN_METRICS", &metrics);
             let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
             let fakelet = Fakelet::start(&cluster, options)?;
             let version = cluster.client().await?.apiserver_version().await?.git_version;
             tell(format!("cluster {name}: Kubernetes {version} at {}", cluster.server()));
-            sites.push(RealSite { name: (*name).to_owned(), cluster, fakelet, spoke: None });
+            sites.push(RealSite {
+                name: (*name).to_owned(),
+                cluster,
+                fakelet,
+                spoke: None,
+                metrics,
+            });
         }
         let operator = Operator::new(&at("operator"))?;
         let home = at("hub");

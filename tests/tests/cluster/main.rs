@@ -2,6 +2,7 @@
 //! clusters.
 
 mod end_to_end;
+mod evil_hub;
 mod harness;
 mod install;
 mod workflow;

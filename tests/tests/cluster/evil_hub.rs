@@ -1,0 +1,310 @@
+//! A taken hub, with valid certificate and valid signing key, against real spokes on real API servers.
+//!
+//! Each thing it sends is refused with a reason of its own, which is seen in the command line, the
+//! report, the metric and the log; nothing is written and no sequence advances. At the end an honest
+//! directive, sent the same way, is carried out: the refusals were not for want of a connection.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use attest_common::keys::PrivateKey;
+use attest_common::plan::Operation;
+use attest_common::policy::Mode;
+use attest_common::record::Record;
+use attest_common::release::{NamespaceRule, Render};
+use attest_tests::cluster::audit::{AuditEvent, Mark};
+use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned, with_content};
+use attest_tests::real::{RealFleet, RealSite};
+use attest_tests::wait::until;
+use serde_json::{Value, json};
+
+const WITHIN: Duration = Duration::from_secs(60);
+const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+const NAMESPACE: &str = "app-production";
+const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
+
+struct Stage {
+    fleet: RealFleet,
+    hub: EvilHub,
+    peer: Peer,
+    /// The release before the newest, as a reader of the repository's history has it.
+    older: Carried,
+    newest: Carried,
+    ci: PrivateKey,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Option<Self>> {
+        let clusters = [("staging", "staging"), ("production", "production")];
+        let Some(mut fleet) = RealFleet::start(&clusters).await? else { return Ok(None) };
+        fleet.write_sample()?;
+        fleet.release("v1")?;
+        let history = fleet.directory().join("history");
+        attest_tests::workload::copy_tree(
+            &fleet.repository().tree().join(".attest"),
+            &history.join(".attest"),
+            &[],
+        )?;
+        let manifest = json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+            "metadata": {"name": "web-app"},
+            "spec": {
+                "source": {"repoUrl": fleet.repository().url(), "path": "k8s/overlays"},
+                "destinations": [
+                    {"cluster": "staging", "namespace": "app-staging"},
+                    {"cluster": "production", "namespace": NAMESPACE}],
+                "syncPolicy": {"automated": {"prune": true, "selfHeal": true}},
+            },
+        });
+        let _: Value = fleet.api().call("PUT", "/v1/applications", Some(&manifest)).await?;
+        fleet.wait_synced("web-app", WITHIN).await?;
+        fleet.release("v2")?;
+        let _: Value = fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
+        until("v2 to be held in production", WITHIN, || async {
+            Ok(record(&fleet, "production")?.filter(|r| r.sequence >= 2))
+        })
+        .await?;
+        fleet.wait_synced("web-app", WITHIN).await?;
+        let address = fleet.hub().addresses().spokes.parse()?;
+        let home = fleet.hub().home().to_owned();
+        fleet.hub().process().kill();
+        let hub = EvilHub::take(&home, address).await?;
+        hub.connected("staging").await?;
+        let peer = hub.connected("production").await?;
+        let older = Carried::read(&history, "web-app", None)?;
+        let newest = Carried::read(fleet.repository().tree(), "web-app", None)?;
+        let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
+        Ok(Some(Self { fleet, hub, peer, older, newest, ci }))
+    }
+
+    fn site(&self) -> anyhow::Result<&RealSite> {
+        self.fleet.sites().iter().find(|site| site.name == "production").context("production")
+    }
+
+    fn honest(&self) -> anyhow::Result<Delivery> {
+        self.newest.delivery(&self.peer, "production", NAMESPACE)
+    }
+
+    /// The newest release changed by `bend` and signed again by CI, as a delivery.
+    fn resigned(
+        &self,
+        content: Option<Vec<u8>>,
+        bend: impl FnOnce(&mut attest_common::release::Release),
+    ) -> anyhow::Result<Delivery> {
+        let how = Resigned { key: &self.ci, render: "production", content };
+        let (again, content) = self.newest.signed_again(how, bend)?;
+        again.delivery_of(&self.peer, "production", NAMESPACE, content)
+    }
+
+    /// Sends it and checks everything that must follow from a refusal.
+    async fn refused(&self, case: &str, delivery: &Delivery, reason: &str) -> anyhow::Result<()> {
+        let site = self.site()?;
+        let before = record(&self.fleet, "production")?.context("no record")?;
+        let mark = site.cluster.audit().mark();
+        let counted = count(&site.metrics().await?, reason);
+        let logged = occurrences(site, reason);
+        self.hub.push(&self.peer, delivery).await?;
+
+        let sequence = delivery.directive.sequence;
+        let kubeconfig = site.cluster.kubeconfig().display().to_string();
+        let what = format!("{case}: a refusal as {reason}");
+        let seen = until(&what, REFUSED_WITHIN, || async {
+            let status =
+                self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+            let all = status["refusals"].as_array().cloned().unwrap_or_default();
+            let mine = |r: &&Value| r["reason"] == reason && r["sequence"] == json!(sequence);
+            Ok(all.iter().find(mine).cloned())
+        });
+        if let Err(error) = seen.await {
+            let status =
+                self.fleet.operator().attest(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+            return Err(error.context(status));
+        }
+        let report = self
+            .hub
+            .report(&self.peer, |r| {
+                r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+            })
+            .await
+            .with_context(|| format!("{case}: the report"))?;
+        ensure!(report.running.is_some(), "{case}: the report forgets what runs");
+        until(&format!("{case}: metric and log"), REFUSED_WITHIN, || async {
+            let now = count(&site.metrics().await?, reason);
+            Ok((now > counted && occurrences(site, reason) > logged).then_some(()))
+        })
+        .await?;
+        let after = record(&self.fleet, "production")?.context("no record")?;
+        assert_eq!(
+            (after.epoch, after.sequence, after.held),
+            (before.epoch, before.sequence, before.held),
+            "{case}: the state advanced"
+        );
+        let writes = writes(site, mark)?;
+        assert!(writes.is_empty(), "{case}: {writes:#?}");
+        Ok(())
+    }
+}
+
+/// What counts as a write: a mutating request without dry run, by the spoke or an account it
+/// impersonates, outside the spoke's own two namespaces.
+fn writes(site: &RealSite, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
+    let events = site.cluster.audit().since(mark)?.into_iter();
+    let counts = |event: &AuditEvent| {
+        let namespace = event.object_ref.as_ref().map(|o| o.namespace.clone()).unwrap_or_default();
+        event.is_mutating()
+            && !event.is_dry_run()
+            && event.user.username == SPOKE
+            && !["attest-system", "attest-applications"].contains(&namespace.as_str())
+    };
+    Ok(events.filter(counts).collect())
+}
+
+fn record(fleet: &RealFleet, cluster: &str) -> anyhow::Result<Option<Record>> {
+    let site = fleet.sites().iter().find(|site| site.name == cluster).context("no such cluster")?;
+    let kubeconfig = site.cluster.kubeconfig().display().to_string();
+    let status = fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+    let all: Vec<Record> = serde_json::from_value(status["destinations"].clone())?;
+    Ok(all.into_iter().find(|r| r.application.as_str() == "web-app"))
+}
+
+/// How often a metric line about this reason counts, all labels taken together.
+fn count(metrics: &str, reason: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| line.starts_with("attest_spoke_refusals_total"));
+    let mine = lines.filter(|line| line.contains(&format!("reason=\"{reason}\"")));
+    mine.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+fn occurrences(site: &RealSite, reason: &str) -> usize {
+    site.fakelet
+        .output("attest-system/attest-spoke")
+        .matches(&format!("\"reason\":\"{reason}\""))
+        .count()
+}
+
+/// The rendering with `change` made to the JSON of every line.
+fn changed(content: &[u8], change: impl Fn(&mut Value)) -> anyhow::Result<Vec<u8>> {
+    let mut objects = Vec::new();
+    for line in content.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        let mut object: Value = serde_json::from_slice(line)?;
+        change(&mut object);
+        objects.push(object);
+    }
+    Ok(attest_common::manifest::write(objects)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
+    let Some(stage) = Stage::set().await? else { return Ok(()) };
+    let honest = stage.honest()?;
+    let content = stage.newest.content("production")?;
+
+    // (a) a changed manifest byte
+    let mut sent = honest.clone();
+    with_content(
+        &mut sent,
+        changed(&content, |object| {
+            if object["kind"] == "Deployment" {
+                object["spec"]["replicas"] = json!(7);
+            }
+        })?,
+    )?;
+    stage.refused("a", &sent, "ContentDigest").await?;
+
+    // (b1) the other cluster's directive
+    let mut sent = honest.clone();
+    sent.directive.cluster = stage.hub.connected("staging").await?.cluster;
+    stage.refused("b1", &sent, "AudienceMismatch").await?;
+
+    // (b2) the staging rendering at production
+    let sent = stage.newest.delivery(&stage.peer, "staging", NAMESPACE)?;
+    stage.refused("b2", &sent, "TargetMismatch").await?;
+
+    // (c) an old directive
+    let mut sent = honest.clone();
+    sent.directive.sequence -= 2;
+    stage.refused("c", &sent, "SequenceReplayed").await?;
+
+    // (d) a receipt less
+    let mut sent = honest.clone();
+    let withheld = sent.plan.receipts.pop().context("receipts")?;
+    sent.blobs.retain(|blob| attest_common::ids::Digest::of(blob) != withheld.sha256);
+    stage.refused("d", &sent, "ReceiptMissing").await?;
+
+    // (e) an object in a foreign namespace, even when CI signed it
+    let foreign = changed(&content, |object| {
+        if object["kind"] == "ConfigMap" {
+            object["metadata"]["namespace"] = json!("default");
+        }
+    })?;
+    let sent = stage.resigned(Some(foreign), |_| {})?;
+    stage.refused("e", &sent, "NamespaceNotAllowed").await?;
+
+    // (f) verification switched off
+    let mut sent = honest.clone();
+    sent.plan.policy.mode = Mode::Disabled;
+    stage.refused("f", &sent, "PolicyFloor").await?;
+
+    // (g) an older release
+    let sent = stage.older.delivery(&stage.peer, "production", NAMESPACE)?;
+    stage.refused("g", &sent, "CounterRegressed").await?;
+
+    // (h) another repository's signed release of the same name
+    let sent = stage.resigned(None, |release| {
+        release.source.repo = "https://git.example/other/web-app".to_owned();
+    })?;
+    stage.refused("h", &sent, "SourceChanged").await?;
+
+    // (i) the other render that fits this environment
+    let mut sent = stage.resigned(None, |release| {
+        let other = release.renders.iter().find(|r| r.name == "production").cloned();
+        release.renders.extend(other.map(|render| Render {
+            name: "blue".to_owned(),
+            subject: "manifests/blue".to_owned(),
+            namespace: NamespaceRule::Fixed { value: "app-blue".parse().unwrap() },
+            ..render
+        }));
+    })?;
+    sent.plan.render = "blue".to_owned();
+    stage.refused("i", &sent, "RenderMismatch").await?;
+
+    // (j) a hook
+    let mut sent = honest.clone();
+    sent.plan.hooks = vec![json!({"name": "backdoor", "image": "evil"})];
+    stage.refused("j", &sent, "HookNotAllowed").await?;
+
+    // (k) an object that another application owns, with Adopt set
+    let mut sent =
+        stage.resigned(None, |release| release.application = "other".parse().unwrap())?;
+    sent.plan.sync.adopt = true;
+    sent.directive.sequence = 1;
+    let mark = stage.site()?.cluster.audit().mark();
+    stage.hub.push(&stage.peer, &sent).await?;
+    let report = stage
+        .hub
+        .report(&stage.peer, |r| r.application.as_str() == "other")
+        .await
+        .context("k: the report")?;
+    assert_eq!(report.refusal.context("k: no refusal")?.reason, "OwnedByOther");
+    let written = writes(stage.site()?, mark)?;
+    assert!(written.is_empty(), "k: {written:#?}");
+
+    // An order to remove, which production's policy does not leave to a hub.
+    let mut sent = honest.clone();
+    sent.directive.operation = Operation::Remove;
+    stage.refused("remove", &sent, "RemoveNotAllowed").await?;
+
+    // The positive control: an honest directive, sent the same way, is carried out.
+    let mark = stage.site()?.cluster.audit().mark();
+    let fresh = changed(&content, |object| {
+        if object["kind"] == "Deployment" {
+            object["metadata"]["labels"]["positive"] = json!("control");
+        }
+    })?;
+    let sent = stage.resigned(Some(fresh), |_| {})?;
+    stage.hub.push(&stage.peer, &sent).await?;
+    until("the honest directive to be carried out", WITHIN, || async {
+        Ok((!writes(stage.site()?, mark)?.is_empty()).then_some(()))
+    })
+    .await?;
+    Ok(())
+}
