@@ -3,7 +3,23 @@
 //! No rules live here or beside here: they are in the library and in `attest-common`. Exit codes: 0 done,
 //! 1 failed, 2 usage, except where a command documents its own (`attest verify`, `attest run --verify`).
 
+mod app;
+mod client;
+mod cluster;
+mod context;
+mod gitops;
+mod hub;
+mod human;
+mod init;
+mod key;
 mod printer;
+mod release;
+mod repo;
+mod run;
+mod spoke;
+mod target;
+mod trust;
+mod verify;
 mod version;
 
 use std::process::ExitCode;
@@ -23,6 +39,25 @@ struct Cli {
 /// One variant a noun; each noun's arguments and work are in the file of its name.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Prepare a repository: attest.yaml, .attest/ and k8s/
+    Init(init::Args),
+    /// Make and show signing keys
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Run the steps of attest.yaml, render, and sign what came out
+    Run(run::Args),
+    /// Check what the repository holds signed, and say why it would or would not be deployed
+    Verify(verify::Args),
+    /// Sign an earlier release again, without building
+    Release(release::Args),
+    /// Manage a fleet: clusters, applications, repositories
+    Gitops(gitops::Args),
+    /// Make and list hubs
+    Hub(hub::Args),
+    /// Look at and reset a spoke, without its hub
+    Spoke(spoke::Args),
+    /// Whom a cluster believes: trust policies and the keys they are made from
+    Trust(trust::Args),
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Print versions
@@ -65,12 +100,21 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command, printer: &Printer) -> anyhow::Result<()> {
     match command {
+        Command::Init(args) => init::init(args, printer),
+        Command::Key(command) => key::key(command, printer),
+        Command::Run(args) => run::run(args, printer),
+        Command::Verify(args) => verify::verify(args, printer),
+        Command::Release(args) => release::release(args, printer),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "attest", &mut script);
             printer.text(&String::from_utf8_lossy(&script));
             Ok(())
         }
+        Command::Gitops(args) => gitops::run(args, printer),
+        Command::Hub(args) => hub::run(args, printer),
+        Command::Spoke(args) => spoke::run(args, printer),
+        Command::Trust(args) => trust::run(args, printer),
         Command::Version(args) => version::version(args, printer),
     }
 }
@@ -78,9 +122,11 @@ fn dispatch(command: Command, printer: &Printer) -> anyhow::Result<()> {
 /// clap's own codes, but 3 for `attest verify`, where 2 means that a finished check says no.
 fn usage(error: &clap::Error) -> ExitCode {
     let shown = error.print();
+    let is_verify = std::env::args_os().nth(1).is_some_and(|first| first == "verify");
     match error.exit_code() {
         0 if shown.is_ok() => ExitCode::SUCCESS,
         0 => ExitCode::from(printer::FAILED),
+        _ if is_verify => ExitCode::from(verify::NOT_CHECKED),
         _ => ExitCode::from(printer::USAGE),
     }
 }
