@@ -32,6 +32,8 @@ pub const JOIN_SECRET_KEY: &str = "token";
 pub const IDENTITY_SECRET: &str = "attest-identity";
 /// Key of the cluster id in [`IDENTITY_SECRET`].
 pub const IDENTITY_CLUSTER_ID_KEY: &str = "cluster-id";
+/// Key of the certificate chain in [`IDENTITY_SECRET`]: there once the hub has admitted the spoke.
+pub const IDENTITY_CHAIN_KEY: &str = "tls.chain";
 /// Name of the one trust policy of a cluster.
 pub const POLICY_NAME: &str = "local";
 /// What an application account may do where it is bound.

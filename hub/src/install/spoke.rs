@@ -55,6 +55,11 @@ fn container(image: &str, hub: &str) -> Value {
         "name": "spoke",
         "image": image,
         "args": ["--hub", hub, "--join-token-file", token_file],
+        // Probes and scrapes come from outside the pod.
+        "env": [
+            {"name": "ATTEST_LISTEN_HEALTH", "value": format!("0.0.0.0:{HEALTH_PORT}")},
+            {"name": "ATTEST_LISTEN_METRICS", "value": format!("0.0.0.0:{METRICS_PORT}")}
+        ],
         "ports": [
             {"name": "health", "containerPort": HEALTH_PORT},
             {"name": "metrics", "containerPort": METRICS_PORT}

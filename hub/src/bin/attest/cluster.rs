@@ -269,8 +269,8 @@ async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::R
     };
     let until = tokio::time::Instant::now() + Duration::from_secs(timeout);
     let found = loop {
-        match cluster.cluster_id().await? {
-            Some(id) => break id,
+        match cluster.spoke().await? {
+            Some(spoke) => break spoke.cluster_id,
             None if tokio::time::Instant::now() >= until => {
                 bail!("the spoke has not fetched its certificate within {timeout} s");
             }

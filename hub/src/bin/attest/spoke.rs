@@ -93,7 +93,7 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
     let status = Status {
         api_version: attest_gitops::api::documents::API_VERSION,
         kind: "SpokeStatus",
-        cluster_id: cluster.cluster_id().await?,
+        cluster_id: cluster.spoke().await?.map(|spoke| spoke.cluster_id),
         destinations: records.into_iter().map(|(_, record)| record).collect(),
         refusals: refusals(&cluster).await?,
     };

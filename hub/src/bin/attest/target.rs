@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use attest_gitops::install::apply::Target;
 use attest_gitops::install::{
-    IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, POLICY_NAME, SPOKE_NAME, SYSTEM_NAMESPACE,
+    IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, POLICY_NAME, SPOKE_NAME,
+    SYSTEM_NAMESPACE,
 };
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
@@ -52,10 +53,18 @@ impl std::fmt::Debug for TargetCluster {
 pub(crate) struct Seen {
     pub(crate) kubernetes_version: String,
     pub(crate) kube_system_uid: String,
-    /// Id of the spoke that lives there already.
-    pub(crate) cluster_id: Option<String>,
+    /// The spoke that lives there already.
+    pub(crate) spoke: Option<SpokeSeen>,
     /// `spec` of the trust policy that is installed already.
     pub(crate) policy: Option<Value>,
+}
+
+/// A spoke's identity as its Secret shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct SpokeSeen {
+    pub(crate) cluster_id: String,
+    /// True when the hub has given it a certificate.
+    pub(crate) joined: bool,
 }
 
 impl TargetCluster {
@@ -127,18 +136,21 @@ impl TargetCluster {
         Ok(Seen {
             kubernetes_version: version.git_version,
             kube_system_uid: system.metadata.uid.unwrap_or_default(),
-            cluster_id: self.cluster_id().await?,
+            spoke: self.spoke().await?,
             policy: self.policy().await?,
         })
     }
 
-    /// Id of the spoke, once it has joined.
-    pub(crate) async fn cluster_id(&self) -> anyhow::Result<Option<String>> {
+    /// The spoke's identity, once it has made one.
+    pub(crate) async fn spoke(&self) -> anyhow::Result<Option<SpokeSeen>> {
         let secret = self.secrets().get_opt(IDENTITY_SECRET).await;
         let secret = secret
             .with_context(|| format!("cannot read Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET}"))?;
-        let id = secret.and_then(|secret| secret.data?.remove(IDENTITY_CLUSTER_ID_KEY));
-        Ok(id.and_then(|bytes| String::from_utf8(bytes.0).ok()).map(|id| id.trim().to_owned()))
+        let Some(mut data) = secret.and_then(|secret| secret.data) else { return Ok(None) };
+        let joined = data.contains_key(IDENTITY_CHAIN_KEY);
+        let id = data.remove(IDENTITY_CLUSTER_ID_KEY);
+        let id = id.and_then(|bytes| String::from_utf8(bytes.0).ok());
+        Ok(id.map(|id| SpokeSeen { cluster_id: id.trim().to_owned(), joined }))
     }
 
     async fn policy(&self) -> anyhow::Result<Option<Value>> {
@@ -201,11 +213,17 @@ impl TargetCluster {
         Ok(())
     }
 
-    /// Forgets the spoke's identity, so that it joins anew, and starts it again.
+    /// Forgets the spoke's identity, so that it makes a new one and joins anew when it next starts.
     pub(crate) async fn forget_identity(&self) -> anyhow::Result<()> {
         let deleted = self.secrets().delete(IDENTITY_SECRET, &DeleteParams::default()).await;
-        ignore_missing(deleted.map(|_| ())).context("cannot delete the spoke's old identity")?;
-        self.restart_spoke().await
+        ignore_missing(deleted.map(|_| ())).context("cannot delete the spoke's old identity")
+    }
+
+    /// True when a pod of the spoke exists.
+    pub(crate) async fn has_pods(&self) -> anyhow::Result<bool> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let listed = pods.list(&spoke_pods()).await.context("cannot list the spoke's pods")?;
+        Ok(!listed.items.is_empty())
     }
 
     /// Deletes the spoke's pods; its Deployment makes new ones. Without a Deployment nothing happens.

@@ -268,7 +268,7 @@ async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     printer.line("attesttrustpolicy/local installed");
 
-    let found = seen.cluster_id.as_deref();
+    let found = seen.spoke.as_ref().map(|spoke| spoke.cluster_id.as_str());
     match (cluster_id, found) {
         (Some(given), Some(found)) if given.as_str() != found => {
             bail!(

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use attest_common::ids::{ClusterId, Name};
 use attest_common::policy::Spec;
 use attest_gitops::api::documents::{Cluster, Token, TokenRequest};
@@ -174,8 +174,11 @@ fn check_policy(
 
 async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Result<Standing> {
     let known = registered(client, args.name.as_str()).await?;
-    let here: Option<ClusterId> = match &seen.cluster_id {
-        Some(id) => Some(id.parse().context("the cluster's identity Secret is malformed")?),
+    // An identity without a certificate is an attempt that did not get far: it just goes on.
+    let here: Option<ClusterId> = match seen.spoke.as_ref().filter(|spoke| spoke.joined) {
+        Some(spoke) => {
+            Some(spoke.cluster_id.parse().context("the cluster's identity Secret is malformed")?)
+        }
         None => None,
     };
     let our_hub = || {
@@ -304,12 +307,17 @@ impl Run<'_> {
         if matches!(standing, Standing::Rejoin) {
             cluster.forget_identity().await?;
         }
+        let had_pods = cluster.has_pods().await?;
         let total = manifests.len();
         apply::apply(&cluster.client, &manifests, |_| {}).await?;
         printer.note(&format!("[install] {total} objects applied"));
         for gone in apply::prune(&cluster.client, &manifests).await? {
             printer
                 .note(&format!("[install] {gone} removed: the policy has no use for it any more"));
+        }
+        if secret.is_some() && had_pods {
+            // It holds an older token, or an identity that is gone.
+            cluster.restart_spoke().await?;
         }
         if plan.args.agent == AgentPlace::External {
             self.external(secret).await?;
@@ -354,8 +362,11 @@ impl Run<'_> {
         let Self { cluster, printer, plan, .. } = self;
         let mut told = String::new();
         loop {
-            if let Some(id) = cluster.cluster_id().await? {
-                return id.parse().context("the spoke's identity Secret is malformed");
+            if let Some(spoke) = cluster.spoke().await? {
+                return spoke
+                    .cluster_id
+                    .parse()
+                    .context("the spoke's identity Secret is malformed");
             }
             let trouble = match plan.args.agent {
                 AgentPlace::InCluster => cluster.pod_trouble().await,
@@ -367,14 +378,7 @@ impl Run<'_> {
                 told = now;
             }
             if self.is_late(started) {
-                bail!(
-                    "the spoke has not joined within {} s: {told}. Does {} reach it over UDP? `kubectl \
-                     --context {} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more. The same \
-                     command goes on where this one stopped",
-                    plan.args.timeout,
-                    plan.hub,
-                    cluster.context
-                );
+                return Err(self.late("started", &told));
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
@@ -397,15 +401,28 @@ impl Run<'_> {
                 told = now;
             }
             if self.is_late(started) {
-                bail!(
-                    "the spoke has joined but is not connected within {} s: {told}. \
-                     `attest gitops cluster get {}` shows more",
-                    plan.args.timeout,
-                    plan.args.name
-                );
+                return Err(self.late("connected", &told));
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
+    }
+
+    /// What to look at when the wait was in vain.
+    fn late(&self, awaited: &str, told: &str) -> anyhow::Error {
+        let Self { plan, cluster, .. } = self;
+        let logs = match plan.args.agent {
+            AgentPlace::InCluster => format!(
+                "`kubectl --context {} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more",
+                cluster.context
+            ),
+            AgentPlace::External => "its log tells more".to_owned(),
+        };
+        anyhow!(
+            "the spoke has not {awaited} within {} s: {told}. Does it reach {} over UDP? {logs}. \
+             The same command goes on where this one stopped",
+            plan.args.timeout,
+            plan.hub,
+        )
     }
 
     fn is_late(&self, started: Instant) -> bool {
