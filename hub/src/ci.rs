@@ -23,7 +23,7 @@ use crate::recipe::RecipeError;
 use crate::render::RenderError;
 use crate::source::SourceError;
 
-pub use draft::{Attested, Draft, Evidence, Origin, SignedFile};
+pub use draft::{Attested, Draft, Evidence, Origin, SignedFile, refuse_ambiguity};
 pub use judge::{Answer, Question, Row, compare, first_difference, judge, known_environment};
 pub use rendered::{Rendered, render_all};
 pub use repository::Repository;

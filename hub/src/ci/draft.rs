@@ -402,7 +402,10 @@ pub(super) fn name(field: &str, text: &str) -> Result<Name, CiError> {
 }
 
 /// Every cluster must find at most one render, or renders fixed to different namespaces.
-fn refuse_ambiguity(recipe: &Recipe) -> Result<(), CiError> {
+///
+/// # Errors
+/// [`CiError::Ambiguous`] names the renders.
+pub fn refuse_ambiguity(recipe: &Recipe) -> Result<(), CiError> {
     // Named clusters, and one that nobody names.
     const ANY_OTHER: &str = "any-other-cluster";
     let mut renders = Vec::new();
@@ -450,11 +453,9 @@ fn refuse_ambiguity(recipe: &Recipe) -> Result<(), CiError> {
         let environment = name("environments", environment)?;
         for cluster in &clusters {
             let cluster = name("clusters", cluster)?;
-            match fitting_render(&release, &environment, &cluster, &environment) {
-                Err(error @ VerifyError::RenderAmbiguous { .. }) => {
-                    return Err(CiError::Ambiguous(error));
-                }
-                Ok(_) | Err(_) => {}
+            let found = fitting_render(&release, &environment, &cluster, &environment);
+            if let Err(error @ VerifyError::RenderAmbiguous { .. }) = found {
+                return Err(CiError::Ambiguous(error));
             }
         }
     }

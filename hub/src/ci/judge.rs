@@ -10,7 +10,7 @@ use attest_common::ids::{Name, Timestamp};
 use attest_common::kinds::{Kind, Kinds};
 use attest_common::manifest::{self, Object};
 use attest_common::plan::AskedPolicy;
-use attest_common::policy::{GroupResource, Mode, Policy, Spec};
+use attest_common::policy::{GroupResource, Mode, Policy, Role, Spec};
 use attest_common::release::{NamespaceRule, Release};
 use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
 use serde::Serialize;
@@ -35,7 +35,8 @@ pub struct Question<'a> {
     pub namespace: Option<&'a Name>,
     /// The one release that must be good; absent takes the newest that fits, as a hub does.
     pub counter: Option<u64>,
-    /// True when an environment without keys is left out with a note instead of being an error.
+    /// True when only the environments of policy files are judged and others are left out with a note; else an
+    /// environment without keys is an error.
     pub partial: bool,
 }
 
@@ -80,7 +81,9 @@ pub fn judge(question: &Question<'_>) -> Result<Answer, TrustError> {
     let releases = question.store.releases(question.tree);
     for (render, environment, clusters) in question.targets(&releases) {
         let specs = question.trust.specs(&environment);
-        if specs.is_empty() {
+        let asked =
+            !question.partial || question.trust.policy_environments().contains(&environment);
+        if specs.is_empty() || !asked {
             if !question.partial {
                 return Err(TrustError::NoKey { environment: environment.to_string() });
             }
@@ -174,6 +177,10 @@ impl Case<'_> {
                 })
         };
         let candidates: Vec<&StoredRelease> = releases.iter().filter(wanted).collect();
+        // What nobody trusted signed is looked at only to explain that there is nothing better.
+        let signed: Vec<&StoredRelease> =
+            candidates.iter().filter(|stored| self.is_signed(stored)).copied().collect();
+        let candidates = if signed.is_empty() { candidates } else { signed };
         let digest = attest_common::ids::Digest::of(content);
         // As a hub chooses: of the statements whose rendering this is, the highest counter; else the newest.
         let equal = candidates.iter().find(|stored| stored.statement.covers(&digest));
@@ -189,6 +196,14 @@ impl Case<'_> {
                 vec![self.row(Some(&namespace), error.reason(), false, detail)]
             }
         }
+    }
+
+    /// Whether a key that may release here signed it.
+    fn is_signed(&self, stored: &StoredRelease) -> bool {
+        let releasers =
+            self.policy.ci_keys().iter().filter(|key| key.roles.contains(&Role::Releaser));
+        let keys = releasers.map(|key| (key.public.id(), key.public.clone())).collect();
+        verify::open_release(&stored.envelope, &keys).is_ok()
     }
 
     fn ask(

@@ -102,12 +102,17 @@ impl Store {
     ) -> Result<(), CiError> {
         let receipts = self.directory(&self.receipts)?;
         let rendered = self.directory(&self.rendered)?;
+        for directory in [&receipts, &rendered] {
+            // What a run that was killed left behind would be staged with the rest.
+            for name in names_in(directory)?.iter().filter(|name| name.starts_with('.')) {
+                remove(&directory.join(name))?;
+            }
+        }
         for (render, bytes) in renderings {
             write_whole(&rendered, &format!("{render}.jsonl"), bytes)?;
         }
         // A name that is no counter is not taken for a release, should we be stopped here.
         let begun = receipts.join(format!(".{counter}.new"));
-        remove(&begun)?;
         fs::create_dir(&begun).map_err(|e| files_error("create", &begun, e))?;
         for file in files {
             write_whole(&begun, &file.name, &file.bytes)?;

@@ -85,13 +85,13 @@ impl Trust {
         let mine = |spec: &&Spec| spec.environment == *environment;
         let of_files: Vec<Spec> = self.policies.iter().filter(mine).cloned().collect();
         if of_files.is_empty() {
-            self.from_keys(environment).into_iter().collect()
+            self.made_from_keys(environment).into_iter().collect()
         } else {
             of_files
         }
     }
 
-    fn from_keys(&self, environment: &Name) -> Option<Spec> {
+    fn made_from_keys(&self, environment: &Name) -> Option<Spec> {
         let mine = |key: &&ContextKey| key.environments.contains(environment);
         let keys: Vec<KeySpec> = self
             .keys

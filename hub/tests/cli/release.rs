@@ -12,6 +12,7 @@ fn an_earlier_release_is_signed_again_without_building() {
     let before = sandbox.statement("release");
     sandbox.set("GITHUB_SHA", "another");
     sandbox.replace("build.sh", "set -euo pipefail", "exit 9");
+    sandbox.replace("advisories.txt", "bash 4.3", "zsh 1.0 9.8 CVE-0000-0000\nbash 4.3");
 
     sandbox.attest(&["release", "--from", &first.to_string(), "--verify"]).code(0);
 

@@ -1,6 +1,6 @@
 //! `attest verify`, and the `--verify` of `attest run`.
 
-use crate::sandbox::{SHA, Sandbox, has};
+use crate::sandbox::{SHA, Sandbox, has, search_path};
 
 /// A flat repository whose newest commit is what was signed.
 fn released() -> Sandbox {
@@ -165,7 +165,29 @@ fn a_receipt_that_is_gone_or_exchanged_is_missed() {
 }
 
 #[test]
-fn another_kustomize_is_named_when_renderings_differ() {
+fn a_newer_release_that_a_stranger_planted_changes_nothing() {
+    let sandbox = released();
+    let counter = sandbox.counters()[0];
+    let planted = format!(".attest/receipts/web-app/{}", counter + 1);
+    let mut statement = sandbox.statement("release");
+    statement["predicate"]["counter"] = (counter + 1).into();
+    let payload = data_encoding::BASE64.encode(statement.to_string().as_bytes());
+    let envelope = serde_json::json!({
+        "payloadType": "application/vnd.in-toto+json",
+        "payload": payload,
+        "signatures": [{"keyid": "", "sig": data_encoding::BASE64.encode(&[7; 64])}],
+    });
+    sandbox.write(&format!("{planted}/release.00000000.json"), &envelope.to_string());
+    sandbox.commit("Planted");
+
+    sandbox.attest(&["verify"]).code(0);
+    std::fs::remove_dir_all(sandbox.at(&format!(".attest/receipts/web-app/{counter}"))).unwrap();
+    sandbox.commit("And the real one taken away");
+    sandbox.attest(&["verify"]).code(2).shows(&["SignatureInvalid"]);
+}
+
+#[test]
+fn an_edit_in_one_overlay_concerns_that_render_only() {
     if !has("kustomize") {
         return;
     }
@@ -185,4 +207,36 @@ fn another_kustomize_is_named_when_renderings_differ() {
         .code(2)
         .shows(&["ConfigMap/web-app data.ENVIRONMENT: signed production, found other"]);
     sandbox.attest(&["verify", "--render", "staging"]).code(0);
+}
+
+#[test]
+fn another_version_of_kustomize_is_named_when_its_rendering_differs() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    if !has("kustomize") {
+        return;
+    }
+    let mut sandbox = Sandbox::web_app().with_key();
+    sandbox.attest(&["run", "--sign"]).code(0);
+    sandbox.replace("k8s/base/deployment.yaml", "myapp:unreleased", &format!("myapp:{SHA}"));
+    sandbox.commit("Release");
+    let path = search_path();
+    let real = std::env::split_paths(&path).map(|d| d.join("kustomize")).find(|p| p.is_file());
+    let bin = sandbox.outside("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" != version ] || {{ echo v99.0.0; exit; }}\n{} \"$@\"\n\
+         echo '---'\necho 'apiVersion: v1'\necho 'kind: ConfigMap'\necho 'metadata: {{name: new}}'\n",
+        real.unwrap().display()
+    );
+    std::fs::write(bin.join("kustomize"), script).unwrap();
+    std::fs::set_permissions(bin.join("kustomize"), std::fs::Permissions::from_mode(0o755))
+        .unwrap();
+    let longer = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path)));
+    sandbox.set("PATH", longer.unwrap());
+
+    sandbox
+        .attest(&["verify", "--render", "staging"])
+        .code(2)
+        .shows(&["RendererMismatch", "ConfigMap/new (whole object): signed absent, found present"]);
 }

@@ -12,7 +12,8 @@ use attest_common::keys::PrivateKey;
 use attest_gitops::ci::result::Found;
 use attest_gitops::ci::{
     CiError, Draft, Origin, Question, Rendered, Repository, StepReport, Store, Trust, judge,
-    known_environment, next_counter, refuse_keys_inside, render_all, run_step, signing_key,
+    known_environment, next_counter, refuse_ambiguity, refuse_keys_inside, render_all, run_step,
+    signing_key,
 };
 use attest_gitops::recipe::{Counter, Recipe, RecipeRender};
 use attest_gitops::render::{Kustomize, RenderError};
@@ -85,7 +86,7 @@ pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
     let trust = if verify { Some(verify::trust(&trust_policy, repository.root())?) } else { None };
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
     let renders = wanted(&recipe, environment.as_ref());
-    refuse_missing_program(&repository, &recipe, &renders, &kustomize)?;
+    refuse_early(&repository, &recipe, &renders, &kustomize)?;
     let steps = run_steps(&repository, &recipe, |_| true, printer)?;
     let prepared = Prepared { repository: &repository, recipe: &recipe, environment, printer };
     let rendered = prepared.render(&renders, &kustomize, &steps)?;
@@ -119,18 +120,32 @@ fn wanted(recipe: &Recipe, environment: Option<&Name>) -> Vec<RecipeRender> {
     recipe.renders.iter().filter(for_it).cloned().collect()
 }
 
-/// A missing renderer is found now; other failures may be what a step is about to mend.
-fn refuse_missing_program(
+/// What can be known before the steps run. Other failures may be what a step is about to mend.
+fn refuse_early(
     repository: &Repository,
     recipe: &Recipe,
     renders: &[RecipeRender],
     kustomize: &Kustomize,
 ) -> anyhow::Result<()> {
+    refuse_ambiguity(recipe)?;
     let (files, _) = repository.files()?;
-    match render_all(&files, recipe, renders, kustomize) {
-        Err(CiError::Render(error @ RenderError::ProgramMissing { .. })) => Err(error.into()),
-        Ok(_) | Err(_) => Ok(()),
+    Origin::source(recipe, files.git_commit(), files.git_tree())?;
+    let mut rendered = match render_all(&files, recipe, renders, kustomize) {
+        Err(CiError::Render(error @ RenderError::ProgramMissing { .. })) => {
+            return Err(error.into());
+        }
+        Err(_) => return Ok(()),
+        Ok(rendered) => rendered,
+    };
+    // Any digest will do: asked is only whether every image will have one.
+    let promised: BTreeMap<String, Digest> =
+        recipe.steps.iter().map(|step| (step.name.clone(), Digest::of(b""))).collect();
+    for one in &mut rendered {
+        if let Err(error @ CiError::ImageUnpinned { .. }) = one.pin(&recipe.images, &promised) {
+            return Err(error.into());
+        }
     }
+    Ok(())
 }
 
 /// Runs the steps that `chosen` names, in order, with a line before and after each.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::printer::{Output, Printer, Table};
 
 /// Print versions
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     output: Output,

@@ -44,7 +44,7 @@ pub(super) fn passed(path: &Path, bytes: &[u8]) -> Result<Vec<String>, ResultErr
     }) {
         for attribute in ["failures", "errors"] {
             let count = suite.attribute(attribute).unwrap_or("0").trim();
-            if failed.is_empty() && count.trim_start_matches('0') != "" {
+            if failed.is_empty() && !count.trim_start_matches('0').is_empty() {
                 let suite = suite.attribute("name").unwrap_or("testsuites");
                 failed.push(format!("{suite} ({attribute}={count})"));
             }
