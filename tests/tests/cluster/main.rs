@@ -5,4 +5,5 @@ mod end_to_end;
 mod evil_hub;
 mod harness;
 mod install;
+mod registration;
 mod workflow;

@@ -173,7 +173,9 @@ fn check_policy(
 }
 
 async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Result<Standing> {
+    // The name of a cluster that was shut out is free again; its identity is not.
     let known = registered(client, args.name.as_str()).await?;
+    let known = known.filter(|known| known.state != "Revoked");
     // An identity without a certificate is an attempt that did not get far: it just goes on.
     let here: Option<ClusterId> = match seen.spoke.as_ref().filter(|spoke| spoke.joined) {
         Some(spoke) => {
@@ -190,6 +192,13 @@ async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Resul
         (Some(known), Some(here)) if is_same(&known, &here) && known.state == "Accepted" => {
             Ok(Standing::Same(here))
         }
+        (Some(known), Some(here)) if is_same(&known, &here) && !args.replace => bail!(
+            "{} is registered and waits to be let in: `attest gitops cluster accept {} \
+             --fingerprint {}`",
+            args.name,
+            args.name,
+            known.fingerprint
+        ),
         (Some(_), None) if args.replace => Ok(Standing::New),
         (Some(_), Some(_)) if args.replace => Ok(Standing::Rejoin),
         (Some(known), _) => bail!(

@@ -1,0 +1,469 @@
+//! Registration as an operator does it: the command that the product's documentation prints, against a real hub and
+//! a real API server whose pods are real spoke processes; and everything that stops it before it changes anything.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::Context;
+use attest_tests::cluster::Cluster;
+use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
+use attest_tests::fleet::{Hub, Operator, generate_key, program};
+use attest_tests::process::{Process, Spec, remove_at_end};
+use attest_tests::wait::until;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::DynamicObject;
+use kube::core::ApiResource;
+use kube::{Api, Client};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(30);
+/// Section 9.1 of the product's documentation, unchanged.
+const PRINTED: &str = "attest gitops cluster add staging \\\n--kubeconfig ~/.kube/staging-config \\\n\
+                       --context staging-cluster\n";
+
+/// An operator with a hub, and perhaps a CI key.
+struct Desk {
+    // Dropped in this order: the hub before its files.
+    hub: Hub,
+    operator: Operator,
+    directory: TempDir,
+}
+
+impl Desk {
+    async fn new(environments: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("attest-desk-").tempdir()?;
+        remove_at_end(directory.path());
+        let operator = Operator::new(&directory.path().join("operator"))?;
+        let home = directory.path().join("hub");
+        let ports = Hub::init(&operator, &home)?;
+        let public = generate_key(&operator, &directory.path().join("ci.key"))?;
+        for environment in environments {
+            let public = public.display().to_string();
+            operator.attest(&[
+                "trust",
+                "key",
+                "add",
+                "ci",
+                &public,
+                "--environment",
+                environment,
+            ])?;
+        }
+        let hub = Hub::start(&home, ports, &[]).await?;
+        Ok(Self { hub, operator, directory })
+    }
+
+    /// The operator's home directory.
+    fn home(&self) -> PathBuf {
+        self.directory.path().join("operator")
+    }
+
+    /// Puts a cluster's kubeconfig where the printed command looks for it.
+    fn install_kubeconfig(&self, cluster: &Cluster) -> anyhow::Result<PathBuf> {
+        let file = self.home().join(".kube/staging-config");
+        std::fs::create_dir_all(self.home().join(".kube"))?;
+        cluster.write_kubeconfig(&file, "staging-cluster")?;
+        Ok(file)
+    }
+
+    /// Runs a text in a shell, as if typed.
+    async fn types(&self, text: &str) -> anyhow::Result<Output> {
+        let programs = program("attest")?;
+        let programs = programs.parent().context("no directory")?.display().to_string();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let typed = tokio::process::Command::new("sh")
+            .args(["-c", text])
+            .env("PATH", format!("{programs}:{path}"))
+            .env("HOME", self.home())
+            .env("ATTEST_CONFIG", self.operator.config())
+            .env_remove("KUBECONFIG")
+            .stdin(std::process::Stdio::null())
+            .output();
+        Ok(typed.await?)
+    }
+
+    async fn add(&self, name: &str, kubeconfig: &Path, more: &str) -> anyhow::Result<Output> {
+        let file = kubeconfig.display();
+        let line = format!(
+            "attest gitops cluster add {name} --kubeconfig {file} --environment staging --timeout 60 {more}"
+        );
+        self.types(&line).await
+    }
+}
+
+/// A cluster whose node runs real spokes.
+async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
+    let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
+    let runner = Runner::new("attest-spoke", program("attest-spoke")?)
+        .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
+        .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0");
+    let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
+    Ok(Some((Fakelet::start(&cluster, options)?, cluster)))
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr))
+}
+
+async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
+    let resource = ApiResource {
+        group: "attest.continuu.ms".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "attest.continuu.ms/v1".to_owned(),
+        kind: "AttestTrustPolicy".to_owned(),
+        plural: "attesttrustpolicies".to_owned(),
+    };
+    Ok(Api::<DynamicObject>::all_with(client.clone(), &resource).get_opt("local").await?)
+}
+
+async fn secret(client: &Client, name: &str) -> anyhow::Result<Option<Secret>> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    Ok(secrets.get_opt(name).await?)
+}
+
+async fn is_untouched(client: &Client) -> anyhow::Result<bool> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    Ok(namespaces.get_opt("attest-system").await?.is_none() && policy(client).await?.is_none())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> anyhow::Result<()> {
+    let Some((fakelet, cluster)) = site("staging").await? else { return Ok(()) };
+    let mut desk = Desk::new(&["staging"]).await?;
+    let kubeconfig = desk.install_kubeconfig(&cluster)?;
+    let client = cluster.client().await?;
+
+    let output = desk.types(PRINTED).await?;
+
+    assert!(output.status.success(), "{}\n{}", said(&output), desk.hub.process().output());
+    let out = String::from_utf8(output.stdout)?;
+    assert_eq!(out, "cluster/staging registered\n");
+    let talk = String::from_utf8(output.stderr)?;
+    for part in
+        ["[preflight]", "AttestTrustPolicy/local", "minimumMode: Strict", "attest gitops app apply"]
+    {
+        assert!(talk.contains(part), "{part}: {talk}");
+    }
+    // Connected counts from the process that the pod template started.
+    let started = fakelet.processes();
+    assert!(
+        started.iter().any(|(pod, _)| pod.starts_with("attest-system/attest-spoke")),
+        "{started:?}"
+    );
+    let listed = desk.operator.json(&["gitops", "cluster", "list"])?;
+    let entry = &listed["items"][0];
+    assert_eq!(
+        (&entry["name"], &entry["connected"]),
+        (&"staging".into(), &true.into()),
+        "{listed}"
+    );
+    let installed = policy(&client).await?.context("no policy")?;
+    assert_eq!(installed.data["status"]["clusterId"], entry["id"]);
+    assert_eq!(installed.data["spec"]["clusterName"], "staging");
+    let gone = || async { Ok(secret(&client, "attest-join").await?.is_none().then_some(())) };
+    until("the join token to be gone", SOON, gone).await?;
+    only_as_itself(&cluster)?;
+    holds_no_secret_of(&kubeconfig, &[desk.hub.home()])?;
+
+    // Once more: nothing is made anew.
+    let again = desk.types(PRINTED).await?;
+    assert!(again.status.success(), "{}", said(&again));
+    let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
+    assert_eq!(relisted["items"][0]["id"], entry["id"]);
+    assert_eq!(relisted["items"].as_array().map(Vec::len), Some(1));
+
+    // Taken out and added again: a new identity, by the same line.
+    desk.operator.attest(&["gitops", "cluster", "rm", "staging", "-y"])?;
+    let anew = desk.types(PRINTED).await?;
+    assert!(anew.status.success(), "{}\n{}", said(&anew), desk.hub.process().output());
+    let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
+    assert_ne!(relisted["items"][0]["id"], entry["id"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_before_anything_changes() -> anyhow::Result<()> {
+    let Some((_fakelet, cluster)) = site("refused").await? else { return Ok(()) };
+    let mut desk = Desk::new(&["staging"]).await?;
+    let kubeconfig = desk.install_kubeconfig(&cluster)?;
+    let client = cluster.client().await?;
+
+    // A context that is not there: those that are.
+    let output = desk.add("staging", &kubeconfig, "--context prod-cluster").await?;
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("prod-cluster") && text.contains("it has: staging-cluster"), "{text}");
+
+    // A cluster name that is none: usage.
+    let output = desk.add("Staging_1", &kubeconfig, "").await?;
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+
+    // No CI key for the environment: the line that adds one.
+    let line = format!("attest gitops cluster add prod --kubeconfig {}", kubeconfig.display());
+    let output = desk.types(&line).await?;
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("attest trust key add ALIAS FILE --environment prod"), "{text}");
+
+    // An API server that does not answer: its address and context.
+    let text = std::fs::read_to_string(&kubeconfig)?;
+    let closed = desk.home().join("closed");
+    std::fs::write(&closed, text.replace(cluster.server(), "https://127.0.0.1:1"))?;
+    let output = desk.add("staging", &closed, "").await?;
+    let text = said(&output);
+    assert!(text.contains("https://127.0.0.1:1") && text.contains("staging-cluster"), "{text}");
+
+    // Somebody without rights: which are missing.
+    let weak = desk.home().join("weak");
+    std::fs::write(&weak, cluster.kubeconfig_for("ada", Some("readers"))?)?;
+    let output = desk.add("staging", &weak, "").await?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("kube-system"), "{}", said(&output));
+
+    // A policy for another cluster, another hub, or malformed.
+    let file = desk.home().join("policy.yaml");
+    let shown = file.display().to_string();
+    desk.operator.attest(&["trust", "new", "--environment", "staging", "-o", &shown])?;
+    let good = std::fs::read_to_string(&file)?;
+    for (from, to, expected) in [
+        (
+            "spec:\n",
+            "spec:\n  kubeSystemUid: 00000000-0000-0000-0000-000000000000\n",
+            "kubeSystemUid",
+        ),
+        ("spec:\n", "spec:\n  clusterName: other\n", "clusterName"),
+        ("minimumMode: Strict", "minimumMode: Audit", "minimumMode"),
+        ("spec:\n", "spec:\n  enviroment: x\n", "enviroment"),
+        ("    - sha256:", "    - sha256:f0", "certificate authority"),
+    ] {
+        assert!(good.contains(from), "{good}");
+        std::fs::write(&file, good.replacen(from, to, 1))?;
+        let output = desk.add("staging", &kubeconfig, &format!("--trust-policy {shown}")).await?;
+        assert!(!output.status.success(), "{to}");
+        assert!(said(&output).contains(expected), "{expected}: {}", said(&output));
+    }
+
+    // A dry run says yes and changes nothing.
+    let output = desk.add("staging", &kubeconfig, "--dry-run").await?;
+    assert!(output.status.success(), "{}", said(&output));
+
+    // A hub that does not answer: its address and context.
+    desk.hub.process().kill();
+    let output = desk.add("staging", &kubeconfig, "").await?;
+    let text = said(&output);
+    assert!(text.contains("cannot reach hub `main` at https://127.0.0.1:"), "{text}");
+
+    assert!(is_untouched(&client).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_given_once_and_replaced_only_on_demand() -> anyhow::Result<()> {
+    let Some((_one, first)) = site("first").await? else { return Ok(()) };
+    let Some((_two, second)) = site("second").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let output = desk.add("shop", &first.kubeconfig(), "").await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let before = desk.operator.json(&["gitops", "cluster", "get", "shop"])?;
+
+    let output = desk.add("shop", &second.kubeconfig(), "").await?;
+
+    let id = before["id"].as_str().context("no id")?;
+    assert!(!output.status.success());
+    assert!(said(&output).contains(id) && said(&output).contains("--replace"), "{}", said(&output));
+    assert!(is_untouched(&second.client().await?).await?);
+
+    let output = desk.add("shop", &second.kubeconfig(), "--replace").await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let after = desk.operator.json(&["gitops", "cluster", "get", "shop"])?;
+    assert_ne!(after["id"], before["id"]);
+    assert_ne!(after["kubeSystemUid"], before["kubeSystemUid"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let Some((_fakelet, cluster)) = site("outside").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let kubeconfig = cluster.kubeconfig().display().to_string();
+    let log = desk.directory.path().join("spoke.log");
+    let mut adding = tokio::process::Command::from(desk.operator.command([
+        "gitops",
+        "cluster",
+        "add",
+        "staging",
+        "--kubeconfig",
+        &kubeconfig,
+        "--agent",
+        "external",
+    ]))
+    .stdout(std::process::Stdio::piped())
+    .kill_on_drop(true)
+    .spawn()?;
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(
+        adding.stdout.take().context("no output")?,
+    ));
+
+    let line = lines.next_line().await?.context("no line")?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words.first(), Some(&"attest-spoke"), "{line}");
+    let file = words.iter().position(|word| *word == "--kubeconfig").context("no kubeconfig")?;
+    let file = Path::new(words[file + 1]);
+    let _spoke = Process::spawn(
+        Spec::new(program("attest-spoke")?, log).args(words.iter().skip(1).copied()).args([
+            "--listen-health",
+            "127.0.0.1:0",
+            "--listen-metrics",
+            "127.0.0.1:0",
+        ]),
+    )?;
+
+    assert_eq!(lines.next_line().await?.as_deref(), Some("cluster/staging registered"));
+    assert!(adding.wait().await?.success());
+    assert_eq!(std::fs::metadata(file)?.permissions().mode() & 0o777, 0o600);
+    assert!(!std::fs::read_to_string(file)?.contains("client-key-data"));
+    holds_no_secret_of(&cluster.kubeconfig(), &[desk.hub.home(), &desk.home()])?;
+    only_as_itself(&cluster)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Result<()> {
+    let Some((_fakelet, cluster)) = site("agent").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let operator = &desk.operator;
+    let at = |name: &str| desk.directory.path().join(name).display().to_string();
+    let kubeconfig = cluster.kubeconfig().display().to_string();
+    let new = ["trust", "new", "--environment", "staging", "--cluster-name", "staging"];
+    operator.attest(&[&new[..], &["-o", &at("policy.yaml")]].concat())?;
+    let install = ["trust", "install", &at("policy.yaml"), "--kubeconfig", &kubeconfig, "-y"];
+    operator.attest(&install)?;
+    operator.attest(&[
+        "gitops",
+        "cluster",
+        "token",
+        "create",
+        "staging",
+        "--token-output",
+        &at("token"),
+    ])?;
+    // The cluster's owner runs the spoke with an account token of hers.
+    let client = cluster.client().await?;
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+        Api::namespaced(client.clone(), "attest-system");
+    let request = serde_json::from_value(serde_json::json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+        "spec": {"audiences": [], "expirationSeconds": 3600}
+    }))?;
+    let token =
+        accounts.create_token_request("attest-spoke", &Default::default(), &request).await?;
+    let token = token.status.and_then(|status| status.token).context("no token")?;
+    let authority = data_encoding::BASE64.encode(cluster.authority_pem().as_bytes());
+    let config = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {
+            "server": cluster.server(), "certificate-authority-data": authority
+        }}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]
+    });
+    std::fs::write(at("spoke.kubeconfig"), config.to_string())?;
+    let spoke = Process::spawn(Spec::new(program("attest-spoke")?, at("spoke.log")).args([
+        "--kubeconfig",
+        &at("spoke.kubeconfig"),
+        "--hub",
+        &desk.hub.addresses().spokes,
+        "--join-token-file",
+        &at("token"),
+        "--listen-health",
+        "127.0.0.1:0",
+        "--listen-metrics",
+        "127.0.0.1:0",
+    ]))?;
+    let pending = until("the cluster to be pending", SOON, || async {
+        let listed = operator.json(&["gitops", "cluster", "list"])?;
+        Ok(listed["items"].get(0).filter(|cluster| cluster["state"] == "Pending").cloned())
+    });
+    let pending: Value = pending.await.with_context(|| spoke.output())?;
+    let fingerprint = pending["fingerprint"].as_str().context("no fingerprint")?;
+    assert!(spoke.output().contains(fingerprint), "{fingerprint}: {}", spoke.output());
+
+    let accept = ["gitops", "cluster", "accept", "staging", "--fingerprint"];
+    let wrong = operator.try_attest(&[&accept[..], &["SHA256:wrong"]].concat())?;
+    assert!(!wrong.status.success(), "{}", said(&wrong));
+    operator.attest(&[&accept[..], &[fingerprint, "--kubeconfig", &kubeconfig]].concat())?;
+
+    until("the cluster to be connected", SOON, || async {
+        let seen = operator.json(&["gitops", "cluster", "get", "staging"])?;
+        Ok((seen["connected"] == true).then_some(()))
+    })
+    .await
+    .with_context(|| spoke.output())?;
+    let installed = policy(&client).await?.context("no policy")?;
+    assert_eq!(installed.data["status"]["clusterId"], pending["id"]);
+
+    // Shut out: the connection ends and does not come back.
+    operator.attest(&["gitops", "cluster", "revoke", "staging", "-y", "--reason", "test"])?;
+    until("the cluster to be shut out", SOON, || async {
+        let seen = operator.json(&["gitops", "cluster", "get", "staging"])?;
+        Ok((seen["connected"] == false && seen["state"] == "Revoked").then_some(()))
+    })
+    .await
+}
+
+/// The audit log knows the spoke by one name, without anybody's groups but its own.
+fn only_as_itself(cluster: &Cluster) -> anyhow::Result<()> {
+    let events = cluster.audit().events()?;
+    let spoke: Vec<_> =
+        events.iter().filter(|event| event.user_agent.contains("attest-spoke")).collect();
+    for event in &spoke {
+        assert_eq!(event.user.username, "system:serviceaccount:attest-system:attest-spoke");
+    }
+    let by_account = events
+        .iter()
+        .filter(|event| event.user.username == "system:serviceaccount:attest-system:attest-spoke");
+    assert!(by_account.count() > 0);
+    Ok(())
+}
+
+/// No file below these directories, but kubeconfigs of the operator's own, holds a secret of the kubeconfig.
+fn holds_no_secret_of(kubeconfig: &Path, directories: &[&Path]) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(kubeconfig)?;
+    let secrets: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.trim().split_once(": "))
+        .filter(|(key, _)| matches!(*key, "client-key-data" | "client-certificate-data" | "token"))
+        .flat_map(|(_, value)| {
+            let value = value.trim().trim_matches('"').to_owned();
+            let decoded = data_encoding::BASE64.decode(value.as_bytes()).unwrap_or_default();
+            // PEM: the lines between the borders, in case it was written anew.
+            let pem = String::from_utf8_lossy(&decoded).into_owned();
+            let lines = pem.lines().filter(|line| line.len() > 40 && !line.starts_with("---"));
+            lines.map(str::to_owned).chain([value]).collect::<Vec<_>>()
+        })
+        .collect();
+    anyhow::ensure!(secrets.len() >= 2, "the kubeconfig has no secrets to look for");
+    let mut left: Vec<PathBuf> =
+        directories.iter().map(|directory| directory.to_path_buf()).collect();
+    let mut files = 0;
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+        } else if path.file_name().is_none_or(|name| name != "staging-config") {
+            let bytes = std::fs::read(&path)?;
+            files += 1;
+            for secret in &secrets {
+                let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+                assert!(!found, "{} holds a secret of the kubeconfig", path.display());
+            }
+        }
+    }
+    anyhow::ensure!(files > 3, "too few files were searched");
+    Ok(())
+}
