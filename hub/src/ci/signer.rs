@@ -117,7 +117,8 @@ pub enum SignerError {
     )]
     Missing { looked: String },
     #[error(
-        "private key {} lies inside the repository: whoever reads the repository could sign; move it out, and make a new one if it was ever committed", .path.display()
+        "private key {} lies inside the repository: whoever reads the repository could sign; move it out, and make a \
+         new one if it was ever committed", .path.display()
     )]
     InsideWorkTree { path: PathBuf },
     #[error("the signing key in {place} cannot be used")]

@@ -29,7 +29,9 @@ fn init_writes_what_is_missing_and_keeps_what_is_there() {
 fn what_init_writes_can_be_run() {
     let sandbox = Sandbox::empty();
     sandbox.attest(&["init", "--application", "web"]).code(0);
-    sandbox.replace("attest.yaml", "name: web, newTag: \"${GITHUB_SHA}\", from: build", "name: web, newTag: v1, digest: \"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"");
+    let digest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    let pinned = format!("newTag: v1, digest: \"{digest}\"");
+    sandbox.replace("attest.yaml", "newTag: \"${GITHUB_SHA}\", from: build", &pinned);
     let recipe = sandbox.read("attest.yaml");
     let without_steps: Vec<&str> =
         recipe.lines().filter(|line| !line.contains("run: ./")).collect();
