@@ -11,7 +11,8 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Expected, Store, StoreError, Table};
+pub use super::Change;
+use super::{Expected, Store, StoreError, Table};
 use crate::api::documents::ChangeTimings;
 use crate::lower::Application;
 
@@ -145,6 +146,8 @@ impl Record for ApplicationRecord {
 pub struct RepositoryRecord {
     /// Normalised address.
     pub url: String,
+    /// As written: with the user of ssh.
+    pub address: String,
     pub username: Option<String>,
     pub password: Option<String>,
     pub ssh_key: Option<String>,
@@ -470,7 +473,7 @@ impl Records {
         for (destination, _, _) in self.store.heads("")? {
             for (_, raw) in self.store.ledger(&destination, usize::MAX)? {
                 let entry: LedgerEntry = read(&raw, &destination)?;
-                for planned in entry.planned {
+                if let Some(planned) = entry.planned {
                     used.insert(planned.envelope.hex());
                     used.extend(planned.blobs.iter().map(Digest::hex));
                 }

@@ -1,0 +1,374 @@
+//! The fleet as it is now, in memory: who is connected, what each destination was last told and last said.
+//!
+//! Everything durable here is a copy of the store's; the store is written first. A wake-up carries no
+//! data: whoever wakes looks here again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use attest_common::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::report::Phase;
+use tokio::sync::Notify;
+
+use crate::planner::{Held, Hint};
+use crate::store::StoreError;
+use crate::store::records::{
+    CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
+};
+
+/// Bytes of compressed blobs kept in memory, ready to be sent.
+pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A connected spoke.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    connection: quinn::Connection,
+    wake: Arc<Notify>,
+    heard: Instant,
+    /// What the spoke durably holds.
+    held: BTreeMap<DestinationKey, Held>,
+    /// What was sent on this connection.
+    pushed: BTreeMap<DestinationKey, Pushed>,
+    /// Blobs that were sent on this connection, or that the spoke must have.
+    has: BTreeSet<Digest>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pushed {
+    sequence: u64,
+    at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: BTreeMap<ClusterId, Session>,
+    last_heard: BTreeMap<ClusterId, Instant>,
+    heads: BTreeMap<ClusterId, BTreeMap<DestinationKey, Arc<LedgerEntry>>>,
+    reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
+    hints: BTreeMap<ClusterId, Arc<Hint>>,
+    session_number: u64,
+}
+
+#[derive(Debug, Default)]
+struct Blobs {
+    kept: BTreeMap<Digest, (u64, CompressedBlob)>,
+    bytes: usize,
+    turn: u64,
+}
+
+/// The fleet as it is now.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    state: Mutex<State>,
+    blobs: Mutex<Blobs>,
+}
+
+/// A directive that a session has not been sent yet.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    pub destination: DestinationKey,
+    pub head: Arc<LedgerEntry>,
+    /// Sequence that the spoke holds now, 0 for none.
+    pub held_sequence: u64,
+}
+
+impl Fleet {
+    /// The fleet as the store knows it; nobody is connected.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn load(records: &Records) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        for (destination, entry) in records.heads("")? {
+            let cluster = destination.cluster.clone();
+            state.heads.entry(cluster).or_default().insert(destination, Arc::new(entry));
+        }
+        for report in records.all::<ReportRecord>()? {
+            state.reports.insert(report.destination(), Arc::new(report));
+        }
+        for record in records.all::<PolicyRecord>()? {
+            // A hint that this version cannot use is asked for again at the next connection.
+            if let Ok(policy) = record.spec.load() {
+                let hint = Hint { spec: record.spec, policy };
+                state.hints.insert(record.cluster, Arc::new(hint));
+            }
+        }
+        Ok(Self { state: Mutex::new(state), blobs: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A spoke has introduced itself. An older connection of the same cluster is closed.
+    /// Returns the session's number and what wakes it.
+    pub fn connect(
+        &self,
+        cluster: &ClusterId,
+        connection: quinn::Connection,
+        held: BTreeMap<DestinationKey, Held>,
+    ) -> (u64, Arc<Notify>) {
+        let mut state = self.state();
+        state.session_number += 1;
+        let number = state.session_number;
+        let wake = Arc::new(Notify::new());
+        let session = Session {
+            number,
+            connection,
+            wake: wake.clone(),
+            heard: Instant::now(),
+            held,
+            pushed: BTreeMap::new(),
+            has: BTreeSet::new(),
+        };
+        if let Some(former) = state.sessions.insert(cluster.clone(), session) {
+            former.connection.close(crate::link::CLOSE_REPLACED, b"Replaced");
+        }
+        (number, wake)
+    }
+
+    /// A session is over. Nothing happens when a newer one has taken its place.
+    pub fn disconnect(&self, cluster: &ClusterId, number: u64) {
+        let mut state = self.state();
+        if state.sessions.get(cluster).is_some_and(|session| session.number == number)
+            && let Some(session) = state.sessions.remove(cluster)
+        {
+            state.last_heard.insert(cluster.clone(), session.heard);
+        }
+    }
+
+    /// Ends the connection of a cluster, if there is one, with a reason for the spoke.
+    pub fn close(&self, cluster: &ClusterId, code: quinn::VarInt, reason: &str) {
+        if let Some(session) = self.state().sessions.get(cluster) {
+            session.connection.close(code, reason.as_bytes());
+        }
+    }
+
+    /// Forgets what a cluster said that is no longer registered. Its ledgers go on should it come back.
+    pub fn forget(&self, cluster: &ClusterId) {
+        let mut state = self.state();
+        state.hints.remove(cluster);
+        state.last_heard.remove(cluster);
+        state.reports.retain(|destination, _| destination.cluster != *cluster);
+    }
+
+    /// Something arrived from a spoke.
+    pub fn heard(&self, cluster: &ClusterId) {
+        if let Some(session) = self.state().sessions.get_mut(cluster) {
+            session.heard = Instant::now();
+        }
+    }
+
+    /// Whether a spoke is connected, and how long ago it was last heard of.
+    pub fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
+        let state = self.state();
+        match state.sessions.get(cluster) {
+            Some(session) => (true, Some(session.heard.elapsed())),
+            None => (false, state.last_heard.get(cluster).map(Instant::elapsed)),
+        }
+    }
+
+    /// How many spokes are connected.
+    pub fn connected(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    /// What is known of a destination's spoke: `None` while it is not connected.
+    pub fn held(&self, destination: &DestinationKey) -> Option<Held> {
+        let state = self.state();
+        let session = state.sessions.get(&destination.cluster)?;
+        let none = Held { sequence: 0, digest: None };
+        Some(session.held.get(destination).copied().unwrap_or(none))
+    }
+
+    /// The policy that a cluster said it has.
+    pub fn hint(&self, cluster: &ClusterId) -> Option<Arc<Hint>> {
+        self.state().hints.get(cluster).cloned()
+    }
+
+    /// Keeps the policy that a cluster said it has.
+    pub fn set_hint(&self, cluster: &ClusterId, hint: Hint) {
+        self.state().hints.insert(cluster.clone(), Arc::new(hint));
+    }
+
+    /// The newest ledger entry of a destination.
+    pub fn head(&self, destination: &DestinationKey) -> Option<Arc<LedgerEntry>> {
+        self.state().heads.get(&destination.cluster)?.get(destination).cloned()
+    }
+
+    /// The newest ledger entries of a cluster.
+    pub fn heads_of(&self, cluster: &ClusterId) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+        let state = self.state();
+        let heads = state.heads.get(cluster).into_iter().flatten();
+        heads.map(|(destination, head)| (destination.clone(), head.clone())).collect()
+    }
+
+    /// The newest ledger entries of an application.
+    pub fn heads_for(&self, application: &str) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+        let state = self.state();
+        let all = state.heads.values().flatten();
+        all.filter(|(destination, _)| destination.application.as_str() == application)
+            .map(|(destination, head)| (destination.clone(), head.clone()))
+            .collect()
+    }
+
+    /// Takes note of appended entries and wakes the spokes concerned.
+    pub fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) {
+        let mut state = self.state();
+        for (destination, entry) in entries {
+            let cluster = destination.cluster.clone();
+            let heads = state.heads.entry(cluster.clone()).or_default();
+            heads.insert(destination, Arc::new(entry));
+            if let Some(session) = state.sessions.get(&cluster) {
+                session.wake.notify_one();
+            }
+        }
+    }
+
+    /// What session `number` of a cluster has yet to be sent.
+    pub fn pending(&self, cluster: &ClusterId, number: u64) -> Vec<Pending> {
+        let state = self.state();
+        let Some(session) = state.sessions.get(cluster).filter(|s| s.number == number) else {
+            return Vec::new();
+        };
+        let heads = state.heads.get(cluster).into_iter().flatten();
+        heads
+            .filter_map(|(destination, head)| {
+                let held = session.held.get(destination);
+                let is_held = held.is_some_and(|held| {
+                    held.sequence > head.sequence
+                        || (held.sequence == head.sequence
+                            && held.digest.is_none_or(|digest| digest == head.digest))
+                });
+                let sent = session.pushed.get(destination).map(|pushed| pushed.sequence);
+                (!is_held && sent != Some(head.sequence)).then(|| Pending {
+                    destination: destination.clone(),
+                    head: head.clone(),
+                    held_sequence: held.map_or(0, |held| held.sequence),
+                })
+            })
+            .collect()
+    }
+
+    /// Takes note that a directive is on its way, and says which of `blobs` must go with it.
+    pub fn begin_push(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        let Some(session) = session.filter(|session| session.number == number) else {
+            return Vec::new();
+        };
+        let pushed = Pushed { sequence: pending.head.sequence, at: Instant::now() };
+        session.pushed.insert(pending.destination.clone(), pushed);
+        blobs.iter().filter(|digest| session.has.insert(**digest)).copied().collect()
+    }
+
+    /// The spoke has these blobs already.
+    pub fn spoke_has(&self, cluster: &ClusterId, blobs: impl IntoIterator<Item = Digest>) {
+        if let Some(session) = self.state().sessions.get_mut(cluster) {
+            session.has.extend(blobs);
+        }
+    }
+
+    /// The spoke lacks these blobs after all; the destination's directive is sent again with them.
+    pub fn spoke_lacks(&self, destination: &DestinationKey, blobs: &[Digest]) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+            blobs.iter().for_each(|digest| {
+                session.has.remove(digest);
+            });
+            session.pushed.remove(destination);
+            session.wake.notify_one();
+        }
+    }
+
+    /// Sends the newest directive of a destination once more, whatever was sent before.
+    pub fn push_again(&self, destination: &DestinationKey) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+            session.pushed.remove(destination);
+            session.held.remove(destination);
+            session.wake.notify_one();
+        }
+    }
+
+    /// Since when the directive with this sequence is on its way.
+    pub fn pushed_at(&self, destination: &DestinationKey, sequence: u64) -> Option<Instant> {
+        let state = self.state();
+        let session = state.sessions.get(&destination.cluster)?;
+        let pushed = session.pushed.get(destination)?;
+        (pushed.sequence == sequence).then_some(pushed.at)
+    }
+
+    /// The newest report of a destination.
+    pub fn report(&self, destination: &DestinationKey) -> Option<Arc<ReportRecord>> {
+        self.state().reports.get(destination).cloned()
+    }
+
+    /// Takes note of a report that is durable.
+    pub fn set_report(&self, record: ReportRecord) {
+        let mut state = self.state();
+        let destination = record.destination();
+        let report = &record.report;
+        if report.phase != Phase::Refused
+            && let Some(sequence) = report.sequence
+            && let Some(session) = state.sessions.get_mut(&record.cluster)
+        {
+            let held = session.held.get(&destination).map_or(0, |held| held.sequence);
+            if sequence > held {
+                session.held.insert(destination.clone(), Held { sequence, digest: None });
+            }
+        }
+        state.reports.insert(destination, Arc::new(record));
+    }
+
+    /// Drops what is known of a destination that no application has any more.
+    pub fn forget_report(&self, destination: &DestinationKey) {
+        self.state().reports.remove(destination);
+    }
+
+    /// A blob ready to be sent; from the store when memory does not have it.
+    ///
+    /// # Errors
+    /// When the store cannot be read. Blocks.
+    pub fn blob(
+        &self,
+        records: &Records,
+        digest: &Digest,
+    ) -> Result<Option<CompressedBlob>, StoreError> {
+        {
+            let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+            blobs.turn += 1;
+            let turn = blobs.turn;
+            if let Some((used, blob)) = blobs.kept.get_mut(digest) {
+                *used = turn;
+                return Ok(Some(blob.clone()));
+            }
+        }
+        let found = records.blob(digest)?;
+        if let Some(blob) = &found {
+            self.keep_blob(blob.clone());
+        }
+        Ok(found)
+    }
+
+    /// Keeps a blob in memory, in place of the one that was not used for longest.
+    pub fn keep_blob(&self, blob: CompressedBlob) {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if blob.data.len() > BLOB_CACHE_BYTES_MAX / 4 {
+            return;
+        }
+        blobs.turn += 1;
+        let turn = blobs.turn;
+        blobs.bytes += blob.data.len();
+        if let Some((_, former)) = blobs.kept.insert(blob.digest, (turn, blob)) {
+            blobs.bytes -= former.data.len();
+        }
+        while blobs.bytes > BLOB_CACHE_BYTES_MAX {
+            let oldest = blobs.kept.iter().min_by_key(|(_, (used, _))| *used);
+            let Some(oldest) = oldest.map(|(digest, _)| *digest) else { break };
+            if let Some((_, gone)) = blobs.kept.remove(&oldest) {
+                blobs.bytes -= gone.data.len();
+            }
+        }
+    }
+}

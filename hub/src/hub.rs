@@ -1,0 +1,206 @@
+//! The hub's parts in one place, shared by its doors (link, API) and its worker (pipeline). Wiring, no rules.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use attest_certs::Authority;
+use attest_common::ids::{ClusterId, DestinationKey, Name, Timestamp};
+use attest_common::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
+use tokio_util::sync::CancellationToken;
+
+use crate::fleet::Fleet;
+use crate::home::{Advertise, Home};
+use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
+use crate::render::Kustomize;
+use crate::signer::{Signed, Signer};
+use crate::source::{Source, UrlPolicy};
+use crate::status::{Phases, Transitions};
+use crate::store::records::{ClusterRecord, ClusterState, Records};
+use crate::store::{RedbStore, StoreError};
+
+/// Syncs per epoch: the lower half of a sync's counter.
+const SYNCS_PER_EPOCH: u64 = 1 << 40;
+
+/// One hub process.
+#[derive(Debug)]
+pub struct Hub {
+    pub advertise: Advertise,
+    pub authority: Authority,
+    pub signer: Signer,
+    pub records: Records,
+    pub fleet: Fleet,
+    pub metrics: Metrics,
+    pub pipeline: Pipeline,
+    pub source: Source,
+    pub kustomize: Kustomize,
+    pub urls: UrlPolicy,
+    /// Term of this process; higher than that of any before it.
+    pub epoch: u64,
+    /// Cancelled when the hub is to end.
+    pub stop: CancellationToken,
+    /// True when the hub is to end, for what blocks.
+    pub interrupt: Arc<AtomicBool>,
+    /// Joins change several records at once: one at a time.
+    pub joining: tokio::sync::Mutex<()>,
+    pub transitions: Transitions,
+    pub phases: Phases,
+    syncs: AtomicU64,
+}
+
+/// What else a hub is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub urls: UrlPolicy,
+    pub poll_interval: Duration,
+    pub kustomize: Kustomize,
+}
+
+impl Hub {
+    /// Opens the store of `home` and begins a new epoch. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or does not take the epoch.
+    pub fn start(home: Home, settings: Settings) -> Result<Arc<Self>, StartError> {
+        let records = Records::new(Arc::new(open_store(&home.database())?));
+        let epoch = records.begin_epoch()?;
+        records.drop_unused_blobs()?;
+        let git = home.git();
+        Ok(Arc::new(Self {
+            advertise: home.advertise,
+            authority: home.authority,
+            signer: Signer::new(home.signing),
+            fleet: Fleet::load(&records)?,
+            metrics: Metrics::new().map_err(StartError::Metrics)?,
+            pipeline: Pipeline::new(settings.poll_interval),
+            source: Source::new(git),
+            kustomize: settings.kustomize,
+            urls: settings.urls,
+            records,
+            epoch,
+            stop: CancellationToken::new(),
+            interrupt: Arc::new(AtomicBool::new(false)),
+            joining: tokio::sync::Mutex::new(()),
+            transitions: Transitions::default(),
+            phases: Phases::default(),
+            syncs: AtomicU64::new(0),
+        }))
+    }
+
+    /// Runs `work` on a blocking thread.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> T {
+        let hub = self.clone();
+        match tokio::task::spawn_blocking(move || work(&hub)).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only when the runtime is going down: whoever waits here goes down with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// Ends everything that runs.
+    pub fn end(&self) {
+        self.interrupt.store(true, Ordering::SeqCst);
+        self.stop.cancel();
+    }
+
+    /// A signed heartbeat for one cluster.
+    pub fn sync_for(&self, cluster: &ClusterId, nonce: &str) -> Signed {
+        let number = self.syncs.fetch_add(1, Ordering::SeqCst) % SYNCS_PER_EPOCH;
+        let heads = self.fleet.heads_of(cluster);
+        let head = |(destination, entry): (DestinationKey, Arc<_>)| {
+            let entry: &crate::store::records::LedgerEntry = &entry;
+            Head {
+                application: destination.application,
+                namespace: destination.namespace,
+                sequence: entry.sequence,
+            }
+        };
+        let issued_at = now();
+        self.signer.sync(&Sync {
+            v: 1,
+            cluster: cluster.clone(),
+            epoch: self.epoch,
+            counter: self.epoch.saturating_mul(SYNCS_PER_EPOCH).saturating_add(number + 1),
+            nonce: nonce.to_owned(),
+            heads: heads.into_iter().take(HEADS_MAX).map(head).collect(),
+            issued_at,
+            expires_at: after(issued_at, SYNC_LIFETIME_MAX_MS),
+        })
+    }
+
+    /// The cluster of this name that is not revoked.
+    ///
+    /// # Errors
+    /// When the store cannot be read. Blocks.
+    pub fn cluster_named(&self, name: &Name) -> Result<Option<ClusterRecord>, StoreError> {
+        let all: Vec<ClusterRecord> = self.records.all()?;
+        let (revoked, living): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .filter(|cluster| cluster.name == *name)
+            .partition(|cluster| cluster.state == ClusterState::Revoked);
+        Ok(living.into_iter().next().or_else(|| revoked.into_iter().next()))
+    }
+
+    /// Counts clusters anew.
+    ///
+    /// # Errors
+    /// When the store cannot be read. Blocks.
+    pub fn measure_clusters(&self) -> Result<(), StoreError> {
+        let all: Vec<ClusterRecord> = self.records.all()?;
+        for state in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
+            let count = all.iter().filter(|cluster| cluster.state == state).count();
+            let gauge = self.metrics.clusters.with_label_values(&[state.as_str()]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+}
+
+fn open_store(path: &Path) -> Result<RedbStore, StoreError> {
+    RedbStore::open(path)
+}
+
+/// The hub's clock.
+pub fn now() -> Timestamp {
+    // Documents carry whole milliseconds: what is compared must not depend on how it was written.
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+/// `milliseconds` after `time`.
+pub fn after(time: Timestamp, milliseconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond().saturating_add(milliseconds)).unwrap_or(time)
+}
+
+/// Microseconds since `begun`.
+pub fn micros(begun: std::time::Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the metrics contradict each other")]
+    Metrics(#[source] prometheus::Error),
+}
+
+impl StartError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.reason(),
+            Self::Metrics(_) => "Metrics",
+        }
+    }
+}

@@ -1,0 +1,570 @@
+//! How a cluster comes into the fleet: single-use tokens, proofs, and the certificate. Also its renewal and its end.
+//!
+//! Of a signing request only the public key is used. The secret of a token is never sent and never
+//! stored. Every answer is durable before it is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_certs::authority::SPOKE_LIFETIME;
+use attest_certs::bundle::chain_from_pem;
+use attest_certs::request::RequestedKey;
+use attest_certs::tls::{JOIN_EXPORTER_BYTES, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL};
+use attest_certs::{AuthorityError, Issued, RequestError};
+use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::keys::PublicKey;
+use attest_common::session::GREETING_TIMEOUT_MS;
+use attest_common::session::join::{
+    JoinToken, TOKEN_FAILURES_MAX, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES, fingerprint,
+    proof_holds,
+};
+use attest_common::session::message::{
+    JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
+};
+use quinn::Connection;
+
+use crate::hub::{Hub, after, now};
+use crate::link::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL, FrameReader, LinkError, send};
+use crate::store::StoreError;
+use crate::store::records::{
+    self, Change, ClusterRecord, ClusterState, Records, Stored, TokenRecord, TokenUse,
+};
+
+/// How long the same key is given the same certificate again: its answer may have been lost.
+pub const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
+/// How long a spoke that waits to be accepted should wait before it asks again.
+pub const PENDING_RETRY_MS: u64 = 2_000;
+/// Most tokens kept; the oldest that can no longer be used go first.
+pub const TOKENS_MAX: usize = 10_000;
+/// Most clusters that may be registered.
+pub const CLUSTERS_MAX: usize = 20_000;
+/// Longest UID of `kube-system` that is accepted.
+const UID_BYTES_MAX: usize = 64;
+/// How long the hub waits for a spoke to take its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves one connection that asks to join.
+pub(crate) async fn serve(hub: &Arc<Hub>, connection: &Connection) {
+    let served = answer(hub, connection).await;
+    match served {
+        Ok(()) => connection.close(CLOSE_DONE, b"Done"),
+        Err(error) => {
+            connection.close(CLOSE_PROTOCOL, error.reason().as_bytes());
+            tracing::info!(reason = error.reason(), "A join was not understood: {error}");
+        }
+    }
+}
+
+async fn answer(hub: &Arc<Hub>, connection: &Connection) -> Result<(), LinkError> {
+    let timeout = Duration::from_millis(GREETING_TIMEOUT_MS);
+    let asked = async {
+        let (stream, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
+        let mut reader = FrameReader::new(receive);
+        let request: JoinRequest = reader.next().await?.ok_or(LinkError::Silent)?;
+        Ok::<_, LinkError>((stream, reader, request))
+    };
+    let (mut stream, _reader, request) =
+        tokio::time::timeout(timeout, asked).await.map_err(|_| LinkError::Silent)??;
+    let mut exporter = [0; JOIN_EXPORTER_BYTES];
+    connection
+        .export_keying_material(&mut exporter, JOIN_EXPORTER_LABEL, JOIN_EXPORTER_CONTEXT)
+        .map_err(|_| LinkError::Crypto)?;
+    let from = connection.remote_address();
+    let one_at_a_time = hub.joining.lock().await;
+    let outcome = hub.blocking(move |hub| decide(hub, &request, &exporter)).await;
+    drop(one_at_a_time);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let label = hub.metrics.label(error.reason());
+            hub.metrics.joins.with_label_values(&[label]).inc();
+            tracing::warn!(
+                reason = error.reason(),
+                from = from.to_string(),
+                "A cluster may not join: {}", attest_common::report::error_chain(&error)
+            );
+            JoinOutcome::Refused(JoinRefused {
+                reason: error.reason().to_owned(),
+                message: error.to_string(),
+            })
+        }
+    };
+    send(&mut stream, &JoinAnswer { outcome: Some(outcome) }).await?;
+    stream.finish().map_err(|_| LinkError::StreamClosed)?;
+    // The spoke closes when it has read the answer.
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection.closed()).await;
+    Ok(())
+}
+
+/// What a request that holds its proofs asks for.
+struct Asked {
+    identity: [u8; 32],
+    cluster: ClusterId,
+    spki: String,
+    csr: Vec<u8>,
+    kube_system_uid: String,
+    agent_version: String,
+}
+
+fn decide(
+    hub: &Hub,
+    request: &JoinRequest,
+    exporter: &[u8; JOIN_EXPORTER_BYTES],
+) -> Result<JoinOutcome, JoinError> {
+    let stored = hub.records.stored::<TokenRecord>(&request.token_id)?;
+    // One answer for every token that does not hold: which ids exist is nobody's business.
+    let stored = stored.ok_or(JoinError::TokenRefused)?;
+    let token = &stored.value;
+    let csr_sha256 = *Digest::of(&request.csr_der).raw();
+    let message = join_proof_message(exporter, &csr_sha256, &request.identity_key);
+    if !proof_holds(token.secret_sha256.raw(), &message, &request.proof) {
+        let failures = token.failures.saturating_add(1);
+        let failed = TokenRecord {
+            failures,
+            revoked: token.revoked || failures >= TOKEN_FAILURES_MAX,
+            ..token.clone()
+        };
+        hub.records.commit("token", &[records::replace(&stored, &failed)])?;
+        return Err(JoinError::TokenRefused);
+    }
+    // From here on the peer holds the secret: it is told what is wrong.
+    if token.revoked {
+        return Err(JoinError::TokenRevoked);
+    }
+    let asked = asked(request, &message)?;
+    match &token.used {
+        Some(used) => again(hub, &stored, used, &asked),
+        None if now() >= token.expires_at => Err(JoinError::TokenExpired),
+        None => first(hub, &stored, &asked),
+    }
+}
+
+fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
+    let identity: [u8; 32] =
+        request.identity_key.as_slice().try_into().map_err(|_| JoinError::Identity)?;
+    let key = PublicKey::from_bytes(&identity).map_err(|_| JoinError::Identity)?;
+    let signature: [u8; 64] =
+        request.identity_proof.as_slice().try_into().map_err(|_| JoinError::Identity)?;
+    if !key.verifies(message, &signature) {
+        return Err(JoinError::Identity);
+    }
+    let requested = RequestedKey::from_csr_der(&request.csr_der).map_err(JoinError::Request)?;
+    let uid = &request.kube_system_uid;
+    let uid_fits = (1..=UID_BYTES_MAX).contains(&uid.len())
+        && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !uid_fits {
+        return Err(JoinError::Uid);
+    }
+    Ok(Asked {
+        identity,
+        cluster: ClusterId::of_identity_key(&identity),
+        spki: requested.spki_sha256.to_string(),
+        csr: request.csr_der.clone(),
+        kube_system_uid: uid.clone(),
+        agent_version: request.agent_version.chars().take(80).collect(),
+    })
+}
+
+/// The token is used for the first time.
+fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinOutcome, JoinError> {
+    let token = &stored.value;
+    let all: Vec<ClusterRecord> = hub.records.all()?;
+    let mut changes = Vec::new();
+    let mut replaced = Vec::new();
+    for cluster in &all {
+        if cluster.id == asked.cluster && cluster.state == ClusterState::Revoked {
+            return Err(JoinError::ClusterRevoked(cluster.id.clone()));
+        }
+        if cluster.id == asked.cluster && cluster.name != token.cluster {
+            return Err(JoinError::IdentityKnown(cluster.name.clone()));
+        }
+        let same_name = cluster.name == token.cluster && cluster.id != asked.cluster;
+        if same_name && cluster.state != ClusterState::Revoked {
+            if !token.replace {
+                return Err(JoinError::NameTaken(token.cluster.clone()));
+            }
+            let gone = revoked(cluster, "replaced by a new registration of the same name");
+            changes.push(records::put(&gone));
+            replaced.push(gone.id);
+        }
+    }
+    if all.len() >= CLUSTERS_MAX {
+        return Err(JoinError::TooMany);
+    }
+    let mut record = ClusterRecord {
+        id: asked.cluster.clone(),
+        name: token.cluster.clone(),
+        state: if token.auto_accept { ClusterState::Accepted } else { ClusterState::Pending },
+        identity_key: data_encoding::HEXLOWER.encode(&asked.identity),
+        kube_system_uid: asked.kube_system_uid.clone(),
+        token_id: token.id.clone(),
+        serial: None,
+        former_serial: None,
+        certificate_expires_at: None,
+        registered_at: now(),
+        agent_version: Some(asked.agent_version.clone()),
+        kubernetes_version: None,
+        revoked_because: None,
+    };
+    let issued = match record.state {
+        ClusterState::Accepted => Some(certify(hub, &mut record, asked)?),
+        ClusterState::Pending | ClusterState::Revoked => None,
+    };
+    let used = TokenRecord {
+        used: Some(TokenUse {
+            at: now(),
+            cluster: asked.cluster.clone(),
+            spki: asked.spki.clone(),
+            chain_pem: issued.as_ref().map(Issued::chain_pem),
+        }),
+        ..token.clone()
+    };
+    if hub.records.default_cluster()?.is_none() {
+        changes.push(records::default_cluster_change(Some(&record.name)));
+    }
+    changes.push(records::put(&record));
+    changes.push(records::replace(stored, &used));
+    hub.records.commit("join", &changes)?;
+    for cluster in replaced {
+        hub.fleet.close(&cluster, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+    }
+    hub.measure_clusters()?;
+    hub.pipeline.wake_all();
+    tracing::info!(
+        cluster = record.id.as_str(),
+        name = record.name.as_str(),
+        state = record.state.as_str(),
+        fingerprint = fingerprint(&asked.identity),
+        "A cluster joined: {}", record.name
+    );
+    Ok(outcome(hub, &record, issued.map(|issued| issued.chain_pem())))
+}
+
+/// The token was used: by the same keys, whose answer was lost or who waited, or by somebody else.
+fn again(
+    hub: &Hub,
+    stored: &Stored<TokenRecord>,
+    used: &TokenUse,
+    asked: &Asked,
+) -> Result<JoinOutcome, JoinError> {
+    if used.cluster != asked.cluster || used.spki != asked.spki {
+        tracing::warn!(
+            reason = "TokenUsed",
+            first = used.spki,
+            second = asked.spki,
+            "A join token was shown by two different keys"
+        );
+        return Err(JoinError::TokenUsed);
+    }
+    let cluster = hub.records.get::<ClusterRecord>(asked.cluster.as_str())?;
+    let mut record = cluster.ok_or(JoinError::TokenUsed)?;
+    match (record.state, &used.chain_pem) {
+        (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
+        (ClusterState::Pending, _) => Ok(outcome(hub, &record, None)),
+        (ClusterState::Accepted, Some(chain)) => {
+            if now() > after(used.at, SAME_ANSWER_MS) {
+                return Err(JoinError::TokenUsed);
+            }
+            Ok(outcome(hub, &record, Some(chain.clone())))
+        }
+        (ClusterState::Accepted, None) => {
+            let issued = certify(hub, &mut record, asked)?;
+            let chain = issued.chain_pem();
+            let used = TokenUse { at: now(), chain_pem: Some(chain.clone()), ..used.clone() };
+            let token = TokenRecord { used: Some(used), ..stored.value.clone() };
+            let changes = [records::put(&record), records::replace(stored, &token)];
+            hub.records.commit("join", &changes)?;
+            Ok(outcome(hub, &record, Some(chain)))
+        }
+    }
+}
+
+fn certify(hub: &Hub, record: &mut ClusterRecord, asked: &Asked) -> Result<Issued, JoinError> {
+    let issued = hub
+        .authority
+        .issue_spoke(&asked.csr, record.id.as_str(), SPOKE_LIFETIME)
+        .map_err(JoinError::Authority)?;
+    record.former_serial = None;
+    record.serial = Some(issued.serial.to_string());
+    record.certificate_expires_at = timestamp(&issued);
+    Ok(issued)
+}
+
+fn timestamp(issued: &Issued) -> Option<Timestamp> {
+    Timestamp::try_from(issued.not_after).ok()
+}
+
+fn outcome(hub: &Hub, record: &ClusterRecord, chain_pem: Option<String>) -> JoinOutcome {
+    let Some(chain) = chain_pem.and_then(|chain| chain_from_pem(&chain).ok()) else {
+        hub.metrics.joins.with_label_values(&["Pending"]).inc();
+        return JoinOutcome::PendingRetryMs(PENDING_RETRY_MS);
+    };
+    hub.metrics.joins.with_label_values(&["Joined"]).inc();
+    JoinOutcome::Joined(Joined {
+        cluster_id: record.id.to_string(),
+        chain_der: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        cluster_name: record.name.to_string(),
+        hub_key_id: hub.signer.public().id().to_string(),
+    })
+}
+
+/// A new certificate for a connected cluster's new key: leaf first, DER.
+///
+/// # Errors
+/// When the cluster is no longer accepted or the request is not acceptable. Blocks.
+pub(crate) fn renew(
+    hub: &Hub,
+    cluster: &ClusterId,
+    csr: &[u8],
+) -> Result<Vec<Vec<u8>>, JoinError> {
+    let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
+    let accepted = stored.filter(|stored| stored.value.state == ClusterState::Accepted);
+    let stored = accepted.ok_or_else(|| JoinError::ClusterRevoked(cluster.clone()))?;
+    let issued = hub
+        .authority
+        .issue_spoke(csr, cluster.as_str(), SPOKE_LIFETIME)
+        .map_err(JoinError::Authority)?;
+    let former = &stored.value;
+    let record = ClusterRecord {
+        serial: Some(issued.serial.to_string()),
+        // A renewal whose answer was lost: the one in use stays good, the lost one does not.
+        former_serial: former.former_serial.clone().or_else(|| former.serial.clone()),
+        certificate_expires_at: timestamp(&issued),
+        ..former.clone()
+    };
+    hub.records.commit("certificate", &[records::replace(&stored, &record)])?;
+    Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+/// Makes a token. The text is returned here and never again.
+///
+/// # Errors
+/// When the name is taken, the lifetime too long, or the store does not take it. Blocks.
+pub(crate) fn make_token(
+    hub: &Hub,
+    cluster: &Name,
+    lifetime_s: u64,
+    auto_accept: bool,
+    replace: bool,
+) -> Result<(TokenRecord, String), JoinError> {
+    if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
+        return Err(JoinError::Lifetime);
+    }
+    let taken = hub.cluster_named(cluster)?;
+    if !replace && taken.is_some_and(|taken| taken.state != ClusterState::Revoked) {
+        return Err(JoinError::NameTaken(cluster.clone()));
+    }
+    let mut random = [0; TOKEN_RANDOM_BYTES];
+    getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
+    let token = JoinToken::from_random(&random);
+    let created_at = now();
+    let lifetime_ms = i64::try_from(lifetime_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
+    let record = TokenRecord {
+        id: token.id().to_owned(),
+        cluster: cluster.clone(),
+        secret_sha256: Digest::from_raw(*token.key()),
+        created_at,
+        expires_at: after(created_at, lifetime_ms),
+        auto_accept,
+        replace,
+        failures: 0,
+        revoked: false,
+        used: None,
+    };
+    let mut changes = outdated(&hub.records)?;
+    changes.push(records::put_new(&record));
+    hub.records.commit("token", &changes)?;
+    Ok((record, token.text().to_string()))
+}
+
+/// Deletions of the oldest tokens that nobody can use any more, when there are too many.
+fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
+    let all: Vec<TokenRecord> = records.all()?;
+    let excess = (all.len() + 1).saturating_sub(TOKENS_MAX);
+    let time = now();
+    let mut dead: Vec<&TokenRecord> = all
+        .iter()
+        .filter(|t| t.revoked || time >= t.expires_at)
+        .filter(|t| t.used.as_ref().is_none_or(|used| used.chain_pem.is_some()))
+        .collect();
+    dead.sort_by_key(|token| token.created_at);
+    Ok(dead.into_iter().take(excess).map(records::delete).collect())
+}
+
+/// What an operator does to a registered cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Let it in, provided its identity key has this fingerprint.
+    Accept { fingerprint: String },
+    /// Never let this identity in again.
+    Revoke { because: String },
+    /// Its certificate is void; it may join again with a new token.
+    Evict,
+    /// It is not of this fleet any more; its name is free.
+    Remove,
+}
+
+/// Carries out a verdict. A connection that it ends is closed before this returns.
+///
+/// # Errors
+/// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
+pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterRecord, JoinError> {
+    let named = hub.cluster_named(name)?.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+    let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
+    let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+    let record = stored.value.clone();
+    let closes = !matches!(verdict, Verdict::Accept { .. });
+    let (what, changed, mut changes) = match verdict {
+        Verdict::Accept { fingerprint: given } => {
+            let actual = fingerprint_of(&record);
+            if record.state == ClusterState::Revoked {
+                return Err(JoinError::ClusterRevoked(record.id));
+            }
+            if actual != given {
+                return Err(JoinError::Fingerprint { name: name.clone(), given, actual });
+            }
+            let changed = ClusterRecord { state: ClusterState::Accepted, ..record };
+            ("accept", changed.clone(), vec![records::replace(&stored, &changed)])
+        }
+        Verdict::Revoke { because } => {
+            let changed = revoked(&record, &because);
+            ("revoke", changed.clone(), vec![records::replace(&stored, &changed)])
+        }
+        Verdict::Evict => {
+            let changed = ClusterRecord {
+                state: ClusterState::Pending,
+                serial: None,
+                former_serial: None,
+                certificate_expires_at: None,
+                ..record
+            };
+            let mut changes = vec![records::replace(&stored, &changed)];
+            changes.extend(forget_answer(hub, &changed)?);
+            ("evict", changed, changes)
+        }
+        Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
+    };
+    if what == "remove" && hub.records.default_cluster()?.as_ref() == Some(name) {
+        let others: Vec<ClusterRecord> = hub.records.all()?;
+        let mut others: Vec<_> = others
+            .into_iter()
+            .filter(|other| other.id != changed.id && other.state != ClusterState::Revoked)
+            .collect();
+        others.sort_by_key(|other| other.registered_at);
+        let next = others.first().map(|other| &other.name);
+        changes.push(records::default_cluster_change(next));
+    }
+    hub.records.commit(what, &changes)?;
+    if closes {
+        hub.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+    }
+    if what == "remove" {
+        hub.fleet.forget(&changed.id);
+    }
+    hub.measure_clusters()?;
+    hub.pipeline.wake_all();
+    tracing::info!(cluster = changed.id.as_str(), name = name.as_str(), what, "A cluster was judged");
+    Ok(changed)
+}
+
+/// An evicted cluster's token gives out no certificate any more.
+fn forget_answer(hub: &Hub, record: &ClusterRecord) -> Result<Option<Change>, JoinError> {
+    let token = hub.records.get::<TokenRecord>(&record.token_id)?;
+    Ok(token.map(|token| records::put(&TokenRecord { revoked: true, ..token })))
+}
+
+/// The cluster with its policy hint and its reports; its ledgers stay, so that sequences only rise.
+fn removal(hub: &Hub, record: &ClusterRecord) -> Result<Vec<Change>, JoinError> {
+    let mut changes = vec![records::delete(record)];
+    if let Some(policy) = hub.records.get::<records::PolicyRecord>(record.id.as_str())? {
+        changes.push(records::delete(&policy));
+    }
+    for (destination, _) in hub.fleet.heads_of(&record.id) {
+        if let Some(report) = hub.fleet.report(&destination) {
+            changes.push(records::delete(report.as_ref()));
+        }
+    }
+    Ok(changes)
+}
+
+fn revoked(record: &ClusterRecord, because: &str) -> ClusterRecord {
+    ClusterRecord {
+        state: ClusterState::Revoked,
+        serial: None,
+        former_serial: None,
+        certificate_expires_at: None,
+        revoked_because: Some(because.chars().take(200).collect()),
+        ..record.clone()
+    }
+}
+
+/// `SHA256:` fingerprint of a cluster's identity key.
+pub(crate) fn fingerprint_of(record: &ClusterRecord) -> String {
+    let raw = data_encoding::HEXLOWER.decode(record.identity_key.as_bytes()).unwrap_or_default();
+    <[u8; 32]>::try_from(raw).map_or_else(|_| String::new(), |key| fingerprint(&key))
+}
+
+/// Why a cluster may not join, or a verdict cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum JoinError {
+    #[error("the join token is not valid; make a new one with `attest gitops cluster token create`")]
+    TokenRefused,
+    #[error("the join token was revoked; make a new one with `attest gitops cluster token create`")]
+    TokenRevoked,
+    #[error("the join token expired; make a new one with `attest gitops cluster token create`")]
+    TokenExpired,
+    #[error("the join token was used already; make a new one with `attest gitops cluster token create`")]
+    TokenUsed,
+    #[error("the identity key is not proven")]
+    Identity,
+    #[error("the certificate request is not acceptable")]
+    Request(#[source] RequestError),
+    #[error("the UID of namespace kube-system is missing or malformed")]
+    Uid,
+    #[error("a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace")]
+    NameTaken(Name),
+    #[error("this spoke is registered already as `{0}`")]
+    IdentityKnown(Name),
+    #[error("cluster {0} was revoked; delete its Secret attest-system/attest-identity to join as a new one")]
+    ClusterRevoked(ClusterId),
+    #[error("{CLUSTERS_MAX} clusters are registered, and this hub takes no more")]
+    TooMany,
+    #[error("a token lives 1 to {TOKEN_LIFETIME_MAX_S} seconds")]
+    Lifetime,
+    #[error("no cluster is named `{0}`; `attest gitops cluster list` shows those there are")]
+    NoCluster(Name),
+    #[error("cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?")]
+    Fingerprint { name: Name, given: String, actual: String },
+    #[error("the certificate cannot be issued")]
+    Authority(#[source] AuthorityError),
+    #[error("the operating system gives no random bytes")]
+    Randomness(#[source] getrandom::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl JoinError {
+    /// A stable word for metrics, logs, the spoke and the CLI.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::TokenRefused => "TokenRefused",
+            Self::TokenRevoked => "TokenRevoked",
+            Self::TokenExpired => "TokenExpired",
+            Self::TokenUsed => "TokenUsed",
+            Self::Identity => "IdentityProof",
+            Self::Request(error) => error.reason(),
+            Self::Uid => "KubeSystemUid",
+            Self::NameTaken(_) => "NameTaken",
+            Self::IdentityKnown(_) => "IdentityKnown",
+            Self::ClusterRevoked(_) => "ClusterRevoked",
+            Self::TooMany => "Limit",
+            Self::Lifetime => "TokenLifetime",
+            Self::NoCluster(_) => "ClusterUnknown",
+            Self::Fingerprint { .. } => "FingerprintMismatch",
+            Self::Authority(error) => error.reason(),
+            Self::Randomness(_) => "Randomness",
+            Self::Store(error) => error.reason(),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Reports become durable in batches, and are acknowledged only then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::ids::{ClusterId, DestinationKey};
+use attest_common::report::{self, Phase, Report};
+use tokio::sync::mpsc;
+
+use crate::hub::{Hub, now};
+use crate::log::CONTROLLER;
+use crate::store::StoreError;
+use crate::store::records::{self, ReportRecord, ResultRecord};
+
+/// Reports that may wait to be written; then spokes are made to wait.
+pub(crate) const QUEUE_MAX: usize = 1_024;
+/// Most reports of one durable write.
+pub(crate) const BATCH_MAX: usize = 256;
+
+/// A report that has just arrived.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) cluster: ClusterId,
+    pub(crate) report: Report,
+    pub(crate) at: Instant,
+    pub(crate) number: u64,
+    pub(crate) acknowledge: mpsc::Sender<u64>,
+}
+
+/// Where reports are handed in.
+#[derive(Clone, Debug)]
+pub(crate) struct Reports {
+    queue: mpsc::Sender<Arrived>,
+}
+
+impl Reports {
+    /// Hands in a report. Waits while too many are waiting already.
+    pub(crate) async fn take(&self, arrived: Arrived) {
+        // Only when the hub ends is there nobody to take it; the spoke sends it again.
+        let _ = self.queue.send(arrived).await;
+    }
+}
+
+/// Starts the one writer of reports; it ends with the last session.
+pub(crate) fn start(hub: Arc<Hub>) -> Reports {
+    let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
+    tokio::spawn(async move {
+        let mut batch: Vec<Arrived> = Vec::new();
+        while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            let arrived = std::mem::take(&mut batch);
+            let acknowledgements: Vec<_> =
+                arrived.iter().map(|a| (a.number, a.acknowledge.clone())).collect();
+            match hub.blocking(move |hub| keep(hub, arrived)).await {
+                Ok(()) => {
+                    for (number, acknowledge) in acknowledgements {
+                        // A full queue belongs to a spoke that does not read: it sends again.
+                        let _ = acknowledge.try_send(number);
+                    }
+                }
+                Err(error) => tracing::error!(
+                    reason = error.reason(),
+                    "Reports were not kept; spokes send them again: {}",
+                    report::error_chain(&error)
+                ),
+            }
+        }
+    });
+    Reports { queue }
+}
+
+fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
+    let mut newest: BTreeMap<DestinationKey, ReportRecord> = BTreeMap::new();
+    let mut results = BTreeMap::new();
+    for Arrived { cluster, report, at, .. } in arrived {
+        let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
+        let destination = record.destination();
+        // What was never ordered is nobody's business to store.
+        if hub.fleet.head(&destination).is_none() {
+            continue;
+        }
+        let former = newest
+            .get(&destination)
+            .cloned()
+            .or_else(|| hub.fleet.report(&destination).map(|record| record.as_ref().clone()));
+        let record = ReportRecord {
+            push_to_report_us: arrival(hub, &destination, &record, former.as_ref(), at),
+            ..record
+        };
+        if let Some(result) = result(&destination, &record) {
+            results.insert((destination.clone(), result.sequence), result);
+        }
+        newest.insert(destination, record);
+    }
+    let mut changes: Vec<_> = newest.values().map(records::put).collect();
+    changes.extend(results.values().map(records::put));
+    if changes.is_empty() {
+        return Ok(());
+    }
+    hub.records.commit("report", &changes)?;
+    hub.metrics.reports.inc_by(newest.len() as u64);
+    for (destination, record) in newest {
+        announce(hub, &destination, &record);
+        let application = destination.application.clone();
+        hub.fleet.set_report(record);
+        hub.pipeline.wake_status(application.as_str());
+    }
+    Ok(())
+}
+
+/// From the push to the first report that the directive is carried out, in microseconds.
+fn arrival(
+    hub: &Hub,
+    destination: &DestinationKey,
+    record: &ReportRecord,
+    former: Option<&ReportRecord>,
+    at: Instant,
+) -> Option<u64> {
+    let sequence = record.report.sequence?;
+    let known = former.filter(|former| former.report.sequence == Some(sequence));
+    if let Some(micros) = known.and_then(|former| former.push_to_report_us) {
+        return Some(micros);
+    }
+    let is_done = matches!(record.report.phase, Phase::Synced | Phase::Removed);
+    let pushed = hub.fleet.pushed_at(destination, sequence).filter(|_| is_done)?;
+    let taken = at.saturating_duration_since(pushed);
+    hub.metrics.deployment_duration.observe(taken.as_secs_f64());
+    hub.metrics.deployments_success.inc();
+    hub.metrics.change.with_label_values(&["report"]).observe(taken.as_secs_f64());
+    u64::try_from(taken.as_micros()).ok()
+}
+
+fn result(destination: &DestinationKey, record: &ReportRecord) -> Option<ResultRecord> {
+    let report = &record.report;
+    let refused = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused);
+    let reason = refused.map_or(report.reason.as_str(), |refusal| refusal.reason.as_str());
+    let sequence = refused.and_then(|refusal| refusal.sequence).or(report.sequence)?;
+    Some(ResultRecord {
+        destination: destination.clone(),
+        sequence,
+        result: report.phase.as_str().to_owned(),
+        reason: reason.chars().take(80).collect(),
+        at: record.received_at,
+    })
+}
+
+/// A refusal is counted and logged once, when it is news.
+fn announce(hub: &Hub, destination: &DestinationKey, record: &ReportRecord) {
+    let former = hub.fleet.report(destination);
+    let former = former.as_ref().and_then(|former| former.report.refusal.as_ref());
+    let Some(refusal) = record.report.refusal.as_ref().filter(|refusal| Some(*refusal) != former)
+    else {
+        return;
+    };
+    let label = hub.metrics.label(&refusal.reason);
+    hub.metrics.refusals.with_label_values(&[label]).inc();
+    tracing::warn!(
+        target: CONTROLLER,
+        application = destination.application.as_str(),
+        destination = destination.to_string(),
+        reason = refusal.reason,
+        sequence = refusal.sequence,
+        "The cluster refused: {}", report::message(&refusal.message)
+    );
+}

@@ -1,0 +1,62 @@
+//! Frames on QUIC streams: read one by one without losing bytes when the reader is interrupted.
+
+use attest_common::session::frame::{self, LENGTH_BYTES};
+use bytes::{Buf as _, BytesMut};
+use prost::Message;
+use quinn::{RecvStream, SendStream};
+
+use super::LinkError;
+
+/// Most bytes taken from the stream at once.
+const READ_BYTES_MAX: usize = 16 * 1024;
+
+/// Reads frames from one stream.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    stream: RecvStream,
+    read: BytesMut,
+}
+
+impl FrameReader {
+    pub(crate) fn new(stream: RecvStream) -> Self {
+        Self { stream, read: BytesMut::new() }
+    }
+
+    /// The next message; `None` when the peer has ended the stream. Nothing is lost when this is
+    /// dropped before it is done: what was read stays here.
+    pub(crate) async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            let chunk = self.stream.read_chunk(READ_BYTES_MAX, true).await;
+            match chunk.map_err(LinkError::Read)? {
+                Some(chunk) => self.read.extend_from_slice(&chunk.bytes),
+                None if self.read.is_empty() => return Ok(None),
+                None => return Err(LinkError::StreamClosed),
+            }
+        }
+    }
+
+    fn take<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
+        let Some(prefix) = self.read.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let length = frame::body_length(*prefix).map_err(LinkError::Frame)?;
+        let Some(body) = self.read.get(LENGTH_BYTES..LENGTH_BYTES + length) else {
+            return Ok(None);
+        };
+        let message = frame::decode(body).map_err(LinkError::Frame);
+        self.read.advance(LENGTH_BYTES + length);
+        if self.read.is_empty() {
+            // An idle connection keeps no buffer.
+            self.read = BytesMut::new();
+        }
+        message.map(Some)
+    }
+}
+
+/// Writes one message.
+pub(crate) async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
+    let frame = frame::encode(message).map_err(LinkError::Frame)?;
+    stream.write_all(&frame).await.map_err(LinkError::Write)
+}
+

@@ -1,0 +1,241 @@
+//! When which application is looked at. What happens then is `pipeline::reconcile`, the whole flow on one screen.
+//!
+//! A wake-up carries no data: an application that is woken is looked at from the beginning, and one that
+//! is woken while it is being looked at is looked at once more. One that fails never stops another.
+
+mod reconcile;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use attest_common::ids::{DestinationKey, Name};
+use tokio::sync::{Notify, Semaphore};
+
+pub use reconcile::View;
+use reconcile::Memory;
+
+use crate::hub::Hub;
+
+/// Most applications looked at at once.
+pub const RECONCILES_MAX: usize = 8;
+/// A poll comes up to this share of the interval early, so that many do not come together.
+const JITTER_PERCENT: u64 = 20;
+/// How often the hub asks again whether its credentials may push.
+const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The queue of applications.
+#[derive(Debug)]
+pub struct Pipeline {
+    interval: Duration,
+    slots: Mutex<BTreeMap<String, Slot>>,
+    views: Mutex<BTreeMap<String, Arc<View>>>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Slot {
+    dirty: bool,
+    /// More than its status may have changed.
+    plan: bool,
+    /// The repository is to be asked for news.
+    poll: bool,
+    /// An operator asked for this.
+    asked_for: bool,
+    running: bool,
+    next_poll: Instant,
+    memory: Arc<Mutex<Memory>>,
+}
+
+/// What one look at an application is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    /// False when only its status is to be computed anew.
+    pub(crate) plan: bool,
+    pub(crate) poll: bool,
+    pub(crate) asked_for: bool,
+}
+
+impl Pipeline {
+    /// An empty queue; each repository is asked for news every `interval`.
+    pub fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            slots: Mutex::default(),
+            views: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something about an application may have changed.
+    pub fn wake(&self, application: &str) {
+        if let Some(slot) = self.slots().get_mut(application) {
+            (slot.dirty, slot.plan) = (true, true);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Something about every application may have changed.
+    pub fn wake_all(&self) {
+        self.slots().values_mut().for_each(|slot| (slot.dirty, slot.plan) = (true, true));
+        self.changed.notify_one();
+    }
+
+    /// A destination has reported: the application's status may have changed, its plans have not.
+    pub fn wake_status(&self, application: &str) {
+        if let Some(slot) = self.slots().get_mut(application) {
+            slot.dirty = true;
+        }
+        self.changed.notify_one();
+    }
+
+    /// An application is new or changed: it is looked at now, its repository asked.
+    /// `asked_for` lets a new release be deployed where the application waits for an operator.
+    pub fn look(&self, application: &str, asked_for: bool) {
+        let mut slots = self.slots();
+        let slot = slots.entry(application.to_owned()).or_insert_with(|| Slot {
+            dirty: true,
+            plan: true,
+            poll: true,
+            asked_for,
+            running: false,
+            next_poll: Instant::now() + self.interval,
+            memory: Arc::default(),
+        });
+        (slot.dirty, slot.plan, slot.poll) = (true, true, true);
+        slot.asked_for |= asked_for;
+        drop(slots);
+        self.changed.notify_one();
+    }
+
+    /// An application is gone.
+    pub fn forget(&self, application: &str) {
+        self.slots().remove(application);
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
+    }
+
+    /// The outcome of the newest look at an application.
+    pub fn view(&self, application: &str) -> Option<Arc<View>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).get(application).cloned()
+    }
+
+    fn set_view(&self, application: &str, view: View) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.insert(application.to_owned(), Arc::new(view));
+    }
+
+    /// True when an application waits to be looked at or is being looked at.
+    pub fn is_busy(&self, application: &str) -> bool {
+        self.slots().get(application).is_some_and(|slot| slot.dirty || slot.running)
+    }
+
+    /// Takes what is due, and says when the next poll is.
+    fn take(&self) -> (Vec<(String, Task, Arc<Mutex<Memory>>)>, Instant) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut next = now + self.interval;
+        for (name, slot) in self.slots().iter_mut() {
+            if slot.next_poll <= now {
+                (slot.dirty, slot.plan, slot.poll) = (true, true, true);
+                slot.next_poll = now + jittered(self.interval);
+            }
+            next = next.min(slot.next_poll);
+            if slot.dirty && !slot.running {
+                let task = Task { plan: slot.plan, poll: slot.poll, asked_for: slot.asked_for };
+                (slot.dirty, slot.plan, slot.poll) = (false, false, false);
+                (slot.asked_for, slot.running) = (false, true);
+                due.push((name.clone(), task, slot.memory.clone()));
+            }
+        }
+        (due, next)
+    }
+
+    fn done(&self, application: &str) {
+        if let Some(slot) = self.slots().get_mut(application) {
+            slot.running = false;
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// Looks at applications until the hub ends.
+pub async fn run(hub: Arc<Hub>) {
+    let permits = Arc::new(Semaphore::new(RECONCILES_MAX));
+    tokio::spawn(check_push_credentials(hub.clone()));
+    loop {
+        let (due, next) = hub.pipeline.take();
+        for (name, task, memory) in due {
+            let permits = permits.clone();
+            let hub = hub.clone();
+            tokio::spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let done = Done { hub: hub.clone(), name: name.clone() };
+                hub.blocking(move |hub| {
+                    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                    reconcile::application(hub, &name, task, &mut memory);
+                })
+                .await;
+                drop(done);
+            });
+        }
+        tokio::select! {
+            () = hub.stop.cancelled() => return,
+            () = hub.pipeline.changed.notified() => {}
+            () = tokio::time::sleep_until(next.into()) => {}
+        }
+    }
+}
+
+/// Gives the slot back also when looking at the application panicked.
+struct Done {
+    hub: Arc<Hub>,
+    name: String,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.hub.pipeline.done(&self.name);
+    }
+}
+
+fn jittered(interval: Duration) -> Duration {
+    let spread_ms = interval.as_millis() * u128::from(JITTER_PERCENT) / 100;
+    let spread_ms = u64::try_from(spread_ms).unwrap_or(0);
+    let early = if spread_ms == 0 { 0 } else { random() % spread_ms };
+    interval.saturating_sub(Duration::from_millis(early))
+}
+
+/// A number that nobody needs to be unable to guess.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Without randomness polls come together, and nothing else.
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+async fn check_push_credentials(hub: Arc<Hub>) {
+    loop {
+        tokio::select! {
+            () = hub.stop.cancelled() => return,
+            () = tokio::time::sleep(jittered(PUSH_CHECK_INTERVAL)) => {}
+        }
+        hub.blocking(reconcile::check_push_credentials).await;
+    }
+}
+
+/// The destinations an application has in a cluster, by where they are.
+pub(crate) fn destination_key(
+    application: &Name,
+    cluster: &attest_common::ids::ClusterId,
+    namespace: &Name,
+) -> DestinationKey {
+    DestinationKey {
+        application: application.clone(),
+        cluster: cluster.clone(),
+        namespace: namespace.clone(),
+    }
+}

@@ -1,0 +1,395 @@
+//! Decides what to order at one destination, or says why nothing. Pure: no I/O, no clock.
+//!
+//! The hub judges by the policy that the spoke said it has, with the code the spoke uses. What it
+//! decides is a proposal: the spoke judges again by the policy it really has.
+
+use std::collections::BTreeMap;
+
+use attest_common::difference;
+use attest_common::envelope::{self, STATEMENT_TYPE};
+use attest_common::ids::{DestinationKey, Digest, Timestamp};
+use attest_common::keys::{KeyId, PublicKey};
+use attest_common::kinds::{Kind, Kinds};
+use attest_common::manifest::{self, Object};
+use attest_common::plan::{ContentBlob, Operation, Plan, SignedBlob, Strategy};
+use attest_common::policy::{self, Policy, Role};
+use attest_common::release::{self, RELEASE_TYPE, RENDERING_TYPE, Release, Render};
+use attest_common::report;
+use attest_common::statement::Statement;
+use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
+
+use crate::lower::Application;
+use crate::store::records::LedgerEntry;
+
+/// Most release statements of one application that are looked at.
+pub const STATEMENTS_MAX: usize = 256;
+/// Most receipts of one application that are looked at.
+pub const RECEIPTS_MAX: usize = 2_048;
+/// Most differences named in one message.
+pub const DIFFERENCES_NAMED_MAX: usize = 3;
+
+/// What a commit says about one application, read once for all destinations.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// Release statements that nobody has verified, highest counter first.
+    pub statements: Vec<Candidate>,
+    /// Receipts by what they say, unverified.
+    pub receipts: BTreeMap<Digest, Vec<u8>>,
+    /// Committed renderings by the name of their render.
+    pub renderings: BTreeMap<String, Vec<u8>>,
+}
+
+/// A release statement, not verified.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub envelope: Vec<u8>,
+    pub statement: Statement,
+    pub release: Release,
+}
+
+impl Evidence {
+    /// Sorts the files of an application's `.attest` directories by what they are.
+    pub fn read<'a>(
+        receipts: impl Iterator<Item = &'a [u8]>,
+        renderings: impl Iterator<Item = (String, Vec<u8>)>,
+    ) -> Self {
+        let mut evidence = Self { renderings: renderings.collect(), ..Self::default() };
+        for file in receipts {
+            let Some((payload, _)) = envelope::peek(file, STATEMENT_TYPE) else { continue };
+            let Ok(statement) = Statement::read(&payload) else { continue };
+            if statement.predicate_type != RELEASE_TYPE {
+                if evidence.receipts.len() < RECEIPTS_MAX {
+                    let id = envelope::id_of(STATEMENT_TYPE, &payload);
+                    evidence.receipts.insert(id, file.to_vec());
+                }
+                continue;
+            }
+            let Ok(release) = Release::read(&statement) else { continue };
+            evidence.statements.push(Candidate { envelope: file.to_vec(), statement, release });
+        }
+        evidence.statements.sort_by_key(|s| std::cmp::Reverse(s.release.counter));
+        evidence.statements.truncate(STATEMENTS_MAX);
+        evidence
+    }
+}
+
+/// What the deployed commit renders to at a destination.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    pub bytes: Vec<u8>,
+    pub digest: Digest,
+    pub objects: Vec<Object>,
+    /// Name and version of the program that rendered.
+    pub renderer: (String, String),
+    pub warnings: Vec<String>,
+}
+
+/// The policy hint of a cluster, ready for use.
+#[derive(Clone, Debug)]
+pub struct Hint {
+    pub spec: policy::Spec,
+    pub policy: Policy,
+}
+
+/// What a spoke holds for a destination, as far as the hub knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub sequence: u64,
+    pub digest: Option<Digest>,
+}
+
+/// Everything that decides about one destination.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    pub application: &'a Application,
+    pub destination: &'a DestinationKey,
+    pub commit: &'a str,
+    pub evidence: &'a Evidence,
+    pub rendered: &'a Rendered,
+    pub hint: &'a Hint,
+    pub head: Option<&'a LedgerEntry>,
+    /// `None` while the spoke is not connected.
+    pub held: Option<Held>,
+    /// True when an operator asked for this commit to be deployed now.
+    pub asked_for: bool,
+    pub now: Timestamp,
+}
+
+/// What is to be ordered.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    pub plan: Plan,
+    /// The blobs that the plan names, as they are: release, receipts, content.
+    pub blobs: Vec<Vec<u8>>,
+    pub admitted: Verified<Admitted>,
+}
+
+/// Why nothing is ordered although something differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// A stable word.
+    pub reason: String,
+    pub message: String,
+    /// True when this counts as a failed verification.
+    pub counted: bool,
+}
+
+impl Waiting {
+    /// Waits without anything having been refused.
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into(), counted: false }
+    }
+
+    fn refused(error: &VerifyError) -> Self {
+        Self {
+            reason: error.reason().to_owned(),
+            message: report::error_chain(error),
+            counted: true,
+        }
+    }
+}
+
+/// The outcome.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    New(Box<Proposal>),
+    /// The newest directive already says it.
+    Nothing,
+    /// The newest directive says it, but the spoke can no longer admit it: say it again.
+    Again,
+    Waiting(Waiting),
+}
+
+/// Decides about one destination of an application that is to run there.
+pub fn decide(situation: &Situation<'_>) -> Decision {
+    match choose(situation) {
+        Ok(candidate) => judge(situation, candidate),
+        Err(waiting) => Decision::Waiting(waiting),
+    }
+}
+
+/// The verified release whose rendering for this destination is what the commit renders to.
+fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
+    let Situation { application, evidence, rendered, .. } = *situation;
+    let keys = releasers(situation);
+    let verifies = |c: &&Candidate| verify::open_release(&c.envelope, &keys).is_ok();
+    let mine = || evidence.statements.iter().filter(|c| c.release.application == application.name);
+    let equal = |c: &&Candidate| {
+        fitting(situation, c).is_some_and(|render| {
+            release::content_digest(&c.statement, render) == Some(rendered.digest)
+        })
+    };
+    if let Some(found) = mine().filter(equal).find(verifies) {
+        return Ok(found);
+    }
+    let for_here = |c: &&Candidate| fitting(situation, c).is_some();
+    let newest = mine().filter(for_here).find(verifies);
+    let running = running(situation.head).map(|planned| planned.counter);
+    match newest {
+        Some(newest) if running.is_none_or(|counter| newest.release.counter > counter) => {
+            Err(differs(situation, newest))
+        }
+        Some(_) | None => Err(nothing_signed(situation, newest.is_some())),
+    }
+}
+
+fn releasers(situation: &Situation<'_>) -> BTreeMap<KeyId, PublicKey> {
+    let asked = situation.application.asked.trusted_keys.as_ref();
+    let keys = situation.hint.policy.ci_keys().iter();
+    keys.filter(|key| key.roles.contains(&Role::Releaser))
+        .filter(|key| asked.is_none_or(|ids| ids.contains(&key.public.id())))
+        .map(|key| (key.public.id(), key.public.clone()))
+        .collect()
+}
+
+fn fitting<'a>(situation: &Situation<'_>, candidate: &'a Candidate) -> Option<&'a Render> {
+    let policy = &situation.hint.policy;
+    let namespace = &situation.destination.namespace;
+    verify::fitting_render(&candidate.release, &policy.environment, &policy.cluster_name, namespace)
+        .ok()
+        .flatten()
+}
+
+/// A newer release is signed, and its rendering is not what the commit holds.
+fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
+    let Situation { rendered, commit, evidence, .. } = *situation;
+    let release = &newest.release;
+    let (name, version) = &rendered.renderer;
+    if release.renderer.name != *name || release.renderer.version != *version {
+        let message = format!(
+            "commit {commit} renders to something else than release {} of CI, which used {} {} while this hub has {name} {version}; use the same version",
+            release.counter, release.renderer.name, release.renderer.version
+        );
+        return Waiting { reason: "RendererMismatch".to_owned(), message, counted: true };
+    }
+    let mut message = format!(
+        "commit {commit} does not render to what CI signed as release {} ({})",
+        release.counter, release.version
+    );
+    let render = fitting(situation, newest);
+    let signed = render.and_then(|render| {
+        let bytes = evidence.renderings.get(&render.name)?;
+        let digest = release::content_digest(&newest.statement, render)?;
+        (Digest::of(bytes) == digest).then(|| manifest::read(bytes).ok()).flatten()
+    });
+    if let Some(signed) = signed {
+        let differences = difference::differences(&signed, &rendered.objects);
+        for difference in differences.iter().take(DIFFERENCES_NAMED_MAX) {
+            message.push_str(": ");
+            message.push_str(&difference.to_string());
+        }
+        if differences.len() > DIFFERENCES_NAMED_MAX {
+            message.push_str(&format!("; and {} more", differences.len() - DIFFERENCES_NAMED_MAX));
+        }
+    }
+    Waiting { reason: "ContentDigest".to_owned(), message: report::message(&message), counted: true }
+}
+
+fn nothing_signed(situation: &Situation<'_>, some_verify: bool) -> Waiting {
+    let Situation { application, evidence, commit, hint, .. } = *situation;
+    let strangers = evidence.statements.iter().filter(|c| c.release.application == application.name);
+    let strangers = strangers.count();
+    let hint_keys = hint.policy.ci_keys().len();
+    let more = match (some_verify, strangers) {
+        (true, _) => "CI has signed no release with this rendering".to_owned(),
+        (false, 0) => "it brings no release statement; CI makes one with `attest run --sign`".to_owned(),
+        (false, count) => format!(
+            "none of its {count} release statements is for this destination and signed by a key that cluster {} trusts ({hint_keys} keys)",
+            hint.policy.cluster_name
+        ),
+    };
+    Waiting::new("AwaitingReceipts", format!("commit {commit} is not deployed: {more}"))
+}
+
+fn running(head: Option<&LedgerEntry>) -> Option<&crate::store::records::Planned> {
+    head.filter(|head| head.operation != Operation::Remove).and_then(|head| head.planned.as_ref())
+}
+
+fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
+    let Situation { application, destination, rendered, hint, now, .. } = *situation;
+    let Some(render) = fitting(situation, candidate) else {
+        return Decision::Waiting(nothing_signed(situation, true));
+    };
+    let planned = situation.head.and_then(|head| head.planned.as_ref());
+    let id = envelope::peek(&candidate.envelope, STATEMENT_TYPE)
+        .map(|(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload));
+    let counter = candidate.release.counter;
+    if let Some(planned) = planned
+        && (counter < planned.counter || (counter == planned.counter && id != Some(planned.release)))
+    {
+        let message = format!(
+            "commit {} renders to release {counter}, and release {} already ran here; `attest release --from {counter}` signs it again with a new counter",
+            situation.commit, planned.counter
+        );
+        return Decision::Waiting(Waiting::new("CounterRegressed", message));
+    }
+    let receipts: Vec<&[u8]> = candidate
+        .release
+        .evidence
+        .iter()
+        .filter_map(|evidence| situation.evidence.receipts.get(&evidence.receipt))
+        .map(Vec::as_slice)
+        .collect();
+    let known = planned.is_some_and(|planned| Some(planned.release) == id);
+    let kinds = kinds_for(&rendered.objects, hint);
+    let place = Place {
+        policy: &hint.policy,
+        application: &application.name,
+        namespace: &destination.namespace,
+        kinds: &kinds,
+        now,
+        ages: if known { Ages::Skip } else { Ages::Judge },
+    };
+    let material =
+        Material { release: &candidate.envelope, receipts: &receipts, content: &rendered.bytes };
+    let admitted = match verify::release(&material, &render.name, &application.asked, &place) {
+        Ok(admitted) => admitted,
+        Err(error) => return Decision::Waiting(Waiting::refused(&error)),
+    };
+    let plan = plan(application, &admitted, &material);
+    if running(situation.head).is_some_and(|p| p.plan == Digest::of(&attest_common::plan::to_bytes(&plan))) {
+        return again_or_nothing(situation);
+    }
+    if !application.automated && !situation.asked_for {
+        let message = format!("release {counter} is ready; `attest gitops app sync {}`", application.name);
+        return Decision::Waiting(Waiting::new("AwaitingSync", message));
+    }
+    let mut blobs = vec![candidate.envelope.clone()];
+    blobs.extend(receipts.iter().map(|receipt| receipt.to_vec()));
+    blobs.push(rendered.bytes.clone());
+    Decision::New(Box::new(Proposal { plan, blobs, admitted }))
+}
+
+fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>) -> Plan {
+    let blob = |envelope: &[u8]| SignedBlob {
+        id: envelope::peek(envelope, STATEMENT_TYPE)
+            .map_or_else(|| Digest::of(envelope), |(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload)),
+        sha256: Digest::of(envelope),
+        size: envelope.len() as u64,
+    };
+    Plan {
+        v: 1,
+        application: application.name.clone(),
+        release: blob(material.release),
+        render: admitted.render.name.clone(),
+        content: ContentBlob {
+            sha256: admitted.content,
+            size: material.content.len() as u64,
+            objects: admitted.render.objects,
+            media_type: RENDERING_TYPE.to_owned(),
+        },
+        receipts: material.receipts.iter().map(|receipt| blob(receipt)).collect(),
+        namespace: admitted.render.namespace.clone(),
+        policy: application.asked.clone(),
+        sync: application.sync.clone(),
+        strategy: Strategy::default(),
+        hooks: Vec::new(),
+    }
+}
+
+/// A directive that expired before its spoke saw it, or that is behind what the spoke has seen
+/// (this hub came back from a backup), is said again with a new sequence.
+fn again_or_nothing(situation: &Situation<'_>) -> Decision {
+    let (Some(head), Some(held)) = (situation.head, situation.held) else {
+        return Decision::Nothing;
+    };
+    if needs_again(head, held, situation.now) { Decision::Again } else { Decision::Nothing }
+}
+
+/// True when `head` must be said again with a new sequence for the spoke that holds `held`.
+pub fn needs_again(head: &LedgerEntry, held: Held, now: Timestamp) -> bool {
+    let expired = now >= head.expires_at && held.sequence < head.sequence;
+    let behind = held.sequence > head.sequence;
+    let other = held.sequence == head.sequence && held.digest.is_some_and(|d| d != head.digest);
+    expired || behind || other
+}
+
+/// The built-in kinds, and for the others what the policy's lines suggest. Only the cluster knows
+/// its kinds; a guess here lets its spoke decide instead of stopping at the hub.
+fn kinds_for(objects: &[Object], hint: &Hint) -> Kinds {
+    let mut kinds = Kinds::built_in();
+    for object in objects {
+        let key = object.key();
+        if kinds.get(&key.group, &key.kind).is_some() {
+            continue;
+        }
+        let singular = key.kind.to_ascii_lowercase();
+        let entries = hint.spec.applications.iter();
+        let listed = entries.flat_map(|entry| {
+            let extra = entry.kinds.extra.iter().map(|resource| (resource, true));
+            extra.chain(entry.kinds.cluster_scoped.iter().map(|resource| (resource, false)))
+        });
+        let stem = singular.get(..singular.len().saturating_sub(1)).unwrap_or_default();
+        let found = listed
+            .filter(|(resource, _)| resource.group == key.group)
+            .find(|(resource, _)| resource.resource.starts_with(stem));
+        if let Some((resource, namespaced)) = found {
+            let known = Kind { plural: resource.resource.clone(), namespaced };
+            kinds.insert(&key.group, &key.kind, known);
+        }
+    }
+    kinds
+}
+
+#[cfg(test)]
+mod tests;

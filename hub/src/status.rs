@@ -1,0 +1,439 @@
+//! From what is known to what people see: phases, conditions, history. Reads, decides nothing.
+
+use std::collections::BTreeMap;
+
+use attest_common::ids::{DestinationKey, Timestamp};
+use attest_common::plan::Operation;
+use attest_common::report::Phase;
+
+use crate::api::documents::{
+    Application, ChangeTimings, Condition, Destination as ShownDestination, HistoryEntry,
+};
+use crate::hub::{Hub, now};
+use crate::metrics::Metrics;
+use crate::pipeline::View;
+use crate::planner::Waiting;
+use crate::store::StoreError;
+use crate::store::records::{ApplicationRecord, ClusterRecord, LedgerEntry, ReportRecord};
+
+/// Most history lines of one destination.
+pub const HISTORY_MAX: usize = 50;
+
+const SYNCED: &str = "Synced";
+const OUT_OF_SYNC: &str = "OutOfSync";
+const PROGRESSING: &str = "Progressing";
+const DEGRADED: &str = "Degraded";
+const REFUSED: &str = "Refused";
+const AWAITING_RECEIPTS: &str = "AwaitingReceipts";
+const UNKNOWN: &str = "Unknown";
+
+/// From best to worst: an application is as well as its worst destination.
+const ORDER: [&str; 7] =
+    [SYNCED, PROGRESSING, AWAITING_RECEIPTS, UNKNOWN, OUT_OF_SYNC, DEGRADED, REFUSED];
+
+/// An application as the API shows it. Blocks.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application, StoreError> {
+    let applied = &record.application;
+    let view = hub.pipeline.view(applied.name.as_str());
+    let view = view.as_deref();
+    let mut destinations = Vec::new();
+    let mut places = std::collections::BTreeSet::new();
+    for destination in &applied.destinations {
+        let cluster = hub.cluster_named(&destination.cluster)?;
+        let key = cluster.map(|cluster| DestinationKey {
+            application: applied.name.clone(),
+            cluster: cluster.id,
+            namespace: destination.namespace.clone(),
+        });
+        places.extend(key.clone());
+        let waiting = view.and_then(|view| {
+            view.waiting.get(&(destination.cluster.clone(), destination.namespace.clone()))
+        });
+        let name = destination.cluster.to_string();
+        let facts = Facts::of(hub, key.as_ref(), waiting, problem(view), view.is_some());
+        destinations.push(facts.shown(name, destination.namespace.to_string(), key));
+    }
+    // Places that are being removed.
+    for (key, head) in hub.fleet.heads_for(applied.name.as_str()) {
+        let finished = hub.fleet.report(&key).is_some_and(|r| r.report.phase == Phase::Removed);
+        if places.contains(&key) || (head.operation == Operation::Remove && finished) {
+            continue;
+        }
+        let Some(cluster) = hub.records.get::<ClusterRecord>(key.cluster.as_str())? else {
+            continue;
+        };
+        let facts = Facts::of(hub, Some(&key), None, None, true);
+        destinations.push(facts.shown(
+            cluster.name.to_string(),
+            key.namespace.to_string(),
+            Some(key),
+        ));
+    }
+    let phase = worst(destinations.iter().map(|d| d.phase.as_str()));
+    let generation = hub.fleet.heads_for(applied.name.as_str());
+    let generation = generation.iter().map(|(_, head)| head.generation).max().unwrap_or(0);
+    let conditions = conditions(view, &destinations, record, phase);
+    Ok(Application {
+        name: applied.name.to_string(),
+        namespace: applied.namespace.clone(),
+        manifest: record.manifest.clone(),
+        phase: phase.to_owned(),
+        conditions: hub.transitions.stamp(applied.name.as_str(), conditions, now()),
+        revision: view.and_then(|view| view.revision.clone()),
+        destinations,
+        generation,
+        created_at: record.created_at,
+    })
+}
+
+fn problem(view: Option<&View>) -> Option<&Waiting> {
+    view.and_then(|view| view.problem.as_ref())
+}
+
+/// Everything known of one destination.
+struct Facts<'a> {
+    head: Option<std::sync::Arc<LedgerEntry>>,
+    report: Option<std::sync::Arc<ReportRecord>>,
+    connected: bool,
+    waiting: Option<&'a Waiting>,
+    problem: Option<&'a Waiting>,
+    looked_at: bool,
+}
+
+impl<'a> Facts<'a> {
+    fn of(
+        hub: &Hub,
+        key: Option<&DestinationKey>,
+        waiting: Option<&'a Waiting>,
+        problem: Option<&'a Waiting>,
+        looked_at: bool,
+    ) -> Self {
+        Self {
+            head: key.and_then(|key| hub.fleet.head(key)),
+            report: key.and_then(|key| hub.fleet.report(key)),
+            connected: key.is_some_and(|key| hub.fleet.presence(&key.cluster).0),
+            waiting,
+            problem,
+            looked_at,
+        }
+    }
+
+    /// Phase, reason and message.
+    fn phase(&self) -> (&'static str, String, String) {
+        let owned = |phase, reason: &str, message: &str| {
+            (phase, reason.to_owned(), message.to_owned())
+        };
+        if let Some(waiting) = self.waiting {
+            let phase = match waiting.reason.as_str() {
+                "AwaitingReceipts" => AWAITING_RECEIPTS,
+                "AwaitingSync" => OUT_OF_SYNC,
+                "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterRevoked" => UNKNOWN,
+                _ => REFUSED,
+            };
+            return owned(phase, &waiting.reason, &waiting.message);
+        }
+        let Some(head) = &self.head else {
+            return match self.problem {
+                Some(problem) => owned(UNKNOWN, &problem.reason, &problem.message),
+                None if self.looked_at => owned(UNKNOWN, "Pending", "nothing was ordered yet"),
+                None => owned(UNKNOWN, "Pending", "not looked at since the hub started"),
+            };
+        };
+        let current = self.report.as_ref().map(|record| &record.report);
+        let current = current.filter(|report| {
+            // A later sequence can only be one that this hub has forgotten.
+            report.sequence.is_some_and(|sequence| sequence >= head.sequence)
+        });
+        let Some(report) = current else {
+            let message = if self.connected {
+                "sent to the spoke, which has not reported on it yet"
+            } else {
+                "the spoke is not connected; it gets this when it is back"
+            };
+            return owned(PROGRESSING, "AwaitingReport", message);
+        };
+        if let Some(refusal) = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused) {
+            return owned(REFUSED, &refusal.reason, &refusal.message);
+        }
+        let phase = match report.phase {
+            Phase::Progressing => PROGRESSING,
+            Phase::Synced => SYNCED,
+            Phase::OutOfSync => OUT_OF_SYNC,
+            Phase::Degraded => DEGRADED,
+            Phase::Refused => REFUSED,
+            Phase::Removed if head.operation == Operation::Remove => SYNCED,
+            Phase::Removed => UNKNOWN,
+        };
+        owned(phase, &report.reason, &report.message)
+    }
+
+    fn shown(
+        &self,
+        cluster: String,
+        namespace: String,
+        key: Option<DestinationKey>,
+    ) -> ShownDestination {
+        let (phase, reason, message) = self.phase();
+        let record = self.report.as_deref();
+        let report = record.map(|record| &record.report);
+        let head = self.head.as_deref();
+        let age_ms = record.map(|record| {
+            let age_ms = now().as_millisecond() - record.received_at.as_millisecond();
+            u64::try_from(age_ms).unwrap_or(0)
+        });
+        ShownDestination {
+            cluster,
+            cluster_id: key.map(|key| key.cluster),
+            namespace,
+            phase: phase.to_owned(),
+            reason,
+            message,
+            health: report.map(|report| report.health.as_str().to_owned()),
+            running: report.and_then(|report| report.running.clone()),
+            deployed_commit: self.deployed_commit(),
+            refusal: report.and_then(|report| report.refusal.clone()),
+            epoch: head.map(|head| head.epoch),
+            sequence: head.map(|head| head.sequence),
+            connected: self.connected,
+            report_age_ms: age_ms,
+            drifted: report
+                .map(|report| report.drifted.iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
+            heals_total: report.map_or(0, |report| report.heals_total),
+            objects: report.map(|report| report.objects.clone()).unwrap_or_default(),
+            warnings: report.map(|report| report.warnings.clone()).unwrap_or_default(),
+            timings: self.timings(),
+        }
+    }
+
+    /// Commit of the directive whose plan runs there now.
+    fn deployed_commit(&self) -> Option<String> {
+        let running = self.report.as_ref()?.report.running.as_ref()?;
+        let planned = self.head.as_ref()?.planned.as_ref()?;
+        (planned.plan == running.plan).then(|| planned.commit.clone())
+    }
+
+    fn timings(&self) -> Option<ChangeTimings> {
+        let head = self.head.as_ref()?;
+        let record = self.report.as_ref().filter(|r| r.report.sequence == Some(head.sequence))?;
+        let push_to_report_us = record.push_to_report_us.unwrap_or(0);
+        let ChangeTimings { git_us, render_us, verify_us, plan_us, .. } = head.timings;
+        Some(ChangeTimings {
+            push_to_report_us,
+            total_us: git_us + render_us + verify_us + plan_us + push_to_report_us,
+            spoke: record.report.timings,
+            ..head.timings
+        })
+    }
+}
+
+fn worst<'a>(phases: impl Iterator<Item = &'a str>) -> &'static str {
+    let rank = |phase: &str| ORDER.iter().position(|known| *known == phase).unwrap_or(0);
+    let worst = phases.map(rank).max();
+    worst.and_then(|rank| ORDER.get(rank)).copied().unwrap_or(UNKNOWN)
+}
+
+fn conditions(
+    view: Option<&View>,
+    destinations: &[ShownDestination],
+    record: &ApplicationRecord,
+    phase: &str,
+) -> Vec<Condition> {
+    let made = |kind: &str, status: &str, reason: &str, message: String| Condition {
+        kind: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        last_transition_time: Timestamp::UNIX_EPOCH,
+    };
+    let at = |d: &ShownDestination| format!("{}/{}: {}", d.cluster, d.namespace, d.message);
+    let first = |word: &str| destinations.iter().find(|d| d.phase == word);
+    let verified = match (first(REFUSED), first(AWAITING_RECEIPTS)) {
+        (Some(d), _) => made("Verified", "False", &d.reason, at(d)),
+        (None, Some(d)) => made("Verified", "Unknown", &d.reason, at(d)),
+        (None, None) if destinations.iter().all(|d| d.running.is_some()) => {
+            made("Verified", "True", "Verified", "every destination runs what CI signed".to_owned())
+        }
+        (None, None) => {
+            made("Verified", "Unknown", "Pending", "not every destination has reported".to_owned())
+        }
+    };
+    let elsewhere = destinations.iter().find(|d| d.phase != SYNCED);
+    let synced = match elsewhere {
+        None => made("Synced", "True", SYNCED, "every destination is in step".to_owned()),
+        Some(d) => made("Synced", "False", &d.reason, at(d)),
+    };
+    let unwell = destinations.iter().find(|d| d.health.as_deref() != Some("Current"));
+    let healthy = match unwell {
+        None => made("Healthy", "True", "Current", "every object is Current".to_owned()),
+        Some(d) => match &d.health {
+            Some(health) => made("Healthy", "False", health, at(d)),
+            None => made("Healthy", "Unknown", "Pending", at(d)),
+        },
+    };
+    let source = match view {
+        None => made("SourceRead", "Unknown", "Pending", "not looked at yet".to_owned()),
+        Some(view) => match &view.problem {
+            Some(problem) => {
+                made("SourceRead", "False", &problem.reason, problem.message.clone())
+            }
+            None => made("SourceRead", "True", "SourceRead", "the repository was read".to_owned()),
+        },
+    };
+    let all_well = phase == SYNCED && unwell.is_none() && source.status == "True";
+    let ready = if all_well {
+        made("Ready", "True", "Ready", "runs everywhere as Git and CI say".to_owned())
+    } else {
+        let cause = [&verified, &source, &synced, &healthy]
+            .into_iter()
+            .find(|condition| condition.status != "True");
+        let reason = cause.map_or("Pending", |cause| cause.reason.as_str());
+        made("Ready", "False", reason, cause.map(|c| c.message.clone()).unwrap_or_default())
+    };
+    let mut all = vec![ready, verified, synced, healthy, source];
+    if record.deleting {
+        let message = "it is being removed from its destinations".to_owned();
+        all.push(made("Deleting", "True", "Deleting", message));
+    }
+    let connected = destinations.iter().all(|d| d.connected);
+    if !connected {
+        let away = destinations.iter().find(|d| !d.connected);
+        let message = away.map(|d| format!("cluster {} is not connected", d.cluster));
+        all.push(made("Connected", "False", "SpokeDisconnected", message.unwrap_or_default()));
+    }
+    all
+}
+
+/// `Verified`, `Failed` or `Pending`, for the log line.
+pub fn verification_word(application: &Application) -> &'static str {
+    let verified = application.conditions.iter().find(|condition| condition.kind == "Verified");
+    match verified.map(|condition| condition.status.as_str()) {
+        Some("True") => "Verified",
+        Some("False") => "Failed",
+        _ => "Pending",
+    }
+}
+
+/// The phase of each application, for the metrics that count them.
+#[derive(Debug, Default)]
+pub struct Phases {
+    synced: std::sync::Mutex<BTreeMap<String, bool>>,
+}
+
+impl Phases {
+    /// Takes note of an application's phase, or that it is gone.
+    pub fn note(&self, metrics: &Metrics, application: &str, phase: Option<&str>) {
+        let mut synced = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match phase {
+            Some(phase) => synced.insert(application.to_owned(), phase == SYNCED),
+            None => synced.remove(application),
+        };
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.applications.set(count(synced.len()));
+        metrics.applications_synced.set(count(synced.values().filter(|is| **is).count()));
+    }
+}
+
+/// What was ordered for an application, newest first. Blocks.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn history(hub: &Hub, application: &str) -> Result<Vec<HistoryEntry>, StoreError> {
+    let mut lines = Vec::new();
+    for (destination, _) in hub.fleet.heads_for(application) {
+        let cluster = hub
+            .records
+            .get::<ClusterRecord>(destination.cluster.as_str())?
+            .map_or_else(|| destination.cluster.to_string(), |cluster| cluster.name.to_string());
+        for entry in hub.records.ledger(&destination, HISTORY_MAX)? {
+            let result = hub.records.result(&destination, entry.sequence)?;
+            let planned = entry.planned.as_ref();
+            lines.push(HistoryEntry {
+                cluster: cluster.clone(),
+                namespace: destination.namespace.to_string(),
+                epoch: entry.epoch,
+                sequence: entry.sequence,
+                operation: format!("{:?}", entry.operation),
+                commit: planned.map(|planned| planned.commit.clone()),
+                version: planned.map(|planned| planned.version.clone()),
+                counter: planned.map(|planned| planned.counter),
+                plan: planned.map(|planned| planned.plan.to_string()),
+                result: result.as_ref().map_or_else(|| "Pending".to_owned(), |r| r.result.clone()),
+                reason: result.map_or_else(|| "Pending".to_owned(), |r| r.reason),
+                issued_at: entry.issued_at,
+            });
+        }
+    }
+    lines.sort_by_key(|line| std::cmp::Reverse((line.issued_at, line.sequence)));
+    Ok(lines)
+}
+
+/// Since when each condition is as it is. In memory: a restart of the hub begins anew.
+#[derive(Debug, Default)]
+pub struct Transitions {
+    since: std::sync::Mutex<BTreeMap<(String, String), (String, Timestamp)>>,
+}
+
+impl Transitions {
+    /// Writes into each condition when its status last changed.
+    pub fn stamp(
+        &self,
+        application: &str,
+        mut conditions: Vec<Condition>,
+        now: Timestamp,
+    ) -> Vec<Condition> {
+        let mut since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for condition in &mut conditions {
+            let key = (application.to_owned(), condition.kind.clone());
+            let entry = since.entry(key).or_insert_with(|| (condition.status.clone(), now));
+            if entry.0 != condition.status {
+                *entry = (condition.status.clone(), now);
+            }
+            condition.last_transition_time = entry.1;
+        }
+        conditions
+    }
+
+    /// Drops what is known of an application that is gone.
+    pub fn forget(&self, application: &str) {
+        let mut since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        since.retain(|(name, _), _| name != application);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_is_as_well_as_its_worst_destination() {
+        assert_eq!(worst(["Synced", "Progressing"].into_iter()), "Progressing");
+        assert_eq!(worst(["Synced", "Refused", "Degraded"].into_iter()), "Refused");
+        assert_eq!(worst(["Synced"].into_iter()), "Synced");
+        assert_eq!(worst(std::iter::empty()), "Unknown");
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let transitions = Transitions::default();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let condition = |status: &str| {
+            vec![Condition {
+                kind: "Ready".into(),
+                status: status.into(),
+                reason: "R".into(),
+                message: String::new(),
+                last_transition_time: Timestamp::UNIX_EPOCH,
+            }]
+        };
+        let stamped =
+            |status, second| transitions.stamp("a", condition(status), at(second))[0].last_transition_time;
+
+        assert_eq!(stamped("False", 1), at(1));
+        assert_eq!(stamped("False", 2), at(1));
+        assert_eq!(stamped("True", 3), at(3));
+    }
+}
