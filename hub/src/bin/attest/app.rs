@@ -600,3 +600,6 @@ async fn delete(
         tokio::time::sleep(POLL_EVERY).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
