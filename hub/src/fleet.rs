@@ -13,9 +13,7 @@ use tokio::sync::Notify;
 
 use crate::planner::{Held, Hint};
 use crate::store::StoreError;
-use crate::store::records::{
-    CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
-};
+use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord};
 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;

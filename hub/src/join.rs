@@ -31,13 +31,13 @@ use crate::store::records::{
 };
 
 /// How long the same key is given the same certificate again: its answer may have been lost.
-pub const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
+pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
 /// How long a spoke that waits to be accepted should wait before it asks again.
-pub const PENDING_RETRY_MS: u64 = 2_000;
+pub(crate) const PENDING_RETRY_MS: u64 = 2_000;
 /// Most tokens kept; the oldest that can no longer be used go first.
-pub const TOKENS_MAX: usize = 10_000;
+pub(crate) const TOKENS_MAX: usize = 10_000;
 /// Most clusters that may be registered.
-pub const CLUSTERS_MAX: usize = 20_000;
+pub(crate) const CLUSTERS_MAX: usize = 20_000;
 /// Longest UID of `kube-system` that is accepted.
 const UID_BYTES_MAX: usize = 64;
 /// How long the hub waits for a spoke to take its answer.
@@ -81,7 +81,8 @@ async fn answer(hub: &Arc<Hub>, connection: &Connection) -> Result<(), LinkError
             tracing::warn!(
                 reason = error.reason(),
                 from = from.to_string(),
-                "A cluster may not join: {}", attest_common::report::error_chain(&error)
+                "A cluster may not join: {}",
+                attest_common::report::error_chain(&error)
             );
             JoinOutcome::Refused(JoinRefused {
                 reason: error.reason().to_owned(),
@@ -235,7 +236,8 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
         name = record.name.as_str(),
         state = record.state.as_str(),
         fingerprint = fingerprint(&asked.identity),
-        "A cluster joined: {}", record.name
+        "A cluster joined: {}",
+        record.name
     );
     Ok(outcome(hub, &record, issued.map(|issued| issued.chain_pem())))
 }
@@ -312,11 +314,7 @@ fn outcome(hub: &Hub, record: &ClusterRecord, chain_pem: Option<String>) -> Join
 ///
 /// # Errors
 /// When the cluster is no longer accepted or the request is not acceptable. Blocks.
-pub(crate) fn renew(
-    hub: &Hub,
-    cluster: &ClusterId,
-    csr: &[u8],
-) -> Result<Vec<Vec<u8>>, JoinError> {
+pub(crate) fn renew(hub: &Hub, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Vec<u8>>, JoinError> {
     let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
     let accepted = stored.filter(|stored| stored.value.state == ClusterState::Accepted);
     let stored = accepted.ok_or_else(|| JoinError::ClusterRevoked(cluster.clone()))?;
@@ -463,7 +461,12 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
     }
     hub.measure_clusters()?;
     hub.pipeline.wake_all();
-    tracing::info!(cluster = changed.id.as_str(), name = name.as_str(), what, "A cluster was judged");
+    tracing::info!(
+        cluster = changed.id.as_str(),
+        name = name.as_str(),
+        what,
+        "A cluster was judged"
+    );
     Ok(changed)
 }
 
@@ -508,13 +511,17 @@ pub(crate) fn fingerprint_of(record: &ClusterRecord) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum JoinError {
-    #[error("the join token is not valid; make a new one with `attest gitops cluster token create`")]
+    #[error(
+        "the join token is not valid; make a new one with `attest gitops cluster token create`"
+    )]
     TokenRefused,
     #[error("the join token was revoked; make a new one with `attest gitops cluster token create`")]
     TokenRevoked,
     #[error("the join token expired; make a new one with `attest gitops cluster token create`")]
     TokenExpired,
-    #[error("the join token was used already; make a new one with `attest gitops cluster token create`")]
+    #[error(
+        "the join token was used already; make a new one with `attest gitops cluster token create`"
+    )]
     TokenUsed,
     #[error("the identity key is not proven")]
     Identity,
@@ -522,11 +529,15 @@ pub(crate) enum JoinError {
     Request(#[source] RequestError),
     #[error("the UID of namespace kube-system is missing or malformed")]
     Uid,
-    #[error("a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace")]
+    #[error(
+        "a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace"
+    )]
     NameTaken(Name),
     #[error("this spoke is registered already as `{0}`")]
     IdentityKnown(Name),
-    #[error("cluster {0} was revoked; delete its Secret attest-system/attest-identity to join as a new one")]
+    #[error(
+        "cluster {0} was revoked; delete its Secret attest-system/attest-identity to join as a new one"
+    )]
     ClusterRevoked(ClusterId),
     #[error("{CLUSTERS_MAX} clusters are registered, and this hub takes no more")]
     TooMany,
@@ -534,7 +545,9 @@ pub(crate) enum JoinError {
     Lifetime,
     #[error("no cluster is named `{0}`; `attest gitops cluster list` shows those there are")]
     NoCluster(Name),
-    #[error("cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?")]
+    #[error(
+        "cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?"
+    )]
     Fingerprint { name: Name, given: String, actual: String },
     #[error("the certificate cannot be issued")]
     Authority(#[source] AuthorityError),

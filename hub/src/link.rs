@@ -40,9 +40,7 @@ use crate::hub::Hub;
 use crate::join;
 use crate::planner::{Held, Hint};
 use crate::store::StoreError;
-use crate::store::records::{
-    self, ClusterRecord, ClusterState, CompressedBlob, PolicyRecord,
-};
+use crate::store::records::{self, ClusterRecord, ClusterState, CompressedBlob, PolicyRecord};
 use reports::{Arrived, Reports};
 
 /// Connections being set up at once; further ones are told to come later.
@@ -95,8 +93,8 @@ impl Door {
         let runtime = quinn::default_runtime()
             .ok_or_else(|| listen(std::io::Error::other("no asynchronous runtime")))?;
         let server = server_config(&hub, tls)?;
-        let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(listen)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+            .map_err(listen)?;
         Ok(Self { endpoint, hub })
     }
 
@@ -150,7 +148,8 @@ impl Door {
                         hub.metrics.handshakes_failed.inc();
                         tracing::info!(
                             reason = error.reason(),
-                            "A connection was not admitted: {}", report::error_chain(&error)
+                            "A connection was not admitted: {}",
+                            report::error_chain(&error)
                         );
                     }
                 }
@@ -260,7 +259,12 @@ fn greeting_timeout() -> Duration {
 }
 
 /// One spoke, from its greeting to the end of its connection.
-async fn session(hub: &Arc<Hub>, shared: &Arc<Shared>, connection: &Connection, peer: &PeerIdentity) {
+async fn session(
+    hub: &Arc<Hub>,
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: &PeerIdentity,
+) {
     let outcome = run_session(hub, shared, connection, peer).await;
     if let Err(error) = outcome {
         let (code, reason) = error.close();
@@ -268,7 +272,8 @@ async fn session(hub: &Arc<Hub>, shared: &Arc<Shared>, connection: &Connection, 
         tracing::info!(
             cluster = peer.id.name(),
             reason = error.reason(),
-            "A session ended: {}", report::error_chain(&error)
+            "A session ended: {}",
+            report::error_chain(&error)
         );
     }
 }
@@ -292,8 +297,7 @@ async fn run_session(
 ) -> Result<(), LinkError> {
     let cluster = cluster_id(peer)?;
     let greeting = async {
-        let (mut control, receive) =
-            connection.accept_bi().await.map_err(LinkError::Connection)?;
+        let (mut control, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
         let mut reader = FrameReader::new(receive);
         let first: ToHub = reader.next().await?.ok_or(LinkError::Silent)?;
         let Some(ToHubBody::Hello(hello)) = first.body else {
@@ -311,8 +315,9 @@ async fn run_session(
         send(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
         Ok((control, reader, held, nonce))
     };
-    let (control, mut reader, held, nonce) =
-        tokio::time::timeout(greeting_timeout(), greeting).await.map_err(|_| LinkError::Silent)??;
+    let (control, mut reader, held, nonce) = tokio::time::timeout(greeting_timeout(), greeting)
+        .await
+        .map_err(|_| LinkError::Silent)??;
     let (number, wake) = hub.fleet.connect(&cluster, connection.clone(), held);
     let _presence = Presence { hub, cluster: cluster.clone(), number };
     note_connected(hub);
@@ -323,8 +328,7 @@ async fn run_session(
     hub.pipeline.wake_all();
 
     let pushes = JoinSet::new();
-    let mut session =
-        Session { hub, shared, connection, cluster, number, nonce, control, pushes };
+    let mut session = Session { hub, shared, connection, cluster, number, nonce, control, pushes };
     session.sync().await?;
     let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
     let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
@@ -410,11 +414,7 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
 }
 
 /// Keeps what a spoke says of itself: versions, and its policy as a hint.
-async fn introduce(
-    hub: &Arc<Hub>,
-    cluster: &ClusterId,
-    hello: Hello,
-) -> Result<(), LinkError> {
+async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<(), LinkError> {
     let cluster = cluster.clone();
     hub.blocking(move |hub| {
         let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
@@ -429,8 +429,7 @@ async fn introduce(
         if record != stored.value {
             changes.push(records::replace(&stored, &record));
         }
-        let spec: Option<policy::Spec> =
-            attest_common::json::document(&hello.policy).ok();
+        let spec: Option<policy::Spec> = attest_common::json::document(&hello.policy).ok();
         let hint = spec.and_then(|spec| {
             let policy = spec.load().ok()?;
             Some(Hint { spec, policy })
@@ -491,8 +490,8 @@ impl Session<'_> {
         if numbered.report.len() > REPORT_BYTES_MAX {
             return Err(LinkError::ReportInvalid);
         }
-        let report: Report = serde_json::from_slice(&numbered.report)
-            .map_err(|_| LinkError::ReportInvalid)?;
+        let report: Report =
+            serde_json::from_slice(&numbered.report).map_err(|_| LinkError::ReportInvalid)?;
         let arrived = Arrived {
             cluster: self.cluster.clone(),
             report,
@@ -514,7 +513,8 @@ impl Session<'_> {
             cluster: self.cluster.clone(),
             namespace: need.namespace.parse().map_err(wrong)?,
         };
-        let digests = need.sha256.iter().filter_map(|raw| <[u8; 32]>::try_from(raw.as_slice()).ok());
+        let digests =
+            need.sha256.iter().filter_map(|raw| <[u8; 32]>::try_from(raw.as_slice()).ok());
         let digests: Vec<Digest> = digests.map(Digest::from_raw).collect();
         self.hub.fleet.spoke_lacks(&destination, &digests);
         Ok(())
@@ -530,7 +530,8 @@ impl Session<'_> {
                 tracing::warn!(
                     cluster = self.cluster.as_str(),
                     reason = error.reason(),
-                    "A certificate was not renewed: {}", report::error_chain(&error)
+                    "A certificate was not renewed: {}",
+                    report::error_chain(&error)
                 );
                 Vec::new()
             }
@@ -554,7 +555,8 @@ impl Session<'_> {
                     tracing::error!(
                         destination = pending.destination.to_string(),
                         reason = error.reason(),
-                        "A directive cannot be sent: {}", report::error_chain(&error)
+                        "A directive cannot be sent: {}",
+                        report::error_chain(&error)
                     );
                     continue;
                 }
@@ -565,7 +567,8 @@ impl Session<'_> {
                     tracing::info!(
                         destination = pending.destination.to_string(),
                         reason = error.reason(),
-                        "A push did not arrive: {}", report::error_chain(&error)
+                        "A push did not arrive: {}",
+                        report::error_chain(&error)
                     );
                 }
             });
@@ -645,7 +648,8 @@ fn frames(blob: &CompressedBlob) -> Result<Vec<Bytes>, LinkError> {
             data: piece.to_vec(),
         };
         offset += piece.len() as u64;
-        frames.push(encode(&to_spoke(ToSpokeBody::Blob(message))).map_err(LinkError::Frame)?.into());
+        frames
+            .push(encode(&to_spoke(ToSpokeBody::Blob(message))).map_err(LinkError::Frame)?.into());
     }
     Ok(frames)
 }
@@ -680,7 +684,9 @@ pub enum LinkError {
     ClusterRevoked(ClusterId),
     #[error("cluster {0} is not accepted yet")]
     ClusterPending(ClusterId),
-    #[error("cluster {0} shows a certificate that a newer one has replaced; is its key in two hands?")]
+    #[error(
+        "cluster {0} shows a certificate that a newer one has replaced; is its key in two hands?"
+    )]
     CertificateNotCurrent(ClusterId),
     #[error("the spoke's certificate expired")]
     CertificateExpired,

@@ -152,10 +152,8 @@ mod tests {
     fn a_line_has_the_shape_of_the_product_document() {
         let written = Written::default();
         let to = written.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .event_format(Lines)
-            .with_writer(move || to.clone())
-            .finish();
+        let subscriber =
+            tracing_subscriber::fmt().event_format(Lines).with_writer(move || to.clone()).finish();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(
                 target: "attest_gitops::controller",

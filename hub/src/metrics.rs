@@ -152,9 +152,7 @@ impl Metrics {
             reasons: Mutex::new(BTreeSet::new()),
             registry: registry.clone(),
         };
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
     }
 
@@ -195,8 +193,7 @@ impl Maker<'_> {
     }
 
     fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-        let made =
-            Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?;
+        let made = Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?;
         self.registry.register(Box::new(made.clone()))?;
         Ok(made)
     }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use attest_common::ids::{DestinationKey, Name};
 use tokio::sync::{Notify, Semaphore};
 
-pub use reconcile::View;
 use reconcile::Memory;
+pub use reconcile::View;
+pub(crate) use reconcile::credentials;
 
 use crate::hub::Hub;
 
@@ -59,12 +60,7 @@ pub(crate) struct Task {
 impl Pipeline {
     /// An empty queue; each repository is asked for news every `interval`.
     pub fn new(interval: Duration) -> Self {
-        Self {
-            interval,
-            slots: Mutex::default(),
-            views: Mutex::default(),
-            changed: Notify::new(),
-        }
+        Self { interval, slots: Mutex::default(), views: Mutex::default(), changed: Notify::new() }
     }
 
     fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {

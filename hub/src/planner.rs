@@ -242,17 +242,24 @@ fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
             message.push_str(&format!("; and {} more", differences.len() - DIFFERENCES_NAMED_MAX));
         }
     }
-    Waiting { reason: "ContentDigest".to_owned(), message: report::message(&message), counted: true }
+    Waiting {
+        reason: "ContentDigest".to_owned(),
+        message: report::message(&message),
+        counted: true,
+    }
 }
 
 fn nothing_signed(situation: &Situation<'_>, some_verify: bool) -> Waiting {
     let Situation { application, evidence, commit, hint, .. } = *situation;
-    let strangers = evidence.statements.iter().filter(|c| c.release.application == application.name);
+    let strangers =
+        evidence.statements.iter().filter(|c| c.release.application == application.name);
     let strangers = strangers.count();
     let hint_keys = hint.policy.ci_keys().len();
     let more = match (some_verify, strangers) {
         (true, _) => "CI has signed no release with this rendering".to_owned(),
-        (false, 0) => "it brings no release statement; CI makes one with `attest run --sign`".to_owned(),
+        (false, 0) => {
+            "it brings no release statement; CI makes one with `attest run --sign`".to_owned()
+        }
         (false, count) => format!(
             "none of its {count} release statements is for this destination and signed by a key that cluster {} trusts ({hint_keys} keys)",
             hint.policy.cluster_name
@@ -275,7 +282,8 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         .map(|(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload));
     let counter = candidate.release.counter;
     if let Some(planned) = planned
-        && (counter < planned.counter || (counter == planned.counter && id != Some(planned.release)))
+        && (counter < planned.counter
+            || (counter == planned.counter && id != Some(planned.release)))
     {
         let message = format!(
             "commit {} renders to release {counter}, and release {} already ran here; `attest release --from {counter}` signs it again with a new counter",
@@ -307,11 +315,14 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         Err(error) => return Decision::Waiting(Waiting::refused(&error)),
     };
     let plan = plan(application, &admitted, &material);
-    if running(situation.head).is_some_and(|p| p.plan == Digest::of(&attest_common::plan::to_bytes(&plan))) {
+    if running(situation.head)
+        .is_some_and(|p| p.plan == Digest::of(&attest_common::plan::to_bytes(&plan)))
+    {
         return again_or_nothing(situation);
     }
     if !application.automated && !situation.asked_for {
-        let message = format!("release {counter} is ready; `attest gitops app sync {}`", application.name);
+        let message =
+            format!("release {counter} is ready; `attest gitops app sync {}`", application.name);
         return Decision::Waiting(Waiting::new("AwaitingSync", message));
     }
     let mut blobs = vec![candidate.envelope.clone()];
@@ -322,8 +333,10 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
 
 fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>) -> Plan {
     let blob = |envelope: &[u8]| SignedBlob {
-        id: envelope::peek(envelope, STATEMENT_TYPE)
-            .map_or_else(|| Digest::of(envelope), |(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload)),
+        id: envelope::peek(envelope, STATEMENT_TYPE).map_or_else(
+            || Digest::of(envelope),
+            |(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload),
+        ),
         sha256: Digest::of(envelope),
         size: envelope.len() as u64,
     };

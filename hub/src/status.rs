@@ -123,14 +123,15 @@ impl<'a> Facts<'a> {
 
     /// Phase, reason and message.
     fn phase(&self) -> (&'static str, String, String) {
-        let owned = |phase, reason: &str, message: &str| {
-            (phase, reason.to_owned(), message.to_owned())
-        };
+        let owned =
+            |phase, reason: &str, message: &str| (phase, reason.to_owned(), message.to_owned());
         if let Some(waiting) = self.waiting {
             let phase = match waiting.reason.as_str() {
                 "AwaitingReceipts" => AWAITING_RECEIPTS,
                 "AwaitingSync" => OUT_OF_SYNC,
-                "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterRevoked" => UNKNOWN,
+                "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterRevoked" => {
+                    UNKNOWN
+                }
                 _ => REFUSED,
             };
             return owned(phase, &waiting.reason, &waiting.message);
@@ -277,9 +278,7 @@ fn conditions(
     let source = match view {
         None => made("SourceRead", "Unknown", "Pending", "not looked at yet".to_owned()),
         Some(view) => match &view.problem {
-            Some(problem) => {
-                made("SourceRead", "False", &problem.reason, problem.message.clone())
-            }
+            Some(problem) => made("SourceRead", "False", &problem.reason, problem.message.clone()),
             None => made("SourceRead", "True", "SourceRead", "the repository was read".to_owned()),
         },
     };
@@ -429,8 +428,9 @@ mod tests {
                 last_transition_time: Timestamp::UNIX_EPOCH,
             }]
         };
-        let stamped =
-            |status, second| transitions.stamp("a", condition(status), at(second))[0].last_transition_time;
+        let stamped = |status, second| {
+            transitions.stamp("a", condition(status), at(second))[0].last_transition_time
+        };
 
         assert_eq!(stamped("False", 1), at(1));
         assert_eq!(stamped("False", 2), at(1));

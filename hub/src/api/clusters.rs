@@ -1,0 +1,206 @@
+//! Clusters and join tokens.
+
+use std::sync::Arc;
+
+use attest_common::ids::Name;
+use axum::Json;
+use axum::extract::{Path, State};
+use http::StatusCode;
+
+use super::documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
+use super::{Body, Refusal};
+use crate::hub::{Hub, now};
+use crate::join::{self, JoinError, Verdict};
+use crate::lower::Application;
+use crate::store::records::{self, ApplicationRecord, ClusterRecord, TokenRecord};
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+impl From<JoinError> for Refusal {
+    fn from(error: JoinError) -> Self {
+        let status = match &error {
+            JoinError::NameTaken(_) | JoinError::Fingerprint { .. } | JoinError::ClusterRevoked(_) => {
+                StatusCode::CONFLICT
+            }
+            JoinError::NoCluster(_) => StatusCode::NOT_FOUND,
+            JoinError::Store(_) | JoinError::Randomness(_) | JoinError::Authority(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, error.reason(), attest_common::report::error_chain(&error))
+    }
+}
+
+fn name(text: &str) -> Result<Name, Refusal> {
+    Name::new(text).map_err(|error| {
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error.reason(), error.to_string())
+    })
+}
+
+pub(super) async fn make_token(
+    State(hub): State<Arc<Hub>>,
+    Body(asked): Body<TokenRequest>,
+) -> Result<(StatusCode, Json<Token>), Refusal> {
+    let cluster = name(&asked.cluster)?;
+    let TokenRequest { ttl_seconds, auto_accept, replace, .. } = asked;
+    let (record, text) = hub
+        .blocking(move |hub| join::make_token(hub, &cluster, ttl_seconds, auto_accept, replace))
+        .await?;
+    let token = Token { token: Some(text), ..shown_token(&record) };
+    Ok((StatusCode::CREATED, Json(token)))
+}
+
+fn shown_token(record: &TokenRecord) -> Token {
+    let state = if record.used.is_some() {
+        "Used"
+    } else if record.revoked {
+        "Revoked"
+    } else if now() >= record.expires_at {
+        "Expired"
+    } else {
+        "Unused"
+    };
+    Token {
+        id: record.id.clone(),
+        cluster: record.cluster.to_string(),
+        token: None,
+        expires_at: record.expires_at,
+        state: state.to_owned(),
+        auto_accept: record.auto_accept,
+    }
+}
+
+pub(super) async fn tokens(State(hub): State<Arc<Hub>>) -> Answer<List<Token>> {
+    let mut all: Vec<TokenRecord> = hub.blocking(|hub| hub.records.all()).await?;
+    all.sort_by_key(|token| std::cmp::Reverse(token.created_at));
+    Ok(Json(List::new("Token", all.iter().map(shown_token).collect())))
+}
+
+pub(super) async fn revoke_token(
+    State(hub): State<Arc<Hub>>,
+    Path(id): Path<String>,
+) -> Answer<Token> {
+    let _one_at_a_time = hub.joining.lock().await;
+    let record = hub
+        .blocking(move |hub| {
+            let stored = hub.records.stored::<TokenRecord>(&id)?;
+            let Some(stored) = stored else {
+                let message = format!("no token has the id `{id}`");
+                return Err(Refusal::not_found("TokenUnknown", message));
+            };
+            let revoked = TokenRecord { revoked: true, ..stored.value.clone() };
+            hub.records.commit("token", &[records::replace(&stored, &revoked)])?;
+            Ok(revoked)
+        })
+        .await?;
+    Ok(Json(shown_token(&record)))
+}
+
+pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Cluster>> {
+    let shown = hub
+        .blocking(|hub| {
+            let mut all: Vec<ClusterRecord> = hub.records.all()?;
+            all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
+            let world = World::read(hub)?;
+            Ok::<_, Refusal>(all.iter().map(|record| world.shown(hub, record)).collect())
+        })
+        .await?;
+    Ok(Json(List::new("Cluster", shown)))
+}
+
+pub(super) async fn one(
+    State(hub): State<Arc<Hub>>,
+    Path(cluster): Path<String>,
+) -> Answer<Cluster> {
+    let shown = hub.blocking(move |hub| show(hub, &name(&cluster)?)).await?;
+    Ok(Json(shown))
+}
+
+fn show(hub: &Hub, cluster: &Name) -> Result<Cluster, Refusal> {
+    let record = hub.cluster_named(cluster)?;
+    let record = record.ok_or_else(|| JoinError::NoCluster(cluster.clone()))?;
+    Ok(World::read(hub)?.shown(hub, &record))
+}
+
+/// What is needed to show any cluster.
+struct World {
+    default_cluster: Option<Name>,
+    applications: Vec<Application>,
+}
+
+impl World {
+    fn read(hub: &Hub) -> Result<Self, Refusal> {
+        let applications: Vec<ApplicationRecord> = hub.records.all()?;
+        Ok(Self {
+            default_cluster: hub.records.default_cluster()?,
+            applications: applications.into_iter().map(|record| record.application).collect(),
+        })
+    }
+
+    fn shown(&self, hub: &Hub, record: &ClusterRecord) -> Cluster {
+        let (connected, age) = hub.fleet.presence(&record.id);
+        let here = |application: &&Application| {
+            application.destinations.iter().any(|d| d.cluster == record.name)
+        };
+        let hint = hub.fleet.hint(&record.id);
+        Cluster {
+            name: record.name.to_string(),
+            id: record.id.clone(),
+            state: record.state.as_str().to_owned(),
+            connected,
+            last_seen_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            environment: hint.map(|hint| hint.policy.environment.to_string()),
+            agent_version: record.agent_version.clone(),
+            kubernetes_version: record.kubernetes_version.clone(),
+            fingerprint: join::fingerprint_of(record),
+            certificate_expires_at: record.certificate_expires_at,
+            applications: self.applications.iter().filter(here).count() as u64,
+            default: self.default_cluster.as_ref() == Some(&record.name),
+            registered_at: record.registered_at,
+            kube_system_uid: record.kube_system_uid.clone(),
+        }
+    }
+}
+
+async fn judge(hub: Arc<Hub>, cluster: String, verdict: Verdict) -> Answer<Cluster> {
+    let cluster = name(&cluster)?;
+    let _one_at_a_time = hub.joining.lock().await;
+    let shown = hub
+        .blocking(move |hub| {
+            let record = join::judge(hub, &cluster, verdict)?;
+            Ok::<_, Refusal>(World::read(hub)?.shown(hub, &record))
+        })
+        .await?;
+    Ok(Json(shown))
+}
+
+pub(super) async fn accept(
+    State(hub): State<Arc<Hub>>,
+    Path(cluster): Path<String>,
+    Body(asked): Body<AcceptRequest>,
+) -> Answer<Cluster> {
+    judge(hub, cluster, Verdict::Accept { fingerprint: asked.fingerprint }).await
+}
+
+pub(super) async fn revoke(
+    State(hub): State<Arc<Hub>>,
+    Path(cluster): Path<String>,
+    Body(asked): Body<RevokeRequest>,
+) -> Answer<Cluster> {
+    judge(hub, cluster, Verdict::Revoke { because: asked.reason }).await
+}
+
+pub(super) async fn evict(
+    State(hub): State<Arc<Hub>>,
+    Path(cluster): Path<String>,
+) -> Answer<Cluster> {
+    judge(hub, cluster, Verdict::Evict).await
+}
+
+pub(super) async fn remove(
+    State(hub): State<Arc<Hub>>,
+    Path(cluster): Path<String>,
+) -> Answer<Cluster> {
+    judge(hub, cluster, Verdict::Remove).await
+}

@@ -1,0 +1,193 @@
+//! HTTPS for the API: TLS handshakes in tasks of their own, so that a slow client holds up nobody.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use attest_certs::tls::hub_https;
+use attest_certs::{Bundle, TlsError};
+use axum::serve::Listener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::hub::Hub;
+
+/// Connections being set up at once.
+pub const API_HANDSHAKES_MAX: usize = 128;
+/// How long a client may take to set up a connection.
+pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait after the system refuses to accept, so that a lack of files does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The API's listener, before anybody is let in.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    hub: Arc<Hub>,
+}
+
+/// Listens on `address`.
+///
+/// # Errors
+/// When the address is taken or the certificate is unusable.
+pub async fn listen(hub: Arc<Hub>, tls: &Bundle, address: SocketAddr) -> Result<Listening, ApiError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| ApiError::Listen { address, source })?;
+    let config = config(&hub, tls)?;
+    Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), hub })
+}
+
+fn config(hub: &Hub, tls: &Bundle) -> Result<Arc<rustls::ServerConfig>, ApiError> {
+    let authorities = [hub.authority.certificate().clone()];
+    hub_https(tls, &authorities).map(Arc::new).map_err(ApiError::Tls)
+}
+
+impl Listening {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A handle by which the certificate can be changed later.
+    pub fn certificate(&self) -> Certificate {
+        Certificate { tls: self.tls.clone(), hub: self.hub.clone() }
+    }
+}
+
+/// Changes the certificate that the API shows.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    hub: Arc<Hub>,
+}
+
+impl Certificate {
+    /// Shows another certificate to those who come from now on.
+    ///
+    /// # Errors
+    /// When it is unusable.
+    pub fn set(&self, tls: &Bundle) -> Result<(), ApiError> {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = config(&self.hub, tls)?;
+        Ok(())
+    }
+}
+
+/// Serves the API until the hub ends; requests under way are answered first.
+///
+/// # Errors
+/// When serving fails as a whole.
+pub async fn serve(listening: Listening) -> io::Result<()> {
+    let Listening { listener, tls, hub } = listening;
+    let local = listener.local_addr()?;
+    let (finished, ready) = mpsc::channel(API_HANDSHAKES_MAX);
+    let stop = hub.stop.clone();
+    let accepting = tokio::spawn(accept(listener, tls, finished, hub.clone()));
+    let router = super::router(hub);
+    let served = axum::serve(Ready { ready, local }, router)
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await;
+    accepting.abort();
+    served
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    finished: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+    hub: Arc<Hub>,
+) {
+    let permits = Arc::new(Semaphore::new(API_HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = hub.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(reason = "Accept", "The API cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let config = tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let finished = finished.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = stream.set_nodelay(true);
+            let handshake = TlsAcceptor::from(config).accept(stream);
+            match tokio::time::timeout(API_HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(Ok(stream)) => {
+                    // Nobody takes it when the hub is ending.
+                    let _ = finished.send((stream, from)).await;
+                }
+                Ok(Err(error)) => tracing::info!(
+                    reason = "Handshake",
+                    from = from.to_string(),
+                    "A connection to the API was not admitted: {error}"
+                ),
+                Err(_) => tracing::info!(
+                    reason = "HandshakeTimeout",
+                    from = from.to_string(),
+                    "A connection to the API was not set up in time"
+                ),
+            }
+        });
+    }
+}
+
+/// Connections whose handshake is done.
+struct Ready {
+    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    local: SocketAddr,
+}
+
+impl Listener for Ready {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.ready.recv().await {
+            Some(connection) => connection,
+            // The accepting task has ended: nobody comes any more.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+/// Why the API does not listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    #[error("cannot listen on {address}; is another program using that port?")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the API's certificate cannot be used")]
+    Tls(#[source] TlsError),
+}
+
+impl ApiError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Listen { .. } => "PortInUse",
+            Self::Tls(error) => error.reason(),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The hub process: flags, log, signals. What it does is the library.
+
+use std::process::ExitCode;
+
+use attest_gitops::config::Options;
+use attest_gitops::{log, run};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The hub could not start.
+const EXIT_FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    attest_certs::install_provider();
+    let options = Options::parse();
+    match hub(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("attest-hub: {error}"));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn hub(options: &Options) -> anyhow::Result<()> {
+    let said = |error: &(dyn std::error::Error + 'static)| {
+        anyhow::Error::msg(attest_common::report::error_chain(error))
+    };
+    log::start(&options.log_level).map_err(|error| said(&error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let running = run::start(options).await.map_err(|error| said(&error))?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = running.hub.stop.cancelled() => {}
+        }
+        running.end().await;
+        Ok(())
+    })
+}
+
+/// One line for the person who started the hub.
+#[allow(
+    clippy::print_stderr,
+    reason = "the program's last words; its log is on the standard output"
+)]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
