@@ -1,6 +1,12 @@
 //! What an installation lets the spoke do on a real API server, and what it does not: every right of
 //! settled S1 is used with the spoke's own token, and every wrong is tried.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails the test"
+)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,6 +1,12 @@
 //! Registration as an operator does it: the command that the product's documentation prints, against a real hub and
 //! a real API server whose pods are real spoke processes; and everything that stops it before it changes anything.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a helper of a test fails the test"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::Exit;
 use crate::client::{Client, block_on, is_missing};
-use crate::gitops::{HubArgs, show};
+use crate::gitops::{HubArgs, segment, show};
 use crate::human::{NONE, age, confirm, duration, milliseconds, or_none, short};
 use crate::printer::{Format, Output, Printer, Table};
 
@@ -132,9 +132,7 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
 }
 
 fn path(name: &str) -> String {
-    let safe = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    let name: String = name.chars().map(|c| if safe(c) { c } else { '_' }).collect();
-    format!("/v1/applications/{name}")
+    format!("/v1/applications/{}", segment(name))
 }
 
 fn apply(
@@ -157,7 +155,7 @@ fn apply(
         applied.push(application);
     }
     if !matches!(output.format, Format::Table | Format::Wide) {
-        let list = List::new("Application", applied);
+        let list = List::new(KIND, applied);
         printer.result(output.format, &list, || table(&list.items, output.format))?;
     }
     Ok(())
@@ -425,6 +423,11 @@ fn diff(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow:
             table
         })?;
     }
+    let blind = |diff: &&Diff| diff.reason.is_some() && diff.differences.is_empty();
+    if let Some(Diff { cluster, namespace, reason, message, .. }) = diffs.items.iter().find(blind) {
+        let (reason, message) = (or_none(reason.as_ref()), or_none(message.as_ref()));
+        bail!("{cluster}/{namespace} cannot be compared: {reason}: {message}");
+    }
     if differ {
         Err(Exit::error(DIFFERENT, "the newest commit differs from what runs"))
     } else {
@@ -434,14 +437,14 @@ fn diff(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow:
 
 fn print_diff(diff: &Diff, printer: &Printer) {
     let Diff { cluster, namespace, from, to, differences, reason, message } = diff;
+    if differences.is_empty() {
+        return;
+    }
     if let Some(reason) = reason {
         let message = message.as_deref().unwrap_or_default();
         printer.note(&format!(
             "{cluster}/{namespace}: the newest commit is not deployed: {reason}: {message}"
         ));
-    }
-    if differences.is_empty() {
-        return;
     }
     let commit = |commit: &Option<String>| commit.as_deref().map_or_else(|| NONE.to_owned(), short);
     printer.line(&format!("--- {cluster}/{namespace} {}", commit(from)));

@@ -15,7 +15,7 @@ use clap::Subcommand;
 use reqwest::Method;
 
 use crate::client::{Client, block_on, is_missing};
-use crate::gitops::{HubArgs, show};
+use crate::gitops::{HubArgs, segment, show};
 use crate::human::{NONE, age, confirm, duration, or_none, until};
 use crate::printer::{Format, Output, Printer, Table};
 use crate::target::{TargetArgs, TargetCluster, write_private};
@@ -150,13 +150,8 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
     }
 }
 
-/// Path of a cluster in the API. Names are checked by the hub; nothing else may leave the segment.
 fn path(name: &str) -> String {
-    let safe = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    format!(
-        "/v1/clusters/{}",
-        name.chars().map(|c| if safe(c) { c } else { '_' }).collect::<String>()
-    )
+    format!("/v1/clusters/{}", segment(name))
 }
 
 fn act(hub: &HubArgs, method: Method, path: &str) -> anyhow::Result<()> {
@@ -326,8 +321,7 @@ fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Res
             })?;
         }
         TokenCommand::Revoke { id } => {
-            let safe: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
-            let path = format!("/v1/tokens/{safe}");
+            let path = format!("/v1/tokens/{}", segment(&id));
             block_on(client.act(Method::DELETE, &path, None::<&()>))?;
             printer.line(&format!("token/{id} revoked"));
         }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use attest_common::keys::PublicKey;
 use attest_gitops::api::documents::{Key, KeyRequest, List};
 use clap::Subcommand;
+use reqwest::Method;
 use serde::Serialize;
 
 use crate::client::{Client, block_on};
@@ -67,6 +68,8 @@ enum KeyCommand {
     /// List the names
     #[command(visible_alias = "ls")]
     List(Output),
+    /// Forget a name; applications that use it keep the keys it named
+    Rm { alias: String },
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
@@ -88,6 +91,11 @@ fn key(command: KeyCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<
             let key: Key = block_on(client.put("/v1/keys", &request))?;
             printer.line(&format!("key/{} added as {}", key.alias, key.key_id));
         }
+        KeyCommand::Rm { alias } => {
+            let path = format!("/v1/keys/{}", segment(&alias));
+            block_on(client.act(Method::DELETE, &path, None::<&()>))?;
+            printer.line(&format!("key/{alias} removed"));
+        }
         KeyCommand::List(output) => {
             let keys: List<Key> = block_on(client.get("/v1/keys"))?;
             printer.result(output.format, &keys, || {
@@ -98,6 +106,14 @@ fn key(command: KeyCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<
         }
     }
     Ok(())
+}
+
+/// A name as one segment of a path; a name that is none stays one that nothing has.
+pub(crate) fn segment(name: &str) -> String {
+    // Segments of dots alone mean another place.
+    let dots = name.chars().all(|c| c == '.');
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || (c == '.' && !dots);
+    name.chars().map(|c| if safe(c) { c } else { '~' }).collect()
 }
 
 /// Text of a file that cannot be large.
