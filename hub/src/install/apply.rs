@@ -207,7 +207,7 @@ async fn apply_one(client: &Client, target: &Target, manifest: &Value) -> Result
         match send(client, target, manifest, &parameters).await {
             Ok(_) => return Ok(()),
             Err(kube::Error::Api(status))
-                if status.is_not_found() && !names_namespace(&status) && Instant::now() < until =>
+                if status.code == 404 && !names_namespace(&status) && Instant::now() < until =>
             {
                 tokio::time::sleep(POLL_EVERY).await;
             }

@@ -156,9 +156,15 @@ impl TargetCluster {
     async fn policy(&self) -> anyhow::Result<Option<Value>> {
         let manifest = json!({"kind": "AttestTrustPolicy", "metadata": {"name": POLICY_NAME}});
         let target = Target::of(&manifest)?;
-        let found = target.api(&self.client).get_opt(POLICY_NAME).await;
-        let found = found.context("cannot read the cluster's AttestTrustPolicy")?;
-        Ok(found.and_then(|found| found.data.get("spec").cloned()))
+        match target.api(&self.client).get(POLICY_NAME).await {
+            Ok(found) => Ok(found.data.get("spec").cloned()),
+            // Neither the policy nor, on a new cluster, its definition.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => {
+                Err(anyhow::Error::new(error)
+                    .context("cannot read the cluster's AttestTrustPolicy"))
+            }
+        }
     }
 
     /// Secrets of the spoke's namespace.
@@ -300,7 +306,7 @@ fn cluster_of(kubeconfig: &Kubeconfig, context: &str) -> Option<kube::config::Cl
 
 fn ignore_missing(result: kube::Result<()>) -> kube::Result<()> {
     match result {
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other,
     }
 }
