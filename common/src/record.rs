@@ -110,6 +110,9 @@ pub struct Owned {
     /// Absent between "about to write" and "written".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// It existed before and already held our values: released, never deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub met: bool,
 }
 
 /// Whether a directive is news.

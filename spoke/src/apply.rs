@@ -1,0 +1,289 @@
+//! The writer: the only code that writes an application's objects, and it takes `Verified<Admission>` only.
+//!
+//! What to write and when is decided in `destination`; here is how: in the account's name, by
+//! server-side apply, with force on our own objects alone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use attest_common::manifest::{Object, ObjectKey};
+use attest_common::projection::{self, FIELD_MANAGER};
+use attest_common::verify::{Admission, Removal, Verified};
+use serde_json::Value;
+
+use crate::cluster::{ApiError, ApiServer, Apply, As};
+use crate::drift::Live;
+use crate::failpoint;
+use crate::ledger::Confirmed;
+use crate::watch::{Observation, observe};
+
+/// One object of an admission, and where and as whom it is written.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub admission: Arc<Verified<Admission>>,
+    /// Place of the object in `admission.admitted.objects`.
+    pub index: usize,
+    /// Path at the API server.
+    pub path: String,
+    /// The application account's user name.
+    pub user: String,
+}
+
+impl Target {
+    fn object(&self) -> Option<&Object> {
+        self.admission.admitted.objects.get(self.index)
+    }
+}
+
+/// In which relation an object of this name stands to this destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In the inventory, and the UID is the one we wrote.
+    Ours,
+    /// Not known to be ours. With `adopt`, plan and policy both allow taking over what is there.
+    Unknown { adopt: bool },
+}
+
+/// That an object may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Whether our fields may be taken from other managers.
+    pub force: bool,
+    /// It was there before and holds our values already: released later, never deleted.
+    pub met: bool,
+}
+
+/// What a write left behind.
+#[derive(Debug)]
+pub struct Written {
+    pub confirmed: Confirmed,
+    pub observation: Observation,
+}
+
+/// Asks the API server what applying would do, without doing it.
+///
+/// # Errors
+/// [`ApplyError::FieldConflict`] when the object belongs to somebody else, and whatever admission
+/// in the cluster says.
+pub async fn check(
+    api: &ApiServer,
+    target: &Target,
+    standing: Standing,
+) -> Result<Passed, ApplyError> {
+    let Some(object) = target.object() else { return Err(ApplyError::Gone) };
+    let user = As::Account(&target.user);
+    let adopt = standing == Standing::Unknown { adopt: true };
+    let how = if standing == Standing::Ours || adopt { Apply::DryRunForced } else { Apply::DryRun };
+    let answer = api.apply(&target.path, user, object.value(), how).await;
+    let unclear = match answer {
+        Ok(applied) if applied.created => return Ok(Passed { force: false, met: false }),
+        Ok(_) if standing == Standing::Ours || adopt => {
+            return Ok(Passed { force: true, met: false });
+        }
+        Ok(applied) => Some(applied.live),
+        Err(error) if error.is_conflict() => None,
+        Err(error) => return Err(failed(object.key(), error)),
+    };
+    // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
+    let live = api.get(&target.path, user).await.map_err(|e| failed(object.key(), e))?;
+    if projection::digest(&live).is_some() {
+        return Ok(Passed { force: true, met: false });
+    }
+    match unclear {
+        Some(would_be) if same_values(&live, &would_be) => Ok(Passed { force: false, met: true }),
+        Some(_) | None => Err(ApplyError::FieldConflict {
+            object: object.key().clone(),
+            managers: managers(&live),
+        }),
+    }
+}
+
+/// Writes one object.
+///
+/// # Errors
+/// [`ApplyError`]; what happened is then unknown unless the API server said so.
+pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Written, ApplyError> {
+    let Some(object) = target.object() else { return Err(ApplyError::Gone) };
+    let how = if force { Apply::Forced } else { Apply::Unforced };
+    failpoint::reach("before-apply");
+    let answer = api.apply(&target.path, As::Account(&target.user), object.value(), how).await;
+    failpoint::reach("after-apply");
+    let live = match answer {
+        Ok(applied) => applied.live,
+        Err(error) if error.is_conflict() && !force => {
+            return Err(ApplyError::FieldConflict {
+                object: object.key().clone(),
+                managers: "see the object's managedFields".to_owned(),
+            });
+        }
+        Err(error) => return Err(failed(object.key(), error)),
+    };
+    let observation = observe(&object.key().group, &object.key().kind, &live);
+    let Live::Present { uid, projected, .. } = &observation.live else {
+        return Err(ApplyError::Gone);
+    };
+    let confirmed = Confirmed { desired: desired(object), uid: uid.clone(), projected: *projected };
+    Ok(Written { confirmed, observation })
+}
+
+/// Proof that something may be deleted: an admission whose rendering no longer holds it, or a removal.
+#[derive(Clone, Debug)]
+pub enum Authority {
+    Prune(Arc<Verified<Admission>>),
+    Remove(Arc<Verified<Removal>>),
+}
+
+/// Deletes an object of the inventory, if it is still the one we wrote. Absent is fine.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn delete(
+    api: &ApiServer,
+    authority: &Authority,
+    (key, path, user): (&ObjectKey, &str, &str),
+    uid: &str,
+) -> Result<(), ApplyError> {
+    if let Authority::Prune(admission) = authority
+        && admission.admitted.objects.iter().any(|object| object.key() == key)
+    {
+        return Err(ApplyError::Gone);
+    }
+    failpoint::reach("before-delete");
+    let answer = api.delete(path, As::Account(user), uid).await;
+    failpoint::reach("after-delete");
+    answer.map_err(|error| failed(key, error))
+}
+
+/// UID of a live object that we applied; `None` when there is none or it is somebody else's.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn our_uid(
+    api: &ApiServer,
+    path: &str,
+    user: &str,
+) -> Result<Option<String>, ApplyError> {
+    match api.get(path, As::Account(user)).await {
+        Ok(live) if projection::digest(&live).is_some() => {
+            let uid = live.pointer("/metadata/uid").and_then(Value::as_str);
+            Ok(uid.map(str::to_owned))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(ApplyError::Api(error)),
+    }
+}
+
+/// Digest of an object as it is to be.
+pub fn desired(object: &Object) -> attest_common::ids::Digest {
+    attest_common::ids::Digest::of(object.value().to_string().as_bytes())
+}
+
+/// True when two objects differ in nothing that people wrote.
+fn same_values(live: &Value, would_be: &Value) -> bool {
+    let plain = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            for field in ["managedFields", "resourceVersion", "generation"] {
+                metadata.remove(field);
+            }
+        }
+        object
+    };
+    plain(live) == plain(would_be)
+}
+
+fn managers(live: &Value) -> String {
+    let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);
+    let names: BTreeSet<&str> = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.get("subresource").is_none())
+        .filter_map(|entry| entry.get("manager")?.as_str())
+        .filter(|name| *name != FIELD_MANAGER)
+        .collect();
+    if names.is_empty() {
+        "nobody".to_owned()
+    } else {
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The API server's message may quote what was sent; of a Secret nothing is quoted.
+fn failed(key: &ObjectKey, error: ApiError) -> ApplyError {
+    let is_secret = key.group.is_empty() && key.kind == "Secret";
+    let mut error = error;
+    if is_secret && let ApiError::Status { status_reason, message, .. } = &mut error {
+        message.clone_from(status_reason);
+    }
+    ApplyError::Api(error)
+}
+
+/// Why an object was not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    #[error(
+        "{object} exists and is managed by {managers}; delete it, or set `Adopt=true` in the \
+         application and `adopt: true` in the cluster's trust policy"
+    )]
+    FieldConflict { object: ObjectKey, managers: String },
+    #[error(transparent)]
+    Api(ApiError),
+    #[error("the object is not what this admission allows")]
+    Gone,
+}
+
+impl ApplyError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::FieldConflict { .. } => "FieldConflict",
+            Self::Api(error) => error.reason(),
+            Self::Gone => "NotAllowed",
+        }
+    }
+
+    /// True for answers that are normal for a moment after an account got its rights.
+    pub fn is_not_ready(&self) -> bool {
+        matches!(self, Self::Api(error) if error.is_forbidden() || error.is_not_found())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_the_same_when_only_bookkeeping_differs() {
+        let live = json!({"metadata": {"name": "a", "resourceVersion": "1", "managedFields": []}, "data": {"k": "v"}});
+        let mut would_be = live.clone();
+        would_be["metadata"]["managedFields"] = json!([{"manager": "attest-spoke"}]);
+        assert!(same_values(&live, &would_be));
+
+        would_be["data"]["k"] = json!("w");
+        assert!(!same_values(&live, &would_be));
+    }
+
+    #[test]
+    fn a_message_about_a_secret_never_quotes_it() {
+        let status = || ApiError::Status {
+            verb: "patch",
+            path: "/x".to_owned(),
+            code: 422,
+            status_reason: "Invalid".to_owned(),
+            message: "bad value: hunter2".to_owned(),
+        };
+        let key = |kind: &str| ObjectKey {
+            group: String::new(),
+            kind: kind.to_owned(),
+            namespace: None,
+            name: "a".to_owned(),
+        };
+
+        assert!(!failed(&key("Secret"), status()).to_string().contains("hunter2"));
+        assert!(failed(&key("ConfigMap"), status()).to_string().contains("hunter2"));
+    }
+}

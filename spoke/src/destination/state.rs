@@ -1,0 +1,497 @@
+//! The objects of one destination and what is to be done about each next. Pure: time comes in, steps come out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use attest_common::health::Health;
+use attest_common::ids::Digest;
+use attest_common::manifest::ObjectKey;
+use attest_common::record::Owned;
+
+use crate::apply::{Passed, Standing};
+use crate::drift::{self, HealBudget, Live, Need};
+use crate::ledger::Confirmed;
+use crate::watch::{Observation, Scope};
+
+/// Most requests of one destination on their way at a time.
+pub const IN_FLIGHT_MAX: usize = 8;
+/// First and longest wait before a failed object is tried again.
+pub const RETRY_MIN: Duration = Duration::from_millis(500);
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long 403 and 404 are normal after bindings were made, and how often to ask meanwhile.
+pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
+pub const NOT_READY_RETRY: Duration = Duration::from_millis(100);
+/// How long objects wait for the definition of their kind to be established.
+pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
+
+/// One object of the rendering.
+#[derive(Clone, Debug)]
+pub struct Tracked {
+    /// Place in the admission's objects.
+    pub index: usize,
+    pub rank: u8,
+    /// The application is not done before this is Current.
+    pub gates: bool,
+    pub desired: Digest,
+    pub path: String,
+    pub scope: Scope,
+    /// The definition of its kind, when the same rendering brings it.
+    pub definition: Option<ObjectKey>,
+    /// UID in the inventory.
+    pub owned_uid: Option<String>,
+    pub met: bool,
+    pub confirmed: Option<Confirmed>,
+    pub live: Live,
+    pub health: Health,
+    pub message: String,
+    /// The dry-run's answer for this plan.
+    pub passed: Option<Passed>,
+    pub failure: Option<Failure>,
+    /// A request about it is on its way.
+    pub busy: bool,
+    pub budget: HealBudget,
+    pub drifted_at: Option<Instant>,
+}
+
+/// The last thing that went wrong with an object, until something goes right.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub reason: &'static str,
+    pub message: String,
+    pub retry_at: Instant,
+    pub attempts: u32,
+    /// Normal for a moment; not shown.
+    pub quiet: bool,
+}
+
+impl Failure {
+    /// The next failure after `former`, with a wait that doubles.
+    pub fn after(
+        former: Option<&Self>,
+        reason: &'static str,
+        message: String,
+        now: Instant,
+    ) -> Self {
+        let attempts = former.filter(|f| !f.quiet).map_or(0, |f| f.attempts) + 1;
+        let wait = RETRY_MIN.saturating_mul(1 << (attempts - 1).min(16)).min(RETRY_MAX);
+        Self { reason, message, retry_at: now + wait, attempts, quiet: false }
+    }
+
+    /// The same, while rights are still settling.
+    pub fn not_ready(reason: &'static str, message: String, now: Instant) -> Self {
+        Self { reason, message, retry_at: now + NOT_READY_RETRY, attempts: 0, quiet: true }
+    }
+}
+
+impl Tracked {
+    /// What the object needs.
+    pub fn need(&self) -> Need {
+        drift::need(self.desired, self.confirmed.as_ref(), &self.live)
+    }
+
+    /// Takes in what was seen. True when that is a new drift.
+    pub fn see(&mut self, seen: Observation) -> bool {
+        if !drift::is_news(&self.live, &seen.live) {
+            return false;
+        }
+        let Observation { live, health, message, at } = seen;
+        if let Live::Present { uid, .. } = &live
+            && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
+        {
+            // What was found out about the former object says nothing about this one.
+            self.passed = self.passed.filter(|_| self.busy);
+        }
+        self.live = live;
+        self.health = health;
+        self.message = message;
+        let drifted = !self.busy && self.need() == Need::Heal;
+        let new = drifted && self.drifted_at.is_none();
+        if new {
+            self.drifted_at = Some(at);
+        } else if self.need() == Need::Nothing {
+            self.drifted_at = None;
+        }
+        new
+    }
+
+    /// Ours by inventory: the UID we wrote is the one that lives, or nothing lives.
+    fn is_ours(&self) -> bool {
+        let Some(uid) = &self.owned_uid else { return false };
+        match &self.live {
+            Live::Present { uid: live, .. } => live == uid,
+            Live::Gone { .. } | Live::NotListed | Live::Unknown => true,
+        }
+    }
+
+    fn standing(&self, adopt: bool) -> Standing {
+        if self.is_ours() { Standing::Ours } else { Standing::Unknown { adopt } }
+    }
+}
+
+/// What the plan allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub self_heal: bool,
+    pub adopt: bool,
+    /// When this plan was begun.
+    pub begun: Instant,
+}
+
+/// One request to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Ask what applying would do.
+    Check(ObjectKey, Standing),
+    /// Apply, with or without force.
+    Write { key: ObjectKey, force: bool, heal: bool },
+    /// See whether it exists.
+    Look(ObjectKey),
+}
+
+/// The requests to make now, at most `room`, and when to ask again if nothing happens.
+///
+/// Every object is checked before the first is written; lower ranks are settled (applied, or failed
+/// and waiting) before higher ones begin; heals wait for nobody.
+pub fn steps(
+    objects: &BTreeMap<ObjectKey, Tracked>,
+    rules: Rules,
+    now: Instant,
+    room: usize,
+) -> (Vec<Step>, Option<Instant>) {
+    let mut plan = Planning { objects, rules, now, wake: None };
+    let mut steps = Vec::new();
+    let unchecked = objects.values().any(|t| {
+        t.need() == Need::Apply && t.passed.is_none() && plan.is_live(t) && !plan.waits(t)
+    });
+    let open_rank = objects
+        .values()
+        .filter(|t| (t.need() == Need::Apply || t.busy) && plan.is_live(t))
+        .map(|t| t.rank)
+        .min();
+    for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
+        let step = match tracked.need() {
+            Need::Nothing | Need::Wait => None,
+            Need::Look => Some(Step::Look(key.clone())),
+            Need::Heal => plan.heal(key, tracked),
+            Need::Apply if plan.waits(tracked) => None,
+            Need::Apply => match tracked.passed {
+                None => Some(Step::Check(key.clone(), tracked.standing(rules.adopt))),
+                Some(_) if unchecked => None,
+                Some(_) if open_rank.is_some_and(|rank| rank < tracked.rank) => None,
+                Some(passed) => {
+                    Some(Step::Write { key: key.clone(), force: passed.force, heal: false })
+                }
+            },
+        };
+        let Some(step) = step else { continue };
+        let retry_at = tracked.failure.as_ref().map(|failure| failure.retry_at);
+        if let Some(at) = retry_at.filter(|at| *at > now) {
+            plan.wake_at(at);
+        } else if steps.len() < room {
+            steps.push(step);
+        }
+    }
+    (steps, plan.wake)
+}
+
+struct Planning<'a> {
+    objects: &'a BTreeMap<ObjectKey, Tracked>,
+    rules: Rules,
+    now: Instant,
+    wake: Option<Instant>,
+}
+
+impl Planning<'_> {
+    fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    /// Not set aside by a failure; one that is only settling still counts.
+    fn is_live(&self, tracked: &Tracked) -> bool {
+        tracked.failure.as_ref().is_none_or(|failure| failure.quiet)
+    }
+
+    /// The definition of its kind is not established yet, and may still become so.
+    fn waits(&mut self, tracked: &Tracked) -> bool {
+        let Some(definition) = tracked.definition.as_ref().and_then(|key| self.objects.get(key))
+        else {
+            return false;
+        };
+        let until = self.rules.begun + DEFINITION_WAIT;
+        let established =
+            definition.need() == Need::Nothing && definition.health == Health::Current;
+        let waits = !established && self.is_live(definition) && self.now < until;
+        if waits {
+            self.wake_at(until);
+        }
+        waits
+    }
+
+    fn heal(&mut self, key: &ObjectKey, tracked: &Tracked) -> Option<Step> {
+        if !self.rules.self_heal {
+            return None;
+        }
+        let ready_at = tracked.budget.ready_at(self.now);
+        if ready_at > self.now {
+            self.wake_at(ready_at);
+            return None;
+        }
+        if tracked.is_ours() {
+            return Some(Step::Write { key: key.clone(), force: true, heal: true });
+        }
+        // Somebody put another object in its place: ask first.
+        match tracked.passed {
+            Some(passed) => Some(Step::Write { key: key.clone(), force: passed.force, heal: true }),
+            None => Some(Step::Check(key.clone(), tracked.standing(self.rules.adopt))),
+        }
+    }
+}
+
+/// Objects to delete, highest rank first.
+#[derive(Clone, Debug, Default)]
+pub struct Deleting {
+    pub items: BTreeMap<ObjectKey, Item>,
+    /// Objects that leave the inventory, deleted or released.
+    pub done: Vec<ObjectKey>,
+}
+
+/// One object to delete.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub path: String,
+    pub uid: Option<String>,
+    pub rank: u8,
+    pub busy: bool,
+    pub failure: Option<Failure>,
+}
+
+impl Deleting {
+    /// The objects to delete now, at most `room`, and when to ask again.
+    pub fn steps(&self, now: Instant, room: usize) -> (Vec<ObjectKey>, Option<Instant>) {
+        let waiting = |item: &Item| item.failure.as_ref().is_some_and(|f| f.retry_at > now);
+        let rank = self.items.values().filter(|item| !waiting(item)).map(|item| item.rank).max();
+        let ready = self
+            .items
+            .iter()
+            .filter(|(_, item)| !item.busy && !waiting(item) && Some(item.rank) == rank);
+        let wake = self.items.values().filter(|item| waiting(item));
+        let wake = wake.filter_map(|item| item.failure.as_ref().map(|f| f.retry_at)).min();
+        (ready.map(|(key, _)| key.clone()).take(room).collect(), wake)
+    }
+}
+
+/// Kinds that are released, never deleted: what they hold cannot be brought back.
+pub fn is_never_deleted(owned: &Owned) -> bool {
+    let ObjectKey { group, kind, .. } = &owned.key;
+    owned.met
+        || matches!(
+            (group.as_str(), kind.as_str()),
+            ("", "PersistentVolumeClaim" | "Namespace")
+                | ("apiextensions.k8s.io", "CustomResourceDefinition")
+        )
+}
+
+/// Inventories smaller than this may lose any share in one update.
+pub const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
+
+/// True when one update would delete more than the policy's share of the inventory.
+pub fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max: u32) -> bool {
+    inventory >= PRUNE_GUARD_OBJECTS_MIN && to_delete * 100 > inventory * percent_max as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::tests::object_key;
+
+    fn tracked(rank: u8) -> Tracked {
+        Tracked {
+            index: 0,
+            rank,
+            gates: true,
+            desired: Digest::of(b"desired"),
+            path: String::new(),
+            scope: Scope {
+                group: String::new(),
+                version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                plural: "configmaps".to_owned(),
+                namespace: Some("shop".to_owned()),
+                account: None,
+            },
+            definition: None,
+            owned_uid: None,
+            met: false,
+            confirmed: None,
+            live: Live::Unknown,
+            health: Health::NotFound,
+            message: String::new(),
+            passed: None,
+            failure: None,
+            busy: false,
+            budget: HealBudget::default(),
+            drifted_at: None,
+        }
+    }
+
+    fn applied(rank: u8) -> Tracked {
+        let live =
+            Live::Present { uid: "uid".to_owned(), projected: Digest::of(b"live"), version: 5 };
+        Tracked {
+            owned_uid: Some("uid".to_owned()),
+            confirmed: Some(Confirmed {
+                desired: Digest::of(b"desired"),
+                uid: "uid".to_owned(),
+                projected: Digest::of(b"live"),
+            }),
+            live,
+            health: Health::Current,
+            ..tracked(rank)
+        }
+    }
+
+    fn edited(projected: &[u8], version: u64) -> Observation {
+        Observation {
+            live: Live::Present {
+                uid: "uid".to_owned(),
+                projected: Digest::of(projected),
+                version,
+            },
+            health: Health::Current,
+            message: String::new(),
+            at: Instant::now(),
+        }
+    }
+
+    const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
+
+    fn rules(now: Instant) -> Rules {
+        Rules { self_heal: true, adopt: false, begun: now }
+    }
+
+    fn names(steps: &[Step]) -> Vec<String> {
+        let name = |step: &Step| match step {
+            Step::Check(key, _) => format!("check {}", key.name),
+            Step::Write { key, force, .. } => format!("write {} {force}", key.name),
+            Step::Look(key) => format!("look {}", key.name),
+        };
+        steps.iter().map(name).collect()
+    }
+
+    fn of<const N: usize>(objects: [(&str, Tracked); N]) -> BTreeMap<ObjectKey, Tracked> {
+        objects.into_iter().map(|(name, t)| (object_key("ConfigMap", name), t)).collect()
+    }
+
+    #[test]
+    fn every_object_is_checked_before_the_first_is_written() {
+        let now = Instant::now();
+        let objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check b"]);
+    }
+
+    #[test]
+    fn lower_ranks_are_written_first_and_a_failed_object_holds_nobody_up() {
+        let now = Instant::now();
+        let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+        let mut objects = of([("a", ready(1)), ("b", ready(2))]);
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
+
+        let failure = Failure::after(None, "Invalid", "no".to_owned(), now);
+        let retry_at = failure.retry_at;
+        objects.get_mut(&object_key("ConfigMap", "a")).unwrap().failure = Some(failure);
+        let (next, wake) = steps(&objects, rules(now), now, 8);
+        assert_eq!(names(&next), ["write b false"]);
+        assert_eq!(wake, Some(retry_at));
+    }
+
+    #[test]
+    fn an_unchanged_object_costs_no_request_and_an_edited_one_exactly_one_forced_write() {
+        let now = Instant::now();
+        let mut objects = of([("a", applied(1)), ("b", applied(1))]);
+        assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+
+        let a = objects.get_mut(&object_key("ConfigMap", "a")).unwrap();
+        assert!(a.see(edited(b"edited", 6)));
+        assert!(!a.see(edited(b"edited", 7)), "one drift, however many events");
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a true"]);
+
+        objects.get_mut(&object_key("ConfigMap", "a")).unwrap().busy = true;
+        assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+    }
+
+    #[test]
+    fn without_self_heal_drift_is_left_alone() {
+        let now = Instant::now();
+        let mut drifted = applied(1);
+        drifted.see(edited(b"edited", 6));
+
+        let off = Rules { self_heal: false, ..rules(now) };
+        assert_eq!(steps(&of([("a", drifted)]), off, now, 8).0, []);
+    }
+
+    #[test]
+    fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
+        let now = Instant::now();
+        let mut replaced = applied(1);
+        replaced.see(Observation {
+            live: Live::Present { uid: "other".to_owned(), projected: Digest::of(b""), version: 9 },
+            ..edited(b"", 9)
+        });
+
+        let (next, _) = steps(&of([("a", replaced)]), rules(now), now, 8);
+
+        assert_eq!(
+            next,
+            [Step::Check(object_key("ConfigMap", "a"), Standing::Unknown { adopt: false })]
+        );
+    }
+
+    #[test]
+    fn objects_wait_for_the_definition_of_their_kind_but_not_for_ever() {
+        let now = Instant::now();
+        let definition = object_key("CustomResourceDefinition", "widgets");
+        let widget = Tracked { definition: Some(definition.clone()), ..tracked(8) };
+        let installing = Tracked { health: Health::InProgress, ..applied(1) };
+        let mut objects = of([("w", widget)]);
+        objects.insert(definition.clone(), installing);
+
+        assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+        let late = now + DEFINITION_WAIT;
+        assert_eq!(names(&steps(&objects, rules(now), late, 8).0), ["check w"]);
+        objects.get_mut(&definition).unwrap().health = Health::Current;
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check w"]);
+    }
+
+    #[test]
+    fn no_more_is_asked_at_a_time_than_there_is_room_for() {
+        let now = Instant::now();
+        let objects: BTreeMap<ObjectKey, Tracked> =
+            (0..20).map(|i| (object_key("ConfigMap", &format!("c{i}")), tracked(5))).collect();
+
+        assert_eq!(steps(&objects, rules(now), now, IN_FLIGHT_MAX).0.len(), IN_FLIGHT_MAX);
+    }
+
+    #[test]
+    fn an_update_may_not_delete_most_of_a_large_inventory() {
+        assert!(!prune_is_too_much(9, 9, 30));
+        assert!(!prune_is_too_much(3, 10, 30));
+        assert!(prune_is_too_much(4, 10, 30));
+        assert!(!prune_is_too_much(10, 10, 100));
+    }
+
+    #[test]
+    fn deleting_goes_from_the_highest_rank_down() {
+        let now = Instant::now();
+        let item = |rank| Item { path: String::new(), uid: None, rank, busy: false, failure: None };
+        let mut deleting = Deleting::default();
+        for (name, rank) in [("config", 5), ("web", 7), ("api", 7)] {
+            deleting.items.insert(object_key("x", name), item(rank));
+        }
+
+        let first: Vec<String> = deleting.steps(now, 8).0.into_iter().map(|k| k.name).collect();
+        assert_eq!(first, ["api", "web"]);
+        deleting.items.retain(|_, item| item.rank < 7);
+        assert_eq!(deleting.steps(now, 8).0.len(), 1);
+    }
+}

@@ -1,0 +1,194 @@
+//! The report of one destination, from its state. Pure; the hub's copy and the log line are made from it.
+
+use std::collections::BTreeMap;
+
+use attest_common::health::{self, Health};
+use attest_common::ids::{Digest, Timestamp};
+use attest_common::manifest::ObjectKey;
+use attest_common::report::{
+    OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, Running, Timings, message,
+};
+use attest_common::verify::Admission;
+
+use super::state::{Failure, Tracked};
+use crate::drift::Need;
+use crate::outbox::Key;
+
+/// What a report is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    pub key: &'a Key,
+    pub epoch: Option<u64>,
+    pub sequence: Option<u64>,
+    pub running: Option<RunningNow<'a>>,
+    pub removal: Option<RemovalNow>,
+    /// Why nothing may be changed at all.
+    pub frozen: Option<&'a (String, String)>,
+    pub refusal: Option<&'a Refusal>,
+    /// Something that concerns the destination as a whole went wrong.
+    pub problem: Option<&'a Failure>,
+    pub heals_total: u64,
+    pub now: Timestamp,
+}
+
+/// What runs.
+#[derive(Clone, Copy, Debug)]
+pub struct RunningNow<'a> {
+    pub admission: &'a Admission,
+    pub plan: Digest,
+    pub since: Timestamp,
+    pub objects: &'a BTreeMap<ObjectKey, Tracked>,
+    /// Objects of the inventory that the rendering no longer holds.
+    pub leftovers: usize,
+    /// Deleting them would exceed the policy's share.
+    pub guarded: bool,
+    pub timings: Timings,
+}
+
+/// How far a removal is.
+#[derive(Clone, Copy, Debug)]
+pub struct RemovalNow {
+    pub left: usize,
+    pub done: bool,
+}
+
+/// The report.
+pub fn report(situation: &Situation<'_>) -> Report {
+    let (phase, reason, text) = phase(situation);
+    let mut report = Report {
+        v: 1,
+        application: situation.key.0.clone(),
+        namespace: situation.key.1.clone(),
+        epoch: situation.epoch,
+        sequence: situation.sequence,
+        phase,
+        reason,
+        message: message(&text),
+        running: None,
+        refusal: situation.refusal.cloned(),
+        health: Health::Current,
+        objects: Vec::new(),
+        objects_total: 0,
+        drifted: Vec::new(),
+        heals_total: situation.heals_total,
+        timings: Timings::default(),
+        checks: Vec::new(),
+        warnings: Vec::new(),
+        observed_at: situation.now,
+    };
+    if let Some(now) = &situation.running {
+        let admitted = &now.admission.admitted;
+        report.running = Some(Running {
+            plan: now.plan,
+            release: admitted.id,
+            content: admitted.content,
+            version: admitted.release.version.clone(),
+            counter: admitted.release.counter,
+            signed_commit: admitted.release.source.git_commit.clone(),
+            signers: admitted.signers.values().cloned().collect(),
+            since: now.since,
+        });
+        report.health = overall(now.objects);
+        report.objects = listed(now.objects);
+        report.objects_total = now.objects.len() as u64;
+        report.drifted = drifted(now.objects).cloned().collect();
+        report.timings = now.timings;
+        report.checks = admitted.checks.clone();
+        report.warnings = admitted.warnings.clone();
+        let contested = now.objects.iter().filter(|(_, t)| t.budget.is_contested());
+        for (key, _) in contested.take(OBJECTS_LISTED_MAX) {
+            report.warnings.push(format!("{key} is changed again and again by somebody else"));
+        }
+        if now.leftovers > 0 && !now.guarded {
+            report.warnings.push(format!("{} objects are no longer rendered", now.leftovers));
+        }
+    }
+    report
+}
+
+fn phase(situation: &Situation<'_>) -> (Phase, String, String) {
+    let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
+    if let Some((reason, text)) = situation.frozen {
+        return (Phase::Degraded, reason.clone(), text.clone());
+    }
+    if let Some(Refusal { reason, message, .. }) = situation.refusal {
+        return (Phase::Refused, reason.clone(), message.clone());
+    }
+    if let Some(Failure { reason, message, .. }) = situation.problem {
+        return (Phase::Degraded, (*reason).to_owned(), message.clone());
+    }
+    match (&situation.removal, &situation.running) {
+        (Some(removal), _) if removal.done => plain(Phase::Removed, "is gone".to_owned()),
+        (Some(removal), _) => {
+            plain(Phase::Progressing, format!("removing {} objects", removal.left))
+        }
+        (None, Some(running)) => running_phase(running),
+        (None, None) => plain(Phase::Progressing, "nothing runs yet".to_owned()),
+    }
+}
+
+fn running_phase(now: &RunningNow<'_>) -> (Phase, String, String) {
+    let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
+    let failed = now.objects.iter().find_map(|(key, tracked)| {
+        let failure = tracked.failure.as_ref().filter(|failure| !failure.quiet)?;
+        Some((Phase::Degraded, failure.reason.to_owned(), format!("{key}: {}", failure.message)))
+    });
+    if let Some(failed) = failed {
+        return failed;
+    }
+    let pending = now.objects.values().filter(|t| t.need() == Need::Apply).count();
+    if pending > 0 {
+        let total = now.objects.len();
+        return plain(Phase::Progressing, format!("{pending} of {total} objects to apply"));
+    }
+    if let Some(first) = drifted(now.objects).next() {
+        let count = drifted(now.objects).count();
+        let text = format!("{count} objects differ from what is signed, first {first}");
+        return plain(Phase::OutOfSync, text);
+    }
+    if now.guarded {
+        let text = format!(
+            "{} objects are no longer rendered; deleting them exceeds remove.maxPrunePercent",
+            now.leftovers
+        );
+        return (Phase::OutOfSync, "PruneGuard".to_owned(), text);
+    }
+    let worst = now.objects.iter().filter(|(_, t)| t.gates).max_by_key(|(_, t)| t.health);
+    match worst.filter(|(_, t)| !is_settled(t.health)) {
+        None => plain(Phase::Synced, format!("{} objects as signed", now.objects.len())),
+        Some((key, t)) if t.health == Health::Failed => {
+            (Phase::Degraded, "Unhealthy".to_owned(), format!("{key} {}", t.message))
+        }
+        Some((key, t)) => plain(Phase::Progressing, format!("{key} {}", t.message)),
+    }
+}
+
+/// True for health that a finished rollout may have.
+pub fn is_settled(health: Health) -> bool {
+    matches!(health, Health::Current | Health::Suspended)
+}
+
+/// Health of the gating objects together.
+pub fn overall(objects: &BTreeMap<ObjectKey, Tracked>) -> Health {
+    health::aggregate(objects.values().filter(|t| t.gates).map(|t| t.health))
+}
+
+fn drifted(objects: &BTreeMap<ObjectKey, Tracked>) -> impl Iterator<Item = &ObjectKey> {
+    objects.iter().filter(|(_, t)| t.need() == Need::Heal && !t.busy).map(|(key, _)| key)
+}
+
+/// The worst objects first, so that a cut list shows what matters.
+fn listed(objects: &BTreeMap<ObjectKey, Tracked>) -> Vec<ObjectState> {
+    let mut states: Vec<ObjectState> = objects
+        .iter()
+        .map(|(key, tracked)| {
+            let failure = tracked.failure.as_ref().filter(|failure| !failure.quiet);
+            let text = failure.map_or(&tracked.message, |failure| &failure.message);
+            let health = if failure.is_some() { Health::Failed } else { tracked.health };
+            ObjectState { key: key.clone(), health, message: message(text) }
+        })
+        .collect();
+    states.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.key.cmp(&b.key)));
+    states.truncate(OBJECTS_LISTED_MAX);
+    states
+}

@@ -1,0 +1,185 @@
+//! What one object needs, from what is desired, what was confirmed and what was last seen. Pure.
+//!
+//! An object whose confirmed pair holds needs nothing, and costs no request.
+
+use std::time::{Duration, Instant};
+
+use attest_common::ids::Digest;
+
+use crate::ledger::Confirmed;
+
+/// Heals of one object that happen at once; after that they are spaced.
+pub const HEALS_AT_ONCE_MAX: u32 = 5;
+/// First and longest space between heals of an object that somebody keeps changing.
+pub const HEAL_SPACE_MIN: Duration = Duration::from_secs(1);
+pub const HEAL_SPACE_MAX: Duration = Duration::from_secs(5 * 60);
+/// Without a heal for this long, an object is no longer contested.
+pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// What the watch says about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Live {
+    /// Nothing yet.
+    Unknown,
+    Present {
+        uid: String,
+        /// Digest of the projection on our fields.
+        projected: Digest,
+        /// The resourceVersion as a number; 0 when it is not one.
+        version: u64,
+    },
+    /// Deleted, as seen by a watch event.
+    Gone { uid: String },
+    /// Not in a list that a watch began with; an object made meanwhile may be missing there too.
+    NotListed,
+}
+
+/// What an object needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Nothing,
+    /// Never applied as it is to be now.
+    Apply,
+    /// Was as it should be, and somebody changed or deleted it.
+    Heal,
+    /// To be looked at before anything is done.
+    Look,
+    /// Confirmed before a restart, and not yet seen since.
+    Wait,
+}
+
+/// What an object needs. Whether drift is put back or only reported is the caller's business.
+pub fn need(desired: Digest, confirmed: Option<&Confirmed>, live: &Live) -> Need {
+    let Some(confirmed) = confirmed.filter(|pair| pair.desired == desired) else {
+        return Need::Apply;
+    };
+    match live {
+        Live::Unknown => Need::Wait,
+        Live::Gone { .. } => Need::Heal,
+        Live::NotListed => Need::Look,
+        Live::Present { uid, projected, .. } => {
+            let holds = *uid == confirmed.uid && *projected == confirmed.projected;
+            if holds { Need::Nothing } else { Need::Heal }
+        }
+    }
+}
+
+/// True when what a watch says is not older than what is known already.
+pub fn is_news(known: &Live, said: &Live) -> bool {
+    match (known, said) {
+        (Live::Present { version: known, .. }, Live::Present { version, .. }) => {
+            *version == 0 || version >= known
+        }
+        // An object that was put back already has another UID than the one that was deleted.
+        (Live::Present { uid: known, .. }, Live::Gone { uid }) => uid == known,
+        (Live::Present { .. } | Live::Unknown | Live::Gone { .. } | Live::NotListed, _) => true,
+    }
+}
+
+/// How often an object was put back lately: a fight with another controller must not become a flood.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HealBudget {
+    used: u32,
+    last: Option<Instant>,
+}
+
+impl HealBudget {
+    /// When the next heal may happen; now or earlier means at once.
+    pub fn ready_at(&self, now: Instant) -> Instant {
+        let Some(last) = self.last else { return now };
+        if now.duration_since(last) >= HEAL_FORGET_AFTER || self.used < HEALS_AT_ONCE_MAX {
+            return now;
+        }
+        let doublings = (self.used - HEALS_AT_ONCE_MAX).min(16);
+        last + HEAL_SPACE_MIN.saturating_mul(1 << doublings).min(HEAL_SPACE_MAX)
+    }
+
+    /// Notes a heal.
+    pub fn spend(&mut self, now: Instant) {
+        let forgotten = self.last.is_some_and(|at| now.duration_since(at) >= HEAL_FORGET_AFTER);
+        self.used = if forgotten { 1 } else { self.used.saturating_add(1) };
+        self.last = Some(now);
+    }
+
+    /// True when heals of this object are being spaced.
+    pub fn is_contested(&self) -> bool {
+        self.used > HEALS_AT_ONCE_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn confirmed() -> Confirmed {
+        Confirmed {
+            desired: Digest::of(b"desired"),
+            uid: "uid".to_owned(),
+            projected: Digest::of(b"live"),
+        }
+    }
+
+    fn present(uid: &str, projected: &[u8]) -> Live {
+        Live::Present { uid: uid.to_owned(), projected: Digest::of(projected), version: 5 }
+    }
+
+    #[test]
+    fn a_confirmed_object_needs_nothing_until_its_uid_or_our_fields_change() {
+        let desired = Digest::of(b"desired");
+        let pair = confirmed();
+        for (live, expected) in [
+            (present("uid", b"live"), Need::Nothing),
+            (present("uid", b"edited"), Need::Heal),
+            (present("other", b"live"), Need::Heal),
+            (Live::Gone { uid: "uid".to_owned() }, Need::Heal),
+            (Live::NotListed, Need::Look),
+            (Live::Unknown, Need::Wait),
+        ] {
+            assert_eq!(need(desired, Some(&pair), &live), expected, "{live:?}");
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_to_be_different_or_was_never_applied_is_applied() {
+        let live = present("uid", b"live");
+
+        assert_eq!(need(Digest::of(b"new"), Some(&confirmed()), &live), Need::Apply);
+        assert_eq!(need(Digest::of(b"desired"), None, &live), Need::Apply);
+    }
+
+    #[test]
+    fn an_event_older_than_our_own_apply_is_no_news() {
+        let known = present("uid", b"live");
+
+        let at = |version| match known.clone() {
+            Live::Present { uid, projected, .. } => Live::Present { uid, projected, version },
+            other => other,
+        };
+
+        assert!(!is_news(&known, &at(4)));
+        assert!(is_news(&known, &at(5)));
+        assert!(is_news(&known, &at(6)));
+        assert!(is_news(&known, &Live::Gone { uid: "uid".to_owned() }));
+        assert!(!is_news(&known, &Live::Gone { uid: "former".to_owned() }));
+    }
+
+    #[test]
+    fn a_contested_object_is_put_back_at_once_a_few_times_and_then_ever_more_rarely() {
+        let start = Instant::now();
+        let mut budget = HealBudget::default();
+        for _ in 0..HEALS_AT_ONCE_MAX {
+            assert!(budget.ready_at(start) <= start);
+            budget.spend(start);
+        }
+
+        assert_eq!(budget.ready_at(start), start + HEAL_SPACE_MIN);
+        budget.spend(start);
+        assert_eq!(budget.ready_at(start), start + 2 * HEAL_SPACE_MIN);
+        for _ in 0..40 {
+            budget.spend(start);
+        }
+        assert_eq!(budget.ready_at(start), start + HEAL_SPACE_MAX);
+        let later = start + HEAL_FORGET_AFTER;
+        assert!(budget.ready_at(later) <= later);
+    }
+}

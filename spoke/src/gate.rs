@@ -1,0 +1,276 @@
+//! The spoke's decision on one push, in the fixed order of the protocol. Pure: records, policy, blobs and time come in.
+//!
+//! Signatures, rules and evidence are judged by `attest_common::verify`; here is the order, what is
+//! asked from the hub when something is missing, and what the record becomes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use attest_common::envelope::{self, DIRECTIVE_TYPE};
+use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::json;
+use attest_common::kinds::Kinds;
+use attest_common::manifest::ObjectKey;
+use attest_common::plan::{Directive, Operation, Plan};
+use attest_common::policy::Policy;
+use attest_common::record::{Floor, Held, INVENTORY_MAX, Order, Owned, Record, Records};
+use attest_common::verify::{
+    self, Admission, Ages, Material, Ordered, Removal, Spoke, Verified, VerifyError,
+};
+use bytes::Bytes;
+
+use crate::ledger::DESTINATIONS_MAX;
+use crate::outbox::Key;
+use crate::policy::TrustError;
+
+/// What a push is judged against.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub policy: &'a Policy,
+    pub cluster: &'a ClusterId,
+    pub records: &'a Records,
+    pub kinds: &'a Kinds,
+    pub now: Timestamp,
+    /// `Skip` when loading what was already admitted.
+    pub ages: Ages,
+}
+
+/// What to do about a push.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Everything is good: record it, then carry it out.
+    Admit(Box<Admitting>),
+    /// Take the application away.
+    Remove(Box<Verified<Removal>>),
+    /// Exactly what is already held.
+    Again(Key),
+    /// Good as far as it goes, but these blobs are missing.
+    Need(Key, Vec<Digest>),
+}
+
+/// An admission and what it rests on.
+#[derive(Debug)]
+pub struct Admitting {
+    pub admission: Verified<Admission>,
+    pub held: Held,
+}
+
+/// Judges a push. The first thing that is wrong decides.
+///
+/// # Errors
+/// [`GateError`] with a stable reason; nothing may change then but the list of refusals.
+pub fn judge(
+    directive: &[u8],
+    plan: Option<Digest>,
+    blobs: impl Fn(&Digest) -> Option<Bytes>,
+    view: &View<'_>,
+) -> Result<Verdict, GateError> {
+    let View { policy, cluster, records, kinds, now, ages } = *view;
+    let spoke = Spoke { policy, cluster, records, now, ages };
+    let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
+    let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
+    if ordered.order == Order::Again && ages == Ages::Judge {
+        return Ok(Verdict::Again(key));
+    }
+    if !records.contains_key(&key) && records.len() >= DESTINATIONS_MAX {
+        return Err(GateError::Limit { what: "destinations", max: DESTINATIONS_MAX });
+    }
+    if ordered.directive.operation == Operation::Remove {
+        let removal = verify::removal(&ordered, &spoke).map_err(GateError::Verify)?;
+        return Ok(Verdict::Remove(Box::new(removal)));
+    }
+    let (Some(envelope_digest), Some(plan_digest)) = (plan, ordered.directive.plan) else {
+        return Err(GateError::Verify(VerifyError::DirectiveIncomplete));
+    };
+    let Some(plan_bytes) = blobs(&envelope_digest) else {
+        return Ok(Verdict::Need(key, vec![envelope_digest]));
+    };
+    let plan = verify::plan(&plan_bytes, plan_digest, policy).map_err(GateError::Verify)?;
+    // What the local policy forbids by name alone needs no blobs to be refused.
+    policy.names(&key.0, &key.1).map_err(|e| GateError::Verify(VerifyError::Policy(e)))?;
+    let missing = missing(&plan, &blobs);
+    if !missing.is_empty() {
+        return Ok(Verdict::Need(key, missing));
+    }
+    let delivered = Delivered::of(&plan, &blobs)?;
+    let receipts: Vec<&[u8]> = delivered.receipts.iter().map(|bytes| bytes.as_ref()).collect();
+    let material =
+        Material { release: &delivered.release, receipts: &receipts, content: &delivered.content };
+    let admission =
+        verify::admission(&ordered, &plan, &material, &spoke, kinds).map_err(GateError::Verify)?;
+    check_owners(&admission, records)?;
+    let held = Held {
+        plan: envelope_digest,
+        plan_digest,
+        release: plan.release.sha256,
+        receipts: plan.receipts.iter().map(|receipt| receipt.sha256).collect(),
+        content: plan.content.sha256,
+    };
+    Ok(Verdict::Admit(Box::new(Admitting { admission, held })))
+}
+
+fn missing(plan: &Plan, blobs: impl Fn(&Digest) -> Option<Bytes>) -> Vec<Digest> {
+    let named = [plan.release.sha256, plan.content.sha256];
+    let all: BTreeSet<Digest> =
+        named.into_iter().chain(plan.receipts.iter().map(|receipt| receipt.sha256)).collect();
+    all.into_iter().filter(|digest| blobs(digest).is_none()).collect()
+}
+
+struct Delivered {
+    release: Bytes,
+    receipts: Vec<Bytes>,
+    content: Bytes,
+}
+
+impl Delivered {
+    /// The blobs of a plan, each of the size the plan says.
+    fn of(plan: &Plan, blobs: impl Fn(&Digest) -> Option<Bytes>) -> Result<Self, GateError> {
+        let take = |what: &'static str, digest: &Digest, size: u64| {
+            let bytes = blobs(digest).filter(|bytes| bytes.len() as u64 == size);
+            bytes.ok_or(GateError::Verify(VerifyError::BlobDigest { what }))
+        };
+        let receipts = plan.receipts.iter().map(|r| take("receipt", &r.sha256, r.size));
+        Ok(Self {
+            release: take("release", &plan.release.sha256, plan.release.size)?,
+            receipts: receipts.collect::<Result<_, _>>()?,
+            content: take("content", &plan.content.sha256, plan.content.size)?,
+        })
+    }
+}
+
+/// No object may belong to another destination, whatever the plan asks (S16).
+fn check_owners(admission: &Admission, records: &Records) -> Result<(), GateError> {
+    let Directive { application, namespace, .. } = &admission.ordered.directive;
+    let others = records
+        .values()
+        .filter(|record| (&record.application, &record.namespace) != (application, namespace));
+    let owners: BTreeMap<&ObjectKey, &Record> = others
+        .flat_map(|record| record.inventory.iter().map(move |owned| (&owned.key, record)))
+        .collect();
+    for object in &admission.admitted.objects {
+        if let Some(owner) = owners.get(object.key()) {
+            return Err(GateError::OwnedByOther {
+                object: object.key().clone(),
+                application: owner.application.clone(),
+                namespace: owner.namespace.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The record once a directive is admitted: what must be durable before anything is done.
+///
+/// # Errors
+/// When the inventory would exceed its limit.
+pub fn admitted_record(
+    former: Option<&Record>,
+    admission: &Admission,
+    held: &Held,
+) -> Result<Record, GateError> {
+    let admitted = &admission.admitted;
+    let floor = Floor { counter: admitted.release.counter, release: admitted.id };
+    let known = former.and_then(|record| record.floor.clone());
+    let mut inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
+    let owned: BTreeSet<ObjectKey> = inventory.iter().map(|owned| owned.key.clone()).collect();
+    for object in admitted.objects.iter().filter(|object| !owned.contains(object.key())) {
+        inventory.push(Owned {
+            key: object.key().clone(),
+            version: object.version().to_owned(),
+            uid: None,
+            met: false,
+        });
+    }
+    if inventory.len() > INVENTORY_MAX {
+        return Err(GateError::Limit { what: "objects in the inventory", max: INVENTORY_MAX });
+    }
+    Ok(Record {
+        binding: Some(admitted.release.source.repo.clone()),
+        floor: Some(known.filter(|known| known.counter >= floor.counter).unwrap_or(floor)),
+        held: Some(held.clone()),
+        last_good: former.and_then(|record| record.last_good.clone()),
+        inventory,
+        removed: false,
+        ..ordered_record(&admission.ordered)
+    })
+}
+
+/// The record once a removal is admitted. Binding and floor stay as a tombstone.
+pub fn removed_record(former: &Record, removal: &Removal) -> Record {
+    Record {
+        binding: former.binding.clone(),
+        floor: former.floor.clone(),
+        inventory: former.inventory.clone(),
+        removed: true,
+        ..ordered_record(&removal.ordered)
+    }
+}
+
+fn ordered_record(ordered: &Ordered) -> Record {
+    let Directive { application, namespace, epoch, sequence, .. } = &ordered.directive;
+    Record {
+        v: 1,
+        application: application.clone(),
+        namespace: namespace.clone(),
+        hub_key: ordered.hub_key,
+        epoch: *epoch,
+        sequence: *sequence,
+        directive: ordered.digest,
+        binding: None,
+        floor: None,
+        held: None,
+        last_good: None,
+        inventory: Vec::new(),
+        removed: false,
+    }
+}
+
+/// Records as they were when `directive` was admitted at `key`: what a held directive is loaded
+/// against. Only for what this cluster stored itself, never for what comes from a hub.
+pub fn records_at(records: &Records, key: &Key, directive: &[u8]) -> Option<Records> {
+    let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
+    let held: Directive = json::document(&payload).ok()?;
+    let mut records = records.clone();
+    let record = records.get_mut(key)?;
+    record.epoch = held.epoch;
+    record.sequence = held.sequence;
+    record.directive = Digest::of(&payload);
+    Some(records)
+}
+
+/// Whom an unverified directive says it is about: to file a refusal under, nothing more.
+pub fn claimed(directive: &[u8]) -> Option<(Key, u64)> {
+    let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
+    let claimed: Directive = json::document(&payload).ok()?;
+    Some(((claimed.application, claimed.namespace), claimed.sequence))
+}
+
+/// Why a push was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    #[error("there is no trust policy to judge by")]
+    Trust(#[source] TrustError),
+    #[error(transparent)]
+    Verify(VerifyError),
+    #[error("{object} belongs to application `{application}` in namespace `{namespace}`")]
+    OwnedByOther { object: ObjectKey, application: Name, namespace: Name },
+    #[error("this cluster holds at most {max} {what}")]
+    Limit { what: &'static str, max: usize },
+}
+
+impl GateError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Trust(error) => error.reason(),
+            Self::Verify(error) => error.reason(),
+            Self::OwnedByOther { .. } => "OwnedByOther",
+            Self::Limit { .. } => "Limit",
+        }
+    }
+
+    /// True when knowing more of the cluster's kinds may change the answer.
+    pub fn is_about_kinds(&self) -> bool {
+        self.reason() == "KindUnknown"
+    }
+}

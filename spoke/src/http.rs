@@ -1,0 +1,116 @@
+//! `/health` and `/ready` on one port, `/metrics` on another. Read-only; says nothing that is secret.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use crate::metrics::Metrics;
+
+/// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Sets the answer.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Where the spoke listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub health: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+/// Binds both ports and serves them in the background. Returns the actual addresses.
+///
+/// # Errors
+/// When a port cannot be bound; the error names the flag.
+pub async fn serve(
+    (health, metrics): (SocketAddr, SocketAddr),
+    readiness: Readiness,
+    counted: Metrics,
+) -> Result<Addresses, HttpError> {
+    let bind = |address: SocketAddr, flag: &'static str| async move {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| HttpError::Bind { address, flag, source })
+    };
+    let health = bind(health, "--listen-health").await?;
+    let metrics = bind(metrics, "--listen-metrics").await?;
+    let local = |listener: &TcpListener| listener.local_addr().map_err(HttpError::Address);
+    let addresses = Addresses { health: local(&health)?, metrics: local(&metrics)? };
+    let status = Router::new().route("/health", get(|| async { "ok" })).route(
+        "/ready",
+        get(move || async move {
+            if readiness.get() {
+                (StatusCode::OK, "ok")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+            }
+        }),
+    );
+    let counters = Router::new().route(
+        "/metrics",
+        get(move || async move {
+            ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], counted.text()).into_response()
+        }),
+    );
+    for (listener, router) in [(health, status), (metrics, counters)] {
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(error = %error, "A status port closed");
+            }
+        });
+    }
+    Ok(addresses)
+}
+
+/// Writes the addresses for whoever started the spoke with port 0.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_addresses(path: &Path, addresses: Addresses) -> Result<(), HttpError> {
+    let Addresses { health, metrics } = addresses;
+    let text = serde_json::json!({"health": health.to_string(), "metrics": metrics.to_string()});
+    std::fs::write(path, text.to_string()).map_err(HttpError::AddressesFile)
+}
+
+/// Why the status ports are not served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    #[error("cannot listen on {address}; choose another address with {flag}")]
+    Bind {
+        address: SocketAddr,
+        flag: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot tell the own address")]
+    Address(#[source] std::io::Error),
+    #[error("cannot write --addresses-file")]
+    AddressesFile(#[source] std::io::Error),
+}
+
+impl HttpError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Bind { .. } => "AddressInUse",
+            Self::Address(_) | Self::AddressesFile(_) => "AddressesFile",
+        }
+    }
+}

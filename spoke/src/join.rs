@@ -1,0 +1,236 @@
+//! Joining a fleet: once in a spoke's life, with a single-use token, over a connection pinned to the hub's CA.
+//!
+//! The token's secret never travels; what does is a proof bound to this TLS connection. What the
+//! hub answers is checked against the local policy before it is stored.
+
+use std::path::Path;
+use std::time::Duration;
+
+use attest_certs::{SigningRequest, tls};
+use attest_common::ids::Digest;
+use attest_common::report::error_chain;
+use attest_common::session::join::{self, JoinToken, TokenError};
+use attest_common::session::message::{
+    JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
+};
+use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
+use quinn::VarInt;
+use tokio::sync::watch;
+
+use crate::NAMESPACE;
+use crate::cluster::{ApiServer, object_path};
+use crate::identity::{Identity, IdentityError};
+use crate::link::quic::{self, FrameReader, LinkError};
+use crate::link::{certificate, pins, random};
+use crate::policy::{Loaded, Trust};
+
+/// The Secret that brings the token into the cluster; deleted after joining.
+pub const JOIN_SECRET: &str = "attest-join";
+
+/// Joins, asking again for as long as it takes. Returns when the certificate is stored.
+pub async fn run(
+    api: &ApiServer,
+    hub: &str,
+    token_file: Option<&Path>,
+    trust: &mut watch::Receiver<Trust>,
+    kube_system_uid: &str,
+    identity: &mut Identity,
+) {
+    let fingerprint = join::fingerprint(identity.key.public().bytes());
+    tracing::info!(cluster_id = %identity.cluster, fingerprint, "Joining the fleet");
+    let mut attempt = 0;
+    loop {
+        let loaded = trust.borrow_and_update().loaded().cloned();
+        let outcome = match (loaded, token_file) {
+            (Err(error), _) => Err(JoinError::Trust(error)),
+            (Ok(_), None) => Err(JoinError::NoTokenFile),
+            (Ok(loaded), Some(file)) => {
+                let mut joining = Joining { api, hub, loaded: &loaded, kube_system_uid, identity };
+                joining.once(file).await
+            }
+        };
+        let wait_ms = match outcome {
+            Ok(Progress::Joined) => break,
+            Ok(Progress::Pending { retry_ms }) => {
+                tracing::info!(
+                    fingerprint,
+                    "Waiting to be accepted; run `attest gitops cluster accept NAME --fingerprint {fingerprint}`"
+                );
+                attempt = 0;
+                retry_ms.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    reason = error.reason(),
+                    error = %error_chain(&error),
+                    "Has not joined; trying again"
+                );
+                attempt += 1;
+                crate::link::reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+            _ = trust.changed() => {}
+        }
+    }
+    let secret = object_path("v1", "secrets", Some(NAMESPACE), JOIN_SECRET);
+    if let Err(error) = api.delete_own(&secret).await {
+        tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot delete the join token");
+    }
+    tracing::info!(cluster_id = %identity.cluster, "Joined the fleet");
+}
+
+enum Progress {
+    Joined,
+    Pending { retry_ms: u64 },
+}
+
+struct Joining<'a> {
+    api: &'a ApiServer,
+    hub: &'a str,
+    loaded: &'a Loaded,
+    kube_system_uid: &'a str,
+    identity: &'a mut Identity,
+}
+
+impl Joining<'_> {
+    async fn once(&mut self, token_file: &Path) -> Result<Progress, JoinError> {
+        let text = std::fs::read_to_string(token_file).map_err(|source| JoinError::TokenFile {
+            path: token_file.display().to_string(),
+            source,
+        })?;
+        let token: JoinToken = text.parse().map_err(JoinError::Token)?;
+        drop(zeroize::Zeroizing::new(text));
+        let request = SigningRequest::generate().map_err(|_| JoinError::KeyGeneration)?;
+        let tls = tls::spoke_join(&pins(self.loaded).map_err(JoinError::Link)?)
+            .map_err(|error| JoinError::Link(LinkError::Tls(error)))?;
+        let (endpoint, connection) = quic::dial(self.hub, tls).await.map_err(JoinError::Link)?;
+        let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
+        let answer = tokio::time::timeout(limit, self.ask(&connection, &token, &request)).await;
+        connection.close(VarInt::from_u32(0), b"");
+        endpoint.close(VarInt::from_u32(0), b"");
+        match answer.map_err(|_| JoinError::Link(LinkError::Silent))??.outcome {
+            Some(JoinOutcome::Joined(joined)) => {
+                self.store(joined, &request).await?;
+                Ok(Progress::Joined)
+            }
+            Some(JoinOutcome::PendingRetryMs(retry_ms)) => Ok(Progress::Pending { retry_ms }),
+            Some(JoinOutcome::Refused(JoinRefused { reason, message })) => {
+                let said = attest_common::report::message(&format!("{reason}: {message}"));
+                Err(JoinError::Refused(said))
+            }
+            None => Err(JoinError::Link(LinkError::Unexpected {
+                got: "an unknown answer",
+                expected: "the outcome of the join",
+            })),
+        }
+    }
+
+    async fn ask(
+        &self,
+        connection: &quinn::Connection,
+        token: &JoinToken,
+        request: &SigningRequest,
+    ) -> Result<JoinAnswer, JoinError> {
+        let mut exporter = [0; tls::JOIN_EXPORTER_BYTES];
+        connection
+            .export_keying_material(
+                &mut exporter,
+                tls::JOIN_EXPORTER_LABEL,
+                tls::JOIN_EXPORTER_CONTEXT,
+            )
+            .map_err(|_| JoinError::Exporter)?;
+        let csr_sha256 = Digest::of(&request.csr_der);
+        let public = self.identity.key.public().bytes();
+        let message = join_proof_message(&exporter, csr_sha256.raw(), public);
+        let asked = JoinRequest {
+            token_id: token.id().to_owned(),
+            csr_der: request.csr_der.clone(),
+            identity_key: public.to_vec(),
+            kube_system_uid: self.kube_system_uid.to_owned(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            proof: join::proof(&token.key(), &message).to_vec(),
+            identity_proof: self.identity.key.sign(&message).to_vec(),
+        };
+        let (mut send, receive) = connection
+            .open_bi()
+            .await
+            .map_err(|error| JoinError::Link(LinkError::Connection(error)))?;
+        quic::write(&mut send, &asked).await.map_err(JoinError::Link)?;
+        let answer = FrameReader::new(receive).next().await.map_err(JoinError::Link)?;
+        answer.ok_or(JoinError::Link(LinkError::Cut))
+    }
+
+    async fn store(&mut self, joined: Joined, request: &SigningRequest) -> Result<(), JoinError> {
+        let Joined { cluster_id, chain_der, cluster_name, hub_key_id } = joined;
+        let policy = &self.loaded.policy;
+        if cluster_id != self.identity.cluster.as_str() {
+            return Err(JoinError::Certificate("ClusterIdMismatch"));
+        }
+        let pinned = hub_key_id.parse().is_ok_and(|id| policy.hub_keys.contains_key(&id));
+        if !pinned {
+            return Err(JoinError::HubKeyPin);
+        }
+        if cluster_name != policy.cluster_name.as_str() {
+            // A name is for people; what may run here follows from the local policy's name alone.
+            tracing::warn!(
+                hub = attest_common::report::message(&cluster_name),
+                local = %policy.cluster_name,
+                "The hub calls this cluster by another name"
+            );
+        }
+        let bundle = certificate(chain_der, request, &self.identity.cluster)
+            .map_err(JoinError::Certificate)?;
+        self.identity.store_tls(self.api, bundle).await.map_err(JoinError::Identity)
+    }
+}
+
+/// Why a join did not succeed this time.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    #[error("the hub to join is not known")]
+    Trust(#[source] crate::policy::TrustError),
+    #[error("give --join-token-file FILE with a token of `attest gitops cluster token create`")]
+    NoTokenFile,
+    #[error("cannot read the join token {path}")]
+    TokenFile {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the join token is not usable")]
+    Token(#[source] TokenError),
+    #[error("cannot make a TLS key")]
+    KeyGeneration,
+    #[error("cannot bind the proof to the connection")]
+    Exporter,
+    #[error("cannot talk to the hub")]
+    Link(#[source] LinkError),
+    #[error("the hub refused: {0}")]
+    Refused(String),
+    #[error("the hub signs plans with a key that the local trust policy does not pin")]
+    HubKeyPin,
+    #[error("the certificate that the hub gave is not usable ({0})")]
+    Certificate(&'static str),
+    #[error("cannot store the identity")]
+    Identity(#[source] IdentityError),
+}
+
+impl JoinError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Trust(error) => error.reason(),
+            Self::NoTokenFile | Self::TokenFile { .. } | Self::Token(_) => "JoinToken",
+            Self::KeyGeneration => "KeyGeneration",
+            Self::Exporter => "Exporter",
+            Self::Link(error) => error.reason(),
+            Self::Refused(_) => "JoinRefused",
+            Self::HubKeyPin => "HubKeyPin",
+            Self::Certificate(reason) => reason,
+            Self::Identity(error) => error.reason(),
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! What the spoke durably knows: one Secret a destination, content Secrets, the last refusals. Stores; does not decide.
+//!
+//! Every change is a compare-and-swap by resourceVersion and is durable before anything acts on it.
+//! An error of a write means *unknown*: the Secret is read back and compared.
+
+pub mod content;
+pub mod refusals;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use attest_common::ids::Digest;
+use attest_common::manifest::ObjectKey;
+use attest_common::record::{Record, Records};
+use attest_common::session::message::Seen;
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::NAMESPACE;
+use crate::cluster::{ApiError, ApiServer, As, object_path};
+use crate::failpoint;
+use crate::identity::resource_version;
+use crate::metrics::Metrics;
+use crate::outbox::Key;
+
+/// Label that tells the spoke's Secrets apart.
+pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
+/// Most destinations of one cluster.
+pub const DESTINATIONS_MAX: usize = 4_096;
+/// Largest record as JSON, in bytes; a Secret holds 1 MiB in all.
+pub const RECORD_BYTES_MAX: usize = 700 * 1024;
+/// Largest list of confirmed pairs, compressed, in bytes; a larger one is not kept.
+pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
+/// Largest list of confirmed pairs, uncompressed, in bytes.
+const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const COMPRESSION_LEVEL: i32 = 3;
+/// How often a write is tried against a newer version before giving up.
+const SWAP_ATTEMPTS: u32 = 3;
+
+const RECORD: &str = "record.json";
+const DIRECTIVE: &str = "directive";
+const CONFIRMED: &str = "confirmed";
+
+/// That an object was applied as desired, and how it looked then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Digest of the object as it was to be.
+    pub desired: Digest,
+    pub uid: String,
+    /// Digest of the live object projected on our fields.
+    pub projected: Digest,
+}
+
+/// Confirmed pairs of one destination. Only a shortcut: without it everything is applied again.
+pub type ConfirmedPairs = BTreeMap<ObjectKey, Confirmed>;
+
+/// All of one destination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub record: Record,
+    /// Envelope of the directive that put `record.held` there.
+    pub directive: Vec<u8>,
+    pub confirmed: ConfirmedPairs,
+}
+
+/// The records of this cluster.
+#[derive(Clone, Debug)]
+pub struct Ledger(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    api: ApiServer,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: Records,
+    /// Everything else, by the same key.
+    others: BTreeMap<Key, Other>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Other {
+    resource_version: String,
+    directive: Vec<u8>,
+    confirmed: ConfirmedPairs,
+    /// One writer at a time for each destination.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Ledger {
+    /// Reads every record of the cluster.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; also when a record cannot be read, because what it forbids is then unknown.
+    pub async fn load(api: ApiServer, metrics: Metrics) -> Result<Self, LedgerError> {
+        let path = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
+        let list = api.get(&path, As::Spoke).await.map_err(LedgerError::Api)?;
+        let mut state = State::default();
+        for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+            let (entry, version) = read(secret)?;
+            put(&mut state, entry, version);
+        }
+        let ledger = Self(Arc::new(Inner { api, metrics, state: Mutex::new(state) }));
+        ledger.count();
+        Ok(ledger)
+    }
+
+    /// Runs `look` on all records, without waiting for anybody.
+    pub fn with_records<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
+        look(&self.state().records)
+    }
+
+    /// One destination.
+    pub fn entry(&self, key: &Key) -> Option<Entry> {
+        let state = self.state();
+        let record = state.records.get(key)?.clone();
+        let other = state.others.get(key)?;
+        Some(Entry {
+            record,
+            directive: other.directive.clone(),
+            confirmed: other.confirmed.clone(),
+        })
+    }
+
+    /// The destinations, as the hub is told.
+    pub fn seen(&self) -> Vec<Seen> {
+        let state = self.state();
+        let records = state.records.values().map(|record| Seen {
+            application: record.application.to_string(),
+            namespace: record.namespace.to_string(),
+            epoch: record.epoch,
+            sequence: record.sequence,
+            directive: record.directive.raw().to_vec(),
+        });
+        records.collect()
+    }
+
+    /// Changes a destination durably. `change` gets what is stored now, and is asked again when
+    /// somebody else wrote in between; it returns `None` to leave everything as it is.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; nothing may be acted on then.
+    pub async fn update(
+        &self,
+        key: &Key,
+        change: impl Fn(Option<Entry>) -> Result<Option<Entry>, LedgerError>,
+    ) -> Result<Option<Entry>, LedgerError> {
+        let turn = self.turn(key);
+        let _turn = turn.lock().await;
+        let mut attempt = 1;
+        loop {
+            let Some(wanted) = change(self.entry(key))? else { return Ok(None) };
+            match self.swap(key, &wanted).await {
+                Ok(()) => return Ok(Some(wanted)),
+                Err(LedgerError::Overtaken) if attempt < SWAP_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn swap(&self, key: &Key, wanted: &Entry) -> Result<(), LedgerError> {
+        let version = self.version(key);
+        let name = secret_name(key);
+        let body = write(&name, wanted, &version)?;
+        failpoint::reach("before-record-write");
+        let written = if version.is_empty() {
+            self.0.api.create(&collection(), &body).await
+        } else {
+            self.0.api.replace(&object(&name), &body).await
+        };
+        failpoint::reach("after-record-write");
+        let error = match written {
+            Ok(secret) => {
+                put(&mut self.state(), wanted.clone(), resource_version(&secret));
+                self.count();
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // Whether it was written is unknown, or somebody else was faster: look.
+        let found = self.0.api.get_optional(&object(&name)).await.map_err(LedgerError::Api)?;
+        let Some(secret) = found else {
+            // Somebody deleted it. What this process knows is still true; write it anew.
+            self.set_version(key, String::new());
+            return if error.is_not_found() {
+                Err(LedgerError::Overtaken)
+            } else {
+                Err(LedgerError::Api(error))
+            };
+        };
+        let (entry, found_version) = read(&secret)?;
+        let ours = entry.record == wanted.record && entry.directive == wanted.directive;
+        let moved = found_version != version;
+        put(&mut self.state(), entry, found_version);
+        match (ours, moved) {
+            (true, true) => Ok(()),
+            (_, true) => Err(LedgerError::Overtaken),
+            (_, false) => Err(LedgerError::Api(error)),
+        }
+    }
+
+    /// The API server, for the content beside the records.
+    pub(crate) fn api(&self) -> &ApiServer {
+        &self.0.api
+    }
+
+    fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.state().others.entry(key.clone()).or_default().turn)
+    }
+
+    fn version(&self, key: &Key) -> String {
+        self.state().others.get(key).map(|o| o.resource_version.clone()).unwrap_or_default()
+    }
+
+    fn set_version(&self, key: &Key, version: String) {
+        self.state().others.entry(key.clone()).or_default().resource_version = version;
+    }
+
+    fn count(&self) {
+        let state = self.state();
+        let objects: usize = state.records.values().map(|record| record.inventory.len()).sum();
+        self.0.metrics.destinations.set(i64::try_from(state.records.len()).unwrap_or(i64::MAX));
+        self.0.metrics.objects.set(i64::try_from(objects).unwrap_or(i64::MAX));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn put(state: &mut State, entry: Entry, resource_version: String) {
+    let Entry { record, directive, confirmed } = entry;
+    let key = (record.application.clone(), record.namespace.clone());
+    let other = state.others.entry(key.clone()).or_default();
+    other.resource_version = resource_version;
+    other.directive = directive;
+    other.confirmed = confirmed;
+    state.records.insert(key, record);
+}
+
+fn collection() -> String {
+    object_path("v1", "secrets", Some(NAMESPACE), "")
+}
+
+fn object(name: &str) -> String {
+    object_path("v1", "secrets", Some(NAMESPACE), name)
+}
+
+/// Name of the Secret that keeps a destination.
+pub fn secret_name((application, namespace): &Key) -> String {
+    let hex = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
+    format!("attest-destination-{}", hex.chars().take(16).collect::<String>())
+}
+
+fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError> {
+    let Entry { record, directive, confirmed } = entry;
+    let json = serde_json::to_vec(record).unwrap_or_default();
+    if json.len() > RECORD_BYTES_MAX {
+        return Err(LedgerError::TooLarge { objects: record.inventory.len() });
+    }
+    let mut metadata = json!({
+        "name": name, "namespace": NAMESPACE,
+        "labels": {RECORD_LABEL: "destination"},
+        "annotations": {
+            "attest.continuu.ms/application": record.application.as_str(),
+            "attest.continuu.ms/namespace": record.namespace.as_str(),
+        },
+    });
+    if !version.is_empty()
+        && let Some(fields) = metadata.as_object_mut()
+    {
+        fields.insert("resourceVersion".to_owned(), version.into());
+    }
+    let mut data =
+        BTreeMap::from([(RECORD, BASE64.encode(&json)), (DIRECTIVE, BASE64.encode(directive))]);
+    if let Some(pairs) = pack(confirmed) {
+        data.insert(CONFIRMED, BASE64.encode(&pairs));
+    }
+    Ok(json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": metadata, "data": data,
+    }))
+}
+
+fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
+    let name = || {
+        let name = secret.pointer("/metadata/name").and_then(Value::as_str);
+        name.unwrap_or_default().to_owned()
+    };
+    let unreadable = || LedgerError::Unreadable { secret: name() };
+    let bytes = |key: &str| {
+        let text = secret.get("data")?.get(key)?.as_str()?;
+        BASE64.decode(text.as_bytes()).ok()
+    };
+    let json = bytes(RECORD).ok_or_else(unreadable)?;
+    let record: Record = serde_json::from_slice(&json).map_err(|_| unreadable())?;
+    let entry = Entry {
+        record,
+        directive: bytes(DIRECTIVE).unwrap_or_default(),
+        // Lost or garbled pairs cost requests, not safety.
+        confirmed: bytes(CONFIRMED).and_then(|packed| unpack(&packed)).unwrap_or_default(),
+    };
+    Ok((entry, resource_version(secret)))
+}
+
+fn pack(confirmed: &ConfirmedPairs) -> Option<Vec<u8>> {
+    let pairs: Vec<(&ObjectKey, &Confirmed)> = confirmed.iter().collect();
+    let json = serde_json::to_vec(&pairs).ok()?;
+    let packed = zstd::bulk::compress(&json, COMPRESSION_LEVEL).ok()?;
+    (packed.len() <= CONFIRMED_BYTES_MAX).then_some(packed)
+}
+
+fn unpack(packed: &[u8]) -> Option<ConfirmedPairs> {
+    let mut json = Vec::new();
+    let reader = zstd::stream::read::Decoder::new(packed).ok()?;
+    reader.take(CONFIRMED_JSON_BYTES_MAX).read_to_end(&mut json).ok()?;
+    let pairs: Vec<(ObjectKey, Confirmed)> = serde_json::from_slice(&json).ok()?;
+    Some(pairs.into_iter().collect())
+}
+
+/// Why something is not durable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    #[error("cannot read or write the spoke's Secrets")]
+    Api(#[source] ApiError),
+    #[error("the record was changed by somebody else")]
+    Overtaken,
+    #[error(
+        "Secret {NAMESPACE}/{secret} is not a readable record; \
+         restore it, or `attest spoke reset` the destination"
+    )]
+    Unreadable { secret: String },
+    #[error("an inventory of {objects} objects does not fit a Secret")]
+    TooLarge { objects: usize },
+    #[error("stored content of plan {plan} is missing or damaged")]
+    Content { plan: Digest },
+}
+
+impl LedgerError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api(error) => error.reason(),
+            Self::Overtaken => "RecordOvertaken",
+            Self::Unreadable { .. } => "RecordUnreadable",
+            Self::TooLarge { .. } => "Limit",
+            Self::Content { .. } => "ContentLost",
+        }
+    }
+
+    /// True when trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Api(error) => error.is_transient(),
+            Self::Overtaken => true,
+            Self::Unreadable { .. } | Self::TooLarge { .. } | Self::Content { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use attest_common::ids::Name;
+    use attest_common::keys::PrivateKey;
+    use attest_common::record::Owned;
+
+    use super::*;
+
+    pub(crate) fn object_key(kind: &str, name: &str) -> ObjectKey {
+        ObjectKey {
+            group: String::new(),
+            kind: kind.to_owned(),
+            namespace: Some("shop".to_owned()),
+            name: name.to_owned(),
+        }
+    }
+
+    pub(crate) fn record() -> Record {
+        Record {
+            v: 1,
+            application: Name::new("web").unwrap(),
+            namespace: Name::new("shop").unwrap(),
+            hub_key: PrivateKey::from_seed(&[1; 32]).unwrap().public().id(),
+            epoch: 1,
+            sequence: 7,
+            directive: Digest::of(b"directive"),
+            binding: Some("https://git.example/web".to_owned()),
+            floor: None,
+            held: None,
+            last_good: None,
+            inventory: vec![Owned {
+                key: object_key("ConfigMap", "a"),
+                version: "v1".to_owned(),
+                uid: None,
+                met: false,
+            }],
+            removed: false,
+        }
+    }
+
+    #[test]
+    fn a_destination_reads_back_from_its_secret() {
+        let pair = Confirmed {
+            desired: Digest::of(b"d"),
+            uid: "u".to_owned(),
+            projected: Digest::of(b"p"),
+        };
+        let entry = Entry {
+            record: record(),
+            directive: b"envelope".to_vec(),
+            confirmed: [(object_key("ConfigMap", "a"), pair)].into(),
+        };
+
+        let secret = write("attest-destination-x", &entry, "41").unwrap();
+
+        assert_eq!(read(&secret).unwrap(), (entry, "41".to_owned()));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
+        let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
+        let mut secret = write("attest-destination-x", &entry, "").unwrap();
+
+        secret["data"][CONFIRMED] = "!".into();
+        assert!(read(&secret).is_ok());
+        secret["data"][RECORD] = BASE64.encode(b"{\"v\":1}").into();
+        assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
+    }
+}

@@ -1,0 +1,122 @@
+//! The last refusals, kept in the cluster itself so that they can be read without the hub.
+//!
+//! Bounded, and written at a bounded pace: a hub that sends nonsense must not make the spoke a
+//! burden to its API server.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use attest_common::report::{Refusal, error_chain};
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::{collection, object};
+use crate::NAMESPACE;
+use crate::cluster::{ApiError, ApiServer};
+use crate::failpoint;
+
+/// Name of the Secret.
+pub const SECRET: &str = "attest-refusals";
+/// Most refusals kept; the oldest go first.
+pub const REFUSALS_MAX: usize = 64;
+/// Shortest time between two writes.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+const KEY: &str = "refusals.json";
+
+/// One refusal and what it was about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// As the refused document says, unverified; empty when it could not be read.
+    pub application: String,
+    pub namespace: String,
+    #[serde(flatten)]
+    pub refusal: Refusal,
+}
+
+/// The list.
+#[derive(Clone, Debug)]
+pub struct Refusals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    api: ApiServer,
+    list: Mutex<VecDeque<Refused>>,
+    changed: Notify,
+}
+
+impl Refusals {
+    /// Reads what was kept. Something unreadable counts as nothing: this is for people only.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
+        let secret = api.get_optional(&object(SECRET)).await?;
+        let text = secret.as_ref().and_then(|s| s.get("data")?.get(KEY)?.as_str());
+        let bytes = text.and_then(|text| BASE64.decode(text.as_bytes()).ok()).unwrap_or_default();
+        let list: VecDeque<Refused> = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(Self(Arc::new(Inner { api, list: Mutex::new(list), changed: Notify::new() })))
+    }
+
+    /// Adds a refusal; the same one again only moves to the end.
+    pub fn note(&self, refused: Refused) {
+        let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|known| {
+            (&known.application, &known.namespace, &known.refusal.reason, known.refusal.sequence)
+                != (
+                    &refused.application,
+                    &refused.namespace,
+                    &refused.refusal.reason,
+                    refused.refusal.sequence,
+                )
+        });
+        list.push_back(refused);
+        while list.len() > REFUSALS_MAX {
+            list.pop_front();
+        }
+        drop(list);
+        self.0.changed.notify_one();
+    }
+
+    /// The newest refusal of a destination.
+    pub fn newest(&self, application: &str, namespace: &str) -> Option<Refusal> {
+        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mine =
+            list.iter().rev().filter(|r| r.application == application && r.namespace == namespace);
+        mine.next().map(|refused| refused.refusal.clone())
+    }
+
+    /// Writes the list whenever it changed, for as long as the process lives.
+    pub async fn keep(self) {
+        loop {
+            self.0.changed.notified().await;
+            while let Err(error) = self.write().await {
+                tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot store refusals");
+                tokio::time::sleep(WRITE_EVERY * 4).await;
+            }
+            tokio::time::sleep(WRITE_EVERY).await;
+        }
+    }
+
+    async fn write(&self) -> Result<(), ApiError> {
+        let json = {
+            let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+            serde_json::to_vec(&*list).unwrap_or_default()
+        };
+        let body: Value = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": {"name": SECRET, "namespace": NAMESPACE},
+            "data": {KEY: BASE64.encode(&json)},
+        });
+        failpoint::reach("before-refusal-write");
+        match self.0.api.replace(&object(SECRET), &body).await {
+            Err(error) if error.is_not_found() => self.0.api.create(&collection(), &body).await?,
+            other => other?,
+        };
+        failpoint::reach("after-refusal-write");
+        Ok(())
+    }
+}

@@ -1,0 +1,511 @@
+//! The session with the hub: dialling, greeting, and passing on what comes and goes. Judges heartbeats only.
+//!
+//! Pushes go to `agent`, which judges them; reports come from `outbox`. Nothing here changes the
+//! cluster, and losing the hub changes nothing but how old its news is.
+
+pub mod push;
+pub mod quic;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use attest_certs::{Bundle, Pin, SigningRequest, peer_identity, tls};
+use attest_common::ids::ClusterId;
+use attest_common::record::Records;
+use attest_common::report::error_chain;
+use attest_common::session::message::{
+    Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
+};
+use attest_common::session::{
+    GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RECONNECT_MAX_MS,
+    RECONNECT_MIN_MS, negotiate,
+};
+use attest_common::verify::{self, Ages};
+use data_encoding::HEXLOWER;
+use quinn::{Connection, SendStream, VarInt};
+use tokio::sync::{mpsc, watch};
+
+use self::push::Pushed;
+use self::quic::{FrameReader, LinkError};
+use crate::cluster::ApiServer;
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+use crate::outbox::{Deliveries, Outbox};
+use crate::policy::{Loaded, Trust};
+
+/// Most pushes that wait to be judged.
+pub const PUSHES_MAX: usize = 8;
+/// Time without a verified sync after which the hub counts as stale.
+pub const HUB_STALE_AFTER: Duration = Duration::from_secs(10 * 60);
+/// Widest window a hub may ask reconnects to be spread over.
+pub const RECONNECT_WINDOW_MAX_MS: u64 = 10 * 60 * 1000;
+/// How often overdue reports, renewal and staleness are looked at.
+const TICK: Duration = Duration::from_secs(5);
+/// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
+const RENEW_AT_PERCENT: u64 = 66;
+const RENEW_SPREAD_PERCENT: u64 = 10;
+/// How long to wait before asking for a renewal again.
+const RENEW_RETRY: Duration = Duration::from_secs(5 * 60);
+/// Application code of a close that is meant.
+const CLOSE_NORMAL: u32 = 0;
+
+/// Everything the session needs from the rest of the spoke.
+#[derive(Debug)]
+pub struct Link {
+    pub hub: String,
+    pub api: ApiServer,
+    pub identity: Identity,
+    pub trust: watch::Receiver<Trust>,
+    pub outbox: Outbox,
+    pub pushes: mpsc::Sender<Pushed>,
+    pub seen: SeenSource,
+    pub metrics: Metrics,
+    pub freshness: Freshness,
+    pub kubernetes_version: String,
+}
+
+/// What is durably held, as of now: for `Hello`.
+#[derive(Clone, Debug, Default)]
+pub struct SeenSource(Arc<Mutex<Vec<Seen>>>);
+
+impl SeenSource {
+    /// Replaces the list.
+    pub fn set(&self, seen: Vec<Seen>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    fn get(&self) -> Vec<Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// When the hub was last known to be what it says, by a verified sync.
+#[derive(Clone, Debug)]
+pub struct Freshness(Arc<Mutex<Option<Instant>>>, Instant);
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self(Arc::default(), Instant::now())
+    }
+}
+
+impl Freshness {
+    fn mark(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn age(&self) -> Option<Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    }
+
+    /// True when no sync was verified for [`HUB_STALE_AFTER`].
+    pub fn is_stale(&self) -> bool {
+        self.age().unwrap_or_else(|| self.1.elapsed()) > HUB_STALE_AFTER
+    }
+
+    /// Keeps the gauges and says once when the hub becomes stale or fresh.
+    pub async fn watch(self, metrics: Metrics) {
+        let mut was_stale = false;
+        loop {
+            tokio::time::sleep(TICK).await;
+            let stale = self.is_stale();
+            let age_s = self.age().and_then(|age| i64::try_from(age.as_secs()).ok());
+            metrics.sync_age_seconds.set(age_s.unwrap_or(-1));
+            metrics.hub_stale.set(i64::from(stale));
+            if stale && !was_stale {
+                tracing::warn!(
+                    reason = "HubStale",
+                    "No verified sync for 10 minutes; what runs is kept, nothing new is known"
+                );
+            } else if was_stale && !stale {
+                tracing::info!("The hub is fresh again");
+            }
+            was_stale = stale;
+        }
+    }
+}
+
+/// Keeps a session with the hub for as long as the process lives.
+pub async fn run(mut link: Link) {
+    let mut attempt = 0;
+    let mut window_ms = 0;
+    loop {
+        let outcome = link.session(&mut attempt, &mut window_ms).await;
+        link.metrics.connected.set(0);
+        let Err(error) = outcome;
+        let wait_ms = if matches!(error, LinkError::Renewed) {
+            0
+        } else {
+            reconnect_ms(attempt, window_ms, random())
+        };
+        tracing::warn!(
+            reason = error.reason(),
+            error = %error_chain(&error),
+            wait_ms,
+            "No session with the hub"
+        );
+        attempt = attempt.saturating_add(1);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+}
+
+enum Never {}
+
+impl Link {
+    async fn session(
+        &mut self,
+        attempt: &mut u32,
+        window_ms: &mut u64,
+    ) -> Result<Never, LinkError> {
+        let loaded = self.loaded().await;
+        let bundle = match &self.identity.tls {
+            Some(tls) => tls.bundle.clone(),
+            None => return Err(LinkError::Closed("this spoke has not joined".to_owned())),
+        };
+        let tls = tls::spoke_session(&pins(&loaded)?, &bundle).map_err(LinkError::Tls)?;
+        let (endpoint, connection) = quic::dial(&self.hub, tls).await?;
+        let outcome = self.talk(&connection, &loaded, &bundle, (attempt, window_ms)).await;
+        connection.close(VarInt::from_u32(CLOSE_NORMAL), b"");
+        // So that the hub hears of the close.
+        let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        outcome.map_err(|error| closed(&connection, error))
+    }
+
+    async fn loaded(&mut self) -> Arc<Loaded> {
+        loop {
+            if let Ok(loaded) = self.trust.borrow_and_update().loaded() {
+                return Arc::clone(loaded);
+            }
+            if self.trust.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        connection: &Connection,
+        loaded: &Arc<Loaded>,
+        bundle: &Bundle,
+        (attempt, window_ms): (&mut u32, &mut u64),
+    ) -> Result<Never, LinkError> {
+        let (mut control, received) = connection.open_bi().await.map_err(LinkError::Connection)?;
+        let mut reader = FrameReader::new(received);
+        let nonce = nonce();
+        quic::write(&mut control, &to_hub(ToHubBody::Hello(self.hello(&nonce, loaded)))).await?;
+        let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
+        let greeted = tokio::time::timeout(limit, welcome(&mut reader)).await;
+        let Welcome { protocol, hub_version, reconnect_window_ms } =
+            greeted.map_err(|_| LinkError::Silent)??;
+        if negotiate(protocol, protocol).is_none() {
+            return Err(LinkError::Protocol(protocol));
+        }
+        *attempt = 0;
+        *window_ms = reconnect_window_ms.min(RECONNECT_WINDOW_MAX_MS);
+        self.metrics.connected.set(1);
+        self.metrics.connections.inc();
+        tracing::info!(hub = %self.hub, hub_version, protocol, "Connected to the hub");
+
+        let mut judged = Heartbeats { nonce: HEXLOWER.encode(&nonce), counter: 0 };
+        let mut deliveries = Deliveries::default();
+        let mut renewal = Renewal::of(bundle, &self.metrics);
+        let mut tick = tokio::time::interval(TICK);
+        let mut trust = self.trust.clone();
+        trust.mark_unchanged();
+        loop {
+            self.send_due(&mut control, &mut deliveries).await?;
+            tokio::select! {
+                message = reader.next::<ToSpoke>() => {
+                    let message = message?;
+                    let Some(message) = message else {
+                        return Err(LinkError::Closed("it finished the control stream".to_owned()));
+                    };
+                    self.hear(message, &mut judged, &mut deliveries, &mut renewal).await?;
+                }
+                stream = connection.accept_uni() => {
+                    let stream = stream.map_err(LinkError::Connection)?;
+                    let pushes = self.pushes.clone();
+                    // As many at once as the transport grants the hub streams.
+                    tokio::spawn(receive(FrameReader::new(stream), pushes));
+                }
+                () = self.outbox.changed() => {}
+                _ = tick.tick() => {
+                    if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
+                        quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
+                    }
+                }
+                changed = trust.changed() => {
+                    // Another policy may pin another hub, and the hub should know it: greet again.
+                    let same = trust.borrow().loaded().is_ok_and(|now| now.spec_json == loaded.spec_json);
+                    if changed.is_err() || !same {
+                        return Err(LinkError::Closed("the trust policy changed".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hello(&self, nonce: &[u8; 16], loaded: &Loaded) -> Hello {
+        Hello {
+            protocol_min: PROTOCOL_VERSION_MIN,
+            protocol_max: PROTOCOL_VERSION,
+            cluster_id: self.identity.cluster.to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            nonce: nonce.to_vec(),
+            policy: loaded.spec_json.clone(),
+            destinations: self.seen.get(),
+            kubernetes_version: self.kubernetes_version.clone(),
+        }
+    }
+
+    async fn send_due(
+        &self,
+        control: &mut SendStream,
+        deliveries: &mut Deliveries,
+    ) -> Result<(), LinkError> {
+        for ((application, namespace), blobs) in self.outbox.take_needs() {
+            let need = Need {
+                application: application.to_string(),
+                namespace: namespace.to_string(),
+                sha256: blobs.iter().map(|digest| digest.raw().to_vec()).collect(),
+            };
+            quic::write(control, &to_hub(ToHubBody::Need(need))).await?;
+        }
+        for (number, report) in deliveries.due(&self.outbox, Instant::now()) {
+            let report = NumberedReport { number, report: report.to_vec() };
+            quic::write(control, &to_hub(ToHubBody::Report(report))).await?;
+        }
+        Ok(())
+    }
+
+    async fn hear(
+        &mut self,
+        message: ToSpoke,
+        judged: &mut Heartbeats,
+        deliveries: &mut Deliveries,
+        renewal: &mut Renewal,
+    ) -> Result<(), LinkError> {
+        match message.body {
+            Some(ToSpokeBody::Sync(envelope)) => self.hear_sync(&envelope, judged),
+            Some(ToSpokeBody::Acknowledge(number)) => deliveries.acknowledge(number),
+            Some(ToSpokeBody::Renewed(renewed)) => {
+                if let Some(bundle) = renewal.accept(renewed.chain_der, &self.identity.cluster) {
+                    match self.identity.store_tls(&self.api, bundle).await {
+                        Ok(()) => return Err(LinkError::Renewed),
+                        Err(error) => tracing::warn!(
+                            reason = error.reason(),
+                            error = %error_chain(&error),
+                            "Cannot store the renewed certificate"
+                        ),
+                    }
+                }
+            }
+            Some(ToSpokeBody::Welcome(_) | ToSpokeBody::Blob(_) | ToSpokeBody::Directive(_)) => {
+                return Err(LinkError::Unexpected {
+                    got: "a greeting or push",
+                    expected: "a control message",
+                });
+            }
+            // A kind of message that this build does not know.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn hear_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
+        let Ok(loaded) = self.trust.borrow().loaded().cloned() else { return };
+        let records = Records::new();
+        let spoke = verify::Spoke {
+            policy: &loaded.policy,
+            cluster: &self.identity.cluster,
+            records: &records,
+            now: jiff::Timestamp::now(),
+            ages: Ages::Judge,
+        };
+        match verify::sync(envelope, &spoke, &judged.nonce, judged.counter) {
+            Ok(sync) => {
+                judged.counter = sync.counter;
+                self.freshness.mark();
+                tracing::debug!(counter = sync.counter, heads = sync.heads.len(), "Sync verified");
+            }
+            Err(error) => {
+                self.metrics.refused(error.reason());
+                tracing::warn!(
+                    reason = error.reason(),
+                    error = %error_chain(&error),
+                    "A sync of the hub was refused"
+                );
+            }
+        }
+    }
+}
+
+struct Heartbeats {
+    nonce: String,
+    counter: u64,
+}
+
+/// The next certificate: when to ask, and the key that waits for the answer.
+struct Renewal {
+    due_at: Option<SystemTime>,
+    asked_at: Option<Instant>,
+    pending: Option<SigningRequest>,
+}
+
+impl Renewal {
+    fn of(bundle: &Bundle, metrics: &Metrics) -> Self {
+        let due_at = peer_identity(bundle.chain()).ok().map(|peer| {
+            let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+            metrics
+                .certificate_expiry_seconds
+                .set(i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+            let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
+            peer.not_before + life.mul_f64(renew_share(random()))
+        });
+        Self { due_at, asked_at: None, pending: None }
+    }
+
+    /// A signing request, when it is time.
+    fn due(&mut self, now: SystemTime, monotonic: Instant) -> Option<Vec<u8>> {
+        let due = self.due_at.is_some_and(|at| now >= at);
+        let waiting = self.asked_at.is_some_and(|at| monotonic.duration_since(at) < RENEW_RETRY);
+        if !due || waiting {
+            return None;
+        }
+        let request = SigningRequest::generate().ok()?;
+        let csr = request.csr_der.clone();
+        self.asked_at = Some(monotonic);
+        self.pending = Some(request);
+        Some(csr)
+    }
+
+    /// The new certificate, when it is ours and fits the key that asked for it.
+    fn accept(&mut self, chain_der: Vec<Vec<u8>>, cluster: &ClusterId) -> Option<Bundle> {
+        let request = self.pending.take()?;
+        let accepted = certificate(chain_der, &request, cluster);
+        if let Err(reason) = &accepted {
+            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
+        }
+        accepted.ok()
+    }
+}
+
+/// A chain and the key it was asked for, checked to be this cluster's and to belong together.
+pub(crate) fn certificate(
+    chain_der: Vec<Vec<u8>>,
+    request: &SigningRequest,
+    cluster: &ClusterId,
+) -> Result<Bundle, &'static str> {
+    let chain: Vec<_> = chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
+    let peer = peer_identity(&chain).map_err(|error| error.reason())?;
+    if peer.id.role() != attest_certs::Role::Spoke || peer.id.name() != cluster.as_str() {
+        return Err("CertificateIdentity");
+    }
+    let pem = attest_certs::bundle::chain_to_pem(&chain);
+    let bundle = Bundle::from_pem(&pem, &request.key_pem).map_err(|error| error.reason())?;
+    let authority = bundle.authority().ok_or("CertificateChain")?;
+    let pin = Pin::of_certificate(authority).map_err(|error| error.reason())?;
+    // Making a configuration is what proves that key and certificate belong together.
+    tls::spoke_session(&[pin], &bundle).map_err(|error| error.reason())?;
+    Ok(bundle)
+}
+
+async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
+    let message = reader.next::<ToSpoke>().await?;
+    match message.and_then(|message| message.body) {
+        Some(ToSpokeBody::Welcome(welcome)) => Ok(welcome),
+        Some(_) | None => {
+            Err(LinkError::Unexpected { got: "something else", expected: "a welcome" })
+        }
+    }
+}
+
+async fn receive(mut reader: FrameReader, pushes: mpsc::Sender<Pushed>) {
+    match push::receive(&mut reader).await {
+        Ok(pushed) => {
+            // Closed only when the process ends.
+            let _ = pushes.send(pushed).await;
+        }
+        Err(error) => tracing::warn!(
+            reason = error.reason(),
+            error = %error_chain(&error),
+            "A push of the hub could not be read"
+        ),
+    }
+}
+
+fn to_hub(body: ToHubBody) -> ToHub {
+    ToHub { body: Some(body) }
+}
+
+/// The hub's own words when it closed the connection, instead of a reset that followed from it.
+fn closed(connection: &Connection, error: LinkError) -> LinkError {
+    match connection.close_reason() {
+        Some(quinn::ConnectionError::ApplicationClosed(close)) => {
+            let said = String::from_utf8_lossy(&close.reason);
+            LinkError::Closed(attest_common::report::message(&said))
+        }
+        Some(_) | None => error,
+    }
+}
+
+/// The pins of the trust policy.
+pub(crate) fn pins(loaded: &Loaded) -> Result<Vec<Pin>, LinkError> {
+    let pins = loaded.policy.ca_pins.iter().map(|pin| pin.parse().map_err(LinkError::Pin));
+    pins.collect()
+}
+
+fn nonce() -> [u8; 16] {
+    let mut nonce = [0; 16];
+    // Without randomness no sync will be accepted, which is the safe side.
+    let _ = getrandom::fill(&mut nonce);
+    nonce
+}
+
+pub(crate) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// How long to wait before dialling again: full jitter over a range that doubles with every failed
+/// attempt, or over the window the hub advertised when a session that worked has ended.
+pub fn reconnect_ms(attempt: u32, window_ms: u64, random: u64) -> u64 {
+    let doubled = RECONNECT_MIN_MS.saturating_mul(1_u64.checked_shl(attempt).unwrap_or(u64::MAX));
+    let backoff_ms = doubled.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS);
+    let range_ms = if attempt == 0 { backoff_ms.max(window_ms) } else { backoff_ms };
+    random % (range_ms + 1)
+}
+
+/// Share of its life after which a certificate is renewed: two thirds, give or take a tenth.
+fn renew_share(random: u64) -> f64 {
+    let spread = random % (2 * RENEW_SPREAD_PERCENT + 1);
+    let percent = RENEW_AT_PERCENT - RENEW_SPREAD_PERCENT + spread;
+    f64::from(u32::try_from(percent).unwrap_or(66)) / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnects_are_spread_from_nothing_to_a_bounded_maximum() {
+        let longest = |attempt, window| {
+            (0..1_000_u64).map(|r| reconnect_ms(attempt, window, r * 37)).max().unwrap()
+        };
+
+        assert!(longest(0, 0) <= RECONNECT_MIN_MS);
+        assert!(longest(3, 0) <= 8 * RECONNECT_MIN_MS);
+        assert!(longest(u32::MAX, 0) <= RECONNECT_MAX_MS);
+        assert!(longest(0, 5_000) > 4_000 && longest(0, 5_000) <= 5_000);
+        assert_eq!(reconnect_ms(9, 0, 0), 0);
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_around_two_thirds_of_its_life() {
+        for random in 0..100 {
+            let share = renew_share(random);
+            assert!((0.55..=0.77).contains(&share), "{share}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One push of the hub: blobs, then one directive, on a stream of its own. Assembles, checks sizes and digests.
+//!
+//! Whether the directive is good is decided by `gate`.
+
+use std::collections::BTreeMap;
+
+use attest_common::envelope::ENVELOPE_BYTES_MAX;
+use attest_common::ids::Digest;
+use attest_common::manifest::RENDERING_BYTES_MAX;
+use attest_common::plan::RECEIPTS_MAX;
+use attest_common::session::message::{Blob, ToSpoke, ToSpokeBody};
+use bytes::Bytes;
+
+use super::quic::{FrameReader, LinkError};
+
+/// Largest blob, uncompressed and compressed, in bytes.
+pub const BLOB_BYTES_MAX: usize = RENDERING_BYTES_MAX;
+/// Most blobs in one push: plan, release, content, receipts.
+pub const BLOBS_MAX: usize = RECEIPTS_MAX + 3;
+/// Most uncompressed bytes in one push.
+pub const PUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What arrived.
+#[derive(Debug)]
+pub struct Pushed {
+    /// Directive envelope.
+    pub directive: Vec<u8>,
+    /// Which blob is the plan envelope; absent for `Remove`.
+    pub plan: Option<Digest>,
+    pub blobs: BTreeMap<Digest, Bytes>,
+}
+
+/// Reads one push to its end.
+///
+/// # Errors
+/// When it exceeds a limit, a blob does not match its digest, or the stream breaks.
+pub async fn receive(reader: &mut FrameReader) -> Result<Pushed, LinkError> {
+    let mut blobs = BTreeMap::new();
+    let mut bytes_total = 0;
+    let mut open: Option<Assembly> = None;
+    loop {
+        let expected = "a directive";
+        let message = reader.next::<ToSpoke>().await?;
+        let message = message.ok_or(LinkError::Unexpected { got: "nothing more", expected })?;
+        match message.body {
+            Some(ToSpokeBody::Blob(piece)) => {
+                let assembly = match open.take() {
+                    Some(assembly) => assembly,
+                    None => {
+                        let assembly = Assembly::begin(&piece)?;
+                        bytes_total += assembly.size;
+                        if blobs.len() >= BLOBS_MAX {
+                            return Err(LinkError::Limit { what: "blobs", max: BLOBS_MAX });
+                        }
+                        if bytes_total > PUSH_BYTES_MAX {
+                            return Err(LinkError::Limit { what: "bytes", max: PUSH_BYTES_MAX });
+                        }
+                        assembly
+                    }
+                };
+                match assembly.add(&piece)? {
+                    Added::More(assembly) => open = Some(assembly),
+                    Added::Done(digest, bytes) => {
+                        blobs.insert(digest, bytes);
+                    }
+                }
+            }
+            Some(ToSpokeBody::Directive(push)) => {
+                if open.is_some() {
+                    return Err(LinkError::Unexpected { got: "a directive", expected: "a blob" });
+                }
+                if push.directive.len() > ENVELOPE_BYTES_MAX {
+                    return Err(LinkError::Limit { what: "bytes", max: ENVELOPE_BYTES_MAX });
+                }
+                let plan = match push.plan.as_slice() {
+                    [] => None,
+                    raw => Some(digest(raw)?),
+                };
+                return Ok(Pushed { directive: push.directive, plan, blobs });
+            }
+            // A kind of frame that this build does not know.
+            None => {}
+            Some(
+                ToSpokeBody::Welcome(_)
+                | ToSpokeBody::Sync(_)
+                | ToSpokeBody::Acknowledge(_)
+                | ToSpokeBody::Renewed(_),
+            ) => return Err(LinkError::Unexpected { got: "a control message", expected }),
+        }
+    }
+}
+
+fn digest(raw: &[u8]) -> Result<Digest, LinkError> {
+    raw.try_into().map(Digest::from_raw).map_err(|_| LinkError::BlobDigest)
+}
+
+struct Assembly {
+    digest: Digest,
+    size: usize,
+    compressed_size: usize,
+    data: Vec<u8>,
+}
+
+enum Added {
+    More(Assembly),
+    Done(Digest, Bytes),
+}
+
+impl Assembly {
+    fn begin(piece: &Blob) -> Result<Self, LinkError> {
+        let limited = |size: u64| {
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            let limit = LinkError::Limit { what: "bytes a blob", max: BLOB_BYTES_MAX };
+            if size > BLOB_BYTES_MAX { Err(limit) } else { Ok(size) }
+        };
+        Ok(Self {
+            digest: digest(&piece.sha256)?,
+            size: limited(piece.size)?,
+            compressed_size: limited(piece.compressed_size)?,
+            data: Vec::new(),
+        })
+    }
+
+    fn add(mut self, piece: &Blob) -> Result<Added, LinkError> {
+        let continues = piece.sha256 == self.digest.raw()
+            && piece.offset == self.data.len() as u64
+            && self.data.len() + piece.data.len() <= self.compressed_size;
+        if !continues {
+            return Err(LinkError::BlobDigest);
+        }
+        self.data.extend_from_slice(&piece.data);
+        if self.data.len() < self.compressed_size {
+            return Ok(Added::More(self));
+        }
+        // `size` is both the room given and what must come out.
+        let bytes =
+            zstd::bulk::decompress(&self.data, self.size).map_err(|_| LinkError::BlobDigest)?;
+        if bytes.len() != self.size || Digest::of(&bytes) != self.digest {
+            return Err(LinkError::BlobDigest);
+        }
+        Ok(Added::Done(self.digest, bytes.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(bytes: &[u8], offset: usize, take: usize) -> Blob {
+        let compressed = zstd::bulk::compress(bytes, 3).unwrap();
+        let end = (offset + take).min(compressed.len());
+        Blob {
+            sha256: Digest::of(bytes).raw().to_vec(),
+            size: bytes.len() as u64,
+            offset: offset as u64,
+            compressed_size: compressed.len() as u64,
+            data: compressed[offset..end].to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_blob_comes_together_from_its_pieces_in_order() {
+        let text: Vec<u8> = (0..2_000_u32).flat_map(|i| (i * i).to_be_bytes()).collect();
+        let first = piece(&text, 0, 100);
+
+        let Added::More(open) = Assembly::begin(&first).unwrap().add(&first).unwrap() else {
+            panic!("one piece of several is not the whole");
+        };
+        let Added::Done(digest, bytes) = open.add(&piece(&text, 100, usize::MAX / 2)).unwrap()
+        else {
+            panic!("all pieces are the whole");
+        };
+
+        assert_eq!((digest, bytes.as_ref()), (Digest::of(&text), text.as_slice()));
+    }
+
+    #[test]
+    fn a_blob_that_lies_about_itself_is_refused() {
+        let text = b"hello hello hello hello";
+        let whole = piece(text, 0, usize::MAX / 2);
+        let reason = |blob: &Blob| {
+            Assembly::begin(blob).and_then(|a| a.add(blob)).map_or_else(|e| e.reason(), |_| "ok")
+        };
+        assert_eq!(reason(&whole), "ok");
+        for (bad, expected) in [
+            (Blob { size: 5, ..whole.clone() }, "BlobDigest"),
+            (Blob { size: 100, ..whole.clone() }, "BlobDigest"),
+            (Blob { size: u64::MAX, ..whole.clone() }, "Limit"),
+            (Blob { offset: 1, ..whole.clone() }, "BlobDigest"),
+            (Blob { sha256: vec![0; 32], ..whole.clone() }, "BlobDigest"),
+            (Blob { sha256: vec![], ..whole.clone() }, "BlobDigest"),
+        ] {
+            assert_eq!(reason(&bad), expected, "{bad:?}");
+        }
+    }
+}

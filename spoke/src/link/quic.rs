@@ -1,0 +1,200 @@
+//! Dialling the hub: endpoint, transport limits, and reading and writing frames. Knows no messages.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_certs::tls::HUB_SERVER_NAME;
+use attest_common::session::frame::{self, FrameError, LENGTH_BYTES};
+use attest_common::session::{
+    GREETING_TIMEOUT_MS, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, UNIDIRECTIONAL_STREAMS_MAX,
+};
+use prost::Message;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, RecvStream, SendStream,
+    TokioRuntime, TransportConfig, VarInt,
+};
+
+/// Bytes the hub may have on the way on one stream.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes the hub may have on the way on all streams.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes this end keeps unacknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Bytes asked from a stream at a time.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Dials the hub and completes the handshake.
+///
+/// A hub that rejects this spoke's certificate still lets this succeed (TLS 1.3); only its first
+/// message shows that it agrees.
+///
+/// # Errors
+/// When the address is unknown or the handshake fails or takes too long.
+pub async fn dial(
+    hub: &str,
+    tls: rustls::ClientConfig,
+) -> Result<(Endpoint, Connection), LinkError> {
+    let address = resolve(hub).await?;
+    let local: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).map_err(LinkError::Socket)?;
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
+        .map_err(LinkError::Socket)?;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|_| LinkError::Cipher)?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport()));
+    let connecting = endpoint
+        .connect_with(config, address, HUB_SERVER_NAME)
+        .map_err(|error| LinkError::Dial(error.to_string()))?;
+    let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
+    let connection = tokio::time::timeout(limit, connecting)
+        .await
+        .map_err(|_| LinkError::Silent)?
+        .map_err(LinkError::Connection)?;
+    Ok((endpoint, connection))
+}
+
+async fn resolve(hub: &str) -> Result<SocketAddr, LinkError> {
+    let unknown = || LinkError::Address(hub.chars().take(200).collect());
+    let mut found = tokio::net::lookup_host(hub).await.map_err(|_| unknown())?;
+    found.next().ok_or_else(unknown)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle_ms = u32::try_from(IDLE_TIMEOUT_MS).unwrap_or(u32::MAX);
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNIDIRECTIONAL_STREAMS_MAX))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_ms))));
+    transport
+}
+
+/// Reads frames off one stream. Dropping a pending [`Self::next`] loses nothing.
+#[derive(Debug)]
+pub struct FrameReader {
+    stream: RecvStream,
+    buffer: Vec<u8>,
+}
+
+impl FrameReader {
+    /// A reader of `stream`.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// The next frame; `None` when the hub finished the stream between frames.
+    ///
+    /// # Errors
+    /// When a frame is too large or malformed, or the stream ends inside one.
+    pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            match self.stream.read_chunk(READ_BYTES, true).await.map_err(LinkError::Read)? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(LinkError::Cut),
+            }
+        }
+    }
+
+    fn take<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
+        let prefix = self.buffer.first_chunk::<LENGTH_BYTES>();
+        let Some(prefix) = prefix else { return Ok(None) };
+        let length = frame::body_length(*prefix).map_err(LinkError::Frame)?;
+        let end = LENGTH_BYTES + length;
+        let Some(body) = self.buffer.get(LENGTH_BYTES..end) else { return Ok(None) };
+        let message = frame::decode(body).map_err(LinkError::Frame)?;
+        self.buffer.drain(..end);
+        if self.buffer.is_empty() {
+            // A large push must not leave its memory behind on a stream that stays open.
+            self.buffer.shrink_to(READ_BYTES);
+        }
+        Ok(Some(message))
+    }
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// When the message is too large or the stream is gone.
+pub async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
+    let bytes = frame::encode(message).map_err(LinkError::Frame)?;
+    stream.write_all(&bytes).await.map_err(LinkError::Write)
+}
+
+/// Why there is no session, or no longer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    #[error("`{0}` is not an address of a hub; --hub takes HOST:PORT")]
+    Address(String),
+    #[error("cannot open a UDP socket")]
+    Socket(#[source] std::io::Error),
+    #[error("the TLS configuration has no cipher for QUIC")]
+    Cipher,
+    #[error("cannot dial: {0}")]
+    Dial(String),
+    #[error("the hub did not answer in time")]
+    Silent,
+    #[error("the connection ended")]
+    Connection(#[source] quinn::ConnectionError),
+    #[error("reading from the hub failed")]
+    Read(#[source] quinn::ReadError),
+    #[error("writing to the hub failed")]
+    Write(#[source] quinn::WriteError),
+    #[error("the stream ended inside a frame")]
+    Cut,
+    #[error("a frame of the hub is not acceptable")]
+    Frame(#[source] FrameError),
+    #[error("the hub sent {got} where {expected} is due")]
+    Unexpected { got: &'static str, expected: &'static str },
+    #[error("the hub's push exceeds the limit of {max} {what}")]
+    Limit { what: &'static str, max: usize },
+    #[error("a blob of the hub is not what its digest says")]
+    BlobDigest,
+    #[error("the hub closed the session: {0}")]
+    Closed(String),
+    #[error("the hub and this spoke share no protocol version (hub offers {0})")]
+    Protocol(u32),
+    #[error("the TLS identity cannot be used")]
+    Tls(#[source] attest_certs::TlsError),
+    #[error("the trust policy's hub.caPins holds a malformed pin")]
+    Pin(#[source] attest_certs::IdentityError),
+    #[error("the certificate was renewed")]
+    Renewed,
+}
+
+impl LinkError {
+    /// A stable word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "HubAddress",
+            Self::Socket(_) => "Socket",
+            Self::Cipher | Self::Tls(_) => "TlsConfiguration",
+            Self::Dial(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::Cut => {
+                "HubDisconnected"
+            }
+            Self::Silent => "HubSilent",
+            Self::Frame(error) => error.reason(),
+            Self::Unexpected { .. } => "UnexpectedMessage",
+            Self::Limit { .. } => "Limit",
+            Self::BlobDigest => "BlobDigest",
+            Self::Closed(_) => "HubClosed",
+            Self::Protocol(_) => "ProtocolVersion",
+            Self::Pin(_) => "PinFormat",
+            Self::Renewed => "Renewed",
+        }
+    }
+}

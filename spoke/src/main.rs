@@ -1,0 +1,55 @@
+//! The spoke process: flags, log, runtime, signals. What it does is the library's business.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use attest_common::report::error_chain;
+use attest_spoke::agent;
+use attest_spoke::options::Options;
+use clap::Parser;
+
+/// How long a stopping spoke waits for what is in flight.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    attest_certs::install_provider();
+    let options = Options::parse();
+    attest_spoke::log::install(&options.log_level);
+    attest_spoke::failpoint::arm();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(error = %error, "Cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = agent::run(options) => outcome,
+            () = stopped() => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(STOP_TIMEOUT);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(reason = error.reason(), error = %error_chain(&error), "Stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Until SIGTERM or SIGINT. Stopping needs no ceremony: everything durable is durable already.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("Stopping");
+}

@@ -1,0 +1,59 @@
+//! The flags of the spoke. Reading them is all this does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Agent of an ATTEST fleet: verifies what its hub sends by the cluster's own trust policy, applies
+/// it, keeps it as signed, and reports.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "attest-spoke", version)]
+pub struct Options {
+    /// Where the hub listens for spokes, HOST:PORT
+    #[arg(long, env = "ATTEST_HUB_ADDRESS", value_name = "HOST:PORT")]
+    pub hub: String,
+
+    /// Kubeconfig to reach the cluster with; absent means the pod's own service account
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Directory with the service account's token and ca.crt, when the spoke runs in the cluster
+    #[arg(
+        long,
+        env = "ATTEST_SERVICE_ACCOUNT_DIR",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub service_account_dir: PathBuf,
+
+    /// File with the single-use join token; read only while the cluster has not joined
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+
+    /// Address of /health and /ready
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_HEALTH",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8081"
+    )]
+    pub listen_health: SocketAddr,
+
+    /// Address of /metrics
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_METRICS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen_metrics: SocketAddr,
+
+    /// File to write the addresses in use to, as JSON (for port 0)
+    #[arg(long, value_name = "FILE")]
+    pub addresses_file: Option<PathBuf>,
+
+    /// error, warn, info, debug or trace, or directives such as `attest_spoke=debug,warn`
+    #[arg(long, env = "ATTEST_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
