@@ -1,0 +1,178 @@
+//! What the API refuses, and how it says so.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::ci::Repository;
+use crate::fixture::{Fixture, options};
+use crate::spoke::Spoke;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let mut unknown_field = repository.manifest(None);
+    unknown_field["spec"]["sauce"] = json!("brown");
+    let elsewhere = {
+        let mut manifest = repository.manifest(Some("staging"));
+        manifest["spec"]["source"]["repoUrl"] = json!("file:///etc");
+        manifest
+    };
+    let cases: [(&str, &str, Option<Value>, u16, &str, Option<&str>); 9] = [
+        ("GET", "/v1/nothing", None, 404, "RouteUnknown", None),
+        ("POST", "/v1/version", None, 405, "MethodNotAllowed", None),
+        ("GET", "/v1/clusters/moon", None, 404, "ClusterUnknown", None),
+        ("GET", "/v1/applications/none", None, 404, "ApplicationUnknown", None),
+        (
+            "PUT",
+            "/v1/applications",
+            Some(repository.manifest(None)),
+            422,
+            "ClusterUnknown",
+            Some("spec.destination.cluster"),
+        ),
+        ("PUT", "/v1/applications", Some(unknown_field), 422, "FieldUnknown", Some("spec.sauce")),
+        (
+            "PUT",
+            "/v1/keys",
+            Some(json!({"alias": "ci", "publicKey": "rubbish"})),
+            422,
+            "KeyFormat",
+            Some("publicKey"),
+        ),
+        (
+            "PUT",
+            "/v1/repositories",
+            Some(json!({"url": repository.url(), "username": "u"})),
+            422,
+            "CredentialIncomplete",
+            Some("password"),
+        ),
+        (
+            "POST",
+            "/v1/tokens",
+            Some(json!({"cluster": "A", "ttlSeconds": 1, "autoAccept": true})),
+            422,
+            "NameInvalid",
+            None,
+        ),
+    ];
+    for (method, path, body, status, reason, field) in cases {
+        let (got, failure) = fixture.call(method, path, body).await;
+        assert_eq!(got, status, "{method} {path}: {failure}");
+        assert_eq!(failure["reason"], reason, "{method} {path}: {failure}");
+        assert_eq!(failure["field"].as_str(), field, "{method} {path}: {failure}");
+        assert!(failure["message"].as_str().unwrap().len() > 10, "{failure}");
+    }
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let (status, failure) = fixture.call("PUT", "/v1/applications", Some(elsewhere)).await;
+    assert_eq!((status, failure["field"].as_str()), (422, Some("spec.source.repoUrl")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_beyond_the_limit_and_keys_that_stand_twice_are_refused() {
+    let fixture = Fixture::start().await;
+    let url = format!("https://{}/v1/keys", fixture.hub().addresses.api);
+
+    let large = "x".repeat(1_100_000);
+    let answer = fixture.client().put(&url).body(large).send().await.unwrap();
+    assert_eq!(answer.status(), 413);
+    let failure: Value = answer.json().await.unwrap();
+    assert_eq!(failure["reason"], "BodyTooLarge");
+    let twice = r#"{"alias":"a","alias":"b","publicKey":"x"}"#;
+    let answer = fixture.client().put(&url).body(twice).send().await.unwrap();
+    assert_eq!(answer.status(), 400);
+    let failure: Value = answer.json().await.unwrap();
+    assert_eq!(failure["reason"], "JsonMalformed", "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_operators_certificate_nobody_is_heard() {
+    let fixture = Fixture::start().await;
+    let authorities = attest_certs::bundle::chain_from_pem(&fixture.created.ca_pem).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authorities[0].clone()).unwrap();
+    let tls = rustls::ClientConfig::builder_with_provider(attest_certs::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let client =
+        reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
+
+    let url = format!("https://{}/v1/version", fixture.hub().addresses.api);
+
+    assert!(client.get(url).send().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_is_tried_before_it_is_kept() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.commit("first");
+
+    let missing = json!({"url": "https://127.0.0.1:9/none"});
+    let (status, failure) = fixture.call("PUT", "/v1/repositories", Some(missing)).await;
+    assert_eq!((status, failure["field"].as_str()), (422, Some("url")), "{failure}");
+    let good = json!({"url": repository.url()});
+    let (status, shown) = fixture.call("PUT", "/v1/repositories", Some(good)).await;
+    assert_eq!(status, 200, "{shown}");
+    assert_eq!(shown["conditions"][0]["status"], "True");
+    let all = fixture.get("/v1/repositories").await;
+    assert_eq!(all["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_readiness_and_metrics_answer_plainly() {
+    let fixture = Fixture::start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let health = fixture.hub().addresses.health;
+
+    for path in ["health", "ready"] {
+        let answer = client.get(format!("http://{health}/{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    assert!(fixture.metrics().await.contains("attest_fleet_clusters{state=\"Accepted\"} 0"));
+    let addresses = std::fs::read_to_string(fixture.home().join("addresses.json")).unwrap();
+    assert!(addresses.contains(&health.to_string()));
+}
+
+#[test]
+fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_attest-hub");
+    let start = |home: &std::path::Path, api: &str| {
+        let output = Command::new(program)
+            .arg("--home")
+            .arg(home)
+            .args(["--listen-api", api, "--listen-spokes", "127.0.0.1:0"])
+            .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"])
+            .stdout(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    };
+    let home = directory.path().join("home");
+    assert!(start(&home, "127.0.0.1:0").contains("attest hub init"));
+
+    let advertise = attest_gitops::home::Advertise {
+        spoke_address: "127.0.0.1:4433".into(),
+        api_url: "https://127.0.0.1:8443".into(),
+    };
+    attest_certs::install_provider();
+    attest_gitops::home::create(&home, &advertise).unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let text = start(&home, &address);
+    assert!(text.contains(&address) && text.contains("another program"), "{text}");
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let options = options(&home, directory.path());
+    let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
+    assert!(start(&home, "127.0.0.1:0").contains("in use by another hub"));
+    runtime.block_on(running.end());
+}

@@ -1,0 +1,141 @@
+//! A hub in this process with its operator's client.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use attest_certs::bundle::Bundle;
+use attest_certs::identity::Pin;
+use attest_certs::tls::operator_https;
+use attest_common::keys::PrivateKey;
+use attest_gitops::config::Options;
+use attest_gitops::home::{self, Advertise, Created};
+use attest_gitops::run::{self, Running};
+use clap::Parser;
+use serde_json::{Value, json};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Fixture {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) created: Created,
+    pub(crate) running: Option<Running>,
+    pub(crate) ci: PrivateKey,
+}
+
+impl Fixture {
+    pub(crate) async fn start() -> Self {
+        attest_certs::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let advertise = Advertise {
+            spoke_address: "127.0.0.1:4433".into(),
+            api_url: "https://127.0.0.1:8443".into(),
+        };
+        let created = home::create(&directory.path().join("home"), &advertise).unwrap();
+        std::fs::create_dir(directory.path().join("repositories")).unwrap();
+        let ci = PrivateKey::from_seed(&[42; 32]).unwrap();
+        let mut fixture = Self { directory, created, running: None, ci };
+        fixture.open().await;
+        fixture
+    }
+
+    pub(crate) async fn open(&mut self) {
+        self.running = Some(run::start(&self.options()).await.unwrap());
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.running.take().unwrap().end().await;
+        // The last handle on the store goes with the last task.
+        let begun = Instant::now();
+        loop {
+            match run::start(&self.options()).await {
+                Ok(running) => break self.running = Some(running),
+                Err(error) if error.reason() == "StoreLocked" && begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    pub(crate) fn home(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    pub(crate) fn repositories(&self) -> PathBuf {
+        self.directory.path().join("repositories")
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        options(&self.home(), &self.repositories())
+    }
+
+    pub(crate) fn hub(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    pub(crate) fn pin(&self) -> Pin {
+        self.created.ca_pin.parse().unwrap()
+    }
+
+    pub(crate) fn client(&self) -> reqwest::Client {
+        let (chain, key) = (&self.created.operator_chain_pem, &self.created.operator_key_pem);
+        let own = Bundle::from_pem(chain, key).unwrap();
+        let tls = operator_https(&[self.pin()], &own).unwrap();
+        reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap()
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let url = format!("https://{}{path}", self.hub().addresses.api);
+        let mut request = self.client().request(method.parse().unwrap(), url);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap())
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.call("GET", path, None).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    pub(crate) async fn token(&self, cluster: &str, auto_accept: bool) -> String {
+        let body = json!({"cluster": cluster, "ttlSeconds": 600, "autoAccept": auto_accept});
+        let (status, token) = self.call("POST", "/v1/tokens", Some(body)).await;
+        assert_eq!(status, 201, "{token}");
+        token["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks until `holds`, and says what there was when it never does.
+    pub(crate) async fn until(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let (_, seen) = self.call("GET", path, None).await;
+            if holds(&seen) {
+                return seen;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{path} stayed {seen:#}");
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.hub().addresses.metrics);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        client.get(url).send().await.unwrap().text().await.unwrap()
+    }
+}
+
+pub(crate) fn options(home: &Path, repositories: &Path) -> Options {
+    let mut arguments = vec!["attest-hub".to_owned(), "--home".to_owned()];
+    arguments.push(home.display().to_string());
+    for flag in ["--listen-spokes", "--listen-api", "--listen-health", "--listen-metrics"] {
+        arguments.extend([flag.to_owned(), "127.0.0.1:0".to_owned()]);
+    }
+    arguments.extend(["--poll-interval-ms".to_owned(), "200".to_owned()]);
+    arguments.push("--allow-file-repositories".to_owned());
+    arguments.push(repositories.display().to_string());
+    Options::parse_from(arguments)
+}

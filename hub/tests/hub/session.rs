@@ -1,0 +1,352 @@
+//! From a signed commit to a directive in a spoke's hand, and back.
+
+use std::time::{Duration, Instant};
+
+use attest_common::ids::Digest;
+use attest_common::plan::{Operation, Sync};
+use attest_common::report::Phase;
+use attest_common::session::message::{ToHubBody, ToSpokeBody};
+use attest_common::verify::{self, Ages, Spoke as Judge};
+use serde_json::json;
+
+use crate::ci::Repository;
+use crate::fixture::Fixture;
+use crate::spoke::{Keys, Spoke};
+
+const APPLICATION: &str = "/v1/applications/web-app";
+const QUIET: Duration = Duration::from_millis(700);
+
+fn phase_is(phase: &'static str) -> impl Fn(&serde_json::Value) -> bool {
+    move |seen| seen["phase"] == phase
+}
+
+async fn applied(fixture: &Fixture, repository: &Repository) {
+    let manifest = repository.manifest(None);
+    let (status, body) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+    assert_eq!(status, 200, "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_reports_it() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let commit = repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+
+    let received = spoke.receive().await;
+
+    let plan = received.plan.as_ref().unwrap();
+    assert_eq!(received.directive.sequence, 1);
+    assert_eq!(received.directive.operation, Operation::Progress);
+    assert_eq!(plan.receipts.len(), 3);
+    for blob in [plan.release.sha256, plan.content.sha256] {
+        assert!(received.blobs.contains_key(&blob));
+    }
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    let seen = fixture.until(APPLICATION, phase_is("Synced")).await;
+    let destination = &seen["destinations"][0];
+    assert_eq!(destination["deployedCommit"], commit);
+    assert_eq!(destination["running"]["signers"][0], "company-ci");
+    assert!(destination["timings"]["pushToReportUs"].as_u64().unwrap() > 0);
+    let ready = seen["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready");
+    assert_eq!(ready.unwrap()["status"], "True", "{seen:#}");
+    let metrics = fixture.metrics().await;
+    assert!(metrics.contains("attest_gitops_deployments_success_total 1"), "{metrics}");
+    assert!(metrics.contains("attest_gitops_applications_by_phase_synced 1"));
+    let history = fixture.get(&format!("{APPLICATION}/history")).await;
+    assert_eq!(history["items"][0]["result"], "Synced");
+
+    // The next release: the spoke is sent only what it lacks, and the same commit is not sent twice.
+    repository.release(&fixture.ci, "v2", 101);
+    let second = spoke.receive().await;
+    assert_eq!(second.directive.sequence, 2);
+    assert!(second.directive.generation > received.directive.generation);
+    assert!(spoke.receive_within(QUIET).await.is_none(), "nothing changed, something was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let received = spoke.receive().await;
+    drop(spoke);
+
+    let held = [("web-app", "app-staging", 1, received.digest)];
+    let cluster = Keys::new(1).cluster();
+    let mut spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+
+    let ToSpokeBody::Sync(envelope) = spoke.hear().await else { panic!("no sync") };
+    let records = Default::default();
+    let judge = Judge {
+        policy: &spoke.policy,
+        cluster: &cluster,
+        records: &records,
+        now: attest_common::ids::Timestamp::now(),
+        ages: Ages::Judge,
+    };
+    let nonce = data_encoding::HEXLOWER.encode(&spoke.nonce);
+    let sync: Sync = verify::sync(&envelope, &judge, &nonce, 0).unwrap().into_inner();
+    assert_eq!(sync.heads[0].sequence, 1);
+    assert!(spoke.receive_within(QUIET).await.is_none(), "the spoke holds it already");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_that_was_away_gets_what_it_missed_and_what_it_says_it_lacks() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let first = spoke.receive().await;
+    let cluster = spoke.cluster.clone();
+    spoke.connection.close(0_u32.into(), b"");
+    drop(spoke);
+    fixture.until("/v1/clusters/staging", |seen| seen["connected"] == false).await;
+    repository.release(&fixture.ci, "v2", 101);
+    fixture.until(APPLICATION, |seen| seen["destinations"][0]["sequence"] == 2).await;
+
+    let held = [("web-app", "app-staging", 1, first.digest)];
+    let mut spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+    let missed = spoke.receive().await;
+
+    assert_eq!(missed.directive.sequence, 2);
+    let content = missed.plan.as_ref().unwrap().content.sha256;
+    spoke.need(&missed, vec![content]).await;
+    let again = spoke.receive().await;
+    assert_eq!(again.directive.sequence, 2);
+    assert_eq!(again.blobs.keys().copied().collect::<Vec<Digest>>(), [content]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ci_did_not_sign_is_not_ordered_and_the_reason_names_object_field_and_values() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.set_image("v0");
+    let unsigned = repository.commit("unsigned");
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+
+    let seen = fixture.until(APPLICATION, phase_is("AwaitingReceipts")).await;
+    assert!(seen["destinations"][0]["message"].as_str().unwrap().contains(&unsigned));
+
+    repository.release(&fixture.ci, "v1", 100);
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+
+    // Signed as v2, committed as v3.
+    repository.set_image("v2");
+    repository.sign(&fixture.ci, "v2", 101);
+    repository.set_image("v3");
+    repository.commit("edited after signing");
+    let seen = fixture
+        .until(APPLICATION, |seen| seen["destinations"][0]["reason"] == "ContentDigest")
+        .await;
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(
+        message.contains(
+            "Deployment.apps/web spec.template.spec.containers[0].image: signed myapp:v2, found myapp:v3"
+        ),
+        "{message}"
+    );
+    assert_eq!(seen["phase"], "Refused");
+    assert!(seen["destinations"][0]["running"].is_object(), "the last release keeps running");
+
+    // Back to what was signed first.
+    repository.set_image("v1");
+    std::fs::remove_dir_all(repository.path.join(".attest/receipts/web-app/101")).unwrap();
+    repository.release(&fixture.ci, "v4", 102);
+    let newer = spoke.receive().await;
+    spoke.report(&newer, Phase::Synced, "Synced").await;
+    repository.set_image("v1");
+    repository.commit("revert");
+    let seen = fixture
+        .until(APPLICATION, |seen| seen["destinations"][0]["reason"] == "CounterRegressed")
+        .await;
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(message.contains("attest release --from 100"), "{message}");
+    assert!(spoke.receive_within(QUIET).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_application_that_fails_does_not_stop_another() {
+    let fixture = Fixture::start().await;
+    let bad = Repository::create(&fixture.repositories(), "bad-app");
+    bad.write("k8s/deployment.yaml", b"a: 1\na: 2\n");
+    bad.commit("duplicate keys");
+    let good = Repository::create(&fixture.repositories(), "web-app");
+    good.release(&fixture.ci, "v1", 100);
+    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &bad).await;
+    applied(&fixture, &good).await;
+
+    let received = spoke.receive().await;
+
+    assert_eq!(received.directive.application.as_str(), "web-app");
+    let seen = fixture.until("/v1/applications/bad-app", phase_is("Refused")).await;
+    assert_eq!(seen["destinations"][0]["reason"], "YamlRefused");
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(message.contains("k8s/deployment.yaml"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_the_spoke_is_shown_counted_and_tried_again_when_asked() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let received = spoke.receive().await;
+
+    spoke.report(&received, Phase::Refused, "UntrustedKey").await;
+
+    let seen = fixture.until(APPLICATION, phase_is("Refused")).await;
+    assert_eq!(seen["destinations"][0]["reason"], "UntrustedKey");
+    let metrics = fixture.metrics().await;
+    assert!(
+        metrics.contains("attest_fleet_refusals_total{reason=\"UntrustedKey\"} 1"),
+        "{metrics}"
+    );
+    fixture.call("POST", &format!("{APPLICATION}/sync"), None).await;
+    assert_eq!(spoke.receive().await.directive.sequence, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_ledger_reports_and_registrations() {
+    let mut fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let commit = repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    drop(spoke);
+
+    fixture.restart().await;
+
+    let seen = fixture.until(APPLICATION, |seen| seen["revision"] == commit).await;
+    assert_eq!(seen["destinations"][0]["sequence"], 1);
+    assert_eq!(seen["phase"], "Synced");
+    assert_eq!(seen["destinations"][0]["connected"], false);
+    let held = [("web-app", "app-staging", 1, received.digest)];
+    let cluster = Keys::new(1).cluster();
+    let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+    assert!(spoke.receive_within(QUIET).await.is_none(), "the same was ordered again");
+    repository.release(&fixture.ci, "v2", 101);
+    let next = spoke.receive().await;
+    assert_eq!((next.directive.epoch, next.directive.sequence), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_remembers_less_than_its_spoke_goes_on_above_it() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = spoke.cluster.clone();
+    applied(&fixture, &repository).await;
+    spoke.receive().await;
+
+    let held = [("web-app", "app-staging", 41, Digest::of(b"from before the backup"))];
+    let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+
+    assert_eq!(spoke.receive().await.directive.sequence, 42);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+
+    let (status, _) = fixture.call("DELETE", APPLICATION, None).await;
+
+    assert_eq!(status, 200);
+    let removal = spoke.receive().await;
+    assert_eq!(removal.directive.operation, Operation::Remove);
+    assert!(removal.plan.is_none() && removal.directive.plan.is_none());
+    let again = fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    assert_eq!((again.0, &again.1["reason"]), (409, &json!("Deleting")));
+    spoke.report(&removal, Phase::Removed, "Removed").await;
+    fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_automated_a_new_release_waits_for_an_operator() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let mut manifest = repository.manifest(None);
+    manifest["spec"]["syncPolicy"] = json!({});
+    fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+
+    let seen = fixture.until(APPLICATION, phase_is("OutOfSync")).await;
+    assert_eq!(seen["destinations"][0]["reason"], "AwaitingSync");
+    assert!(spoke.receive_within(QUIET).await.is_none());
+
+    fixture.call("POST", &format!("{APPLICATION}/sync"), None).await;
+    assert_eq!(spoke.receive().await.directive.sequence, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_ends_the_connection_within_two_seconds_and_for_good() {
+    let fixture = Fixture::start().await;
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = spoke.cluster.clone();
+
+    let begun = Instant::now();
+    let body = json!({"reason": "compromised"});
+    let (status, _) = fixture.call("POST", "/v1/clusters/staging/revoke", Some(body)).await;
+    let closed = spoke.connection.closed().await.to_string();
+
+    assert_eq!(status, 200);
+    assert!(closed.contains("ClusterRevoked"), "{closed}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let error = Spoke::connect(&fixture, "staging", &cluster, &bundle, &[]).await.err().unwrap();
+    assert!(error.contains("ClusterRevoked"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_ends_the_former_one_when_it_is_first_used() {
+    let fixture = Fixture::start().await;
+    let (mut spoke, old) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = spoke.cluster.clone();
+    let keys = Keys::new(1);
+
+    spoke.say(ToHubBody::Renew(keys.request.csr_der.clone())).await;
+    let renewed = loop {
+        match spoke.hear().await {
+            ToSpokeBody::Renewed(renewed) => break renewed,
+            ToSpokeBody::Sync(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+
+    let chain: Vec<_> = renewed.chain_der.into_iter().map(Into::into).collect();
+    let pem = attest_certs::bundle::chain_to_pem(&chain);
+    let new = attest_certs::Bundle::from_pem(&pem, &keys.request.key_pem).unwrap();
+    Spoke::connect(&fixture, "staging", &cluster, &old, &[]).await.map(drop).unwrap();
+    Spoke::connect(&fixture, "staging", &cluster, &new, &[]).await.map(drop).unwrap();
+    let error = Spoke::connect(&fixture, "staging", &cluster, &old, &[]).await.err().unwrap();
+    assert!(error.contains("CertificateNotCurrent"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_of_a_cluster_replaces_the_older() {
+    let fixture = Fixture::start().await;
+    let (old, bundle) = Spoke::new(&fixture, "staging", 1).await;
+
+    let new = Spoke::connect(&fixture, "staging", &old.cluster, &bundle, &[]).await.unwrap();
+
+    assert!(old.connection.closed().await.to_string().contains("Replaced"));
+    fixture.until("/v1/clusters/staging", |seen| seen["connected"] == true).await;
+    assert!(new.connection.close_reason().is_none());
+}

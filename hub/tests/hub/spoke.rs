@@ -1,0 +1,375 @@
+//! A spoke that does what a test tells it: joins, connects, reads what it is sent, reports.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_certs::bundle::Bundle;
+use attest_certs::request::SigningRequest;
+use attest_certs::tls::{
+    HUB_SERVER_NAME, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL, spoke_join, spoke_session,
+};
+use attest_common::health::Health;
+use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::keys::PrivateKey;
+use attest_common::plan::{Directive, Plan};
+use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Policy, Role, Spec};
+use attest_common::record::Records;
+use attest_common::report::{Phase, Refusal, Report, Running, Timings};
+use attest_common::session::frame;
+use attest_common::session::join::{JoinToken, proof};
+use attest_common::session::message::{
+    Hello, JoinAnswer, JoinOutcome, JoinRequest, Need, NumberedReport, Push, Seen, ToHub,
+    ToHubBody, ToSpoke, ToSpokeBody, join_proof_message,
+};
+use attest_common::verify::{self, Ages, Spoke as Judge};
+use prost::Message;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+
+use crate::fixture::{Fixture, PATIENCE};
+
+pub(crate) const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+/// Keys of a spoke, before and after it has a certificate.
+pub(crate) struct Keys {
+    pub(crate) identity: PrivateKey,
+    pub(crate) request: SigningRequest,
+}
+
+impl Keys {
+    pub(crate) fn new(seed: u8) -> Self {
+        Self {
+            identity: PrivateKey::from_seed(&[seed; 32]).unwrap(),
+            request: SigningRequest::generate().unwrap(),
+        }
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterId {
+        ClusterId::of_identity_key(self.identity.public().bytes())
+    }
+}
+
+fn endpoint(tls: rustls::ClientConfig) -> Endpoint {
+    let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let crypto = QuicClientConfig::try_from(tls).unwrap();
+    endpoint.set_default_client_config(ClientConfig::new(Arc::new(crypto)));
+    endpoint
+}
+
+async fn read<M: Message + Default>(stream: &mut RecvStream) -> Option<M> {
+    let mut prefix = [0; 4];
+    stream.read_exact(&mut prefix).await.ok()?;
+    let mut body = vec![0; frame::body_length(prefix).unwrap()];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(frame::decode(&body).unwrap())
+}
+
+/// How a join request is bent.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Bend {
+    pub(crate) proof: bool,
+    pub(crate) identity_proof: bool,
+    pub(crate) csr: bool,
+    /// A proof made over another connection's exporter.
+    pub(crate) exporter: bool,
+}
+
+pub(crate) async fn join(fixture: &Fixture, token: &str, keys: &Keys, bend: Bend) -> JoinOutcome {
+    let endpoint = endpoint(spoke_join(&[fixture.pin()]).unwrap());
+    let address = fixture.hub().addresses.spokes;
+    let connection = endpoint.connect(address, HUB_SERVER_NAME).unwrap().await.unwrap();
+    let mut exporter = [0; 32];
+    connection
+        .export_keying_material(&mut exporter, JOIN_EXPORTER_LABEL, JOIN_EXPORTER_CONTEXT)
+        .unwrap();
+    if bend.exporter {
+        exporter = [7; 32];
+    }
+    let token: JoinToken = token.parse().unwrap();
+    let mut csr_der = keys.request.csr_der.clone();
+    if bend.csr {
+        *csr_der.last_mut().unwrap() ^= 1;
+    }
+    let identity_key = keys.identity.public().bytes().to_vec();
+    let message = join_proof_message(&exporter, Digest::of(&csr_der).raw(), &identity_key);
+    let mut made = proof(&token.key(), &message).to_vec();
+    let mut identity_proof = keys.identity.sign(&message).to_vec();
+    made[0] ^= u8::from(bend.proof);
+    identity_proof[0] ^= u8::from(bend.identity_proof);
+    let request = JoinRequest {
+        token_id: token.id().to_owned(),
+        csr_der,
+        identity_key,
+        kube_system_uid: UID.to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        proof: made,
+        identity_proof,
+    };
+    let (mut send, mut receive) = connection.open_bi().await.unwrap();
+    send.write_all(&frame::encode(&request).unwrap()).await.unwrap();
+    let answer: JoinAnswer =
+        tokio::time::timeout(PATIENCE, read(&mut receive)).await.unwrap().unwrap();
+    connection.close(0_u32.into(), b"");
+    answer.outcome.unwrap()
+}
+
+pub(crate) fn refused(outcome: &JoinOutcome) -> &str {
+    match outcome {
+        JoinOutcome::Refused(refused) => &refused.reason,
+        JoinOutcome::Joined(_) => "Joined",
+        JoinOutcome::PendingRetryMs(_) => "Pending",
+    }
+}
+
+pub(crate) fn bundle(outcome: JoinOutcome, keys: &Keys) -> Bundle {
+    let JoinOutcome::Joined(joined) = outcome else { panic!("{}", refused(&outcome)) };
+    let chain = joined.chain_der.into_iter().map(Into::into).collect::<Vec<_>>();
+    let pem = attest_certs::bundle::chain_to_pem(&chain);
+    Bundle::from_pem(&pem, &keys.request.key_pem).unwrap()
+}
+
+/// A cluster's policy that allows everything in environment staging.
+pub(crate) fn policy(fixture: &Fixture, name: &str) -> Spec {
+    Spec {
+        cluster_name: Some(Name::new(name).unwrap()),
+        kube_system_uid: Some(UID.to_owned()),
+        environment: Name::new("staging").unwrap(),
+        hub: HubSpec {
+            keys: vec![fixture.created.hub_key_pem.clone()],
+            ca_pins: vec![fixture.created.ca_pin.clone()],
+        },
+        keys: vec![KeySpec {
+            name: "company-ci".to_owned(),
+            public_key: fixture.ci.public().to_pem(),
+            roles: Role::ALL.to_vec(),
+            environments: vec![Name::new("staging").unwrap()],
+            builder_ids: None,
+        }],
+        applications: vec![Entry {
+            entry: None,
+            names: vec!["*".to_owned()],
+            repos: vec!["*".to_owned()],
+            namespaces: vec!["*".to_owned()],
+            kinds: Default::default(),
+            minimum_mode: Mode::Strict,
+            required_attestations: ["build", "test", "security-scan"].map(str::to_owned).into(),
+            keys: None,
+            rollback: Default::default(),
+            remove: Default::default(),
+            adopt: false,
+            max_namespaces: None,
+        }],
+    }
+}
+
+/// A directive as it arrived, opened with the hub's key.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) directive: Directive,
+    pub(crate) digest: Digest,
+    pub(crate) plan: Option<Plan>,
+    pub(crate) blobs: BTreeMap<Digest, Vec<u8>>,
+}
+
+pub(crate) struct Spoke {
+    pub(crate) connection: Connection,
+    pub(crate) cluster: ClusterId,
+    pub(crate) policy: Policy,
+    pub(crate) nonce: Vec<u8>,
+    send: SendStream,
+    receive: RecvStream,
+    number: u64,
+}
+
+impl Spoke {
+    /// Joins with a fresh token that accepts by itself, and connects.
+    pub(crate) async fn new(fixture: &Fixture, name: &str, seed: u8) -> (Self, Bundle) {
+        let keys = Keys::new(seed);
+        let token = fixture.token(name, true).await;
+        let bundle = bundle(join(fixture, &token, &keys, Bend::default()).await, &keys);
+        let spoke = Self::connect(fixture, name, &keys.cluster(), &bundle, &[]).await;
+        (spoke.unwrap(), bundle)
+    }
+
+    /// Connects with a certificate; the reason of the close when it is not admitted.
+    pub(crate) async fn connect(
+        fixture: &Fixture,
+        name: &str,
+        cluster: &ClusterId,
+        bundle: &Bundle,
+        held: &[(&str, &str, u64, Digest)],
+    ) -> Result<Self, String> {
+        let endpoint = endpoint(spoke_session(&[fixture.pin()], bundle).unwrap());
+        let address = fixture.hub().addresses.spokes;
+        let connecting = endpoint.connect(address, HUB_SERVER_NAME).unwrap();
+        let connection = connecting.await.map_err(|error| error.to_string())?;
+        let (mut send, mut receive) =
+            connection.open_bi().await.map_err(|error| error.to_string())?;
+        let spec = policy(fixture, name);
+        let nonce = vec![9; 16];
+        let hello = Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            cluster_id: cluster.to_string(),
+            agent_version: "0.1.0".to_owned(),
+            nonce: nonce.clone(),
+            policy: serde_json::to_vec(&spec).unwrap(),
+            destinations: held
+                .iter()
+                .map(|(application, namespace, sequence, directive)| Seen {
+                    application: (*application).to_owned(),
+                    namespace: (*namespace).to_owned(),
+                    epoch: 1,
+                    sequence: *sequence,
+                    directive: directive.raw().to_vec(),
+                })
+                .collect(),
+            kubernetes_version: "v1.37.2".to_owned(),
+        };
+        let hello = ToHub { body: Some(ToHubBody::Hello(hello)) };
+        let written = send.write_all(&frame::encode(&hello).unwrap()).await;
+        written.map_err(|error| error.to_string())?;
+        let welcome: Option<ToSpoke> =
+            tokio::time::timeout(PATIENCE, read(&mut receive)).await.unwrap();
+        let Some(ToSpokeBody::Welcome(_)) = welcome.and_then(|frame| frame.body) else {
+            return Err(tokio::time::timeout(PATIENCE, connection.closed())
+                .await
+                .unwrap()
+                .to_string());
+        };
+        let policy = spec.load().unwrap();
+        let cluster = cluster.clone();
+        Ok(Self { connection, cluster, policy, nonce, send, receive, number: 0 })
+    }
+
+    /// The next word on the control stream.
+    pub(crate) async fn hear(&mut self) -> ToSpokeBody {
+        let frame: Option<ToSpoke> =
+            tokio::time::timeout(PATIENCE, read(&mut self.receive)).await.unwrap();
+        frame.unwrap().body.unwrap()
+    }
+
+    pub(crate) async fn say(&mut self, body: ToHubBody) {
+        let frame = frame::encode(&ToHub { body: Some(body) }).unwrap();
+        self.send.write_all(&frame).await.unwrap();
+    }
+
+    /// The next push, whole, with its signatures checked.
+    pub(crate) async fn receive(&self) -> Received {
+        tokio::time::timeout(PATIENCE, self.push()).await.expect("nothing was pushed")
+    }
+
+    /// What is pushed within `time`.
+    pub(crate) async fn receive_within(&self, time: Duration) -> Option<Received> {
+        tokio::time::timeout(time, self.push()).await.ok()
+    }
+
+    async fn push(&self) -> Received {
+        let mut stream = self.connection.accept_uni().await.unwrap();
+        let mut pieces: BTreeMap<Vec<u8>, (u64, Vec<u8>)> = BTreeMap::new();
+        loop {
+            let frame: ToSpoke = read(&mut stream).await.unwrap();
+            match frame.body.unwrap() {
+                ToSpokeBody::Blob(blob) => {
+                    let entry = pieces.entry(blob.sha256).or_insert((blob.size, Vec::new()));
+                    assert_eq!(entry.1.len() as u64, blob.offset);
+                    entry.1.extend(blob.data);
+                }
+                ToSpokeBody::Directive(push) => return self.opened(&push, pieces),
+                other => panic!("{other:?} on a push stream"),
+            }
+        }
+    }
+
+    fn opened(&self, push: &Push, pieces: BTreeMap<Vec<u8>, (u64, Vec<u8>)>) -> Received {
+        let mut blobs = BTreeMap::new();
+        for (sha256, (size, compressed)) in pieces {
+            let bytes = zstd::bulk::decompress(&compressed, size as usize).unwrap();
+            let digest = Digest::from_raw(sha256.try_into().unwrap());
+            assert_eq!(Digest::of(&bytes), digest);
+            blobs.insert(digest, bytes);
+        }
+        let records = Records::new();
+        let judge = Judge {
+            policy: &self.policy,
+            cluster: &self.cluster,
+            records: &records,
+            now: Timestamp::now(),
+            ages: Ages::Judge,
+        };
+        let ordered = verify::directive(&push.directive, &judge).unwrap();
+        let plan = <[u8; 32]>::try_from(push.plan.as_slice()).ok().map(Digest::from_raw);
+        let plan = plan.and_then(|digest| blobs.get(&digest)).map(|envelope| {
+            let named = ordered.directive.plan.unwrap();
+            verify::plan(envelope, named, &self.policy).unwrap().into_inner()
+        });
+        Received { directive: ordered.directive.clone(), digest: ordered.digest, plan, blobs }
+    }
+
+    /// Sends a report about a directive and waits until it is durable.
+    pub(crate) async fn report(&mut self, received: &Received, phase: Phase, reason: &str) {
+        self.number += 1;
+        let number = self.number;
+        let report = report_of(received, phase, reason);
+        let report = serde_json::to_vec(&report).unwrap();
+        self.say(ToHubBody::Report(NumberedReport { number, report })).await;
+        loop {
+            match self.hear().await {
+                ToSpokeBody::Acknowledge(acknowledged) if acknowledged == number => return,
+                ToSpokeBody::Sync(_) | ToSpokeBody::Acknowledge(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn need(&mut self, received: &Received, blobs: Vec<Digest>) {
+        let need = Need {
+            application: received.directive.application.to_string(),
+            namespace: received.directive.namespace.to_string(),
+            sha256: blobs.iter().map(|digest| digest.raw().to_vec()).collect(),
+        };
+        self.say(ToHubBody::Need(need)).await;
+    }
+}
+
+pub(crate) fn report_of(received: &Received, phase: Phase, reason: &str) -> Report {
+    let directive = &received.directive;
+    let refused = phase == Phase::Refused;
+    let running = received.plan.as_ref().filter(|_| !refused).map(|plan| Running {
+        plan: directive.plan.unwrap(),
+        release: plan.release.id,
+        content: plan.content.sha256,
+        version: "v1".to_owned(),
+        counter: 1,
+        signed_commit: "0123".to_owned(),
+        signers: vec!["company-ci".to_owned()],
+        since: Timestamp::now(),
+    });
+    Report {
+        v: 1,
+        application: directive.application.clone(),
+        namespace: directive.namespace.clone(),
+        epoch: Some(directive.epoch),
+        sequence: Some(directive.sequence),
+        phase,
+        reason: reason.to_owned(),
+        message: String::new(),
+        running,
+        refusal: refused.then(|| Refusal {
+            reason: reason.to_owned(),
+            message: "no".to_owned(),
+            sequence: Some(directive.sequence),
+            at: Timestamp::now(),
+        }),
+        health: Health::Current,
+        objects: Vec::new(),
+        objects_total: 1,
+        drifted: Vec::new(),
+        heals_total: 0,
+        timings: Timings::default(),
+        checks: Vec::new(),
+        warnings: Vec::new(),
+        observed_at: Timestamp::now(),
+    }
+}
