@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use crate::blobs::Blobs;
-use crate::cluster::{Access, ApiError, ApiServer, As, ClusterError};
+use crate::cluster::{Access, ApiError, ApiServer, ClusterError};
 use crate::destination::status::{self, Situation};
 use crate::destination::{self, Mailbox, Order, Run, Shared};
 use crate::gate::{self, Admitting, GateError, Verdict, View};
@@ -199,7 +199,7 @@ async fn look_for_lost_state(ledger: &Ledger, metrics: &Metrics) {
 }
 
 async fn kubernetes_version(api: &ApiServer) -> String {
-    let version = api.get("/version", As::Spoke).await.unwrap_or_default();
+    let version = api.get("/version").await.unwrap_or_default();
     version.get("gitVersion").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 

@@ -25,11 +25,16 @@ pub struct Target {
     pub index: usize,
     /// Path at the API server.
     pub path: String,
-    /// The application account's user name.
-    pub user: String,
+    /// The application account's user name; absent for the destination's own Namespace, which the
+    /// spoke itself makes.
+    pub user: Option<String>,
 }
 
 impl Target {
+    fn user(&self) -> As<'_> {
+        self.user.as_deref().map_or(As::Spoke, As::Account)
+    }
+
     fn object(&self) -> Option<&Object> {
         self.admission.admitted.objects.get(self.index)
     }
@@ -71,7 +76,7 @@ pub async fn check(
     standing: Standing,
 ) -> Result<Passed, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
-    let user = As::Account(&target.user);
+    let user = target.user();
     let adopt = standing == Standing::Unknown { adopt: true };
     let how = if standing == Standing::Ours || adopt { Apply::DryRunForced } else { Apply::DryRun };
     let answer = api.apply(&target.path, user, object.value(), how).await;
@@ -85,7 +90,7 @@ pub async fn check(
         Err(error) => return Err(failed(object.key(), error)),
     };
     // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
-    let live = api.get(&target.path, user).await.map_err(|e| failed(object.key(), e))?;
+    let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
     if projection::digest(&live).is_some() {
         return Ok(Passed { force: true, met: false });
     }
@@ -106,7 +111,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Writ
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
     let how = if force { Apply::Forced } else { Apply::Unforced };
     failpoint::reach("before-apply");
-    let answer = api.apply(&target.path, As::Account(&target.user), object.value(), how).await;
+    let answer = api.apply(&target.path, target.user(), object.value(), how).await;
     failpoint::reach("after-apply");
     let live = match answer {
         Ok(applied) => applied.live,
@@ -158,12 +163,8 @@ pub async fn delete(
 ///
 /// # Errors
 /// [`ApplyError`].
-pub async fn our_uid(
-    api: &ApiServer,
-    path: &str,
-    user: &str,
-) -> Result<Option<String>, ApplyError> {
-    match api.get(path, As::Account(user)).await {
+pub async fn our_uid(api: &ApiServer, path: &str) -> Result<Option<String>, ApplyError> {
+    match api.get(path).await {
         Ok(live) if projection::digest(&live).is_some() => {
             let uid = live.pointer("/metadata/uid").and_then(Value::as_str);
             Ok(uid.map(str::to_owned))

@@ -108,23 +108,16 @@ impl ApiServer {
     }
 
     /// The client, for watches.
-    pub fn client(&self, user: As<'_>) -> Client {
-        let Some(value) = impersonated(user) else { return self.client.clone() };
-        let inner = self.client.clone();
-        let service = tower::service_fn(move |mut request: Request<Body>| {
-            request.headers_mut().insert(IMPERSONATE, value.clone());
-            let inner = inner.clone();
-            async move { inner.send(request).await }
-        });
-        Client::new(service, self.client.default_namespace())
+    pub fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// Reads an object or list.
     ///
     /// # Errors
     /// [`ApiError`], also when there is none.
-    pub async fn get(&self, path: &str, user: As<'_>) -> Result<Value, ApiError> {
-        self.send(Method::GET, path, user, None).await.map(|(_, value)| value)
+    pub async fn get(&self, path: &str) -> Result<Value, ApiError> {
+        self.send(Method::GET, path, As::Spoke, None).await.map(|(_, value)| value)
     }
 
     /// Reads an object that may be absent.
@@ -132,7 +125,7 @@ impl ApiServer {
     /// # Errors
     /// [`ApiError`], but not for an absent object.
     pub async fn get_optional(&self, path: &str) -> Result<Option<Value>, ApiError> {
-        match self.get(path, As::Spoke).await {
+        match self.get(path).await {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -153,12 +146,9 @@ impl ApiServer {
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn get_metadata(&self, path: &str, user: As<'_>) -> Result<Value, ApiError> {
-        let mut request = Request::get(path)
+    pub async fn get_metadata(&self, path: &str) -> Result<Value, ApiError> {
+        let request = Request::get(path)
             .header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
-        if let Some(value) = impersonated(user) {
-            request = request.header(IMPERSONATE, value);
-        }
         self.call("list", path, request, Vec::new()).await.map(|(_, value)| value)
     }
 

@@ -28,7 +28,7 @@ use self::state::{Deleting, Failure, IN_FLIGHT_MAX, Item, NOT_READY_FOR, Rules, 
 use self::status::{RemovalNow, RunningNow, Situation};
 use crate::account::Account;
 use crate::apply::{self, ApplyError, Authority, Passed, Target, Written};
-use crate::cluster::{ApiError, ApiServer, As, object_path};
+use crate::cluster::{ApiError, ApiServer, object_path};
 use crate::drift::{HealBudget, Live, Need};
 use crate::ledger::refusals::{Refusals, Refused};
 use crate::ledger::{ConfirmedPairs, Entry, Ledger, LedgerError};
@@ -281,7 +281,7 @@ impl Worker {
         let same_plan = former.as_ref().is_some_and(|former| former.held == held);
         let since =
             if resumed { admission.ordered.directive.issued_at } else { jiff::Timestamp::now() };
-        let scopes = objects.iter().map(|(key, t)| (key.clone(), t.scope.clone())).collect();
+        let scopes = scopes(&objects);
         // After a restart, and only then, objects are waited for that no apply will show.
         let relist = objects.values().any(|tracked| tracked.need() == Need::Wait);
         let running = Running {
@@ -744,7 +744,7 @@ impl Worker {
             };
             Done::Recorded(ledger.update(&key, change).await.map(|entry| entry.is_some()))
         }));
-        let mut scopes = BTreeMap::new();
+        let mut watched = BTreeMap::new();
         if let Some(mut former) = former {
             for (key, tracked) in &mut former.objects {
                 tracked.busy = false;
@@ -753,12 +753,12 @@ impl Worker {
                     tracked.health = seen.health;
                     tracked.message.clone_from(&seen.message);
                 }
-                scopes.insert(key.clone(), tracked.scope.clone());
             }
+            watched = scopes(&former.objects);
             former.recording = true;
             self.running = Some(*former);
         }
-        self.shared.watches.follow(&self.inbox, &scopes, false);
+        self.shared.watches.follow(&self.inbox, &watched, false);
     }
 
     /// Reports when something changed. Returns when a change that can wait is due.
@@ -872,7 +872,7 @@ impl Running {
             admission: Arc::clone(&self.admission),
             index: tracked.index,
             path: tracked.path.clone(),
-            user: self.account.user(),
+            user: tracked.watched.then(|| self.account.user()),
         };
         Some(match step {
             Step::Check(key, standing) => Box::pin(async move {
@@ -884,7 +884,7 @@ impl Running {
                 Done::Wrote { key, heal, result }
             }),
             Step::Look(key) => Box::pin(async move {
-                let found = match api.get(&target.path, As::Account(&target.user)).await {
+                let found = match api.get(&target.path).await {
                     Ok(live) => Ok(Some(live)),
                     Err(error) if error.is_not_found() => Ok(None),
                     Err(error) => Err(error),
@@ -919,14 +919,16 @@ fn track(
         let key = object.key().clone();
         // Admission has checked that every kind is known.
         let Some(kind) = kinds.get(&key.group, &key.kind) else { continue };
-        let readable = kinds::is_workload(&key.group, &key.kind);
+        // The destination's own Namespace is made by the spoke, which may read it but not watch it.
+        let own_namespace = key.group.is_empty()
+            && key.kind == "Namespace"
+            && key.name == account.destination.as_str();
         let scope = Scope {
             group: key.group.clone(),
             version: object.version().to_owned(),
             kind: key.kind.clone(),
             plural: kind.plural.clone(),
             namespace: key.namespace.clone(),
-            account: (!readable).then(|| account.user()),
         };
         let before = former.and_then(|former| former.objects.get(&key));
         let mine = owned.get(&key);
@@ -940,6 +942,7 @@ fn track(
             desired: apply::desired(object),
             path,
             scope,
+            watched: !own_namespace,
             definition,
             owned_uid: before
                 .and_then(|t| t.owned_uid.clone())
@@ -960,6 +963,12 @@ fn track(
         objects.insert(key, tracked);
     }
     objects
+}
+
+/// Where the objects that can be watched are.
+fn scopes(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Scope> {
+    let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
+    watched.map(|(key, tracked)| (key.clone(), tracked.scope.clone())).collect()
 }
 
 /// What to delete of `inventory`, and what only leaves it.
@@ -1001,7 +1010,7 @@ fn delete_job(
         let uid = match uid {
             Some(uid) => Ok(Some(uid)),
             // Perhaps written just before the process ended, perhaps never: look whose it is.
-            None => apply::our_uid(&api, &path, &user).await,
+            None => apply::our_uid(&api, &path).await,
         };
         let result = match uid {
             Ok(Some(uid)) => apply::delete(&api, &authority, (&key, &path, &user), &uid).await,

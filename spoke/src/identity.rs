@@ -61,11 +61,7 @@ impl Identity {
         let written = match api.create(&collection, &body).await {
             // Another process of this spoke was faster; there is one identity.
             Err(error) if error.is_already_exists() => {
-                return Self::read(
-                    &api.get(&path(), crate::cluster::As::Spoke)
-                        .await
-                        .map_err(IdentityError::Api)?,
-                );
+                return Self::read(&api.get(&path()).await.map_err(IdentityError::Api)?);
             }
             other => other.map_err(IdentityError::Api)?,
         };

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::NAMESPACE;
-use crate::cluster::{ApiError, ApiServer, As, object_path};
+use crate::cluster::{ApiError, ApiServer, object_path};
 use crate::failpoint;
 use crate::identity::resource_version;
 use crate::metrics::Metrics;
@@ -99,7 +99,7 @@ impl Ledger {
     /// [`LedgerError`]; also when a record cannot be read, because what it forbids is then unknown.
     pub async fn load(api: ApiServer, metrics: Metrics) -> Result<Self, LedgerError> {
         let path = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
-        let list = api.get(&path, As::Spoke).await.map_err(LedgerError::Api)?;
+        let list = api.get(&path).await.map_err(LedgerError::Api)?;
         let mut state = State::default();
         for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
             let (entry, version) = read(secret)?;

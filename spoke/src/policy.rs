@@ -16,7 +16,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::cluster::{ApiServer, As};
+use crate::cluster::ApiServer;
 
 /// Name of the one policy that counts.
 const NAME: &str = "local";
@@ -88,7 +88,7 @@ fn read(object: &Value, kube_system_uid: &str) -> Result<Loaded, TrustError> {
 /// Asks until the API server answers.
 pub async fn kube_system_uid(api: &ApiServer) -> String {
     loop {
-        match api.get("/api/v1/namespaces/kube-system", As::Spoke).await {
+        match api.get("/api/v1/namespaces/kube-system").await {
             Ok(namespace) => {
                 if let Some(uid) = namespace.pointer("/metadata/uid").and_then(Value::as_str) {
                     return uid.to_owned();
@@ -113,7 +113,7 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
         kind: "AttestTrustPolicy".to_owned(),
         plural: "attesttrustpolicies".to_owned(),
     };
-    let policies: Api<DynamicObject> = Api::all_with(api.client(As::Spoke), &resource);
+    let policies: Api<DynamicObject> = Api::all_with(api.client(), &resource);
     let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let mut events = watcher(policies, only).default_backoff().boxed();
     let mut found = false;

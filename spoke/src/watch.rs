@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::cluster::{ApiServer, As};
+use crate::cluster::ApiServer;
 use crate::drift::Live;
 use crate::metrics::Metrics;
 
@@ -35,8 +35,6 @@ pub struct Scope {
     pub plural: String,
     /// Absent for cluster-scoped kinds.
     pub namespace: Option<String>,
-    /// The application's account, for kinds that the spoke itself may not read.
-    pub account: Option<String>,
 }
 
 /// What is now known about one object.
@@ -203,8 +201,7 @@ async fn watch(watches: Watches, scope: Scope) {
         kind: scope.kind.clone(),
         plural: scope.plural.clone(),
     };
-    let user = scope.account.as_deref().map_or(As::Spoke, As::Account);
-    let client = watches.0.api.client(user);
+    let client = watches.0.api.client();
     let api: Api<DynamicObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),

@@ -35,6 +35,8 @@ pub struct Tracked {
     pub desired: Digest,
     pub path: String,
     pub scope: Scope,
+    /// False for the one object that the spoke may read but not watch.
+    pub watched: bool,
     /// The definition of its kind, when the same rendering brings it.
     pub definition: Option<ObjectKey>,
     /// UID in the inventory.
@@ -170,8 +172,9 @@ pub fn steps(
         .min();
     for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
         let step = match tracked.need() {
-            Need::Nothing | Need::Wait => None,
-            Need::Look => Some(Step::Look(key.clone())),
+            Need::Wait if tracked.watched => None,
+            Need::Nothing => None,
+            Need::Look | Need::Wait => Some(Step::Look(key.clone())),
             Need::Heal => plan.heal(key, tracked),
             Need::Apply if plan.waits(tracked) => None,
             Need::Apply => match tracked.passed {
@@ -317,8 +320,8 @@ mod tests {
                 kind: "ConfigMap".to_owned(),
                 plural: "configmaps".to_owned(),
                 namespace: Some("shop".to_owned()),
-                account: None,
             },
+            watched: true,
             definition: None,
             owned_uid: None,
             met: false,

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::{COMPRESSION_LEVEL, Ledger, LedgerError, RECORD_LABEL, collection, object};
 use crate::NAMESPACE;
-use crate::cluster::As;
 use crate::failpoint;
 
 /// Bytes of one Secret's piece.
@@ -135,7 +134,7 @@ impl Ledger {
 impl crate::cluster::ApiServer {
     /// The names in a list, without the bodies.
     async fn names(&self, path: &str) -> Result<Vec<String>, crate::cluster::ApiError> {
-        let list = self.get_metadata(path, As::Spoke).await?;
+        let list = self.get_metadata(path).await?;
         let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
         let names = items.filter_map(|item| item.pointer("/metadata/name")?.as_str());
         Ok(names.map(str::to_owned).collect())
