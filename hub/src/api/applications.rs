@@ -16,9 +16,7 @@ use super::{Body, Refusal};
 use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
 use crate::status;
-use crate::store::records::{
-    self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord,
-};
+use crate::store::records::{self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord};
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -31,15 +29,16 @@ pub(super) async fn apply(
 }
 
 fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
-    let application = lower::lower(&manifest, &known(hub)?).map_err(|error| {
-        Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, Failure::from(error))
-    })?;
+    let application = lower::lower(&manifest, &known(hub)?)
+        .map_err(|error| Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, Failure::from(error)))?;
     let former = hub.records.stored::<ApplicationRecord>(application.name.as_str())?;
     let name = application.name.to_string();
     if let Some(former) = &former {
         let other = &former.value.application.namespace;
         if *other != application.namespace {
-            let message = format!("an application `{name}` lies in namespace {other}; names are unique in a hub");
+            let message = format!(
+                "an application `{name}` lies in namespace {other}; names are unique in a hub"
+            );
             let failure = Failure {
                 reason: "NameTaken".to_owned(),
                 message,
@@ -48,7 +47,9 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
             return Err(Refusal::of(StatusCode::CONFLICT, failure));
         }
         if former.value.deleting {
-            let message = format!("`{name}` is being deleted; wait until `attest gitops app list` no longer shows it");
+            let message = format!(
+                "`{name}` is being deleted; wait until `attest gitops app list` no longer shows it"
+            );
             return Err(Refusal::new(StatusCode::CONFLICT, "Deleting", message));
         }
     }
@@ -96,7 +97,8 @@ fn record(hub: &Hub, name: &str) -> Result<ApplicationRecord, Refusal> {
 }
 
 fn unknown(name: &str) -> Refusal {
-    let message = format!("no application is named `{name}`; `attest gitops app list` shows those there are");
+    let message =
+        format!("no application is named `{name}`; `attest gitops app list` shows those there are");
     Refusal::not_found("ApplicationUnknown", message)
 }
 

@@ -19,9 +19,9 @@ type Answer<T> = Result<Json<T>, Refusal>;
 impl From<JoinError> for Refusal {
     fn from(error: JoinError) -> Self {
         let status = match &error {
-            JoinError::NameTaken(_) | JoinError::Fingerprint { .. } | JoinError::ClusterRevoked(_) => {
-                StatusCode::CONFLICT
-            }
+            JoinError::NameTaken(_)
+            | JoinError::Fingerprint { .. }
+            | JoinError::ClusterRevoked(_) => StatusCode::CONFLICT,
             JoinError::NoCluster(_) => StatusCode::NOT_FOUND,
             JoinError::Store(_) | JoinError::Randomness(_) | JoinError::Authority(_) => {
                 StatusCode::SERVICE_UNAVAILABLE

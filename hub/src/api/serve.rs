@@ -34,10 +34,13 @@ pub struct Listening {
 ///
 /// # Errors
 /// When the address is taken or the certificate is unusable.
-pub async fn listen(hub: Arc<Hub>, tls: &Bundle, address: SocketAddr) -> Result<Listening, ApiError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| ApiError::Listen { address, source })?;
+pub async fn listen(
+    hub: Arc<Hub>,
+    tls: &Bundle,
+    address: SocketAddr,
+) -> Result<Listening, ApiError> {
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })?;
     let config = config(&hub, tls)?;
     Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), hub })
 }

@@ -55,8 +55,10 @@ impl FrameReader {
 }
 
 /// Writes one message.
-pub(crate) async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
+pub(crate) async fn send<M: Message>(
+    stream: &mut SendStream,
+    message: &M,
+) -> Result<(), LinkError> {
     let frame = frame::encode(message).map_err(LinkError::Frame)?;
     stream.write_all(&frame).await.map_err(LinkError::Write)
 }
-

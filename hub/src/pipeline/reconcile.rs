@@ -26,9 +26,9 @@ use crate::source::{
 use crate::status;
 use crate::store::StoreError;
 use crate::store::records::{
-    self, ApplicationRecord, ClusterRecord, ClusterState, CompressedBlob, LedgerEntry, Planned, RepositoryRecord,
+    self, ApplicationRecord, ClusterRecord, ClusterState, CompressedBlob, LedgerEntry, Planned,
+    RepositoryRecord,
 };
-
 
 /// What is remembered between two looks.
 #[derive(Debug, Default)]
@@ -188,9 +188,7 @@ impl Look<'_> {
 
     /// Reads receipts, statements and committed renderings of the commit, once.
     fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
-        if self.memory.commit.as_ref() == Some(&resolved.commit)
-            && self.directories_are_known()
-        {
+        if self.memory.commit.as_ref() == Some(&resolved.commit) && self.directories_are_known() {
             return Ok(());
         }
         let begun = Instant::now();
@@ -348,8 +346,11 @@ impl Look<'_> {
                     commit: None,
                 }),
                 Decision::Nothing => {
-                    let refused =
-                        self.hub.fleet.report(&key).is_some_and(|r| r.report.phase == Phase::Refused);
+                    let refused = self
+                        .hub
+                        .fleet
+                        .report(&key)
+                        .is_some_and(|r| r.report.phase == Phase::Refused);
                     if self.task.asked_for && refused {
                         self.hub.fleet.push_again(&key);
                     }
@@ -364,19 +365,18 @@ impl Look<'_> {
     }
 
     /// The cluster of a name and its policy, or why nothing can be decided for it.
-    fn cluster(
-        &self,
-        name: &Name,
-    ) -> Result<Result<(ClusterId, Arc<Hint>), Waiting>, StoreError> {
+    fn cluster(&self, name: &Name) -> Result<Result<(ClusterId, Arc<Hint>), Waiting>, StoreError> {
         let wait = |reason: &str, message: String| Ok(Err(Waiting::new(reason, message)));
         let Some(record) = self.hub.cluster_named(name)? else {
-            let message = format!("cluster {name} is not registered; `attest gitops cluster add {name}`");
+            let message =
+                format!("cluster {name} is not registered; `attest gitops cluster add {name}`");
             return wait("ClusterUnknown", message);
         };
         match record.state {
             ClusterState::Accepted => {}
             ClusterState::Pending => {
-                let message = format!("cluster {name} waits for `attest gitops cluster accept {name}`");
+                let message =
+                    format!("cluster {name} waits for `attest gitops cluster accept {name}`");
                 return wait("ClusterPending", message);
             }
             ClusterState::Revoked => {
@@ -418,8 +418,11 @@ impl Look<'_> {
                 metrics.verifications.with_label_values(&["refused"]).inc();
                 match waiting.reason.as_str() {
                     "SignatureInvalid" | "UntrustedKey" => metrics.signature_failures.inc(),
-                    "ApplicationNotAllowed" | "SourceNotAllowed" | "NamespaceNotAllowed"
-                    | "KindNotAllowed" | "PolicyFloor" => {
+                    "ApplicationNotAllowed"
+                    | "SourceNotAllowed"
+                    | "NamespaceNotAllowed"
+                    | "KindNotAllowed"
+                    | "PolicyFloor" => {
                         metrics.policy_validations.with_label_values(&["refused"]).inc();
                     }
                     _ => {}
