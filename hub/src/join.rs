@@ -242,19 +242,22 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
     Ok(outcome(hub, &record, issued.map(|issued| issued.chain_pem())))
 }
 
-/// The token was used: by the same keys, whose answer was lost or who waited, or by somebody else.
+/// The token was used: by the same identity, whose answer was lost or who waits, or by somebody else.
+///
+/// The identity key has signed this very connection. A TLS key of the same identity may be another
+/// one: a spoke that was killed while it waited makes a new one.
 fn again(
     hub: &Hub,
     stored: &Stored<TokenRecord>,
     used: &TokenUse,
     asked: &Asked,
 ) -> Result<JoinOutcome, JoinError> {
-    if used.cluster != asked.cluster || used.spki != asked.spki {
+    if used.cluster != asked.cluster {
         tracing::warn!(
             reason = "TokenUsed",
-            first = used.spki,
-            second = asked.spki,
-            "A join token was shown by two different keys"
+            first = used.cluster.as_str(),
+            second = asked.cluster.as_str(),
+            "A join token was shown by two different identities"
         );
         return Err(JoinError::TokenUsed);
     }
@@ -263,16 +266,23 @@ fn again(
     match (record.state, &used.chain_pem) {
         (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
         (ClusterState::Pending, _) => Ok(outcome(hub, &record, None)),
-        (ClusterState::Accepted, Some(chain)) => {
-            if now() > after(used.at, SAME_ANSWER_MS) {
-                return Err(JoinError::TokenUsed);
-            }
+        (ClusterState::Accepted, Some(_)) if now() > after(used.at, SAME_ANSWER_MS) => {
+            Err(JoinError::TokenUsed)
+        }
+        (ClusterState::Accepted, Some(chain)) if used.spki == asked.spki => {
             Ok(outcome(hub, &record, Some(chain.clone())))
         }
-        (ClusterState::Accepted, None) => {
+        (ClusterState::Accepted, issued_before) => {
+            // The time of the first certificate counts: asking again gains none.
+            let at = if issued_before.is_some() { used.at } else { now() };
             let issued = certify(hub, &mut record, asked)?;
             let chain = issued.chain_pem();
-            let used = TokenUse { at: now(), chain_pem: Some(chain.clone()), ..used.clone() };
+            let used = TokenUse {
+                at,
+                spki: asked.spki.clone(),
+                chain_pem: Some(chain.clone()),
+                ..used.clone()
+            };
             let token = TokenRecord { used: Some(used), ..stored.value.clone() };
             let changes = [records::put(&record), records::replace(stored, &token)];
             hub.records.commit("join", &changes)?;
