@@ -189,7 +189,7 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
         Some(newest) if running.is_none_or(|counter| newest.release.counter > counter) => {
             Err(differs(situation, newest))
         }
-        Some(_) | None => Err(nothing_signed(situation, newest.is_some())),
+        Some(_) | None => Err(nothing_signed(situation, newest)),
     }
 }
 
@@ -212,12 +212,13 @@ fn fitting<'a>(situation: &Situation<'_>, candidate: &'a Candidate) -> Option<&'
 
 /// A newer release is signed, and its rendering is not what the commit holds.
 fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
-    let Situation { rendered, commit, evidence, .. } = *situation;
+    let Situation { rendered, commit, .. } = *situation;
     let release = &newest.release;
     let (name, version) = &rendered.renderer;
     if release.renderer.name != *name || release.renderer.version != *version {
         let message = format!(
-            "commit {commit} renders to something else than release {} of CI, which used {} {} while this hub has {name} {version}; use the same version",
+            "commit {commit} renders to something else than release {} of CI, which used {} {} \
+             while this hub has {name} {version}; use the same version",
             release.counter, release.renderer.name, release.renderer.version
         );
         return Waiting { reason: "RendererMismatch".to_owned(), message, counted: true };
@@ -226,22 +227,7 @@ fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
         "commit {commit} does not render to what CI signed as release {} ({})",
         release.counter, release.version
     );
-    let render = fitting(situation, newest);
-    let signed = render.and_then(|render| {
-        let bytes = evidence.renderings.get(&render.name)?;
-        let digest = release::content_digest(&newest.statement, render)?;
-        (Digest::of(bytes) == digest).then(|| manifest::read(bytes).ok()).flatten()
-    });
-    if let Some(signed) = signed {
-        let differences = difference::differences(&signed, &rendered.objects);
-        for difference in differences.iter().take(DIFFERENCES_NAMED_MAX) {
-            message.push_str(": ");
-            message.push_str(&difference.to_string());
-        }
-        if differences.len() > DIFFERENCES_NAMED_MAX {
-            message.push_str(&format!("; and {} more", differences.len() - DIFFERENCES_NAMED_MAX));
-        }
-    }
+    message.push_str(&named_differences(situation, newest));
     Waiting {
         reason: "ContentDigest".to_owned(),
         message: report::message(&message),
@@ -249,23 +235,45 @@ fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
     }
 }
 
-fn nothing_signed(situation: &Situation<'_>, some_verify: bool) -> Waiting {
+/// The first differences between what a release signed and what the commit holds, for a message.
+fn named_differences(situation: &Situation<'_>, signed: &Candidate) -> String {
+    let Situation { rendered, evidence, .. } = *situation;
+    let objects = fitting(situation, signed).and_then(|render| {
+        let bytes = evidence.renderings.get(&render.name)?;
+        let digest = release::content_digest(&signed.statement, render)?;
+        (Digest::of(bytes) == digest).then(|| manifest::read(bytes).ok()).flatten()
+    });
+    let Some(objects) = objects else { return String::new() };
+    let differences = difference::differences(&objects, &rendered.objects);
+    let named = differences.iter().take(DIFFERENCES_NAMED_MAX);
+    let mut text: String = named.map(|difference| format!(": {difference}")).collect();
+    if differences.len() > DIFFERENCES_NAMED_MAX {
+        text.push_str(&format!("; and {} more", differences.len() - DIFFERENCES_NAMED_MAX));
+    }
+    text
+}
+
+fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Waiting {
     let Situation { application, evidence, commit, hint, .. } = *situation;
     let strangers =
         evidence.statements.iter().filter(|c| c.release.application == application.name);
     let strangers = strangers.count();
     let hint_keys = hint.policy.ci_keys().len();
-    let more = match (some_verify, strangers) {
-        (true, _) => "CI has signed no release with this rendering".to_owned(),
-        (false, 0) => {
+    let more = match (newest, strangers) {
+        (Some(newest), _) => format!(
+            "CI has signed no release with this rendering{}",
+            named_differences(situation, newest)
+        ),
+        (None, 0) => {
             "it brings no release statement; CI makes one with `attest run --sign`".to_owned()
         }
-        (false, count) => format!(
+        (None, count) => format!(
             "none of its {count} release statements is for this destination and signed by a key that cluster {} trusts ({hint_keys} keys)",
             hint.policy.cluster_name
         ),
     };
-    Waiting::new("AwaitingReceipts", format!("commit {commit} is not deployed: {more}"))
+    let message = format!("commit {commit} is not deployed: {more}");
+    Waiting::new("AwaitingReceipts", report::message(&message))
 }
 
 fn running(head: Option<&LedgerEntry>) -> Option<&crate::store::records::Planned> {
@@ -275,7 +283,7 @@ fn running(head: Option<&LedgerEntry>) -> Option<&crate::store::records::Planned
 fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     let Situation { application, destination, rendered, hint, now, .. } = *situation;
     let Some(render) = fitting(situation, candidate) else {
-        return Decision::Waiting(nothing_signed(situation, true));
+        return Decision::Waiting(nothing_signed(situation, Some(candidate)));
     };
     let planned = situation.head.and_then(|head| head.planned.as_ref());
     let id = envelope::peek(&candidate.envelope, STATEMENT_TYPE)
@@ -286,7 +294,8 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
             || (counter == planned.counter && id != Some(planned.release)))
     {
         let message = format!(
-            "commit {} renders to release {counter}, and release {} already ran here; `attest release --from {counter}` signs it again with a new counter",
+            "commit {} renders to release {counter}, and release {} already ran here; \
+             `attest release --from {counter}` signs it again with a new counter",
             situation.commit, planned.counter
         );
         return Decision::Waiting(Waiting::new("CounterRegressed", message));

@@ -222,6 +222,15 @@ impl RealFleet {
     /// # Errors
     /// When `attest run` or Git fails.
     pub fn release(&self, tag: &str) -> anyhow::Result<String> {
+        self.prepare(tag)?;
+        self.repository.commit_and_push(&format!("Release {tag}"))
+    }
+
+    /// Everything of [`Self::release`] but the last commit.
+    ///
+    /// # Errors
+    /// When `attest run` or Git fails.
+    pub fn prepare(&self, tag: &str) -> anyhow::Result<()> {
         self.repository.git(&["add", "-A"])?;
         self.repository.git(&[
             "commit",
@@ -238,7 +247,7 @@ impl RealFleet {
             "no image of myapp under {}",
             manifests.display()
         );
-        self.repository.commit_and_push(&format!("Release {tag}"))
+        Ok(())
     }
 
     /// Waits until an application is Synced everywhere.

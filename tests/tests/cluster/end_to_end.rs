@@ -57,24 +57,26 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
     }
     every_write_was_made_as_it_should(&fleet)?;
 
-    // An edit nobody declared to CI: the commit's rendering is not the one that was signed.
+    // An edit that no release covers is not deployed; the message says what was signed instead.
     let base = fleet.repository().tree().join("k8s/base/deployment.yaml");
     let text = std::fs::read_to_string(&base)?;
-    std::fs::write(&base, text.replace("myapp:v1", "myapp:evil"))?;
     let marks: Vec<_> = fleet.sites().iter().map(|site| site.cluster.audit().mark()).collect();
+    std::fs::write(&base, text.replace("myapp:v1", "myapp:evil"))?;
     fleet.repository().commit_and_push("Nothing to see here")?;
-    fleet.operator().attest(&["gitops", "app", "sync", "web-app"]).ok();
-    let refusal = until("the hub to refuse the edit", SEEN_WITHIN, || async {
-        let seen: Value = fleet.api().call("GET", "/v1/applications/web-app", None).await?;
-        let verified = seen["conditions"].as_array().into_iter().flatten();
-        let mut refused = verified.filter(|c| c["type"] == "Verified" && c["status"] == "False");
-        Ok(refused.next().cloned())
-    })
-    .await?;
-    assert_eq!(refusal["reason"], "ContentDigest", "{refusal:#}");
-    let message = refusal["message"].as_str().context("message")?;
+    let waiting = not_deployed(&fleet, "AwaitingReceipts").await?;
     for part in ["Deployment", "web-app", "image", "myapp:v1", "myapp:evil"] {
-        assert!(message.contains(part), "{message}");
+        assert!(waiting.contains(part), "{waiting}");
+    }
+
+    // A release signed for one rendering, and a commit that holds another: refused and counted.
+    std::fs::write(&base, &text)?;
+    fleet.prepare("v2")?;
+    let signed = std::fs::read_to_string(&base)?;
+    std::fs::write(&base, signed.replace("myapp:v2", "myapp:evil"))?;
+    fleet.repository().commit_and_push("Release v2, nearly")?;
+    let refusal = not_deployed(&fleet, "ContentDigest").await?;
+    for part in ["Deployment", "web-app", "image", "myapp:v2", "myapp:evil"] {
+        assert!(refusal.contains(part), "{refusal}");
     }
     for (site, mark) in fleet.sites().iter().zip(marks) {
         assert!(image(site).await?.starts_with("myapp:v1@sha256:"));
@@ -84,9 +86,9 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         assert_eq!(writes.count(), 0);
     }
 
-    // Signed again, it goes out.
-    std::fs::write(&base, text)?;
-    fleet.release("v2")?;
+    // What CI signed goes out as soon as the commit holds it.
+    std::fs::write(&base, signed)?;
+    fleet.repository().commit_and_push("Release v2")?;
     fleet.operator().attest(&["gitops", "app", "sync", "web-app"])?;
     for site in fleet.sites() {
         until("v2 to run", SYNCED_WITHIN, || async {
@@ -95,6 +97,19 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         .await?;
     }
     Ok(())
+}
+
+/// Waits until the hub says that the newest commit is not deployed for `reason`; returns its message.
+async fn not_deployed(fleet: &RealFleet, reason: &str) -> anyhow::Result<String> {
+    let head = fleet.repository().git(&["rev-parse", "HEAD"])?;
+    let _: Value = fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
+    until("the hub's word on the newest commit", SEEN_WITHIN, || async {
+        let seen: Value = fleet.api().call("GET", "/v1/applications/web-app", None).await?;
+        let destination = &seen["destinations"][0];
+        let is_it = seen["revision"] == head.as_str() && destination["reason"] == reason;
+        Ok(is_it.then(|| destination["message"].as_str().unwrap_or_default().to_owned()))
+    })
+    .await
 }
 
 /// The audit log shows the spoke as itself only, and every application object written as its application.
