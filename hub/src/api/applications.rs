@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use attest_common::difference::differences;
 use attest_common::keys::PublicKey;
@@ -17,6 +18,10 @@ use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
 use crate::status;
 use crate::store::records::{self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord};
+
+/// Longest wait of `sync` for a repository, after which it answers with what is known.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(45);
+const LOOK_POLL: Duration = Duration::from_millis(10);
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -145,18 +150,24 @@ pub(super) async fn remove(
     Ok(Json(shown))
 }
 
+/// Answers when the repository has been asked and what is new has been ordered, so that who waits
+/// for the outcome does not take the state before for it.
 pub(super) async fn sync(
     State(hub): State<Arc<Hub>>,
     Path(name): Path<String>,
 ) -> Answer<Application> {
-    let shown = hub
-        .blocking(move |hub| {
-            let record = record(hub, &name)?;
-            hub.pipeline.look(&name, true);
-            Ok::<_, Refusal>(status::application(hub, &record)?)
-        })
-        .await?;
-    Ok(Json(shown))
+    let asked = name.clone();
+    hub.blocking(move |hub| {
+        record(hub, &asked)?;
+        hub.pipeline.look(&asked, true);
+        Ok::<_, Refusal>(())
+    })
+    .await?;
+    let until = Instant::now() + LOOK_WAIT_MAX;
+    while hub.pipeline.is_busy(&name) && Instant::now() < until {
+        tokio::time::sleep(LOOK_POLL).await;
+    }
+    one(State(hub), Path(name)).await
 }
 
 pub(super) async fn history(

@@ -333,7 +333,11 @@ impl Page {
                     &format!("{} (signed from {})", short(commit), short(&running.signed_commit)),
                 );
                 self.field(2, "Signed by", &running.signers.join(", "));
-                self.field(2, "Since", &format!("{} ({} ago)", running.since, age(running.since)));
+                self.field(
+                    2,
+                    "Since",
+                    &format!("{:.0} ({} ago)", running.since, age(running.since)),
+                );
                 self.field(2, "Content", &running.content.to_string());
             }
             None => self.field(2, "Running", "nothing of this application"),
@@ -479,12 +483,14 @@ async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
         printer.result(output.format, &application, || timings(&application))?;
     }
     let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
-    match stuck {
-        None => Ok(()),
-        Some(d) => {
-            bail!("{}/{} is {}: {}: {}", d.cluster, d.namespace, d.phase, d.reason, d.message)
-        }
-    }
+    stuck.map_or(Ok(()), |destination| bail!("{}", trouble(destination)))
+}
+
+/// Which destination is not well, and why.
+fn trouble(destination: &Destination) -> String {
+    let Destination { cluster, namespace, phase, reason, message, .. } = destination;
+    let because = if reason == phase { String::new() } else { format!(" ({reason})") };
+    format!("{cluster}/{namespace} is {phase}{because}: {message}")
 }
 
 /// Waits until no destination is on its way any more.
@@ -589,13 +595,7 @@ async fn delete(
             Err(error) => return Err(error),
         };
         if let Some(refused) = left.destinations.iter().find(|d| d.phase == "Refused") {
-            bail!(
-                "{}/{}: {}: {}",
-                refused.cluster,
-                refused.namespace,
-                refused.reason,
-                refused.message
-            );
+            bail!("{}", trouble(refused));
         }
         if Instant::now() >= until {
             bail!("application {name} is still being removed after {} s", wait.as_secs());

@@ -228,7 +228,10 @@ fn get(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::
         ("Fingerprint", cluster.fingerprint.clone()),
         ("Kube-system", cluster.kube_system_uid.clone()),
         ("Applications", cluster.applications.to_string()),
-        ("Registered", format!("{} ({} ago)", cluster.registered_at, age(cluster.registered_at))),
+        (
+            "Registered",
+            format!("{:.0} ({} ago)", cluster.registered_at, age(cluster.registered_at)),
+        ),
     ];
     for (name, value) in lines {
         printer.line(&format!("{:<14}{value}", format!("{name}:")));
