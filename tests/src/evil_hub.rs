@@ -29,6 +29,7 @@ use attest_common::session::message::{
 };
 use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
 use attest_common::statement::{Statement, Subject};
+use attest_gitops::link::reset::endpoint_config;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
 use rustls_pki_types::CertificateDer;
@@ -89,7 +90,10 @@ impl EvilHub {
         config.transport_config(Arc::new(transport));
         // The honest hub's socket may linger for a moment after its process.
         let endpoint = until("the hub's port", CONNECTED_WITHIN, || async {
-            Ok(Endpoint::server(config.clone(), address).ok())
+            let Ok(socket) = std::net::UdpSocket::bind(address) else { return Ok(None) };
+            let endpoint = endpoint_config(&own);
+            let runtime = Arc::new(quinn::TokioRuntime);
+            Ok(Some(Endpoint::new(endpoint, Some(config.clone()), socket, runtime)?))
         })
         .await?;
         let peers = Peers::default();

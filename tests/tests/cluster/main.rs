@@ -6,4 +6,5 @@ mod evil_hub;
 mod harness;
 mod install;
 mod registration;
+mod spoke;
 mod workflow;

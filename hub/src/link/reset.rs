@@ -1,0 +1,75 @@
+//! How a hub that was killed tells its spokes so: stateless resets they recognise (RFC 9000, section 10.3).
+//!
+//! The key is derived from the hub's TLS key, so it outlives the process. A spoke that still
+//! believes in its connection learns within one keep-alive that it is gone, not after the idle timeout.
+
+use std::sync::Arc;
+
+use attest_certs::Bundle;
+use hmac::{Hmac, KeyInit, Mac};
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig};
+use sha2::{Digest, Sha256};
+
+/// Length of a connection id in bytes.
+const CONNECTION_ID_BYTES: usize = 8;
+/// Separates this use of the TLS key from any other.
+const LABEL: &[u8] = b"attest stateless reset v1";
+
+/// The endpoint configuration of the hub whose certificate and key are `tls`.
+pub fn endpoint_config(tls: &Bundle) -> EndpointConfig {
+    let mut hasher = Sha256::new();
+    hasher.update(LABEL);
+    hasher.update(tls.key().secret_der());
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(hasher.finalize().into())));
+    config.cid_generator(|| Box::new(RandomIds));
+    config
+}
+
+struct ResetKey([u8; 32]);
+
+impl ResetKey {
+    fn mac(&self, data: &[u8]) -> Hmac<Sha256> {
+        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+        block.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
+        let mut mac = <Hmac<Sha256> as KeyInit>::new(&block);
+        mac.update(data);
+        mac
+    }
+}
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        let signature = self.mac(data).finalize().into_bytes();
+        signature_out.iter_mut().zip(signature).for_each(|(to, from)| *to = from);
+    }
+
+    fn signature_len(&self) -> usize {
+        32
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        self.mac(data).verify_slice(signature).map_err(|_| CryptoError)
+    }
+}
+
+/// Ids without a mark of the process that made them: one that no connection has is answered by a reset.
+#[derive(Debug)]
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; CONNECTION_ID_BYTES];
+        // Without randomness TLS has failed long before; an id of zeros collides and is refused.
+        let _ = getrandom::fill(&mut bytes);
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<std::time::Duration> {
+        None
+    }
+}
