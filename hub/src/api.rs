@@ -123,9 +123,10 @@ impl IntoResponse for Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
-        let status = match error {
-            StoreError::Conflict { .. } => StatusCode::CONFLICT,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
+        let status = if matches!(error, StoreError::Conflict { .. }) {
+            StatusCode::CONFLICT
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
         };
         Self::new(status, error.reason(), attest_common::report::error_chain(&error))
     }

@@ -3,32 +3,35 @@
 //! Of a signing request only the public key is used. The secret of a token is never sent and never
 //! stored. Every answer is durable before it is given.
 
+mod error;
+mod token;
+mod verdict;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use attest_certs::Issued;
 use attest_certs::authority::SPOKE_LIFETIME;
 use attest_certs::bundle::chain_from_pem;
 use attest_certs::request::RequestedKey;
 use attest_certs::tls::{JOIN_EXPORTER_BYTES, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL};
-use attest_certs::{AuthorityError, Issued, RequestError};
-use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::ids::{ClusterId, Digest, Timestamp};
 use attest_common::keys::PublicKey;
 use attest_common::session::GREETING_TIMEOUT_MS;
-use attest_common::session::join::{
-    JoinToken, TOKEN_FAILURES_MAX, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES, fingerprint,
-    proof_holds,
-};
+use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds};
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
 use quinn::Connection;
 
+pub(crate) use error::JoinError;
+pub(crate) use token::make_token;
+use verdict::revoked;
+pub(crate) use verdict::{Verdict, fingerprint_of, judge};
+
 use crate::hub::{Hub, after, now};
 use crate::link::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL, FrameReader, LinkError, send};
-use crate::store::StoreError;
-use crate::store::records::{
-    self, Change, ClusterRecord, ClusterState, Records, Stored, TokenRecord, TokenUse,
-};
+use crate::store::records::{self, ClusterRecord, ClusterState, Stored, TokenRecord, TokenUse};
 
 /// How long the same key is given the same certificate again: its answer may have been lost.
 pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
@@ -342,252 +345,4 @@ pub(crate) fn renew(hub: &Hub, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Ve
     };
     hub.records.commit("certificate", &[records::replace(&stored, &record)])?;
     Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect())
-}
-
-/// Makes a token. The text is returned here and never again.
-///
-/// # Errors
-/// When the name is taken, the lifetime too long, or the store does not take it. Blocks.
-pub(crate) fn make_token(
-    hub: &Hub,
-    cluster: &Name,
-    lifetime_s: u64,
-    auto_accept: bool,
-    replace: bool,
-) -> Result<(TokenRecord, String), JoinError> {
-    if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
-        return Err(JoinError::Lifetime);
-    }
-    let taken = hub.cluster_named(cluster)?;
-    if !replace && taken.is_some_and(|taken| taken.state != ClusterState::Revoked) {
-        return Err(JoinError::NameTaken(cluster.clone()));
-    }
-    let mut random = [0; TOKEN_RANDOM_BYTES];
-    getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
-    let token = JoinToken::from_random(&random);
-    let created_at = now();
-    let lifetime_ms = i64::try_from(lifetime_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
-    let record = TokenRecord {
-        id: token.id().to_owned(),
-        cluster: cluster.clone(),
-        secret_sha256: Digest::from_raw(*token.key()),
-        created_at,
-        expires_at: after(created_at, lifetime_ms),
-        auto_accept,
-        replace,
-        failures: 0,
-        revoked: false,
-        used: None,
-    };
-    let mut changes = outdated(&hub.records)?;
-    changes.push(records::put_new(&record));
-    hub.records.commit("token", &changes)?;
-    Ok((record, token.text().to_string()))
-}
-
-/// Deletions of the oldest tokens that nobody can use any more, when there are too many.
-fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
-    let all: Vec<TokenRecord> = records.all()?;
-    let excess = (all.len() + 1).saturating_sub(TOKENS_MAX);
-    let time = now();
-    let mut dead: Vec<&TokenRecord> = all
-        .iter()
-        .filter(|t| t.revoked || time >= t.expires_at)
-        .filter(|t| t.used.as_ref().is_none_or(|used| used.chain_pem.is_some()))
-        .collect();
-    dead.sort_by_key(|token| token.created_at);
-    Ok(dead.into_iter().take(excess).map(records::delete).collect())
-}
-
-/// What an operator does to a registered cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Let it in, provided its identity key has this fingerprint.
-    Accept { fingerprint: String },
-    /// Never let this identity in again.
-    Revoke { because: String },
-    /// Its certificate is void; it may join again with a new token.
-    Evict,
-    /// It is not of this fleet any more; its name is free.
-    Remove,
-}
-
-/// Carries out a verdict. A connection that it ends is closed before this returns.
-///
-/// # Errors
-/// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
-pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterRecord, JoinError> {
-    let named = hub.cluster_named(name)?.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
-    let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
-    let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
-    let record = stored.value.clone();
-    let closes = !matches!(verdict, Verdict::Accept { .. });
-    let (what, changed, mut changes) = match verdict {
-        Verdict::Accept { fingerprint: given } => {
-            let actual = fingerprint_of(&record);
-            if record.state == ClusterState::Revoked {
-                return Err(JoinError::ClusterRevoked(record.id));
-            }
-            if actual != given {
-                return Err(JoinError::Fingerprint { name: name.clone(), given, actual });
-            }
-            let changed = ClusterRecord { state: ClusterState::Accepted, ..record };
-            ("accept", changed.clone(), vec![records::replace(&stored, &changed)])
-        }
-        Verdict::Revoke { because } => {
-            let changed = revoked(&record, &because);
-            ("revoke", changed.clone(), vec![records::replace(&stored, &changed)])
-        }
-        Verdict::Evict => {
-            let changed = ClusterRecord {
-                state: ClusterState::Pending,
-                serial: None,
-                former_serial: None,
-                certificate_expires_at: None,
-                ..record
-            };
-            let mut changes = vec![records::replace(&stored, &changed)];
-            changes.extend(forget_answer(hub, &changed)?);
-            ("evict", changed, changes)
-        }
-        Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
-    };
-    if what == "remove" && hub.records.default_cluster()?.as_ref() == Some(name) {
-        let others: Vec<ClusterRecord> = hub.records.all()?;
-        let mut others: Vec<_> = others
-            .into_iter()
-            .filter(|other| other.id != changed.id && other.state != ClusterState::Revoked)
-            .collect();
-        others.sort_by_key(|other| other.registered_at);
-        let next = others.first().map(|other| &other.name);
-        changes.push(records::default_cluster_change(next));
-    }
-    hub.records.commit(what, &changes)?;
-    if closes {
-        hub.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
-    }
-    if what == "remove" {
-        hub.fleet.forget(&changed.id);
-    }
-    hub.measure_clusters()?;
-    hub.pipeline.wake_all();
-    tracing::info!(
-        cluster = changed.id.as_str(),
-        name = name.as_str(),
-        what,
-        "A cluster was judged"
-    );
-    Ok(changed)
-}
-
-/// An evicted cluster's token gives out no certificate any more.
-fn forget_answer(hub: &Hub, record: &ClusterRecord) -> Result<Option<Change>, JoinError> {
-    let token = hub.records.get::<TokenRecord>(&record.token_id)?;
-    Ok(token.map(|token| records::put(&TokenRecord { revoked: true, ..token })))
-}
-
-/// The cluster with its policy hint and its reports; its ledgers stay, so that sequences only rise.
-fn removal(hub: &Hub, record: &ClusterRecord) -> Result<Vec<Change>, JoinError> {
-    let mut changes = vec![records::delete(record)];
-    if let Some(policy) = hub.records.get::<records::PolicyRecord>(record.id.as_str())? {
-        changes.push(records::delete(&policy));
-    }
-    for (destination, _) in hub.fleet.heads_of(&record.id) {
-        if let Some(report) = hub.fleet.report(&destination) {
-            changes.push(records::delete(report.as_ref()));
-        }
-    }
-    Ok(changes)
-}
-
-fn revoked(record: &ClusterRecord, because: &str) -> ClusterRecord {
-    ClusterRecord {
-        state: ClusterState::Revoked,
-        serial: None,
-        former_serial: None,
-        certificate_expires_at: None,
-        revoked_because: Some(because.chars().take(200).collect()),
-        ..record.clone()
-    }
-}
-
-/// `SHA256:` fingerprint of a cluster's identity key.
-pub(crate) fn fingerprint_of(record: &ClusterRecord) -> String {
-    let raw = data_encoding::HEXLOWER.decode(record.identity_key.as_bytes()).unwrap_or_default();
-    <[u8; 32]>::try_from(raw).map_or_else(|_| String::new(), |key| fingerprint(&key))
-}
-
-/// Why a cluster may not join, or a verdict cannot be carried out.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(crate) enum JoinError {
-    #[error(
-        "the join token is not valid; make a new one with `attest gitops cluster token create`"
-    )]
-    TokenRefused,
-    #[error("the join token was revoked; make a new one with `attest gitops cluster token create`")]
-    TokenRevoked,
-    #[error("the join token expired; make a new one with `attest gitops cluster token create`")]
-    TokenExpired,
-    #[error(
-        "the join token was used already; make a new one with `attest gitops cluster token create`"
-    )]
-    TokenUsed,
-    #[error("the identity key is not proven")]
-    Identity,
-    #[error("the certificate request is not acceptable")]
-    Request(#[source] RequestError),
-    #[error("the UID of namespace kube-system is missing or malformed")]
-    Uid,
-    #[error(
-        "a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace"
-    )]
-    NameTaken(Name),
-    #[error("this spoke is registered already as `{0}`")]
-    IdentityKnown(Name),
-    #[error(
-        "cluster {0} was revoked; delete its Secret attest-system/attest-identity to join as a new one"
-    )]
-    ClusterRevoked(ClusterId),
-    #[error("{CLUSTERS_MAX} clusters are registered, and this hub takes no more")]
-    TooMany,
-    #[error("a token lives 1 to {TOKEN_LIFETIME_MAX_S} seconds")]
-    Lifetime,
-    #[error("no cluster is named `{0}`; `attest gitops cluster list` shows those there are")]
-    NoCluster(Name),
-    #[error(
-        "cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?"
-    )]
-    Fingerprint { name: Name, given: String, actual: String },
-    #[error("the certificate cannot be issued")]
-    Authority(#[source] AuthorityError),
-    #[error("the operating system gives no random bytes")]
-    Randomness(#[source] getrandom::Error),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl JoinError {
-    /// A stable word for metrics, logs, the spoke and the CLI.
-    pub(crate) fn reason(&self) -> &'static str {
-        match self {
-            Self::TokenRefused => "TokenRefused",
-            Self::TokenRevoked => "TokenRevoked",
-            Self::TokenExpired => "TokenExpired",
-            Self::TokenUsed => "TokenUsed",
-            Self::Identity => "IdentityProof",
-            Self::Request(error) => error.reason(),
-            Self::Uid => "KubeSystemUid",
-            Self::NameTaken(_) => "NameTaken",
-            Self::IdentityKnown(_) => "IdentityKnown",
-            Self::ClusterRevoked(_) => "ClusterRevoked",
-            Self::TooMany => "Limit",
-            Self::Lifetime => "TokenLifetime",
-            Self::NoCluster(_) => "ClusterUnknown",
-            Self::Fingerprint { .. } => "FingerprintMismatch",
-            Self::Authority(error) => error.reason(),
-            Self::Randomness(_) => "Randomness",
-            Self::Store(error) => error.reason(),
-        }
-    }
 }

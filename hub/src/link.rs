@@ -6,6 +6,7 @@
 mod error;
 mod push;
 mod reports;
+mod reset;
 mod session;
 mod wire;
 
@@ -19,7 +20,7 @@ use attest_common::ids::ClusterId;
 use attest_common::report;
 use attest_common::session::{BIDIRECTIONAL_STREAMS_MAX, GREETING_TIMEOUT_MS, IDLE_TIMEOUT_MS};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Connection, Endpoint, EndpointConfig, Incoming, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 

@@ -3,6 +3,8 @@
 //! A wake-up carries no data: an application that is woken is looked at from the beginning, and one that
 //! is woken while it is being looked at is looked at once more. One that fails never stops another.
 
+mod order;
+mod reading;
 mod reconcile;
 
 use std::collections::BTreeMap;
@@ -12,9 +14,9 @@ use std::time::{Duration, Instant};
 use attest_common::ids::{DestinationKey, Name};
 use tokio::sync::{Notify, Semaphore};
 
+pub(crate) use reading::credentials;
 use reconcile::Memory;
 pub use reconcile::View;
-pub(crate) use reconcile::credentials;
 
 use crate::hub::Hub;
 
@@ -47,6 +49,9 @@ struct Slot {
     next_poll: Instant,
     memory: Arc<Mutex<Memory>>,
 }
+
+/// An application that is to be looked at now.
+type Due = (String, Task, Arc<Mutex<Memory>>);
 
 /// What one look at an application is to do.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +135,7 @@ impl Pipeline {
     }
 
     /// Takes what is due, and says when the next poll is.
-    fn take(&self) -> (Vec<(String, Task, Arc<Mutex<Memory>>)>, Instant) {
+    fn take(&self) -> (Vec<Due>, Instant) {
         let now = Instant::now();
         let mut due = Vec::new();
         let mut next = now + self.interval;
@@ -219,7 +224,7 @@ async fn check_push_credentials(hub: Arc<Hub>) {
             () = hub.stop.cancelled() => return,
             () = tokio::time::sleep(jittered(PUSH_CHECK_INTERVAL)) => {}
         }
-        hub.blocking(reconcile::check_push_credentials).await;
+        hub.blocking(reading::check_push_credentials).await;
     }
 }
 

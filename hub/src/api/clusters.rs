@@ -26,7 +26,16 @@ impl From<JoinError> for Refusal {
             JoinError::Store(_) | JoinError::Randomness(_) | JoinError::Authority(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            _ => StatusCode::UNPROCESSABLE_ENTITY,
+            JoinError::TokenRefused
+            | JoinError::TokenRevoked
+            | JoinError::TokenExpired
+            | JoinError::TokenUsed
+            | JoinError::Identity
+            | JoinError::Request(_)
+            | JoinError::Uid
+            | JoinError::IdentityKnown(_)
+            | JoinError::TooMany
+            | JoinError::Lifetime => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.reason(), attest_common::report::error_chain(&error))
     }

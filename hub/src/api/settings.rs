@@ -84,7 +84,8 @@ fn add_repository(hub: &Hub, asked: RepositoryRequest) -> Result<RepositoryRecor
     }
     match hub.source.can_push(&remote, &hub.interrupt) {
         Ok(true) if !record.allow_push_credential => {
-            let message = "the credential may push; who owns the hub must not make CI sign: give it read access only (or --allow-push-credential)";
+            let message = "the credential may push; who owns the hub must not make CI sign: \
+                           give it read access only (or --allow-push-credential)";
             let failure = Failure {
                 reason: "CredentialCanPush".to_owned(),
                 message: message.to_owned(),

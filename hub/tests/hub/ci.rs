@@ -70,7 +70,8 @@ impl Repository {
 
     pub(crate) fn set_image(&self, tag: &str) {
         let text = format!(
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: web\nspec:\n  template:\n    spec:\n      containers:\n      - name: web\n        image: myapp:{tag}\n"
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\n\
+             spec: {{template: {{spec: {{containers: [{{name: web, image: \"myapp:{tag}\"}}]}}}}}}\n"
         );
         self.write("k8s/deployment.yaml", text.as_bytes());
     }

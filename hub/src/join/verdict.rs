@@ -1,0 +1,127 @@
+//! What an operator decides about a registered cluster: accept, revoke, evict, remove. Blocks.
+
+use attest_common::ids::Name;
+use attest_common::session::join::fingerprint;
+
+use super::JoinError;
+use crate::hub::Hub;
+use crate::link::CLOSE_NOT_ADMITTED;
+use crate::store::records::{self, Change, ClusterRecord, ClusterState, TokenRecord};
+
+/// What an operator does to a registered cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Let it in, provided its identity key has this fingerprint.
+    Accept { fingerprint: String },
+    /// Never let this identity in again.
+    Revoke { because: String },
+    /// Its certificate is void; it may join again with a new token.
+    Evict,
+    /// It is not of this fleet any more; its name is free.
+    Remove,
+}
+
+/// Carries out a verdict. A connection that it ends is closed before this returns.
+///
+/// # Errors
+/// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
+pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterRecord, JoinError> {
+    let named = hub.cluster_named(name)?.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+    let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
+    let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+    let record = stored.value.clone();
+    let closes = !matches!(verdict, Verdict::Accept { .. });
+    let (what, changed, mut changes) = match verdict {
+        Verdict::Accept { fingerprint: given } => {
+            let actual = fingerprint_of(&record);
+            if record.state == ClusterState::Revoked {
+                return Err(JoinError::ClusterRevoked(record.id));
+            }
+            if actual != given {
+                return Err(JoinError::Fingerprint { name: name.clone(), given, actual });
+            }
+            let changed = ClusterRecord { state: ClusterState::Accepted, ..record };
+            ("accept", changed.clone(), vec![records::replace(&stored, &changed)])
+        }
+        Verdict::Revoke { because } => {
+            let changed = revoked(&record, &because);
+            ("revoke", changed.clone(), vec![records::replace(&stored, &changed)])
+        }
+        Verdict::Evict => {
+            let changed = ClusterRecord {
+                state: ClusterState::Pending,
+                serial: None,
+                former_serial: None,
+                certificate_expires_at: None,
+                ..record
+            };
+            let mut changes = vec![records::replace(&stored, &changed)];
+            changes.extend(forget_answer(hub, &changed)?);
+            ("evict", changed, changes)
+        }
+        Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
+    };
+    if what == "remove" && hub.records.default_cluster()?.as_ref() == Some(name) {
+        let others: Vec<ClusterRecord> = hub.records.all()?;
+        let mut others: Vec<_> = others
+            .into_iter()
+            .filter(|other| other.id != changed.id && other.state != ClusterState::Revoked)
+            .collect();
+        others.sort_by_key(|other| other.registered_at);
+        let next = others.first().map(|other| &other.name);
+        changes.push(records::default_cluster_change(next));
+    }
+    hub.records.commit(what, &changes)?;
+    if closes {
+        hub.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+    }
+    if what == "remove" {
+        hub.fleet.forget(&changed.id);
+    }
+    hub.measure_clusters()?;
+    hub.pipeline.wake_all();
+    tracing::info!(
+        cluster = changed.id.as_str(),
+        name = name.as_str(),
+        what,
+        "A cluster was judged"
+    );
+    Ok(changed)
+}
+
+/// An evicted cluster's token gives out no certificate any more.
+fn forget_answer(hub: &Hub, record: &ClusterRecord) -> Result<Option<Change>, JoinError> {
+    let token = hub.records.get::<TokenRecord>(&record.token_id)?;
+    Ok(token.map(|token| records::put(&TokenRecord { revoked: true, ..token })))
+}
+
+/// The cluster with its policy hint and its reports; its ledgers stay, so that sequences only rise.
+fn removal(hub: &Hub, record: &ClusterRecord) -> Result<Vec<Change>, JoinError> {
+    let mut changes = vec![records::delete(record)];
+    if let Some(policy) = hub.records.get::<records::PolicyRecord>(record.id.as_str())? {
+        changes.push(records::delete(&policy));
+    }
+    for (destination, _) in hub.fleet.heads_of(&record.id) {
+        if let Some(report) = hub.fleet.report(&destination) {
+            changes.push(records::delete(report.as_ref()));
+        }
+    }
+    Ok(changes)
+}
+
+pub(super) fn revoked(record: &ClusterRecord, because: &str) -> ClusterRecord {
+    ClusterRecord {
+        state: ClusterState::Revoked,
+        serial: None,
+        former_serial: None,
+        certificate_expires_at: None,
+        revoked_because: Some(because.chars().take(200).collect()),
+        ..record.clone()
+    }
+}
+
+/// `SHA256:` fingerprint of a cluster's identity key.
+pub(crate) fn fingerprint_of(record: &ClusterRecord) -> String {
+    let raw = data_encoding::HEXLOWER.decode(record.identity_key.as_bytes()).unwrap_or_default();
+    <[u8; 32]>::try_from(raw).map_or_else(|_| String::new(), |key| fingerprint(&key))
+}

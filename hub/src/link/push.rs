@@ -1,0 +1,91 @@
+//! One directive on its way to one spoke: the blobs it lacks, then the directive, on a stream of their own.
+
+use std::sync::Arc;
+
+use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
+use attest_common::session::message::{Blob, Push, ToSpokeBody};
+use bytes::Bytes;
+use quinn::Connection;
+
+use super::LinkError;
+use super::session::to_spoke;
+use crate::fleet::Pending;
+use crate::hub::Hub;
+use crate::store::records::CompressedBlob;
+
+/// The blobs that go with a directive: those of its plan that the spoke lacks.
+pub(super) async fn prepare(
+    hub: &Arc<Hub>,
+    number: u64,
+    pending: &Pending,
+) -> Result<Vec<CompressedBlob>, LinkError> {
+    let all = pending.head.planned.as_ref().map(|planned| planned.blobs.clone());
+    let all = all.unwrap_or_default();
+    let pending = pending.clone();
+    hub.blocking(move |hub| {
+        if pending.held_sequence > 0 {
+            // What the spoke holds now it also has the blobs of.
+            let ledger = hub.records.ledger(&pending.destination, usize::MAX)?;
+            let held = ledger.into_iter().find(|entry| entry.sequence == pending.held_sequence);
+            let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
+            hub.fleet.spoke_has(&pending.destination.cluster, has.into_iter().flatten());
+        }
+        let lacking = hub.fleet.begin_push(number, &pending, &all);
+        let mut blobs = Vec::new();
+        for digest in lacking {
+            let blob = hub.fleet.blob(&hub.records, &digest)?;
+            blobs.push(blob.ok_or(LinkError::BlobMissing(digest))?);
+        }
+        Ok(blobs)
+    })
+    .await
+}
+
+pub(super) async fn push(
+    hub: &Arc<Hub>,
+    connection: &Connection,
+    pending: &Pending,
+    blobs: &[CompressedBlob],
+) -> Result<(), LinkError> {
+    let mut stream = connection.open_uni().await.map_err(LinkError::Connection)?;
+    let mut sent = 0;
+    for blob in blobs {
+        for frame in frames(blob)? {
+            sent += frame.len() as u64;
+            stream.write_all_chunks(&mut [frame]).await.map_err(LinkError::Write)?;
+        }
+    }
+    let plan = pending.head.planned.as_ref().map(|planned| planned.envelope.raw().to_vec());
+    let directive = pending.head.directive.as_bytes().to_vec();
+    let push = Push { directive, plan: plan.unwrap_or_default() };
+    let frame = encode(&to_spoke(ToSpokeBody::Directive(push))).map_err(LinkError::Frame)?;
+    sent += frame.len() as u64;
+    stream.write_all(&frame).await.map_err(LinkError::Write)?;
+    stream.finish().map_err(|_| LinkError::StreamClosed)?;
+    hub.metrics.pushes.inc();
+    hub.metrics.push_bytes.inc_by(sent);
+    // Until the spoke has it all, so that the window of pushes means pushes under way.
+    match stream.stopped().await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(LinkError::StreamClosed),
+    }
+}
+
+fn frames(blob: &CompressedBlob) -> Result<Vec<Bytes>, LinkError> {
+    let pieces = blob.data.chunks(BLOB_PIECE_BYTES_MAX);
+    let mut offset = 0;
+    let mut frames = Vec::new();
+    for piece in pieces {
+        let message = Blob {
+            sha256: blob.digest.raw().to_vec(),
+            size: blob.size,
+            offset,
+            compressed_size: blob.data.len() as u64,
+            data: piece.to_vec(),
+        };
+        offset += piece.len() as u64;
+        frames
+            .push(encode(&to_spoke(ToSpokeBody::Blob(message))).map_err(LinkError::Frame)?.into());
+    }
+    Ok(frames)
+}

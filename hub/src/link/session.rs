@@ -1,0 +1,353 @@
+//! A session: one spoke, from its greeting to the end of its connection. One task, one loop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use attest_certs::PeerIdentity;
+use attest_common::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::policy;
+use attest_common::report::{self, REPORT_BYTES_MAX, Report};
+use attest_common::session::message::{
+    Hello, Need, NumberedReport, Renewed, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
+};
+use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX, negotiate};
+use quinn::Connection;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::push::{prepare, push};
+use super::reports::Arrived;
+use super::{
+    FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
+    cluster_id, greeting_timeout, send,
+};
+use crate::hub::Hub;
+use crate::join;
+use crate::planner::{Held, Hint};
+use crate::store::records::{self, ClusterRecord, PolicyRecord};
+
+/// Acknowledgements that may wait to be sent on one connection.
+const ACKNOWLEDGEMENTS_MAX: usize = 64;
+/// How many reconnects a second the hub likes to see.
+const RECONNECTS_PER_SECOND: u64 = 500;
+/// Narrowest window over which spokes spread their reconnects.
+const RECONNECT_WINDOW_MIN_MS: u64 = 1_000;
+
+/// One spoke, from its greeting to the end of its connection.
+pub(super) async fn session(
+    hub: &Arc<Hub>,
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: &PeerIdentity,
+) {
+    let outcome = run_session(hub, shared, connection, peer).await;
+    if let Err(error) = outcome {
+        let (code, reason) = error.close();
+        connection.close(code, reason.as_bytes());
+        tracing::info!(
+            cluster = peer.id.name(),
+            reason = error.reason(),
+            "A session ended: {}",
+            report::error_chain(&error)
+        );
+    }
+}
+
+struct Session<'a> {
+    hub: &'a Arc<Hub>,
+    shared: &'a Arc<Shared>,
+    connection: &'a Connection,
+    cluster: ClusterId,
+    number: u64,
+    nonce: String,
+    control: quinn::SendStream,
+    pushes: JoinSet<()>,
+}
+
+async fn run_session(
+    hub: &Arc<Hub>,
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: &PeerIdentity,
+) -> Result<(), LinkError> {
+    let cluster = cluster_id(peer)?;
+    let greeting = async {
+        let (mut control, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
+        let mut reader = FrameReader::new(receive);
+        let first: ToHub = reader.next().await?.ok_or(LinkError::Silent)?;
+        let Some(ToHubBody::Hello(hello)) = first.body else {
+            return Err(LinkError::HelloInvalid("the first message"));
+        };
+        let (held, nonce) = read_hello(&cluster, &hello)?;
+        let protocol = negotiate(hello.protocol_min, hello.protocol_max)
+            .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
+        introduce(hub, &cluster, hello).await?;
+        let welcome = Welcome {
+            protocol,
+            hub_version: env!("CARGO_PKG_VERSION").to_owned(),
+            reconnect_window_ms: reconnect_window_ms(hub.fleet.connected()),
+        };
+        send(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
+        Ok((control, reader, held, nonce))
+    };
+    let (control, mut reader, held, nonce) = tokio::time::timeout(greeting_timeout(), greeting)
+        .await
+        .map_err(|_| LinkError::Silent)??;
+    let (number, wake) = hub.fleet.connect(&cluster, connection.clone(), held);
+    let _presence = Presence { hub, cluster: cluster.clone(), number };
+    note_connected(hub);
+    tracing::info!(cluster = cluster.as_str(), "A spoke is connected");
+    for (destination, _) in hub.fleet.heads_of(&cluster) {
+        hub.pipeline.wake(destination.application.as_str());
+    }
+    hub.pipeline.wake_all();
+
+    let pushes = JoinSet::new();
+    let mut session = Session { hub, shared, connection, cluster, number, nonce, control, pushes };
+    session.sync().await?;
+    let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    heartbeat.reset();
+    let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    let expiry = tokio::time::sleep(left);
+    tokio::pin!(expiry);
+    session.push_pending().await;
+    loop {
+        tokio::select! {
+            frame = reader.next::<ToHub>() => match frame? {
+                Some(frame) => session.receive(frame, &acknowledge).await?,
+                None => return Ok(()),
+            },
+            () = wake.notified() => session.push_pending().await,
+            Some(number) = acknowledged.recv() => {
+                session.say(ToSpokeBody::Acknowledge(number)).await?;
+            }
+            Some(_) = session.pushes.join_next(), if !session.pushes.is_empty() => {
+                session.push_pending().await;
+            }
+            _ = heartbeat.tick() => session.sync().await?,
+            () = &mut expiry => return Err(LinkError::CertificateExpired),
+            () = hub.stop.cancelled() => return Err(LinkError::Stopping),
+        }
+    }
+}
+
+/// Takes the session out of the fleet, however it ends.
+struct Presence<'a> {
+    hub: &'a Arc<Hub>,
+    cluster: ClusterId,
+    number: u64,
+}
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        self.hub.fleet.disconnect(&self.cluster, self.number);
+        note_connected(self.hub);
+        for (destination, _) in self.hub.fleet.heads_of(&self.cluster) {
+            self.hub.pipeline.wake_status(destination.application.as_str());
+        }
+    }
+}
+
+fn note_connected(hub: &Hub) {
+    hub.metrics.connected.set(i64::try_from(hub.fleet.connected()).unwrap_or(i64::MAX));
+}
+
+fn reconnect_window_ms(connected: usize) -> u64 {
+    (connected as u64 * 1_000 / RECONNECTS_PER_SECOND).max(RECONNECT_WINDOW_MIN_MS)
+}
+
+pub(super) fn to_spoke(body: ToSpokeBody) -> ToSpoke {
+    ToSpoke { body: Some(body) }
+}
+
+type HeldBy = BTreeMap<DestinationKey, Held>;
+
+fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), LinkError> {
+    if hello.cluster_id != cluster.as_str() {
+        return Err(LinkError::HelloInvalid("cluster_id"));
+    }
+    if hello.nonce.len() != 16 {
+        return Err(LinkError::HelloInvalid("nonce"));
+    }
+    if hello.policy.len() > POLICY_BYTES_MAX || hello.destinations.len() > HELLO_DESTINATIONS_MAX {
+        return Err(LinkError::HelloInvalid("its size"));
+    }
+    let mut held = BTreeMap::new();
+    for seen in &hello.destinations {
+        let wrong = |_| LinkError::HelloInvalid("destinations");
+        let destination = DestinationKey {
+            application: seen.application.parse().map_err(wrong)?,
+            cluster: cluster.clone(),
+            namespace: seen.namespace.parse().map_err(wrong)?,
+        };
+        let digest = <[u8; 32]>::try_from(seen.directive.as_slice()).ok().map(Digest::from_raw);
+        held.insert(destination, Held { sequence: seen.sequence, digest });
+    }
+    Ok((held, data_encoding::HEXLOWER.encode(&hello.nonce)))
+}
+
+/// Keeps what a spoke says of itself: versions, and its policy as a hint.
+async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<(), LinkError> {
+    let cluster = cluster.clone();
+    hub.blocking(move |hub| {
+        let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
+        let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(cluster)) };
+        let short = |text: &str| Some(text.chars().take(80).collect::<String>());
+        let record = ClusterRecord {
+            agent_version: short(&hello.agent_version),
+            kubernetes_version: short(&hello.kubernetes_version),
+            ..stored.value.clone()
+        };
+        let mut changes = Vec::new();
+        if record != stored.value {
+            changes.push(records::replace(&stored, &record));
+        }
+        let spec: Option<policy::Spec> = attest_common::json::document(&hello.policy).ok();
+        let hint = spec.and_then(|spec| {
+            let policy = spec.load().ok()?;
+            Some(Hint { spec, policy })
+        });
+        if let Some(hint) = hint {
+            let policy = PolicyRecord { cluster: cluster.clone(), spec: hint.spec.clone() };
+            let former: Option<PolicyRecord> = hub.records.get(cluster.as_str())?;
+            if former.as_ref() != Some(&policy) {
+                changes.push(records::put(&policy));
+            }
+            hub.fleet.set_hint(&cluster, hint);
+        } else {
+            tracing::warn!(
+                cluster = cluster.as_str(),
+                reason = "TrustPolicyInvalid",
+                "A spoke says no policy that this hub can read; its former one is used"
+            );
+        }
+        if !changes.is_empty() {
+            hub.records.commit("introduction", &changes)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+impl Session<'_> {
+    async fn say(&mut self, body: ToSpokeBody) -> Result<(), LinkError> {
+        send(&mut self.control, &to_spoke(body)).await
+    }
+
+    async fn sync(&mut self) -> Result<(), LinkError> {
+        let signed = self.hub.sync_for(&self.cluster, &self.nonce);
+        self.say(ToSpokeBody::Sync(signed.envelope)).await
+    }
+
+    async fn receive(
+        &mut self,
+        frame: ToHub,
+        acknowledge: &mpsc::Sender<u64>,
+    ) -> Result<(), LinkError> {
+        self.hub.fleet.heard(&self.cluster);
+        match frame.body {
+            Some(ToHubBody::Report(report)) => self.report(report, acknowledge).await,
+            Some(ToHubBody::Need(need)) => self.need(&need),
+            Some(ToHubBody::Renew(request)) => self.renew(request).await,
+            Some(ToHubBody::Hello(_)) => Err(LinkError::HelloInvalid("a second one")),
+            // A word of a newer spoke.
+            None => Ok(()),
+        }
+    }
+
+    async fn report(
+        &mut self,
+        numbered: NumberedReport,
+        acknowledge: &mpsc::Sender<u64>,
+    ) -> Result<(), LinkError> {
+        if numbered.report.len() > REPORT_BYTES_MAX {
+            return Err(LinkError::ReportInvalid);
+        }
+        let report: Report =
+            serde_json::from_slice(&numbered.report).map_err(|_| LinkError::ReportInvalid)?;
+        let arrived = Arrived {
+            cluster: self.cluster.clone(),
+            report,
+            at: Instant::now(),
+            number: numbered.number,
+            acknowledge: acknowledge.clone(),
+        };
+        self.shared.reports.take(arrived).await;
+        Ok(())
+    }
+
+    fn need(&self, need: &Need) -> Result<(), LinkError> {
+        let wrong = |_| LinkError::HelloInvalid("a need");
+        if need.sha256.len() > NEEDS_MAX {
+            return Err(LinkError::HelloInvalid("a need"));
+        }
+        let destination = DestinationKey {
+            application: need.application.parse().map_err(wrong)?,
+            cluster: self.cluster.clone(),
+            namespace: need.namespace.parse().map_err(wrong)?,
+        };
+        let digests =
+            need.sha256.iter().filter_map(|raw| <[u8; 32]>::try_from(raw.as_slice()).ok());
+        let digests: Vec<Digest> = digests.map(Digest::from_raw).collect();
+        self.hub.fleet.spoke_lacks(&destination, &digests);
+        Ok(())
+    }
+
+    /// A new certificate for the spoke's new key; the former one ends when this one is first used.
+    async fn renew(&mut self, request: Vec<u8>) -> Result<(), LinkError> {
+        let cluster = self.cluster.clone();
+        let renewed = self.hub.blocking(move |hub| join::renew(hub, &cluster, &request)).await;
+        let chain_der = match renewed {
+            Ok(chain) => chain,
+            Err(error) => {
+                tracing::warn!(
+                    cluster = self.cluster.as_str(),
+                    reason = error.reason(),
+                    "A certificate was not renewed: {}",
+                    report::error_chain(&error)
+                );
+                Vec::new()
+            }
+        };
+        self.say(ToSpokeBody::Renewed(Renewed { chain_der })).await
+    }
+
+    /// Sends every directive that the spoke neither holds nor was sent on this connection.
+    async fn push_pending(&mut self) {
+        for pending in self.hub.fleet.pending(&self.cluster, self.number) {
+            if self.pushes.len() >= UNIDIRECTIONAL_STREAMS_MAX as usize {
+                // The end of one of them comes back here.
+                return;
+            }
+            let (hub, connection) = (self.hub.clone(), self.connection.clone());
+            let (permits, number) = (self.shared.pushes.clone(), self.number);
+            // The order of begin_push decides which push carries a blob that several need.
+            let blobs = match prepare(&hub, number, &pending).await {
+                Ok(blobs) => blobs,
+                Err(error) => {
+                    tracing::error!(
+                        destination = pending.destination.to_string(),
+                        reason = error.reason(),
+                        "A directive cannot be sent: {}",
+                        report::error_chain(&error)
+                    );
+                    continue;
+                }
+            };
+            self.pushes.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                if let Err(error) = push(&hub, &connection, &pending, &blobs).await {
+                    tracing::info!(
+                        destination = pending.destination.to_string(),
+                        reason = error.reason(),
+                        "A push did not arrive: {}",
+                        report::error_chain(&error)
+                    );
+                }
+            });
+        }
+    }
+}

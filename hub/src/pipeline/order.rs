@@ -1,0 +1,239 @@
+//! The writing half of a look: plans and directives are signed, appended to the ledgers, and then announced. Blocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::ids::{DestinationKey, Digest};
+use attest_common::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
+use attest_common::report::Phase;
+
+use super::reconcile::{Look, forget};
+use crate::hub::{after, micros, now};
+use crate::log::CONTROLLER;
+use crate::planner::{Proposal, needs_again};
+use crate::store::StoreError;
+use crate::store::records::{
+    self, ClusterRecord, ClusterState, CompressedBlob, LedgerEntry, Planned,
+};
+
+/// What is to be appended to one ledger.
+pub(super) struct Order {
+    pub(super) destination: DestinationKey,
+    pub(super) operation: Operation,
+    pub(super) head: Option<Arc<LedgerEntry>>,
+    pub(super) proposal: Option<Box<Proposal>>,
+    pub(super) commit: Option<String>,
+}
+
+impl Look<'_> {
+    /// Orders for places that the application no longer names.
+    pub(super) fn removals(&self) -> Result<Vec<Order>, StoreError> {
+        let application = &self.record.application;
+        let mut wanted = BTreeSet::new();
+        if !self.record.deleting {
+            for destination in &application.destinations {
+                if let Some(cluster) = self.hub.cluster_named(&destination.cluster)? {
+                    wanted.insert((cluster.id, destination.namespace.clone()));
+                }
+            }
+        }
+        let mut orders = Vec::new();
+        for (destination, head) in self.hub.fleet.heads_for(application.name.as_str()) {
+            let place = (destination.cluster.clone(), destination.namespace.clone());
+            let cluster = self.hub.records.get::<ClusterRecord>(destination.cluster.as_str())?;
+            let is_living = cluster.is_some_and(|c| c.state != ClusterState::Revoked);
+            if wanted.contains(&place) || !is_living {
+                continue;
+            }
+            let held = self.hub.fleet.held(&destination);
+            let expired = held.is_some_and(|held| needs_again(&head, held, now()));
+            if head.operation != Operation::Remove || expired {
+                orders.push(Order {
+                    destination,
+                    operation: Operation::Remove,
+                    head: Some(head),
+                    proposal: None,
+                    commit: None,
+                });
+            } else if self.task.asked_for {
+                self.hub.fleet.push_again(&destination);
+            }
+        }
+        Ok(orders)
+    }
+
+    /// Deletion: orders removal everywhere, and forgets the application once everywhere is done.
+    pub(super) fn remove_all(&mut self) -> Result<usize, StoreError> {
+        let orders = self.removals()?;
+        if !orders.is_empty() {
+            return self.carry_out(orders);
+        }
+        let name = self.record.application.name.as_str();
+        let heads = self.hub.fleet.heads_for(name);
+        let clusters: Vec<ClusterRecord> = self.hub.records.all()?;
+        let is_gone = |destination: &DestinationKey, head: &LedgerEntry| {
+            let living = clusters
+                .iter()
+                .any(|c| c.id == destination.cluster && c.state != ClusterState::Revoked);
+            let said = self.hub.fleet.report(destination).is_some_and(|record| {
+                let nothing_there = record.report.refusal.as_ref().is_some_and(|refusal| {
+                    refusal.reason == "NothingToRemove" && refusal.sequence == Some(head.sequence)
+                });
+                let removed = record.report.phase == Phase::Removed
+                    && record.report.sequence == Some(head.sequence);
+                removed || nothing_there
+            });
+            !living || said
+        };
+        if heads.iter().all(|(destination, head)| is_gone(destination, head)) {
+            let mut changes = vec![records::delete(self.record)];
+            for (destination, _) in &heads {
+                if let Some(report) = self.hub.fleet.report(destination) {
+                    changes.push(records::delete(report.as_ref()));
+                }
+            }
+            self.hub.records.commit("application", &changes)?;
+            heads.iter().for_each(|(destination, _)| self.hub.fleet.forget_report(destination));
+            forget(self.hub, name);
+        }
+        Ok(0)
+    }
+
+    /// Signs and appends; afterwards the spokes concerned are woken.
+    pub(super) fn carry_out(&mut self, orders: Vec<Order>) -> Result<usize, StoreError> {
+        if orders.is_empty() {
+            return Ok(0);
+        }
+        let begun = Instant::now();
+        let name = self.record.application.name.as_str();
+        let generation = 1 + self
+            .hub
+            .fleet
+            .heads_for(name)
+            .iter()
+            .map(|(_, head)| head.generation)
+            .max()
+            .unwrap_or(0);
+        let mut changes = Vec::new();
+        let mut kept: BTreeMap<Digest, CompressedBlob> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for order in orders {
+            let expected = order.head.as_ref().map_or(0, |head| head.sequence);
+            let planned = self.planned(&order, &mut kept)?;
+            let entry = self.entry(&order, generation, planned);
+            changes.push(records::append(&order.destination, expected, &entry));
+            entries.push((order.destination, entry));
+        }
+        // Blobs first: an entry never names one that is not there.
+        let mut all: Vec<records::Change> = kept.values().map(records::keep).collect();
+        all.append(&mut changes);
+        let mut timings = self.memory.timings;
+        let durable = Instant::now();
+        timings.plan_us = micros(begun);
+        self.hub.records.commit("directive", &all)?;
+        self.hub.metrics.commit.observe(durable.elapsed().as_secs_f64());
+        timings.plan_us = micros(begun);
+        for (part, micros) in [
+            ("git", timings.git_us),
+            ("render", timings.render_us),
+            ("verify", timings.verify_us),
+            ("plan", timings.plan_us),
+        ] {
+            let seconds = std::time::Duration::from_micros(micros).as_secs_f64();
+            self.hub.metrics.change.with_label_values(&[part]).observe(seconds);
+        }
+        kept.into_values().for_each(|blob| self.hub.fleet.keep_blob(blob));
+        let ordered = entries.len();
+        self.hub.metrics.deployments.inc_by(ordered as u64);
+        for (destination, entry) in &entries {
+            tracing::info!(
+                target: CONTROLLER,
+                application = destination.application.as_str(),
+                destination = destination.to_string(),
+                operation = format!("{:?}", entry.operation),
+                sequence = entry.sequence,
+                generation = entry.generation,
+                "Ordered {:?} at {destination}", entry.operation
+            );
+        }
+        self.hub.fleet.set_heads(entries);
+        Ok(ordered)
+    }
+
+    fn planned(
+        &self,
+        order: &Order,
+        kept: &mut BTreeMap<Digest, CompressedBlob>,
+    ) -> Result<Option<Planned>, StoreError> {
+        let Some(proposal) = &order.proposal else {
+            let again = order.operation == Operation::Progress;
+            let head = order.head.as_ref().filter(|_| again);
+            return Ok(head.and_then(|head| head.planned.clone()));
+        };
+        let Proposal { plan, blobs, admitted } = proposal.as_ref();
+        let signed = self.hub.signer.plan(plan);
+        let envelope = Digest::of(&signed.envelope);
+        let mut digests = Vec::new();
+        for bytes in std::iter::once(&signed.envelope).chain(blobs) {
+            let digest = Digest::of(bytes);
+            if let std::collections::btree_map::Entry::Vacant(place) = kept.entry(digest) {
+                place.insert(CompressedBlob::of(bytes)?);
+            }
+            digests.push(digest);
+        }
+        let release = &admitted.release;
+        Ok(Some(Planned {
+            plan: signed.digest,
+            envelope,
+            blobs: digests,
+            release: plan.release.id,
+            content: plan.content.sha256,
+            render: plan.render.clone(),
+            version: release.version.clone(),
+            counter: release.counter,
+            repo: release.source.repo.clone(),
+            commit: order.commit.clone().unwrap_or_default(),
+            signed_commit: release.source.git_commit.clone(),
+        }))
+    }
+
+    fn entry(&self, order: &Order, generation: u64, planned: Option<Planned>) -> LedgerEntry {
+        let DestinationKey { application, cluster, namespace } = order.destination.clone();
+        let issued_at = now();
+        let expires_at = after(issued_at, DIRECTIVE_LIFETIME_MAX_MS);
+        let former = order.head.as_ref().map_or(0, |head| head.sequence);
+        // A spoke may have seen more than this hub remembers: go on above both.
+        let seen = self.hub.fleet.held(&order.destination).map_or(0, |held| held.sequence);
+        let sequence = former.max(seen) + 1;
+        let directive = Directive {
+            v: 1,
+            cluster,
+            application,
+            namespace,
+            epoch: self.hub.epoch,
+            sequence,
+            generation,
+            attempt: 0,
+            operation: order.operation,
+            cap_percent: CAP_FULL_PERCENT,
+            plan: planned.as_ref().map(|planned| planned.plan),
+            issued_at,
+            expires_at,
+        };
+        let signed = self.hub.signer.directive(&directive);
+        LedgerEntry {
+            epoch: directive.epoch,
+            sequence,
+            generation,
+            attempt: directive.attempt,
+            operation: directive.operation,
+            directive: String::from_utf8_lossy(&signed.envelope).into_owned(),
+            digest: signed.digest,
+            issued_at,
+            expires_at,
+            planned,
+            timings: self.memory.timings,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The reading half of a look: which commit, what it says, what it renders to. Blocks.
+//!
+//! What was read for a commit is kept until the next commit; a rendering until its files change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::ids::{Digest, Name};
+use attest_common::report;
+
+use super::reconcile::{Look, failed};
+use crate::hub::{Hub, micros, now};
+use crate::lower::{Application, Destination};
+use crate::planner::{Evidence, Rendered, Waiting};
+use crate::render::{self, Overlay, RenderError};
+use crate::source::{
+    ATTEST_DIRECTORY, Credentials, Login, Remote, RepositoryUrl, Resolved, SourceError,
+    SshIdentity, Tree,
+};
+use crate::store::records::{self, RepositoryRecord};
+
+impl Look<'_> {
+    /// Which commit the revision names now.
+    pub(super) fn revision(&mut self) -> Result<(Remote, Resolved), Waiting> {
+        let Application { repo_url, revision, .. } = &self.record.application;
+        let asked = (repo_url.clone(), revision.clone());
+        let remote = remote(self.hub, repo_url)?;
+        let is_same = self.memory.asked.as_ref() == Some(&asked);
+        if let Some(resolved) = self.memory.resolved.clone()
+            && is_same
+            && !self.task.poll
+        {
+            return Ok((remote, resolved));
+        }
+        let begun = Instant::now();
+        let resolved = self
+            .hub
+            .source
+            .poll(&remote, revision, &self.hub.interrupt)
+            .map_err(|error| source_waiting(&error))?;
+        self.memory.timings.git_us = micros(begun);
+        self.memory.asked = Some(asked);
+        self.memory.resolved = Some(resolved.clone());
+        Ok((remote, resolved))
+    }
+
+    /// Reads receipts, statements and committed renderings of the commit, once.
+    pub(super) fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
+        if self.memory.commit.as_ref() == Some(&resolved.commit) && self.directories_are_known() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let tree = self.fetch(remote, resolved)?;
+        self.memory.timings.git_us += micros(begun);
+        let begun = Instant::now();
+        let application = self.record.application.name.as_str();
+        let receipts = format!("{ATTEST_DIRECTORY}/receipts/{application}");
+        let renderings = format!("{ATTEST_DIRECTORY}/rendered/{application}");
+        let committed = tree.under(&renderings).filter_map(|(path, bytes)| {
+            let name = path.rsplit('/').next()?.strip_suffix(".jsonl")?;
+            Some((name.to_owned(), bytes.to_vec()))
+        });
+        let receipts = tree.under(&receipts).map(|(_, bytes)| bytes);
+        self.memory.evidence = Arc::new(Evidence::read(receipts, committed));
+        self.render_all(&tree);
+        self.memory.timings.render_us = micros(begun);
+        self.memory.commit = Some(resolved.commit.clone());
+        Ok(())
+    }
+
+    fn fetch(&self, remote: &Remote, resolved: &Resolved) -> Result<Tree, Waiting> {
+        let application = &self.record.application;
+        let mut wanted: BTreeSet<&str> = BTreeSet::from([application.path.as_str()]);
+        wanted.extend(application.destinations.iter().filter_map(|d| d.path.as_deref()));
+        let wanted: Vec<&str> = wanted.into_iter().collect();
+        self.hub
+            .source
+            .fetch(remote, resolved, &wanted, &self.hub.interrupt)
+            .map_err(|error| source_waiting(&error))
+    }
+
+    /// Renders every directory that a destination needs, unless the same files were rendered before.
+    fn render_all(&mut self, tree: &Tree) {
+        let root = tree.source_root().map(str::to_owned);
+        let source_tree = tree.git_tree().or(tree.git_commit()).unwrap_or_default().to_owned();
+        let commit = tree.git_commit().unwrap_or_default().to_owned();
+        self.memory.directories.clear();
+        let mut rendered = BTreeMap::new();
+        for destination in &self.record.application.destinations {
+            let environment = self.environment_of(&destination.cluster);
+            let overlay = Overlay {
+                path: &self.record.application.path,
+                own_path: destination.path.as_deref(),
+                cluster: Some(destination.cluster.as_str()),
+                environment: environment.as_deref(),
+            };
+            let directory = render::select(tree, &overlay).map_err(|e| render_waiting(&e));
+            if let Ok(directory) = &directory {
+                let inside = root.as_ref().is_some_and(|root| {
+                    directory == root || directory.starts_with(&format!("{root}/"))
+                });
+                // Outside the source root the tree's id says nothing about the files.
+                let version = if inside { source_tree.clone() } else { commit.clone() };
+                let key = (version, directory.clone());
+                let former = self.memory.rendered.remove(&key).or_else(|| rendered.remove(&key));
+                let now = former.unwrap_or_else(|| self.render(tree, directory));
+                rendered.insert(key, now);
+            }
+            let path = self.record.application.path.clone();
+            let key = (path, destination.clone(), environment);
+            self.memory.directories.insert(key, directory);
+        }
+        self.memory.rendered = rendered;
+        self.memory.source_tree = Some((source_tree, root));
+    }
+
+    fn render(&self, tree: &Tree, directory: &str) -> Result<Arc<Rendered>, Waiting> {
+        let manifests = render::render(tree, directory, &[], &self.hub.kustomize)
+            .map_err(|error| render_waiting(&error))?;
+        Ok(Arc::new(Rendered {
+            digest: Digest::of(&manifests.rendering),
+            bytes: manifests.rendering,
+            objects: manifests.objects,
+            renderer: (manifests.renderer.name, manifests.renderer.version),
+            warnings: manifests.warnings.iter().map(ToString::to_string).collect(),
+        }))
+    }
+
+    fn environment_of(&self, cluster: &Name) -> Option<String> {
+        let record = self.hub.cluster_named(cluster).ok().flatten()?;
+        self.hub.fleet.hint(&record.id).map(|hint| hint.policy.environment.to_string())
+    }
+
+    /// False when a destination is new, or a cluster's environment became known meanwhile.
+    fn directories_are_known(&self) -> bool {
+        let application = &self.record.application;
+        application.destinations.iter().all(|destination| {
+            let environment = self.environment_of(&destination.cluster);
+            let key = (application.path.clone(), destination.clone(), environment);
+            self.memory.directories.contains_key(&key)
+        })
+    }
+
+    pub(super) fn rendered_for(&self, destination: &Destination) -> Result<Arc<Rendered>, Waiting> {
+        let environment = self.environment_of(&destination.cluster);
+        let key = (self.record.application.path.clone(), destination.clone(), environment);
+        let nothing = || Waiting::new("AwaitingCluster", "its directory is not known yet");
+        let directory = self.memory.directories.get(&key).cloned().ok_or_else(nothing)??;
+        let found = self.memory.rendered.iter().find(|((_, d), _)| *d == directory);
+        found.map(|(_, rendered)| rendered.clone()).ok_or_else(nothing)?
+    }
+}
+
+/// How a repository is reached with what the hub holds for it.
+pub(crate) fn remote(hub: &Hub, url: &str) -> Result<Remote, Waiting> {
+    let parsed = RepositoryUrl::parse(url, &hub.urls)
+        .map_err(|error| Waiting::new(error.reason(), error.to_string()))?;
+    let record = hub
+        .records
+        .get::<RepositoryRecord>(parsed.normalised())
+        .map_err(|error| Waiting::new(error.reason(), report::error_chain(&error)))?;
+    let Some(record) = record else {
+        return Ok(Remote { url: parsed, credentials: Credentials::default() });
+    };
+    if record.can_push == Some(true) && !record.allow_push_credential {
+        let message = format!(
+            "the credential for {url} may push, and who owns the hub must not make CI sign: \
+             give it read access only, then `attest gitops repo add` again (or --allow-push-credential)"
+        );
+        return Err(Waiting::new("CredentialCanPush", message));
+    }
+    Ok(Remote { url: parsed, credentials: credentials(&record) })
+}
+
+/// The credentials that a record holds.
+pub(crate) fn credentials(record: &RepositoryRecord) -> Credentials {
+    let login = record.username.clone().zip(record.password.clone());
+    let ssh = record.ssh_key.clone().zip(record.known_hosts.clone());
+    Credentials {
+        login: login.map(|(username, password)| Login { username, password }),
+        ssh: ssh.map(|(key, hosts)| SshIdentity {
+            private_key: key.into_bytes(),
+            known_hosts: hosts.into_bytes(),
+        }),
+        ca_pem: record.ca.clone().map(String::into_bytes),
+    }
+}
+
+/// Asks every repository again whether the hub's credential may push.
+pub(super) fn check_push_credentials(hub: &Hub) {
+    let Ok(all) = hub.records.all::<RepositoryRecord>() else { return };
+    for mut record in all {
+        let Ok(url) = RepositoryUrl::parse(&record.address, &hub.urls) else { continue };
+        let remote = Remote { url, credentials: credentials(&record) };
+        match hub.source.can_push(&remote, &hub.interrupt) {
+            Ok(can_push) => {
+                record.can_push = Some(can_push);
+                record.problem = None;
+            }
+            Err(error) => {
+                record.problem = Some((error.reason().to_owned(), report::error_chain(&error)));
+            }
+        }
+        record.checked_at = Some(now());
+        if let Err(error) = hub.records.commit("repository", &[records::put(&record)]) {
+            failed(&record.url, &error);
+        }
+    }
+    hub.pipeline.wake_all();
+}
+
+fn source_waiting(error: &SourceError) -> Waiting {
+    Waiting::new(error.reason(), report::error_chain(error))
+}
+
+fn render_waiting(error: &RenderError) -> Waiting {
+    Waiting::new(error.reason(), report::error_chain(error))
+}

@@ -1,0 +1,290 @@
+//! The records themselves, one type a table. Shapes only.
+
+use attest_common::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::plan::Operation;
+use attest_common::policy;
+use attest_common::report::Report;
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+use crate::api::documents::ChangeTimings;
+use crate::lower::Application;
+use crate::store::Table;
+
+/// How far a cluster has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterState {
+    /// Joined, and waits for an operator.
+    Pending,
+    Accepted,
+    /// Never admitted again under this identity.
+    Revoked,
+}
+
+impl ClusterState {
+    /// The word that people see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Accepted => "Accepted",
+            Self::Revoked => "Revoked",
+        }
+    }
+}
+
+/// A registered cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterRecord {
+    pub id: ClusterId,
+    pub name: Name,
+    pub state: ClusterState,
+    /// Ed25519, RFC 8032 encoding, hexadecimal.
+    pub identity_key: String,
+    pub kube_system_uid: String,
+    /// The token it joined with.
+    pub token_id: String,
+    /// Serial of the newest certificate; only this and `former_serial` are let in.
+    pub serial: Option<String>,
+    /// The one before, until the newest is first used.
+    pub former_serial: Option<String>,
+    pub certificate_expires_at: Option<Timestamp>,
+    pub registered_at: Timestamp,
+    pub agent_version: Option<String>,
+    pub kubernetes_version: Option<String>,
+    pub revoked_because: Option<String>,
+}
+
+impl Record for ClusterRecord {
+    const TABLE: Table = Table::Clusters;
+
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+/// A join token. The secret itself is nowhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRecord {
+    pub id: String,
+    pub cluster: Name,
+    /// SHA-256 of the secret.
+    pub secret_sha256: Digest,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub auto_accept: bool,
+    pub replace: bool,
+    /// Wrong proofs so far.
+    pub failures: u32,
+    pub revoked: bool,
+    pub used: Option<TokenUse>,
+}
+
+/// Who used a token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenUse {
+    pub at: Timestamp,
+    pub cluster: ClusterId,
+    /// `sha256:<hex>` of the TLS key that was certified.
+    pub spki: String,
+    /// Leaf first, PEM: given again to the same key for a while.
+    pub chain_pem: Option<String>,
+}
+
+impl Record for TokenRecord {
+    const TABLE: Table = Table::Tokens;
+
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+}
+
+/// An application as it was applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationRecord {
+    pub application: Application,
+    /// As written.
+    pub manifest: serde_json::Value,
+    /// Rises with every changed manifest.
+    pub generation: u64,
+    pub created_at: Timestamp,
+    /// True once deletion was asked for: every destination is being removed.
+    pub deleting: bool,
+}
+
+impl Record for ApplicationRecord {
+    const TABLE: Table = Table::Applications;
+
+    fn key(&self) -> String {
+        self.application.name.to_string()
+    }
+}
+
+/// A repository and what it takes to read it.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryRecord {
+    /// Normalised address.
+    pub url: String,
+    /// As written: with the user of ssh.
+    pub address: String,
+    pub username: Option<String>,
+    pub password: Option<String>,
+    pub ssh_key: Option<String>,
+    pub known_hosts: Option<String>,
+    pub ca: Option<String>,
+    pub allow_push_credential: bool,
+    /// What the last question for a push was answered; absent when it could not be asked.
+    pub can_push: Option<bool>,
+    /// Why it could not be asked.
+    pub problem: Option<(String, String)>,
+    pub checked_at: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for RepositoryRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RepositoryRecord").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Record for RepositoryRecord {
+    const TABLE: Table = Table::Repositories;
+
+    fn key(&self) -> String {
+        self.url.clone()
+    }
+}
+
+/// An alias of the hub's keyring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRecord {
+    pub alias: String,
+    /// PEM.
+    pub public_key: String,
+}
+
+impl Record for KeyRecord {
+    const TABLE: Table = Table::Keys;
+
+    fn key(&self) -> String {
+        self.alias.clone()
+    }
+}
+
+/// The policy a spoke said it has. A hint: the spoke decides by what it really has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRecord {
+    pub cluster: ClusterId,
+    pub spec: policy::Spec,
+}
+
+impl Record for PolicyRecord {
+    const TABLE: Table = Table::Policies;
+
+    fn key(&self) -> String {
+        self.cluster.to_string()
+    }
+}
+
+/// The newest report of a destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportRecord {
+    pub cluster: ClusterId,
+    pub received_at: Timestamp,
+    pub report: Report,
+    /// From the push of its directive to its arrival, by the hub's clock, in microseconds.
+    pub push_to_report_us: Option<u64>,
+}
+
+impl ReportRecord {
+    /// Whose report it is.
+    pub fn destination(&self) -> DestinationKey {
+        DestinationKey {
+            application: self.report.application.clone(),
+            cluster: self.cluster.clone(),
+            namespace: self.report.namespace.clone(),
+        }
+    }
+}
+
+impl Record for ReportRecord {
+    const TABLE: Table = Table::Reports;
+
+    fn key(&self) -> String {
+        self.destination().to_string()
+    }
+}
+
+/// What became of one directive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultRecord {
+    pub destination: DestinationKey,
+    pub sequence: u64,
+    pub result: String,
+    pub reason: String,
+    pub at: Timestamp,
+}
+
+impl ResultRecord {
+    pub(super) fn key_of(destination: &DestinationKey, sequence: u64) -> String {
+        format!("{destination}/{sequence:020}")
+    }
+}
+
+impl Record for ResultRecord {
+    const TABLE: Table = Table::Results;
+
+    fn key(&self) -> String {
+        Self::key_of(&self.destination, self.sequence)
+    }
+}
+
+/// One line of a ledger: a directive, what it orders and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerEntry {
+    pub epoch: u64,
+    pub sequence: u64,
+    pub generation: u64,
+    pub attempt: u32,
+    pub operation: Operation,
+    /// The signed envelope.
+    pub directive: String,
+    /// SHA-256 of its payload.
+    pub digest: Digest,
+    pub issued_at: Timestamp,
+    pub expires_at: Timestamp,
+    /// Absent for `Remove`.
+    pub planned: Option<Planned>,
+    #[serde(default)]
+    pub timings: ChangeTimings,
+}
+
+/// What a directive's plan says, for comparing and for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    /// SHA-256 of the plan's payload.
+    pub plan: Digest,
+    /// SHA-256 of the plan's envelope.
+    pub envelope: Digest,
+    /// Everything the spoke needs besides, in the order it is sent.
+    pub blobs: Vec<Digest>,
+    pub release: Digest,
+    pub content: Digest,
+    pub render: String,
+    pub version: String,
+    pub counter: u64,
+    pub repo: String,
+    /// Commit whose rendering this is.
+    pub commit: String,
+    /// Commit CI signed from.
+    pub signed_commit: String,
+}
