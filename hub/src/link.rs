@@ -6,7 +6,7 @@
 mod error;
 mod push;
 mod reports;
-mod reset;
+pub mod reset;
 mod session;
 mod wire;
 
