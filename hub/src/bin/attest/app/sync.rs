@@ -1,0 +1,126 @@
+//! `attest gitops app sync`: asks the hub to look now, waits for the outcome, and says where the time went.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use attest_gitops::api::documents::{Application, ChangeTimings, Destination};
+use tokio::time::Instant;
+
+use super::page::trouble;
+use super::{POLL_EVERY, path};
+use crate::client::Client;
+use crate::gitops::HubArgs;
+use crate::human::milliseconds;
+use crate::printer::{Format, Output, Printer, Table};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SyncArgs {
+    name: String,
+    /// Wait until every destination runs the newest commit, and show where the time went
+    #[arg(long)]
+    wait: bool,
+    /// Longest wait, in seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    timeout: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let SyncArgs { name, wait, timeout, output } = args;
+    let client = hub.client()?;
+    let path = path(&name);
+    let mut application: Application =
+        client.post(&format!("{path}/sync"), &serde_json::json!({})).await?;
+    if wait {
+        application = settled(&client, &path, application, timeout, printer).await?;
+    }
+    if matches!(output.format, Format::Table | Format::Wide) {
+        printer.line(&format!("application/{name} {}", application.phase));
+        if wait {
+            printer.table(&timings(&application));
+        }
+    } else {
+        printer.result(output.format, &application, || timings(&application))?;
+    }
+    let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
+    stuck.map_or(Ok(()), |destination| bail!("{}", trouble(destination)))
+}
+
+/// Waits until no destination is on its way any more.
+async fn settled(
+    client: &Client,
+    path: &str,
+    first: Application,
+    timeout_s: u64,
+    printer: &Printer,
+) -> anyhow::Result<Application> {
+    let until = Instant::now() + Duration::from_secs(timeout_s);
+    let mut application = first;
+    let mut told = String::new();
+    loop {
+        let open: Vec<&Destination> =
+            application.destinations.iter().filter(|d| !is_final(&d.phase)).collect();
+        if open.is_empty() && is_final(&application.phase) {
+            return Ok(application);
+        }
+        let waiting: Vec<String> = open
+            .iter()
+            .map(|d| format!("{}/{} {} {}", d.cluster, d.namespace, d.phase, d.message))
+            .collect();
+        let now = match waiting.as_slice() {
+            [] => format!("{} is {}", application.name, application.phase),
+            some => some.join("; "),
+        };
+        if now != told {
+            printer.note(&now);
+            told = now;
+        }
+        if Instant::now() >= until {
+            bail!("not done within {timeout_s} s: {told}");
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+        application = client.get(path).await?;
+    }
+}
+
+/// Phases that nothing but a new commit or an operator ends.
+fn is_final(phase: &str) -> bool {
+    matches!(
+        phase,
+        "Synced" | "OutOfSync" | "Degraded" | "Refused" | "AwaitingReceipts" | "Removed"
+    )
+}
+
+/// Where the time of the newest change went, a row a destination.
+fn timings(application: &Application) -> Table {
+    let mut header = vec!["destination", "git", "render", "verify", "plan", "push to report"];
+    header.extend(["spoke verify", "spoke record", "spoke apply", "requests", "total"]);
+    let mut table = Table::new(&header);
+    for destination in &application.destinations {
+        let Some(timings) = destination.timings else { continue };
+        let ChangeTimings {
+            git_us,
+            render_us,
+            verify_us,
+            plan_us,
+            push_to_report_us,
+            total_us,
+            spoke,
+        } = timings;
+        table.row([
+            format!("{}/{}", destination.cluster, destination.namespace),
+            milliseconds(git_us),
+            milliseconds(render_us),
+            milliseconds(verify_us),
+            milliseconds(plan_us),
+            milliseconds(push_to_report_us),
+            milliseconds(spoke.verify_us),
+            milliseconds(spoke.record_us),
+            milliseconds(spoke.apply_us),
+            spoke.requests.to_string(),
+            milliseconds(total_us),
+        ]);
+    }
+    table
+}
