@@ -5,6 +5,7 @@ mod end_to_end;
 mod evil_hub;
 mod harness;
 mod install;
+mod operator;
 mod registration;
 mod spoke;
 mod workflow;
