@@ -34,6 +34,15 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("no program {name}; run `cargo build --workspace --bins` first"))
 }
 
+/// `PATH` with the directory of the Kubernetes programs in front: CI and hub render with the same
+/// kustomize, or the hub says `RendererMismatch`.
+pub fn search_path() -> OsString {
+    let renderer = Binaries::find().ok().flatten().map(|found| found.directory().to_owned());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = renderer.into_iter().chain(std::env::split_paths(&path));
+    std::env::join_paths(all).unwrap_or(path.clone())
+}
+
 /// An operator at a machine of her own: a configuration directory and the `attest` program.
 #[derive(Clone, Debug)]
 pub struct Operator {
@@ -58,14 +67,8 @@ impl Operator {
 
     /// `attest` with these arguments, ready to run.
     pub fn command<T: Into<OsString>>(&self, arguments: impl IntoIterator<Item = T>) -> Command {
-        // `attest run` renders with the kubectl that the clusters run with.
-        let renderer = Binaries::find().ok().flatten().map(|found| found.directory().to_owned());
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = renderer.into_iter().chain(std::env::split_paths(&path));
         let mut command = Command::new(&self.attest);
-        if let Ok(path) = std::env::join_paths(path) {
-            command.env("PATH", path);
-        }
+        command.env("PATH", search_path());
         command
             .args(arguments.into_iter().map(Into::into))
             .env("ATTEST_CONFIG", self.config())
@@ -168,7 +171,8 @@ impl Hub {
             .args(["--listen-spokes".to_owned(), format!("127.0.0.1:{spokes}")])
             .args(["--listen-api".to_owned(), format!("127.0.0.1:{api}")])
             .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"])
-            .args(more.iter().cloned());
+            .args(more.iter().cloned())
+            .env("PATH", search_path());
         let _ = std::fs::remove_file(home.join("addresses.json"));
         let process = Process::spawn(spec)?;
         let addresses = Self::listening(home, &process).await?;

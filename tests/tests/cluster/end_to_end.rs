@@ -103,13 +103,18 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
 async fn not_deployed(fleet: &RealFleet, reason: &str) -> anyhow::Result<String> {
     let head = fleet.repository().git(&["rev-parse", "HEAD"])?;
     let _: Value = fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
-    until("the hub's word on the newest commit", SEEN_WITHIN, || async {
+    let waited = until("the hub's word on the newest commit", SEEN_WITHIN, || async {
         let seen: Value = fleet.api().call("GET", "/v1/applications/web-app", None).await?;
         let destination = &seen["destinations"][0];
         let is_it = seen["revision"] == head.as_str() && destination["reason"] == reason;
         Ok(is_it.then(|| destination["message"].as_str().unwrap_or_default().to_owned()))
-    })
-    .await
+    });
+    match waited.await {
+        Ok(message) => Ok(message),
+        Err(error) => {
+            Err(error.context(fleet.operator().attest(&["gitops", "app", "get", "web-app"])?))
+        }
+    }
 }
 
 /// The audit log shows the spoke as itself only, and every application object written as its application.

@@ -52,6 +52,10 @@ fn run(fleet: &RealFleet, script: &str, sha: &str, yq: &Path) -> anyhow::Result<
 async fn the_documented_workflow_deploys_under_strict() -> anyhow::Result<()> {
     let Some(fleet) = RealFleet::start(&[("staging", "staging")]).await? else { return Ok(()) };
     let Some(yq) = Binaries::extra("yq")? else { return Ok(()) };
+    // The sample is signed for production too; CI verifies what it signs for every environment.
+    let public = fleet.key().with_extension("pub").display().to_string();
+    let add = ["trust", "key", "add", "ci", &public, "--environment", "staging,production"];
+    fleet.operator().attest(&add)?;
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample");
     let tree = fleet.repository().tree();
     copy_tree(&samples.join("web-app"), tree, &["k8s", "attest.yaml", "out"])?;

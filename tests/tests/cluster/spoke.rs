@@ -1,0 +1,414 @@
+//! One spoke on a real API server, driven by a hub that sends what the test says: what it writes, what it
+//! does not write, what it puts back, takes away and refuses, and what it knows after being killed.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use attest_common::keys::PrivateKey;
+use attest_common::plan::Operation;
+use attest_common::record::Record;
+use attest_common::report::{Phase, Report};
+use attest_tests::cluster::audit::{AuditEvent, Mark};
+use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned};
+use attest_tests::real::{RealFleet, RealSite};
+use attest_tests::wait::until;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const WITHIN: Duration = Duration::from_secs(60);
+/// Long enough for a second write to show, should there be one.
+const SETTLE: Duration = Duration::from_millis(700);
+const CLUSTER: &str = "staging";
+const NAMESPACE: &str = "app-staging";
+const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
+const POD: &str = "attest-system/attest-spoke";
+
+/// A cluster whose spoke listens to a hub that the test speaks for.
+struct Stage {
+    fleet: RealFleet,
+    hub: Option<EvilHub>,
+    carried: Carried,
+    ci: PrivateKey,
+    sequence: u64,
+    /// The sample's own objects; tests add theirs.
+    base: Vec<Value>,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Option<Self>> {
+        let Some(mut fleet) = RealFleet::start(&[(CLUSTER, CLUSTER)]).await? else {
+            return Ok(None);
+        };
+        fleet.write_sample()?;
+        // The sample is rendered for production too, and `attest run --verify` knows keys by environment.
+        let public = fleet.key().with_extension("pub").display().to_string();
+        let add = ["trust", "key", "add", "ci-too", &public, "--environment", "production"];
+        fleet.operator().attest(&add)?;
+        fleet.release("v1")?;
+        let address = fleet.hub().addresses().spokes.parse()?;
+        let home = fleet.hub().home().to_owned();
+        fleet.hub().process().kill();
+        let hub = EvilHub::take(&home, address).await?;
+        hub.connected(CLUSTER).await?;
+        let carried = Carried::read(fleet.repository().tree(), "web-app", None)?;
+        let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
+        let base = objects(&carried.content(CLUSTER)?)?;
+        Ok(Some(Self { fleet, hub: Some(hub), carried, ci, sequence: 0, base }))
+    }
+
+    fn site(&self) -> anyhow::Result<&RealSite> {
+        self.fleet.sites().first().context("no site")
+    }
+
+    async fn client(&self) -> anyhow::Result<Client> {
+        self.site()?.cluster.client().await
+    }
+
+    async fn configs(&self) -> anyhow::Result<Api<ConfigMap>> {
+        Ok(Api::namespaced(self.client().await?, NAMESPACE))
+    }
+
+    async fn peer(&self) -> anyhow::Result<Peer> {
+        self.hub.as_ref().context("the hub is gone")?.connected(CLUSTER).await
+    }
+
+    /// The sample and `more`, signed by CI as the next release, ready to be sent or bent first.
+    async fn delivery(&mut self, more: &[Value]) -> anyhow::Result<Delivery> {
+        let all = self.base.iter().chain(more).cloned().collect();
+        let content = attest_common::manifest::write(all)?;
+        let how = Resigned { key: &self.ci, render: CLUSTER, content: Some(content) };
+        let (again, content) = self.carried.signed_again(how, |_| {})?;
+        self.sequence += 1;
+        let peer = self.peer().await?;
+        let mut delivery = again.delivery_of(&peer, CLUSTER, NAMESPACE, content)?;
+        delivery.directive.sequence = self.sequence;
+        self.carried = again;
+        Ok(delivery)
+    }
+
+    async fn send(&self, delivery: &Delivery) -> anyhow::Result<()> {
+        let peer = self.peer().await?;
+        self.hub.as_ref().context("the hub is gone")?.push(&peer, delivery).await
+    }
+
+    /// Waits for a report about the newest directive.
+    async fn reported(&self, wanted: impl Fn(&Report) -> bool) -> anyhow::Result<Report> {
+        let (hub, peer) = (self.hub.as_ref().context("the hub is gone")?, self.peer().await?);
+        let sequence = self.sequence;
+        let report = hub.report(&peer, |r| r.sequence == Some(sequence) && wanted(r)).await;
+        if report.is_err() {
+            let last = hub.report(&peer, |_| true).await?;
+            return report.context(format!("the last report was {last:#?}\n{}", self.log()?));
+        }
+        report
+    }
+
+    /// Sends and waits until everything is as signed.
+    async fn synced(&mut self, more: &[Value]) -> anyhow::Result<Report> {
+        let delivery = self.delivery(more).await?;
+        self.send(&delivery).await?;
+        self.reported(|report| report.phase == Phase::Synced).await
+    }
+
+    fn log(&self) -> anyhow::Result<String> {
+        Ok(self.site()?.fakelet.output(POD))
+    }
+
+    fn mark(&self) -> anyhow::Result<Mark> {
+        Ok(self.site()?.cluster.audit().mark())
+    }
+
+    /// Writes of application objects since then, without dry runs: `verb name`.
+    fn writes(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
+        self.requests(mark, |event| !event.is_dry_run())
+    }
+
+    fn dry_runs(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
+        self.requests(mark, AuditEvent::is_dry_run)
+    }
+
+    fn requests(
+        &self,
+        mark: Mark,
+        wanted: impl Fn(&AuditEvent) -> bool,
+    ) -> anyhow::Result<Vec<String>> {
+        let events = self.site()?.cluster.audit().since(mark)?.into_iter();
+        let ours = events.filter(|event| {
+            let closed = event.object().namespace.starts_with("attest-");
+            event.is_mutating() && event.user.username == SPOKE && !closed && wanted(event)
+        });
+        Ok(ours.map(|event| format!("{} {}", event.verb, event.object().name)).collect())
+    }
+
+    /// Waits for the first write after `mark`, then a little longer, and returns them all.
+    async fn writes_after(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
+        until("a write", WITHIN, || async { Ok((!self.writes(mark)?.is_empty()).then_some(())) })
+            .await?;
+        tokio::time::sleep(SETTLE).await;
+        self.writes(mark)
+    }
+
+    fn record(&self) -> anyhow::Result<Option<Record>> {
+        let kubeconfig = self.site()?.cluster.kubeconfig().display().to_string();
+        let operator = self.fleet.operator();
+        let status = operator.json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+        let all: Vec<Record> = serde_json::from_value(status["destinations"].clone())?;
+        Ok(all.into_iter().find(|record| record.application.as_str() == "web-app"))
+    }
+
+    async fn kill_spoke(&self) -> anyhow::Result<()> {
+        let before = self.fleet.spoke_process(CLUSTER);
+        ensure!(self.site()?.fakelet.signal(POD, Signal::KILL) == 1, "no spoke to kill");
+        until("the spoke to be started again", WITHIN, || async {
+            let now = self.fleet.spoke_process(CLUSTER);
+            Ok(now.filter(|id| Some(*id) != before))
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn value(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let found = self.configs().await?.get_opt(name).await?;
+        Ok(found.and_then(|config| config.data?.get("key").cloned()))
+    }
+
+    async fn edit(&self, name: &str) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"data": {"key": "edited"}}));
+        let parameters =
+            PatchParams { field_manager: Some("hand".to_owned()), ..Default::default() };
+        self.configs().await?.patch(name, &parameters, &patch).await?;
+        Ok(())
+    }
+}
+
+fn objects(content: &[u8]) -> anyhow::Result<Vec<Value>> {
+    let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    Ok(lines.map(serde_json::from_slice).collect::<Result<_, _>>()?)
+}
+
+fn config(name: &str, value: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": value},
+    })
+}
+
+fn configs(count: usize) -> Vec<Value> {
+    (0..count).map(|index| config(&format!("config-{index}"), "signed")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(12)).await?;
+
+    // One object of many changes: one dry run, one write.
+    let mut more = configs(12);
+    more[3] = config("config-3", "changed");
+    let mark = stage.mark()?;
+    stage.synced(&more).await?;
+    assert_eq!(stage.value("config-3").await?.as_deref(), Some("changed"));
+    assert_eq!(stage.writes_after(mark).await?, ["patch config-3"]);
+    assert_eq!(stage.dry_runs(mark)?, ["patch config-3"]);
+
+    // The same again as a new release: nothing.
+    let mark = stage.mark()?;
+    stage.synced(&more).await?;
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(stage.requests(mark, |_| true)?, [""; 0]);
+
+    // Somebody edits a field of ours: one write, at once.
+    let mark = stage.mark()?;
+    stage.edit("config-5").await?;
+    assert_eq!(stage.writes_after(mark).await?, ["patch config-5"]);
+    assert_eq!(stage.value("config-5").await?.as_deref(), Some("signed"));
+
+    // Somebody deletes an object: one write.
+    let mark = stage.mark()?;
+    stage.configs().await?.delete("config-6", &DeleteParams::default()).await?;
+    assert_eq!(stage.writes_after(mark).await?, ["patch config-6"]);
+    assert_eq!(stage.value("config-6").await?.as_deref(), Some("signed"));
+
+    // Somebody adds what is not ours: nothing.
+    let mark = stage.mark()?;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"team": "shop"}}}));
+    stage.configs().await?.patch("config-7", &PatchParams::default(), &label).await?;
+    stage
+        .configs()
+        .await?
+        .create(&PostParams::default(), &serde_json::from_value(config("theirs", "x"))?)
+        .await?;
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+
+    // Killed, with the hub gone: nothing is written until something is wrong again.
+    stage.hub = None;
+    let mark = stage.mark()?;
+    stage.kill_spoke().await?;
+    stage.edit("config-8").await?;
+    assert_eq!(stage.writes_after(mark).await?, ["patch config-8"]);
+    stage.configs().await?.delete("config-9", &DeleteParams::default()).await?;
+    until("the deleted object to come back", WITHIN, || async { stage.value("config-9").await })
+        .await?;
+
+    // What happened while no spoke was there is seen when it is back.
+    let mark = stage.mark()?;
+    ensure!(stage.site()?.fakelet.signal(POD, Signal::KILL) == 1, "no spoke to kill");
+    stage.edit("config-1").await?;
+    stage.configs().await?.delete("config-2", &DeleteParams::default()).await?;
+    until("both to be put back", WITHIN, || async {
+        let edited = stage.value("config-1").await?.as_deref() == Some("signed");
+        Ok((edited && stage.value("config-2").await?.is_some()).then_some(()))
+    })
+    .await?;
+    tokio::time::sleep(SETTLE).await;
+    let mut writes = stage.writes(mark)?;
+    writes.sort();
+    assert_eq!(writes, ["patch config-1", "patch config-2"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_longer_rendered_goes_but_never_most_of_it_at_once() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(14)).await?;
+
+    stage.synced(&configs(12)).await?;
+    until("two objects to be deleted", WITHIN, || async {
+        let gone = stage.value("config-12").await?.is_none();
+        Ok((gone && stage.value("config-13").await?.is_none()).then_some(()))
+    })
+    .await?;
+    assert!(stage.value("config-11").await?.is_some());
+    until("the inventory to say so", WITHIN, || async {
+        let record = stage.record()?.context("no record")?;
+        let names: Vec<&str> = record.inventory.iter().map(|o| o.key.name.as_str()).collect();
+        Ok((!names.contains(&"config-12") && names.contains(&"config-11")).then_some(()))
+    })
+    .await?;
+
+    let delivery = stage.delivery(&configs(2)).await?;
+    let mark = stage.mark()?;
+    stage.send(&delivery).await?;
+    let report = stage.reported(|report| report.reason == "PruneGuard").await?;
+    assert_eq!(report.phase, Phase::OutOfSync);
+    assert!(stage.value("config-11").await?.is_some());
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+
+    // Ordered away, which staging's policy leaves to the hub: all of it goes, the tombstone stays.
+    let mut removal = stage.delivery(&[]).await?;
+    removal.directive.operation = Operation::Remove;
+    stage.send(&removal).await?;
+    stage.reported(|report| report.phase == Phase::Removed).await?;
+    until("the objects to be gone", WITHIN, || async {
+        Ok(stage.value("config-11").await?.is_none().then_some(()))
+    })
+    .await?;
+    let record = stage.record()?.context("the tombstone is gone")?;
+    assert!(record.removed && record.held.is_none() && record.inventory.is_empty());
+    let floor = record.floor.context("the floor is gone")?;
+    assert!(record.binding.is_some());
+
+    // It may come back, but not older.
+    let newest = stage.carried.clone();
+    stage.carried.document.counter = floor.counter - 2;
+    let older = stage.delivery(&configs(1)).await?;
+    stage.send(&older).await?;
+    let refused = |reason: &'static str| {
+        move |r: &Report| r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+    };
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    hub.report(&peer, refused("CounterRegressed")).await?;
+    stage.carried = newest;
+    stage.synced(&configs(1)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+
+    // The plan names an object that somebody else made: refused as a whole, nothing written.
+    let theirs: ConfigMap = serde_json::from_value(config("theirs", "theirs"))?;
+    let parameters = PostParams { field_manager: Some("hand".to_owned()), ..Default::default() };
+    stage.configs().await?.create(&parameters, &theirs).await?;
+    let mut more = configs(3);
+    more.push(config("theirs", "ours"));
+    let delivery = stage.delivery(&more).await?;
+    let mark = stage.mark()?;
+    stage.send(&delivery).await?;
+    let report = stage.reported(|report| report.phase == Phase::Refused).await?;
+    let refusal = report.refusal.context("no refusal")?;
+    assert_eq!(refusal.reason, "FieldConflict");
+    assert!(
+        refusal.message.contains("hand") && refusal.message.contains("theirs"),
+        "{}",
+        refusal.message
+    );
+    assert_eq!(
+        report.running.context("what ran is forgotten")?.counter + 1,
+        stage.carried.document.counter
+    );
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+    assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
+
+    // What ran before is still kept, also by a spoke that has to read it all back.
+    stage.edit("config-1").await?;
+    until("the edit to be undone", WITHIN, || async {
+        Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await?;
+    stage.kill_spoke().await?;
+    stage.edit("config-0").await?;
+    until("the edit to be undone after a restart", WITHIN, || async {
+        Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await?;
+
+    // With the very values that are there it is met, and released when it is no longer rendered.
+    more.pop();
+    more.push(config("theirs", "theirs"));
+    stage.synced(&more).await?;
+    until("the record to say that it was met", WITHIN, || async {
+        let record = stage.record()?.context("no record")?;
+        Ok(record.inventory.iter().any(|o| o.key.name == "theirs" && o.met).then_some(()))
+    })
+    .await?;
+    more.pop();
+    stage.synced(&more).await?;
+    until("it to be released", WITHIN, || async {
+        let record = stage.record()?.context("no record")?;
+        Ok((!record.inventory.iter().any(|o| o.key.name == "theirs")).then_some(()))
+    })
+    .await?;
+    assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
+
+    // One object that the API server will not have: the others are applied all the same.
+    let mut bad = configs(4);
+    bad.push(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad"},
+        "spec": {"ports": [{"port": 99_999}]},
+    }));
+    let delivery = stage.delivery(&bad).await?;
+    stage.send(&delivery).await?;
+    let report = stage.reported(|report| report.phase == Phase::Degraded).await?;
+    assert_eq!(report.reason, "Invalid", "{report:#?}");
+    until("the good object", WITHIN, || async { stage.value("config-3").await }).await?;
+    stage.synced(&configs(4)).await?;
+
+    // Without self-heal drift is told and left alone.
+    let mut delivery = stage.delivery(&configs(4)).await?;
+    delivery.plan.sync.self_heal = false;
+    stage.send(&delivery).await?;
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+    let mark = stage.mark()?;
+    stage.edit("config-2").await?;
+    let report = stage.reported(|report| report.phase == Phase::OutOfSync).await?;
+    assert_eq!(report.drifted.len(), 1);
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+    Ok(())
+}
