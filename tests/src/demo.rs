@@ -209,7 +209,7 @@ impl Demo<'_> {
         ensure!(text("reason") == "ContentDigest", "refused, but as {}", text("reason"));
         self.say(&format!("production's spoke: {}: {}", text("reason"), text("message")));
         self.still_v1().await?;
-        drop(taken);
+        taken.hub.end().await?;
         self.fleet.hub().restart().await?;
         self.say("the honest hub is back");
         Ok(())

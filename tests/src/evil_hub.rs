@@ -172,6 +172,23 @@ impl EvilHub {
     }
 }
 
+impl EvilHub {
+    /// Leaves: closes every connection and waits until the address is free again.
+    ///
+    /// # Errors
+    /// When it does not become free.
+    pub async fn end(self) -> anyhow::Result<()> {
+        let address = self.endpoint.local_addr()?;
+        self.endpoint.close(0_u8.into(), b"done");
+        self.endpoint.wait_idle().await;
+        drop(self);
+        until("the taken hub's port to be free", CONNECTED_WITHIN, || async {
+            Ok(std::net::UdpSocket::bind(address).ok().map(drop))
+        })
+        .await
+    }
+}
+
 impl Drop for EvilHub {
     fn drop(&mut self) {
         self.endpoint.close(0_u8.into(), b"done");
