@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use attest_certs::Authority;
-use attest_common::ids::{ClusterId, DestinationKey, Name, Timestamp};
+use attest_common::ids::{ClusterId, DestinationKey, Timestamp};
 use attest_common::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
 use tokio_util::sync::CancellationToken;
 
+use crate::directory::Directory;
 use crate::fleet::Fleet;
 use crate::home::{Advertise, Home};
 use crate::metrics::Metrics;
@@ -18,7 +19,7 @@ use crate::render::Kustomize;
 use crate::signer::{Signed, Signer};
 use crate::source::{Source, UrlPolicy};
 use crate::status::{Phases, Transitions};
-use crate::store::records::{ClusterRecord, ClusterState, Records};
+use crate::store::records::Records;
 use crate::store::{RedbStore, StoreError};
 
 /// Syncs per epoch: the lower half of a sync's counter.
@@ -32,6 +33,7 @@ pub struct Hub {
     pub signer: Signer,
     pub records: Records,
     pub fleet: Fleet,
+    pub directory: Directory,
     pub metrics: Metrics,
     pub pipeline: Pipeline,
     pub source: Source,
@@ -73,6 +75,7 @@ impl Hub {
             authority: home.authority,
             signer: Signer::new(home.signing),
             fleet: Fleet::load(&records)?,
+            directory: Directory::load(&records)?,
             metrics: Metrics::new().map_err(StartError::Metrics)?,
             pipeline: Pipeline::new(settings.poll_interval),
             source: Source::new(git),
@@ -134,33 +137,6 @@ impl Hub {
             issued_at,
             expires_at: after(issued_at, SYNC_LIFETIME_MAX_MS),
         })
-    }
-
-    /// The cluster of this name that is not revoked.
-    ///
-    /// # Errors
-    /// When the store cannot be read. Blocks.
-    pub fn cluster_named(&self, name: &Name) -> Result<Option<ClusterRecord>, StoreError> {
-        let all: Vec<ClusterRecord> = self.records.all()?;
-        let (revoked, living): (Vec<_>, Vec<_>) = all
-            .into_iter()
-            .filter(|cluster| cluster.name == *name)
-            .partition(|cluster| cluster.state == ClusterState::Revoked);
-        Ok(living.into_iter().next().or_else(|| revoked.into_iter().next()))
-    }
-
-    /// Counts clusters anew.
-    ///
-    /// # Errors
-    /// When the store cannot be read. Blocks.
-    pub fn measure_clusters(&self) -> Result<(), StoreError> {
-        let all: Vec<ClusterRecord> = self.records.all()?;
-        for state in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
-            let count = all.iter().filter(|cluster| cluster.state == state).count();
-            let gauge = self.metrics.clusters.with_label_values(&[state.as_str()]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        Ok(())
     }
 }
 

@@ -172,7 +172,7 @@ fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
 /// The token is used for the first time.
 fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinOutcome, JoinError> {
     let token = &stored.value;
-    let all: Vec<ClusterRecord> = hub.records.all()?;
+    let all = hub.directory.all();
     let mut changes = Vec::new();
     let mut replaced = Vec::new();
     for cluster in &all {
@@ -189,7 +189,7 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
             }
             let gone = revoked(cluster, "replaced by a new registration of the same name");
             changes.push(records::put(&gone));
-            replaced.push(gone.id);
+            replaced.push(gone);
         }
     }
     if all.len() >= CLUSTERS_MAX {
@@ -229,11 +229,13 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
     changes.push(records::put(&record));
     changes.push(records::replace(stored, &used));
     hub.records.commit("join", &changes)?;
-    for cluster in replaced {
-        hub.fleet.close(&cluster, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+    for gone in replaced {
+        hub.directory.note(&gone);
+        hub.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
-    hub.measure_clusters()?;
-    hub.pipeline.wake_all();
+    hub.directory.note(&record);
+    hub.directory.measure(&hub.metrics);
+    hub.pipeline.wake_cluster(&record.name);
     tracing::info!(
         cluster = record.id.as_str(),
         name = record.name.as_str(),
@@ -289,6 +291,7 @@ fn again(
             let token = TokenRecord { used: Some(used), ..stored.value.clone() };
             let changes = [records::put(&record), records::replace(stored, &token)];
             hub.records.commit("join", &changes)?;
+            hub.directory.note(&record);
             Ok(outcome(hub, &record, Some(chain)))
         }
     }
@@ -344,5 +347,6 @@ pub(crate) fn renew(hub: &Hub, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Ve
         ..former.clone()
     };
     hub.records.commit("certificate", &[records::replace(&stored, &record)])?;
+    hub.directory.note(&record);
     Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect())
 }

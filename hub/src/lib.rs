@@ -9,6 +9,7 @@ pub mod api;
 pub mod ci;
 pub mod config;
 pub mod crd;
+pub mod directory;
 pub mod fleet;
 pub mod home;
 pub mod http;

@@ -227,6 +227,7 @@ async fn admit_cluster(hub: &Arc<Hub>, peer: &PeerIdentity) -> Result<(), LinkEr
         if is_current && record.former_serial.is_some() {
             let used = ClusterRecord { former_serial: None, ..record.clone() };
             hub.records.commit("certificate", &[records::replace(&stored, &used)])?;
+            hub.directory.note(&used);
         }
         Ok(())
     })

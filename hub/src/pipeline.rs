@@ -86,6 +86,28 @@ impl Pipeline {
         self.changed.notify_one();
     }
 
+    /// Something about a cluster changed: applications that wait because of it, or that run there,
+    /// are looked at.
+    pub fn wake_cluster(&self, cluster: &Name) {
+        let waiting: Vec<String> = {
+            let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+            let concerned = |view: &View| {
+                let waits = view.waiting.keys().any(|(name, _)| name == cluster);
+                waits || view.rendered.keys().any(|(name, _)| name == cluster)
+            };
+            let found = views.iter().filter(|(_, view)| concerned(view));
+            found.map(|(name, _)| name.clone()).collect()
+        };
+        let mut slots = self.slots();
+        for name in waiting {
+            if let Some(slot) = slots.get_mut(&name) {
+                (slot.dirty, slot.plan) = (true, true);
+            }
+        }
+        drop(slots);
+        self.changed.notify_one();
+    }
+
     /// A destination has reported: the application's status may have changed, its plans have not.
     pub fn wake_status(&self, application: &str) {
         if let Some(slot) = self.slots().get_mut(application) {

@@ -75,7 +75,7 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
 
     let known: Vec<ApplicationRecord> = hub.blocking(|hub| hub.records.all()).await?;
     known.iter().for_each(|record| hub.pipeline.look(record.application.name.as_str(), false));
-    hub.blocking(Hub::measure_clusters).await?;
+    hub.directory.measure(&hub.metrics);
     let mut tasks = JoinSet::new();
     tasks.spawn(renew_certificate(hub.clone(), directory, door.clone(), api.certificate()));
     tasks.spawn(async move { door.serve().await });

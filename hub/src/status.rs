@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::View;
 use crate::planner::Waiting;
 use crate::store::StoreError;
-use crate::store::records::{ApplicationRecord, ClusterRecord, LedgerEntry, ReportRecord};
+use crate::store::records::{ApplicationRecord, LedgerEntry, ReportRecord};
 
 /// Most history lines of one destination.
 pub const HISTORY_MAX: usize = 50;
@@ -42,10 +42,10 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
     let mut destinations = Vec::new();
     let mut places = std::collections::BTreeSet::new();
     for destination in &applied.destinations {
-        let cluster = hub.cluster_named(&destination.cluster)?;
+        let cluster = hub.directory.named(&destination.cluster);
         let key = cluster.map(|cluster| DestinationKey {
             application: applied.name.clone(),
-            cluster: cluster.id,
+            cluster: cluster.id.clone(),
             namespace: destination.namespace.clone(),
         });
         places.extend(key.clone());
@@ -58,13 +58,11 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
     }
     // Places that are being removed.
     for (key, head) in hub.fleet.heads_for(applied.name.as_str()) {
-        let finished = hub.fleet.report(&key).is_some_and(|r| r.report.phase == Phase::Removed);
-        if places.contains(&key) || (head.operation == Operation::Remove && finished) {
+        let finished = is_removed(&head, hub.fleet.report(&key).as_deref());
+        if places.contains(&key) || finished {
             continue;
         }
-        let Some(cluster) = hub.records.get::<ClusterRecord>(key.cluster.as_str())? else {
-            continue;
-        };
+        let Some(cluster) = hub.directory.get(&key.cluster) else { continue };
         let facts = Facts::of(hub, Some(&key), None, None, true);
         destinations.push(facts.shown(
             cluster.name.to_string(),
@@ -87,6 +85,16 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         generation,
         created_at: record.created_at,
     })
+}
+
+/// True when the newest directive orders removal and the spoke says that nothing is there any more.
+pub(crate) fn is_removed(head: &LedgerEntry, report: Option<&ReportRecord>) -> bool {
+    let Some(report) = report.map(|record| &record.report) else { return false };
+    let removed = report.phase == Phase::Removed && report.sequence == Some(head.sequence);
+    let nothing_there = report.refusal.as_ref().is_some_and(|refusal| {
+        refusal.reason == "NothingToRemove" && refusal.sequence == Some(head.sequence)
+    });
+    head.operation == Operation::Remove && (removed || nothing_there)
 }
 
 fn problem(view: Option<&View>) -> Option<&Waiting> {
@@ -343,10 +351,7 @@ impl Phases {
 pub fn history(hub: &Hub, application: &str) -> Result<Vec<HistoryEntry>, StoreError> {
     let mut lines = Vec::new();
     for (destination, _) in hub.fleet.heads_for(application) {
-        let cluster = hub
-            .records
-            .get::<ClusterRecord>(destination.cluster.as_str())?
-            .map_or_else(|| destination.cluster.to_string(), |cluster| cluster.name.to_string());
+        let cluster = hub.directory.name_of(&destination.cluster);
         for entry in hub.records.ledger(&destination, HISTORY_MAX)? {
             let result = hub.records.result(&destination, entry.sequence)?;
             let planned = entry.planned.as_ref();

@@ -17,7 +17,7 @@ use super::{Body, Refusal};
 use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
 use crate::status;
-use crate::store::records::{self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord};
+use crate::store::records::{self, ApplicationRecord, ClusterState, KeyRecord};
 
 /// Longest wait of `sync` for a repository, after which it answers with what is known.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(45);
@@ -78,11 +78,10 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
 }
 
 fn known(hub: &Hub) -> Result<Known, Refusal> {
-    let clusters: Vec<ClusterRecord> = hub.records.all()?;
+    let clusters = hub.directory.all().into_iter();
     let clusters: BTreeSet<_> = clusters
-        .into_iter()
         .filter(|cluster| cluster.state != ClusterState::Revoked)
-        .map(|cluster| cluster.name)
+        .map(|cluster| cluster.name.clone())
         .collect();
     let keys: Vec<KeyRecord> = hub.records.all()?;
     let keys: BTreeMap<_, _> = keys
@@ -198,7 +197,7 @@ fn diffs(hub: &Hub, name: &str) -> Result<Vec<Diff>, Refusal> {
     let mut all = Vec::new();
     for destination in &record.application.destinations {
         let place = (destination.cluster.clone(), destination.namespace.clone());
-        let cluster = hub.cluster_named(&destination.cluster)?;
+        let cluster = hub.directory.named(&destination.cluster);
         let head = cluster.and_then(|cluster| {
             hub.fleet.head(&crate::pipeline::destination_key(
                 &record.application.name,

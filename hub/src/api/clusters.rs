@@ -109,7 +109,7 @@ pub(super) async fn revoke_token(
 pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Cluster>> {
     let shown = hub
         .blocking(|hub| {
-            let mut all: Vec<ClusterRecord> = hub.records.all()?;
+            let mut all = hub.directory.all();
             all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
             let world = World::read(hub)?;
             Ok::<_, Refusal>(all.iter().map(|record| world.shown(hub, record)).collect())
@@ -127,7 +127,7 @@ pub(super) async fn one(
 }
 
 fn show(hub: &Hub, cluster: &Name) -> Result<Cluster, Refusal> {
-    let record = hub.cluster_named(cluster)?;
+    let record = hub.directory.named(cluster);
     let record = record.ok_or_else(|| JoinError::NoCluster(cluster.clone()))?;
     Ok(World::read(hub)?.shown(hub, &record))
 }

@@ -22,7 +22,7 @@ pub(crate) fn make_token(
     if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
         return Err(JoinError::Lifetime);
     }
-    let taken = hub.cluster_named(cluster)?;
+    let taken = hub.directory.named(cluster);
     if !replace && taken.is_some_and(|taken| taken.state != ClusterState::Revoked) {
         return Err(JoinError::NameTaken(cluster.clone()));
     }

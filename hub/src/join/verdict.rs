@@ -26,7 +26,7 @@ pub(crate) enum Verdict {
 /// # Errors
 /// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
 pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterRecord, JoinError> {
-    let named = hub.cluster_named(name)?.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+    let named = hub.directory.named(name).ok_or_else(|| JoinError::NoCluster(name.clone()))?;
     let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
     let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
     let record = stored.value.clone();
@@ -62,8 +62,9 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
         Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
     };
     if what == "remove" && hub.records.default_cluster()?.as_ref() == Some(name) {
-        let others: Vec<ClusterRecord> = hub.records.all()?;
-        let mut others: Vec<_> = others
+        let mut others: Vec<_> = hub
+            .directory
+            .all()
             .into_iter()
             .filter(|other| other.id != changed.id && other.state != ClusterState::Revoked)
             .collect();
@@ -72,13 +73,18 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
         changes.push(records::default_cluster_change(next));
     }
     hub.records.commit(what, &changes)?;
+    if what == "remove" {
+        hub.directory.forget(&changed);
+    } else {
+        hub.directory.note(&changed);
+    }
     if closes {
         hub.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
     if what == "remove" {
         hub.fleet.forget(&changed.id);
     }
-    hub.measure_clusters()?;
+    hub.directory.measure(&hub.metrics);
     hub.pipeline.wake_all();
     tracing::info!(
         cluster = changed.id.as_str(),

@@ -22,10 +22,10 @@ use super::{
     FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
     cluster_id, greeting_timeout, send,
 };
-use crate::hub::Hub;
+use crate::hub::{Hub, now};
 use crate::join;
-use crate::planner::{Held, Hint};
-use crate::store::records::{self, ClusterRecord, PolicyRecord};
+use crate::planner::{Held, Hint, needs_again};
+use crate::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
@@ -82,26 +82,35 @@ async fn run_session(
         let (held, nonce) = read_hello(&cluster, &hello)?;
         let protocol = negotiate(hello.protocol_min, hello.protocol_max)
             .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
-        introduce(hub, &cluster, hello).await?;
+        let is_news = introduce(hub, &cluster, hello).await?;
         let welcome = Welcome {
             protocol,
             hub_version: env!("CARGO_PKG_VERSION").to_owned(),
             reconnect_window_ms: reconnect_window_ms(hub.fleet.connected()),
         };
         send(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
-        Ok((control, reader, held, nonce))
+        Ok((control, reader, held, nonce, is_news))
     };
-    let (control, mut reader, held, nonce) = tokio::time::timeout(greeting_timeout(), greeting)
-        .await
-        .map_err(|_| LinkError::Silent)??;
+    let greeted = tokio::time::timeout(greeting_timeout(), greeting).await;
+    let (control, mut reader, held, nonce, is_news) = greeted.map_err(|_| LinkError::Silent)??;
     let (number, wake) = hub.fleet.connect(&cluster, connection.clone(), held);
     let _presence = Presence { hub, cluster: cluster.clone(), number };
     note_connected(hub);
     tracing::info!(cluster = cluster.as_str(), "A spoke is connected");
-    for (destination, _) in hub.fleet.heads_of(&cluster) {
-        hub.pipeline.wake(destination.application.as_str());
+    // A verdict that fell while this session was greeted found no connection to close.
+    let record = hub.directory.get(&cluster).filter(|r| r.state == ClusterState::Accepted);
+    let record = record.ok_or_else(|| LinkError::ClusterRevoked(cluster.clone()))?;
+    for (destination, head) in hub.fleet.heads_of(&cluster) {
+        let held = hub.fleet.held(&destination);
+        if held.is_some_and(|held| needs_again(&head, held, now())) {
+            hub.pipeline.wake(destination.application.as_str());
+        } else {
+            hub.pipeline.wake_status(destination.application.as_str());
+        }
     }
-    hub.pipeline.wake_all();
+    if is_news {
+        hub.pipeline.wake_cluster(&record.name);
+    }
 
     let pushes = JoinSet::new();
     let mut session = Session { hub, shared, connection, cluster, number, nonce, control, pushes };
@@ -189,8 +198,8 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
     Ok((held, data_encoding::HEXLOWER.encode(&hello.nonce)))
 }
 
-/// Keeps what a spoke says of itself: versions, and its policy as a hint.
-async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<(), LinkError> {
+/// Keeps what a spoke says of itself: versions, and its policy as a hint. True when the policy is news.
+async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<bool, LinkError> {
     let cluster = cluster.clone();
     hub.blocking(move |hub| {
         let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
@@ -210,10 +219,12 @@ async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<
             let policy = spec.load().ok()?;
             Some(Hint { spec, policy })
         });
+        let mut is_news = false;
         if let Some(hint) = hint {
             let policy = PolicyRecord { cluster: cluster.clone(), spec: hint.spec.clone() };
             let former: Option<PolicyRecord> = hub.records.get(cluster.as_str())?;
-            if former.as_ref() != Some(&policy) {
+            is_news = former.as_ref() != Some(&policy);
+            if is_news {
                 changes.push(records::put(&policy));
             }
             hub.fleet.set_hint(&cluster, hint);
@@ -226,8 +237,9 @@ async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<
         }
         if !changes.is_empty() {
             hub.records.commit("introduction", &changes)?;
+            hub.directory.note(&record);
         }
-        Ok(())
+        Ok(is_news)
     })
     .await
 }

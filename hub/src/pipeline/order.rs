@@ -6,16 +6,14 @@ use std::time::Instant;
 
 use attest_common::ids::{DestinationKey, Digest};
 use attest_common::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
-use attest_common::report::Phase;
 
 use super::reconcile::{Look, forget};
 use crate::hub::{after, micros, now};
 use crate::log::CONTROLLER;
 use crate::planner::{Proposal, needs_again};
+use crate::status;
 use crate::store::StoreError;
-use crate::store::records::{
-    self, ClusterRecord, ClusterState, CompressedBlob, LedgerEntry, Planned,
-};
+use crate::store::records::{self, CompressedBlob, LedgerEntry, Planned};
 
 /// What is to be appended to one ledger.
 pub(super) struct Order {
@@ -28,22 +26,23 @@ pub(super) struct Order {
 
 impl Look<'_> {
     /// Orders for places that the application no longer names.
-    pub(super) fn removals(&self) -> Result<Vec<Order>, StoreError> {
+    pub(super) fn removals(&self) -> Vec<Order> {
         let application = &self.record.application;
         let mut wanted = BTreeSet::new();
         if !self.record.deleting {
             for destination in &application.destinations {
-                if let Some(cluster) = self.hub.cluster_named(&destination.cluster)? {
-                    wanted.insert((cluster.id, destination.namespace.clone()));
+                if let Some(cluster) = self.hub.directory.named(&destination.cluster) {
+                    wanted.insert((cluster.id.clone(), destination.namespace.clone()));
                 }
             }
         }
         let mut orders = Vec::new();
         for (destination, head) in self.hub.fleet.heads_for(application.name.as_str()) {
             let place = (destination.cluster.clone(), destination.namespace.clone());
-            let cluster = self.hub.records.get::<ClusterRecord>(destination.cluster.as_str())?;
-            let is_living = cluster.is_some_and(|c| c.state != ClusterState::Revoked);
-            if wanted.contains(&place) || !is_living {
+            if wanted.contains(&place) || !self.hub.directory.is_living(&destination.cluster) {
+                continue;
+            }
+            if status::is_removed(&head, self.hub.fleet.report(&destination).as_deref()) {
                 continue;
             }
             let held = self.hub.fleet.held(&destination);
@@ -60,30 +59,21 @@ impl Look<'_> {
                 self.hub.fleet.push_again(&destination);
             }
         }
-        Ok(orders)
+        orders
     }
 
     /// Deletion: orders removal everywhere, and forgets the application once everywhere is done.
     pub(super) fn remove_all(&mut self) -> Result<usize, StoreError> {
-        let orders = self.removals()?;
+        let orders = self.removals();
         if !orders.is_empty() {
             return self.carry_out(orders);
         }
         let name = self.record.application.name.as_str();
         let heads = self.hub.fleet.heads_for(name);
-        let clusters: Vec<ClusterRecord> = self.hub.records.all()?;
         let is_gone = |destination: &DestinationKey, head: &LedgerEntry| {
-            let living = clusters
-                .iter()
-                .any(|c| c.id == destination.cluster && c.state != ClusterState::Revoked);
-            let said = self.hub.fleet.report(destination).is_some_and(|record| {
-                let nothing_there = record.report.refusal.as_ref().is_some_and(|refusal| {
-                    refusal.reason == "NothingToRemove" && refusal.sequence == Some(head.sequence)
-                });
-                let removed = record.report.phase == Phase::Removed
-                    && record.report.sequence == Some(head.sequence);
-                removed || nothing_there
-            });
+            let living = self.hub.directory.is_living(&destination.cluster);
+            let report = self.hub.fleet.report(destination);
+            let said = status::is_removed(head, report.as_deref());
             !living || said
         };
         if heads.iter().all(|(destination, head)| is_gone(destination, head)) {

@@ -128,7 +128,7 @@ impl Look<'_> {
     }
 
     fn environment_of(&self, cluster: &Name) -> Option<String> {
-        let record = self.hub.cluster_named(cluster).ok().flatten()?;
+        let record = self.hub.directory.named(cluster)?;
         self.hub.fleet.hint(&record.id).map(|hint| hint.policy.environment.to_string())
     }
 

@@ -122,9 +122,9 @@ pub(super) struct Look<'a> {
 impl Look<'_> {
     /// The whole flow. How many directives were ordered.
     fn go(&mut self) -> Result<usize, StoreError> {
-        let mut orders = self.removals()?;
+        let mut orders = self.removals();
         match self.revision().and_then(|(remote, resolved)| self.evidence(&remote, &resolved)) {
-            Ok(()) => self.decide_all(&mut orders)?,
+            Ok(()) => self.decide_all(&mut orders),
             Err(waiting) => {
                 self.view.revision = self.memory.commit.clone();
                 self.problem(waiting);
@@ -146,7 +146,7 @@ impl Look<'_> {
         self.view.problem = Some(waiting);
     }
 
-    fn decide_all(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
+    fn decide_all(&mut self, orders: &mut Vec<Order>) {
         let application = &self.record.application;
         let commit = self.memory.commit.clone().unwrap_or_default();
         self.view.revision = Some(commit.clone());
@@ -154,7 +154,7 @@ impl Look<'_> {
         let begun = Instant::now();
         for destination in &application.destinations {
             let place = (destination.cluster.clone(), destination.namespace.clone());
-            let (cluster, hint) = match self.cluster(&destination.cluster)? {
+            let (cluster, hint) = match self.cluster(&destination.cluster) {
                 Ok(found) => found,
                 Err(waiting) => {
                     self.view.waiting.insert(place, waiting);
@@ -215,13 +215,12 @@ impl Look<'_> {
             }
         }
         self.memory.timings.verify_us = micros(begun);
-        Ok(())
     }
 
     /// The cluster of a name and its policy, or why nothing can be decided for it.
-    fn cluster(&self, name: &Name) -> Result<Result<(ClusterId, Arc<Hint>), Waiting>, StoreError> {
-        let wait = |reason: &str, message: String| Ok(Err(Waiting::new(reason, message)));
-        let Some(record) = self.hub.cluster_named(name)? else {
+    fn cluster(&self, name: &Name) -> Result<(ClusterId, Arc<Hint>), Waiting> {
+        let wait = |reason: &str, message: String| Err(Waiting::new(reason, message));
+        let Some(record) = self.hub.directory.named(name) else {
             let message =
                 format!("cluster {name} is not registered; `attest gitops cluster add {name}`");
             return wait("ClusterUnknown", message);
@@ -238,7 +237,7 @@ impl Look<'_> {
             }
         }
         match self.hub.fleet.hint(&record.id) {
-            Some(hint) => Ok(Ok((record.id, hint))),
+            Some(hint) => Ok((record.id.clone(), hint)),
             None => wait("AwaitingCluster", format!("cluster {name} has not connected yet")),
         }
     }

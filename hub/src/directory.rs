@@ -1,0 +1,92 @@
+//! The registered clusters in memory, by id and by name: a copy of the store's, which is written first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use attest_common::ids::{ClusterId, Name};
+
+use crate::metrics::Metrics;
+use crate::store::StoreError;
+use crate::store::records::{ClusterRecord, ClusterState, Records};
+
+#[derive(Debug, Default)]
+struct State {
+    by_id: BTreeMap<ClusterId, Arc<ClusterRecord>>,
+    by_name: BTreeMap<Name, BTreeSet<ClusterId>>,
+}
+
+/// The registered clusters.
+#[derive(Debug, Default)]
+pub struct Directory {
+    state: RwLock<State>,
+}
+
+impl Directory {
+    /// The clusters that the store knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn load(records: &Records) -> Result<Self, StoreError> {
+        let directory = Self::default();
+        for record in records.all::<ClusterRecord>()? {
+            directory.note(&record);
+        }
+        Ok(directory)
+    }
+
+    /// The cluster with this id.
+    pub fn get(&self, id: &ClusterId) -> Option<Arc<ClusterRecord>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
+    }
+
+    /// The cluster of this name: the one that is not revoked, when there are several.
+    pub fn named(&self, name: &Name) -> Option<Arc<ClusterRecord>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let ids = state.by_name.get(name)?;
+        let all = || ids.iter().filter_map(|id| state.by_id.get(id));
+        all().find(|record| record.state != ClusterState::Revoked).or_else(|| all().next()).cloned()
+    }
+
+    /// Every cluster, by id.
+    pub fn all(&self) -> Vec<Arc<ClusterRecord>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_id.values().cloned().collect()
+    }
+
+    /// True when the cluster is registered and not revoked.
+    pub fn is_living(&self, id: &ClusterId) -> bool {
+        self.get(id).is_some_and(|record| record.state != ClusterState::Revoked)
+    }
+
+    /// The name that people know a cluster by; its id when it is no longer registered.
+    pub fn name_of(&self, id: &ClusterId) -> String {
+        self.get(id).map_or_else(|| id.to_string(), |record| record.name.to_string())
+    }
+
+    /// Takes note of a record that is durable.
+    pub fn note(&self, record: &ClusterRecord) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
+        state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
+    }
+
+    /// Takes note that a cluster is no longer registered.
+    pub fn forget(&self, record: &ClusterRecord) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.by_id.remove(&record.id);
+        if let Some(ids) = state.by_name.get_mut(&record.name) {
+            ids.remove(&record.id);
+        }
+        state.by_name.retain(|_, ids| !ids.is_empty());
+    }
+
+    /// Counts clusters for the metrics.
+    pub fn measure(&self, metrics: &Metrics) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
+            let count = state.by_id.values().filter(|record| record.state == word).count();
+            let gauge = metrics.clusters.with_label_values(&[word.as_str()]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
