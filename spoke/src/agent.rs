@@ -25,7 +25,7 @@ use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
 use crate::ledger::refusals::{Refusals, Refused};
-use crate::ledger::{Entry, Ledger, LedgerError};
+use crate::ledger::{ConfirmedPairs, Entry, Ledger, LedgerError};
 use crate::link::push::Pushed;
 use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
@@ -392,6 +392,11 @@ impl Agent {
             held.blobs().filter_map(|digest| self.blobs.get(digest).cloned()).collect();
         self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
         let judged = self.sequence(&key);
+        let former = self
+            .shared
+            .ledger
+            .entry(&key)
+            .map(|entry| Entry { confirmed: ConfirmedPairs::new(), ..entry });
         let change = |entry: Option<Entry>| {
             if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
                 return Err(LedgerError::Overtaken);
@@ -416,8 +421,7 @@ impl Agent {
         );
         failpoint::reach("after-admission");
         self.unresumed.remove(&key);
-        let directive = directive.to_vec();
-        let run = Run { admission, held, directive, resumed: false, timings };
+        let run = Run { admission, held, resumed: false, former: former.map(Box::new), timings };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }
@@ -586,8 +590,8 @@ impl Agent {
             Verdict::Admit(admitting) => {
                 let Admitting { admission, held } = *admitting;
                 self.blobs.remove(held.blobs());
-                let (directive, timings) = (entry.directive.clone(), Timings::default());
-                Order::Run(Box::new(Run { admission, held, directive, resumed: true, timings }))
+                let timings = Timings::default();
+                Order::Run(Box::new(Run { admission, held, resumed: true, former: None, timings }))
             }
             Verdict::Remove(removal) => {
                 self.know_inventory(key).await;

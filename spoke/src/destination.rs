@@ -70,10 +70,11 @@ pub enum Order {
 pub struct Run {
     pub admission: Verified<Admission>,
     pub held: Held,
-    /// The directive's envelope.
-    pub directive: Vec<u8>,
     /// True when it was loaded, not newly admitted.
     pub resumed: bool,
+    /// What was recorded before this was admitted: where to go back to when the plan is refused
+    /// after all.
+    pub former: Option<Box<Entry>>,
     pub timings: Timings,
 }
 
@@ -160,7 +161,7 @@ struct Worker {
 struct Running {
     admission: Arc<Verified<Admission>>,
     held: Held,
-    directive: Vec<u8>,
+    recorded_before: Option<Box<Entry>>,
     account: Account,
     kinds: Kinds,
     objects: BTreeMap<ObjectKey, Tracked>,
@@ -170,6 +171,8 @@ struct Running {
     written_any: bool,
     /// The record lags behind what was applied.
     dirty: bool,
+    /// What leaves the inventory with the record being written.
+    leaving: BTreeSet<ObjectKey>,
     recording: bool,
     settled: bool,
     begun: Instant,
@@ -255,7 +258,7 @@ impl Worker {
     }
 
     fn begin(&mut self, run: Run) {
-        let Run { admission, held, directive, resumed, timings } = run;
+        let Run { admission, held, resumed, former: recorded_before, timings } = run;
         self.jobs.clear();
         self.forget_flights();
         self.frozen = None;
@@ -288,7 +291,7 @@ impl Worker {
             since: former.as_ref().filter(|_| same_plan).map_or(since, |former| former.since),
             admission: Arc::new(admission),
             held,
-            directive,
+            recorded_before,
             account,
             kinds,
             objects,
@@ -302,6 +305,7 @@ impl Worker {
             },
             written_any: resumed || same_plan,
             dirty: false,
+            leaving: BTreeSet::new(),
             recording: false,
             settled: false,
             begun: now,
@@ -396,10 +400,10 @@ impl Worker {
             }
         }
         let quiet = running.objects.values().all(|tracked| !tracked.busy);
-        if running.dirty && quiet && !running.recording {
+        self.settle(now);
+        if quiet && self.running.as_ref().is_some_and(|r| r.dirty && !r.recording) {
             self.record();
         }
-        self.settle(now);
         wake
     }
 
@@ -490,6 +494,7 @@ impl Worker {
             .collect();
         let gone: BTreeSet<ObjectKey> =
             running.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
+        running.leaving.clone_from(&gone);
         let settled = running.settled;
         let (ledger, key) = (self.shared.ledger.clone(), self.key.clone());
         self.jobs.push(Box::pin(async move {
@@ -662,9 +667,12 @@ impl Worker {
         match result {
             Ok(_) => {
                 running.problem = None;
-                if let Some(pruning) = running.pruning.take_if(|pruning| pruning.items.is_empty()) {
-                    running.leftovers.retain(|owned| !pruning.done.contains(&owned.key));
+                let left = std::mem::take(&mut running.leaving);
+                running.leftovers.retain(|owned| !left.contains(&owned.key));
+                if let Some(pruning) = &mut running.pruning {
+                    pruning.done.retain(|key| !left.contains(key));
                 }
+                running.pruning.take_if(|p| p.items.is_empty() && p.done.is_empty());
             }
             Err(error) => {
                 running.dirty = true;
@@ -721,26 +729,13 @@ impl Worker {
         });
         self.refusal = Some(refusal);
         let former = self.former.take();
-        let back = former.as_ref().map(|former| (former.held.clone(), former.directive.clone()));
-        let keep: BTreeSet<ObjectKey> = former
-            .iter()
-            .flat_map(|former| {
-                former.objects.keys().chain(former.leftovers.iter().map(|owned| &owned.key))
-            })
-            .cloned()
-            .collect();
+        let back = refused.recorded_before;
         let (ledger, key) = (self.shared.ledger.clone(), self.key.clone());
-        let refused_held = refused.held.clone();
+        let refused_held = refused.held;
         self.jobs.push(Box::pin(async move {
             let change = |entry: Option<Entry>| {
                 let mine = entry.filter(|e| e.record.held.as_ref() == Some(&refused_held));
-                Ok(mine.map(|mut entry| {
-                    entry.record.inventory.retain(|o| o.uid.is_some() || keep.contains(&o.key));
-                    let (held, directive) = back.clone().unzip();
-                    entry.record.held = held;
-                    entry.directive = directive.unwrap_or_default();
-                    entry
-                }))
+                Ok(mine.map(|entry| gone_back(entry, back.as_deref())))
             };
             Done::Recorded(ledger.update(&key, change).await.map(|entry| entry.is_some()))
         }));
@@ -893,6 +888,23 @@ impl Running {
             }),
         })
     }
+}
+
+/// The record after a plan was refused at the last moment: its order has been used up, everything
+/// else is as before.
+fn gone_back(entry: Entry, before: Option<&Entry>) -> Entry {
+    let Entry { mut record, confirmed, .. } = entry;
+    let former = before.map(|before| &before.record);
+    let kept: BTreeSet<&ObjectKey> =
+        former.iter().flat_map(|record| record.inventory.iter().map(|owned| &owned.key)).collect();
+    record.inventory.retain(|owned| owned.uid.is_some() || kept.contains(&owned.key));
+    record.binding = former.and_then(|record| record.binding.clone());
+    record.floor = former.and_then(|record| record.floor.clone());
+    record.held = former.and_then(|record| record.held.clone());
+    record.last_good = former.and_then(|record| record.last_good.clone());
+    record.removed = former.is_some_and(|record| record.removed);
+    let directive = before.map(|before| before.directive.clone()).unwrap_or_default();
+    Entry { record, directive, confirmed }
 }
 
 /// The objects of an admission, with what is known of each from the inventory and from what ran before.

@@ -188,7 +188,7 @@ mod tests {
             (Blob { size: u64::MAX, ..whole.clone() }, "Limit"),
             (Blob { offset: 1, ..whole.clone() }, "BlobDigest"),
             (Blob { sha256: vec![0; 32], ..whole.clone() }, "BlobDigest"),
-            (Blob { sha256: vec![], ..whole.clone() }, "BlobDigest"),
+            (Blob { sha256: vec![], ..whole }, "BlobDigest"),
         ] {
             assert_eq!(reason(&bad), expected, "{bad:?}");
         }
