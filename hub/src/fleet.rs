@@ -276,6 +276,8 @@ impl Fleet {
                 session.has.remove(digest);
             });
             session.pushed.remove(destination);
+            // What it lacks blobs of it does not hold, whatever it said when it connected.
+            session.held.remove(destination);
             session.wake.notify_one();
         }
     }

@@ -83,7 +83,7 @@ impl Look<'_> {
     /// Renders every directory that a destination needs, unless the same files were rendered before.
     fn render_all(&mut self, tree: &Tree) {
         let root = tree.source_root().map(str::to_owned);
-        let source_tree = tree.git_tree().or(tree.git_commit()).unwrap_or_default().to_owned();
+        let source_tree = tree.git_tree().or_else(|| tree.git_commit()).unwrap_or_default().to_owned();
         let commit = tree.git_commit().unwrap_or_default().to_owned();
         self.memory.directories.clear();
         let mut rendered = BTreeMap::new();

@@ -19,7 +19,8 @@ async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
         manifest["spec"]["source"]["repoUrl"] = json!("file:///etc");
         manifest
     };
-    let cases: [(&str, &str, Option<Value>, u16, &str, Option<&str>); 9] = [
+    type Case<'a> = (&'a str, &'a str, Option<Value>, u16, &'a str, Option<&'a str>);
+    let cases: [Case<'_>; 9] = [
         ("GET", "/v1/nothing", None, 404, "RouteUnknown", None),
         ("POST", "/v1/version", None, 405, "MethodNotAllowed", None),
         ("GET", "/v1/clusters/moon", None, 404, "ClusterUnknown", None),
@@ -73,7 +74,7 @@ async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_beyond_the_limit_and_keys_that_stand_twice_are_refused() {
     let fixture = Fixture::start().await;
-    let url = format!("https://{}/v1/keys", fixture.hub().addresses.api);
+    let url = format!("https://{}/v1/keys", fixture.addresses().api);
 
     let large = "x".repeat(1_100_000);
     let answer = fixture.client().put(&url).body(large).send().await.unwrap();
@@ -101,7 +102,7 @@ async fn without_an_operators_certificate_nobody_is_heard() {
     let client =
         reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
 
-    let url = format!("https://{}/v1/version", fixture.hub().addresses.api);
+    let url = format!("https://{}/v1/version", fixture.addresses().api);
 
     assert!(client.get(url).send().await.is_err());
 }
@@ -127,7 +128,7 @@ async fn a_repository_is_tried_before_it_is_kept() {
 async fn health_readiness_and_metrics_answer_plainly() {
     let fixture = Fixture::start().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let health = fixture.hub().addresses.health;
+    let health = fixture.addresses().health;
 
     for path in ["health", "ready"] {
         let answer = client.get(format!("http://{health}/{path}")).send().await.unwrap();

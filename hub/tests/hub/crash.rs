@@ -1,105 +1,166 @@
-//! A hub that dies at each durable write, and what the next one finds.
+//! A hub that dies at each durable write, and what the next one finds. Also one that is killed at any moment.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use attest_certs::bundle::Bundle;
-use attest_certs::tls::operator_https;
-use attest_gitops::home::{self, Advertise, Created};
-use serde_json::{Value, json};
+use attest_certs::Bundle;
+use attest_common::ids::Digest;
+use attest_common::report::Phase;
+use serde_json::json;
+use tokio::sync::Mutex;
 
-struct Process {
-    child: Child,
-    api: String,
+use crate::ci::Repository;
+use crate::fixture::{Fixture, PATIENCE};
+use crate::spoke::{Bend, Keys, Spoke, bundle, join};
+
+const APPLICATION: &str = "/v1/applications/web-app";
+
+/// What operator and spoke remember across deaths of the hub.
+#[derive(Default)]
+struct Remembered {
+    token: Option<String>,
+    bundle: Option<Bundle>,
+    held: Option<(u64, Digest)>,
+    acknowledged: bool,
 }
 
-impl Process {
-    fn start(home: &Path, failpoint: Option<&str>) -> Option<Self> {
-        let addresses = home.join("addresses.json");
-        let _ = std::fs::remove_file(&addresses);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_attest-hub"));
-        command.arg("--home").arg(home).stdout(Stdio::null()).stderr(Stdio::null());
-        for flag in ["--listen-spokes", "--listen-api", "--listen-health", "--listen-metrics"] {
-            command.args([flag, "127.0.0.1:0"]);
+/// From nothing to Synced, each step only if it is not done. Fails when the hub dies on the way.
+async fn story(
+    fixture: Arc<Fixture>,
+    repository: Arc<Repository>,
+    keys: Arc<Keys>,
+    remembered: Arc<Mutex<Remembered>>,
+) {
+    let mut known = remembered.lock().await;
+    if known.bundle.is_none() {
+        let body = json!({"cluster": "staging", "ttlSeconds": 600, "autoAccept": true});
+        let (status, answer) = fixture.call("POST", "/v1/tokens", Some(body)).await;
+        match status {
+            201 => known.token = Some(answer["token"].as_str().unwrap().to_owned()),
+            // The hub let us in and died before it said so.
+            _ => assert_eq!(answer["reason"], "NameTaken"),
         }
-        if let Some(name) = failpoint {
-            command.env("ATTEST_FAILPOINTS_ENABLED", "1").env("ATTEST_FAILPOINT", name);
-        }
-        let mut child = command.spawn().unwrap();
-        let begun = Instant::now();
-        loop {
-            if let Ok(text) = std::fs::read(&addresses)
-                && let Ok(addresses) = serde_json::from_slice::<Value>(&text)
-            {
-                let api = addresses["api"].as_str().unwrap().to_owned();
-                return Some(Self { child, api });
-            }
-            if child.try_wait().unwrap().is_some() {
-                return None;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(20), "the hub does not start");
-            std::thread::sleep(Duration::from_millis(10));
+        let token = known.token.clone().unwrap();
+        let outcome = join(&fixture, &token, &keys, Bend::default()).await;
+        known.bundle = Some(bundle(outcome, &keys));
+    }
+    let certificate = known.bundle.clone().unwrap();
+    let held: Vec<_> = known
+        .held
+        .iter()
+        .map(|(sequence, digest)| ("web-app", "app-staging", *sequence, *digest))
+        .collect();
+    let cluster = keys.cluster();
+    let connected = Spoke::connect(&fixture, "staging", &cluster, &certificate, &held).await;
+    let mut spoke = connected.unwrap();
+    let manifest = repository.manifest(None);
+    let (status, answer) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+    assert_eq!(status, 200, "{answer}");
+    if known.acknowledged {
+        fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+        return;
+    }
+    if let Some((sequence, _)) = known.held {
+        // What was sent was durable before: the ledger has it, and it is not sent again.
+        let at = |seen: &serde_json::Value| seen["destinations"][0]["sequence"] == sequence;
+        fixture.until(APPLICATION, at).await;
+        spoke.push_me_again("web-app", "app-staging").await;
+    }
+    let received = spoke.receive().await;
+    if let Some(held) = known.held {
+        assert_eq!(held, (received.directive.sequence, received.digest));
+    }
+    known.held = Some((received.directive.sequence, received.digest));
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    known.acknowledged = true;
+    fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+}
+
+async fn die_and_go_on(point: &str) {
+    let mut fixture = Fixture::new();
+    let repository = Arc::new(Repository::create(&fixture.repositories(), "web-app"));
+    repository.release(&fixture.ci, "v1", 100);
+    let keys = Arc::new(Keys::new(1));
+    let remembered = Arc::new(Mutex::new(Remembered::default()));
+
+    assert!(fixture.spawn(Some(point)), "{point}: it died too early");
+    let shared = Arc::new(fixture);
+    let first =
+        tokio::spawn(story(shared.clone(), repository.clone(), keys.clone(), remembered.clone()));
+    assert!(first.await.is_err(), "{point}: it was to die");
+    let mut fixture = Arc::into_inner(shared).expect("the story is over");
+    assert!(fixture.spawn(None));
+    let shared = Arc::new(fixture);
+
+    let second = story(shared.clone(), repository, keys, remembered.clone());
+    tokio::time::timeout(PATIENCE * 2, second).await.expect("it goes on");
+
+    let clusters = shared.get("/v1/clusters").await;
+    assert_eq!(clusters["items"].as_array().unwrap().len(), 1, "{point}: registered twice");
+    let history = shared.get(&format!("{APPLICATION}/history")).await;
+    assert_eq!(history["items"].as_array().unwrap().len(), 1, "{point}: ordered twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_dies_around_any_durable_write_goes_on_where_it_was() {
+    for what in ["token", "join", "introduction", "application", "directive", "report"] {
+        for when in ["before", "after"] {
+            die_and_go_on(&format!("{when}-{what}-commit")).await;
         }
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_dies_while_it_begins_an_epoch_begins_a_higher_one() {
+    let mut fixture = Fixture::new();
+    for point in ["before-epoch-commit", "after-epoch-commit"] {
+        assert!(!fixture.spawn(Some(point)), "{point}: it was to die");
     }
+
+    assert!(fixture.spawn(None));
+
+    assert_eq!(fixture.get("/v1/clusters").await["items"], json!([]));
 }
 
-fn client(created: &Created) -> reqwest::blocking::Client {
-    let own = Bundle::from_pem(&created.operator_chain_pem, &created.operator_key_pem).unwrap();
-    let tls = operator_https(&[created.ca_pin.parse().unwrap()], &own).unwrap();
-    reqwest::blocking::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap()
-}
-
-#[test]
-fn a_hub_killed_around_a_durable_write_keeps_what_it_acknowledged() {
-    attest_certs::install_provider();
-    let directory = tempfile::tempdir().unwrap();
-    let home = directory.path().join("home");
-    let advertise = Advertise {
-        spoke_address: "127.0.0.1:4433".into(),
-        api_url: "https://127.0.0.1:8443".into(),
-    };
-    let created = home::create(&home, &advertise).unwrap();
-    let client = client(&created);
-    let key = attest_common::keys::PrivateKey::from_seed(&[5; 32]).unwrap().public().to_pem();
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_were_acknowledged_survive_any_number_of_kills() {
+    let mut fixture = Fixture::new();
+    let key = fixture.ci.public().to_pem();
     let mut acknowledged = Vec::new();
-    for round in 0..3 {
-        for (when, survives) in [("before", false), ("after", true)] {
-            let hub = Process::start(&home, Some(&format!("{when}-key-commit"))).unwrap();
-            let alias = format!("{when}-{round}");
-            let body = json!({"alias": alias, "publicKey": key});
-            let url = format!("https://{}/v1/keys", hub.api);
-            assert!(client.put(&url).json(&body).send().is_err(), "it was to die");
-            drop(hub);
+    for round in 0..8_u64 {
+        assert!(fixture.spawn(None));
+        let shared = Arc::new(fixture);
+        let writer = {
+            let (fixture, key) = (shared.clone(), key.clone());
+            tokio::spawn(async move {
+                let client = fixture.client();
+                let url = format!("https://{}/v1/keys", fixture.addresses().api);
+                let mut done = Vec::new();
+                for number in 0.. {
+                    let alias = format!("key-{round}-{number}");
+                    let body = json!({"alias": alias, "publicKey": key});
+                    let Ok(answer) = client.put(&url).json(&body).send().await else { break };
+                    if answer.status().is_success() {
+                        done.push(alias);
+                    }
+                }
+                done
+            })
+        };
+        // Some moment under load; which one does not matter.
+        tokio::time::sleep(Duration::from_millis(120 + 37 * round)).await;
+        shared.kill_now();
+        acknowledged.extend(writer.await.unwrap());
+        fixture = Arc::into_inner(shared).expect("the writer is over");
+    }
+    assert!(acknowledged.len() > 8, "nothing was written");
 
-            let hub = Process::start(&home, None).unwrap();
-            let url = format!("https://{}/v1/keys", hub.api);
-            let seen: Value = client.get(&url).send().unwrap().json().unwrap();
-            let has = |name: &str| {
-                seen["items"].as_array().unwrap().iter().any(|item| item["alias"] == name)
-            };
-            assert_eq!(has(&alias), survives, "{when}: {seen}");
-            let kept = format!("kept-{when}-{round}");
-            let body = json!({"alias": kept, "publicKey": key});
-            assert!(client.put(&url).json(&body).send().unwrap().status().is_success());
-            acknowledged.push(kept);
-            assert!(acknowledged.iter().filter(|name| has(name)).count() >= acknowledged.len() - 1);
-        }
-    }
-    for name in ["before-epoch-commit", "after-epoch-commit"] {
-        assert!(Process::start(&home, Some(name)).is_none(), "{name}: it was to die");
-    }
-    let hub = Process::start(&home, None).unwrap();
-    let url = format!("https://{}/v1/keys", hub.api);
-    let seen: Value = client.get(&url).send().unwrap().json().unwrap();
-    for name in acknowledged {
-        assert!(seen["items"].as_array().unwrap().iter().any(|item| item["alias"] == name));
+    assert!(fixture.spawn(None));
+
+    let seen = fixture.get("/v1/keys").await;
+    let seen: Vec<&str> =
+        seen["items"].as_array().unwrap().iter().map(|i| i["alias"].as_str().unwrap()).collect();
+    for alias in acknowledged {
+        assert!(seen.contains(&alias.as_str()), "{alias} was acknowledged and is gone");
     }
 }

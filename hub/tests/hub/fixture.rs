@@ -1,6 +1,9 @@
-//! A hub in this process with its operator's client.
+//! A hub, in this process or in one of its own, with its operator's client.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attest_certs::bundle::Bundle;
@@ -9,7 +12,7 @@ use attest_certs::tls::operator_https;
 use attest_common::keys::PrivateKey;
 use attest_gitops::config::Options;
 use attest_gitops::home::{self, Advertise, Created};
-use attest_gitops::run::{self, Running};
+use attest_gitops::run::{self, Addresses, Running};
 use clap::Parser;
 use serde_json::{Value, json};
 
@@ -19,11 +22,13 @@ pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) created: Created,
     pub(crate) running: Option<Running>,
+    process: Option<(Child, Addresses)>,
     pub(crate) ci: PrivateKey,
 }
 
 impl Fixture {
-    pub(crate) async fn start() -> Self {
+    /// A home, and nobody in it.
+    pub(crate) fn new() -> Self {
         attest_certs::install_provider();
         let directory = tempfile::tempdir().unwrap();
         let advertise = Advertise {
@@ -33,9 +38,62 @@ impl Fixture {
         let created = home::create(&directory.path().join("home"), &advertise).unwrap();
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
         let ci = PrivateKey::from_seed(&[42; 32]).unwrap();
-        let mut fixture = Self { directory, created, running: None, ci };
+        Self { directory, created, running: None, process: None, ci }
+    }
+
+    pub(crate) async fn start() -> Self {
+        let mut fixture = Self::new();
         fixture.open().await;
         fixture
+    }
+
+    /// Starts the hub as a process that dies at `failpoint`. False when it died before it listened.
+    pub(crate) fn spawn(&mut self, failpoint: Option<&str>) -> bool {
+        self.kill();
+        let file = self.home().join("addresses.json");
+        let _ = std::fs::remove_file(&file);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attest-hub"));
+        command.args(arguments(&self.home(), &self.repositories()));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some(name) = failpoint {
+            command.env("ATTEST_FAILPOINTS_ENABLED", "1").env("ATTEST_FAILPOINT", name);
+        }
+        let mut child = command.spawn().unwrap();
+        let begun = Instant::now();
+        loop {
+            let written = std::fs::read(&file).ok();
+            if let Some(found) = written.and_then(|text| serde_json::from_slice(&text).ok()) {
+                let found: BTreeMap<String, SocketAddr> = found;
+                let addresses = Addresses {
+                    api: found["api"],
+                    spokes: found["spokes"],
+                    health: found["health"],
+                    metrics: found["metrics"],
+                };
+                self.process = Some((child, addresses));
+                return true;
+            }
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the hub does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends the process without a word, while others look at this.
+    pub(crate) fn kill_now(&self) {
+        let (child, _) = self.process.as_ref().unwrap();
+        let killed = Command::new("kill").args(["-9", &child.id().to_string()]).status();
+        assert!(killed.unwrap().success());
+    }
+
+    /// Ends the process without a word.
+    pub(crate) fn kill(&mut self) {
+        if let Some((mut child, _)) = self.process.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     pub(crate) async fn open(&mut self) {
@@ -69,8 +127,12 @@ impl Fixture {
         options(&self.home(), &self.repositories())
     }
 
-    pub(crate) fn hub(&self) -> &Running {
-        self.running.as_ref().unwrap()
+    pub(crate) fn addresses(&self) -> Addresses {
+        match (&self.running, &self.process) {
+            (Some(running), _) => running.addresses,
+            (None, Some((_, addresses))) => *addresses,
+            (None, None) => panic!("no hub runs"),
+        }
     }
 
     pub(crate) fn pin(&self) -> Pin {
@@ -85,7 +147,7 @@ impl Fixture {
     }
 
     pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let url = format!("https://{}{path}", self.hub().addresses.api);
+        let url = format!("https://{}{path}", self.addresses().api);
         let mut request = self.client().request(method.parse().unwrap(), url);
         if let Some(body) = body {
             request = request.json(&body);
@@ -122,14 +184,25 @@ impl Fixture {
     }
 
     pub(crate) async fn metrics(&self) -> String {
-        let url = format!("http://{}/metrics", self.hub().addresses.metrics);
+        let url = format!("http://{}/metrics", self.addresses().metrics);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         client.get(url).send().await.unwrap().text().await.unwrap()
     }
 }
 
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 pub(crate) fn options(home: &Path, repositories: &Path) -> Options {
-    let mut arguments = vec!["attest-hub".to_owned(), "--home".to_owned()];
+    let program = std::iter::once("attest-hub".to_owned());
+    Options::parse_from(program.chain(arguments(home, repositories)))
+}
+
+fn arguments(home: &Path, repositories: &Path) -> Vec<String> {
+    let mut arguments = vec!["--home".to_owned()];
     arguments.push(home.display().to_string());
     for flag in ["--listen-spokes", "--listen-api", "--listen-health", "--listen-metrics"] {
         arguments.extend([flag.to_owned(), "127.0.0.1:0".to_owned()]);
@@ -137,5 +210,5 @@ pub(crate) fn options(home: &Path, repositories: &Path) -> Options {
     arguments.extend(["--poll-interval-ms".to_owned(), "200".to_owned()]);
     arguments.push("--allow-file-repositories".to_owned());
     arguments.push(repositories.display().to_string());
-    Options::parse_from(arguments)
+    arguments
 }

@@ -25,7 +25,7 @@ use attest_common::session::message::{
 use attest_common::verify::{self, Ages, Spoke as Judge};
 use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
 
 use crate::fixture::{Fixture, PATIENCE};
 
@@ -53,7 +53,14 @@ impl Keys {
 fn endpoint(tls: rustls::ClientConfig) -> Endpoint {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let crypto = QuicClientConfig::try_from(tls).unwrap();
-    endpoint.set_default_client_config(ClientConfig::new(Arc::new(crypto)));
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    let mut transport = TransportConfig::default();
+    // A hub that was killed is noticed soon.
+    transport
+        .keep_alive_interval(Some(Duration::from_millis(200)))
+        .max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
+    config.transport_config(Arc::new(transport));
+    endpoint.set_default_client_config(config);
     endpoint
 }
 
@@ -77,7 +84,7 @@ pub(crate) struct Bend {
 
 pub(crate) async fn join(fixture: &Fixture, token: &str, keys: &Keys, bend: Bend) -> JoinOutcome {
     let endpoint = endpoint(spoke_join(&[fixture.pin()]).unwrap());
-    let address = fixture.hub().addresses.spokes;
+    let address = fixture.addresses().spokes;
     let connection = endpoint.connect(address, HUB_SERVER_NAME).unwrap().await.unwrap();
     let mut exporter = [0; 32];
     connection
@@ -201,7 +208,7 @@ impl Spoke {
         held: &[(&str, &str, u64, Digest)],
     ) -> Result<Self, String> {
         let endpoint = endpoint(spoke_session(&[fixture.pin()], bundle).unwrap());
-        let address = fixture.hub().addresses.spokes;
+        let address = fixture.addresses().spokes;
         let connecting = endpoint.connect(address, HUB_SERVER_NAME).unwrap();
         let connection = connecting.await.map_err(|error| error.to_string())?;
         let (mut send, mut receive) =
@@ -321,6 +328,16 @@ impl Spoke {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Asks for the newest directive of a destination once more, with a blob nobody has.
+    pub(crate) async fn push_me_again(&mut self, application: &str, namespace: &str) {
+        let need = Need {
+            application: application.to_owned(),
+            namespace: namespace.to_owned(),
+            sha256: vec![vec![0; 32]],
+        };
+        self.say(ToHubBody::Need(need)).await;
     }
 
     pub(crate) async fn need(&mut self, received: &Received, blobs: Vec<Digest>) {
