@@ -9,12 +9,15 @@ use attest_common::ids::Digest;
 use crate::ledger::Confirmed;
 
 /// Heals of one object that happen at once; after that they are spaced.
-pub const HEALS_AT_ONCE_MAX: u32 = 5;
+pub const HEALS_AT_ONCE_MAX: u32 = 300;
+/// Heals of one object after which it is said that somebody keeps changing it.
+pub const HEALS_CONTESTED_MIN: u32 = 20;
 /// First and longest space between heals of an object that somebody keeps changing.
 pub const HEAL_SPACE_MIN: Duration = Duration::from_secs(1);
+/// See [`HEAL_SPACE_MIN`].
 pub const HEAL_SPACE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Without a heal for this long, an object is no longer contested.
-pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(10 * 60);
+pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(6 * 60);
 
 /// What the watch says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,9 +104,9 @@ impl HealBudget {
         self.last = Some(now);
     }
 
-    /// True when heals of this object are being spaced.
+    /// True when the object has been put back so often that people should know.
     pub fn is_contested(&self) -> bool {
-        self.used > HEALS_AT_ONCE_MAX
+        self.used >= HEALS_CONTESTED_MIN
     }
 }
 
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_contested_object_is_put_back_at_once_a_few_times_and_then_ever_more_rarely() {
+    fn a_contested_object_is_put_back_at_once_many_times_and_then_ever_more_rarely() {
         let start = Instant::now();
         let mut budget = HealBudget::default();
         for _ in 0..HEALS_AT_ONCE_MAX {

@@ -17,6 +17,7 @@ use crate::watch::{Observation, Scope};
 pub const IN_FLIGHT_MAX: usize = 8;
 /// First and longest wait before a failed object is tried again.
 pub const RETRY_MIN: Duration = Duration::from_millis(500);
+/// See [`RETRY_MIN`].
 pub const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long 403 and 404 are normal after bindings were made, and how often to ask meanwhile.
 pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
