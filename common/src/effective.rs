@@ -159,13 +159,10 @@ fn pin(
     }
     let mut failure = None;
     let object = object.changed(|value| {
-        manifest::for_each_container(&key, value, |container| {
-            let image =
-                container.get("image").and_then(Value::as_str).unwrap_or_default().to_owned();
+        manifest::for_each_image(&key, value, |reference| {
+            let image = reference.as_str().unwrap_or_default().to_owned();
             match pinned(&image, digests, may_pin) {
-                Ok(Some(with_digest)) => {
-                    container.insert("image".to_owned(), Value::String(with_digest));
-                }
+                Ok(Some(with_digest)) => *reference = Value::String(with_digest),
                 Ok(None) => {}
                 Err(Unpinned) if mode == Mode::Standard && !image.is_empty() => {
                     warnings.push(format!("{key}: the release names no digest for `{image}`"));

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::json::{self, JsonError, OBJECT_DEPTH_MAX};
 
@@ -290,6 +290,8 @@ fn drop_null_creation_timestamps(value: &mut Value) {
     }
 }
 
+const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
+
 /// The pod specifications inside an object: itself for a Pod, the templates of controllers.
 pub fn pod_spec_pointers(group: &str, kind: &str) -> &'static [&'static str] {
     match (group, kind) {
@@ -302,35 +304,28 @@ pub fn pod_spec_pointers(group: &str, kind: &str) -> &'static [&'static str] {
     }
 }
 
-/// Calls `visit` with every container of every pod specification in `object`.
-pub fn for_each_container(
-    key: &ObjectKey,
-    value: &mut Value,
-    mut visit: impl FnMut(&mut Map<String, Value>),
-) {
+/// Calls `visit` with every image reference in the pod specifications of an object: of containers of
+/// every kind, and of image volumes (KEP-4639).
+pub fn for_each_image(key: &ObjectKey, value: &mut Value, mut visit: impl FnMut(&mut Value)) {
     for pointer in pod_spec_pointers(&key.group, &key.kind) {
         let Some(pod) = value.pointer_mut(pointer) else { continue };
-        for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for list in CONTAINER_LISTS {
             let containers = pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-            containers.filter_map(Value::as_object_mut).for_each(&mut visit);
+            containers.filter_map(|container| container.get_mut("image")).for_each(&mut visit);
         }
+        let volumes = pod.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten();
+        volumes.filter_map(|volume| volume.pointer_mut("/image/reference")).for_each(&mut visit);
     }
 }
 
-/// Every image reference in the pod specifications of `objects`, in order, once each.
+/// Every image reference in the pod specifications of `objects`, once each.
 pub fn images(objects: &[Object]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for object in objects {
-        for pointer in pod_spec_pointers(&object.key.group, &object.key.kind) {
-            let pod = object.value.pointer(pointer);
-            for list in ["initContainers", "containers", "ephemeralContainers"] {
-                let containers = pod.and_then(|p| p.get(list)).and_then(Value::as_array);
-                for container in containers.into_iter().flatten() {
-                    let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
-                    found.insert(image.to_owned());
-                }
-            }
-        }
+        let mut value = object.value.clone();
+        for_each_image(&object.key, &mut value, |image| {
+            found.insert(image.as_str().unwrap_or_default().to_owned());
+        });
     }
     found
 }

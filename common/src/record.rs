@@ -20,8 +20,8 @@ const ACCOUNT_NAME_BYTES_MAX: usize = 63;
 const ACCOUNT_NAME_HASH_DIGITS: usize = 16;
 
 /// Name of the ServiceAccount that writes an application's objects in a namespace:
-/// `a-<application>-<namespace>`, cut and ended by a hash when that is too long or could be read
-/// as another pair.
+/// `a-<application>-<namespace>`, or `h-…` cut and ended by a hash when that is too long or could be
+/// read as another pair.
 pub fn account_name(application: &Name, namespace: &Name) -> String {
     let plain = format!("a-{application}-{namespace}");
     // `a-b` + `c` and `a` + `b-c` would share an account; only dash-free pairs keep the plain form.
@@ -32,7 +32,8 @@ pub fn account_name(application: &Name, namespace: &Name) -> String {
     let hash = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
     let hash: String = hash.chars().take(ACCOUNT_NAME_HASH_DIGITS).collect();
     let kept = ACCOUNT_NAME_BYTES_MAX - ACCOUNT_NAME_HASH_DIGITS - 1;
-    let head: String = plain.chars().take(kept).collect();
+    // A prefix of its own: no plain name can look like a hashed one.
+    let head: String = format!("h-{application}-{namespace}").chars().take(kept).collect();
     format!("{}-{hash}", head.trim_end_matches('-'))
 }
 

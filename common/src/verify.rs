@@ -470,7 +470,46 @@ pub fn plan(
     if !plan.hooks.is_empty() {
         return Err(VerifyError::HookNotAllowed);
     }
+    check_blobs(&plan)?;
     Ok(Verified(plan))
+}
+
+/// A plan names each blob once and none larger than its kind may be: a spoke stores what a plan names.
+fn check_blobs(plan: &Plan) -> Result<(), VerifyError> {
+    let envelopes = || plan.receipts.iter().chain([&plan.release]);
+    let digests: BTreeSet<Digest> =
+        envelopes().map(|blob| blob.sha256).chain([plan.content.sha256]).collect();
+    if digests.len() != plan.receipts.len() + 2 {
+        return Err(VerifyError::BlobTwice);
+    }
+    if envelopes().any(|blob| blob.size > envelope::ENVELOPE_BYTES_MAX as u64) {
+        return Err(VerifyError::Limit {
+            what: "bytes a receipt",
+            max: envelope::ENVELOPE_BYTES_MAX,
+        });
+    }
+    if plan.content.size > manifest::RENDERING_BYTES_MAX as u64 {
+        return Err(VerifyError::Limit { what: "bytes", max: manifest::RENDERING_BYTES_MAX });
+    }
+    Ok(())
+}
+
+/// Each receipt that a plan names must be one that the release rests on: nothing else is stored.
+fn check_receipts(
+    plan: &Plan,
+    material: &Material<'_>,
+    released: &Release,
+) -> Result<(), VerifyError> {
+    for receipt in &plan.receipts {
+        let bytes = material.receipts.iter().find(|bytes| Digest::of(bytes) == receipt.sha256);
+        let payload = bytes.and_then(|bytes| envelope::peek(bytes, STATEMENT_TYPE));
+        let id = payload.map(|(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload));
+        let pinned = released.evidence.iter().any(|evidence| evidence.receipt == receipt.id);
+        if id != Some(receipt.id) || !pinned {
+            return Err(VerifyError::BlobDigest { what: "receipt" });
+        }
+    }
+    Ok(())
 }
 
 /// Everything a spoke needs to act: the only thing its writer to the API server takes.
@@ -509,18 +548,21 @@ pub fn admission(
     let destination = (application, namespace);
     let mine = spoke.records.get(&(application.clone(), namespace.clone()));
     // A release that this destination already admitted is kept, not admitted: ages no longer count.
-    let known = mine.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);
+    let running = mine.filter(|record| !record.removed);
+    let known =
+        running.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);
     let ages = if known { Ages::Skip } else { spoke.ages };
     let place = Place { policy: spoke.policy, application, namespace, kinds, now: spoke.now, ages };
     let admitted = release(material, &plan.render, &plan.policy, &place)?;
     if admitted.id != plan.release.id {
         return Err(VerifyError::BlobDigest { what: "release" });
     }
+    check_receipts(plan, material, &admitted.release)?;
     let repo = &admitted.release.source.repo;
     record::admit_release(spoke.records, destination, repo, admitted.release.counter, admitted.id)
         .map_err(VerifyError::Record)?;
     if let NamespaceRule::DefaultOnly { .. } = admitted.render.namespace
-        && mine.is_none_or(|r| r.binding.is_none())
+        && running.is_none_or(|r| r.binding.is_none())
     {
         let others = record::other_namespaces(spoke.records, destination, repo);
         let max = admitted.local.namespaces_max;
@@ -683,6 +725,8 @@ pub enum VerifyError {
     ReceiptMissing(String),
     #[error("the {what} that was delivered is not the one the plan names")]
     BlobDigest { what: &'static str },
+    #[error("the plan names one blob twice")]
+    BlobTwice,
     #[error("the directive is for cluster {audience}")]
     AudienceMismatch { audience: ClusterId },
     #[error("the {what} would be valid for too long")]
@@ -739,7 +783,7 @@ impl VerifyError {
             Self::AttestationMissing(_) => "AttestationMissing",
             Self::AttestationNotDistinct(_) => "AttestationNotDistinct",
             Self::ReceiptMissing(_) => "ReceiptMissing",
-            Self::BlobDigest { .. } => "BlobDigest",
+            Self::BlobDigest { .. } | Self::BlobTwice => "BlobDigest",
             Self::AudienceMismatch { .. } => "AudienceMismatch",
             Self::Lifetime { .. } => "LifetimeTooLong",
             Self::FromFuture { .. } => "IssuedInFuture",

@@ -46,6 +46,8 @@ struct World {
     release: Release,
     receipts: Vec<(&'static str, Statement)>,
     withheld: Vec<&'static str>,
+    /// True when the plan names its first receipt twice.
+    twice: bool,
     receipt_key: u8,
     release_key: u8,
     asked: AskedPolicy,
@@ -166,6 +168,7 @@ fn world() -> World {
         release,
         receipts,
         withheld: Vec::new(),
+        twice: false,
         receipt_key: CI,
         release_key: CI,
         asked: AskedPolicy {
@@ -220,7 +223,8 @@ impl World {
             let id = envelope::id_of(STATEMENT_TYPE, &payload);
             release.evidence.push(Evidence { attestation: (*attestation).to_owned(), receipt: id });
             let sealed = seal(STATEMENT_TYPE, &payload, &[&key(self.receipt_key)]);
-            if !self.withheld.contains(attestation) {
+            let known = receipts.iter().any(|(named, _)| *named == id);
+            if !self.withheld.contains(attestation) && !known {
                 receipts.push((id, sealed));
             }
         }
@@ -233,6 +237,9 @@ impl World {
         let id = envelope::id_of(STATEMENT_TYPE, &payload);
         let sealed_release = seal(STATEMENT_TYPE, &payload, &[&key(self.release_key)]);
         let content = self.delivered.clone().unwrap_or(content);
+        if self.twice {
+            receipts.push(receipts[0].clone());
+        }
         let blob = |id: Digest, bytes: &[u8]| SignedBlob {
             id,
             sha256: Digest::of(bytes),
@@ -504,6 +511,11 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
             w.objects[1] =
                 json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}});
         }),
+        ("an image volume without a digest", "ImageUnpinned", |w| {
+            w.objects[0]["spec"]["template"]["spec"]["volumes"] =
+                json!([{"name": "models", "image": {"reference": "models:latest"}}]);
+        }),
+        ("a blob named twice", "BlobDigest", |w| w.twice = true),
         ("an image without a digest", "ImageUnpinned", |w| w.objects[0] = deployment("myapp:v2")),
         ("an image with another digest than signed", "ImageUnpinned", |w| {
             w.objects[0] = deployment(&format!("myapp@{}", Digest::of(b"other")));
@@ -554,6 +566,21 @@ fn a_release_that_already_runs_here_is_kept_after_it_expires() {
 
     late.release_key = STRANGER;
     assert_eq!(late.reason(), "SignatureInvalid");
+}
+
+#[test]
+fn what_was_removed_is_admitted_as_if_for_the_first_time() {
+    let admitted = world().ask().unwrap();
+    let floor = Floor { counter: COUNTER, release: admitted.admitted.id };
+    let mut late = world().with_record(|r| {
+        r.floor = Some(floor);
+        r.removed = true;
+    });
+    late.now = later(24 * 60);
+    late.directive.issued_at = late.now;
+    late.directive.expires_at = late.now;
+
+    assert_eq!(late.reason(), "ReleaseExpired");
 }
 
 #[test]

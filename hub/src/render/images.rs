@@ -1,9 +1,9 @@
 //! The declared image change of a release, with the meaning of kustomize's `images`.
 //!
-//! Entries are applied one after the other, so a later one sees what an earlier one wrote. Which containers there
+//! Entries are applied one after the other, so a later one sees what an earlier one wrote. Where images
 //! are in an object is `attest_common`'s knowledge.
 
-use attest_common::manifest::{Object, for_each_container};
+use attest_common::manifest::{Object, for_each_image};
 use serde_json::Value;
 
 use crate::recipe::ImageChange;
@@ -12,8 +12,8 @@ use crate::recipe::ImageChange;
 pub(super) fn apply(object: Object, changes: &[ImageChange], matched: &mut [bool]) -> Object {
     let key = object.key().clone();
     object.changed(|value| {
-        for_each_container(&key, value, |container| {
-            let Some(Value::String(image)) = container.get_mut("image") else { return };
+        for_each_image(&key, value, |reference| {
+            let Value::String(image) = reference else { return };
             for (change, matched) in changes.iter().zip(matched.iter_mut()) {
                 if let Some(changed) = changed(image, change) {
                     *image = changed;
