@@ -59,23 +59,10 @@ fn service(index: usize) -> String {
     let settings: String = (0..24)
         .map(|n| format!("  setting-{n:02}: \"a value of some length for {name}\"\n"))
         .collect();
-    format!(
-        "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\n\
-         automountServiceAccountToken: false\n---\n\
-         apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\ndata:\n{settings}---\n\
-         apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\nspec:\n  \
-           selector:\n    app: {name}\n  ports:\n  - name: http\n    port: 80\n    targetPort: 8080\n---\n\
-         apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\n    tier: web\nspec:\n  \
-           replicas: 1\n  selector:\n    matchLabels:\n      app: {name}\n  template:\n    metadata:\n      labels:\n        app: {name}\n    \
-             spec:\n      serviceAccountName: {name}\n      securityContext:\n        runAsNonRoot: true\n      containers:\n      - name: web\n        \
-                 image: myapp:unreleased\n        ports:\n        - containerPort: 8080\n          name: http\n        env:\n{environment}        \
-                 resources:\n          requests:\n            cpu: 10m\n            memory: 32Mi\n          limits:\n            memory: 64Mi\n        \
-                 readinessProbe:\n          httpGet:\n            path: /ready\n            port: http\n          periodSeconds: 5\n        \
-                 volumeMounts:\n        - name: settings\n          mountPath: /etc/settings\n      volumes:\n      - name: settings\n        configMap:\n          name: {name}\n---\n\
-         apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata:\n  name: {name}\n  labels:\n    app: {name}\nspec:\n  \
-           minReplicas: 1\n  maxReplicas: 5\n  scaleTargetRef:\n    apiVersion: apps/v1\n    kind: Deployment\n    name: {name}\n  \
-           metrics:\n  - type: Resource\n    resource:\n      name: cpu\n      target:\n        type: Utilization\n        averageUtilization: 80\n"
-    )
+    include_str!("../sample/workload.yaml")
+        .replace("NAME", &name)
+        .replace("ENVIRONMENT\n", &environment)
+        .replace("SETTINGS\n", &settings)
 }
 
 /// Copies a directory, its executable bits with it, leaving out the top-level names in `without`.

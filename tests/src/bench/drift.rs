@@ -5,68 +5,56 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api as KubeApi;
-use kube::api::{ListParams, Patch, PatchParams, WatchParams};
-use kube::core::WatchEvent;
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, WatchParams};
+use kube::core::{GroupVersionKind, WatchEvent};
+use kube::{Api as KubeApi, ResourceExt};
 use serde_json::json;
 
 use super::change::deploy;
 use super::figures::{Figures, heading};
 use super::signed::ENVIRONMENT;
 use crate::real::RealFleet;
+use crate::workload::SERVICES;
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
-const FIELD: &str = "setting-00";
 
-/// Prints the figures of `rounds` edits.
+/// Every kind of W: each of its thirty objects is edited in turn, because a spoke spaces the heals of one
+/// object that somebody keeps changing.
+const KINDS: [(&str, &str, &str); 5] = [
+    ("", "v1", "ConfigMap"),
+    ("", "v1", "Service"),
+    ("", "v1", "ServiceAccount"),
+    ("apps", "v1", "Deployment"),
+    ("autoscaling", "v2", "HorizontalPodAutoscaler"),
+];
+
+/// Prints the figures of `edits` edits of every object.
 ///
 /// # Errors
 /// When an edit is not undone.
-pub async fn run(rounds: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
+pub async fn run(edits: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     let Some(fleet) = RealFleet::start(&[("one", ENVIRONMENT)]).await? else {
         anyhow::bail!("no Kubernetes programs; run kind-clusters/tools/build.sh");
     };
     deploy(&fleet, "v0").await?;
     let site = fleet.sites().first().context("no site")?;
-    let objects: KubeApi<ConfigMap> = KubeApi::namespaced(site.cluster.client().await?, "workload");
-    let original = objects
-        .get("service-0")
-        .await?
-        .data
-        .and_then(|d| d.get(FIELD).cloned())
-        .context("no field")?;
+    let client = site.cluster.client().await?;
     let audit = site.cluster.audit();
     let mark = audit.mark();
     let mut healed = Figures::default();
-    for round in 0..rounds {
-        let version = objects
-            .list(&ListParams::default())
-            .await?
-            .metadata
-            .resource_version
-            .unwrap_or_default();
-        let mut stream = objects.watch(&WatchParams::default(), &version).await?.boxed();
-        let edit = json!({"data": {FIELD: format!("edited {round}")}});
-        objects.patch("service-0", &PatchParams::default(), &Patch::Merge(edit)).await?;
-        let started = Instant::now();
-        let restored = async {
-            let mut edited = false;
-            while let Some(event) = stream.try_next().await? {
-                let WatchEvent::Modified(found) = event else { continue };
-                let value = found.data.as_ref().and_then(|d| d.get(FIELD));
-                edited |= value != Some(&original);
-                if edited && value == Some(&original) {
-                    return anyhow::Ok(Instant::now());
-                }
+    let mut rounds = 0;
+    for edit in 0..edits {
+        for (group, version, kind) in KINDS {
+            let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+            let objects: KubeApi<DynamicObject> =
+                KubeApi::namespaced_with(client.clone(), "workload", &kind);
+            for service in 0..SERVICES {
+                let name = format!("service-{service}");
+                let took = edit_and_wait(&objects, &name, edit).await?;
+                healed.add(took.as_secs_f64() * 1e3);
+                rounds += 1;
             }
-            anyhow::bail!("the watch ended")
-        };
-        let at = tokio::time::timeout(HEALED_WITHIN, restored)
-            .await
-            .context("the edit was not undone")??;
-        healed.add(at.duration_since(started).as_secs_f64() * 1e3);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let writes = audit
@@ -81,4 +69,35 @@ pub async fn run(rounds: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     print(format!("{writes} writes for {rounds} edits (target: one each)"));
     ensure!(writes >= rounds, "fewer writes than edits: the audit log is not complete");
     Ok(())
+}
+
+/// Changes a label that is ours and waits until it is back; returns the time between.
+async fn edit_and_wait(
+    objects: &KubeApi<DynamicObject>,
+    name: &str,
+    edit: usize,
+) -> anyhow::Result<Duration> {
+    let only = format!("metadata.name={name}");
+    let version =
+        objects.list(&ListParams::default().fields(&only)).await?.metadata.resource_version;
+    let watching = WatchParams::default().fields(&only);
+    let mut stream = objects.watch(&watching, &version.unwrap_or_default()).await?.boxed();
+    let patch = json!({"metadata": {"labels": {"app": format!("edited-{edit}")}}});
+    objects.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    let started = Instant::now();
+    let restored = async {
+        let mut edited = false;
+        while let Some(event) = stream.try_next().await? {
+            let WatchEvent::Modified(found) = event else { continue };
+            let is_ours = found.labels().get("app").is_some_and(|app| app == name);
+            edited |= !is_ours;
+            if edited && is_ours {
+                return anyhow::Ok(started.elapsed());
+            }
+        }
+        anyhow::bail!("the watch ended")
+    };
+    tokio::time::timeout(HEALED_WITHIN, restored)
+        .await
+        .with_context(|| format!("the edit of {name} was not undone"))?
 }

@@ -26,8 +26,8 @@ enum Figure {
     },
     /// Hand edit to restored
     Drift {
-        #[arg(long, default_value_t = 100)]
-        rounds: usize,
+        #[arg(long, default_value_t = 4)]
+        edits: usize,
     },
     /// Resident memory of a spoke
     Memory,
@@ -49,13 +49,13 @@ async fn main() -> anyhow::Result<()> {
         Figure::Verify => bench::verify::run(&mut print),
         Figure::Idle { spokes } => bench::idle::run(spokes, &mut print).await,
         Figure::Change { rounds } => bench::change::run(rounds, &mut print).await,
-        Figure::Drift { rounds } => bench::drift::run(rounds, &mut print).await,
+        Figure::Drift { edits } => bench::drift::run(edits, &mut print).await,
         Figure::Memory => bench::memory::run(&mut print).await,
         Figure::All => {
             bench::verify::run(&mut print)?;
             bench::idle::run(1_000, &mut print).await?;
             bench::change::run(30, &mut print).await?;
-            bench::drift::run(100, &mut print).await?;
+            bench::drift::run(4, &mut print).await?;
             bench::memory::run(&mut print).await
         }
     }
