@@ -17,6 +17,9 @@ use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, 
 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Highest sequence a spoke may claim to have seen. No ledger comes near it; a stolen spoke that claims
+/// more would end its destination's numbers, and with them every order that is stored beside them.
+pub const SEQUENCE_SEEN_MAX: u64 = 1 << 53;
 
 /// A connected spoke.
 #[derive(Debug)]
@@ -310,7 +313,7 @@ impl Fleet {
         let destination = record.destination();
         let report = &record.report;
         if report.phase != Phase::Refused
-            && let Some(sequence) = report.sequence
+            && let Some(sequence) = report.sequence.filter(|claimed| *claimed <= SEQUENCE_SEEN_MAX)
             && let Some(session) = state.sessions.get_mut(&record.cluster)
         {
             let held = session.held.get(&destination).map_or(0, |held| held.sequence);

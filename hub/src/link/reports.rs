@@ -76,9 +76,7 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
         let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
         let destination = record.destination();
         // What was never ordered is nobody's business to store.
-        if hub.fleet.head(&destination).is_none() {
-            continue;
-        }
+        let Some(head) = hub.fleet.head(&destination) else { continue };
         let former = newest
             .get(&destination)
             .cloned()
@@ -87,7 +85,9 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
             push_to_report_us: arrival(hub, &destination, &record, former.as_ref(), at),
             ..record
         };
-        if let Some(result) = result(&destination, &record) {
+        // Results are kept for what the ledger holds; a spoke cannot make the store grow by counting.
+        let ordered = |result: &ResultRecord| result.sequence <= head.sequence;
+        if let Some(result) = result(&destination, &record).filter(ordered) {
             results.insert((destination.clone(), result.sequence), result);
         }
         newest.insert(destination, record);

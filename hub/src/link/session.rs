@@ -22,6 +22,7 @@ use super::{
     FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
     cluster_id, greeting_timeout, send,
 };
+use crate::fleet::SEQUENCE_SEEN_MAX;
 use crate::hub::{Hub, now};
 use crate::join;
 use crate::planner::{Held, Hint, needs_again};
@@ -192,6 +193,9 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
             cluster: cluster.clone(),
             namespace: seen.namespace.parse().map_err(wrong)?,
         };
+        if seen.sequence > SEQUENCE_SEEN_MAX {
+            return Err(LinkError::HelloInvalid("destinations"));
+        }
         let digest = <[u8; 32]>::try_from(seen.directive.as_slice()).ok().map(Digest::from_raw);
         held.insert(destination, Held { sequence: seen.sequence, digest });
     }

@@ -195,7 +195,7 @@ impl Look<'_> {
         let former = order.head.as_ref().map_or(0, |head| head.sequence);
         // A spoke may have seen more than this hub remembers: go on above both.
         let seen = self.hub.fleet.held(&order.destination).map_or(0, |held| held.sequence);
-        let sequence = former.max(seen) + 1;
+        let sequence = former.max(seen).saturating_add(1);
         let directive = Directive {
             v: 1,
             cluster,
