@@ -94,7 +94,10 @@ mod tests {
     fn garbage_is_an_error_and_never_a_panic() {
         for seed in 0..2_000_u32 {
             let bytes: Vec<u8> = (0..seed % 97)
-                .map(|i| (seed.wrapping_mul(2_654_435_761).rotate_left(i % 31) >> (i % 24)) as u8)
+                .map(|i| {
+                    (seed.wrapping_mul(2_654_435_761).rotate_left(i % 31) >> (i % 24)).to_be_bytes()
+                        [3]
+                })
                 .collect();
             let _ = decode::<ToHub>(&bytes);
         }

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn token() -> JoinToken {
-        JoinToken::from_random(&std::array::from_fn(|index| index as u8 * 7))
+        JoinToken::from_random(&std::array::from_fn(|index| u8::try_from(index * 7 % 256).unwrap()))
     }
 
     #[test]
