@@ -17,6 +17,7 @@ use super::signed;
 use super::verify::spec;
 use crate::api::Api;
 use crate::fleet::{Hub, Operator, processor_us};
+use crate::real::replace_tag;
 use crate::simulator::{self, Dial, Identity, Session};
 
 /// Handshakes in flight.
@@ -31,6 +32,8 @@ const FAN_OUT_WITHIN: Duration = Duration::from_secs(120);
 pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let signed = signed::sign(directory.path())?;
+    replace_tag(&signed.repository.tree().join("k8s"), "v1")?;
+    signed.repository.commit_and_push("Release")?;
     let operator = Operator::new(&directory.path().join("operator"))?;
     let home = directory.path().join("hub");
     let ports = Hub::init(&operator, &home)?;
