@@ -34,3 +34,13 @@ clusters number="2":
 
 clusters-down:
     bash kind-clusters/down.sh
+
+# The main job, shown on real API servers
+demo *arguments:
+    bash kind-clusters/demo.sh {{arguments}}
+
+# Figures on this machine: `just bench change`
+bench *arguments:
+    bash kind-clusters/tools/build.sh
+    cargo build --release --workspace --bins --locked
+    cargo run --release --locked -p attest-tests --bin attest-bench -- {{arguments}}
