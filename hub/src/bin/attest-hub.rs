@@ -1,6 +1,7 @@
 //! The hub process: flags, log, signals. What it does is the library.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use attest_gitops::config::Options;
 use attest_gitops::{log, run};
@@ -10,6 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Threads for what blocks: Git, rendering, the database. Each costs memory even when it does nothing.
+const BLOCKING_THREADS_MAX: usize = 64;
+/// How long such a thread waits for more.
+const BLOCKING_THREAD_IDLE: Duration = Duration::from_secs(2);
 /// The hub could not start.
 const EXIT_FAILED: u8 = 1;
 
@@ -30,7 +35,11 @@ fn hub(options: &Options) -> anyhow::Result<()> {
         anyhow::Error::msg(attest_common::report::error_chain(error))
     };
     log::start(&options.log_level).map_err(|error| said(&error))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(BLOCKING_THREAD_IDLE)
+        .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,5 +1,6 @@
 //! The writing half of a look: plans and directives are signed, appended to the ledgers, and then announced. Blocks.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use super::reconcile::{Look, forget};
 use crate::hub::{after, micros, now};
 use crate::log::CONTROLLER;
 use crate::planner::{Proposal, needs_again};
+use crate::signer::Signer;
 use crate::status;
 use crate::store::StoreError;
 use crate::store::records::{self, CompressedBlob, LedgerEntry, Planned};
@@ -20,8 +22,56 @@ pub(super) struct Order {
     pub(super) destination: DestinationKey,
     pub(super) operation: Operation,
     pub(super) head: Option<Arc<LedgerEntry>>,
-    pub(super) proposal: Option<Box<Proposal>>,
-    pub(super) commit: Option<String>,
+    /// Absent for `Remove`.
+    pub(super) planned: Option<Planned>,
+}
+
+/// The plans of one look, each signed once however many destinations share it, with their blobs.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    blobs: BTreeMap<Digest, CompressedBlob>,
+    planned: BTreeMap<Digest, Planned>,
+}
+
+impl Plans {
+    /// Signs the plan of a proposal, unless an equal one is signed already.
+    pub(super) fn add(
+        &mut self,
+        signer: &Signer,
+        proposal: &Proposal,
+        commit: &str,
+    ) -> Result<Planned, StoreError> {
+        let Proposal { plan, blobs, admitted } = proposal;
+        let payload = Digest::of(&attest_common::plan::to_bytes(plan));
+        if let Some(planned) = self.planned.get(&payload) {
+            return Ok(planned.clone());
+        }
+        let signed = signer.plan(plan);
+        let mut digests = Vec::new();
+        for bytes in std::iter::once(&signed.envelope).chain(blobs) {
+            let digest = Digest::of(bytes);
+            if let Entry::Vacant(place) = self.blobs.entry(digest) {
+                place.insert(CompressedBlob::of(bytes)?);
+            }
+            digests.push(digest);
+        }
+        let release = &admitted.release;
+        let planned = Planned {
+            plan: signed.digest,
+            envelope: Digest::of(&signed.envelope),
+            blobs: digests,
+            release: plan.release.id,
+            content: plan.content.sha256,
+            render: plan.render.clone(),
+            version: release.version.clone(),
+            counter: release.counter,
+            repo: release.source.repo.clone(),
+            commit: commit.to_owned(),
+            signed_commit: release.source.git_commit.clone(),
+        };
+        self.planned.insert(payload, planned.clone());
+        Ok(planned)
+    }
 }
 
 impl Look<'_> {
@@ -52,8 +102,7 @@ impl Look<'_> {
                     destination,
                     operation: Operation::Remove,
                     head: Some(head),
-                    proposal: None,
-                    commit: None,
+                    planned: None,
                 });
             } else if self.task.asked_for {
                 self.hub.fleet.push_again(&destination);
@@ -106,12 +155,11 @@ impl Look<'_> {
             .max()
             .unwrap_or(0);
         let mut changes = Vec::new();
-        let mut kept: BTreeMap<Digest, CompressedBlob> = BTreeMap::new();
+        let kept = std::mem::take(&mut self.plans).blobs;
         let mut entries = Vec::new();
         for order in orders {
             let expected = order.head.as_ref().map_or(0, |head| head.sequence);
-            let planned = self.planned(&order, &mut kept)?;
-            let entry = self.entry(&order, generation, planned);
+            let entry = self.entry(&order, generation);
             changes.push(records::append(&order.destination, expected, &entry));
             entries.push((order.destination, entry));
         }
@@ -151,44 +199,8 @@ impl Look<'_> {
         Ok(ordered)
     }
 
-    fn planned(
-        &self,
-        order: &Order,
-        kept: &mut BTreeMap<Digest, CompressedBlob>,
-    ) -> Result<Option<Planned>, StoreError> {
-        let Some(proposal) = &order.proposal else {
-            let again = order.operation == Operation::Progress;
-            let head = order.head.as_ref().filter(|_| again);
-            return Ok(head.and_then(|head| head.planned.clone()));
-        };
-        let Proposal { plan, blobs, admitted } = proposal.as_ref();
-        let signed = self.hub.signer.plan(plan);
-        let envelope = Digest::of(&signed.envelope);
-        let mut digests = Vec::new();
-        for bytes in std::iter::once(&signed.envelope).chain(blobs) {
-            let digest = Digest::of(bytes);
-            if let std::collections::btree_map::Entry::Vacant(place) = kept.entry(digest) {
-                place.insert(CompressedBlob::of(bytes)?);
-            }
-            digests.push(digest);
-        }
-        let release = &admitted.release;
-        Ok(Some(Planned {
-            plan: signed.digest,
-            envelope,
-            blobs: digests,
-            release: plan.release.id,
-            content: plan.content.sha256,
-            render: plan.render.clone(),
-            version: release.version.clone(),
-            counter: release.counter,
-            repo: release.source.repo.clone(),
-            commit: order.commit.clone().unwrap_or_default(),
-            signed_commit: release.source.git_commit.clone(),
-        }))
-    }
-
-    fn entry(&self, order: &Order, generation: u64, planned: Option<Planned>) -> LedgerEntry {
+    fn entry(&self, order: &Order, generation: u64) -> LedgerEntry {
+        let planned = order.planned.clone();
         let DestinationKey { application, cluster, namespace } = order.destination.clone();
         let issued_at = now();
         let expires_at = after(issued_at, DIRECTIVE_LIFETIME_MAX_MS);

@@ -45,6 +45,13 @@ impl Look<'_> {
         Ok((remote, resolved))
     }
 
+    /// True when a commit of this very repository and revision was read before.
+    pub(super) fn remembers(&self) -> bool {
+        let Application { repo_url, revision, .. } = &self.record.application;
+        let asked = (repo_url.clone(), revision.clone());
+        self.memory.commit.is_some() && self.memory.asked.as_ref() == Some(&asked)
+    }
+
     /// Reads receipts, statements and committed renderings of the commit, once.
     pub(super) fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
         if self.memory.commit.as_ref() == Some(&resolved.commit) && self.directories_are_known() {
@@ -83,7 +90,8 @@ impl Look<'_> {
     /// Renders every directory that a destination needs, unless the same files were rendered before.
     fn render_all(&mut self, tree: &Tree) {
         let root = tree.source_root().map(str::to_owned);
-        let source_tree = tree.git_tree().or_else(|| tree.git_commit()).unwrap_or_default().to_owned();
+        let source_tree =
+            tree.git_tree().or_else(|| tree.git_commit()).unwrap_or_default().to_owned();
         let commit = tree.git_commit().unwrap_or_default().to_owned();
         self.memory.directories.clear();
         let mut rendered = BTreeMap::new();

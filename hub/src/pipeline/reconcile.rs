@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{ClusterId, DestinationKey, Name};
+use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
 use attest_common::plan::Operation;
+use attest_common::policy;
 use attest_common::report::{self, Phase};
 
-use super::order::Order;
+use super::order::{Order, Plans};
 use super::{Task, destination_key};
 use crate::api::documents::ChangeTimings;
 use crate::hub::{Hub, micros, now};
@@ -20,7 +21,7 @@ use crate::planner::{self, Decision, Evidence, Hint, Rendered, Situation, Waitin
 use crate::source::Resolved;
 use crate::status;
 use crate::store::StoreError;
-use crate::store::records::{ApplicationRecord, ClusterState};
+use crate::store::records::{ApplicationRecord, ClusterState, LedgerEntry, Planned};
 
 /// What is remembered between two looks.
 #[derive(Debug, Default)]
@@ -68,7 +69,8 @@ pub(crate) fn application(hub: &Hub, name: &str, task: Task, memory: &mut Memory
         return say(hub, &record, commit.as_deref(), memory);
     }
     hub.metrics.reconciles.inc();
-    let mut look = Look { hub, record: &record, memory, task, view: View::default() };
+    let view = View::default();
+    let mut look = Look { hub, record: &record, memory, task, view, plans: Plans::default() };
     let outcome = if record.deleting { look.remove_all() } else { look.go() };
     let view = std::mem::take(&mut look.view);
     let commit = view.revision.clone();
@@ -117,6 +119,7 @@ pub(super) struct Look<'a> {
     pub(super) memory: &'a mut Memory,
     pub(super) task: Task,
     pub(super) view: View,
+    pub(super) plans: Plans,
 }
 
 impl Look<'_> {
@@ -124,10 +127,13 @@ impl Look<'_> {
     fn go(&mut self) -> Result<usize, StoreError> {
         let mut orders = self.removals();
         match self.revision().and_then(|(remote, resolved)| self.evidence(&remote, &resolved)) {
-            Ok(()) => self.decide_all(&mut orders),
+            Ok(()) => self.decide_all(&mut orders)?,
             Err(waiting) => {
-                self.view.revision = self.memory.commit.clone();
                 self.problem(waiting);
+                // Without the repository the newest commit that was read still counts.
+                if self.remembers() {
+                    self.decide_all(&mut orders)?;
+                }
             }
         }
         self.carry_out(orders)
@@ -146,12 +152,13 @@ impl Look<'_> {
         self.view.problem = Some(waiting);
     }
 
-    fn decide_all(&mut self, orders: &mut Vec<Order>) {
+    fn decide_all(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
         let application = &self.record.application;
         let commit = self.memory.commit.clone().unwrap_or_default();
         self.view.revision = Some(commit.clone());
         let evidence = self.memory.evidence.clone();
         let begun = Instant::now();
+        let mut judged: Vec<(Alike, Planned)> = Vec::new();
         for destination in &application.destinations {
             let place = (destination.cluster.clone(), destination.namespace.clone());
             let (cluster, hint) = match self.cluster(&destination.cluster) {
@@ -171,6 +178,16 @@ impl Look<'_> {
             self.view.rendered.insert(place.clone(), rendered.clone());
             let key = destination_key(&application.name, &cluster, &destination.namespace);
             let head = self.hub.fleet.head(&key);
+            let alike = Alike::of(&hint, &destination.namespace, head.as_deref(), rendered.digest);
+            if let Some((_, planned)) = judged.iter().find(|(other, _)| *other == alike) {
+                orders.push(Order {
+                    destination: key,
+                    operation: Operation::Progress,
+                    head,
+                    planned: Some(planned.clone()),
+                });
+                continue;
+            }
             let decision = planner::decide(&Situation {
                 application,
                 destination: &key,
@@ -185,19 +202,25 @@ impl Look<'_> {
             });
             self.count(&key, &commit, &decision);
             match decision {
-                Decision::New(proposal) => orders.push(Order {
-                    destination: key,
-                    operation: Operation::Progress,
-                    head,
-                    proposal: Some(proposal),
-                    commit: Some(commit.clone()),
-                }),
+                // What it was judged by is large: of many destinations only the plans are kept.
+                Decision::New(proposal) => {
+                    let planned = self.plans.add(&self.hub.signer, &proposal, &commit)?;
+                    let renders = &proposal.admitted.release.renders;
+                    if renders.iter().all(|render| render.target.clusters.is_none()) {
+                        judged.push((alike, planned.clone()));
+                    }
+                    orders.push(Order {
+                        destination: key,
+                        operation: Operation::Progress,
+                        head,
+                        planned: Some(planned),
+                    });
+                }
                 Decision::Again => orders.push(Order {
+                    planned: head.as_ref().and_then(|head| head.planned.clone()),
                     destination: key,
                     operation: Operation::Progress,
                     head,
-                    proposal: None,
-                    commit: None,
                 }),
                 Decision::Nothing => {
                     let refused = self
@@ -215,6 +238,7 @@ impl Look<'_> {
             }
         }
         self.memory.timings.verify_us = micros(begun);
+        Ok(())
     }
 
     /// The cluster of a name and its policy, or why nothing can be decided for it.
@@ -285,6 +309,26 @@ impl Look<'_> {
                 self.memory.counted.remove(key);
             }
         }
+    }
+}
+
+/// Everything that decides whether a plan is new at a destination, but for the cluster's name: what was
+/// judged new for one is new for all that are alike, unless the release names clusters.
+#[derive(PartialEq)]
+struct Alike {
+    policy: policy::Spec,
+    namespace: Name,
+    running: Option<(Operation, Option<Digest>)>,
+    rendered: Digest,
+}
+
+impl Alike {
+    fn of(hint: &Hint, namespace: &Name, head: Option<&LedgerEntry>, rendered: Digest) -> Self {
+        let policy =
+            policy::Spec { cluster_name: None, kube_system_uid: None, ..hint.spec.clone() };
+        let plan = |head: &LedgerEntry| head.planned.as_ref().map(|planned| planned.plan);
+        let running = head.map(|head| (head.operation, plan(head)));
+        Self { policy, namespace: namespace.clone(), running, rendered }
     }
 }
 

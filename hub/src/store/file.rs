@@ -14,7 +14,7 @@ use super::{Change, Expected, KEY_BYTES_MAX, Store, StoreError, Table};
 use crate::failpoint;
 
 /// Memory the database may use as a cache, in bytes.
-pub const CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Entries kept of each ledger; older ones are dropped.
 pub const LEDGER_ENTRIES_MAX: u64 = 200;
 /// Times a commit is looked up before it counts as failed.
