@@ -10,7 +10,9 @@ use attest_common::record::Record;
 use attest_common::report::{Phase, Report};
 use attest_tests::cluster::audit::{AuditEvent, Mark};
 use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned};
-use attest_tests::real::{RealFleet, RealSite};
+use attest_tests::fleet::program;
+use attest_tests::process::{Process, Spec};
+use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -39,9 +41,13 @@ struct Stage {
 
 impl Stage {
     async fn set() -> anyhow::Result<Option<Self>> {
-        let Some(mut fleet) = RealFleet::start(&[(CLUSTER, CLUSTER)]).await? else {
-            return Ok(None);
-        };
+        Self::set_with(Agents::InCluster).await
+    }
+
+    async fn set_with(agents: Agents) -> anyhow::Result<Option<Self>> {
+        let clusters = [(CLUSTER, CLUSTER)];
+        let started = RealFleet::start_with(&clusters, agents, &mut |_| {}).await?;
+        let Some(mut fleet) = started else { return Ok(None) };
         fleet.write_sample()?;
         // The sample is rendered for production too, and `attest run --verify` knows keys by environment.
         let public = fleet.key().with_extension("pub").display().to_string();
@@ -69,6 +75,17 @@ impl Stage {
 
     async fn configs(&self) -> anyhow::Result<Api<ConfigMap>> {
         Ok(Api::namespaced(self.client().await?, NAMESPACE))
+    }
+
+    async fn policies(&self) -> anyhow::Result<Api<kube::api::DynamicObject>> {
+        let resource = kube::api::ApiResource {
+            group: "attest.continuu.ms".into(),
+            version: "v1".into(),
+            api_version: "attest.continuu.ms/v1".into(),
+            kind: "AttestTrustPolicy".into(),
+            plural: "attesttrustpolicies".into(),
+        };
+        Ok(Api::all_with(self.client().await?, &resource))
     }
 
     async fn peer(&self) -> anyhow::Result<Peer> {
@@ -114,7 +131,35 @@ impl Stage {
     }
 
     fn log(&self) -> anyhow::Result<String> {
-        Ok(self.site()?.fakelet.output(POD))
+        let site = self.site()?;
+        Ok(site.spoke.as_ref().map_or_else(|| site.fakelet.output(POD), Process::output))
+    }
+
+    /// Starts the spoke outside the cluster anew, dying at `failpoint` if one is named, and waits
+    /// until it has greeted the hub.
+    async fn start_external(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
+        let before = self.peer().await?.hello.nonce;
+        let config = self.fleet.operator().config();
+        let directory = config.parent().context("no directory")?.join("spokes").join(CLUSTER);
+        let hub = self.fleet.hub().addresses().spokes.clone();
+        let log =
+            self.fleet.directory().join(format!("spoke-{}.log", failpoint.unwrap_or("plain")));
+        let mut spec = Spec::new(program("attest-spoke")?, log)
+            .arg("--kubeconfig")
+            .arg(directory.join("kubeconfig"))
+            .args(["--hub", &hub])
+            .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"]);
+        if let Some(name) = failpoint {
+            spec = spec.env("ATTEST_FAILPOINTS_ENABLED", "1").env("ATTEST_FAILPOINT", name);
+        }
+        let site = self.fleet.sites_mut().first_mut().context("no site")?;
+        // Dropped first: two spokes of one cluster would overtake each other.
+        site.spoke = None;
+        site.spoke = Some(Process::spawn(spec)?);
+        until("the spoke to greet", WITHIN, || async {
+            Ok((self.peer().await?.hello.nonce != before).then_some(()))
+        })
+        .await
     }
 
     fn mark(&self) -> anyhow::Result<Mark> {
@@ -410,5 +455,235 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     assert_eq!(report.drifted.len(), 1);
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.writes(mark)?, [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+    let policies = stage.policies().await?;
+    let mut policy = policies.get("local").await?;
+    policies.delete("local", &DeleteParams::default()).await?;
+    let log = "No usable trust policy";
+    until("the spoke to notice", WITHIN, || async { Ok(stage.log()?.contains(log).then_some(())) })
+        .await?;
+
+    let mark = stage.mark()?;
+    stage.edit("config-0").await?;
+    let delivery = stage.delivery(&configs(3)).await?;
+    stage.send(&delivery).await.ok();
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+    assert_eq!(stage.value("config-0").await?.as_deref(), Some("edited"));
+
+    // Back again, but for another spoke: still nothing.
+    let status = policy.data.get_mut("status").map(Value::take);
+    policy.metadata.resource_version = None;
+    policy.metadata.uid = None;
+    policy.metadata.managed_fields = None;
+    policies.create(&PostParams::default(), &policy).await?;
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(stage.value("config-0").await?.as_deref(), Some("edited"));
+
+    // Bound to this spoke by the operator: everything goes on, and what was pushed meanwhile can be
+    // pushed again.
+    let bound = Patch::Merge(json!({"status": status.context("no status")?}));
+    policies.patch_status("local", &PatchParams::default(), &bound).await?;
+    until("the edit to be undone", WITHIN, || async {
+        Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await?;
+    stage.synced(&configs(3)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_come_before_their_objects_and_only_where_the_policy_says() -> anyhow::Result<()>
+{
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
+                    "properties": {"size": {"type": "integer"}}}}}}}],
+        },
+    });
+    let widget = json!({
+        "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "one"},
+        "spec": {"size": 3},
+    });
+    let namespace = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"team": "shop"}},
+    });
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "words"},
+        "stringData": {"word": "swordfish"},
+    });
+    let more = [definition, widget, namespace, secret];
+
+    let delivery = stage.delivery(&more).await?;
+    let mark = stage.mark()?;
+    stage.send(&delivery).await?;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    let refused = |r: &Report| r.refusal.as_ref().is_some_and(|r| r.reason == "KindNotAllowed");
+    let report = hub.report(&peer, refused).await?;
+    let text = report.refusal.context("no refusal")?.message;
+    assert!(text.contains("clusterScoped") || text.contains("extra"), "{text}");
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+
+    // The operator adds the policy's lines.
+    let directory = stage.fleet.directory().to_owned();
+    let mut policy = stage.policies().await?.get("local").await?;
+    let spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
+    let mut spec = spec;
+    spec["applications"][0]["kinds"] = json!({
+        "clusterScoped": [{"group": "apiextensions.k8s.io", "resource": "customresourcedefinitions"}],
+        "extra": [{"group": "example.com", "resource": "widgets"}, {"group": "", "resource": "secrets"}],
+    });
+    let file = directory.join("policy.yaml");
+    let manifest = json!({
+        "apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
+        "metadata": {"name": "local"}, "spec": spec,
+    });
+    std::fs::write(&file, manifest.to_string())?;
+    let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
+    let file = file.display().to_string();
+    stage.fleet.operator().attest(&[
+        "trust",
+        "install",
+        &file,
+        "--kubeconfig",
+        &kubeconfig,
+        "--yes",
+    ])?;
+    tokio::time::sleep(SETTLE).await;
+    let report = stage.synced(&more).await?;
+    assert_eq!(report.objects_total as usize, stage.base.len() + more.len());
+
+    let client = stage.client().await?;
+    let resource = kube::api::ApiResource {
+        group: "example.com".into(),
+        version: "v1".into(),
+        api_version: "example.com/v1".into(),
+        kind: "Widget".into(),
+        plural: "widgets".into(),
+    };
+    let widgets: Api<kube::api::DynamicObject> =
+        Api::namespaced_with(client.clone(), NAMESPACE, &resource);
+    assert_eq!(widgets.get("one").await?.data["spec"]["size"], 3);
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client);
+    let labels = namespaces.get(NAMESPACE).await?.metadata.labels.context("no labels")?;
+    assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
+
+    // A custom object is healed like any other, also by a spoke that starts anew.
+    let edit = Patch::Merge(json!({"spec": {"size": 9}}));
+    for start_anew in [false, true] {
+        if start_anew {
+            stage.kill_spoke().await?;
+        }
+        until("the watch to be there and the edit to be undone", WITHIN, || async {
+            widgets.patch("one", &PatchParams::default(), &edit).await?;
+            tokio::time::sleep(SETTLE).await;
+            Ok((widgets.get("one").await?.data["spec"]["size"] == 3).then_some(()))
+        })
+        .await?;
+    }
+    assert!(!stage.log()?.contains("swordfish"), "the log names a secret");
+
+    // Gone from the rendering: the custom object is deleted, its definition and the namespace are not.
+    stage.synced(&[]).await?;
+    until("the widget to be deleted", WITHIN, || async {
+        Ok(widgets.get_opt("one").await?.is_none().then_some(()))
+    })
+    .await?;
+    assert!(namespaces.get(NAMESPACE).await?.metadata.deletion_timestamp.is_none());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+
+    // Ordered while nothing can be recorded.
+    let delivery = stage.delivery(&configs(4)).await?;
+    stage.site()?.cluster.stop_api();
+    stage.send(&delivery).await?;
+    tokio::time::sleep(SETTLE).await;
+    stage.site()?.cluster.start_api().await?;
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+    assert_eq!(stage.value("config-3").await?.as_deref(), Some("signed"));
+
+    // Edited while nobody watches.
+    stage.edit("config-1").await?;
+    until("the edit to be undone", WITHIN, || async {
+        Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
+    stage.synced(&configs(3)).await?;
+
+    for (round, failpoint) in [
+        "before-content-write",
+        "after-content-write",
+        "before-record-write",
+        "after-record-write",
+        "after-admission",
+        "before-apply",
+        "after-apply",
+        "before-delete",
+        "after-delete",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Each time one object is changed, one is new, and the last round's new one goes.
+        stage.start_external(Some(failpoint)).await?;
+        let fresh = format!("fresh-{round}");
+        let mut more = configs(3);
+        more[1] = config("config-1", &fresh);
+        more.push(config(&fresh, "signed"));
+        let delivery = stage.delivery(&more).await?;
+        stage.send(&delivery).await?;
+        let spoke = stage.fleet.sites_mut().first_mut().and_then(|site| site.spoke.as_mut());
+        let spoke = std::sync::Mutex::new(spoke.context("no spoke")?);
+        let ended = until(failpoint, WITHIN, || async { spoke.lock().unwrap().ended() }).await;
+        if round > 0 || !failpoint.ends_with("delete") {
+            ended.with_context(|| stage.log().unwrap_or_default())?;
+        }
+
+        stage.start_external(None).await?;
+        // What an honest hub does when a spoke greets without its newest directive; else it is known.
+        stage.send(&delivery).await?;
+        let report = stage.reported(|report| report.phase == Phase::Synced).await?;
+        assert_eq!(report.refusal, None, "{failpoint}");
+        assert_eq!(stage.value("config-1").await?.as_deref(), Some(fresh.as_str()), "{failpoint}");
+        assert_eq!(stage.value(&fresh).await?.as_deref(), Some("signed"), "{failpoint}");
+        if let Some(former) = round.checked_sub(1).map(|round| format!("fresh-{round}")) {
+            until("what is no longer rendered to go", WITHIN, || async {
+                Ok(stage.value(&former).await?.is_none().then_some(()))
+            })
+            .await
+            .context(failpoint)?;
+        }
+        until("the record to know every object", WITHIN, || async {
+            let record = stage.record()?.context("no record")?;
+            let known = record.inventory.len() == stage.base.len() + more.len()
+                && record.inventory.iter().all(|owned| owned.uid.is_some());
+            Ok(known.then_some(()))
+        })
+        .await
+        .context(failpoint)?;
+    }
     Ok(())
 }
