@@ -23,7 +23,7 @@ use attest_common::session::{
 use attest_common::verify::{self, Ages};
 use data_encoding::HEXLOWER;
 use quinn::{Connection, SendStream, VarInt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::push::Pushed;
 use self::quic::{FrameReader, LinkError};
@@ -34,7 +34,11 @@ use crate::outbox::{Deliveries, Outbox};
 use crate::policy::{Loaded, Trust};
 
 /// Most pushes that wait to be judged.
-pub const PUSHES_MAX: usize = 8;
+pub const PUSHES_MAX: usize = 2;
+/// Most pushes whose blobs are put together at a time; others wait in the transport's windows.
+pub const PUSHES_ARRIVING_MAX: usize = 2;
+/// Longest a push may take to arrive once it is being read.
+pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time without a verified sync after which the hub counts as stale.
 pub const HUB_STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Widest window a hub may ask reconnects to be spread over.
@@ -210,6 +214,7 @@ impl Link {
         let mut deliveries = Deliveries::default();
         let mut renewal = Renewal::of(bundle, &self.metrics);
         let mut tick = tokio::time::interval(TICK);
+        let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
         let mut trust = self.trust.clone();
         trust.mark_unchanged();
         loop {
@@ -224,9 +229,9 @@ impl Link {
                 }
                 stream = connection.accept_uni() => {
                     let stream = stream.map_err(LinkError::Connection)?;
-                    let pushes = self.pushes.clone();
-                    // As many at once as the transport grants the hub streams.
-                    tokio::spawn(receive(FrameReader::new(stream), pushes));
+                    // As many tasks as the transport grants the hub streams.
+                    let reader = FrameReader::new(stream);
+                    tokio::spawn(receive(reader, Arc::clone(&arriving), self.pushes.clone()));
                 }
                 () = self.outbox.changed() => {}
                 _ = tick.tick() => {
@@ -420,8 +425,10 @@ async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
     }
 }
 
-async fn receive(mut reader: FrameReader, pushes: mpsc::Sender<Pushed>) {
-    match push::receive(&mut reader).await {
+async fn receive(mut reader: FrameReader, arriving: Arc<Semaphore>, pushes: mpsc::Sender<Pushed>) {
+    let Ok(_turn) = arriving.acquire().await else { return };
+    let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader)).await;
+    match received.unwrap_or(Err(LinkError::Silent)) {
         Ok(pushed) => {
             // Closed only when the process ends.
             let _ = pushes.send(pushed).await;
