@@ -23,6 +23,8 @@ use crate::cluster::ApiServer;
 use crate::drift::Live;
 use crate::metrics::Metrics;
 
+/// Failures in a row after which a watch is worth a warning: a new binding or definition needs a moment.
+pub const FAILURES_QUIET_MAX: u32 = 3;
 /// Objects asked for at a time when a watch begins.
 pub const LIST_PAGE_OBJECTS: u32 = 100;
 
@@ -209,9 +211,13 @@ async fn watch(watches: Watches, scope: Scope) {
     let config = watcher::Config::default().page_size(LIST_PAGE_OBJECTS);
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed = BTreeSet::new();
+    let mut failures = 0;
     while let Some(event) = events.next().await {
         match event {
-            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
+            }
             Ok(watcher::Event::InitApply(object)) => {
                 if let Some(key) = tell(&watches, &scope, &object) {
                     listed.insert(key);
@@ -231,13 +237,20 @@ async fn watch(watches: Watches, scope: Scope) {
                     inbox.put(key, absent(Live::Gone { uid }));
                 }
             }
-            Err(error) => tracing::warn!(
-                kind = scope.kind,
-                namespace = scope.namespace,
-                error = %error_chain(&error),
-                "A watch failed; it is opened again"
-            ),
+            Err(error) => {
+                failures += 1;
+                if failures > FAILURES_QUIET_MAX {
+                    tracing::warn!(
+                        kind = scope.kind,
+                        namespace = scope.namespace,
+                        error = %error_chain(&error),
+                        "A watch failed; it is opened again"
+                    );
+                }
+                continue;
+            }
         }
+        failures = 0;
     }
 }
 
