@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use attest_common::ids::{ClusterId, Digest};
 use attest_common::kinds::{Kind, Kinds};
+use attest_common::manifest::{Object, ObjectKey};
 use attest_common::record::Held;
 use attest_common::report::{Refusal, Timings, error_chain, message};
 use attest_common::verify::{Ages, Removal, Verified};
-use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
@@ -26,7 +26,7 @@ use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
 use crate::ledger::refusals::{Refusals, Refused};
 use crate::ledger::{ConfirmedPairs, Entry, Ledger, LedgerError};
-use crate::link::push::Pushed;
+use crate::link::push::{Pushed, Room};
 use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -82,6 +82,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (ledger, refusals) = remembered(&api, &metrics).await?;
     let freshness = Freshness::default();
     tokio::spawn(refusals.clone().keep());
+    tokio::spawn(ledger.clone().keep_tidy());
     tokio::spawn(freshness.clone().watch(metrics.clone()));
     if identity.tls.is_some() {
         look_for_lost_state(&ledger, &metrics).await;
@@ -122,6 +123,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             metrics,
             freshness,
             kubernetes_version,
+            room: Room::default(),
+            renewal_asked_at: None,
         },
         join_token_file,
         &kube_system_uid,
@@ -279,10 +282,11 @@ impl Agent {
     }
 
     async fn take(&mut self, push: Pushed) {
-        let Pushed { directive, plan, blobs } = push;
+        let Pushed { directive, plan, blobs, room } = push;
         for (digest, bytes) in blobs {
             self.blobs.insert(digest, bytes);
         }
+        drop(room);
         if let Some((key, _)) = gate::claimed(&directive) {
             self.retries.remove(&key);
         }
@@ -349,7 +353,10 @@ impl Agent {
                 Ok(Verdict::Admit(admitting)) => {
                     let timings = Timings { verify_us: micros(took), ..Timings::default() };
                     judgements += 1;
-                    match self.admit(directive, *admitting, timings).await {
+                    let admitted = self.admit(directive, *admitting, timings).await;
+                    // What it superseded, or what it stored and no record names.
+                    self.shared.ledger.tidy_content();
+                    match admitted {
                         Err(Rejected::Ledger(LedgerError::Overtaken))
                             if judgements < JUDGEMENTS_MAX => {}
                         other => return other,
@@ -388,15 +395,17 @@ impl Agent {
         let key = (ordered.application.clone(), ordered.namespace.clone());
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
-        let bytes: Vec<Bytes> =
-            held.blobs().filter_map(|digest| self.blobs.get(digest).cloned()).collect();
-        self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
         let judged = self.sequence(&key);
         let former = self
             .shared
             .ledger
             .entry(&key)
             .map(|entry| Entry { confirmed: ConfirmedPairs::new(), ..entry });
+        // Of this plan until the record names it, of what was before until there is no way back.
+        let before = former.iter().flat_map(|e| e.record.held.iter().chain(&e.record.last_good));
+        let kept = self.shared.ledger.keep_content(before.map(|held| held.plan).chain([held.plan]));
+        let bytes = self.blobs.of(&held);
+        self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
         let change = |entry: Option<Entry>| {
             if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
                 return Err(LedgerError::Overtaken);
@@ -420,8 +429,10 @@ impl Agent {
             "Admitted a release"
         );
         failpoint::reach("after-admission");
+        self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, held, resumed: false, former: former.map(Box::new), timings };
+        let (former, kept) = (former.map(Box::new), Some(kept));
+        let run = Run { admission, held, resumed: false, former, kept, timings };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }
@@ -449,7 +460,7 @@ impl Agent {
             application = %key.0, namespace = %key.1, sequence = ordered.sequence,
             "Admitted a removal"
         );
-        self.know_inventory(&key).await;
+        self.know_inventory(&key, &[]).await;
         self.unresumed.remove(&key);
         self.worker(&key).order(Order::Remove(Box::new(removal)));
         Ok(())
@@ -530,7 +541,8 @@ impl Agent {
                 let worker = self.worker(key);
                 worker.order(order);
                 let refused = self.shared.refusals.newest(key.0.as_str(), key.1.as_str());
-                let standing = refused.filter(|r| r.sequence >= Some(entry.record.sequence));
+                // What was refused before it was admitted does not stand any more.
+                let standing = refused.filter(|r| r.sequence > Some(entry.record.sequence));
                 if let Some(refusal) = standing {
                     worker.refused(refusal);
                 }
@@ -570,13 +582,9 @@ impl Agent {
         if let Some(held) = &record.held {
             let here = held.blobs().all(|digest| self.blobs.get(digest).is_some());
             if here {
-                let bytes: Vec<Bytes> =
-                    held.blobs().filter_map(|digest| self.blobs.get(digest).cloned()).collect();
-                self.shared
-                    .ledger
-                    .store_content(held.plan, &bytes)
-                    .await
-                    .map_err(Rejected::Ledger)?;
+                let bytes = self.blobs.of(held);
+                let stored = self.shared.ledger.store_content(held.plan, &bytes).await;
+                stored.map_err(Rejected::Ledger)?;
             } else {
                 self.load_blobs(held).await.map_err(Rejected::Ledger)?;
             }
@@ -590,11 +598,18 @@ impl Agent {
             Verdict::Admit(admitting) => {
                 let Admitting { admission, held } = *admitting;
                 self.blobs.remove(held.blobs());
-                let timings = Timings::default();
-                Order::Run(Box::new(Run { admission, held, resumed: true, former: None, timings }))
+                self.know_inventory(key, &admission.admitted.objects).await;
+                Order::Run(Box::new(Run {
+                    admission,
+                    held,
+                    resumed: true,
+                    former: None,
+                    kept: None,
+                    timings: Timings::default(),
+                }))
             }
             Verdict::Remove(removal) => {
-                self.know_inventory(key).await;
+                self.know_inventory(key, &[]).await;
                 Order::Remove(removal)
             }
             Verdict::Need(..) | Verdict::Again(_) => {
@@ -650,12 +665,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks the API server for the kinds of an inventory that are not known yet.
-    async fn know_inventory(&self, key: &Key) {
+    /// Asks the API server for the kinds that are needed to delete what an inventory holds beyond
+    /// `rendered`.
+    async fn know_inventory(&self, key: &Key, rendered: &[Object]) {
         let kinds = self.kinds();
+        let stays: BTreeSet<&ObjectKey> = rendered.iter().map(Object::key).collect();
         let unknown = self.shared.ledger.with_records(|records| {
             let owned = records.get(key).into_iter().flat_map(|record| &record.inventory);
-            owned.into_iter().any(|o| kinds.get(&o.key.group, &o.key.kind).is_none())
+            let goes = owned.into_iter().filter(|owned| !stays.contains(&owned.key));
+            goes.into_iter().any(|o| kinds.get(&o.key.group, &o.key.kind).is_none())
         });
         if unknown {
             self.discover().await;

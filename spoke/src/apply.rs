@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use attest_common::manifest::{Object, ObjectKey};
-use attest_common::projection::{self, FIELD_MANAGER};
+use attest_common::projection::FIELD_MANAGER;
 use attest_common::verify::{Admission, Removal, Verified};
 use serde_json::Value;
 
@@ -16,6 +16,9 @@ use crate::drift::Live;
 use crate::failpoint;
 use crate::ledger::Confirmed;
 use crate::watch::{Observation, observe};
+
+/// Most seconds between the making of an object and the apply that made it: both are whole seconds.
+const MADE_WITHIN_S: i64 = 1;
 
 /// One object of an admission, and where and as whom it is written.
 #[derive(Clone, Debug)]
@@ -40,13 +43,17 @@ impl Target {
     }
 }
 
-/// In which relation an object of this name stands to this destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In which relation an object of this name stands to this destination. With `adopt`, plan and
+/// policy both allow taking over what is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// In the inventory, and the UID is the one we wrote.
-    Ours,
-    /// Not known to be ours. With `adopt`, plan and policy both allow taking over what is there.
-    Unknown { adopt: bool },
+    /// In the inventory, and this is the UID of what we wrote.
+    Ours { uid: String, adopt: bool },
+    /// The destination's own Namespace: others may have fields in it, and we may add ours.
+    Shared,
+    /// Not known to be ours, or known not to be. `unfinished`: the inventory listed it before,
+    /// without a UID, so an apply of ours may have been cut off.
+    Unknown { adopt: bool, unfinished: bool },
 }
 
 /// That an object may be written.
@@ -61,6 +68,8 @@ pub struct Passed {
 /// What a write left behind.
 #[derive(Debug)]
 pub struct Written {
+    /// It did not exist before.
+    pub created: bool,
     pub confirmed: Confirmed,
     pub observation: Observation,
 }
@@ -77,21 +86,31 @@ pub async fn check(
 ) -> Result<Passed, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
     let user = target.user();
-    let adopt = standing == Standing::Unknown { adopt: true };
-    let how = if standing == Standing::Ours || adopt { Apply::DryRunForced } else { Apply::DryRun };
+    let forced = match &standing {
+        Standing::Ours { .. } => true,
+        Standing::Shared => false,
+        Standing::Unknown { adopt, .. } => *adopt,
+    };
+    let how = if forced { Apply::DryRunForced } else { Apply::DryRun };
     let answer = api.apply(&target.path, user, object.value(), how).await;
     let unclear = match answer {
         Ok(applied) if applied.created => return Ok(Passed { force: false, met: false }),
-        Ok(_) if standing == Standing::Ours || adopt => {
+        Ok(applied) if may_force(&standing, &applied.live) => {
             return Ok(Passed { force: true, met: false });
         }
+        // Another object stands in the place of ours: ask as about any stranger.
+        Ok(_) if forced => {
+            let standing = Standing::Unknown { adopt: false, unfinished: false };
+            return Box::pin(check(api, target, standing)).await;
+        }
+        Ok(_) if standing == Standing::Shared => return Ok(Passed { force: false, met: false }),
         Ok(applied) => Some(applied.live),
         Err(error) if error.is_conflict() => None,
         Err(error) => return Err(failed(object.key(), error)),
     };
     // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
     let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
-    if projection::digest(&live).is_some() {
+    if matches!(standing, Standing::Unknown { unfinished: true, .. }) && is_made_by_us(&live) {
         return Ok(Passed { force: true, met: false });
     }
     match unclear {
@@ -101,6 +120,35 @@ pub async fn check(
             managers: managers(&live),
         }),
     }
+}
+
+/// True when our fields may be taken from others in an object that exists.
+fn may_force(standing: &Standing, live: &Value) -> bool {
+    match standing {
+        Standing::Ours { uid, adopt } => {
+            *adopt || live.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid)
+        }
+        Standing::Shared => false,
+        Standing::Unknown { adopt, .. } => *adopt,
+    }
+}
+
+/// True when the object carries our fields since it was made: an apply of ours made it, and did
+/// not merely come upon it.
+fn is_made_by_us(live: &Value) -> bool {
+    let time = |value: Option<&Value>| value?.as_str()?.parse::<jiff::Timestamp>().ok();
+    let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);
+    let ours = entries.into_iter().flatten().find(|entry| {
+        let text = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default();
+        text("manager") == FIELD_MANAGER
+            && text("operation") == "Apply"
+            && text("subresource").is_empty()
+    });
+    let made = time(live.pointer("/metadata/creationTimestamp"));
+    let (Some(ours), Some(made)) = (ours.and_then(|entry| time(entry.get("time"))), made) else {
+        return false;
+    };
+    (ours.as_second() - made.as_second()).abs() <= MADE_WITHIN_S
 }
 
 /// Writes one object.
@@ -113,8 +161,8 @@ pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Writ
     failpoint::reach("before-apply");
     let answer = api.apply(&target.path, target.user(), object.value(), how).await;
     failpoint::reach("after-apply");
-    let live = match answer {
-        Ok(applied) => applied.live,
+    let (live, created) = match answer {
+        Ok(applied) => (applied.live, applied.created),
         Err(error) if error.is_conflict() && !force => {
             return Err(ApplyError::FieldConflict {
                 object: object.key().clone(),
@@ -128,7 +176,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Writ
         return Err(ApplyError::Gone);
     };
     let confirmed = Confirmed { desired: desired(object), uid: uid.clone(), projected: *projected };
-    Ok(Written { confirmed, observation })
+    Ok(Written { created, confirmed, observation })
 }
 
 /// Proof that something may be deleted: an admission whose rendering no longer holds it, or a removal.
@@ -159,13 +207,13 @@ pub async fn delete(
     answer.map_err(|error| failed(key, error))
 }
 
-/// UID of a live object that we applied; `None` when there is none or it is somebody else's.
+/// UID of a live object that an apply of ours made; `None` when there is none or it is somebody else's.
 ///
 /// # Errors
 /// [`ApplyError`].
 pub async fn our_uid(api: &ApiServer, path: &str) -> Result<Option<String>, ApplyError> {
     match api.get(path).await {
-        Ok(live) if projection::digest(&live).is_some() => {
+        Ok(live) if is_made_by_us(&live) => {
             let uid = live.pointer("/metadata/uid").and_then(Value::as_str);
             Ok(uid.map(str::to_owned))
         }
@@ -266,6 +314,34 @@ mod tests {
 
         would_be["data"]["k"] = json!("w");
         assert!(!same_values(&live, &would_be));
+    }
+
+    #[test]
+    fn our_fields_are_forced_only_on_the_uid_we_wrote_or_where_adopting_is_allowed() {
+        let live = json!({"metadata": {"uid": "u"}});
+        let ours = |uid: &str, adopt| Standing::Ours { uid: uid.to_owned(), adopt };
+
+        assert!(may_force(&ours("u", false), &live));
+        assert!(!may_force(&ours("other", false), &live));
+        assert!(may_force(&ours("other", true), &live));
+        assert!(!may_force(&Standing::Unknown { adopt: false, unfinished: true }, &live));
+        assert!(may_force(&Standing::Unknown { adopt: true, unfinished: false }, &live));
+    }
+
+    #[test]
+    fn an_object_was_made_by_us_only_when_our_fields_are_as_old_as_it() {
+        let live = |manager: &str, time: &str| {
+            json!({"metadata": {
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "managedFields": [{"manager": manager, "operation": "Apply", "time": time}],
+            }})
+        };
+
+        assert!(is_made_by_us(&live(FIELD_MANAGER, "2026-01-01T00:00:00Z")));
+        assert!(is_made_by_us(&live(FIELD_MANAGER, "2026-01-01T00:00:01Z")));
+        assert!(!is_made_by_us(&live(FIELD_MANAGER, "2026-01-01T00:00:09Z")));
+        assert!(!is_made_by_us(&live("kubectl", "2026-01-01T00:00:00Z")));
+        assert!(!is_made_by_us(&json!({"metadata": {}})));
     }
 
     #[test]

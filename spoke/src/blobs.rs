@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use attest_common::ids::Digest;
+use attest_common::record::Held;
 use bytes::Bytes;
 
 /// Most bytes kept; beyond it the oldest blobs go.
@@ -34,6 +35,12 @@ impl Blobs {
     /// A blob, when it is here.
     pub fn get(&self, digest: &Digest) -> Option<&Bytes> {
         self.by_digest.get(digest)
+    }
+
+    /// The blobs of `held` that are here, each once.
+    pub fn of(&self, held: &Held) -> BTreeMap<Digest, Bytes> {
+        let here = held.blobs().filter_map(|digest| Some((*digest, self.get(digest)?.clone())));
+        here.collect()
     }
 
     /// Drops what has been stored elsewhere.

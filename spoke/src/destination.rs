@@ -24,12 +24,15 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use self::state::{Deleting, Failure, IN_FLIGHT_MAX, Item, NOT_READY_FOR, Rules, Step, Tracked};
+use self::state::{
+    Deleting, Failure, IN_FLIGHT_MAX, Item, NOT_READY_FOR, RETRY_MIN, Rules, Step, Tracked,
+};
 use self::status::{RemovalNow, RunningNow, Situation};
 use crate::account::Account;
 use crate::apply::{self, ApplyError, Authority, Passed, Target, Written};
 use crate::cluster::{ApiError, ApiServer, object_path};
 use crate::drift::{HealBudget, Live, Need};
+use crate::ledger::content::Kept;
 use crate::ledger::refusals::{Refusals, Refused};
 use crate::ledger::{ConfirmedPairs, Entry, Ledger, LedgerError};
 use crate::metrics::Metrics;
@@ -75,6 +78,8 @@ pub struct Run {
     /// What was recorded before this was admitted: where to go back to when the plan is refused
     /// after all.
     pub former: Option<Box<Entry>>,
+    /// Holds the content of `former` until there is no way back.
+    pub kept: Option<Kept>,
     pub timings: Timings,
 }
 
@@ -162,6 +167,8 @@ struct Running {
     admission: Arc<Verified<Admission>>,
     held: Held,
     recorded_before: Option<Box<Entry>>,
+    /// Holds the content of `recorded_before` until the first object is written.
+    kept: Option<Kept>,
     account: Account,
     kinds: Kinds,
     objects: BTreeMap<ObjectKey, Tracked>,
@@ -258,7 +265,7 @@ impl Worker {
     }
 
     fn begin(&mut self, run: Run) {
-        let Run { admission, held, resumed, former: recorded_before, timings } = run;
+        let Run { admission, held, resumed, former: recorded_before, kept, timings } = run;
         self.jobs.clear();
         self.forget_flights();
         self.frozen = None;
@@ -274,17 +281,25 @@ impl Worker {
         let known = self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone();
         let kinds = effective::with_definitions(&admission.admitted.objects, &known);
         let former = self.running.take();
-        let inventory = entry.as_ref().map(|e| e.record.inventory.as_slice()).unwrap_or_default();
+        let inventory = entry.as_ref().map(|e| e.record.inventory.clone()).unwrap_or_default();
+        let inventory = with_met(inventory, former.as_ref());
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.as_ref().map_or(&no_pairs, |e| &e.confirmed);
-        let objects = track(&admission, &kinds, &account, (inventory, pairs), former.as_ref());
+        let mut objects = track(&admission, &kinds, &account, (&inventory, pairs), former.as_ref());
+        // Only what was listed before this admission can be an apply of ours that was not finished.
+        if !resumed {
+            let before = recorded_before.iter().flat_map(|entry| &entry.record.inventory);
+            let listed: BTreeSet<&ObjectKey> = before.map(|owned| &owned.key).collect();
+            for (key, tracked) in &mut objects {
+                tracked.unfinished &= listed.contains(key);
+            }
+        }
         let leftovers =
             inventory.iter().filter(|owned| !objects.contains_key(&owned.key)).cloned().collect();
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let same_plan = former.as_ref().is_some_and(|former| former.held == held);
         let since =
             if resumed { admission.ordered.directive.issued_at } else { jiff::Timestamp::now() };
-        let scopes = scopes(&objects);
         // After a restart, and only then, objects are waited for that no apply will show.
         let relist = objects.values().any(|tracked| tracked.need() == Need::Wait);
         let running = Running {
@@ -292,6 +307,7 @@ impl Worker {
             admission: Arc::new(admission),
             held,
             recorded_before,
+            kept,
             account,
             kinds,
             objects,
@@ -315,20 +331,24 @@ impl Worker {
         if !same_plan && !resumed {
             self.former = former.map(Box::new);
         }
+        // The spoke may read in the namespace once it has bound itself there.
+        if running.preparation != Preparation::Due {
+            self.shared.watches.follow(&self.inbox, &scopes(&running.objects), relist);
+        }
         self.running = Some(running);
-        self.shared.watches.follow(&self.inbox, &scopes, relist);
     }
 
     fn begin_removal(&mut self, removal: Verified<Removal>) {
         self.jobs.clear();
         self.frozen = None;
         self.refusal = None;
-        self.running = None;
+        let former = self.running.take();
         self.former = None;
         let (application, namespace) = &self.key;
         let account = Account::new(application, namespace, &removal.accounts_namespace);
         let entry = self.shared.ledger.entry(&self.key);
         let inventory = entry.map(|entry| entry.record.inventory).unwrap_or_default();
+        let inventory = with_met(inventory, former.as_ref());
         let kinds = self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone();
         let deleting = deleting(&inventory, &kinds);
         self.shared.watches.follow(&self.inbox, &BTreeMap::new(), false);
@@ -417,6 +437,7 @@ impl Worker {
         }
         if !running.settled {
             running.settled = true;
+            running.kept = None;
             self.former = None;
             running.dirty = true;
         }
@@ -520,7 +541,7 @@ impl Worker {
             };
             let recorded = ledger.update(&key, change).await.map(|entry| entry.is_some());
             if settled && matches!(recorded, Ok(true)) {
-                drop_unused(&ledger).await;
+                ledger.tidy_content();
             }
             Done::Recorded(recorded)
         }));
@@ -545,6 +566,7 @@ impl Worker {
                 let settling_until = made.then(|| now + NOT_READY_FOR);
                 running.preparation = Preparation::Done { settling_until };
                 running.problem = None;
+                self.shared.watches.follow(&self.inbox, &scopes(&running.objects), false);
             }
             Err(error) => {
                 running.preparation = Preparation::Due;
@@ -584,11 +606,12 @@ impl Worker {
         running.timings.requests += 1;
         let label = if result.is_ok() { "applied" } else { "failed" };
         self.shared.metrics.applies.with_label_values(&[label]).inc();
-        let Written { confirmed, observation } = match result {
+        let Written { confirmed, observation, created } = match result {
             Ok(written) => written,
             Err(error) => return running.fail(key, &error, now),
         };
         running.written_any = true;
+        running.kept = None;
         self.former = None;
         let Some(tracked) = running.objects.get_mut(key) else { return };
         tracked.busy = false;
@@ -597,7 +620,7 @@ impl Worker {
         running.dirty |= tracked.confirmed.as_ref() != Some(&confirmed)
             || tracked.owned_uid.as_ref() != Some(&confirmed.uid);
         tracked.owned_uid = Some(confirmed.uid.clone());
-        tracked.met = tracked.passed.is_some_and(|passed| passed.met);
+        tracked.met = state::is_met(tracked.met, tracked.passed, created);
         tracked.confirmed = Some(confirmed);
         tracked.see(observation);
         if heal {
@@ -655,8 +678,7 @@ impl Worker {
             match result {
                 Ok(_) => {
                     removing.done = true;
-                    let ledger = self.shared.ledger.clone();
-                    tokio::spawn(async move { drop_unused(&ledger).await });
+                    self.shared.ledger.tidy_content();
                 }
                 Err(error) => removing.problem = Some(failure(removing.problem.as_ref(), &error)),
             }
@@ -731,13 +753,22 @@ impl Worker {
         let former = self.former.take();
         let back = refused.recorded_before;
         let (ledger, key) = (self.shared.ledger.clone(), self.key.clone());
-        let refused_held = refused.held;
+        let (refused_held, kept) = (refused.held, refused.kept);
         self.jobs.push(Box::pin(async move {
             let change = |entry: Option<Entry>| {
                 let mine = entry.filter(|e| e.record.held.as_ref() == Some(&refused_held));
                 Ok(mine.map(|entry| gone_back(entry, back.as_deref())))
             };
-            Done::Recorded(ledger.update(&key, change).await.map(|entry| entry.is_some()))
+            let recorded = loop {
+                match ledger.update(&key, change).await {
+                    // Until this is recorded, what goes on running is not what is recorded.
+                    Err(error) if error.is_transient() => tokio::time::sleep(RETRY_MIN).await,
+                    other => break other.map(|entry| entry.is_some()),
+                }
+            };
+            drop(kept);
+            ledger.tidy_content();
+            Done::Recorded(recorded)
         }));
         let mut watched = BTreeMap::new();
         if let Some(mut former) = former {
@@ -849,6 +880,11 @@ impl Running {
         let Some(tracked) = self.objects.get_mut(key) else { return };
         tracked.busy = false;
         let text = error_chain(error);
+        if matches!(error, ApplyError::FieldConflict { .. }) {
+            // Somebody else's: never deleted, and asked about anew before the next attempt.
+            tracked.passed = None;
+            self.dirty |= !std::mem::replace(&mut tracked.met, true);
+        }
         tracked.failure = Some(if error.is_not_ready() && settling {
             Failure::not_ready(error.reason(), text, now)
         } else {
@@ -959,7 +995,10 @@ fn track(
             owned_uid: before
                 .and_then(|t| t.owned_uid.clone())
                 .or_else(|| mine.and_then(|owned| owned.uid.clone())),
+            // `with_met` has added what is known but not recorded yet.
             met: mine.is_some_and(|owned| owned.met),
+            unfinished: mine.is_some_and(|owned| owned.uid.is_none())
+                && before.is_none_or(|t| t.owned_uid.is_none()),
             confirmed: before
                 .and_then(|t| t.confirmed.clone())
                 .or_else(|| pairs.get(&key).cloned()),
@@ -975,6 +1014,17 @@ fn track(
         objects.insert(key, tracked);
     }
     objects
+}
+
+/// The inventory, with what a worker knows and may not have recorded: whose objects are not ours.
+fn with_met(mut inventory: Vec<Owned>, former: Option<&Running>) -> Vec<Owned> {
+    for owned in &mut inventory {
+        let known = former.and_then(|former| former.objects.get(&owned.key));
+        if let Some(tracked) = known {
+            owned.met = tracked.met;
+        }
+    }
+    inventory
 }
 
 /// Where the objects that can be watched are.
@@ -1031,16 +1081,6 @@ fn delete_job(
         };
         Done::Deleted(key, result)
     }))
-}
-
-async fn drop_unused(ledger: &Ledger) {
-    if let Err(error) = ledger.drop_unused_content().await {
-        tracing::warn!(
-            reason = error.reason(),
-            error = %error_chain(&error),
-            "Cannot delete content that is no longer used"
-        );
-    }
 }
 
 fn log(report: &Report) {

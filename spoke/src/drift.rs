@@ -67,6 +67,17 @@ pub fn need(desired: Digest, confirmed: Option<&Confirmed>, live: &Live) -> Need
     }
 }
 
+/// True when two sights of an object show the same UID and the same values of our fields.
+pub fn is_same(one: &Live, other: &Live) -> bool {
+    match (one, other) {
+        (
+            Live::Present { uid, projected, .. },
+            Live::Present { uid: other_uid, projected: other_projected, .. },
+        ) => uid == other_uid && projected == other_projected,
+        (one, other) => one == other,
+    }
+}
+
 /// True when what a watch says is not older than what is known already.
 pub fn is_news(known: &Live, said: &Live) -> bool {
     match (known, said) {

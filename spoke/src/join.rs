@@ -4,9 +4,9 @@
 //! hub answers is checked against the local policy before it is stored.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use attest_certs::{SigningRequest, tls};
+use attest_certs::{SigningRequest, peer_identity, tls};
 use attest_common::ids::Digest;
 use attest_common::report::error_chain;
 use attest_common::session::join::{self, JoinToken, TokenError};
@@ -20,8 +20,9 @@ use tokio::sync::watch;
 use crate::NAMESPACE;
 use crate::cluster::{ApiServer, object_path};
 use crate::identity::{Identity, IdentityError};
+use crate::link::certificate::{Expected, certificate};
 use crate::link::quic::{self, FrameReader, LinkError};
-use crate::link::{certificate, pins, random};
+use crate::link::{pins, random};
 use crate::policy::{Loaded, Trust};
 
 /// The Secret that brings the token into the cluster; deleted after joining.
@@ -108,11 +109,12 @@ impl Joining<'_> {
         let (endpoint, connection) = quic::dial(self.hub, tls).await.map_err(JoinError::Link)?;
         let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
         let answer = tokio::time::timeout(limit, self.ask(&connection, &token, &request)).await;
+        let trust_domain = hub_trust_domain(&connection);
         connection.close(VarInt::from_u32(0), b"");
         endpoint.close(VarInt::from_u32(0), b"");
         match answer.map_err(|_| JoinError::Link(LinkError::Silent))??.outcome {
             Some(JoinOutcome::Joined(joined)) => {
-                self.store(joined, &request).await?;
+                self.store(joined, &request, &trust_domain?).await?;
                 Ok(Progress::Joined)
             }
             Some(JoinOutcome::PendingRetryMs(retry_ms)) => Ok(Progress::Pending { retry_ms }),
@@ -162,7 +164,12 @@ impl Joining<'_> {
         answer.ok_or(JoinError::Link(LinkError::Cut))
     }
 
-    async fn store(&mut self, joined: Joined, request: &SigningRequest) -> Result<(), JoinError> {
+    async fn store(
+        &mut self,
+        joined: Joined,
+        request: &SigningRequest,
+        trust_domain: &str,
+    ) -> Result<(), JoinError> {
         let Joined { cluster_id, chain_der, cluster_name, hub_key_id } = joined;
         let policy = &self.loaded.policy;
         if cluster_id != self.identity.cluster.as_str() {
@@ -180,10 +187,27 @@ impl Joining<'_> {
                 "The hub calls this cluster by another name"
             );
         }
-        let bundle = certificate(chain_der, request, &self.identity.cluster)
-            .map_err(JoinError::Certificate)?;
+        let pins = pins(self.loaded).map_err(JoinError::Link)?;
+        let expected = Expected {
+            cluster: &self.identity.cluster,
+            trust_domain,
+            pins: &pins,
+            now: SystemTime::now(),
+        };
+        let bundle = certificate(chain_der, request, &expected).map_err(JoinError::Certificate)?;
         self.identity.store_tls(self.api, bundle).await.map_err(JoinError::Identity)
     }
+}
+
+/// The trust domain of the hub, whose chain the handshake has verified.
+fn hub_trust_domain(connection: &quinn::Connection) -> Result<String, JoinError> {
+    let chain = connection.peer_identity().and_then(|any| {
+        let chain = any.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>();
+        chain.ok()
+    });
+    let peer = peer_identity(chain.as_deref().map_or(&[], Vec::as_slice));
+    let peer = peer.map_err(|error| JoinError::Certificate(error.reason()))?;
+    Ok(peer.id.trust_domain().to_owned())
 }
 
 /// Why a join did not succeed this time.

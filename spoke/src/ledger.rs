@@ -17,6 +17,7 @@ use attest_common::session::message::Seen;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::NAMESPACE;
 use crate::cluster::{ApiError, ApiServer, object_path};
@@ -33,6 +34,8 @@ pub const DESTINATIONS_MAX: usize = 4_096;
 pub const RECORD_BYTES_MAX: usize = 700 * 1024;
 /// Largest list of confirmed pairs, compressed, in bytes; a larger one is not kept.
 pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
+/// Largest Secret of a destination in all, in bytes; beyond it the confirmed pairs stay out.
+pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
@@ -74,6 +77,9 @@ struct Inner {
     api: ApiServer,
     metrics: Metrics,
     state: Mutex<State>,
+    /// Held while content is stored or deleted: never both at a time.
+    content_turn: tokio::sync::Mutex<()>,
+    tidy: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +87,7 @@ struct State {
     records: Records,
     /// Everything else, by the same key.
     others: BTreeMap<Key, Other>,
+    content: content::Index,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,14 +105,22 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`]; also when a record cannot be read, because what it forbids is then unknown.
     pub async fn load(api: ApiServer, metrics: Metrics) -> Result<Self, LedgerError> {
+        // Content first: what another process stores meanwhile is then named by a record below.
+        let content = content::list(&api).await.map_err(LedgerError::Api)?;
         let path = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
         let list = api.get(&path).await.map_err(LedgerError::Api)?;
-        let mut state = State::default();
+        let mut state = State { content, ..State::default() };
         for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
             let (entry, version) = read(secret)?;
             put(&mut state, entry, version);
         }
-        let ledger = Self(Arc::new(Inner { api, metrics, state: Mutex::new(state) }));
+        let ledger = Self(Arc::new(Inner {
+            api,
+            metrics,
+            state: Mutex::new(state),
+            content_turn: tokio::sync::Mutex::default(),
+            tidy: Notify::new(),
+        }));
         ledger.count();
         Ok(ledger)
     }
@@ -209,6 +224,14 @@ impl Ledger {
         &self.0.api
     }
 
+    async fn content_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.content_turn.lock().await
+    }
+
+    fn tidy(&self) -> &Notify {
+        &self.0.tidy
+    }
+
     fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.state().others.entry(key.clone()).or_default().turn)
     }
@@ -278,7 +301,8 @@ fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError>
     }
     let mut data =
         BTreeMap::from([(RECORD, BASE64.encode(&json)), (DIRECTIVE, BASE64.encode(directive))]);
-    if let Some(pairs) = pack(confirmed) {
+    let room = SECRET_BYTES_MAX.saturating_sub(json.len() + directive.len());
+    if let Some(pairs) = pack(confirmed).filter(|pairs| pairs.len() <= room) {
         data.insert(CONFIRMED, BASE64.encode(&pairs));
     }
     Ok(json!({
@@ -338,6 +362,8 @@ pub enum LedgerError {
     Unreadable { secret: String },
     #[error("an inventory of {objects} objects does not fit a Secret")]
     TooLarge { objects: usize },
+    #[error("more than {max} {what}")]
+    Limit { what: &'static str, max: u64 },
     #[error("stored content of plan {plan} is missing or damaged")]
     Content { plan: Digest },
 }
@@ -349,7 +375,7 @@ impl LedgerError {
             Self::Api(error) => error.reason(),
             Self::Overtaken => "RecordOvertaken",
             Self::Unreadable { .. } => "RecordUnreadable",
-            Self::TooLarge { .. } => "Limit",
+            Self::TooLarge { .. } | Self::Limit { .. } => "Limit",
             Self::Content { .. } => "ContentLost",
         }
     }
@@ -359,7 +385,10 @@ impl LedgerError {
         match self {
             Self::Api(error) => error.is_transient(),
             Self::Overtaken => true,
-            Self::Unreadable { .. } | Self::TooLarge { .. } | Self::Content { .. } => false,
+            Self::Unreadable { .. }
+            | Self::TooLarge { .. }
+            | Self::Limit { .. }
+            | Self::Content { .. } => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Pushes go to `agent`, which judges them; reports come from `outbox`. Nothing here changes the
 //! cluster, and losing the hub changes nothing but how old its news is.
 
+pub mod certificate;
 pub mod push;
 pub mod quic;
 
@@ -10,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, Pin, SigningRequest, peer_identity, tls};
-use attest_common::ids::ClusterId;
 use attest_common::record::Records;
 use attest_common::report::error_chain;
 use attest_common::session::message::{
@@ -24,8 +24,10 @@ use attest_common::verify::{self, Ages};
 use data_encoding::HEXLOWER;
 use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 
-use self::push::Pushed;
+use self::certificate::certificate;
+use self::push::{Pushed, Room};
 use self::quic::{FrameReader, LinkError};
 use crate::cluster::ApiServer;
 use crate::identity::Identity;
@@ -66,6 +68,9 @@ pub struct Link {
     pub metrics: Metrics,
     pub freshness: Freshness,
     pub kubernetes_version: String,
+    pub room: Room,
+    /// When a renewal was last asked for, in this session or one before.
+    pub renewal_asked_at: Option<Instant>,
 }
 
 /// What is durably held, as of now: for `Hello`.
@@ -138,7 +143,7 @@ pub async fn run(mut link: Link) {
         link.metrics.connected.set(0);
         let Err(error) = outcome;
         let wait_ms = if matches!(error, LinkError::Renewed) {
-            0
+            RECONNECT_MIN_MS
         } else {
             reconnect_ms(attempt, window_ms, random())
         };
@@ -212,9 +217,11 @@ impl Link {
 
         let mut judged = Heartbeats { nonce: HEXLOWER.encode(&nonce), counter: 0 };
         let mut deliveries = Deliveries::default();
-        let mut renewal = Renewal::of(bundle, &self.metrics);
+        let mut renewal = Renewal::of(bundle, self.renewal_asked_at, &self.metrics);
         let mut tick = tokio::time::interval(TICK);
         let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
+        // Ends with the session: what had not arrived then is sent again.
+        let mut receiving = JoinSet::new();
         let mut trust = self.trust.clone();
         trust.mark_unchanged();
         loop {
@@ -231,11 +238,14 @@ impl Link {
                     let stream = stream.map_err(LinkError::Connection)?;
                     // As many tasks as the transport grants the hub streams.
                     let reader = FrameReader::new(stream);
-                    tokio::spawn(receive(reader, Arc::clone(&arriving), self.pushes.clone()));
+                    let (arriving, room) = (Arc::clone(&arriving), self.room.clone());
+                    receiving.spawn(receive(reader, arriving, room, self.pushes.clone()));
                 }
+                Some(_) = receiving.join_next(), if !receiving.is_empty() => {}
                 () = self.outbox.changed() => {}
                 _ = tick.tick() => {
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
+                        self.renewal_asked_at = renewal.asked_at;
                         quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
                     }
                 }
@@ -294,7 +304,7 @@ impl Link {
             Some(ToSpokeBody::Sync(envelope)) => self.hear_sync(&envelope, judged),
             Some(ToSpokeBody::Acknowledge(number)) => deliveries.acknowledge(number),
             Some(ToSpokeBody::Renewed(renewed)) => {
-                if let Some(bundle) = renewal.accept(renewed.chain_der, &self.identity.cluster) {
+                if let Some(bundle) = self.renewed(renewed.chain_der, renewal) {
                     match self.identity.store_tls(&self.api, bundle).await {
                         Ok(()) => return Err(LinkError::Renewed),
                         Err(error) => tracing::warn!(
@@ -315,6 +325,34 @@ impl Link {
             None => {}
         }
         Ok(())
+    }
+
+    /// The new certificate, when it is ours and fits the key that asked for it.
+    fn renewed(&self, chain_der: Vec<Vec<u8>>, renewal: &mut Renewal) -> Option<Bundle> {
+        let request = renewal.pending.take()?;
+        let accepted = self.accept(chain_der, &request);
+        if let Err(reason) = &accepted {
+            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
+        }
+        accepted.ok()
+    }
+
+    fn accept(
+        &self,
+        chain_der: Vec<Vec<u8>>,
+        request: &SigningRequest,
+    ) -> Result<Bundle, &'static str> {
+        let loaded = self.trust.borrow().loaded().cloned().map_err(|error| error.reason())?;
+        let pins = pins(&loaded).map_err(|error| error.reason())?;
+        let own = self.identity.tls.as_ref().ok_or("CertificateIdentity")?;
+        let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
+        let expected = certificate::Expected {
+            cluster: &self.identity.cluster,
+            trust_domain: own.id.trust_domain(),
+            pins: &pins,
+            now: SystemTime::now(),
+        };
+        certificate(chain_der, request, &expected)
     }
 
     fn hear_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
@@ -358,7 +396,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    fn of(bundle: &Bundle, metrics: &Metrics) -> Self {
+    fn of(bundle: &Bundle, asked_at: Option<Instant>, metrics: &Metrics) -> Self {
         let due_at = peer_identity(bundle.chain()).ok().map(|peer| {
             let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
             metrics
@@ -367,7 +405,7 @@ impl Renewal {
             let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
             peer.not_before + life.mul_f64(renew_share(random()))
         });
-        Self { due_at, asked_at: None, pending: None }
+        Self { due_at, asked_at, pending: None }
     }
 
     /// A signing request, when it is time.
@@ -383,36 +421,6 @@ impl Renewal {
         self.pending = Some(request);
         Some(csr)
     }
-
-    /// The new certificate, when it is ours and fits the key that asked for it.
-    fn accept(&mut self, chain_der: Vec<Vec<u8>>, cluster: &ClusterId) -> Option<Bundle> {
-        let request = self.pending.take()?;
-        let accepted = certificate(chain_der, &request, cluster);
-        if let Err(reason) = &accepted {
-            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
-        }
-        accepted.ok()
-    }
-}
-
-/// A chain and the key it was asked for, checked to be this cluster's and to belong together.
-pub(crate) fn certificate(
-    chain_der: Vec<Vec<u8>>,
-    request: &SigningRequest,
-    cluster: &ClusterId,
-) -> Result<Bundle, &'static str> {
-    let chain: Vec<_> = chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
-    let peer = peer_identity(&chain).map_err(|error| error.reason())?;
-    if peer.id.role() != attest_certs::Role::Spoke || peer.id.name() != cluster.as_str() {
-        return Err("CertificateIdentity");
-    }
-    let pem = attest_certs::bundle::chain_to_pem(&chain);
-    let bundle = Bundle::from_pem(&pem, &request.key_pem).map_err(|error| error.reason())?;
-    let authority = bundle.authority().ok_or("CertificateChain")?;
-    let pin = Pin::of_certificate(authority).map_err(|error| error.reason())?;
-    // Making a configuration is what proves that key and certificate belong together.
-    tls::spoke_session(&[pin], &bundle).map_err(|error| error.reason())?;
-    Ok(bundle)
 }
 
 async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
@@ -425,9 +433,14 @@ async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
     }
 }
 
-async fn receive(mut reader: FrameReader, arriving: Arc<Semaphore>, pushes: mpsc::Sender<Pushed>) {
+async fn receive(
+    mut reader: FrameReader,
+    arriving: Arc<Semaphore>,
+    room: Room,
+    pushes: mpsc::Sender<Pushed>,
+) {
     let Ok(_turn) = arriving.acquire().await else { return };
-    let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader)).await;
+    let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader, &room)).await;
     match received.unwrap_or(Err(LinkError::Silent)) {
         Ok(pushed) => {
             // Closed only when the process ends.

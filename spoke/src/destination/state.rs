@@ -42,7 +42,10 @@ pub struct Tracked {
     pub definition: Option<ObjectKey>,
     /// UID in the inventory.
     pub owned_uid: Option<String>,
+    /// It was there before us: never forced, never deleted.
     pub met: bool,
+    /// In the inventory from before, without a UID: an apply of ours may have been cut off.
+    pub unfinished: bool,
     pub confirmed: Option<Confirmed>,
     pub live: Live,
     pub health: Health,
@@ -104,6 +107,10 @@ impl Tracked {
             // What was found out about the former object says nothing about this one.
             self.passed = self.passed.filter(|_| self.busy);
         }
+        if self.met && !drift::is_same(&live, &self.live) {
+            // Whether it still holds our values is to be asked again.
+            self.passed = self.passed.filter(|_| self.busy);
+        }
         self.live = live;
         self.health = health;
         self.message = message;
@@ -117,18 +124,27 @@ impl Tracked {
         new
     }
 
-    /// Ours by inventory: the UID we wrote is the one that lives, or nothing lives.
-    fn is_ours(&self) -> bool {
-        let Some(uid) = &self.owned_uid else { return false };
+    /// UID of the object that we made, if it is the one that lives or nothing lives.
+    fn our_uid(&self) -> Option<&String> {
+        let uid = self.owned_uid.as_ref().filter(|_| !self.met)?;
         match &self.live {
-            Live::Present { uid: live, .. } => live == uid,
-            Live::Gone { .. } | Live::NotListed | Live::Unknown => true,
+            Live::Present { uid: live, .. } => (live == uid).then_some(uid),
+            Live::Gone { .. } | Live::NotListed | Live::Unknown => Some(uid),
         }
     }
 
     fn standing(&self, adopt: bool) -> Standing {
-        if self.is_ours() { Standing::Ours } else { Standing::Unknown { adopt } }
+        match self.our_uid() {
+            Some(uid) => Standing::Ours { uid: uid.clone(), adopt },
+            None if !self.watched => Standing::Shared,
+            None => Standing::Unknown { adopt, unfinished: self.unfinished && !self.met },
+        }
     }
+}
+
+/// Whether an object counts as met once it is written: until our own apply has made it.
+pub fn is_met(before: bool, passed: Option<Passed>, created: bool) -> bool {
+    !created && (before || passed.is_some_and(|passed| passed.met))
 }
 
 /// What the plan allows.
@@ -240,7 +256,7 @@ impl Planning<'_> {
             self.wake_at(ready_at);
             return None;
         }
-        if tracked.is_ours() {
+        if tracked.our_uid().is_some() {
             return Some(Step::Write { key: key.clone(), force: true, heal: true });
         }
         // Somebody put another object in its place: ask first.
@@ -326,6 +342,7 @@ mod tests {
             definition: None,
             owned_uid: None,
             met: false,
+            unfinished: false,
             confirmed: None,
             live: Live::Unknown,
             health: Health::NotFound,
@@ -447,8 +464,53 @@ mod tests {
 
         assert_eq!(
             next,
-            [Step::Check(object_key("ConfigMap", "a"), Standing::Unknown { adopt: false })]
+            [Step::Check(
+                object_key("ConfigMap", "a"),
+                Standing::Unknown { adopt: false, unfinished: false }
+            )]
         );
+    }
+
+    #[test]
+    fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
+        let now = Instant::now();
+        let passed = Some(Passed { force: false, met: true });
+        let mut met = Tracked { met: true, passed, ..applied(1) };
+        met.see(edited(b"edited", 6));
+        let adopting = Rules { adopt: true, ..rules(now) };
+
+        for (rules, adopt) in [(rules(now), false), (adopting, true)] {
+            assert_eq!(
+                steps(&of([("a", met.clone())]), rules, now, 8).0,
+                [Step::Check(
+                    object_key("ConfigMap", "a"),
+                    Standing::Unknown { adopt, unfinished: false }
+                )]
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_stays_met_until_our_own_apply_makes_it() {
+        let ours = Some(Passed { force: true, met: false });
+        let met = Some(Passed { force: false, met: true });
+
+        assert!(is_met(false, met, false));
+        assert!(is_met(true, ours, false));
+        assert!(is_met(true, None, false));
+        assert!(!is_met(true, met, true));
+        assert!(!is_met(false, ours, false));
+    }
+
+    #[test]
+    fn an_unfinished_apply_is_told_from_an_object_that_was_never_ours() {
+        let ours = Tracked { unfinished: true, ..tracked(1) };
+        let theirs = Tracked { met: true, ..ours.clone() };
+
+        assert_eq!(ours.standing(false), Standing::Unknown { adopt: false, unfinished: true });
+        assert_eq!(theirs.standing(false), Standing::Unknown { adopt: false, unfinished: false });
+        let uid = "uid".to_owned();
+        assert_eq!(applied(1).standing(false), Standing::Ours { uid, adopt: false });
     }
 
     #[test]

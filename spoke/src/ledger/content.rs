@@ -2,10 +2,13 @@
 //!
 //! Nothing read here is believed: it is verified again like anything that comes from the hub.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::time::Duration;
 
 use attest_common::ids::Digest;
+use attest_common::record::Records;
+use attest_common::report::error_chain;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -14,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{COMPRESSION_LEVEL, Ledger, LedgerError, RECORD_LABEL, collection, object};
 use crate::NAMESPACE;
+use crate::cluster::{ApiError, ApiServer};
 use crate::failpoint;
 
 /// Bytes of one Secret's piece.
@@ -21,31 +25,137 @@ pub const PIECE_BYTES_MAX: usize = 900 * 1024;
 /// Most uncompressed bytes of one plan's blobs.
 pub const CONTENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Most pieces of one plan.
-const PIECES_MAX: usize = 32;
+pub const PIECES_MAX: usize = 32;
+/// Most bytes of all content Secrets of a cluster, as stored.
+pub const CONTENT_TOTAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Shortest time between two looks for unused content.
+const TIDY_EVERY: Duration = Duration::from_millis(500);
 const IN_FLIGHT_MAX: usize = 4;
 const PIECES: &str = "attest.continuu.ms/pieces";
+const BYTES: &str = "attest.continuu.ms/bytes";
 const PIECE: &str = "piece";
 
 #[derive(Clone, PartialEq, Message)]
 struct Packed {
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    blobs: Vec<Vec<u8>>,
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    blobs: Vec<Bytes>,
+}
+
+/// What this process knows of the content Secrets: their names, and their sizes in bytes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index {
+    stored: BTreeMap<String, u64>,
+    /// How often each plan's content is asked to stay although no record may name it.
+    kept: BTreeMap<String, usize>,
+}
+
+impl Index {
+    pub(super) fn of(list: &Value) -> Self {
+        let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
+        let stored = items.filter_map(|item| {
+            let name = item.pointer("/metadata/name")?.as_str()?;
+            let annotations = item.pointer("/metadata/annotations");
+            let bytes = annotations.and_then(|a| a.get(BYTES)?.as_str()?.parse().ok());
+            Some((name.to_owned(), bytes.unwrap_or(PIECE_BYTES_MAX as u64)))
+        });
+        Self { stored: stored.collect(), kept: BTreeMap::new() }
+    }
+
+    /// Whether pieces of these sizes, some of which may be there already, fit the cluster's share.
+    fn has_room<'a>(&self, pieces: impl Iterator<Item = (&'a String, u64)>) -> bool {
+        let stored: u64 = self.stored.values().sum();
+        let new: u64 =
+            pieces.filter(|(name, _)| !self.stored.contains_key(*name)).map(|(_, b)| b).sum();
+        stored.saturating_add(new) <= CONTENT_TOTAL_BYTES_MAX
+    }
+
+    /// Whether a Secret is of no plan that is used or kept.
+    fn is_unused(&self, name: &str, used: &BTreeSet<String>) -> bool {
+        name.rsplit_once('-')
+            .is_none_or(|(stem, _)| !used.contains(stem) && !self.kept.contains_key(stem))
+    }
+}
+
+/// Keeps the content of some plans for as long as it lives: what is being stored and not yet named
+/// by a record, and what a plan that turns back needs again.
+#[derive(Debug)]
+pub struct Kept {
+    ledger: Ledger,
+    stems: Vec<String>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut state = self.ledger.state();
+        for stem in &self.stems {
+            let left = state.content.kept.get_mut(stem).map(|count| {
+                *count = count.saturating_sub(1);
+                *count
+            });
+            if left == Some(0) {
+                state.content.kept.remove(stem);
+            }
+        }
+    }
+}
+
+/// The pieces that a plan's blobs are stored as, by the names of their Secrets.
+fn pack(
+    plan: Digest,
+    blobs: &BTreeMap<Digest, Bytes>,
+) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
+    let packed = Packed { blobs: blobs.values().cloned().collect() };
+    if packed.encoded_len() as u64 > CONTENT_BYTES_MAX {
+        return Err(LedgerError::Limit { what: "bytes of content a plan", max: CONTENT_BYTES_MAX });
+    }
+    let bytes = zstd::bulk::compress(&packed.encode_to_vec(), COMPRESSION_LEVEL)
+        .map_err(|_| LedgerError::Content { plan })?;
+    if bytes.len().div_ceil(PIECE_BYTES_MAX) > PIECES_MAX {
+        let max = PIECES_MAX as u64;
+        return Err(LedgerError::Limit { what: "pieces of content a plan", max });
+    }
+    let pieces = bytes.chunks(PIECE_BYTES_MAX).enumerate();
+    Ok(pieces.map(|(index, piece)| (piece_name(plan, index), piece.to_vec())).collect())
 }
 
 impl Ledger {
+    /// Keeps the content of `plans` until what is returned is dropped.
+    pub fn keep_content(&self, plans: impl IntoIterator<Item = Digest>) -> Kept {
+        let stems: Vec<String> = plans.into_iter().map(stem).collect();
+        let mut state = self.state();
+        for stem in &stems {
+            *state.content.kept.entry(stem.clone()).or_default() += 1;
+        }
+        drop(state);
+        Kept { ledger: self.clone(), stems }
+    }
+
     /// Stores the blobs of the plan with this envelope digest. Done before returns a second time.
     ///
+    /// The caller keeps the content ([`Self::keep_content`]) until a record names it.
+    ///
     /// # Errors
-    /// [`LedgerError`].
-    pub async fn store_content(&self, plan: Digest, blobs: &[Bytes]) -> Result<(), LedgerError> {
-        let packed = Packed { blobs: blobs.iter().map(|blob| blob.to_vec()).collect() };
-        let bytes = zstd::bulk::compress(&packed.encode_to_vec(), COMPRESSION_LEVEL)
-            .map_err(|_| LedgerError::Content { plan })?;
-        let pieces: Vec<Vec<u8>> = bytes.chunks(PIECE_BYTES_MAX).map(<[u8]>::to_vec).collect();
+    /// [`LedgerError::Limit`] before anything is written when it could not be loaded again or the
+    /// cluster's share is used up; otherwise what the API server says.
+    pub async fn store_content(
+        &self,
+        plan: Digest,
+        blobs: &BTreeMap<Digest, Bytes>,
+    ) -> Result<(), LedgerError> {
+        let pieces = pack(plan, blobs)?;
+        let sizes = || pieces.iter().map(|(name, piece)| (name, piece.len() as u64));
+        if !self.state().content.has_room(sizes()) {
+            self.drop_unused_content().await?;
+        }
+        let _turn = self.content_turn().await;
+        if !self.state().content.has_room(sizes()) {
+            let max = CONTENT_TOTAL_BYTES_MAX;
+            return Err(LedgerError::Limit { what: "bytes of content in all", max });
+        }
         let count = pieces.len();
         failpoint::reach("before-content-write");
-        stream::iter(pieces.into_iter().enumerate())
-            .map(|(index, piece)| self.store_piece(plan, index, count, piece))
+        stream::iter(pieces)
+            .map(|(name, piece)| self.store_piece(name, count, piece))
             .buffer_unordered(IN_FLIGHT_MAX)
             .try_collect::<()>()
             .await?;
@@ -55,21 +165,21 @@ impl Ledger {
 
     async fn store_piece(
         &self,
-        plan: Digest,
-        index: usize,
+        name: String,
         count: usize,
         piece: Vec<u8>,
     ) -> Result<(), LedgerError> {
-        let name = piece_name(plan, index);
         let body = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true,
             "metadata": {
                 "name": name, "namespace": NAMESPACE,
                 "labels": {RECORD_LABEL: "content"},
-                "annotations": {PIECES: count.to_string()},
+                "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
             },
             "data": {PIECE: BASE64.encode(&piece)},
         });
+        // Counted before: an error does not say that nothing was written.
+        self.state().content.stored.insert(name, piece.len() as u64);
         match self.api().create(&collection(), &body).await {
             // Addressed by content: whoever wrote it wrote this, and loading checks.
             Err(error) if !error.is_already_exists() => Err(LedgerError::Api(error)),
@@ -92,7 +202,7 @@ impl Ledger {
         let reader = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(|_| lost())?;
         reader.take(CONTENT_BYTES_MAX).read_to_end(&mut whole).map_err(|_| lost())?;
         let packed = Packed::decode(whole.as_slice()).map_err(|_| lost())?;
-        Ok(packed.blobs.into_iter().map(Bytes::from).collect())
+        Ok(packed.blobs)
     }
 
     async fn load_piece(
@@ -110,35 +220,66 @@ impl Ledger {
         Ok((bytes, count.ok_or_else(lost)?))
     }
 
-    /// Deletes content that no record names. Returns how many Secrets there were in all.
+    /// Asks for unused content to be deleted soon.
+    pub fn tidy_content(&self) {
+        self.tidy().notify_one();
+    }
+
+    /// Deletes unused content when asked, for as long as the process lives.
+    pub async fn keep_tidy(self) {
+        loop {
+            self.tidy().notified().await;
+            if let Err(error) = self.drop_unused_content().await {
+                tracing::warn!(
+                    reason = error.reason(),
+                    error = %error_chain(&error),
+                    "Cannot delete content that is no longer used"
+                );
+            }
+            tokio::time::sleep(TIDY_EVERY).await;
+        }
+    }
+
+    /// Deletes content that no record names and nobody keeps. Returns how many Secrets there were.
+    ///
+    /// Works from what this process knows, which is everything: it listed once and wrote the rest.
     ///
     /// # Errors
     /// [`LedgerError`].
     pub async fn drop_unused_content(&self) -> Result<usize, LedgerError> {
-        let path = format!("{}?labelSelector={RECORD_LABEL}%3Dcontent", collection());
-        let list = self.api().names(&path).await.map_err(LedgerError::Api)?;
-        let used: BTreeSet<String> = self.with_records(|records| {
-            let held = records.values().flat_map(|r| r.held.iter().chain(&r.last_good));
-            held.map(|held| stem(held.plan)).collect()
-        });
-        for name in &list {
-            let unused = name.rsplit_once('-').is_none_or(|(stem, _)| !used.contains(stem));
-            if unused {
-                self.api().delete_own(&object(name)).await.map_err(LedgerError::Api)?;
+        let (count, unused) = {
+            let state = self.state();
+            let used = used(&state.records);
+            let names = state.content.stored.keys();
+            let unused = names.filter(|name| state.content.is_unused(name, &used)).cloned();
+            (state.content.stored.len(), unused.collect::<Vec<String>>())
+        };
+        for name in unused {
+            // Nothing is stored while something is deleted; what was stored since is looked at anew.
+            let _turn = self.content_turn().await;
+            let still = {
+                let state = self.state();
+                state.content.is_unused(&name, &used(&state.records))
+            };
+            if still {
+                self.api().delete_own(&object(&name)).await.map_err(LedgerError::Api)?;
+                self.state().content.stored.remove(&name);
             }
         }
-        Ok(list.len())
+        Ok(count)
     }
 }
 
-impl crate::cluster::ApiServer {
-    /// The names in a list, without the bodies.
-    async fn names(&self, path: &str) -> Result<Vec<String>, crate::cluster::ApiError> {
-        let list = self.get_metadata(path).await?;
-        let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
-        let names = items.filter_map(|item| item.pointer("/metadata/name")?.as_str());
-        Ok(names.map(str::to_owned).collect())
-    }
+/// All content Secrets, without their bodies.
+pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
+    let path = format!("{}?labelSelector={RECORD_LABEL}%3Dcontent", collection());
+    Ok(Index::of(&api.get_metadata(&path).await?))
+}
+
+/// The plans whose content the records name.
+fn used(records: &Records) -> BTreeSet<String> {
+    let held = records.values().flat_map(|r| r.held.iter().chain(&r.last_good));
+    held.map(|held| stem(held.plan)).collect()
 }
 
 fn stem(plan: Digest) -> String {
@@ -147,4 +288,70 @@ fn stem(plan: Digest) -> String {
 
 fn piece_name(plan: Digest, index: usize) -> String {
     format!("{}-{index}", stem(plan))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random_bytes(length: usize, mut seed: u64) -> Bytes {
+        let mut next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect()
+    }
+
+    fn blobs(all: impl IntoIterator<Item = Bytes>) -> BTreeMap<Digest, Bytes> {
+        all.into_iter().map(|bytes| (Digest::of(&bytes), bytes)).collect()
+    }
+
+    #[test]
+    fn content_that_could_not_be_loaded_again_is_refused_before_it_is_stored() {
+        let plan = Digest::of(b"plan");
+        let few = blobs([random_bytes(2 * PIECE_BYTES_MAX, 1), Bytes::from_static(b"x")]);
+        assert_eq!(pack(plan, &few).unwrap().len(), 3);
+
+        let zeros = Bytes::from(vec![0; usize::try_from(CONTENT_BYTES_MAX).unwrap()]);
+        assert_eq!(pack(plan, &blobs([zeros])).unwrap_err().reason(), "Limit");
+
+        let incompressible = random_bytes(PIECE_BYTES_MAX * PIECES_MAX + 1, 2);
+        assert_eq!(pack(plan, &blobs([incompressible])).unwrap_err().reason(), "Limit");
+    }
+
+    #[test]
+    fn all_content_of_a_cluster_has_one_bound_and_what_is_there_counts_once() {
+        let max = CONTENT_TOTAL_BYTES_MAX;
+        let index = Index { stored: [("a-0".to_owned(), max - 10)].into(), ..Index::default() };
+        let (old, new) = ("a-0".to_owned(), "b-0".to_owned());
+
+        assert!(index.has_room([(&old, max), (&new, 10)].into_iter()));
+        assert!(!index.has_room([(&new, 11)].into_iter()));
+    }
+
+    #[test]
+    fn content_of_a_plan_in_flight_is_not_unused() {
+        let plan = Digest::of(b"plan");
+        let name = piece_name(plan, 0);
+        let mut index = Index::default();
+        assert!(index.is_unused(&name, &BTreeSet::new()));
+        assert!(!index.is_unused(&name, &BTreeSet::from([stem(plan)])));
+
+        index.kept.insert(stem(plan), 1);
+        assert!(!index.is_unused(&name, &BTreeSet::new()));
+        assert!(index.is_unused("attest-content-other-0", &BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_secret_that_does_not_tell_its_size_counts_as_full() {
+        let list = json!({"items": [
+            {"metadata": {"name": "a-0", "annotations": {BYTES: "7"}}},
+            {"metadata": {"name": "b-0"}},
+        ]});
+
+        let sizes: Vec<u64> = Index::of(&list).stored.into_values().collect();
+        assert_eq!(sizes, [7, PIECE_BYTES_MAX as u64]);
+    }
 }

@@ -3,6 +3,7 @@
 //! Whether the directive is good is decided by `gate`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use attest_common::envelope::ENVELOPE_BYTES_MAX;
 use attest_common::ids::Digest;
@@ -10,6 +11,7 @@ use attest_common::manifest::RENDERING_BYTES_MAX;
 use attest_common::plan::RECEIPTS_MAX;
 use attest_common::session::message::{Blob, ToSpoke, ToSpokeBody};
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::quic::{FrameReader, LinkError};
 
@@ -20,6 +22,36 @@ pub const BLOBS_MAX: usize = RECEIPTS_MAX + 3;
 /// Most uncompressed bytes in one push.
 pub const PUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Most bytes that pushes of the whole process take up, from their first blob until they are judged.
+pub const PUSHES_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Most bytes a push takes up while it arrives: what is whole, and one blob still compressed.
+const ARRIVING_BYTES_MAX: usize = PUSH_BYTES_MAX + BLOB_BYTES_MAX;
+
+/// Room for the blobs of pushes, shared by all connections of the process.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(PUSHES_BYTES_MAX)))
+    }
+}
+
+impl Room {
+    /// Waits for the room that one push may need at most, all at once: pushes that each hold a part
+    /// and wait for more could wait for each other.
+    async fn enter(&self) -> Result<OwnedSemaphorePermit, LinkError> {
+        let bytes = u32::try_from(ARRIVING_BYTES_MAX).unwrap_or(u32::MAX);
+        // Never closed; if it were, nothing more could arrive.
+        Arc::clone(&self.0).acquire_many_owned(bytes).await.map_err(|_| LinkError::Cut)
+    }
+}
+
+/// Gives back all but `bytes`.
+fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
+    drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+}
+
 /// What arrived.
 #[derive(Debug)]
 pub struct Pushed {
@@ -28,14 +60,17 @@ pub struct Pushed {
     /// Which blob is the plan envelope; absent for `Remove`.
     pub plan: Option<Digest>,
     pub blobs: BTreeMap<Digest, Bytes>,
+    /// The room that the blobs take up until they are judged; absent when there are none.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads one push to its end.
+/// Reads one push to its end. Its first blob waits for room.
 ///
 /// # Errors
 /// When it exceeds a limit, a blob does not match its digest, or the stream breaks.
-pub async fn receive(reader: &mut FrameReader) -> Result<Pushed, LinkError> {
+pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, LinkError> {
     let mut blobs = BTreeMap::new();
+    let mut taken = None;
     let mut bytes_total = 0;
     let mut open: Option<Assembly> = None;
     loop {
@@ -48,6 +83,9 @@ pub async fn receive(reader: &mut FrameReader) -> Result<Pushed, LinkError> {
                     Some(assembly) => assembly,
                     None => {
                         let assembly = Assembly::begin(&piece)?;
+                        if taken.is_none() {
+                            taken = Some(room.enter().await?);
+                        }
                         bytes_total += assembly.size;
                         if blobs.len() >= BLOBS_MAX {
                             return Err(LinkError::Limit { what: "blobs", max: BLOBS_MAX });
@@ -76,7 +114,10 @@ pub async fn receive(reader: &mut FrameReader) -> Result<Pushed, LinkError> {
                     [] => None,
                     raw => Some(digest(raw)?),
                 };
-                return Ok(Pushed { directive: push.directive, plan, blobs });
+                if let Some(permit) = &mut taken {
+                    shrink(permit, bytes_total);
+                }
+                return Ok(Pushed { directive: push.directive, plan, blobs, room: taken });
             }
             // A kind of frame that this build does not know.
             None => {}
@@ -156,6 +197,20 @@ mod tests {
             compressed_size: compressed.len() as u64,
             data: compressed[offset..end].to_vec(),
         }
+    }
+
+    #[tokio::test]
+    async fn all_pushes_together_take_a_bounded_room_and_give_it_back() {
+        let room = Room::default();
+        let mut first = room.enter().await.unwrap();
+        let second = room.enter().await.unwrap();
+        assert!(room.0.available_permits() < ARRIVING_BYTES_MAX);
+
+        shrink(&mut first, 1_000);
+        assert_eq!(room.0.available_permits(), ARRIVING_BYTES_MAX - 1_000);
+
+        drop((first, second));
+        assert_eq!(room.0.available_permits(), PUSHES_BYTES_MAX);
     }
 
     #[test]

@@ -18,8 +18,9 @@ use quinn::{
 
 /// Bytes the hub may have on the way on one stream.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Bytes the hub may have on the way on all streams.
-pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes the hub may have on the way on all streams: pushes that wait for room must not use up what
+/// the control stream needs.
+pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (UNIDIRECTIONAL_STREAMS_MAX + 2);
 /// Bytes this end keeps unacknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Bytes asked from a stream at a time.
