@@ -34,6 +34,8 @@ struct Session {
     pushed: BTreeMap<DestinationKey, Pushed>,
     /// Blobs that were sent on this connection, or that the spoke must have.
     has: BTreeSet<Digest>,
+    /// Destinations whose held blobs are among `has`.
+    accounted: BTreeSet<DestinationKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +73,7 @@ pub struct Fleet {
 pub struct Pending {
     pub destination: DestinationKey,
     pub head: Arc<LedgerEntry>,
-    /// Sequence that the spoke holds now, 0 for none.
+    /// Sequence that the spoke holds now and whose blobs are not accounted for, 0 for none.
     pub held_sequence: u64,
 }
 
@@ -123,6 +125,7 @@ impl Fleet {
             held,
             pushed: BTreeMap::new(),
             has: BTreeSet::new(),
+            accounted: BTreeSet::new(),
         };
         if let Some(former) = state.sessions.insert(cluster.clone(), session) {
             former.connection.close(crate::link::CLOSE_REPLACED, b"Replaced");
@@ -221,8 +224,15 @@ impl Fleet {
         for (destination, entry) in entries {
             let cluster = destination.cluster.clone();
             let heads = state.heads.entry(cluster.clone()).or_default();
-            heads.insert(destination, Arc::new(entry));
-            if let Some(session) = state.sessions.get(&cluster) {
+            let former = heads.insert(destination.clone(), Arc::new(entry));
+            if let Some(session) = state.sessions.get_mut(&cluster) {
+                let held = session.held.get(&destination).map(|held| held.sequence);
+                if let Some(former) = former.filter(|former| held == Some(former.sequence)) {
+                    // What the spoke holds now it also has the blobs of.
+                    let blobs = former.planned.iter().flat_map(|planned| &planned.blobs);
+                    session.has.extend(blobs);
+                    session.accounted.insert(destination);
+                }
                 session.wake.notify_one();
             }
         }
@@ -247,7 +257,9 @@ impl Fleet {
                 (!is_held && sent != Some(head.sequence)).then(|| Pending {
                     destination: destination.clone(),
                     head: head.clone(),
-                    held_sequence: held.map_or(0, |held| held.sequence),
+                    held_sequence: held
+                        .filter(|_| !session.accounted.contains(destination))
+                        .map_or(0, |held| held.sequence),
                 })
             })
             .collect()
@@ -265,10 +277,11 @@ impl Fleet {
         blobs.iter().filter(|digest| session.has.insert(**digest)).copied().collect()
     }
 
-    /// The spoke has these blobs already.
-    pub fn spoke_has(&self, cluster: &ClusterId, blobs: impl IntoIterator<Item = Digest>) {
-        if let Some(session) = self.state().sessions.get_mut(cluster) {
+    /// The spoke has these blobs of a destination already.
+    pub fn spoke_has(&self, destination: &DestinationKey, blobs: impl IntoIterator<Item = Digest>) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             session.has.extend(blobs);
+            session.accounted.insert(destination.clone());
         }
     }
 

@@ -35,6 +35,8 @@ use crate::store::records::{self, ClusterRecord, ClusterState, Stored, TokenReco
 
 /// How long the same key is given the same certificate again: its answer may have been lost.
 pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
+/// How long after its token expired a cluster may still wait to be accepted.
+pub(crate) const PENDING_MAX_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 /// How long a spoke that waits to be accepted should wait before it asks again.
 pub(crate) const PENDING_RETRY_MS: u64 = 2_000;
 /// Most tokens kept; the oldest that can no longer be used go first.
@@ -270,6 +272,9 @@ fn again(
     let mut record = cluster.ok_or(JoinError::TokenUsed)?;
     match (record.state, &used.chain_pem) {
         (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
+        (ClusterState::Pending, _) if now() > after(stored.value.expires_at, PENDING_MAX_MS) => {
+            Err(JoinError::TokenExpired)
+        }
         (ClusterState::Pending, _) => Ok(outcome(hub, &record, None)),
         (ClusterState::Accepted, Some(_)) if now() > after(used.at, SAME_ANSWER_MS) => {
             Err(JoinError::TokenUsed)

@@ -20,8 +20,10 @@ pub use reconcile::View;
 
 use crate::hub::Hub;
 
-/// Most applications looked at at once.
-pub const RECONCILES_MAX: usize = 8;
+/// Most applications looked at at once. Most of them wait for a repository, not for a processor.
+pub const RECONCILES_MAX: usize = 32;
+/// A repository that cannot be read is asked ever less often, up to this many intervals apart.
+pub const BACKOFF_INTERVALS_MAX: u32 = 16;
 /// A poll comes up to this share of the interval early, so that many do not come together.
 const JITTER_PERCENT: u64 = 20;
 /// How often the hub asks again whether its credentials may push.
@@ -46,6 +48,8 @@ struct Slot {
     /// An operator asked for this.
     asked_for: bool,
     running: bool,
+    /// Polls in a row that failed.
+    failures: u32,
     next_poll: Instant,
     memory: Arc<Mutex<Memory>>,
 }
@@ -126,6 +130,7 @@ impl Pipeline {
             poll: true,
             asked_for,
             running: false,
+            failures: 0,
             next_poll: Instant::now() + self.interval,
             memory: Arc::default(),
         });
@@ -133,6 +138,15 @@ impl Pipeline {
         slot.asked_for |= asked_for;
         drop(slots);
         self.changed.notify_one();
+    }
+
+    /// A repository was asked, in vain or not.
+    pub(crate) fn asked(&self, application: &str, answered: bool) {
+        if let Some(slot) = self.slots().get_mut(application) {
+            slot.failures = if answered { 0 } else { slot.failures.saturating_add(1) };
+            let factor = 2_u32.saturating_pow(slot.failures).min(BACKOFF_INTERVALS_MAX);
+            slot.next_poll = Instant::now() + jittered(self.interval * factor);
+        }
     }
 
     /// An application is gone.

@@ -13,6 +13,9 @@ use crate::fleet::Pending;
 use crate::hub::Hub;
 use crate::store::records::CompressedBlob;
 
+/// How far back the ledger is searched for what a spoke holds; one that is further behind is sent everything.
+const HELD_BEHIND_MAX: usize = 20;
+
 /// The blobs that go with a directive: those of its plan that the spoke lacks.
 pub(super) async fn prepare(
     hub: &Arc<Hub>,
@@ -24,11 +27,10 @@ pub(super) async fn prepare(
     let pending = pending.clone();
     hub.blocking(move |hub| {
         if pending.held_sequence > 0 {
-            // What the spoke holds now it also has the blobs of.
-            let ledger = hub.records.ledger(&pending.destination, usize::MAX)?;
+            let ledger = hub.records.ledger(&pending.destination, HELD_BEHIND_MAX)?;
             let held = ledger.into_iter().find(|entry| entry.sequence == pending.held_sequence);
             let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
-            hub.fleet.spoke_has(&pending.destination.cluster, has.into_iter().flatten());
+            hub.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
         }
         let lacking = hub.fleet.begin_push(number, &pending, &all);
         let mut blobs = Vec::new();

@@ -154,6 +154,9 @@ fn announce(hub: &Hub, destination: &DestinationKey, record: &ReportRecord) {
     };
     let label = hub.metrics.label(&refusal.reason);
     hub.metrics.refusals.with_label_values(&[label]).inc();
+    if matches!(refusal.reason.as_str(), "SignatureInvalid" | "UntrustedKey") {
+        hub.metrics.signature_failures.inc();
+    }
     tracing::warn!(
         target: CONTROLLER,
         application = destination.application.as_str(),

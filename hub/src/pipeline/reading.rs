@@ -34,11 +34,9 @@ impl Look<'_> {
             return Ok((remote, resolved));
         }
         let begun = Instant::now();
-        let resolved = self
-            .hub
-            .source
-            .poll(&remote, revision, &self.hub.interrupt)
-            .map_err(|error| source_waiting(&error))?;
+        let answer = self.hub.source.poll(&remote, revision, &self.hub.interrupt);
+        self.hub.pipeline.asked(self.record.application.name.as_str(), answer.is_ok());
+        let resolved = answer.map_err(|error| source_waiting(&error))?;
         self.memory.timings.git_us = micros(begun);
         self.memory.asked = Some(asked);
         self.memory.resolved = Some(resolved.clone());
