@@ -657,10 +657,9 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         stage.send(&delivery).await?;
         let spoke = stage.fleet.sites_mut().first_mut().and_then(|site| site.spoke.as_mut());
         let spoke = std::sync::Mutex::new(spoke.context("no spoke")?);
-        let ended = until(failpoint, WITHIN, || async { spoke.lock().unwrap().ended() }).await;
-        if round > 0 || !failpoint.ends_with("delete") {
-            ended.with_context(|| stage.log().unwrap_or_default())?;
-        }
+        until(failpoint, WITHIN, || async { spoke.lock().unwrap().ended() })
+            .await
+            .with_context(|| stage.log().unwrap_or_default())?;
 
         stage.start_external(None).await?;
         // What an honest hub does when a spoke greets without its newest directive; else it is known.
