@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use attest_common::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::ids::{ClusterId, Digest};
 use attest_common::kinds::{Kind, Kinds};
 use attest_common::manifest::{Object, ObjectKey};
@@ -31,6 +32,7 @@ use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::outbox::{Key, Outbox};
+use crate::pace::Pace;
 use crate::policy::{self, Trust};
 use crate::watch::Watches;
 use crate::{failpoint, join};
@@ -107,6 +109,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         workers: BTreeMap::new(),
         retries: BTreeMap::new(),
         unresumed: BTreeMap::new(),
+        signed_pace: Pace::of_refusals(),
+        unsigned_pace: Pace::of_refusals(),
         readiness,
     };
     tokio::spawn(agent.run(pushed));
@@ -125,6 +129,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             kubernetes_version,
             room: Room::default(),
             renewal_asked_at: None,
+            refusals_pace: Pace::of_refusals(),
         },
         join_token_file,
         &kube_system_uid,
@@ -222,6 +227,9 @@ struct Agent {
     retries: BTreeMap<Key, Retry>,
     /// Held destinations that could not be loaded yet.
     unresumed: BTreeMap<Key, Instant>,
+    /// How often refusals are written down: of what a pinned hub key signed, and of the rest.
+    signed_pace: Pace,
+    unsigned_pace: Pace,
     readiness: Readiness,
 }
 
@@ -311,7 +319,7 @@ impl Agent {
                 let at = Instant::now() + wait;
                 self.retries.insert(key, Retry { directive, plan, at, wait });
             }
-            (error, claimed) => self.refuse(&error, claimed),
+            (error, claimed) => self.refuse(&error, &directive, claimed),
         }
     }
 
@@ -473,9 +481,15 @@ impl Agent {
     }
 
     /// Files a refusal: metric, log, the cluster's own list, and the report to the hub.
-    fn refuse(&self, error: &Rejected, claimed: Option<(Key, u64)>) {
+    /// Each is counted; the rest happens at a bounded pace.
+    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, u64)>) {
         let reason = error.reason();
         self.shared.metrics.refused(reason);
+        let signed = self.is_signed(directive);
+        let pace = if signed { &self.signed_pace } else { &self.unsigned_pace };
+        if !pace.allows(Instant::now()) {
+            return;
+        }
         let text = match error {
             Rejected::Gate(error) => error_chain(error),
             Rejected::Ledger(error) => error_chain(error),
@@ -498,7 +512,12 @@ impl Agent {
             error = text,
             "Refused a directive"
         );
-        self.shared.refusals.note(Refused { application, namespace, refusal: refusal.clone() });
+        self.shared.refusals.note(Refused {
+            application,
+            namespace,
+            signed,
+            refusal: refusal.clone(),
+        });
         let Some(key) = key else { return };
         match self.workers.get(&key) {
             Some(worker) => worker.refused(refusal),
@@ -516,6 +535,15 @@ impl Agent {
                 now: jiff::Timestamp::now(),
             })),
         }
+    }
+
+    /// Whether a hub key of the local policy signed this directive.
+    fn is_signed(&self, directive: &[u8]) -> bool {
+        let trust = self.trust.borrow();
+        let sized = gate::check_size(directive).is_ok();
+        trust.loaded().is_ok_and(|loaded| {
+            sized && envelope::open(directive, DIRECTIVE_TYPE, &loaded.policy.hub_keys).is_ok()
+        })
     }
 
     /// Brings every held destination back to work, or stops all when the policy does not allow any.

@@ -395,36 +395,37 @@ impl Worker {
     fn advance_running(&mut self, now: Instant) -> Option<Instant> {
         let room = IN_FLIGHT_MAX.saturating_sub(self.jobs.len());
         let running = self.running.as_mut()?;
-        if let Some(problem) = running.problem.as_ref().filter(|p| p.retry_at > now) {
-            return Some(problem.retry_at);
-        }
+        // What failed is preparing or recording. Neither may keep an object from being put back.
+        let held_back = running.problem.as_ref().map(|p| p.retry_at).filter(|at| *at > now);
+        let prepared = matches!(running.preparation, Preparation::Done { .. });
         let sync = &running.admission.plan.sync;
         let rules = Rules {
             self_heal: sync.self_heal,
             adopt: sync.adopt && running.admission.admitted.local.adopt,
+            only_heals: !prepared && held_back.is_some(),
             begun: running.begun,
         };
         let (steps, wake) = state::steps(&running.objects, rules, now, room);
         if !steps.is_empty() {
             running.settled = false;
         }
-        if !steps.is_empty() && running.preparation == Preparation::Due {
-            running.preparation = Preparation::Underway;
-            let (account, api) = (running.account.clone(), self.shared.api.clone());
-            self.jobs.push(Box::pin(async move { Done::Prepared(account.prepare(&api).await) }));
-        }
-        if matches!(running.preparation, Preparation::Done { .. }) {
+        if prepared || rules.only_heals {
             for step in steps {
                 let job = running.job(&self.shared.api, step);
                 self.jobs.extend(job);
             }
+        } else if !steps.is_empty() && running.preparation == Preparation::Due {
+            running.preparation = Preparation::Underway;
+            let (account, api) = (running.account.clone(), self.shared.api.clone());
+            self.jobs.push(Box::pin(async move { Done::Prepared(account.prepare(&api).await) }));
         }
         let quiet = running.objects.values().all(|tracked| !tracked.busy);
         self.settle(now);
-        if quiet && self.running.as_ref().is_some_and(|r| r.dirty && !r.recording) {
+        let to_record = self.running.as_ref().is_some_and(|r| r.dirty && !r.recording);
+        if quiet && to_record && held_back.is_none() {
             self.record();
         }
-        wake
+        wake.into_iter().chain(held_back).min()
     }
 
     /// Once everything is applied and healthy: the last good release, then what is no longer rendered.
@@ -747,6 +748,7 @@ impl Worker {
         self.shared.refusals.note(Refused {
             application: self.key.0.to_string(),
             namespace: self.key.1.to_string(),
+            signed: true,
             refusal: refusal.clone(),
         });
         self.refusal = Some(refusal);
@@ -871,7 +873,8 @@ impl Running {
     fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
         let settling = match self.preparation {
             Preparation::Done { settling_until } => settling_until.is_some_and(|at| now < at),
-            Preparation::Due | Preparation::Underway => true,
+            Preparation::Underway => true,
+            Preparation::Due => self.problem.is_none(),
         };
         if error.is_not_ready() && !settling {
             // Namespace, account or bindings may have been taken away.

@@ -22,6 +22,9 @@ use crate::ledger::DESTINATIONS_MAX;
 use crate::outbox::Key;
 use crate::policy::TrustError;
 
+/// Largest directive envelope, in bytes; a directive is a page of names and numbers.
+pub const DIRECTIVE_BYTES_MAX: usize = 16 * 1024;
+
 /// What a push is judged against.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -64,6 +67,7 @@ pub fn judge(
     blobs: impl Fn(&Digest) -> Option<Bytes>,
     view: &View<'_>,
 ) -> Result<Verdict, GateError> {
+    check_size(directive)?;
     let View { policy, cluster, records, kinds, now, ages } = *view;
     let spoke = Spoke { policy, cluster, records, now, ages };
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
@@ -106,6 +110,17 @@ pub fn judge(
         content: plan.content.sha256,
     };
     Ok(Verdict::Admit(Box::new(Admitting { admission, held })))
+}
+
+/// Looked at before anything else is done with a directive.
+///
+/// # Errors
+/// [`GateError::TooLarge`].
+pub fn check_size(directive: &[u8]) -> Result<(), GateError> {
+    if directive.len() > DIRECTIVE_BYTES_MAX {
+        return Err(GateError::TooLarge { what: "a directive", max: DIRECTIVE_BYTES_MAX });
+    }
+    Ok(())
 }
 
 fn missing(plan: &Plan, blobs: impl Fn(&Digest) -> Option<Bytes>) -> Vec<Digest> {
@@ -239,6 +254,7 @@ pub fn records_at(records: &Records, key: &Key, directive: &[u8]) -> Option<Reco
 
 /// Whom an unverified directive says it is about: to file a refusal under, nothing more.
 pub fn claimed(directive: &[u8]) -> Option<(Key, u64)> {
+    check_size(directive).ok()?;
     let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
     let claimed: Directive = json::document(&payload).ok()?;
     Some(((claimed.application, claimed.namespace), claimed.sequence))
@@ -254,6 +270,8 @@ pub enum GateError {
     Verify(VerifyError),
     #[error("{object} belongs to application `{application}` in namespace `{namespace}`")]
     OwnedByOther { object: ObjectKey, application: Name, namespace: Name },
+    #[error("{what} has more than {max} bytes")]
+    TooLarge { what: &'static str, max: usize },
     #[error("this cluster holds at most {max} {what}")]
     Limit { what: &'static str, max: usize },
 }
@@ -265,12 +283,26 @@ impl GateError {
             Self::Trust(error) => error.reason(),
             Self::Verify(error) => error.reason(),
             Self::OwnedByOther { .. } => "OwnedByOther",
-            Self::Limit { .. } => "Limit",
+            Self::Limit { .. } | Self::TooLarge { .. } => "Limit",
         }
     }
 
     /// True when knowing more of the cluster's kinds may change the answer.
     pub fn is_about_kinds(&self) -> bool {
         self.reason() == "KindUnknown"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oversized_directive_is_refused_before_it_is_read() {
+        let largest = vec![b' '; DIRECTIVE_BYTES_MAX];
+        assert!(check_size(&largest).is_ok());
+
+        let error = check_size(&[largest, b"{".to_vec()].concat()).unwrap_err();
+        assert_eq!(error.reason(), "Limit");
     }
 }

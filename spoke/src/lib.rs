@@ -26,6 +26,7 @@ pub mod log;
 pub mod metrics;
 pub mod options;
 pub mod outbox;
+pub mod pace;
 pub mod policy;
 pub mod watch;
 

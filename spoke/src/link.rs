@@ -33,6 +33,7 @@ use crate::cluster::ApiServer;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::outbox::{Deliveries, Outbox};
+use crate::pace::Pace;
 use crate::policy::{Loaded, Trust};
 
 /// Most pushes that wait to be judged.
@@ -71,6 +72,8 @@ pub struct Link {
     pub room: Room,
     /// When a renewal was last asked for, in this session or one before.
     pub renewal_asked_at: Option<Instant>,
+    /// How often what cannot be read or believed is logged.
+    pub refusals_pace: Pace,
 }
 
 /// What is durably held, as of now: for `Hello`.
@@ -239,7 +242,8 @@ impl Link {
                     // As many tasks as the transport grants the hub streams.
                     let reader = FrameReader::new(stream);
                     let (arriving, room) = (Arc::clone(&arriving), self.room.clone());
-                    receiving.spawn(receive(reader, arriving, room, self.pushes.clone()));
+                    let (pushes, pace) = (self.pushes.clone(), self.refusals_pace.clone());
+                    receiving.spawn(receive(reader, (arriving, room), pushes, pace));
                 }
                 Some(_) = receiving.join_next(), if !receiving.is_empty() => {}
                 () = self.outbox.changed() => {}
@@ -373,11 +377,13 @@ impl Link {
             }
             Err(error) => {
                 self.metrics.refused(error.reason());
-                tracing::warn!(
-                    reason = error.reason(),
-                    error = %error_chain(&error),
-                    "A sync of the hub was refused"
-                );
+                if self.refusals_pace.allows(Instant::now()) {
+                    tracing::warn!(
+                        reason = error.reason(),
+                        error = %error_chain(&error),
+                        "A sync of the hub was refused"
+                    );
+                }
             }
         }
     }
@@ -435,9 +441,9 @@ async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
 
 async fn receive(
     mut reader: FrameReader,
-    arriving: Arc<Semaphore>,
-    room: Room,
+    (arriving, room): (Arc<Semaphore>, Room),
     pushes: mpsc::Sender<Pushed>,
+    pace: Pace,
 ) {
     let Ok(_turn) = arriving.acquire().await else { return };
     let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader, &room)).await;
@@ -446,11 +452,12 @@ async fn receive(
             // Closed only when the process ends.
             let _ = pushes.send(pushed).await;
         }
-        Err(error) => tracing::warn!(
+        Err(error) if pace.allows(Instant::now()) => tracing::warn!(
             reason = error.reason(),
             error = %error_chain(&error),
             "A push of the hub could not be read"
         ),
+        Err(_) => {}
     }
 }
 

@@ -152,6 +152,8 @@ pub fn is_met(before: bool, passed: Option<Passed>, created: bool) -> bool {
 pub struct Rules {
     pub self_heal: bool,
     pub adopt: bool,
+    /// Nothing new is begun; what was applied is still put back.
+    pub only_heals: bool,
     /// When this plan was begun.
     pub begun: Instant,
 }
@@ -193,7 +195,7 @@ pub fn steps(
             Need::Nothing => None,
             Need::Look | Need::Wait => Some(Step::Look(key.clone())),
             Need::Heal => plan.heal(key, tracked),
-            Need::Apply if plan.waits(tracked) => None,
+            Need::Apply if rules.only_heals || plan.waits(tracked) => None,
             Need::Apply => match tracked.passed {
                 None => Some(Step::Check(key.clone(), tracked.standing(rules.adopt))),
                 Some(_) if unchecked => None,
@@ -387,7 +389,7 @@ mod tests {
     const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
 
     fn rules(now: Instant) -> Rules {
-        Rules { self_heal: true, adopt: false, begun: now }
+        Rules { self_heal: true, adopt: false, only_heals: false, begun: now }
     }
 
     fn names(steps: &[Step]) -> Vec<String> {
@@ -439,6 +441,17 @@ mod tests {
 
         objects.get_mut(&object_key("ConfigMap", "a")).unwrap().busy = true;
         assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+    }
+
+    #[test]
+    fn heals_go_on_and_find_room_while_nothing_new_may_begin() {
+        let now = Instant::now();
+        let mut drifted = applied(1);
+        drifted.see(edited(b"edited", 6));
+        let objects = of([("a", tracked(1)), ("b", drifted)]);
+
+        let only_heals = Rules { only_heals: true, ..rules(now) };
+        assert_eq!(names(&steps(&objects, only_heals, now, 1).0), ["write b true"]);
     }
 
     #[test]

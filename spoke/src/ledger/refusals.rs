@@ -3,7 +3,7 @@
 //! Bounded, and written at a bounded pace: a hub that sends nonsense must not make the spoke a
 //! burden to its API server.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::failpoint;
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-refusals";
-/// Most refusals kept; the oldest go first.
+/// Most refusals kept of documents that a pinned hub key signed, and as many of others.
 pub const REFUSALS_MAX: usize = 64;
 /// Shortest time between two writes.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -33,6 +33,9 @@ pub struct Refused {
     /// As the refused document says, unverified; empty when it could not be read.
     pub application: String,
     pub namespace: String,
+    /// A hub key of the policy signed it: evidence against that hub, where anything else is noise.
+    #[serde(default)]
+    pub signed: bool,
     #[serde(flatten)]
     pub refusal: Refusal,
 }
@@ -61,32 +64,18 @@ impl Refusals {
         Ok(Self(Arc::new(Inner { api, list: Mutex::new(list), changed: Notify::new() })))
     }
 
-    /// Adds a refusal; the same one again only moves to the end.
+    /// Adds a refusal. Of each destination and reason the newest stays.
     pub fn note(&self, refused: Refused) {
-        let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|known| {
-            (&known.application, &known.namespace, &known.refusal.reason, known.refusal.sequence)
-                != (
-                    &refused.application,
-                    &refused.namespace,
-                    &refused.refusal.reason,
-                    refused.refusal.sequence,
-                )
-        });
-        list.push_back(refused);
-        while list.len() > REFUSALS_MAX {
-            list.pop_front();
-        }
-        drop(list);
+        keep(&mut self.0.list.lock().unwrap_or_else(PoisonError::into_inner), refused);
         self.0.changed.notify_one();
     }
 
     /// The newest refusal of a destination.
     pub fn newest(&self, application: &str, namespace: &str) -> Option<Refusal> {
         let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut mine =
+        let mine =
             list.iter().rev().filter(|r| r.application == application && r.namespace == namespace);
-        mine.next().map(|refused| refused.refusal.clone())
+        mine.max_by_key(|refused| refused.refusal.at).map(|refused| refused.refusal.clone())
     }
 
     /// Writes the list whenever it changed, for as long as the process lives.
@@ -118,5 +107,74 @@ impl Refusals {
         };
         failpoint::reach("after-refusal-write");
         Ok(())
+    }
+}
+
+/// Adds to the list, and makes room among its own kind: signed or not, and there from the
+/// destination with the most, so that much noise about one drives out nothing about another.
+fn keep(list: &mut VecDeque<Refused>, refused: Refused) {
+    fn of(refused: &Refused) -> (bool, &str, &str) {
+        (refused.signed, refused.application.as_str(), refused.namespace.as_str())
+    }
+    let signed = refused.signed;
+    list.retain(|known| {
+        of(known) != of(&refused) || known.refusal.reason != refused.refusal.reason
+    });
+    list.push_back(refused);
+    while list.iter().filter(|known| known.signed == signed).count() > REFUSALS_MAX {
+        let mut counts: BTreeMap<(bool, &str, &str), usize> = BTreeMap::new();
+        for known in list.iter().filter(|known| known.signed == signed) {
+            *counts.entry(of(known)).or_default() += 1;
+        }
+        let most = counts.values().max().copied();
+        let oldest = list
+            .iter()
+            .position(|known| known.signed == signed && counts.get(&of(known)).copied() == most);
+        let Some(oldest) = oldest else { return };
+        list.remove(oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
+        Refused {
+            application: application.to_owned(),
+            namespace: "shop".to_owned(),
+            signed,
+            refusal: Refusal {
+                reason: reason.to_owned(),
+                message: String::new(),
+                sequence: Some(sequence),
+                at: jiff::Timestamp::UNIX_EPOCH,
+            },
+        }
+    }
+
+    #[test]
+    fn the_same_refusal_again_replaces_the_former() {
+        let mut list = VecDeque::new();
+        for sequence in 0..1_000 {
+            keep(&mut list, refused(true, "web", "SequenceReplayed", sequence));
+        }
+
+        assert_eq!(list, [refused(true, "web", "SequenceReplayed", 999)]);
+    }
+
+    #[test]
+    fn noise_drives_out_neither_signed_evidence_nor_that_of_another_destination() {
+        let mut list = VecDeque::new();
+        let evidence = refused(true, "web", "ContentDigest", 7);
+        let other = refused(false, "shop", "SignatureInvalid", 8);
+        keep(&mut list, evidence.clone());
+        keep(&mut list, other.clone());
+        for n in 0..1_000 {
+            keep(&mut list, refused(false, "noise", &format!("Reason{n}"), n));
+        }
+
+        assert!(list.contains(&evidence) && list.contains(&other));
+        assert_eq!(list.len(), REFUSALS_MAX + 1);
     }
 }
