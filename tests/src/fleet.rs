@@ -40,7 +40,7 @@ pub fn search_path() -> OsString {
     let renderer = Binaries::find().ok().flatten().map(|found| found.directory().to_owned());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let all = renderer.into_iter().chain(std::env::split_paths(&path));
-    std::env::join_paths(all).unwrap_or(path.clone())
+    std::env::join_paths(all).unwrap_or_else(|_| path.clone())
 }
 
 /// An operator at a machine of her own: a configuration directory and the `attest` program.
@@ -202,8 +202,26 @@ impl Hub {
     /// # Errors
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.respawn(None)?;
+        self.listens().await
+    }
+
+    /// Starts it again after it ended, without waiting; it dies at `failpoint`, if one is named
+    /// (see [`Spec::dying_at`]).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn respawn(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(self.home.join("addresses.json"));
-        self.process = self.process.respawn()?;
+        self.process = self.process.respawn_to_die_at(failpoint)?;
+        Ok(())
+    }
+
+    /// Waits until it listens.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn listens(&mut self) -> anyhow::Result<()> {
         self.addresses = Self::listening(&self.home, &self.process).await?;
         Ok(())
     }

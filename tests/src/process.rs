@@ -15,6 +15,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process_group};
 
+/// Variables that let `attest-hub` and `attest-spoke` die at a named point.
+const FAILPOINT_VARIABLES: [&str; 2] = ["ATTEST_FAILPOINTS_ENABLED", "ATTEST_FAILPOINT"];
+
 const GUARDIAN: &str = r#"
 groups=" "
 directories=
@@ -91,6 +94,17 @@ impl Spec {
         self.environment.push((name.into(), value.into()));
         self
     }
+
+    /// Lets the hub or the spoke die by itself at a named point, `name` or `name:N` for the Nth
+    /// time it gets there; `None` lets it live.
+    #[must_use]
+    pub fn dying_at(mut self, failpoint: Option<&str>) -> Self {
+        self.environment.retain(|(name, _)| FAILPOINT_VARIABLES.iter().all(|v| name != v));
+        let variables = FAILPOINT_VARIABLES.iter().zip(["1", failpoint.unwrap_or_default()]);
+        let variables = variables.filter(|_| failpoint.is_some());
+        self.environment.extend(variables.map(|(name, value)| (name.into(), value.into())));
+        self
+    }
 }
 
 /// A running program.
@@ -132,6 +146,14 @@ impl Process {
     /// As [`Self::spawn`].
     pub fn respawn(&self) -> anyhow::Result<Self> {
         Self::spawn(self.spec.clone())
+    }
+
+    /// As [`Self::respawn`], with [`Spec::dying_at`].
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn respawn_to_die_at(&self, failpoint: Option<&str>) -> anyhow::Result<Self> {
+        Self::spawn(self.spec.clone().dying_at(failpoint))
     }
 
     /// From now on it outlives this process.

@@ -222,8 +222,7 @@ impl RealFleet {
     /// # Errors
     /// When `attest run` or Git fails.
     pub fn release(&self, tag: &str) -> anyhow::Result<String> {
-        self.prepare(tag)?;
-        self.repository.commit_and_push(&format!("Release {tag}"))
+        self.ci().release(tag)
     }
 
     /// Everything of [`Self::release`] but the last commit.
@@ -231,23 +230,16 @@ impl RealFleet {
     /// # Errors
     /// When `attest run` or Git fails.
     pub fn prepare(&self, tag: &str) -> anyhow::Result<()> {
-        self.repository.git(&["add", "-A"])?;
-        self.repository.git(&[
-            "commit",
-            "-q",
-            "--allow-empty",
-            "-m",
-            &format!("Source of {tag}"),
-        ])?;
-        let variables = [("TAG", tag), ("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
-        self.repository.sign(&self.operator, &self.key, &variables)?;
-        let manifests = self.repository.tree().join("k8s");
-        ensure!(
-            replace_tag(&manifests, tag)? > 0,
-            "no image of myapp under {}",
-            manifests.display()
-        );
-        Ok(())
+        self.ci().prepare(tag)
+    }
+
+    /// The CI of the repository, which can go on while something is done to the fleet.
+    pub fn ci(&self) -> Ci {
+        Ci {
+            repository: self.repository.clone(),
+            operator: self.operator.clone(),
+            key: self.key.clone(),
+        }
     }
 
     /// Waits until an application is Synced everywhere.
@@ -292,6 +284,11 @@ impl RealFleet {
         &mut self.hub
     }
 
+    /// Where the hub listens for spokes.
+    pub fn hub_address(&self) -> String {
+        self.hub.addresses().spokes.clone()
+    }
+
     /// The hub's API.
     pub fn api(&self) -> &Api {
         &self.api
@@ -318,8 +315,51 @@ impl RealFleet {
     }
 }
 
+/// CI of one repository.
+#[derive(Clone, Debug)]
+pub struct Ci {
+    repository: Repository,
+    operator: Operator,
+    key: PathBuf,
+}
+
+impl Ci {
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// As [`RealFleet::release`].
+    ///
+    /// # Errors
+    /// When `attest run` or Git fails.
+    pub fn release(&self, tag: &str) -> anyhow::Result<String> {
+        self.prepare(tag)?;
+        self.repository.commit_and_push(&format!("Release {tag}"))
+    }
+
+    /// As [`RealFleet::prepare`].
+    ///
+    /// # Errors
+    /// When `attest run` or Git fails.
+    pub fn prepare(&self, tag: &str) -> anyhow::Result<()> {
+        self.repository.git(&["add", "-A"])?;
+        let message = format!("Source of {tag}");
+        self.repository.git(&["commit", "-q", "--allow-empty", "-m", &message])?;
+        let variables = [("TAG", tag), ("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
+        self.repository.sign(&self.operator, &self.key, &variables)?;
+        let manifests = self.repository.tree().join("k8s");
+        ensure!(
+            replace_tag(&manifests, tag)? > 0,
+            "no image of myapp under {}",
+            manifests.display()
+        );
+        Ok(())
+    }
+}
+
 /// What the workflow's `yq` line does, for every manifest under a directory.
-fn replace_tag(directory: &Path, tag: &str) -> anyhow::Result<usize> {
+pub(crate) fn replace_tag(directory: &Path, tag: &str) -> anyhow::Result<usize> {
     let mut changed = 0;
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();

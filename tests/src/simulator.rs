@@ -132,7 +132,7 @@ pub async fn join(
 pub struct Session {
     connection: Connection,
     /// Kept open while nobody answers: the hub takes its end as the end of the session.
-    _control: Option<(SendStream, RecvStream)>,
+    control: Option<(SendStream, RecvStream)>,
 }
 
 impl Drop for Session {
@@ -199,7 +199,28 @@ impl Session {
             }
             None => Some((send, receive)),
         };
-        Ok(Self { connection, _control: control })
+        Ok(Self { connection, control })
+    }
+
+    /// Asks for a certificate for another key and waits for it; only of a session that answers
+    /// nothing by itself.
+    ///
+    /// # Errors
+    /// When the hub is gone or gives none.
+    pub async fn renew(&mut self) -> anyhow::Result<Bundle> {
+        let (send, receive) = self.control.as_mut().context("this session answers by itself")?;
+        let request = SigningRequest::generate()?;
+        let body = ToHubBody::Renew(request.csr_der.clone());
+        send.write_all(&frame::encode(&ToHub { body: Some(body) })?).await?;
+        loop {
+            let frame: ToSpoke =
+                read(receive).await?.context("the hub closed without an answer")?;
+            let Some(ToSpokeBody::Renewed(renewed)) = frame.body else { continue };
+            let chain: Vec<_> =
+                renewed.chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
+            let chain = attest_certs::bundle::chain_to_pem(&chain);
+            return Ok(Bundle::from_pem(&chain, &request.key_pem)?);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything that is tested against real API servers, in one program, so that its tests can share
 //! clusters.
 
+mod crashes;
 mod end_to_end;
 mod evil_hub;
 mod harness;

@@ -1,0 +1,623 @@
+//! kill -9 of hub and spoke: at every durable write by name, and at random times under load.
+//!
+//! Real hub, real spoke, real API server. A process that dies is started again, as systemd or a
+//! kubelet would, and nothing else is done: what was acknowledged must be there, and the newest
+//! signed release must come to run.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a helper of a test fails the test; a seed must be seen"
+)]
+
+mod registration;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use attest_common::record::Record;
+use attest_gitops::store::{Change, Expected, RedbStore, Store, Table};
+use attest_tests::process::Process;
+use attest_tests::real::{Agents, Ci, RealFleet};
+use attest_tests::wait::{POLL_EVERY, until};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+const CONVERGED_WITHIN: Duration = Duration::from_secs(60);
+const DIES_WITHIN: Duration = Duration::from_secs(30);
+const NAMESPACE: &str = "app-production";
+const APPLICATION: &str = "/v1/applications/web-app";
+/// ConfigMaps that no release changes, so that one pruned object is a small share of all.
+const STABLE_OBJECTS: usize = 6;
+/// Entries that `app history` shows of a destination.
+const HISTORY_SHOWN: u64 = 50;
+/// Deaths by name that every run must see; the last writes of a release may be one.
+const DEATHS_MIN: u32 = 27;
+const RANDOM_KILLS: usize = 50;
+const LONGEST_LIFE_MS: u64 = 1_200;
+const SEED_VARIABLE: &str = "ATTEST_CRASH_SEED";
+
+/// What was acknowledged to somebody: none of it may be missing later.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    clusters: BTreeSet<String>,
+    applications: BTreeSet<String>,
+    keys: BTreeSet<String>,
+    repositories: BTreeSet<String>,
+    tokens: BTreeSet<String>,
+    /// Release and reported result by sequence.
+    history: BTreeMap<u64, (String, String)>,
+    /// Epoch and sequence as the cluster's own Secret has them.
+    record: (u64, u64),
+}
+
+impl Kept {
+    fn is_still_there(&self, later: &Self, when: &str) -> anyhow::Result<()> {
+        let sets = [
+            ("clusters", &self.clusters, &later.clusters),
+            ("applications", &self.applications, &later.applications),
+            ("keys", &self.keys, &later.keys),
+            ("repositories", &self.repositories, &later.repositories),
+            ("tokens", &self.tokens, &later.tokens),
+        ];
+        for (what, before, after) in sets {
+            ensure!(before.is_subset(after), "{when}: {what} {before:?} became {after:?}");
+        }
+        ensure!(
+            later.record >= self.record,
+            "{when}: the record went from {:?} back to {:?}",
+            self.record,
+            later.record
+        );
+        let newest = later.history.keys().next_back().copied().unwrap_or_default();
+        let shown = newest.saturating_sub(HISTORY_SHOWN) + 1..=newest;
+        ensure!(
+            later.history.keys().copied().eq(shown.clone()),
+            "{when}: the history has holes: {:?}",
+            later.history
+        );
+        for (sequence, (version, result)) in self.history.range(shown) {
+            let Some((version_later, result_later)) = later.history.get(sequence) else {
+                bail!("{when}: directive {sequence} is gone");
+            };
+            ensure!(version == version_later, "{when}: directive {sequence} changed");
+            ensure!(
+                result == "Pending" || result_later != "Pending",
+                "{when}: the report on directive {sequence} ({result}) is gone"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What somebody asks the hub for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// Nothing: it dies while it starts.
+    Start,
+    Key,
+    Repository,
+    Application,
+    Release,
+}
+
+/// Every durable write of the hub outside registration, and what leads to it.
+const HUB_WRITES: [(&str, u32, Action); 8] = [
+    ("epoch", 1, Action::Start),
+    ("blobs", 1, Action::Start),
+    ("key", 1, Action::Key),
+    ("repository", 1, Action::Repository),
+    ("application", 1, Action::Application),
+    ("directive", 1, Action::Release),
+    ("report", 1, Action::Release),
+    ("report", 2, Action::Release),
+];
+
+/// Every durable write of the spoke outside registration, refusals and removal, and how often one
+/// release makes it: a record is written for the admission, for what is about to be written, and
+/// for what is done; of two objects the release's own is created and the Deployment updated.
+const SPOKE_WRITES: [(&str, u32); 9] = [
+    ("before-content-write", 1),
+    ("after-content-write", 1),
+    ("after-admission", 1),
+    ("before-record-write", 3),
+    ("after-record-write", 3),
+    ("before-apply", 2),
+    ("after-apply", 2),
+    ("before-delete", 1),
+    ("after-delete", 1),
+];
+
+/// A fleet of one cluster and one application, whose processes die.
+struct Arena {
+    fleet: RealFleet,
+    client: Client,
+    released: u64,
+}
+
+impl Arena {
+    async fn set() -> anyhow::Result<Option<Self>> {
+        let clusters = [("production", "production")];
+        let started = RealFleet::start_with(&clusters, Agents::External, &mut |_| {}).await?;
+        let Some(fleet) = started else { return Ok(None) };
+        // The sample is signed for staging too.
+        let public = fleet.key().with_extension("pub").display().to_string();
+        let add = ["trust", "key", "add", "ci", &public, "--environment", "staging,production"];
+        fleet.operator().attest(&add)?;
+        fleet.write_sample()?;
+        let client = fleet.sites()[0].cluster.client().await?;
+        let mut arena = Self { fleet, client, released: 0 };
+        arena.release().await?;
+        let _: Value =
+            arena.fleet.api().call("PUT", "/v1/applications", Some(&arena.manifest(true))).await?;
+        arena.converges("the first release").await?;
+        Ok(Some(arena))
+    }
+
+    fn manifest(&self, prunes: bool) -> Value {
+        json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+            "metadata": {"name": "web-app"},
+            "spec": {
+                "source": {"repoUrl": self.fleet.repository().url(), "path": "k8s/overlays"},
+                "destinations": [{"cluster": "production", "namespace": NAMESPACE}],
+                "syncPolicy": {"automated": {"prune": prunes, "selfHeal": true}},
+            },
+        })
+    }
+
+    async fn release(&mut self) -> anyhow::Result<()> {
+        self.released += 1;
+        let (ci, number) = (self.fleet.ci(), self.released);
+        tokio::task::spawn_blocking(move || release(&ci, number)).await?
+    }
+
+    async fn sync(&self) -> anyhow::Result<Value> {
+        self.fleet.api().call("POST", &format!("{APPLICATION}/sync"), None).await
+    }
+
+    async fn list(&self, path: &str) -> anyhow::Result<Vec<Value>> {
+        let answer: Value = self.fleet.api().call("GET", path, None).await?;
+        Ok(answer["items"].as_array().context("no items")?.clone())
+    }
+
+    async fn texts(&self, path: &str, field: &str) -> anyhow::Result<BTreeSet<String>> {
+        let items = self.list(path).await?;
+        Ok(items.iter().map(|item| item[field].to_string()).collect())
+    }
+
+    async fn record(&self) -> anyhow::Result<Option<Record>> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        let mine = ListParams::default().labels("attest.continuu.ms/record=destination");
+        let Some(secret) = secrets.list(&mine).await?.items.into_iter().next() else {
+            return Ok(None);
+        };
+        let data = secret.data.context("no data")?;
+        Ok(Some(serde_json::from_slice(&data.get("record.json").context("no record")?.0)?))
+    }
+
+    async fn kept(&self) -> anyhow::Result<Kept> {
+        until("the hub's word", DIES_WITHIN, || async {
+            let history = self.list(&format!("{APPLICATION}/history")).await?;
+            let line = |entry: &Value| {
+                let words = (entry["version"].to_string(), entry["result"].as_str()?.to_owned());
+                Some((entry["sequence"].as_u64()?, words))
+            };
+            let record = self.record().await?;
+            Ok(Some(Kept {
+                clusters: self.texts("/v1/clusters", "id").await?,
+                applications: self.texts("/v1/applications", "name").await?,
+                keys: self.texts("/v1/keys", "alias").await?,
+                repositories: self.texts("/v1/repositories", "url").await?,
+                tokens: self.texts("/v1/tokens", "id").await?,
+                history: history.iter().filter_map(line).collect(),
+                record: record.map(|r| (r.epoch, r.sequence)).unwrap_or_default(),
+            }))
+        })
+        .await
+    }
+
+    /// True when the newest release runs, hub and cluster say so, and nothing older is left.
+    async fn has_converged(&self) -> anyhow::Result<bool> {
+        let version = self.released.to_string();
+        let seen: Value = self.fleet.api().call("GET", APPLICATION, None).await?;
+        let destination = &seen["destinations"][0];
+        if seen["phase"] != "Synced" || destination["running"]["version"] != version.as_str() {
+            return Ok(false);
+        }
+        let history = self.list(&format!("{APPLICATION}/history")).await?;
+        let newest = history.iter().max_by_key(|entry| entry["sequence"].as_u64());
+        let newest = newest.context("no history")?;
+        if newest["version"] != version.as_str() || newest["result"] != "Synced" {
+            return Ok(false);
+        }
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pod = deployments.get("web-app").await?.spec.template.spec;
+        let image = pod.and_then(|pod| pod.containers.into_iter().next()?.image);
+        let runs = image.is_some_and(|i| i.starts_with(&format!("myapp:{version}@sha256:")));
+        let extra = BTreeSet::from([format!("release-{version}")]);
+        let edited = self.configs().get("stable-0").await?.data.unwrap_or_default();
+        let healed = edited.get("text").is_some_and(|text| text == "x");
+        Ok(runs && healed && self.release_objects().await? == extra)
+    }
+
+    /// The objects that belong to one release only.
+    async fn release_objects(&self) -> anyhow::Result<BTreeSet<String>> {
+        let names = self.configs().list(&ListParams::default()).await?.items.into_iter();
+        let names = names.filter_map(|config| config.metadata.name);
+        Ok(names.filter(|name| name.starts_with("release-")).collect())
+    }
+
+    async fn converges(&mut self, when: &str) -> anyhow::Result<()> {
+        let waited = until(when, CONVERGED_WITHIN, || async {
+            Ok(self.has_converged().await?.then_some(()))
+        });
+        let Err(error) = waited.await else { return Ok(()) };
+        Err(self.explained(error).await)
+    }
+
+    async fn explained(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let seen = self.fleet.operator().attest(&["gitops", "app", "get", "web-app"]);
+        let history = self.fleet.operator().attest(&["gitops", "app", "history", "web-app"]);
+        let objects = self.release_objects().await;
+        let record = self.record().await;
+        let spoke = self.fleet.sites()[0].spoke.as_ref().map(Process::output);
+        let hub = self.fleet.hub().process().output();
+        error.context(format!(
+            "release {}; objects {objects:?}\n{seen:?}\n{history:?}\n{record:#?}\nspoke: {}\nhub: {}",
+            self.released,
+            last_lines(&spoke.unwrap_or_default()),
+            last_lines(&hub)
+        ))
+    }
+
+    fn configs(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// Somebody edits an object of the application. A spoke without a hub undoes it, and when it
+    /// tells the hub so it learns that this is another hub process than it knew.
+    async fn edit(&self, text: &str) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"data": {"text": text}}));
+        self.configs().patch("stable-0", &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    fn spoke(&mut self) -> anyhow::Result<&mut Process> {
+        let site = self.fleet.sites_mut().first_mut().context("no site")?;
+        site.spoke.as_mut().context("no spoke")
+    }
+
+    /// Kills the spoke and starts it again, to die at a named point or not.
+    fn restart_spoke(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
+        let spoke = self.spoke()?;
+        spoke.kill();
+        *spoke = spoke.respawn_to_die_at(failpoint)?;
+        Ok(())
+    }
+
+    async fn act(&self, action: Action, name: &str) -> anyhow::Result<()> {
+        let api = self.fleet.api();
+        let name = name.split(':').next().unwrap_or(name);
+        let _: Value = match action {
+            Action::Start => return Ok(()),
+            Action::Key => {
+                let public = std::fs::read_to_string(self.fleet.key().with_extension("pub"))?;
+                let asked = json!({"alias": name, "publicKey": public});
+                api.call("PUT", "/v1/keys", Some(&asked)).await?
+            }
+            Action::Repository => {
+                let url = self.fleet.repository().url();
+                let asked = json!({"url": url, "allowPushCredential": true});
+                api.call("PUT", "/v1/repositories", Some(&asked)).await?
+            }
+            Action::Application => {
+                let prunes = !name.starts_with("before");
+                api.call("PUT", "/v1/applications", Some(&self.manifest(prunes))).await?
+            }
+            Action::Release => self.sync().await?,
+        };
+        Ok(())
+    }
+
+    /// One durable write of the hub: it dies there, and what was acknowledged before is kept.
+    async fn hub_dies_at(&mut self, point: &str, action: Action) -> anyhow::Result<()> {
+        let before = self.kept().await?;
+        self.fleet.hub().process().kill();
+        if point.contains("blobs") {
+            leave_an_unused_blob(self.fleet.hub().home())?;
+        }
+        self.fleet.hub().respawn(Some(point))?;
+        if action != Action::Start {
+            self.fleet.hub().listens().await.with_context(|| format!("armed with {point}"))?;
+        }
+        if action == Action::Release {
+            self.edit(point).await?;
+            self.release().await?;
+        }
+        let start = Instant::now();
+        while self.fleet.hub().process().ended()?.is_none() {
+            ensure!(start.elapsed() < DIES_WITHIN, "the hub did not die at {point}");
+            let _ = self.act(action, point).await;
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        self.edit(point).await?;
+        self.fleet.hub().restart().await?;
+        before.is_still_there(&self.kept().await?, point)?;
+        // What failed is asked for again, as its operator would; nobody asks for a release again.
+        if action != Action::Release {
+            until("the answer", DIES_WITHIN, || async { Ok(Some(self.act(action, point).await?)) })
+                .await?;
+        }
+        self.converges(point).await?;
+        before.is_still_there(&self.kept().await?, point)
+    }
+
+    /// One durable write of the spoke. False when a release is carried out before it gets there,
+    /// which is an error if it `must` get there.
+    async fn spoke_dies_at(&mut self, point: &str, must: bool) -> anyhow::Result<bool> {
+        let before = self.kept().await?;
+        self.restart_spoke(Some(point))?;
+        self.release().await?;
+        self.sync().await?;
+        let start = Instant::now();
+        let mut died = false;
+        while !died && (must || !self.has_converged().await.unwrap_or(false)) {
+            if start.elapsed() > CONVERGED_WITHIN {
+                let error = anyhow::anyhow!("neither dead nor done at {point}");
+                return Err(self.explained(error).await);
+            }
+            died = self.spoke()?.ended()?.is_some();
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        if died {
+            let spoke = self.spoke()?;
+            *spoke = spoke.respawn_to_die_at(None)?;
+            self.converges(point).await?;
+        }
+        before.is_still_there(&self.kept().await?, point)?;
+        Ok(died)
+    }
+
+    /// Waits until the spoke has died by itself, and starts it again to live.
+    async fn spoke_dies(&mut self, point: &str) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while self.spoke()?.ended()?.is_none() {
+            if start.elapsed() > DIES_WITHIN {
+                let error = anyhow::anyhow!("the spoke did not die at {point}");
+                return Err(self.explained(error).await);
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let spoke = self.spoke()?;
+        *spoke = spoke.respawn_to_die_at(None)?;
+        Ok(())
+    }
+
+    async fn is_refused(&self, reason: &str) -> anyhow::Result<()> {
+        let kubeconfig = self.fleet.sites()[0].cluster.kubeconfig().display().to_string();
+        until("the refusal in the cluster", DIES_WITHIN, || async {
+            let status =
+                self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+            let all = status["refusals"].as_array().cloned().unwrap_or_default();
+            Ok(all.iter().any(|refusal| refusal["reason"] == reason).then_some(()))
+        })
+        .await
+    }
+}
+
+/// The end of a log: enough to see what happened last.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines.iter().skip(lines.len().saturating_sub(25)).copied().collect::<Vec<_>>().join("\n")
+}
+
+/// Signs and pushes release `number`: another image, and one object that replaces that of the
+/// release before, so that each release updates, creates and deletes.
+fn release(ci: &Ci, number: u64) -> anyhow::Result<()> {
+    let base = ci.repository().tree().join("k8s/base");
+    let mut resources =
+        vec!["configmap.yaml".to_owned(), "deployment.yaml".to_owned(), "service.yaml".to_owned()];
+    let mut add = |name: String| -> anyhow::Result<()> {
+        let config = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {"text": "x"},
+        });
+        let file = "extra-".to_owned() + &name + ".yaml";
+        std::fs::write(base.join(&file), config.to_string())?;
+        resources.push(file);
+        Ok(())
+    };
+    for index in 0..STABLE_OBJECTS {
+        add(format!("stable-{index}"))?;
+    }
+    add(format!("release-{number}"))?;
+    let _ = std::fs::remove_file(base.join(format!("extra-release-{}.yaml", number - 1)));
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": resources,
+    });
+    std::fs::write(base.join("kustomization.yaml"), kustomization.to_string())?;
+    ci.release(&number.to_string())?;
+    Ok(())
+}
+
+/// Puts into a stopped hub's store what `drop_unused_blobs` has to drop at the next start.
+fn leave_an_unused_blob(home: &Path) -> anyhow::Result<()> {
+    let store = RedbStore::open(&home.join("hub.redb"))?;
+    let key = attest_common::ids::Digest::of(b"unused").hex();
+    let value = [&6_u64.to_be_bytes()[..], b"unused"].concat();
+    let put = Change::Put { table: Table::Blobs, key, expected: Expected::Anything, value };
+    Ok(store.commit("test", &[put])?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_survives_a_death_at_every_durable_write() -> anyhow::Result<()> {
+    let Some(mut arena) = Arena::set().await? else { return Ok(()) };
+    let mut deaths = 0_u32;
+    for (what, times, action) in HUB_WRITES {
+        for when in ["before", "after"] {
+            let point = format!("{when}-{what}-commit:{times}");
+            arena.hub_dies_at(&point, action).await?;
+            deaths += 1;
+        }
+    }
+    for (name, times_max) in SPOKE_WRITES {
+        for times in 1..=times_max {
+            // The last writes of a release may be one.
+            let died = arena.spoke_dies_at(&format!("{name}:{times}"), times == 1).await?;
+            deaths += u32::from(died);
+        }
+    }
+    ensure!(deaths >= DEATHS_MIN, "only {deaths} deaths: the points are not where they were");
+    a_removal_survives_them_too(&mut arena).await
+}
+
+/// `app delete`: refused by the cluster's policy at first, then allowed; both processes die on the way.
+async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
+    let before = arena.kept().await?;
+    arena.restart_spoke(Some("before-refusal-write"))?;
+    let _: Value = arena.fleet.api().call("DELETE", APPLICATION, None).await?;
+    arena.spoke_dies("before-refusal-write").await?;
+    arena.is_refused("RemoveNotAllowed").await?;
+    arena.restart_spoke(Some("after-refusal-write"))?;
+    arena.sync().await?;
+    arena.spoke_dies("after-refusal-write").await?;
+    arena.is_refused("RemoveNotAllowed").await?;
+    before.is_still_there(&arena.kept().await?, "a refused removal")?;
+    ensure!(arena.release_objects().await?.len() == 1, "a refused removal removed something");
+
+    arena.restart_spoke(Some("after-delete:2"))?;
+    arena.fleet.hub().process().kill();
+    arena.fleet.hub().respawn(Some("before-application-commit"))?;
+    arena.fleet.hub().listens().await?;
+    let allowed =
+        json!({"op": "replace", "path": "/spec/applications/0/remove/allow", "value": true});
+    let patch: Patch<()> = Patch::Json(serde_json::from_value(json!([allowed]))?);
+    policies(&arena.client).patch("local", &PatchParams::default(), &patch).await?;
+    let start = Instant::now();
+    while arena.spoke()?.ended()?.is_none() {
+        if start.elapsed() > DIES_WITHIN {
+            let error = anyhow::anyhow!("the spoke did not die at its second deletion");
+            return Err(arena.explained(error).await);
+        }
+        let _ = arena.sync().await;
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    let spoke = arena.spoke()?;
+    *spoke = spoke.respawn_to_die_at(None)?;
+    for point in [Some("after-application-commit"), None] {
+        let start = Instant::now();
+        while arena.fleet.hub().process().ended()?.is_none() {
+            if start.elapsed() > DIES_WITHIN {
+                let error = anyhow::anyhow!("the hub did not forget the application");
+                return Err(arena.explained(error).await);
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        arena.fleet.hub().respawn(point)?;
+    }
+    arena.fleet.hub().listens().await?;
+    until("the application to be gone", CONVERGED_WITHIN, || async {
+        let gone = arena.list("/v1/applications").await?.is_empty();
+        Ok((gone && arena.release_objects().await?.is_empty()).then_some(()))
+    })
+    .await
+}
+
+fn policies(client: &Client) -> Api<DynamicObject> {
+    let resource = ApiResource {
+        group: "attest.continuu.ms".to_owned(),
+        version: "v1".to_owned(),
+        api_version: "attest.continuu.ms/v1".to_owned(),
+        kind: "AttestTrustPolicy".to_owned(),
+        plural: "attesttrustpolicies".to_owned(),
+    };
+    Api::all_with(client.clone(), &resource)
+}
+
+/// splitmix64: a test that failed can be run again with the same times.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Result<()> {
+    let Some(mut arena) = Arena::set().await? else { return Ok(()) };
+    let seed = match std::env::var(SEED_VARIABLE) {
+        Ok(text) => text.parse()?,
+        Err(_) => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()),
+    };
+    eprintln!("{SEED_VARIABLE}={seed}");
+    let mut random = Random(seed);
+    let stop = Arc::new(AtomicBool::new(false));
+    let released = Arc::new(AtomicU64::new(arena.released));
+    let releasing = tokio::spawn(keep_releasing(
+        arena.fleet.ci(),
+        arena.fleet.api().clone(),
+        released.clone(),
+        stop.clone(),
+    ));
+    let mut known = arena.kept().await?;
+    let first = known.record;
+    for kill in 0..RANDOM_KILLS {
+        let when = format!("seed {seed}, death {kill}");
+        tokio::time::sleep(Duration::from_millis(random.below(LONGEST_LIFE_MS))).await;
+        if kill % 2 == 0 {
+            known = arena.kept().await?;
+            arena.fleet.hub().process().kill();
+            arena.fleet.hub().restart().await.with_context(|| when.clone())?;
+            known.is_still_there(&arena.kept().await?, &when)?;
+        } else {
+            let (epoch, sequence) = known.record;
+            arena.restart_spoke(None)?;
+            let record = arena.record().await?.context("the record is gone")?;
+            let now = (record.epoch, record.sequence);
+            ensure!(now >= (epoch, sequence), "{when}: {now:?} after {:?}", (epoch, sequence));
+            known.record = now;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    releasing.await??;
+    arena.released = released.load(Ordering::Relaxed);
+    arena.sync().await?;
+    arena.converges(&format!("seed {seed}: the last release")).await?;
+    let last = arena.kept().await?;
+    known.is_still_there(&last, "the end")?;
+    eprintln!("{} releases, sequences {} to {}", arena.released, first.1, last.record.1);
+    ensure!(last.record.1 >= first.1 + 5, "too little happened between the deaths");
+    Ok(())
+}
+
+/// The load: release after release, each asked for as CI would.
+async fn keep_releasing(
+    ci: Ci,
+    api: attest_tests::api::Api,
+    released: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        let (number, ci) = (released.load(Ordering::Relaxed) + 1, ci.clone());
+        tokio::task::spawn_blocking(move || release(&ci, number)).await??;
+        released.store(number, Ordering::Relaxed);
+        // The hub may be dead; it looks by itself when it starts.
+        let _ = api.call::<Value>("POST", &format!("{APPLICATION}/sync"), None).await;
+    }
+    Ok(())
+}
