@@ -220,7 +220,7 @@ impl World {
     fn waiting(&self) -> Waiting {
         match self.decide() {
             Decision::Waiting(waiting) => waiting,
-            other => panic!("{other:?}"),
+            other @ (Decision::New(_) | Decision::Nothing | Decision::Again) => panic!("{other:?}"),
         }
     }
 

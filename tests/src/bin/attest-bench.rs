@@ -35,16 +35,12 @@ enum Figure {
     All,
 }
 
-#[allow(clippy::print_stdout, reason = "the figures are this program's data")]
-fn print(line: String) {
-    println!("{line}");
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     attest_certs::install_provider();
     let Arguments { figure } = Arguments::parse();
-    let mut print = print;
+    #[allow(clippy::print_stdout, reason = "the figures are this program's data")]
+    let mut print = |line: String| println!("{line}");
     match figure {
         Figure::Verify => bench::verify::run(&mut print),
         Figure::Idle { spokes } => bench::idle::run(spokes, &mut print).await,

@@ -1,5 +1,12 @@
 //! Everything that is tested against real API servers, in one program, so that its tests can share
 //! clusters.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; Clippy excuses the test functions only"
+)]
 
 mod crashes;
 mod end_to_end;

@@ -564,7 +564,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     ])?;
     tokio::time::sleep(SETTLE).await;
     let report = stage.synced(&more).await?;
-    assert_eq!(report.objects_total as usize, stage.base.len() + more.len());
+    assert_eq!(report.objects_total, (stage.base.len() + more.len()) as u64);
 
     let client = stage.client().await?;
     let resource = kube::api::ApiResource {

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -121,7 +121,7 @@ impl StorageBackend for FailingSync {
             if self.does_it {
                 self.inner.sync_data()?;
             }
-            return Err(io::Error::other("the disk says no").into());
+            return Err(io::Error::other("the disk says no"));
         }
         self.inner.sync_data()
     }
@@ -175,4 +175,65 @@ fn a_commit_that_answers_with_an_error_is_looked_up_and_never_half_there() {
     }
     assert!(hit.contains(&(false, false)), "no commit failed: the test tests nothing");
     assert!(hit.contains(&(true, true)), "no commit was found although it answered with an error");
+}
+
+/// A disk that is full for one write.
+#[derive(Debug)]
+struct FullDisk {
+    inner: FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl StorageBackend for FullDisk {
+    fn len(&self) -> Result<u64, BackendIoError> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendIoError> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), BackendIoError> {
+        self.inner.set_len(len)
+    }
+
+    fn sync_data(&self) -> Result<(), BackendIoError> {
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendIoError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.inner.write(offset, data)
+    }
+
+    fn close(&self) -> Result<(), BackendIoError> {
+        self.inner.close()
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_store_goes_on_when_there_is_room() {
+    let (_directory, path) = new_file();
+    let full = Arc::new(AtomicBool::new(false));
+    let (file, switch) = (path.clone(), full.clone());
+    let store = RedbStore::with_opener(
+        &path,
+        Box::new(move || {
+            let file = fs::OpenOptions::new().read(true).write(true).open(&file)?;
+            let backend = FullDisk { inner: FileBackend::new(file)?, full: switch.clone() };
+            Ok(builder().create_with_backend(backend)?)
+        }),
+    )
+    .unwrap();
+    store.commit("t", &[append(0, 1)]).unwrap();
+
+    full.store(true, Ordering::SeqCst);
+    let refused = store.commit("t", &[append(1, 2)]).unwrap_err();
+    full.store(false, Ordering::SeqCst);
+
+    assert_eq!(refused.reason(), "DiskFull");
+    store.commit("t", &[append(1, 2)]).unwrap();
+    assert_eq!(store.heads("").unwrap()[0].1, 2);
 }
