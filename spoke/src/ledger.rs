@@ -434,6 +434,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
+        let pair = Confirmed {
+            desired: Digest::of(b"d"),
+            uid: "u".to_owned(),
+            projected: Digest::of(b"p"),
+        };
+        let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
+        let with_pairs = |directive: Vec<u8>| {
+            let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
+            write("a", &entry, "1").unwrap()["data"].get(CONFIRMED).is_some()
+        };
+
+        assert!(with_pairs(b"envelope".to_vec()));
+        assert!(!with_pairs(vec![b'x'; SECRET_BYTES_MAX]));
+    }
+
+    #[test]
     fn a_destination_reads_back_from_its_secret() {
         let pair = Confirmed {
             desired: Digest::of(b"d"),
