@@ -46,6 +46,9 @@ pub const NEEDS_MAX: usize = 128;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
+/// Bytes of datagrams that may wait for the hub, as far as the kernel allows.
+const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+
 /// The connection gave way to a newer one of the same cluster.
 pub const CLOSE_REPLACED: VarInt = VarInt::from_u32(1);
 /// The spoke is not, or no longer, admitted.
@@ -72,6 +75,8 @@ impl Door {
     pub fn open(hub: Arc<Hub>, tls: &Bundle, address: SocketAddr) -> Result<Self, LinkError> {
         let socket =
             UdpSocket::bind(address).map_err(|source| LinkError::Listen { address, source })?;
+        // The kernel grants what its limit allows; a fleet that reconnects at once needs it.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
         let listen = |source| LinkError::Listen { address, source };
         let runtime = quinn::default_runtime()
             .ok_or_else(|| listen(std::io::Error::other("no asynchronous runtime")))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::ids::{ClusterId, DestinationKey};
-use attest_common::report::{self, Phase, Report};
+use attest_common::report::{self, OBJECTS_LISTED_MAX, Phase, Report};
 use tokio::sync::mpsc;
 
 use crate::hub::{Hub, now};
@@ -17,6 +17,11 @@ use crate::store::records::{self, ReportRecord, ResultRecord};
 pub(crate) const QUEUE_MAX: usize = 1_024;
 /// Most reports of one durable write.
 pub(crate) const BATCH_MAX: usize = 256;
+
+/// Longest word of a report that is kept: a reason, a name, a version.
+const WORD_CHARACTERS_MAX: usize = 120;
+/// Most signers of one release that are kept.
+const SIGNERS_MAX: usize = 16;
 
 /// A report that has just arrived.
 #[derive(Debug)]
@@ -73,6 +78,7 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
     let mut newest: BTreeMap<DestinationKey, ReportRecord> = BTreeMap::new();
     let mut results = BTreeMap::new();
     for Arrived { cluster, report, at, .. } in arrived {
+        let report = presentable(report);
         let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
         let destination = record.destination();
         // What was never ordered is nobody's business to store.
@@ -106,6 +112,29 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
         hub.pipeline.wake_status(application.as_str());
     }
     Ok(())
+}
+
+/// Words of a spoke end in terminals and logs: they are cut and lose their control characters here, once.
+fn presentable(mut report: Report) -> Report {
+    let word = |text: &str| report::message(text).chars().take(WORD_CHARACTERS_MAX).collect();
+    report.reason = word(&report.reason);
+    report.message = report::message(&report.message);
+    if let Some(refusal) = &mut report.refusal {
+        refusal.reason = word(&refusal.reason);
+        refusal.message = report::message(&refusal.message);
+    }
+    if let Some(running) = &mut report.running {
+        running.version = word(&running.version);
+        running.signed_commit = word(&running.signed_commit);
+        running.signers.truncate(SIGNERS_MAX);
+        running.signers.iter_mut().for_each(|signer| *signer = word(signer));
+    }
+    report.objects.truncate(OBJECTS_LISTED_MAX);
+    report.objects.iter_mut().for_each(|o| o.message = report::message(&o.message));
+    report.drifted.truncate(OBJECTS_LISTED_MAX);
+    report.warnings.truncate(OBJECTS_LISTED_MAX);
+    report.warnings.iter_mut().for_each(|warning| *warning = report::message(warning));
+    report
 }
 
 /// From the push to the first report that the directive is carried out, in microseconds.
@@ -165,4 +194,43 @@ fn announce(hub: &Hub, destination: &DestinationKey, record: &ReportRecord) {
         sequence = refusal.sequence,
         "The cluster refused: {}", report::message(&refusal.message)
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::health::Health;
+
+    use super::*;
+
+    #[test]
+    fn what_a_spoke_says_cannot_steer_a_terminal_or_fill_a_screen() {
+        let name = |text: &str| attest_common::ids::Name::new(text).unwrap();
+        let report = Report {
+            v: 1,
+            application: name("web"),
+            namespace: name("app"),
+            epoch: None,
+            sequence: Some(1),
+            phase: Phase::Refused,
+            reason: "\u{1b}[2J".repeat(100),
+            message: "a\r\nb".repeat(10_000),
+            running: None,
+            refusal: None,
+            health: Health::Current,
+            objects: Vec::new(),
+            objects_total: 0,
+            drifted: Vec::new(),
+            heals_total: 0,
+            timings: Default::default(),
+            checks: Vec::new(),
+            warnings: vec!["\u{7}".to_owned(); 1_000],
+            observed_at: now(),
+        };
+
+        let kept = presentable(report);
+
+        assert!(!kept.reason.chars().any(char::is_control));
+        assert!(!kept.message.chars().any(char::is_control));
+        assert!(kept.reason.len() <= WORD_CHARACTERS_MAX && kept.warnings.len() <= 200);
+    }
 }

@@ -45,7 +45,7 @@ type Opener = Box<dyn Fn() -> Result<Database, redb::Error> + Send + Sync>;
 pub struct RedbStore {
     path: PathBuf,
     open: Opener,
-    /// `None` only while a failed commit is being looked up.
+    /// `None` while a failed commit is being looked up, and until the file can be opened after it.
     database: RwLock<Option<Database>>,
     writer: Mutex<()>,
 }
@@ -158,6 +158,7 @@ impl RedbStore {
         &self,
         look: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
+        self.reopen().map_err(|error| StoreError::Read(Box::new(error)))?;
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database = guard.as_ref().ok_or(redb::Error::DatabaseClosed);
         database
@@ -165,7 +166,20 @@ impl RedbStore {
             .map_err(|error| StoreError::Read(Box::new(error)))
     }
 
+    /// Opens the file again when it could not be opened after a failed commit: a full disk passes.
+    fn reopen(&self) -> Result<(), redb::Error> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            *guard = Some((self.open)()?);
+        }
+        Ok(())
+    }
+
     fn write(&self, changes: &[Change]) -> Result<(), Failed> {
+        self.reopen()?;
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database = guard.as_ref().ok_or(Failed::Before(redb::Error::DatabaseClosed))?;
         let transaction = begin(database)?;
