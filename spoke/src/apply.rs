@@ -51,8 +51,8 @@ pub enum Standing {
     Ours { uid: String, adopt: bool },
     /// The destination's own Namespace: others may have fields in it, and we may add ours.
     Shared,
-    /// Not known to be ours, or known not to be. `unfinished`: the inventory listed it before,
-    /// without a UID, so an apply of ours may have been cut off.
+    /// Not known to be ours, or known not to be. `unfinished`: the inventory listed it before, so
+    /// this may be of an apply of ours that was cut off before its UID was recorded.
     Unknown { adopt: bool, unfinished: bool },
 }
 
@@ -100,7 +100,7 @@ pub async fn check(
         }
         // Another object stands in the place of ours: ask as about any stranger.
         Ok(_) if forced => {
-            let standing = Standing::Unknown { adopt: false, unfinished: false };
+            let standing = Standing::Unknown { adopt: false, unfinished: true };
             return Box::pin(check(api, target, standing)).await;
         }
         Ok(_) if standing == Standing::Shared => return Ok(Passed { force: false, met: false }),

@@ -1000,8 +1000,7 @@ fn track(
                 .or_else(|| mine.and_then(|owned| owned.uid.clone())),
             // `with_met` has added what is known but not recorded yet.
             met: mine.is_some_and(|owned| owned.met),
-            unfinished: mine.is_some_and(|owned| owned.uid.is_none())
-                && before.is_none_or(|t| t.owned_uid.is_none()),
+            unfinished: mine.is_some(),
             confirmed: before
                 .and_then(|t| t.confirmed.clone())
                 .or_else(|| pairs.get(&key).cloned()),

@@ -383,7 +383,9 @@ impl LedgerError {
     /// True when trying again later may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Api(error) => error.is_transient(),
+            // Rights to its own Secrets are missing for a moment while an API server starts, and
+            // never for anything that a document says.
+            Self::Api(error) => error.is_transient() || error.is_forbidden(),
             Self::Overtaken => true,
             Self::Unreadable { .. }
             | Self::TooLarge { .. }

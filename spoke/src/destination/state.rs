@@ -44,7 +44,8 @@ pub struct Tracked {
     pub owned_uid: Option<String>,
     /// It was there before us: never forced, never deleted.
     pub met: bool,
-    /// In the inventory from before, without a UID: an apply of ours may have been cut off.
+    /// In the inventory from before, so that nobody else here could name it: what lives may be of an
+    /// apply of ours that was cut off before its UID was recorded.
     pub unfinished: bool,
     pub confirmed: Option<Confirmed>,
     pub live: Live,

@@ -30,6 +30,8 @@ pub const PIECES_MAX: usize = 32;
 pub const CONTENT_TOTAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Shortest time between two looks for unused content.
 const TIDY_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait after one that failed.
+const TIDY_RETRY: Duration = Duration::from_secs(10);
 const IN_FLIGHT_MAX: usize = 4;
 const PIECES: &str = "attest.continuu.ms/pieces";
 const BYTES: &str = "attest.continuu.ms/bytes";
@@ -235,6 +237,8 @@ impl Ledger {
                     error = %error_chain(&error),
                     "Cannot delete content that is no longer used"
                 );
+                tokio::time::sleep(TIDY_RETRY).await;
+                self.tidy_content();
             }
             tokio::time::sleep(TIDY_EVERY).await;
         }
