@@ -1,6 +1,6 @@
 //! Rendering v1: Kubernetes objects as the bytes CI signs, one JSON object a line.
 //!
-//! [`write`] is what producers (CI, hub) call; it sorts and normalises. [`read`] is what verifiers
+//! [`write()`] is what producers (CI, hub) call; it sorts and normalises. [`read()`] is what verifiers
 //! call; it accepts any order but refuses everything a producer would have dropped. YAML is read
 //! elsewhere, once, before this.
 

@@ -118,7 +118,7 @@ pub struct OpenedRelease {
     pub signers: BTreeSet<KeyId>,
 }
 
-/// Opens a release statement with the keys given. Used to find candidates; admission is [`release`].
+/// Opens a release statement with the keys given. Used to find candidates; admission is [`fn@release`].
 pub fn open_release(
     envelope: &[u8],
     keys: &BTreeMap<KeyId, PublicKey>,
