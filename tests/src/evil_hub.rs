@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use attest_certs::Bundle;
+use attest_certs::authority::{Authority, SPOKE_LIFETIME};
 use attest_certs::tls::{Admission, admit};
 use attest_common::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
 use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
@@ -25,7 +26,7 @@ use attest_common::release::{RENDERING_TYPE, Release};
 use attest_common::report::Report;
 use attest_common::session::frame::{self, BLOB_PIECE_BYTES_MAX};
 use attest_common::session::message::{
-    Blob, Hello, Push, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
+    Blob, Hello, Push, Renewed, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
 use attest_common::statement::{Statement, Subject};
@@ -48,6 +49,7 @@ const DIRECTIVE_LIFETIME_S: i64 = 3_600;
 pub struct EvilHub {
     endpoint: Endpoint,
     key: PrivateKey,
+    authority: Arc<Authority>,
     peers: Peers,
 }
 
@@ -57,6 +59,8 @@ type Peers = Arc<Mutex<BTreeMap<Name, Peer>>>;
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub cluster: ClusterId,
+    /// Serial number of the certificate it showed.
+    pub serial: String,
     pub hello: Hello,
     connection: Connection,
     reports: Vec<Report>,
@@ -79,9 +83,11 @@ impl EvilHub {
     pub async fn take(home: &Path, address: SocketAddr) -> anyhow::Result<Self> {
         attest_certs::install_provider();
         let own = Bundle::load(home, "hub")?;
-        let authority = own.authority().context("the hub's chain lacks its authority")?.clone();
+        let trusted = own.authority().context("the hub's chain lacks its authority")?.clone();
+        let text = |name: &str| std::fs::read_to_string(home.join(name));
+        let authority = Arc::new(Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?);
         let key = PrivateKey::from_pem(&std::fs::read_to_string(home.join("signing.key"))?)?;
-        let tls = attest_certs::tls::hub_quic(&own, &[authority])?;
+        let tls = attest_certs::tls::hub_quic(&own, &[trusted])?;
         let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
         let mut transport = TransportConfig::default();
         transport
@@ -97,13 +103,18 @@ impl EvilHub {
         })
         .await?;
         let peers = Peers::default();
-        tokio::spawn(accept(endpoint.clone(), Arc::clone(&peers)));
-        Ok(Self { endpoint, key, peers })
+        tokio::spawn(accept(endpoint.clone(), Arc::clone(&authority), Arc::clone(&peers)));
+        Ok(Self { endpoint, key, authority, peers })
     }
 
     /// The stolen signing key.
     pub fn key(&self) -> &PrivateKey {
         &self.key
+    }
+
+    /// The stolen certificate authority.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// Waits until the spoke of the cluster with this name is connected.
@@ -199,18 +210,18 @@ fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, BTreeMap<Name, Peer>> {
     peers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(endpoint: Endpoint, peers: Peers) {
+async fn accept(endpoint: Endpoint, authority: Arc<Authority>, peers: Peers) {
     while let Some(incoming) = endpoint.accept().await {
-        let peers = Arc::clone(&peers);
+        let (authority, peers) = (Arc::clone(&authority), Arc::clone(&peers));
         tokio::spawn(async move {
             if let Ok(connection) = incoming.await {
-                let _ = serve(connection, peers).await;
+                let _ = serve(connection, &authority, peers).await;
             }
         });
     }
 }
 
-async fn serve(connection: Connection, peers: Peers) -> anyhow::Result<()> {
+async fn serve(connection: Connection, authority: &Authority, peers: Peers) -> anyhow::Result<()> {
     let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
     let identity =
         connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -231,28 +242,39 @@ async fn serve(connection: Connection, peers: Peers) -> anyhow::Result<()> {
     send.write_all(&frame::encode(&welcome)?).await?;
     let peer = Peer {
         cluster: identity.id.name().parse()?,
+        serial: identity.serial.to_string(),
         hello,
         connection: connection.clone(),
         reports: Vec::new(),
     };
     lock(&peers).insert(name.clone(), peer);
-    listen(&mut send, &mut receive, &name, &peers).await
+    listen((&mut send, &mut receive), &name, authority, &peers).await
 }
 
 async fn listen(
-    send: &mut SendStream,
-    receive: &mut RecvStream,
+    (send, receive): (&mut SendStream, &mut RecvStream),
     name: &Name,
+    authority: &Authority,
     peers: &Peers,
 ) -> anyhow::Result<()> {
     while let Some(frame) = read::<ToHub>(receive).await? {
-        let Some(ToHubBody::Report(numbered)) = frame.body else { continue };
-        let report: Report = serde_json::from_slice(&numbered.report)?;
-        if let Some(peer) = lock(peers).get_mut(name) {
-            peer.reports.push(report);
-        }
-        let thanks = ToSpoke { body: Some(ToSpokeBody::Acknowledge(numbered.number)) };
-        send.write_all(&frame::encode(&thanks)?).await?;
+        let answer = match frame.body {
+            Some(ToHubBody::Report(numbered)) => {
+                let report: Report = serde_json::from_slice(&numbered.report)?;
+                if let Some(peer) = lock(peers).get_mut(name) {
+                    peer.reports.push(report);
+                }
+                ToSpokeBody::Acknowledge(numbered.number)
+            }
+            Some(ToHubBody::Renew(request)) => {
+                let cluster = lock(peers).get(name).context("no such peer")?.cluster.clone();
+                let issued = authority.issue_spoke(&request, cluster.as_str(), SPOKE_LIFETIME)?;
+                let chain_der = issued.chain.iter().map(|der| der.as_ref().to_vec()).collect();
+                ToSpokeBody::Renewed(Renewed { chain_der })
+            }
+            Some(ToHubBody::Hello(_) | ToHubBody::Need(_)) | None => continue,
+        };
+        send.write_all(&frame::encode(&ToSpoke { body: Some(answer) })?).await?;
     }
     Ok(())
 }

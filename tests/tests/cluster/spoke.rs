@@ -14,7 +14,7 @@ use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustix::process::Signal;
@@ -684,5 +684,42 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         .await
         .context(failpoint)?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_used()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
+    stage.synced(&configs(1)).await?;
+
+    // As if the certificate had been issued long ago: backdated by five minutes, ending in one.
+    let peer = stage.peer().await?;
+    let request = attest_certs::SigningRequest::generate()?;
+    let hub = stage.hub.as_ref().context("hub")?;
+    let issued = hub.authority().issue_spoke(
+        &request.csr_der,
+        peer.cluster.as_str(),
+        Duration::from_secs(60),
+    )?;
+    let old = issued.serial.to_string();
+    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-system");
+    let patch = Patch::Merge(json!({"stringData": {
+        "tls.chain": issued.chain_pem(), "tls.key": request.key_pem.as_str(),
+    }}));
+    secrets.patch("attest-identity", &PatchParams::default(), &patch).await?;
+    stage.start_external(None).await?;
+
+    until("the spoke to connect with a new certificate", WITHIN, || async {
+        let serial = stage.peer().await?.serial;
+        Ok((serial != old && serial != peer.serial).then_some(()))
+    })
+    .await
+    .with_context(|| stage.log().unwrap_or_default())?;
+    let data = secrets.get("attest-identity").await?.data.context("no identity")?;
+    assert_eq!(data.get("generation").map(|g| g.0.clone()), Some(b"2".to_vec()));
+    // It is the same spoke and goes on as before.
+    assert_eq!(stage.peer().await?.cluster, peer.cluster);
+    stage.synced(&configs(2)).await?;
     Ok(())
 }
