@@ -168,10 +168,11 @@ impl Look<'_> {
         all.append(&mut changes);
         let mut timings = self.memory.timings;
         let durable = Instant::now();
-        timings.plan_us = micros(begun);
         self.hub.records.commit("directive", &all)?;
         self.hub.metrics.commit.observe(durable.elapsed().as_secs_f64());
         timings.plan_us = micros(begun);
+        // How long the write took cannot be in what was written.
+        entries.iter_mut().for_each(|(_, entry)| entry.timings.plan_us = timings.plan_us);
         for (part, micros) in [
             ("git", timings.git_us),
             ("render", timings.render_us),

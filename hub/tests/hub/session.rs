@@ -48,7 +48,9 @@ async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_repor
     let destination = &seen["destinations"][0];
     assert_eq!(destination["deployedCommit"], commit);
     assert_eq!(destination["running"]["signers"][0], "company-ci");
-    assert!(destination["timings"]["pushToReportUs"].as_u64().unwrap() > 0);
+    for part in ["gitUs", "renderUs", "verifyUs", "planUs", "pushToReportUs", "totalUs"] {
+        assert!(destination["timings"][part].as_u64().unwrap() > 0, "{part}");
+    }
     let ready = seen["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready");
     assert_eq!(ready.unwrap()["status"], "True", "{seen:#}");
     let metrics = fixture.metrics().await;
