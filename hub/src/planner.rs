@@ -3,7 +3,7 @@
 //! The hub judges by the policy that the spoke said it has, with the code the spoke uses. What it
 //! decides is a proposal: the spoke judges again by the policy it really has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::difference;
 use attest_common::envelope::{self, STATEMENT_TYPE};
@@ -25,6 +25,8 @@ use crate::store::records::LedgerEntry;
 pub const STATEMENTS_MAX: usize = 256;
 /// Most receipts of one application that are looked at.
 pub const RECEIPTS_MAX: usize = 2_048;
+/// Newest release statements that are remembered although no rendering is theirs.
+pub const NEWEST_KEPT_MAX: usize = 8;
 /// Most differences named in one message.
 pub const DIFFERENCES_NAMED_MAX: usize = 3;
 
@@ -70,6 +72,23 @@ impl Evidence {
         evidence.statements.sort_by_key(|s| std::cmp::Reverse(s.release.counter));
         evidence.statements.truncate(STATEMENTS_MAX);
         evidence
+    }
+
+    /// What can still matter while the commit renders to `renderings`: releases with one of them, the
+    /// newest ones, and their receipts. A long history costs no memory.
+    pub fn kept_for(mut self, renderings: &BTreeSet<Digest>) -> Self {
+        let mut newest = 0..NEWEST_KEPT_MAX;
+        self.statements.retain(|candidate| {
+            let has = |render| {
+                release::content_digest(&candidate.statement, render)
+                    .is_some_and(|digest| renderings.contains(&digest))
+            };
+            newest.next().is_some() || candidate.release.renders.iter().any(has)
+        });
+        let evidence = self.statements.iter().flat_map(|c| &c.release.evidence);
+        let named: BTreeSet<Digest> = evidence.map(|evidence| evidence.receipt).collect();
+        self.receipts.retain(|id, _| named.contains(id));
+        self
     }
 }
 

@@ -67,8 +67,11 @@ impl Look<'_> {
             Some((name.to_owned(), bytes.to_vec()))
         });
         let receipts = tree.under(&receipts).map(|(_, bytes)| bytes);
-        self.memory.evidence = Arc::new(Evidence::read(receipts, committed));
+        let evidence = Evidence::read(receipts, committed);
         self.render_all(&tree);
+        let rendered = self.memory.rendered.values().filter_map(|r| r.as_ref().ok());
+        let digests = rendered.map(|rendered| rendered.digest).collect();
+        self.memory.evidence = Arc::new(evidence.kept_for(&digests));
         self.memory.timings.render_us = micros(begun);
         self.memory.commit = Some(resolved.commit.clone());
         Ok(())

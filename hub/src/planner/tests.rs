@@ -385,6 +385,22 @@ fn is_receipt(file: &[u8], predicate_type: &str) -> bool {
 }
 
 #[test]
+fn of_a_long_history_only_what_can_matter_is_remembered() {
+    let mut files = signed(&key(1), "old", 1, "staging");
+    for counter in 100..120 {
+        files.extend(signed(&key(1), &format!("v{counter}"), counter, "staging"));
+    }
+    let evidence = Evidence::read(files.iter().map(Vec::as_slice), std::iter::empty());
+    assert_eq!(evidence.statements.len(), 21);
+
+    let kept = evidence.kept_for(&BTreeSet::from([Digest::of(&rendering("old"))]));
+
+    let counters: Vec<u64> = kept.statements.iter().map(|c| c.release.counter).collect();
+    assert_eq!(counters, [119, 118, 117, 116, 115, 114, 113, 112, 1]);
+    assert_eq!(kept.receipts.len(), 9 * 3);
+}
+
+#[test]
 fn a_release_that_runs_already_is_not_judged_by_its_age_again() {
     let mut world = World::new();
     world.order();
