@@ -294,9 +294,16 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     stage.kill_spoke().await?;
     stage.edit("config-8").await?;
     assert_eq!(stage.writes_after(mark).await?, ["patch config-8"]);
+    let mark = stage.mark()?;
     stage.configs().await?.delete("config-9", &DeleteParams::default()).await?;
-    until("the deleted object to come back", WITHIN, || async { stage.value("config-9").await })
-        .await?;
+    assert_eq!(stage.writes_after(mark).await?, ["patch config-9"]);
+    until("the object that came back to be recorded", WITHIN, || async {
+        let live = stage.configs().await?.get("config-9").await?.metadata.uid;
+        let record = stage.record()?.context("no record")?;
+        let mut mine = record.inventory.iter().filter(|owned| owned.key.name == "config-9");
+        Ok(mine.next().filter(|owned| owned.uid.is_some() && owned.uid == live).map(|_| ()))
+    })
+    .await?;
 
     // What happened while no spoke was there is seen when it is back.
     let mark = stage.mark()?;
