@@ -204,14 +204,26 @@ impl Stage {
         Ok(all.into_iter().find(|record| record.application.as_str() == "web-app"))
     }
 
+    /// Kills the spoke and waits until it runs again and, where there is a hub, has greeted it: a push
+    /// to the dead session would be lost.
     async fn kill_spoke(&self) -> anyhow::Result<()> {
         let before = self.fleet.spoke_process(CLUSTER);
+        let greeted = match &self.hub {
+            Some(_) => Some(self.peer().await?.hello.nonce),
+            None => None,
+        };
         ensure!(self.site()?.fakelet.signal(POD, Signal::KILL) == 1, "no spoke to kill");
         until("the spoke to be started again", WITHIN, || async {
             let now = self.fleet.spoke_process(CLUSTER);
             Ok(now.filter(|id| Some(*id) != before))
         })
         .await?;
+        if let Some(nonce) = greeted {
+            until("the spoke to greet the hub again", WITHIN, || async {
+                Ok((self.peer().await?.hello.nonce != nonce).then_some(()))
+            })
+            .await?;
+        }
         Ok(())
     }
 
