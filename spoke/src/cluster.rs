@@ -3,21 +3,26 @@
 //! Requests are plain HTTP with JSON, because impersonation and "created or only changed?" are
 //! headers and status codes that a typed client hides.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+mod credentials;
+pub mod error;
+#[cfg(test)]
+pub(crate) mod fake;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::ids::Timestamp;
 use attest_common::projection::FIELD_MANAGER;
 use attest_common::report::error_chain;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
+use kube::Client;
 use kube::client::{Body, ClientBuilder};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use serde_json::{Value, json};
 use tower::util::MapRequestLayer;
 
+use self::credentials::FileToken;
+pub use self::error::{ApiError, ClusterError};
 use crate::metrics::Metrics;
 use crate::{ACCOUNT, NAMESPACE};
 
@@ -30,6 +35,8 @@ const TOKEN_CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Longest message of the API server that is kept, in characters.
 const MESSAGE_CHARACTERS_MAX: usize = 600;
 
+/// How the spoke names itself to the API server.
+const AGENT: &str = concat!("attest-spoke/", env!("CARGO_PKG_VERSION"));
 const IMPERSONATE: &str = "impersonate-user";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
@@ -85,10 +92,14 @@ impl ApiServer {
     /// # Errors
     /// When the kubeconfig or the service account's files cannot be used.
     pub async fn open(access: &Access, metrics: Metrics) -> Result<Self, ClusterError> {
-        let (config, token) = match access {
-            Access::Kubeconfig(path) => from_kubeconfig(path).await?,
-            Access::ServiceAccount(directory) => (from_service_account(directory)?, None),
+        let (mut config, token) = match access {
+            Access::Kubeconfig(path) => credentials::from_kubeconfig(path).await?,
+            Access::ServiceAccount(directory) => {
+                (credentials::from_service_account(directory)?, None)
+            }
         };
+        // So that an audit log tells the agent from whoever borrowed its account.
+        config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
         let builder =
             ClientBuilder::try_from(config).map_err(|e| ClusterError::Client(e.into()))?;
         let client = match &token {
@@ -326,221 +337,14 @@ pub fn object_path(api_version: &str, plural: &str, namespace: Option<&str>, nam
     format!("{root}/{api_version}{place}/{plural}{end}")
 }
 
-/// The token of a kubeconfig, in memory and in its file.
-struct FileToken {
-    path: PathBuf,
-    current: RwLock<Held>,
-}
-
-struct Held {
-    token: String,
-    /// Seconds since 1970; 0 when the token does not say.
-    issued_s: i64,
-    expires_s: i64,
-}
-
-impl Held {
-    fn new(token: String) -> Self {
-        let (issued_s, expires_s) = token_times(&token).unwrap_or((0, 0));
-        Self { token, issued_s, expires_s }
-    }
-}
-
-impl FileToken {
-    fn header(&self) -> Option<HeaderValue> {
-        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", held.token)).ok()?;
-        value.set_sensitive(true);
-        Some(value)
-    }
-
-    /// True from two thirds of the token's life on.
-    fn is_due(&self, now: Timestamp) -> bool {
-        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        let life_s = held.expires_s - held.issued_s;
-        held.expires_s > 0 && now.as_second() >= held.issued_s + life_s * 2 / 3
-    }
-
-    fn replace(&self, fresh: &str) -> Result<(), ClusterError> {
-        let former = {
-            let mut held = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *held, Held::new(fresh.to_owned())).token
-        };
-        let file = |source| ClusterError::KubeconfigFile { path: self.path.clone(), source };
-        let text = std::fs::read_to_string(&self.path).map_err(file)?;
-        let text = text.replace(&former, fresh);
-        attest_certs::bundle::write_private(&self.path, text.as_bytes())
-            .map_err(|source| ClusterError::KubeconfigWrite { source })
-    }
-}
-
-/// `iat` and `exp` of a service account token (RFC 7519). Read, not believed: the API server judges.
-fn token_times(token: &str) -> Option<(i64, i64)> {
-    let payload = token.split('.').nth(1)?;
-    let bytes = data_encoding::BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?;
-    let claims: Value = serde_json::from_slice(&bytes).ok()?;
-    Some((claims.get("iat")?.as_i64()?, claims.get("exp")?.as_i64()?))
-}
-
-async fn from_kubeconfig(path: &Path) -> Result<(Config, Option<Arc<FileToken>>), ClusterError> {
-    let bad = |source| ClusterError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    let file = Kubeconfig::read_from(path).map_err(bad)?;
-    let mut config =
-        Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(bad)?;
-    // The client's own type hides the token; its written form is the kubeconfig's.
-    let written = serde_json::to_value(&config.auth_info).unwrap_or_default();
-    let token = written.get("token").and_then(Value::as_str).map(|token| {
-        let held = Held::new(token.to_owned());
-        Arc::new(FileToken { path: path.to_owned(), current: RwLock::new(held) })
-    });
-    if token.is_some() {
-        config.auth_info.token = None;
-    }
-    Ok((config, token))
-}
-
-fn from_service_account(directory: &Path) -> Result<Config, ClusterError> {
-    let variable = |name: &'static str| {
-        std::env::var(name).map_err(|_| ClusterError::NotInCluster { missing: name.to_owned() })
-    };
-    let host = variable("KUBERNETES_SERVICE_HOST")?;
-    let port = variable("KUBERNETES_SERVICE_PORT")?;
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let file = |name: &str| {
-        let path = directory.join(name);
-        let text = std::fs::read_to_string(&path);
-        text.map_err(|_| ClusterError::NotInCluster { missing: path.display().to_string() })
-    };
-    let authority = attest_certs::bundle::chain_from_pem(&file("ca.crt")?)
-        .map_err(|source| ClusterError::KubeconfigWrite { source })?;
-    file("token")?;
-    let uri = format!("https://{host}:{port}");
-    let uri = uri.parse().map_err(|_| ClusterError::NotInCluster { missing: uri })?;
-    let mut config = Config::new(uri);
-    NAMESPACE.clone_into(&mut config.default_namespace);
-    config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
-    config.auth_info.token_file = Some(directory.join("token").display().to_string());
-    Ok(config)
-}
-
-/// Why the API server cannot be reached at all.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClusterError {
-    #[error("cannot use kubeconfig {}", .path.display())]
-    Kubeconfig {
-        path: PathBuf,
-        #[source]
-        source: Box<kube::config::KubeconfigError>,
-    },
-    #[error("cannot read kubeconfig {}", .path.display())]
-    KubeconfigFile {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("cannot read or write credentials")]
-    KubeconfigWrite {
-        #[source]
-        source: attest_certs::BundleError,
-    },
-    #[error("not in a cluster: {missing} is missing; give --kubeconfig FILE")]
-    NotInCluster { missing: String },
-    #[error("cannot prepare the Kubernetes client")]
-    Client(#[source] Box<kube::Error>),
-    #[error("the API server refused")]
-    Api(#[source] ApiError),
-    #[error("the API server answered without a token")]
-    TokenMissing,
-}
-
-impl ClusterError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Kubeconfig { .. } | Self::KubeconfigFile { .. } => "Kubeconfig",
-            Self::KubeconfigWrite { .. } => "Credentials",
-            Self::NotInCluster { .. } => "NotInCluster",
-            Self::Client(_) => "KubernetesClient",
-            Self::Api(error) => error.reason(),
-            Self::TokenMissing => "TokenMissing",
-        }
-    }
-}
-
-/// Why one request failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ApiError {
-    #[error("{verb} {path}: {code} {message}")]
-    Status { verb: &'static str, path: String, code: u16, status_reason: String, message: String },
-    #[error("{verb} {path}: no answer within {} s", REQUEST_TIMEOUT.as_secs())]
-    Timeout { verb: &'static str, path: String },
-    #[error("{verb} {path}: the API server cannot be reached")]
-    Transport {
-        verb: &'static str,
-        path: String,
-        #[source]
-        source: Box<kube::Error>,
-    },
-    #[error("{path}: {message}")]
-    Request { path: String, message: String },
-}
-
-impl ApiError {
-    fn code(&self) -> u16 {
-        match self {
-            Self::Status { code, .. } => *code,
-            Self::Timeout { .. } | Self::Transport { .. } | Self::Request { .. } => 0,
-        }
-    }
-
-    /// 404.
-    pub fn is_not_found(&self) -> bool {
-        self.code() == 404
-    }
-
-    /// 403.
-    pub fn is_forbidden(&self) -> bool {
-        self.code() == 403
-    }
-
-    /// 409 of a create.
-    pub fn is_already_exists(&self) -> bool {
-        matches!(self, Self::Status { status_reason, .. } if status_reason == "AlreadyExists")
-    }
-
-    /// 409 of anything else.
-    pub fn is_conflict(&self) -> bool {
-        self.code() == 409 && !self.is_already_exists()
-    }
-
-    /// True when asking again may help without anybody changing anything.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Status { code, .. } => *code == 429 || *code >= 500,
-            Self::Timeout { .. } | Self::Transport { .. } => true,
-            Self::Request { .. } => false,
-        }
-    }
-
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Status { code: 403, .. } => "Forbidden",
-            Self::Status { code: 404, .. } => "NotFound",
-            Self::Status { code: 409, .. } => "Conflict",
-            Self::Status { code: 400 | 422, .. } => "Invalid",
-            Self::Status { .. } => "ApiServerError",
-            Self::Timeout { .. } => "ApiServerTimeout",
-            Self::Transport { .. } => "ApiServerUnreachable",
-            Self::Request { .. } => "RequestInvalid",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+    use k8s_openapi::api::core::v1::Secret;
+    use kube::Api;
+    use kube::api::WatchParams;
+
+    use super::fake::FakeApi;
     use super::*;
 
     #[test]
@@ -553,20 +357,16 @@ mod tests {
         assert_eq!(object_path("v1", "namespaces", None, "n"), "/api/v1/namespaces/n");
     }
 
-    #[test]
-    fn a_token_is_due_for_renewal_at_two_thirds_of_its_life() {
-        let payload = data_encoding::BASE64URL_NOPAD.encode(br#"{"iat":1000,"exp":1300}"#);
-        let token = FileToken {
-            path: PathBuf::new(),
-            current: RwLock::new(Held::new(format!("h.{payload}.s"))),
-        };
+    #[tokio::test]
+    async fn every_request_says_that_it_comes_from_the_agent() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
 
-        assert!(!token.is_due(Timestamp::from_second(1199).unwrap()));
-        assert!(token.is_due(Timestamp::from_second(1200).unwrap()));
-        let opaque = FileToken {
-            path: PathBuf::new(),
-            current: RwLock::new(Held::new("opaque".to_owned())),
-        };
-        assert!(!opaque.is_due(Timestamp::from_second(9_999_999_999).unwrap()));
+        api.get("/version").await.unwrap();
+        let secrets: Api<Secret> = Api::namespaced(api.client(), NAMESPACE);
+        let mut watch = secrets.watch(&WatchParams::default(), "0").await.unwrap().boxed();
+        let _ = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
+
+        assert_eq!(fake.agents(), [AGENT, AGENT]);
     }
 }

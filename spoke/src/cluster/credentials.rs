@@ -1,0 +1,134 @@
+//! How the spoke proves to the API server who it is: a kubeconfig whose token it renews, or its pod's own files.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use attest_common::ids::Timestamp;
+use http::header::HeaderValue;
+use kube::Config;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+
+use super::ClusterError;
+use crate::NAMESPACE;
+
+/// The token of a kubeconfig, in memory and in its file.
+pub(super) struct FileToken {
+    path: PathBuf,
+    current: RwLock<Held>,
+}
+
+struct Held {
+    token: String,
+    /// Seconds since 1970; 0 when the token does not say.
+    issued_s: i64,
+    expires_s: i64,
+}
+
+impl Held {
+    fn new(token: String) -> Self {
+        let (issued_s, expires_s) = token_times(&token).unwrap_or((0, 0));
+        Self { token, issued_s, expires_s }
+    }
+}
+
+impl FileToken {
+    pub(super) fn header(&self) -> Option<HeaderValue> {
+        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", held.token)).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
+    /// True from two thirds of the token's life on.
+    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let life_s = held.expires_s - held.issued_s;
+        held.expires_s > 0 && now.as_second() >= held.issued_s + life_s * 2 / 3
+    }
+
+    pub(super) fn replace(&self, fresh: &str) -> Result<(), ClusterError> {
+        let former = {
+            let mut held = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, Held::new(fresh.to_owned())).token
+        };
+        let file = |source| ClusterError::KubeconfigFile { path: self.path.clone(), source };
+        let text = std::fs::read_to_string(&self.path).map_err(file)?;
+        let text = text.replace(&former, fresh);
+        attest_certs::bundle::write_private(&self.path, text.as_bytes())
+            .map_err(|source| ClusterError::KubeconfigWrite { source })
+    }
+}
+
+/// `iat` and `exp` of a service account token (RFC 7519). Read, not believed: the API server judges.
+fn token_times(token: &str) -> Option<(i64, i64)> {
+    let payload = token.split('.').nth(1)?;
+    let bytes = data_encoding::BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?;
+    let claims: Value = serde_json::from_slice(&bytes).ok()?;
+    Some((claims.get("iat")?.as_i64()?, claims.get("exp")?.as_i64()?))
+}
+
+pub(super) async fn from_kubeconfig(
+    path: &Path,
+) -> Result<(Config, Option<Arc<FileToken>>), ClusterError> {
+    let bad = |source| ClusterError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let file = Kubeconfig::read_from(path).map_err(bad)?;
+    let mut config =
+        Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(bad)?;
+    // The client's own type hides the token; its written form is the kubeconfig's.
+    let written = serde_json::to_value(&config.auth_info).unwrap_or_default();
+    let token = written.get("token").and_then(Value::as_str).map(|token| {
+        let held = Held::new(token.to_owned());
+        Arc::new(FileToken { path: path.to_owned(), current: RwLock::new(held) })
+    });
+    if token.is_some() {
+        config.auth_info.token = None;
+    }
+    Ok((config, token))
+}
+
+pub(super) fn from_service_account(directory: &Path) -> Result<Config, ClusterError> {
+    let variable = |name: &'static str| {
+        std::env::var(name).map_err(|_| ClusterError::NotInCluster { missing: name.to_owned() })
+    };
+    let host = variable("KUBERNETES_SERVICE_HOST")?;
+    let port = variable("KUBERNETES_SERVICE_PORT")?;
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let file = |name: &str| {
+        let path = directory.join(name);
+        let text = std::fs::read_to_string(&path);
+        text.map_err(|_| ClusterError::NotInCluster { missing: path.display().to_string() })
+    };
+    let authority = attest_certs::bundle::chain_from_pem(&file("ca.crt")?)
+        .map_err(|source| ClusterError::KubeconfigWrite { source })?;
+    file("token")?;
+    let uri = format!("https://{host}:{port}");
+    let uri = uri.parse().map_err(|_| ClusterError::NotInCluster { missing: uri })?;
+    let mut config = Config::new(uri);
+    NAMESPACE.clone_into(&mut config.default_namespace);
+    config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
+    config.auth_info.token_file = Some(directory.join("token").display().to_string());
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_due_for_renewal_at_two_thirds_of_its_life() {
+        let payload = data_encoding::BASE64URL_NOPAD.encode(br#"{"iat":1000,"exp":1300}"#);
+        let token = FileToken {
+            path: PathBuf::new(),
+            current: RwLock::new(Held::new(format!("h.{payload}.s"))),
+        };
+
+        assert!(!token.is_due(Timestamp::from_second(1199).unwrap()));
+        assert!(token.is_due(Timestamp::from_second(1200).unwrap()));
+        let opaque = FileToken {
+            path: PathBuf::new(),
+            current: RwLock::new(Held::new("opaque".to_owned())),
+        };
+        assert!(!opaque.is_due(Timestamp::from_second(9_999_999_999).unwrap()));
+    }
+}

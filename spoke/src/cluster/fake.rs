@@ -1,0 +1,164 @@
+//! An API server that knows Secrets only and fails as a test says. For faults that a real one does not make on demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header::{AUTHORIZATION, USER_AGENT};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Access, ApiServer};
+use crate::metrics::Metrics;
+
+/// The server, and the kubeconfig that leads to it.
+pub(crate) struct FakeApi {
+    world: Arc<Mutex<World>>,
+    directory: TempDir,
+}
+
+#[derive(Default)]
+struct World {
+    version: u64,
+    /// By path.
+    objects: BTreeMap<String, Value>,
+    agents: Vec<String>,
+    tokens: Vec<String>,
+    /// Writes to carry out and to answer with an error.
+    answers_lost: u32,
+    /// What a TokenRequest is answered with.
+    fresh_token: String,
+    underway: usize,
+    underway_most: usize,
+}
+
+impl FakeApi {
+    pub(crate) async fn start() -> Self {
+        attest_certs::install_provider();
+        let world = Arc::<Mutex<World>>::default();
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&world));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let directory = tempfile::tempdir().unwrap();
+        let fake = Self { world, directory };
+        fake.write_kubeconfig(&format!("http://{address}"), "first");
+        fake
+    }
+
+    fn write_kubeconfig(&self, server: &str, token: &str) {
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(self.kubeconfig(), text.to_string()).unwrap();
+    }
+
+    pub(crate) fn kubeconfig(&self) -> std::path::PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    pub(crate) async fn open(&self) -> ApiServer {
+        let access = Access::Kubeconfig(self.kubeconfig());
+        ApiServer::open(&access, Metrics::new().unwrap()).await.unwrap()
+    }
+
+    pub(crate) fn agents(&self) -> Vec<String> {
+        self.world.lock().unwrap().agents.clone()
+    }
+}
+
+async fn answer(
+    State(world): State<Arc<Mutex<World>>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> (StatusCode, String) {
+    world.lock().unwrap().hear(&headers);
+    tokio::task::yield_now().await;
+    let (status, value) = world.lock().unwrap().act(&method, uri.path(), &body);
+    (status, value.to_string())
+}
+
+impl World {
+    fn hear(&mut self, headers: &HeaderMap) {
+        let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        self.agents.push(text(USER_AGENT).to_owned());
+        self.tokens.push(text(AUTHORIZATION).to_owned());
+        self.underway += 1;
+        self.underway_most = self.underway_most.max(self.underway);
+    }
+
+    fn act(&mut self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
+        self.underway -= 1;
+        if path.ends_with("/token") {
+            return (StatusCode::CREATED, json!({"status": {"token": self.fresh_token}}));
+        }
+        let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+        let outcome = self.carry_out(method, path, body);
+        if *method != Method::GET && self.answers_lost > 0 {
+            self.answers_lost -= 1;
+            return refused(StatusCode::GATEWAY_TIMEOUT, "Timeout");
+        }
+        outcome
+    }
+
+    fn carry_out(&mut self, method: &Method, path: &str, body: Value) -> (StatusCode, Value) {
+        match method.as_str() {
+            "GET" if path.ends_with("/secrets") => {
+                let items: Vec<&Value> = self.objects.values().collect();
+                (StatusCode::OK, json!({"kind": "SecretList", "items": items}))
+            }
+            "GET" if path == "/version" => (StatusCode::OK, json!({"gitVersion": "v1.37.2"})),
+            "GET" => match self.objects.get(path) {
+                Some(object) => (StatusCode::OK, object.clone()),
+                None => refused(StatusCode::NOT_FOUND, "NotFound"),
+            },
+            "POST" => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                let path = format!("{path}/{name}");
+                if self.objects.contains_key(&path) {
+                    return refused(StatusCode::CONFLICT, "AlreadyExists");
+                }
+                (StatusCode::CREATED, self.put(path, body))
+            }
+            "PUT" => {
+                let Some(stored) = self.objects.get(path) else {
+                    return refused(StatusCode::NOT_FOUND, "NotFound");
+                };
+                let (has, wants) =
+                    (&stored["metadata"]["resourceVersion"], &body["metadata"]["resourceVersion"]);
+                if !wants.is_null() && has != wants {
+                    return refused(StatusCode::CONFLICT, "Conflict");
+                }
+                (StatusCode::OK, self.put(path.to_owned(), body))
+            }
+            "DELETE" => match self.objects.remove(path) {
+                Some(object) => (StatusCode::OK, object),
+                None => refused(StatusCode::NOT_FOUND, "NotFound"),
+            },
+            _ => refused(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
+        }
+    }
+
+    fn put(&mut self, path: String, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.objects.insert(path, object.clone());
+        object
+    }
+}
+
+fn refused(status: StatusCode, reason: &str) -> (StatusCode, Value) {
+    let code = status.as_u16();
+    (
+        status,
+        json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}),
+    )
+}
