@@ -4,13 +4,15 @@
 //! cluster, and losing the hub changes nothing but how old its news is.
 
 pub mod certificate;
+mod freshness;
 pub mod push;
 pub mod quic;
+mod renewal;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use attest_certs::{Bundle, Pin, SigningRequest, peer_identity, tls};
+use attest_certs::{Bundle, Pin, tls};
 use attest_common::record::Records;
 use attest_common::report::error_chain;
 use attest_common::session::message::{
@@ -26,9 +28,10 @@ use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::certificate::certificate;
+pub use self::freshness::{Freshness, HUB_STALE_AFTER};
 use self::push::{Pushed, Room};
 use self::quic::{FrameReader, LinkError};
+use self::renewal::Renewal;
 use crate::cluster::ApiServer;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -42,17 +45,10 @@ pub const PUSHES_MAX: usize = 2;
 pub const PUSHES_ARRIVING_MAX: usize = 2;
 /// Longest a push may take to arrive once it is being read.
 pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time without a verified sync after which the hub counts as stale.
-pub const HUB_STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Widest window a hub may ask reconnects to be spread over.
 pub const RECONNECT_WINDOW_MAX_MS: u64 = 10 * 60 * 1000;
 /// How often overdue reports, renewal and staleness are looked at.
 const TICK: Duration = Duration::from_secs(5);
-/// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
-const RENEW_AT_PERCENT: u64 = 66;
-const RENEW_SPREAD_PERCENT: u64 = 10;
-/// How long to wait before asking for a renewal again.
-const RENEW_RETRY: Duration = Duration::from_secs(5 * 60);
 /// Application code of a close that is meant.
 const CLOSE_NORMAL: u32 = 0;
 
@@ -88,52 +84,6 @@ impl SeenSource {
 
     fn get(&self) -> Vec<Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// When the hub was last known to be what it says, by a verified sync.
-#[derive(Clone, Debug)]
-pub struct Freshness(Arc<Mutex<Option<Instant>>>, Instant);
-
-impl Default for Freshness {
-    fn default() -> Self {
-        Self(Arc::default(), Instant::now())
-    }
-}
-
-impl Freshness {
-    fn mark(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    fn age(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
-    }
-
-    /// True when no sync was verified for [`HUB_STALE_AFTER`].
-    pub fn is_stale(&self) -> bool {
-        self.age().unwrap_or_else(|| self.1.elapsed()) > HUB_STALE_AFTER
-    }
-
-    /// Keeps the gauges and says once when the hub becomes stale or fresh.
-    pub async fn watch(self, metrics: Metrics) {
-        let mut was_stale = false;
-        loop {
-            tokio::time::sleep(TICK).await;
-            let stale = self.is_stale();
-            let age_s = self.age().and_then(|age| i64::try_from(age.as_secs()).ok());
-            metrics.sync_age_seconds.set(age_s.unwrap_or(-1));
-            metrics.hub_stale.set(i64::from(stale));
-            if stale && !was_stale {
-                tracing::warn!(
-                    reason = "HubStale",
-                    "No verified sync for 10 minutes; what runs is kept, nothing new is known"
-                );
-            } else if was_stale && !stale {
-                tracing::info!("The hub is fresh again");
-            }
-            was_stale = stale;
-        }
     }
 }
 
@@ -331,34 +281,6 @@ impl Link {
         Ok(())
     }
 
-    /// The new certificate, when it is ours and fits the key that asked for it.
-    fn renewed(&self, chain_der: Vec<Vec<u8>>, renewal: &mut Renewal) -> Option<Bundle> {
-        let request = renewal.pending.take()?;
-        let accepted = self.accept(chain_der, &request);
-        if let Err(reason) = &accepted {
-            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
-        }
-        accepted.ok()
-    }
-
-    fn accept(
-        &self,
-        chain_der: Vec<Vec<u8>>,
-        request: &SigningRequest,
-    ) -> Result<Bundle, &'static str> {
-        let loaded = self.trust.borrow().loaded().cloned().map_err(|error| error.reason())?;
-        let pins = pins(&loaded).map_err(|error| error.reason())?;
-        let own = self.identity.tls.as_ref().ok_or("CertificateIdentity")?;
-        let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
-        let expected = certificate::Expected {
-            cluster: &self.identity.cluster,
-            trust_domain: own.id.trust_domain(),
-            pins: &pins,
-            now: SystemTime::now(),
-        };
-        certificate(chain_der, request, &expected)
-    }
-
     fn hear_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
         let Ok(loaded) = self.trust.borrow().loaded().cloned() else { return };
         let records = Records::new();
@@ -392,41 +314,6 @@ impl Link {
 struct Heartbeats {
     nonce: String,
     counter: u64,
-}
-
-/// The next certificate: when to ask, and the key that waits for the answer.
-struct Renewal {
-    due_at: Option<SystemTime>,
-    asked_at: Option<Instant>,
-    pending: Option<SigningRequest>,
-}
-
-impl Renewal {
-    fn of(bundle: &Bundle, asked_at: Option<Instant>, metrics: &Metrics) -> Self {
-        let due_at = peer_identity(bundle.chain()).ok().map(|peer| {
-            let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-            metrics
-                .certificate_expiry_seconds
-                .set(i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
-            let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
-            peer.not_before + life.mul_f64(renew_share(random()))
-        });
-        Self { due_at, asked_at, pending: None }
-    }
-
-    /// A signing request, when it is time.
-    fn due(&mut self, now: SystemTime, monotonic: Instant) -> Option<Vec<u8>> {
-        let due = self.due_at.is_some_and(|at| now >= at);
-        let waiting = self.asked_at.is_some_and(|at| monotonic.duration_since(at) < RENEW_RETRY);
-        if !due || waiting {
-            return None;
-        }
-        let request = SigningRequest::generate().ok()?;
-        let csr = request.csr_der.clone();
-        self.asked_at = Some(monotonic);
-        self.pending = Some(request);
-        Some(csr)
-    }
 }
 
 async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
@@ -504,13 +391,6 @@ pub fn reconnect_ms(attempt: u32, window_ms: u64, random: u64) -> u64 {
     random % (range_ms + 1)
 }
 
-/// Share of its life after which a certificate is renewed: two thirds, give or take a tenth.
-fn renew_share(random: u64) -> f64 {
-    let spread = random % (2 * RENEW_SPREAD_PERCENT + 1);
-    let percent = RENEW_AT_PERCENT - RENEW_SPREAD_PERCENT + spread;
-    f64::from(u32::try_from(percent).unwrap_or(66)) / 100.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,13 +406,5 @@ mod tests {
         assert!(longest(u32::MAX, 0) <= RECONNECT_MAX_MS);
         assert!(longest(0, 5_000) > 4_000 && longest(0, 5_000) <= 5_000);
         assert_eq!(reconnect_ms(9, 0, 0), 0);
-    }
-
-    #[test]
-    fn a_certificate_is_renewed_around_two_thirds_of_its_life() {
-        for random in 0..100 {
-            let share = renew_share(random);
-            assert!((0.55..=0.77).contains(&share), "{share}");
-        }
     }
 }

@@ -1,0 +1,289 @@
+//! What the hub pushes: judged, made durable, then handed to the worker of its destination; or refused and filed.
+
+use std::time::{Duration, Instant};
+
+use attest_common::envelope::{self, DIRECTIVE_TYPE};
+use attest_common::ids::Digest;
+use attest_common::report::{Refusal, Timings, error_chain, message};
+use attest_common::verify::{Ages, Removal, Verified};
+
+use super::{Agent, RETRY_MIN, Rejected, Retry};
+use crate::destination::status::{self, Situation};
+use crate::destination::{Order, Run};
+use crate::failpoint;
+use crate::gate::{self, Admitting, GateError, Verdict, View};
+use crate::ledger::refusals::Refused;
+use crate::ledger::{ConfirmedPairs, Entry, LedgerError};
+use crate::link::push::Pushed;
+use crate::outbox::Key;
+
+/// How often a push is judged anew because its record was changed meanwhile.
+const JUDGEMENTS_MAX: u32 = 4;
+
+impl Agent {
+    pub(super) async fn take(&mut self, push: Pushed) {
+        let Pushed { directive, plan, blobs, room } = push;
+        for (digest, bytes) in blobs {
+            self.blobs.insert(digest, bytes);
+        }
+        drop(room);
+        if let Some((key, _)) = gate::claimed(&directive) {
+            self.retries.remove(&key);
+        }
+        self.decide(directive, plan, RETRY_MIN).await;
+    }
+
+    /// Judges one directive and does what follows. `wait` is how long to wait should the API server be away.
+    pub(super) async fn decide(
+        &mut self,
+        directive: Vec<u8>,
+        plan: Option<Digest>,
+        wait: Duration,
+    ) {
+        let outcome = self.judge_and_record(&directive, plan).await;
+        let error = match outcome {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let claimed = gate::claimed(&directive);
+        match (error, claimed) {
+            (Rejected::Ledger(error), Some((key, _))) if error.is_transient() => {
+                tracing::warn!(
+                    application = %key.0, namespace = %key.1,
+                    reason = error.reason(), error = %error_chain(&error),
+                    "Cannot record a directive; trying again"
+                );
+                let at = Instant::now() + wait;
+                self.retries.insert(key, Retry { directive, plan, at, wait });
+            }
+            (error, claimed) => self.refuse(&error, &directive, claimed),
+        }
+    }
+
+    async fn judge_and_record(
+        &mut self,
+        directive: &[u8],
+        plan: Option<Digest>,
+    ) -> Result<(), Rejected> {
+        let (mut asked_kinds, mut looked_up) = (false, false);
+        let mut judgements = 0;
+        loop {
+            let started = Instant::now();
+            let verdict = self.judge(directive, plan);
+            let took = started.elapsed();
+            self.shared.metrics.verification_seconds.observe(took.as_secs_f64());
+            match verdict {
+                Err(error) if error.is_about_kinds() && !asked_kinds => {
+                    asked_kinds = true;
+                    self.discover().await;
+                }
+                Err(error) => return Err(Rejected::Gate(error)),
+                Ok(Verdict::Need(key, _)) if !looked_up => {
+                    looked_up = true;
+                    self.look_up(&key).await;
+                }
+                Ok(Verdict::Need(key, blobs)) => {
+                    tracing::debug!(application = %key.0, namespace = %key.1, blobs = blobs.len(), "Blobs are missing");
+                    self.shared.outbox.need(key, blobs);
+                    return Ok(());
+                }
+                Ok(Verdict::Again(key)) => {
+                    if self.unresumed.remove(&key).is_some() {
+                        self.resume(&key).await;
+                    }
+                    self.worker(&key).repeat();
+                    return Ok(());
+                }
+                Ok(Verdict::Remove(removal)) => return self.remove(directive, *removal).await,
+                Ok(Verdict::Admit(admitting)) => {
+                    let timings = Timings { verify_us: micros(took), ..Timings::default() };
+                    judgements += 1;
+                    let admitted = self.admit(directive, *admitting, timings).await;
+                    // What it superseded, or what it stored and no record names.
+                    self.shared.ledger.tidy_content();
+                    match admitted {
+                        Err(Rejected::Ledger(LedgerError::Overtaken))
+                            if judgements < JUDGEMENTS_MAX => {}
+                        other => return other,
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
+        let trust = self.trust.borrow().clone();
+        let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
+        let kinds = self.kinds();
+        self.shared.ledger.with_records(|records| {
+            let view = View {
+                policy,
+                cluster: &self.cluster,
+                records,
+                kinds: &kinds,
+                now: jiff::Timestamp::now(),
+                ages: Ages::Judge,
+            };
+            gate::judge(directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
+        })
+    }
+
+    /// Makes an admission durable, then hands it to its worker.
+    async fn admit(
+        &mut self,
+        directive: &[u8],
+        admitting: Admitting,
+        mut timings: Timings,
+    ) -> Result<(), Rejected> {
+        let Admitting { admission, held } = admitting;
+        let ordered = &admission.ordered.directive;
+        let key = (ordered.application.clone(), ordered.namespace.clone());
+        let (epoch, sequence) = (ordered.epoch, ordered.sequence);
+        let started = Instant::now();
+        let judged = self.sequence(&key);
+        let former = self
+            .shared
+            .ledger
+            .entry(&key)
+            .map(|entry| Entry { confirmed: ConfirmedPairs::new(), ..entry });
+        // Of this plan until the record names it, of what was before until there is no way back.
+        let before = former.iter().flat_map(|e| e.record.held.iter().chain(&e.record.last_good));
+        let kept = self.shared.ledger.keep_content(before.map(|held| held.plan).chain([held.plan]));
+        let bytes = self.blobs.of(&held);
+        self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
+        let change = |entry: Option<Entry>| {
+            if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
+                return Err(LedgerError::Overtaken);
+            }
+            let former = entry.as_ref().map(|entry| &entry.record);
+            let record = gate::admitted_record(former, &admission, &held)
+                .map_err(|_| LedgerError::TooLarge { objects: admission.admitted.objects.len() })?;
+            let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
+            Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
+        };
+        self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;
+        timings.record_us = micros(started.elapsed());
+        self.seen.set(self.shared.ledger.seen());
+        self.blobs.remove(held.blobs());
+        self.shared.metrics.verifications.with_label_values(&["admitted"]).inc();
+        tracing::info!(
+            application = %key.0, namespace = %key.1, epoch, sequence,
+            version = admission.admitted.release.version,
+            signers = admission.admitted.signers.values().cloned().collect::<Vec<_>>().join(", "),
+            verify_us = timings.verify_us, record_us = timings.record_us,
+            "Admitted a release"
+        );
+        failpoint::reach("after-admission");
+        self.know_inventory(&key, &admission.admitted.objects).await;
+        self.unresumed.remove(&key);
+        let (former, kept) = (former.map(Box::new), Some(kept));
+        let run = Run { admission, held, resumed: false, former, kept, timings };
+        self.worker(&key).order(Order::Run(Box::new(run)));
+        Ok(())
+    }
+
+    async fn remove(
+        &mut self,
+        directive: &[u8],
+        removal: Verified<Removal>,
+    ) -> Result<(), Rejected> {
+        let ordered = &removal.ordered.directive;
+        let key = (ordered.application.clone(), ordered.namespace.clone());
+        let judged = self.sequence(&key);
+        let change = |entry: Option<Entry>| {
+            let Some(entry) = entry.filter(|e| Some((e.record.epoch, e.record.sequence)) == judged)
+            else {
+                return Err(LedgerError::Overtaken);
+            };
+            let record = gate::removed_record(&entry.record, &removal);
+            Ok(Some(Entry { record, directive: directive.to_vec(), confirmed: entry.confirmed }))
+        };
+        self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;
+        self.seen.set(self.shared.ledger.seen());
+        self.shared.metrics.verifications.with_label_values(&["admitted"]).inc();
+        tracing::info!(
+            application = %key.0, namespace = %key.1, sequence = ordered.sequence,
+            "Admitted a removal"
+        );
+        self.know_inventory(&key, &[]).await;
+        self.unresumed.remove(&key);
+        self.worker(&key).order(Order::Remove(Box::new(removal)));
+        Ok(())
+    }
+
+    fn sequence(&self, key: &Key) -> Option<(u64, u64)> {
+        self.shared
+            .ledger
+            .with_records(|records| records.get(key).map(|record| (record.epoch, record.sequence)))
+    }
+
+    /// Files a refusal: metric, log, the cluster's own list, and the report to the hub.
+    /// Each is counted; the rest happens at a bounded pace.
+    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, u64)>) {
+        let reason = error.reason();
+        self.shared.metrics.refused(reason);
+        let signed = self.is_signed(directive);
+        let pace = if signed { &self.signed_pace } else { &self.unsigned_pace };
+        if !pace.allows(Instant::now()) {
+            return;
+        }
+        let text = match error {
+            Rejected::Gate(error) => error_chain(error),
+            Rejected::Ledger(error) => error_chain(error),
+        };
+        let (key, sequence) =
+            claimed.map(|(key, sequence)| (Some(key), Some(sequence))).unwrap_or_default();
+        let refusal = Refusal {
+            reason: reason.to_owned(),
+            message: message(&text),
+            sequence,
+            at: jiff::Timestamp::now(),
+        };
+        let name = |pick: fn(&Key) -> String| key.as_ref().map(pick).unwrap_or_default();
+        let (application, namespace) = (name(|k| k.0.to_string()), name(|k| k.1.to_string()));
+        tracing::warn!(
+            application,
+            namespace,
+            reason,
+            sequence,
+            error = text,
+            "Refused a directive"
+        );
+        self.shared.refusals.note(Refused {
+            application,
+            namespace,
+            signed,
+            refusal: refusal.clone(),
+        });
+        let Some(key) = key else { return };
+        match self.workers.get(&key) {
+            Some(worker) => worker.refused(refusal),
+            // Nothing runs there; a report is enough, and it is bounded where a worker is not.
+            None => self.shared.outbox.report(&status::report(&Situation {
+                key: &key,
+                epoch: None,
+                sequence: None,
+                running: None,
+                removal: None,
+                frozen: None,
+                refusal: Some(&refusal),
+                problem: None,
+                heals_total: 0,
+                now: jiff::Timestamp::now(),
+            })),
+        }
+    }
+
+    /// Whether a hub key of the local policy signed this directive.
+    fn is_signed(&self, directive: &[u8]) -> bool {
+        let trust = self.trust.borrow();
+        let sized = gate::check_size(directive).is_ok();
+        trust.loaded().is_ok_and(|loaded| {
+            sized && envelope::open(directive, DIRECTIVE_TYPE, &loaded.policy.hub_keys).is_ok()
+        })
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

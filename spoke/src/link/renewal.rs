@@ -1,0 +1,100 @@
+//! Renewing the certificate: when to ask, and whether the answer may replace what works.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use attest_certs::{Bundle, SigningRequest, peer_identity};
+
+use super::certificate::{self, certificate};
+use super::{Link, pins, random};
+use crate::metrics::Metrics;
+
+/// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
+const RENEW_AT_PERCENT: u64 = 66;
+const RENEW_SPREAD_PERCENT: u64 = 10;
+/// How long to wait before asking for a renewal again.
+const RENEW_RETRY: Duration = Duration::from_secs(5 * 60);
+
+/// The next certificate: when to ask, and the key that waits for the answer.
+pub(super) struct Renewal {
+    due_at: Option<SystemTime>,
+    pub(super) asked_at: Option<Instant>,
+    pending: Option<SigningRequest>,
+}
+
+impl Renewal {
+    pub(super) fn of(bundle: &Bundle, asked_at: Option<Instant>, metrics: &Metrics) -> Self {
+        let due_at = peer_identity(bundle.chain()).ok().map(|peer| {
+            let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+            metrics
+                .certificate_expiry_seconds
+                .set(i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+            let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
+            peer.not_before + life.mul_f64(renew_share(random()))
+        });
+        Self { due_at, asked_at, pending: None }
+    }
+
+    /// A signing request, when it is time.
+    pub(super) fn due(&mut self, now: SystemTime, monotonic: Instant) -> Option<Vec<u8>> {
+        let due = self.due_at.is_some_and(|at| now >= at);
+        let waiting = self.asked_at.is_some_and(|at| monotonic.duration_since(at) < RENEW_RETRY);
+        if !due || waiting {
+            return None;
+        }
+        let request = SigningRequest::generate().ok()?;
+        let csr = request.csr_der.clone();
+        self.asked_at = Some(monotonic);
+        self.pending = Some(request);
+        Some(csr)
+    }
+}
+
+impl Link {
+    /// The new certificate, when it is ours and fits the key that asked for it.
+    pub(super) fn renewed(&self, chain_der: Vec<Vec<u8>>, renewal: &mut Renewal) -> Option<Bundle> {
+        let request = renewal.pending.take()?;
+        let accepted = self.accept(chain_der, &request);
+        if let Err(reason) = &accepted {
+            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
+        }
+        accepted.ok()
+    }
+
+    fn accept(
+        &self,
+        chain_der: Vec<Vec<u8>>,
+        request: &SigningRequest,
+    ) -> Result<Bundle, &'static str> {
+        let loaded = self.trust.borrow().loaded().cloned().map_err(|error| error.reason())?;
+        let pins = pins(&loaded).map_err(|error| error.reason())?;
+        let own = self.identity.tls.as_ref().ok_or("CertificateIdentity")?;
+        let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
+        let expected = certificate::Expected {
+            cluster: &self.identity.cluster,
+            trust_domain: own.id.trust_domain(),
+            pins: &pins,
+            now: SystemTime::now(),
+        };
+        certificate(chain_der, request, &expected)
+    }
+}
+
+/// Share of its life after which a certificate is renewed: two thirds, give or take a tenth.
+fn renew_share(random: u64) -> f64 {
+    let spread = random % (2 * RENEW_SPREAD_PERCENT + 1);
+    let percent = RENEW_AT_PERCENT - RENEW_SPREAD_PERCENT + spread;
+    f64::from(u32::try_from(percent).unwrap_or(66)) / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_around_two_thirds_of_its_life() {
+        for random in 0..100 {
+            let share = renew_share(random);
+            assert!((0.55..=0.77).contains(&share), "{share}");
+        }
+    }
+}
