@@ -95,7 +95,7 @@ pub async fn run(mut link: Link) {
         let outcome = link.session(&mut attempt, &mut window_ms).await;
         link.metrics.connected.set(0);
         let Err(error) = outcome;
-        let wait_ms = if matches!(error, LinkError::Renewed) {
+        let wait_ms = if matches!(error, LinkError::Renewed | LinkError::PolicyChanged) {
             RECONNECT_MIN_MS
         } else {
             reconnect_ms(attempt, window_ms, random())
@@ -107,26 +107,45 @@ pub async fn run(mut link: Link) {
             "No session with the hub"
         );
         attempt = attempt.saturating_add(1);
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+            // Another policy may pin another hub, which did not ask for this wait.
+            Ok(()) = link.trust.changed() => {}
+        }
     }
 }
 
 enum Never {}
 
 impl Link {
+    /// One session, until it ends or the policy is another one: nothing that a hub does or leaves
+    /// undone may keep this spoke from the hub that its policy pins now.
     async fn session(
         &mut self,
         attempt: &mut u32,
         window_ms: &mut u64,
     ) -> Result<Never, LinkError> {
         let loaded = self.loaded().await;
+        let trust = self.trust.clone();
+        tokio::select! {
+            biased;
+            () = changed(trust, &loaded) => Err(LinkError::PolicyChanged),
+            outcome = self.meet(&loaded, (attempt, window_ms)) => outcome,
+        }
+    }
+
+    async fn meet(
+        &mut self,
+        loaded: &Arc<Loaded>,
+        attempt: (&mut u32, &mut u64),
+    ) -> Result<Never, LinkError> {
         let bundle = match &self.identity.tls {
             Some(tls) => tls.bundle.clone(),
             None => return Err(LinkError::Closed("this spoke has not joined".to_owned())),
         };
-        let tls = tls::spoke_session(&pins(&loaded)?, &bundle).map_err(LinkError::Tls)?;
+        let tls = tls::spoke_session(&pins(loaded)?, &bundle).map_err(LinkError::Tls)?;
         let (endpoint, connection) = quic::dial(&self.hub, tls).await?;
-        let outcome = self.talk(&connection, &loaded, &bundle, (attempt, window_ms)).await;
+        let outcome = self.talk(&connection, loaded, &bundle, attempt).await;
         connection.close(VarInt::from_u32(CLOSE_NORMAL), b"");
         // So that the hub hears of the close.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
@@ -151,14 +170,12 @@ impl Link {
         bundle: &Bundle,
         (attempt, window_ms): (&mut u32, &mut u64),
     ) -> Result<Never, LinkError> {
-        let (mut control, received) = connection.open_bi().await.map_err(LinkError::Connection)?;
-        let mut reader = FrameReader::new(received);
         let nonce = nonce();
-        quic::write(&mut control, &to_hub(ToHubBody::Hello(self.hello(&nonce, loaded)))).await?;
+        let hello = to_hub(ToHubBody::Hello(self.hello(&nonce, loaded)));
         let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
-        let greeted = tokio::time::timeout(limit, welcome(&mut reader)).await;
-        let Welcome { protocol, hub_version, reconnect_window_ms } =
-            greeted.map_err(|_| LinkError::Silent)??;
+        let greeted = tokio::time::timeout(limit, greet(connection, &hello)).await;
+        let (mut control, mut reader, welcome) = greeted.map_err(|_| LinkError::Silent)??;
+        let Welcome { protocol, hub_version, reconnect_window_ms } = welcome;
         if negotiate(protocol, protocol).is_none() {
             return Err(LinkError::Protocol(protocol));
         }
@@ -175,8 +192,6 @@ impl Link {
         let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
         // Ends with the session: what had not arrived then is sent again.
         let mut receiving = JoinSet::new();
-        let mut trust = self.trust.clone();
-        trust.mark_unchanged();
         loop {
             self.send_due(&mut control, &mut deliveries).await?;
             tokio::select! {
@@ -201,13 +216,6 @@ impl Link {
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
                         quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
-                    }
-                }
-                changed = trust.changed() => {
-                    // Another policy may pin another hub, and the hub should know it: greet again.
-                    let same = trust.borrow().loaded().is_ok_and(|now| now.spec_json == loaded.spec_json);
-                    if changed.is_err() || !same {
-                        return Err(LinkError::Closed("the trust policy changed".to_owned()));
                     }
                 }
             }
@@ -316,10 +324,29 @@ struct Heartbeats {
     counter: u64,
 }
 
-async fn welcome(reader: &mut FrameReader) -> Result<Welcome, LinkError> {
+/// Until another policy is loaded than the one this session rests on.
+async fn changed(mut trust: watch::Receiver<Trust>, loaded: &Loaded) {
+    while trust.changed().await.is_ok() {
+        let same = trust.borrow().loaded().is_ok_and(|now| now.spec_json == loaded.spec_json);
+        if !same {
+            return;
+        }
+    }
+    // Only when the process ends.
+    std::future::pending().await
+}
+
+/// Opens the control stream, says hello and hears the hub's welcome. The caller limits the time.
+async fn greet(
+    connection: &Connection,
+    hello: &ToHub,
+) -> Result<(SendStream, FrameReader, Welcome), LinkError> {
+    let (mut control, received) = connection.open_bi().await.map_err(LinkError::Connection)?;
+    let mut reader = FrameReader::new(received);
+    quic::write(&mut control, hello).await?;
     let message = reader.next::<ToSpoke>().await?;
     match message.and_then(|message| message.body) {
-        Some(ToSpokeBody::Welcome(welcome)) => Ok(welcome),
+        Some(ToSpokeBody::Welcome(welcome)) => Ok((control, reader, welcome)),
         Some(_) | None => {
             Err(LinkError::Unexpected { got: "something else", expected: "a welcome" })
         }
@@ -390,6 +417,9 @@ pub fn reconnect_ms(attempt: u32, window_ms: u64, random: u64) -> u64 {
     let range_ms = if attempt == 0 { backoff_ms.max(window_ms) } else { backoff_ms };
     random % (range_ms + 1)
 }
+
+#[cfg(test)]
+mod stubborn_hub;
 
 #[cfg(test)]
 mod tests {

@@ -60,7 +60,7 @@ impl Trust {
         }
     }
 
-    fn of(object: &Value, kube_system_uid: &str) -> Self {
+    pub(crate) fn of(object: &Value, kube_system_uid: &str) -> Self {
         match read(object, kube_system_uid) {
             Ok(loaded) => Self { loaded: Some(Arc::new(loaded)), problem: None },
             Err(problem) => Self { loaded: None, problem: Some(Arc::new(problem)) },
@@ -187,13 +187,13 @@ impl TrustError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use attest_common::keys::PrivateKey;
     use serde_json::json;
 
     use super::*;
 
-    fn object() -> Value {
+    pub(crate) fn object() -> Value {
         let hub = PrivateKey::from_seed(&[1; 32]).unwrap().public().to_pem();
         json!({
             "spec": {

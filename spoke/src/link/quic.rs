@@ -23,6 +23,8 @@ pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (UNIDIRECTIONAL_STREAMS_MAX + 2);
 /// Bytes this end keeps unacknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Time in which the hub must have taken a frame that is written to it.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes asked from a stream at a time.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -37,7 +39,9 @@ pub async fn dial(
     hub: &str,
     tls: rustls::ClientConfig,
 ) -> Result<(Endpoint, Connection), LinkError> {
-    let address = resolve(hub).await?;
+    let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
+    let address = tokio::time::timeout(limit, resolve(hub)).await;
+    let address = address.map_err(|_| LinkError::Address(hub.chars().take(200).collect()))??;
     let local: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -51,7 +55,6 @@ pub async fn dial(
     let connecting = endpoint
         .connect_with(config, address, HUB_SERVER_NAME)
         .map_err(|error| LinkError::Dial(error.to_string()))?;
-    let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
     let connection = tokio::time::timeout(limit, connecting)
         .await
         .map_err(|_| LinkError::Silent)?
@@ -129,10 +132,20 @@ impl FrameReader {
 /// Writes one frame.
 ///
 /// # Errors
-/// When the message is too large or the stream is gone.
+/// When the message is too large, the stream is gone, or the hub does not take it within
+/// [`WRITE_TIMEOUT`].
 pub async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
+    write_within(stream, message, WRITE_TIMEOUT).await
+}
+
+async fn write_within<M: Message>(
+    stream: &mut SendStream,
+    message: &M,
+    limit: Duration,
+) -> Result<(), LinkError> {
     let bytes = frame::encode(message).map_err(LinkError::Frame)?;
-    stream.write_all(&bytes).await.map_err(LinkError::Write)
+    let written = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
+    written.map_err(|_| LinkError::Silent)?.map_err(LinkError::Write)
 }
 
 /// Why there is no session, or no longer.
@@ -175,6 +188,8 @@ pub enum LinkError {
     Pin(#[source] attest_certs::IdentityError),
     #[error("the certificate was renewed")]
     Renewed,
+    #[error("the trust policy changed")]
+    PolicyChanged,
 }
 
 impl LinkError {
@@ -196,6 +211,27 @@ impl LinkError {
             Self::Protocol(_) => "ProtocolVersion",
             Self::Pin(_) => "PinFormat",
             Self::Renewed => "Renewed",
+            Self::PolicyChanged => "PolicyChanged",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::session::message::Hello;
+
+    use super::*;
+    use crate::link::stubborn_hub::StubbornHub;
+
+    #[tokio::test]
+    async fn a_hub_that_takes_nothing_holds_up_a_write_for_a_limited_time() {
+        let hub = StubbornHub::granting(1).await;
+        let (_endpoint, connection) = dial(&hub.address, hub.spoke_tls()).await.unwrap();
+        let (mut stream, _) = connection.open_bi().await.unwrap();
+        let long = Hello { policy: vec![b'x'; 64 * 1024], ..Hello::default() };
+
+        let outcome = write_within(&mut stream, &long, Duration::from_millis(200)).await;
+
+        assert_eq!(outcome.unwrap_err().reason(), "HubSilent");
     }
 }

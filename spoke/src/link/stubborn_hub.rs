@@ -1,0 +1,107 @@
+//! A hub that shakes hands and then takes nothing. For what an honest hub never does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_certs::{Authority, Bundle, SigningRequest, tls};
+use attest_common::ids::ClusterId;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, ServerConfig, TransportConfig, VarInt};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use super::*;
+use crate::cluster::fake::FakeApi;
+use crate::identity::Identity;
+use crate::policy::tests::object;
+
+pub(crate) struct StubbornHub {
+    pub(crate) address: String,
+    authority: Authority,
+    spoke: Bundle,
+    _endpoint: Endpoint,
+}
+
+impl StubbornHub {
+    /// A hub that grants so many control streams, and next to no bytes on them.
+    pub(crate) async fn granting(streams: u32) -> Self {
+        attest_certs::install_provider();
+        let authority = Authority::create("fleet.test").unwrap();
+        let hub = authority.issue_hub("main", &[], DAY).unwrap().bundle().unwrap();
+        let tls = tls::hub_quic(&hub, std::slice::from_ref(authority.certificate())).unwrap();
+        let crypto = QuicServerConfig::try_from(tls).unwrap();
+        let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+            .stream_receive_window(VarInt::from_u32(16));
+        config.transport_config(Arc::new(transport));
+        let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = endpoint.local_addr().unwrap().to_string();
+        let accepting = endpoint.clone();
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(incoming) = accepting.accept().await {
+                kept.push(incoming.await);
+            }
+        });
+        let spoke = Self::spoke(&authority, &"c-0123456789abcdef".parse().unwrap());
+        Self { address, authority, spoke, _endpoint: endpoint }
+    }
+
+    fn spoke(authority: &Authority, cluster: &ClusterId) -> Bundle {
+        let request = SigningRequest::generate().unwrap();
+        let issued = authority.issue_spoke(&request.csr_der, cluster.as_str(), DAY).unwrap();
+        let chain = [issued.chain[0].clone(), authority.certificate().clone()];
+        Bundle::from_pem(&attest_certs::bundle::chain_to_pem(&chain), &request.key_pem).unwrap()
+    }
+
+    pub(crate) fn spoke_tls(&self) -> rustls::ClientConfig {
+        tls::spoke_session(&[self.authority.pin()], &self.spoke).unwrap()
+    }
+
+    /// A policy that pins this hub.
+    fn trust(&self) -> Trust {
+        let mut object = object();
+        object["spec"]["hub"]["caPins"] = json!([self.authority.pin().to_string()]);
+        Trust::of(&object, "uid-1")
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[tokio::test]
+async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
+    let hub = StubbornHub::granting(0).await;
+    let fake = FakeApi::start().await;
+    let api = fake.open().await;
+    let mut identity = Identity::load_or_create(&api).await.unwrap();
+    let bundle = StubbornHub::spoke(&hub.authority, &identity.cluster);
+    identity.store_tls(&api, bundle).await.unwrap();
+    let (told, trust) = watch::channel(hub.trust());
+    let mut link = Link {
+        hub: hub.address.clone(),
+        api,
+        identity,
+        trust,
+        outbox: Outbox::default(),
+        pushes: mpsc::channel(PUSHES_MAX).0,
+        seen: SeenSource::default(),
+        metrics: Metrics::new().unwrap(),
+        freshness: Freshness::default(),
+        kubernetes_version: String::new(),
+        room: Room::default(),
+        renewal_asked_at: None,
+        refusals_pace: Pace::of_refusals(),
+    };
+    let (mut attempt, mut window_ms) = (0, 0);
+    let mut session = Box::pin(link.session(&mut attempt, &mut window_ms));
+    let waiting = tokio::time::timeout(Duration::from_millis(300), &mut session).await;
+    assert!(waiting.is_err(), "the hub does not answer");
+
+    told.send_replace(Trust::of(&object(), "uid-1"));
+
+    let ended = tokio::time::timeout(Duration::from_secs(2), session).await;
+    let Err(error) = ended.unwrap();
+    assert_eq!(error.reason(), "PolicyChanged");
+}
