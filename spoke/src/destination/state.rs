@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use attest_common::health::Health;
 use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
-use attest_common::record::Owned;
 
 use crate::apply::{Passed, Standing};
 use crate::drift::{self, HealBudget, Live, Need};
@@ -270,58 +269,6 @@ impl Planning<'_> {
     }
 }
 
-/// Objects to delete, highest rank first.
-#[derive(Clone, Debug, Default)]
-pub struct Deleting {
-    pub items: BTreeMap<ObjectKey, Item>,
-    /// Objects that leave the inventory, deleted or released.
-    pub done: Vec<ObjectKey>,
-}
-
-/// One object to delete.
-#[derive(Clone, Debug)]
-pub struct Item {
-    pub path: String,
-    pub uid: Option<String>,
-    pub rank: u8,
-    pub busy: bool,
-    pub failure: Option<Failure>,
-}
-
-impl Deleting {
-    /// The objects to delete now, at most `room`, and when to ask again.
-    pub fn steps(&self, now: Instant, room: usize) -> (Vec<ObjectKey>, Option<Instant>) {
-        let waiting = |item: &Item| item.failure.as_ref().is_some_and(|f| f.retry_at > now);
-        let rank = self.items.values().filter(|item| !waiting(item)).map(|item| item.rank).max();
-        let ready = self
-            .items
-            .iter()
-            .filter(|(_, item)| !item.busy && !waiting(item) && Some(item.rank) == rank);
-        let wake = self.items.values().filter(|item| waiting(item));
-        let wake = wake.filter_map(|item| item.failure.as_ref().map(|f| f.retry_at)).min();
-        (ready.map(|(key, _)| key.clone()).take(room).collect(), wake)
-    }
-}
-
-/// Kinds that are released, never deleted: what they hold cannot be brought back.
-pub fn is_never_deleted(owned: &Owned) -> bool {
-    let ObjectKey { group, kind, .. } = &owned.key;
-    owned.met
-        || matches!(
-            (group.as_str(), kind.as_str()),
-            ("", "PersistentVolumeClaim" | "Namespace")
-                | ("apiextensions.k8s.io", "CustomResourceDefinition")
-        )
-}
-
-/// Inventories smaller than this may lose any share in one update.
-pub const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
-
-/// True when one update would delete more than the policy's share of the inventory.
-pub fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max: u32) -> bool {
-    inventory >= PRUNE_GUARD_OBJECTS_MIN && to_delete * 100 > inventory * percent_max as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -550,28 +497,5 @@ mod tests {
             (0..20).map(|i| (object_key("ConfigMap", &format!("c{i}")), tracked(5))).collect();
 
         assert_eq!(steps(&objects, rules(now), now, IN_FLIGHT_MAX).0.len(), IN_FLIGHT_MAX);
-    }
-
-    #[test]
-    fn an_update_may_not_delete_most_of_a_large_inventory() {
-        assert!(!prune_is_too_much(9, 9, 30));
-        assert!(!prune_is_too_much(3, 10, 30));
-        assert!(prune_is_too_much(4, 10, 30));
-        assert!(!prune_is_too_much(10, 10, 100));
-    }
-
-    #[test]
-    fn deleting_goes_from_the_highest_rank_down() {
-        let now = Instant::now();
-        let item = |rank| Item { path: String::new(), uid: None, rank, busy: false, failure: None };
-        let mut deleting = Deleting::default();
-        for (name, rank) in [("config", 5), ("web", 7), ("api", 7)] {
-            deleting.items.insert(object_key("x", name), item(rank));
-        }
-
-        let first: Vec<String> = deleting.steps(now, 8).0.into_iter().map(|k| k.name).collect();
-        assert_eq!(first, ["api", "web"]);
-        deleting.items.retain(|_, item| item.rank < 7);
-        assert_eq!(deleting.steps(now, 8).0.len(), 1);
     }
 }

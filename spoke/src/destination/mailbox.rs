@@ -1,0 +1,84 @@
+//! What the agent tells a worker, and where that waits. The newest order replaces an older one; nothing is decided here.
+
+use std::sync::{Mutex, PoisonError};
+
+use attest_common::record::Held;
+use attest_common::report::{Refusal, Timings};
+use attest_common::verify::{Admission, Removal, Verified};
+use tokio::sync::Notify;
+
+use crate::ledger::Entry;
+use crate::ledger::content::Kept;
+
+/// What a worker is to do now.
+#[derive(Debug)]
+pub enum Order {
+    /// Bring the cluster to this admission and keep it there. Its record is durable.
+    Run(Box<Run>),
+    /// Take the application away. Its record is durable.
+    Remove(Box<Verified<Removal>>),
+    /// Change nothing, for this reason.
+    Freeze { reason: String, message: String },
+}
+
+/// An admission and where it came from.
+#[derive(Debug)]
+pub struct Run {
+    pub admission: Verified<Admission>,
+    pub held: Held,
+    /// True when it was loaded, not newly admitted.
+    pub resumed: bool,
+    /// What was recorded before this was admitted: where to go back to when the plan is refused
+    /// after all.
+    pub former: Option<Box<Entry>>,
+    /// Holds the content of `former` until there is no way back.
+    pub kept: Option<Kept>,
+    pub timings: Timings,
+}
+
+/// Where orders wait. The newest replaces an older one that was not yet taken.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    slot: Mutex<Slot>,
+    arrived: Notify,
+}
+
+/// What a mailbox holds at one time.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub(super) order: Option<Order>,
+    pub(super) refusal: Option<Refusal>,
+    /// Tell the hub again how things are.
+    pub(super) repeat: bool,
+}
+
+impl Mailbox {
+    /// Gives an order.
+    pub fn order(&self, order: Order) {
+        self.change(|slot| slot.order = Some(order));
+    }
+
+    /// Says that a document for this destination was refused.
+    pub fn refused(&self, refusal: Refusal) {
+        self.change(|slot| slot.refusal = Some(refusal));
+    }
+
+    /// Asks for a report.
+    pub fn repeat(&self) {
+        self.change(|slot| slot.repeat = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Slot)) {
+        change(&mut self.slot.lock().unwrap_or_else(PoisonError::into_inner));
+        self.arrived.notify_one();
+    }
+
+    /// Until something was put in.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    pub(super) fn take(&self) -> Slot {
+        std::mem::take(&mut *self.slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

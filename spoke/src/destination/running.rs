@@ -1,0 +1,212 @@
+//! An admission being carried out: its state and the requests it makes. What comes next is `state`; what came back is taken in by the worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::effective;
+use attest_common::ids::Timestamp;
+use attest_common::kinds::Kinds;
+use attest_common::manifest::ObjectKey;
+use attest_common::record::{Held, Owned};
+use attest_common::report::{Timings, error_chain};
+use attest_common::verify::{Admission, Verified};
+
+use super::deleting::{self, Deleting};
+use super::mailbox::Run;
+use super::state::{Failure, Step, Tracked};
+use super::status::RunningNow;
+use super::track::{track, with_met};
+use super::{Done, Job};
+use crate::account::Account;
+use crate::apply::{self, ApplyError, Target};
+use crate::cluster::ApiServer;
+use crate::ledger::content::Kept;
+use crate::ledger::{ConfirmedPairs, Entry};
+use crate::outbox::Key;
+
+/// An admission being carried out.
+pub(super) struct Running {
+    pub(super) admission: Arc<Verified<Admission>>,
+    pub(super) held: Held,
+    pub(super) recorded_before: Option<Box<Entry>>,
+    /// Holds the content of `recorded_before` until the first object is written.
+    pub(super) kept: Option<Kept>,
+    pub(super) account: Account,
+    pub(super) kinds: Kinds,
+    pub(super) objects: BTreeMap<ObjectKey, Tracked>,
+    pub(super) leftovers: Vec<Owned>,
+    pub(super) pruning: Option<Deleting>,
+    pub(super) preparation: Preparation,
+    pub(super) written_any: bool,
+    /// The record lags behind what was applied.
+    pub(super) dirty: bool,
+    /// What leaves the inventory with the record being written.
+    pub(super) leaving: BTreeSet<ObjectKey>,
+    pub(super) recording: bool,
+    pub(super) settled: bool,
+    pub(super) begun: Instant,
+    pub(super) since: Timestamp,
+    pub(super) timings: Timings,
+    pub(super) problem: Option<Failure>,
+}
+
+/// Whether namespace, account and bindings are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preparation {
+    Due,
+    Underway,
+    Done { settling_until: Option<Instant> },
+}
+
+impl Running {
+    /// What there is to do for an admission, from what is recorded and from what ran before.
+    pub(super) fn begin(
+        run: Run,
+        (key, entry): (&Key, Option<&Entry>),
+        known: &Kinds,
+        before: Option<&Self>,
+        now: Instant,
+    ) -> Self {
+        let Run { admission, held, resumed, former: recorded_before, kept, timings } = run;
+        let (application, namespace) = key;
+        let account =
+            Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
+        let kinds = effective::with_definitions(&admission.admitted.objects, known);
+        let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
+        let tracked_before = before.map(|before| &before.objects);
+        let inventory = with_met(inventory, tracked_before);
+        let no_pairs = ConfirmedPairs::new();
+        let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
+        let mut objects = track(&admission, &kinds, &account, (&inventory, pairs), tracked_before);
+        // Only what was listed before this admission can be an apply of ours that was not finished.
+        if !resumed {
+            let listed = recorded_before.iter().flat_map(|entry| &entry.record.inventory);
+            let listed: BTreeSet<&ObjectKey> = listed.map(|owned| &owned.key).collect();
+            for (key, tracked) in &mut objects {
+                tracked.unfinished &= listed.contains(key);
+            }
+        }
+        let leftovers =
+            inventory.iter().filter(|owned| !objects.contains_key(&owned.key)).cloned().collect();
+        let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
+        let same_plan = before.filter(|before| before.held == held);
+        let since =
+            if resumed { admission.ordered.directive.issued_at } else { jiff::Timestamp::now() };
+        Self {
+            since: same_plan.map_or(since, |before| before.since),
+            written_any: resumed || same_plan.is_some(),
+            admission: Arc::new(admission),
+            held,
+            recorded_before,
+            kept,
+            account,
+            kinds,
+            objects,
+            leftovers,
+            pruning: None,
+            // Rights that were enough before are there; otherwise the first request says so.
+            preparation: if was_written {
+                Preparation::Done { settling_until: None }
+            } else {
+                Preparation::Due
+            },
+            dirty: false,
+            leaving: BTreeSet::new(),
+            recording: false,
+            settled: false,
+            begun: now,
+            timings,
+            problem: None,
+        }
+    }
+
+    /// Requests that were dropped may or may not have been carried out; the watch will tell.
+    pub(super) fn forget_flights(&mut self) {
+        self.objects.values_mut().for_each(|tracked| tracked.busy = false);
+        self.recording = false;
+        if self.preparation == Preparation::Underway {
+            self.preparation = Preparation::Due;
+        }
+        if let Some(pruning) = &mut self.pruning {
+            pruning.forget_flights();
+        }
+    }
+
+    pub(super) fn now(&self) -> RunningNow<'_> {
+        RunningNow {
+            admission: &self.admission,
+            plan: self.held.plan_digest,
+            since: self.since,
+            objects: &self.objects,
+            leftovers: self.leftovers.len(),
+            guarded: self.admission.plan.sync.prune && self.is_guarded(),
+            timings: self.timings,
+        }
+    }
+
+    pub(super) fn is_guarded(&self) -> bool {
+        let to_delete = self.leftovers.iter().filter(|o| !deleting::is_never_deleted(o)).count();
+        let inventory = self.objects.len() + self.leftovers.len();
+        let percent_max = self.admission.admitted.local.prune_percent_max;
+        deleting::prune_is_too_much(to_delete, inventory, percent_max)
+    }
+
+    pub(super) fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
+        let settling = match self.preparation {
+            Preparation::Done { settling_until } => settling_until.is_some_and(|at| now < at),
+            Preparation::Underway => true,
+            Preparation::Due => self.problem.is_none(),
+        };
+        if error.is_not_ready() && !settling {
+            // Namespace, account or bindings may have been taken away.
+            self.preparation = Preparation::Due;
+        }
+        let Some(tracked) = self.objects.get_mut(key) else { return };
+        tracked.busy = false;
+        let text = error_chain(error);
+        if matches!(error, ApplyError::FieldConflict { .. }) {
+            // Somebody else's: never deleted, and asked about anew before the next attempt.
+            tracked.passed = None;
+            self.dirty |= !std::mem::replace(&mut tracked.met, true);
+        }
+        tracked.failure = Some(if error.is_not_ready() && settling {
+            Failure::not_ready(error.reason(), text, now)
+        } else {
+            Failure::after(tracked.failure.as_ref(), error.reason(), text, now)
+        });
+    }
+
+    pub(super) fn job(&mut self, api: &ApiServer, step: Step) -> Option<Job> {
+        let key = match &step {
+            Step::Check(key, _) | Step::Look(key) | Step::Write { key, .. } => key.clone(),
+        };
+        let tracked = self.objects.get_mut(&key)?;
+        tracked.busy = true;
+        let api = api.clone();
+        let target = Target {
+            admission: Arc::clone(&self.admission),
+            index: tracked.index,
+            path: tracked.path.clone(),
+            user: tracked.watched.then(|| self.account.user()),
+        };
+        Some(match step {
+            Step::Check(key, standing) => Box::pin(async move {
+                let result = apply::check(&api, &target, standing).await;
+                Done::Checked(key, result)
+            }),
+            Step::Write { key, force, heal } => Box::pin(async move {
+                let result = apply::write(&api, &target, force).await;
+                Done::Wrote { key, heal, result }
+            }),
+            Step::Look(key) => Box::pin(async move {
+                let found = match api.get(&target.path).await {
+                    Ok(live) => Ok(Some(live)),
+                    Err(error) if error.is_not_found() => Ok(None),
+                    Err(error) => Err(error),
+                };
+                Done::Looked(key, found)
+            }),
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! The objects of an admission, with what is known of each. Pure; what each needs next is `state`.
+
+use std::collections::BTreeMap;
+
+use attest_common::health::{self, Health};
+use attest_common::kinds::{self, Kinds};
+use attest_common::manifest::ObjectKey;
+use attest_common::record::Owned;
+use attest_common::verify::Admission;
+
+use super::state::Tracked;
+use crate::account::Account;
+use crate::apply;
+use crate::cluster::object_path;
+use crate::drift::{HealBudget, Live};
+use crate::ledger::ConfirmedPairs;
+use crate::watch::Scope;
+
+/// The objects of an admission, with what is known of each from the inventory and from what ran before.
+pub(super) fn track(
+    admission: &Admission,
+    kinds: &Kinds,
+    account: &Account,
+    (inventory, pairs): (&[Owned], &ConfirmedPairs),
+    former: Option<&BTreeMap<ObjectKey, Tracked>>,
+) -> BTreeMap<ObjectKey, Tracked> {
+    let owned: BTreeMap<&ObjectKey, &Owned> = inventory.iter().map(|o| (&o.key, o)).collect();
+    let definitions: BTreeMap<(String, String), ObjectKey> = admission
+        .admitted
+        .objects
+        .iter()
+        .filter(|object| object.key().kind == "CustomResourceDefinition")
+        .filter_map(|object| {
+            let (group, kind, _) = Kinds::defined_by(object.value())?;
+            Some(((group, kind), object.key().clone()))
+        })
+        .collect();
+    let mut objects = BTreeMap::new();
+    for (index, object) in admission.admitted.objects.iter().enumerate() {
+        let key = object.key().clone();
+        // Admission has checked that every kind is known.
+        let Some(kind) = kinds.get(&key.group, &key.kind) else { continue };
+        // The destination's own Namespace is made by the spoke, which may read it but not watch it.
+        let own_namespace = key.group.is_empty()
+            && key.kind == "Namespace"
+            && key.name == account.destination.as_str();
+        let scope = Scope {
+            group: key.group.clone(),
+            version: object.version().to_owned(),
+            kind: key.kind.clone(),
+            plural: kind.plural.clone(),
+            namespace: key.namespace.clone(),
+        };
+        let before = former.and_then(|former| former.get(&key));
+        let mine = owned.get(&key);
+        let definition = definitions.get(&(key.group.clone(), key.kind.clone())).cloned();
+        let path =
+            object_path(&object.api_version(), &kind.plural, key.namespace.as_deref(), &key.name);
+        let tracked = Tracked {
+            index,
+            rank: kinds::apply_rank(&key.group, &key.kind),
+            gates: health::gates(&key.group, &key.kind),
+            desired: apply::desired(object),
+            path,
+            scope,
+            watched: !own_namespace,
+            definition,
+            owned_uid: before
+                .and_then(|t| t.owned_uid.clone())
+                .or_else(|| mine.and_then(|owned| owned.uid.clone())),
+            // `with_met` has added what is known but not recorded yet.
+            met: mine.is_some_and(|owned| owned.met),
+            unfinished: mine.is_some(),
+            confirmed: before
+                .and_then(|t| t.confirmed.clone())
+                .or_else(|| pairs.get(&key).cloned()),
+            live: before.map_or(Live::Unknown, |t| t.live.clone()),
+            health: before.map_or(Health::NotFound, |t| t.health),
+            message: before.map(|t| t.message.clone()).unwrap_or_default(),
+            passed: None,
+            failure: None,
+            busy: false,
+            budget: before.map_or_else(HealBudget::default, |t| t.budget),
+            drifted_at: None,
+        };
+        objects.insert(key, tracked);
+    }
+    objects
+}
+
+/// The inventory, with what a worker knows and may not have recorded: whose objects are not ours.
+pub(super) fn with_met(
+    mut inventory: Vec<Owned>,
+    former: Option<&BTreeMap<ObjectKey, Tracked>>,
+) -> Vec<Owned> {
+    for owned in &mut inventory {
+        let known = former.and_then(|former| former.get(&owned.key));
+        if let Some(tracked) = known {
+            owned.met = tracked.met;
+        }
+    }
+    inventory
+}
+
+/// Where the objects that can be watched are.
+pub(super) fn scopes(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Scope> {
+    let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
+    watched.map(|(key, tracked)| (key.clone(), tracked.scope.clone())).collect()
+}
