@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use attest_certs::Bundle;
 use attest_common::ids::ClusterId;
 use attest_common::keys::PrivateKey;
-use data_encoding::BASE64;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::NAMESPACE;
-use crate::cluster::{ApiError, ApiServer, object_path};
-use crate::failpoint;
+use crate::cluster::{ApiError, ApiServer};
+use crate::secrets::{self, Swapped, resource_version};
+use crate::{NAMESPACE, failpoint};
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-identity";
@@ -24,6 +23,8 @@ const CLUSTER_ID: &str = "cluster-id";
 const CHAIN: &str = "tls.chain";
 const TLS_KEY: &str = "tls.key";
 const GENERATION: &str = "generation";
+/// How often a certificate is written against a newer version of the Secret before giving up.
+const SWAP_ATTEMPTS: u32 = 3;
 
 /// The identity, and the certificate when the cluster has joined.
 #[derive(Debug)]
@@ -52,21 +53,18 @@ impl Identity {
         }
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut()).map_err(|_| IdentityError::Randomness)?;
-        let key = PrivateKey::from_seed(&seed).map_err(|_| IdentityError::Malformed(KEY))?;
+        let key = PrivateKey::from_seed(&seed).map_err(|_| IdentityError::Randomness)?;
         let cluster = ClusterId::of_identity_key(key.public().bytes());
         let identity = Self { key, cluster, tls: None, resource_version: String::new() };
-        let body = identity.secret()?;
-        let collection = object_path("v1", "secrets", Some(NAMESPACE), "");
         failpoint::reach("before-identity-write");
-        let written = match api.create(&collection, &body).await {
-            // Another process of this spoke was faster; there is one identity.
-            Err(error) if error.is_already_exists() => {
-                return Self::read(&api.get(&path()).await.map_err(IdentityError::Api)?);
-            }
-            other => other.map_err(IdentityError::Api)?,
-        };
+        let body = identity.secret(None)?;
+        let written = secrets::swap(api, &body, |found| same(found, &body)).await;
         failpoint::reach("after-identity-write");
-        Self::read(&written)
+        match written.map_err(IdentityError::Api)? {
+            // Another process of this spoke was faster; there is one identity.
+            Swapped::Done(secret) | Swapped::Overtaken(Some(secret)) => Self::read(&secret),
+            Swapped::Overtaken(None) => Err(IdentityError::Overtaken),
+        }
     }
 
     /// Stores a new certificate.
@@ -79,28 +77,35 @@ impl Identity {
         bundle: Bundle,
     ) -> Result<(), IdentityError> {
         let generation = self.tls.as_ref().map_or(0, |tls| tls.generation) + 1;
-        let former = self.tls.replace(Tls { bundle, generation });
-        let body = self.secret()?;
-        failpoint::reach("before-certificate-write");
-        match api.replace(&path(), &body).await {
-            Ok(written) => {
-                failpoint::reach("after-certificate-write");
-                self.resource_version = resource_version(&written);
-                Ok(())
-            }
-            Err(error) => {
-                self.tls = former;
-                Err(IdentityError::Api(error))
+        let tls = Tls { bundle, generation };
+        for _ in 0..SWAP_ATTEMPTS {
+            let body = self.secret(Some(&tls))?;
+            failpoint::reach("before-certificate-write");
+            let swapped = secrets::swap(api, &body, |found| same(found, &body)).await;
+            failpoint::reach("after-certificate-write");
+            match swapped.map_err(IdentityError::Api)? {
+                Swapped::Done(written) => {
+                    self.resource_version = resource_version(&written);
+                    self.tls = Some(tls);
+                    return Ok(());
+                }
+                Swapped::Overtaken(Some(found)) => {
+                    let found = Self::read(&found)?;
+                    if found.cluster != self.cluster {
+                        return Err(IdentityError::Overtaken);
+                    }
+                    // Still this identity: only the version was old.
+                    self.resource_version = found.resource_version;
+                }
+                Swapped::Overtaken(None) => return Err(IdentityError::Overtaken),
             }
         }
+        Err(IdentityError::Overtaken)
     }
 
     fn read(secret: &Value) -> Result<Self, IdentityError> {
-        let data = secret.get("data");
         let text = |name: &'static str| {
-            let encoded = data?.get(name)?.as_str()?;
-            let bytes = BASE64.decode(encoded.as_bytes()).ok()?;
-            String::from_utf8(bytes).ok().map(Zeroizing::new)
+            String::from_utf8(secrets::bytes(secret, name)?).ok().map(Zeroizing::new)
         };
         let required = |name: &'static str| text(name).ok_or(IdentityError::Malformed(name));
         let key =
@@ -121,38 +126,27 @@ impl Identity {
         Ok(Self { key, cluster, tls, resource_version: resource_version(secret) })
     }
 
-    fn secret(&self) -> Result<Value, IdentityError> {
+    /// The Secret with this certificate, in place of the version that was last read.
+    fn secret(&self, tls: Option<&Tls>) -> Result<Value, IdentityError> {
         let pem = self.key.to_pem().map_err(|_| IdentityError::Malformed(KEY))?;
-        let mut data = BTreeMap::from([
-            (KEY, BASE64.encode(pem.as_bytes())),
-            (CLUSTER_ID, BASE64.encode(self.cluster.as_str().as_bytes())),
-        ]);
-        if let Some(Tls { bundle, generation }) = &self.tls {
-            data.insert(CHAIN, BASE64.encode(bundle.chain_pem().as_bytes()));
-            data.insert(TLS_KEY, BASE64.encode(bundle.key_pem().as_bytes()));
-            data.insert(GENERATION, BASE64.encode(generation.to_string().as_bytes()));
+        let cluster = Zeroizing::new(self.cluster.to_string());
+        let mut data = BTreeMap::from([(KEY, pem), (CLUSTER_ID, cluster)]);
+        if let Some(Tls { bundle, generation }) = tls {
+            data.insert(CHAIN, Zeroizing::new(bundle.chain_pem()));
+            data.insert(TLS_KEY, bundle.key_pem());
+            data.insert(GENERATION, Zeroizing::new(generation.to_string()));
         }
-        let mut metadata = json!({"name": SECRET, "namespace": NAMESPACE});
-        if !self.resource_version.is_empty()
-            && let Some(fields) = metadata.as_object_mut()
-        {
-            fields.insert("resourceVersion".to_owned(), self.resource_version.clone().into());
-        }
-        Ok(json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": metadata, "data": data,
-        }))
+        let data = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
+        Ok(secrets::body(SECRET, &self.resource_version, json!({}), &data))
     }
 }
 
 fn path() -> String {
-    object_path("v1", "secrets", Some(NAMESPACE), SECRET)
+    secrets::path(SECRET)
 }
 
-/// `metadata.resourceVersion` as text.
-pub(crate) fn resource_version(object: &Value) -> String {
-    let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-    version.unwrap_or_default().to_owned()
+fn same(found: &Value, wanted: &Value) -> bool {
+    found.get("data") == wanted.get("data")
 }
 
 /// Why there is no identity.
@@ -166,6 +160,8 @@ pub enum IdentityError {
          delete the Secret and register the cluster again"
     )]
     Malformed(&'static str),
+    #[error("Secret {NAMESPACE}/{SECRET} was deleted or is another identity's now")]
+    Overtaken,
     #[error("the system has no randomness to give")]
     Randomness,
 }
@@ -176,6 +172,7 @@ impl IdentityError {
         match self {
             Self::Api(error) => error.reason(),
             Self::Malformed(_) => "IdentityMalformed",
+            Self::Overtaken => "IdentityOvertaken",
             Self::Randomness => "Randomness",
         }
     }
@@ -183,7 +180,28 @@ impl IdentityError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use attest_certs::{Authority, SigningRequest};
+    use data_encoding::BASE64;
+
     use super::*;
+    use crate::cluster::fake::FakeApi;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn bundle(identity: &Identity) -> Bundle {
+        let authority = Authority::create("fleet.test").unwrap();
+        let request = SigningRequest::generate().unwrap();
+        let issued =
+            authority.issue_spoke(&request.csr_der, identity.cluster.as_str(), DAY).unwrap();
+        Bundle::from_pem(&issued.chain_pem(), &request.key_pem).unwrap()
+    }
+
+    async fn stored_chain(api: &ApiServer) -> String {
+        let stored = Identity::load_or_create(api).await.unwrap();
+        stored.tls.unwrap().bundle.chain_pem()
+    }
 
     #[test]
     fn an_identity_reads_back_and_a_foreign_cluster_id_is_refused() {
@@ -191,10 +209,43 @@ mod tests {
         let cluster = ClusterId::of_identity_key(key.public().bytes());
         let identity = Identity { key, cluster, tls: None, resource_version: String::new() };
 
-        let mut secret = identity.secret().unwrap();
+        let mut secret = identity.secret(None).unwrap();
         assert_eq!(Identity::read(&secret).unwrap().cluster, identity.cluster);
 
         secret["data"][CLUSTER_ID] = BASE64.encode(b"c-0000000000000000").into();
         assert_eq!(Identity::read(&secret).unwrap_err().reason(), "IdentityMalformed");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_whose_answer_was_lost_counts_as_stored_and_the_next_one_is_too() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let mut identity = Identity::load_or_create(&api).await.unwrap();
+        let (first, second) = (bundle(&identity), bundle(&identity));
+
+        fake.lose_answers(1);
+        identity.store_tls(&api, first.clone()).await.unwrap();
+        assert_eq!(stored_chain(&api).await, first.chain_pem());
+
+        identity.store_tls(&api, second.clone()).await.unwrap();
+        assert_eq!(stored_chain(&api).await, second.chain_pem());
+        assert_eq!(identity.tls.unwrap().generation, 2);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_stored_over_a_newer_version_of_the_same_identity_only() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let mut identity = Identity::load_or_create(&api).await.unwrap();
+        let certificate = bundle(&identity);
+
+        fake.touch(&path());
+        identity.store_tls(&api, certificate.clone()).await.unwrap();
+        assert_eq!(stored_chain(&api).await, certificate.chain_pem());
+
+        api.delete_own(&path()).await.unwrap();
+        Identity::load_or_create(&api).await.unwrap();
+        let refused = identity.store_tls(&api, bundle(&identity)).await.unwrap_err();
+        assert_eq!(refused.reason(), "IdentityOvertaken");
     }
 }

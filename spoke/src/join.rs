@@ -17,13 +17,13 @@ use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MI
 use quinn::VarInt;
 use tokio::sync::watch;
 
-use crate::NAMESPACE;
-use crate::cluster::{ApiServer, object_path};
+use crate::cluster::ApiServer;
 use crate::identity::{Identity, IdentityError};
 use crate::link::certificate::{Expected, certificate};
 use crate::link::quic::{self, FrameReader, LinkError};
 use crate::link::{pins, random};
 use crate::policy::{Loaded, Trust};
+use crate::secrets;
 
 /// The Secret that brings the token into the cluster; deleted after joining.
 pub const JOIN_SECRET: &str = "attest-join";
@@ -75,8 +75,7 @@ pub async fn run(
             _ = trust.changed() => {}
         }
     }
-    let secret = object_path("v1", "secrets", Some(NAMESPACE), JOIN_SECRET);
-    if let Err(error) = api.delete_own(&secret).await {
+    if let Err(error) = api.delete_own(&secrets::path(JOIN_SECRET)).await {
         tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot delete the join token");
     }
     tracing::info!(cluster_id = %identity.cluster, "Joined the fleet");

@@ -1,7 +1,6 @@
 //! What the spoke durably knows: one Secret a destination, content Secrets, the last refusals. Stores; does not decide.
 //!
 //! Every change is a compare-and-swap by resourceVersion and is durable before anything acts on it.
-//! An error of a write means *unknown*: the Secret is read back and compared.
 
 pub mod content;
 pub mod refusals;
@@ -14,17 +13,15 @@ use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
 use attest_common::record::{Record, Records};
 use attest_common::session::message::Seen;
-use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::NAMESPACE;
-use crate::cluster::{ApiError, ApiServer, object_path};
-use crate::failpoint;
-use crate::identity::resource_version;
+use crate::cluster::{ApiError, ApiServer};
 use crate::metrics::Metrics;
 use crate::outbox::Key;
+use crate::secrets::{self, Swapped, collection, resource_version};
+use crate::{NAMESPACE, failpoint};
 
 /// Label that tells the spoke's Secrets apart.
 pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
@@ -182,40 +179,30 @@ impl Ledger {
         let version = self.version(key);
         let name = secret_name(key);
         let body = write(&name, wanted, &version)?;
-        failpoint::reach("before-record-write");
-        let written = if version.is_empty() {
-            self.0.api.create(&collection(), &body).await
-        } else {
-            self.0.api.replace(&object(&name), &body).await
+        let is_ours = |found: &Value| {
+            read(found).is_ok_and(|(entry, _)| {
+                entry.record == wanted.record && entry.directive == wanted.directive
+            })
         };
+        failpoint::reach("before-record-write");
+        let swapped = secrets::swap(&self.0.api, &body, is_ours).await;
         failpoint::reach("after-record-write");
-        let error = match written {
-            Ok(secret) => {
+        match swapped.map_err(LedgerError::Api)? {
+            Swapped::Done(secret) => {
                 put(&mut self.state(), wanted.clone(), resource_version(&secret));
                 self.count();
-                return Ok(());
+                Ok(())
             }
-            Err(error) => error,
-        };
-        // Whether it was written is unknown, or somebody else was faster: look.
-        let found = self.0.api.get_optional(&object(&name)).await.map_err(LedgerError::Api)?;
-        let Some(secret) = found else {
-            // Somebody deleted it. What this process knows is still true; write it anew.
-            self.set_version(key, String::new());
-            return if error.is_not_found() {
+            Swapped::Overtaken(Some(secret)) => {
+                let (entry, found_version) = read(&secret)?;
+                put(&mut self.state(), entry, found_version);
                 Err(LedgerError::Overtaken)
-            } else {
-                Err(LedgerError::Api(error))
-            };
-        };
-        let (entry, found_version) = read(&secret)?;
-        let ours = entry.record == wanted.record && entry.directive == wanted.directive;
-        let moved = found_version != version;
-        put(&mut self.state(), entry, found_version);
-        match (ours, moved) {
-            (true, true) => Ok(()),
-            (_, true) => Err(LedgerError::Overtaken),
-            (_, false) => Err(LedgerError::Api(error)),
+            }
+            Swapped::Overtaken(None) => {
+                // Somebody deleted it. What this process knows is still true; write it anew.
+                self.set_version(key, String::new());
+                Err(LedgerError::Overtaken)
+            }
         }
     }
 
@@ -266,14 +253,6 @@ fn put(state: &mut State, entry: Entry, resource_version: String) {
     state.records.insert(key, record);
 }
 
-fn collection() -> String {
-    object_path("v1", "secrets", Some(NAMESPACE), "")
-}
-
-fn object(name: &str) -> String {
-    object_path("v1", "secrets", Some(NAMESPACE), name)
-}
-
 /// Name of the Secret that keeps a destination.
 pub fn secret_name((application, namespace): &Key) -> String {
     let hex = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
@@ -286,29 +265,18 @@ fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError>
     if json.len() > RECORD_BYTES_MAX {
         return Err(LedgerError::TooLarge { objects: record.inventory.len() });
     }
-    let mut metadata = json!({
-        "name": name, "namespace": NAMESPACE,
+    let metadata = json!({
         "labels": {RECORD_LABEL: "destination"},
         "annotations": {
             "attest.continuu.ms/application": record.application.as_str(),
             "attest.continuu.ms/namespace": record.namespace.as_str(),
         },
     });
-    if !version.is_empty()
-        && let Some(fields) = metadata.as_object_mut()
-    {
-        fields.insert("resourceVersion".to_owned(), version.into());
-    }
-    let mut data =
-        BTreeMap::from([(RECORD, BASE64.encode(&json)), (DIRECTIVE, BASE64.encode(directive))]);
     let room = SECRET_BYTES_MAX.saturating_sub(json.len() + directive.len());
-    if let Some(pairs) = pack(confirmed).filter(|pairs| pairs.len() <= room) {
-        data.insert(CONFIRMED, BASE64.encode(&pairs));
-    }
-    Ok(json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": metadata, "data": data,
-    }))
+    let pairs = pack(confirmed).filter(|pairs| pairs.len() <= room);
+    let mut data = BTreeMap::from([(RECORD, json.as_slice()), (DIRECTIVE, directive)]);
+    data.extend(pairs.iter().map(|pairs| (CONFIRMED, pairs.as_slice())));
+    Ok(secrets::body(name, version, metadata, &data))
 }
 
 fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
@@ -317,10 +285,7 @@ fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
         name.unwrap_or_default().to_owned()
     };
     let unreadable = || LedgerError::Unreadable { secret: name() };
-    let bytes = |key: &str| {
-        let text = secret.get("data")?.get(key)?.as_str()?;
-        BASE64.decode(text.as_bytes()).ok()
-    };
+    let bytes = |key: &str| secrets::bytes(secret, key);
     let json = bytes(RECORD).ok_or_else(unreadable)?;
     let record: Record = serde_json::from_slice(&json).map_err(|_| unreadable())?;
     let entry = Entry {
@@ -400,6 +365,7 @@ pub(crate) mod tests {
     use attest_common::ids::Name;
     use attest_common::keys::PrivateKey;
     use attest_common::record::Owned;
+    use data_encoding::BASE64;
 
     use super::*;
 

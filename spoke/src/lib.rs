@@ -5,7 +5,7 @@
 //! of its cluster; its disk holds nothing.
 //!
 //! Reading order: `options`, `agent` (what runs), `policy`, `identity`, `join`, `link` (the hub),
-//! `gate`, `ledger` (decide and remember), `destination` (one application in one namespace),
+//! `gate`, `ledger`, `secrets` (decide and remember), `destination` (one application in one namespace),
 //! `account`, `apply`, `drift`, `watch` (the cluster), `outbox`, `http`, `metrics`, `log`.
 
 pub mod account;
@@ -28,6 +28,7 @@ pub mod options;
 pub mod outbox;
 pub mod pace;
 pub mod policy;
+mod secrets;
 pub mod watch;
 
 /// Namespace of the spoke itself: its Secrets and its service account.

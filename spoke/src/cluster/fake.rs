@@ -68,6 +68,18 @@ impl FakeApi {
         ApiServer::open(&access, Metrics::new().unwrap()).await.unwrap()
     }
 
+    /// The next writes are carried out and answered with an error.
+    pub(crate) fn lose_answers(&self, writes: u32) {
+        self.world.lock().unwrap().answers_lost = writes;
+    }
+
+    /// Somebody else writes this object, as it is.
+    pub(crate) fn touch(&self, path: &str) {
+        let mut world = self.world.lock().unwrap();
+        let object = world.objects[path].clone();
+        world.put(path.to_owned(), object);
+    }
+
     pub(crate) fn agents(&self) -> Vec<String> {
         self.world.lock().unwrap().agents.clone()
     }

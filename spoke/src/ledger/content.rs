@@ -10,15 +10,14 @@ use attest_common::ids::Digest;
 use attest_common::record::Records;
 use attest_common::report::error_chain;
 use bytes::Bytes;
-use data_encoding::BASE64;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::{COMPRESSION_LEVEL, Ledger, LedgerError, RECORD_LABEL, collection, object};
-use crate::NAMESPACE;
+use super::{COMPRESSION_LEVEL, Ledger, LedgerError, RECORD_LABEL};
 use crate::cluster::{ApiError, ApiServer};
 use crate::failpoint;
+use crate::secrets::{self, collection, path};
 
 /// Bytes of one Secret's piece.
 pub const PIECE_BYTES_MAX: usize = 900 * 1024;
@@ -171,15 +170,12 @@ impl Ledger {
         count: usize,
         piece: Vec<u8>,
     ) -> Result<(), LedgerError> {
-        let body = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true,
-            "metadata": {
-                "name": name, "namespace": NAMESPACE,
-                "labels": {RECORD_LABEL: "content"},
-                "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
-            },
-            "data": {PIECE: BASE64.encode(&piece)},
+        let metadata = json!({
+            "labels": {RECORD_LABEL: "content"},
+            "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
         });
+        let mut body = secrets::body(&name, "", metadata, &[(PIECE, &piece)].into());
+        body["immutable"] = true.into();
         // Counted before: an error does not say that nothing was written.
         self.state().content.stored.insert(name, piece.len() as u64);
         match self.api().create(&collection(), &body).await {
@@ -213,10 +209,9 @@ impl Ledger {
         index: usize,
     ) -> Result<(Vec<u8>, usize), LedgerError> {
         let lost = || LedgerError::Content { plan };
-        let found = self.api().get_optional(&object(&piece_name(plan, index))).await;
+        let found = self.api().get_optional(&path(&piece_name(plan, index))).await;
         let secret = found.map_err(LedgerError::Api)?.ok_or_else(lost)?;
-        let text = secret.get("data").and_then(|data| data.get(PIECE)).and_then(Value::as_str);
-        let bytes = BASE64.decode(text.unwrap_or_default().as_bytes()).map_err(|_| lost())?;
+        let bytes = secrets::bytes(&secret, PIECE).ok_or_else(lost)?;
         let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES));
         let count = pieces.and_then(Value::as_str).and_then(|text| text.parse().ok());
         Ok((bytes, count.ok_or_else(lost)?))
@@ -266,7 +261,7 @@ impl Ledger {
                 state.content.is_unused(&name, &used(&state.records))
             };
             if still {
-                self.api().delete_own(&object(&name)).await.map_err(LedgerError::Api)?;
+                self.api().delete_own(&path(&name)).await.map_err(LedgerError::Api)?;
                 self.state().content.stored.remove(&name);
             }
         }
@@ -276,8 +271,8 @@ impl Ledger {
 
 /// All content Secrets, without their bodies.
 pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
-    let path = format!("{}?labelSelector={RECORD_LABEL}%3Dcontent", collection());
-    Ok(Index::of(&api.get_metadata(&path).await?))
+    let all = format!("{}?labelSelector={RECORD_LABEL}%3Dcontent", collection());
+    Ok(Index::of(&api.get_metadata(&all).await?))
 }
 
 /// The plans whose content the records name.

@@ -8,15 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use attest_common::report::{Refusal, error_chain};
-use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Notify;
 
-use super::{collection, object};
-use crate::NAMESPACE;
 use crate::cluster::{ApiError, ApiServer};
 use crate::failpoint;
+use crate::secrets::{self, collection, path};
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-refusals";
@@ -57,9 +55,8 @@ impl Refusals {
     /// # Errors
     /// When the API server does not answer.
     pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
-        let secret = api.get_optional(&object(SECRET)).await?;
-        let text = secret.as_ref().and_then(|s| s.get("data")?.get(KEY)?.as_str());
-        let bytes = text.and_then(|text| BASE64.decode(text.as_bytes()).ok()).unwrap_or_default();
+        let secret = api.get_optional(&path(SECRET)).await?;
+        let bytes = secret.and_then(|s| secrets::bytes(&s, KEY)).unwrap_or_default();
         let list: VecDeque<Refused> = serde_json::from_slice(&bytes).unwrap_or_default();
         Ok(Self(Arc::new(Inner { api, list: Mutex::new(list), changed: Notify::new() })))
     }
@@ -95,13 +92,9 @@ impl Refusals {
             let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
             serde_json::to_vec(&*list).unwrap_or_default()
         };
-        let body: Value = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": {"name": SECRET, "namespace": NAMESPACE},
-            "data": {KEY: BASE64.encode(&json)},
-        });
+        let body = secrets::body(SECRET, "", json!({}), &[(KEY, &json)].into());
         failpoint::reach("before-refusal-write");
-        match self.0.api.replace(&object(SECRET), &body).await {
+        match self.0.api.replace(&path(SECRET), &body).await {
             Err(error) if error.is_not_found() => self.0.api.create(&collection(), &body).await?,
             other => other?,
         };
