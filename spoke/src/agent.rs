@@ -32,7 +32,7 @@ use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::outbox::{Key, Outbox};
-use crate::pace::Pace;
+use crate::pace::{ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, Pace};
 use crate::policy::{self, Trust};
 use crate::watch::Watches;
 
@@ -106,6 +106,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         workers: BTreeMap::new(),
         retries: BTreeMap::new(),
         unresumed: BTreeMap::new(),
+        admissions: BTreeMap::new(),
         signed_pace: Pace::of_refusals(),
         unsigned_pace: Pace::of_refusals(),
         readiness,
@@ -220,10 +221,12 @@ struct Agent {
     seen: SeenSource,
     blobs: Blobs,
     workers: BTreeMap<Key, Arc<Mailbox>>,
-    /// Pushes that met an API server that was away; the newest of each destination.
+    /// Pushes that met an API server that was away, or came too fast; the newest of each destination.
     retries: BTreeMap<Key, Retry>,
     /// Held destinations that could not be loaded yet.
     unresumed: BTreeMap<Key, Instant>,
+    /// How often each destination admits something.
+    admissions: BTreeMap<Key, Pace>,
     /// How often refusals are written down: of what a pinned hub key signed, and of the rest.
     signed_pace: Pace,
     unsigned_pace: Pace,
@@ -295,6 +298,8 @@ impl Agent {
 
 /// Why a directive was not carried out.
 enum Rejected {
+    /// It may be admitted, but not so soon after the others.
+    TooFast,
     Gate(GateError),
     Ledger(LedgerError),
 }
@@ -302,8 +307,30 @@ enum Rejected {
 impl Rejected {
     fn reason(&self) -> &'static str {
         match self {
+            Self::TooFast => "AdmissionsTooFast",
             Self::Gate(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
+        }
+    }
+
+    /// In words, with every cause.
+    fn text(&self) -> String {
+        match self {
+            Self::TooFast => format!(
+                "more than {ADMISSIONS_AT_ONCE_MAX} directives at once, and more than one in {} s",
+                ADMISSION_EVERY.as_secs()
+            ),
+            Self::Gate(error) => error_chain(error),
+            Self::Ledger(error) => error_chain(error),
+        }
+    }
+
+    /// After how long it is worth judging again, when the last wait was `wait`.
+    fn retry_after(&self, wait: Duration) -> Option<Duration> {
+        match self {
+            Self::TooFast => Some(ADMISSION_EVERY),
+            Self::Ledger(error) if error.is_transient() => Some(wait),
+            Self::Gate(_) | Self::Ledger(_) => None,
         }
     }
 }

@@ -8,6 +8,12 @@ pub const REFUSALS_AT_ONCE_MAX: u32 = 64;
 /// Refusals that are written down a second from then on; each is counted all the same.
 pub const REFUSALS_PER_SECOND_MAX: u32 = 20;
 
+/// Directives that one destination admits at once, after a quiet time.
+pub const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
+/// Time in which it admits one more from then on: each costs writes, and content that stays in etcd
+/// until it is compacted. Of those that wait the newest stays.
+pub const ADMISSION_EVERY: Duration = Duration::from_secs(3);
+
 /// A pace to keep.
 #[derive(Clone, Debug)]
 pub struct Pace(Arc<Mutex<Bucket>>);
@@ -22,16 +28,20 @@ struct Bucket {
 }
 
 impl Pace {
-    /// At most `at_once_max` at once, and `per_second_max` a second from then on.
-    pub fn new(at_once_max: u32, per_second_max: u32) -> Self {
-        let every = Duration::from_secs(1) / per_second_max.max(1);
+    /// At most `at_once_max` at once, and one in `every` from then on.
+    pub fn new(at_once_max: u32, every: Duration) -> Self {
         let bucket = Bucket { at_once_max, every, left: at_once_max, filled_at: None };
         Self(Arc::new(Mutex::new(bucket)))
     }
 
     /// The pace of refusals.
     pub fn of_refusals() -> Self {
-        Self::new(REFUSALS_AT_ONCE_MAX, REFUSALS_PER_SECOND_MAX)
+        Self::new(REFUSALS_AT_ONCE_MAX, Duration::from_secs(1) / REFUSALS_PER_SECOND_MAX)
+    }
+
+    /// The pace of admissions at one destination.
+    pub fn of_admissions() -> Self {
+        Self::new(ADMISSIONS_AT_ONCE_MAX, ADMISSION_EVERY)
     }
 
     /// Whether it may happen now; a yes is used up.
@@ -72,5 +82,15 @@ mod tests {
         assert_eq!(passed(later + Duration::from_millis(50), 9), 1);
         let much_later = later + Duration::from_secs(3_600);
         assert_eq!(passed(much_later, 1_000), REFUSALS_AT_ONCE_MAX as usize);
+    }
+    #[test]
+    fn a_destination_is_given_a_few_orders_at_once_and_then_one_in_a_while() {
+        let pace = Pace::of_admissions();
+        let start = Instant::now();
+        let passed = |at: Instant, asked: u32| (0..asked).filter(|_| pace.allows(at)).count();
+
+        assert_eq!(passed(start, 1_000), ADMISSIONS_AT_ONCE_MAX as usize);
+        assert_eq!(passed(start + ADMISSION_EVERY, 1_000), 1);
+        assert_eq!(passed(start + ADMISSION_EVERY * 5, 1_000), 4);
     }
 }

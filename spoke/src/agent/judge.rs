@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use attest_common::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::ids::Digest;
-use attest_common::report::{Refusal, Timings, error_chain, message};
+use attest_common::plan::Directive;
+use attest_common::report::{Refusal, Timings, message};
 use attest_common::verify::{Ages, Removal, Verified};
 
 use super::{Agent, RETRY_MIN, Rejected, Retry};
@@ -16,6 +17,7 @@ use crate::ledger::refusals::Refused;
 use crate::ledger::{ConfirmedPairs, Entry, LedgerError};
 use crate::link::push::Pushed;
 use crate::outbox::Key;
+use crate::pace::Pace;
 
 /// How often a push is judged anew because its record was changed meanwhile.
 const JUDGEMENTS_MAX: u32 = 4;
@@ -46,17 +48,19 @@ impl Agent {
             Err(error) => error,
         };
         let claimed = gate::claimed(&directive);
-        match (error, claimed) {
-            (Rejected::Ledger(error), Some((key, _))) if error.is_transient() => {
-                tracing::warn!(
-                    application = %key.0, namespace = %key.1,
-                    reason = error.reason(), error = %error_chain(&error),
-                    "Cannot record a directive; trying again"
-                );
-                let at = Instant::now() + wait;
-                self.retries.insert(key, Retry { directive, plan, at, wait });
+        match (error.retry_after(wait), claimed) {
+            (Some(after), Some((key, _))) => {
+                if self.signed_pace.allows(Instant::now()) {
+                    tracing::warn!(
+                        application = %key.0, namespace = %key.1,
+                        reason = error.reason(), error = error.text(),
+                        "Cannot admit a directive now; trying again"
+                    );
+                }
+                self.retries
+                    .insert(key, Retry { directive, plan, at: Instant::now() + after, wait });
             }
-            (error, claimed) => self.refuse(&error, &directive, claimed),
+            (_, claimed) => self.refuse(&error, &directive, claimed),
         }
     }
 
@@ -66,7 +70,7 @@ impl Agent {
         plan: Option<Digest>,
     ) -> Result<(), Rejected> {
         let (mut asked_kinds, mut looked_up) = (false, false);
-        let mut judgements = 0;
+        let (mut judgements, mut in_time) = (0, false);
         loop {
             let started = Instant::now();
             let verdict = self.judge(directive, plan);
@@ -94,8 +98,14 @@ impl Agent {
                     self.worker(&key).repeat();
                     return Ok(());
                 }
-                Ok(Verdict::Remove(removal)) => return self.remove(directive, *removal).await,
+                Ok(Verdict::Remove(removal)) => {
+                    self.keep_pace(&removal.ordered.directive)?;
+                    return self.remove(directive, *removal).await;
+                }
                 Ok(Verdict::Admit(admitting)) => {
+                    if !std::mem::replace(&mut in_time, true) {
+                        self.keep_pace(&admitting.admission.ordered.directive)?;
+                    }
                     let timings = Timings { verify_us: micros(took), ..Timings::default() };
                     judgements += 1;
                     let admitted = self.admit(directive, *admitting, timings).await;
@@ -109,6 +119,13 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// A hub may order the same again and again, each time with a good signature.
+    fn keep_pace(&mut self, directive: &Directive) -> Result<(), Rejected> {
+        let key = (directive.application.clone(), directive.namespace.clone());
+        let pace = self.admissions.entry(key).or_insert_with(Pace::of_admissions);
+        if pace.allows(Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
 
     fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
@@ -227,10 +244,7 @@ impl Agent {
         if !pace.allows(Instant::now()) {
             return;
         }
-        let text = match error {
-            Rejected::Gate(error) => error_chain(error),
-            Rejected::Ledger(error) => error_chain(error),
-        };
+        let text = error.text();
         let (key, sequence) =
             claimed.map(|(key, sequence)| (Some(key), Some(sequence))).unwrap_or_default();
         let refusal = Refusal {

@@ -54,17 +54,13 @@ impl Agent {
                 self.unresumed.insert(key.clone(), Instant::now() + RETRY_MIN * 4);
             }
             Err(error) => {
-                let text = match &error {
-                    Rejected::Gate(error) => error_chain(error),
-                    Rejected::Ledger(error) => error_chain(error),
-                };
                 if matches!(&error, Rejected::Ledger(LedgerError::Content { .. }))
                     && let Some(held) = &entry.record.held
                 {
                     self.shared.outbox.need(key.clone(), held.blobs().copied().collect());
                     self.unresumed.insert(key.clone(), Instant::now() + IDLE);
                 }
-                self.freeze(key, error.reason(), &text);
+                self.freeze(key, error.reason(), &error.text());
             }
         }
     }
