@@ -250,6 +250,7 @@ impl Worker {
     fn advance_running(&mut self, now: Instant) -> Option<Instant> {
         let room = IN_FLIGHT_MAX.saturating_sub(self.jobs.len());
         let running = self.running.as_mut()?;
+        let turns_at = running.objects.values_mut().filter_map(|tracked| tracked.turn(now)).min();
         // What failed is preparing or recording. Neither may keep an object from being put back.
         let held_back = running.problem.as_ref().map(|p| p.retry_at).filter(|at| *at > now);
         let prepared = matches!(running.preparation, Preparation::Done { .. });
@@ -284,7 +285,7 @@ impl Worker {
         {
             self.jobs.push(running.record(&self.shared.ledger, &self.key));
         }
-        wake.into_iter().chain(held_back).min()
+        wake.into_iter().chain(held_back).chain(turns_at).min()
     }
 
     /// Once everything is applied and healthy: the last good release, then what is no longer rendered.
@@ -451,6 +452,7 @@ impl Worker {
                         let uid = tracked.owned_uid.clone().unwrap_or_default();
                         tracked.live = Live::Gone { uid };
                         tracked.health = Health::NotFound;
+                        tracked.turning = None;
                         tracked.drifted_at.get_or_insert(now);
                     }
                 }
@@ -543,6 +545,7 @@ impl Worker {
                     tracked.live = seen.live.clone();
                     tracked.health = seen.health;
                     tracked.message.clone_from(&seen.message);
+                    tracked.turning.clone_from(&seen.turning);
                 }
             }
             watched = scopes(&former.objects);

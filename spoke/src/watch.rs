@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use attest_common::health::{self, Health};
+use attest_common::health::{self, Verdict};
 use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
 use attest_common::projection;
@@ -43,8 +43,7 @@ pub struct Scope {
 #[derive(Clone, Debug)]
 pub struct Observation {
     pub live: Live,
-    pub health: Health,
-    pub message: String,
+    pub verdict: Verdict,
     /// When the event arrived, to measure how long a heal took.
     pub at: Instant,
 }
@@ -140,7 +139,8 @@ impl Watches {
             missing.map(|(key, inbox)| (key.clone(), Arc::clone(inbox))).collect()
         };
         for (key, inbox) in missing {
-            inbox.put(key, absent(Live::NotListed));
+            let gone = absent(scope, Live::NotListed);
+            inbox.put(key, gone);
         }
     }
 
@@ -164,13 +164,8 @@ impl Scope {
     }
 }
 
-fn absent(live: Live) -> Observation {
-    Observation {
-        live,
-        health: Health::NotFound,
-        message: "does not exist".to_owned(),
-        at: Instant::now(),
-    }
+fn absent(scope: &Scope, live: Live) -> Observation {
+    Observation { live, verdict: Verdict::absent(&scope.group, &scope.kind), at: Instant::now() }
 }
 
 /// The projection of an object in which we own no field: one that says nothing but its name.
@@ -181,15 +176,13 @@ fn nothing_ours() -> Digest {
 /// What a live object shows, whether it comes from a watch or from the answer to an apply.
 pub fn observe(group: &str, kind: &str, live: &Value) -> Observation {
     let text = |pointer: &str| live.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (health, message) = health::health(group, kind, live);
     Observation {
         live: Live::Present {
             uid: text("/metadata/uid").to_owned(),
             projected: projection::digest(live).unwrap_or_else(nothing_ours),
             version: text("/metadata/resourceVersion").parse().unwrap_or(0),
         },
-        health,
-        message,
+        verdict: health::verdict(group, kind, live),
         at: Instant::now(),
     }
 }
@@ -234,7 +227,7 @@ async fn watch(watches: Watches, scope: Scope) {
                 let key = scope.key(&object);
                 if let Some(inbox) = watches.route(&key) {
                     let uid = object.metadata.uid.unwrap_or_default();
-                    inbox.put(key, absent(Live::Gone { uid }));
+                    inbox.put(key, absent(&scope, Live::Gone { uid }));
                 }
             }
             Err(error) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use attest_common::health::Health;
+use attest_common::health::{Health, Turning, Verdict};
 use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
 
@@ -50,6 +50,8 @@ pub struct Tracked {
     pub live: Live,
     pub health: Health,
     pub message: String,
+    /// What its health becomes by time alone.
+    pub turning: Option<Turning>,
     /// The dry-run's answer for this plan.
     pub passed: Option<Passed>,
     pub failure: Option<Failure>,
@@ -100,7 +102,7 @@ impl Tracked {
         if !drift::is_news(&self.live, &seen.live) {
             return false;
         }
-        let Observation { live, health, message, at } = seen;
+        let Observation { live, verdict, at } = seen;
         if let Live::Present { uid, .. } = &live
             && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
         {
@@ -112,8 +114,7 @@ impl Tracked {
             self.passed = self.passed.filter(|_| self.busy);
         }
         self.live = live;
-        self.health = health;
-        self.message = message;
+        self.judge(verdict, at);
         let drifted = !self.busy && self.need() == Need::Heal;
         let new = drifted && self.drifted_at.is_none();
         if new {
@@ -122,6 +123,22 @@ impl Tracked {
             self.drifted_at = None;
         }
         new
+    }
+
+    fn judge(&mut self, verdict: Verdict, at: Instant) {
+        self.turning = Turning::next(self.turning.take(), verdict.turn, at);
+        self.health = verdict.health;
+        self.message = verdict.message;
+        self.gates = verdict.gates;
+    }
+
+    /// Takes in what time alone has changed about its health. Returns when it will change next.
+    pub fn turn(&mut self, now: Instant) -> Option<Instant> {
+        let turning = self.turning.as_ref()?;
+        let Some((health, message)) = turning.turned(now) else { return Some(turning.due()) };
+        self.health = health;
+        message.clone_into(&mut self.message);
+        None
     }
 
     /// UID of the object that we made, if it is the one that lives or nothing lives.
@@ -271,6 +288,8 @@ impl Planning<'_> {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::health::Turn;
+
     use super::*;
     use crate::ledger::tests::object_key;
 
@@ -297,6 +316,7 @@ mod tests {
             live: Live::Unknown,
             health: Health::NotFound,
             message: String::new(),
+            turning: None,
             passed: None,
             failure: None,
             busy: false,
@@ -328,10 +348,13 @@ mod tests {
                 projected: Digest::of(projected),
                 version,
             },
-            health: Health::Current,
-            message: String::new(),
+            verdict: verdict(Health::Current),
             at: Instant::now(),
         }
+    }
+
+    fn verdict(health: Health) -> Verdict {
+        Verdict { health, message: String::new(), gates: true, turn: None }
     }
 
     const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
@@ -472,6 +495,28 @@ mod tests {
         assert_eq!(theirs.standing(false), Standing::Unknown { adopt: false, unfinished: false });
         let uid = "uid".to_owned();
         assert_eq!(applied(1).standing(false), Standing::Ours { uid, adopt: false });
+    }
+
+    #[test]
+    fn what_goes_on_too_long_changes_an_objects_health_by_itself() {
+        let now = Instant::now();
+        let mut object = applied(1);
+        let turn = Turn {
+            cause: "ReplicaFailure".to_owned(),
+            after: Duration::from_secs(60),
+            health: Health::Failed,
+            message: "no quota".to_owned(),
+        };
+        let short = Verdict { turn: Some(turn), ..verdict(Health::InProgress) };
+        object.see(Observation { verdict: short, at: now, ..edited(b"live", 6) });
+
+        assert_eq!(object.turn(now), Some(now + Duration::from_secs(60)));
+        assert_eq!(object.health, Health::InProgress);
+        assert_eq!(object.turn(now + Duration::from_secs(60)), None);
+        assert_eq!((object.health, object.message.as_str()), (Health::Failed, "no quota"));
+
+        object.see(edited(b"live", 7));
+        assert_eq!((object.turn(now), object.health), (None, Health::Current));
     }
 
     #[test]

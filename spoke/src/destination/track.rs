@@ -59,7 +59,7 @@ pub(super) fn track(
         let tracked = Tracked {
             index,
             rank: kinds::apply_rank(&key.group, &key.kind),
-            gates: health::gates(&key.group, &key.kind),
+            gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
             desired: apply::desired(object),
             path,
             scope,
@@ -77,6 +77,7 @@ pub(super) fn track(
             live: before.map_or(Live::Unknown, |t| t.live.clone()),
             health: before.map_or(Health::NotFound, |t| t.health),
             message: before.map(|t| t.message.clone()).unwrap_or_default(),
+            turning: before.and_then(|t| t.turning.clone()),
             passed: None,
             failure: None,
             busy: false,
