@@ -271,7 +271,10 @@ fn runners(run: &[String]) -> anyhow::Result<Vec<Runner>> {
             let program = Path::new(program)
                 .canonicalize()
                 .with_context(|| format!("--run {text}: no such program"))?;
-            Ok(Runner::new(image, program))
+            // The pods of all clusters share this machine's ports, and may have none of the hub's.
+            Ok(Runner::new(image, program)
+                .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
+                .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0"))
         })
         .collect()
 }

@@ -9,6 +9,7 @@
 )]
 
 mod crashes;
+mod documents;
 mod end_to_end;
 mod evil_hub;
 mod harness;

@@ -1,5 +1,6 @@
 //! `attest hub …`: making a hub and knowing where it is.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -98,7 +99,12 @@ fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
         printer.note(&format!("  context                {}", context::path()?.display()));
     }
     printer.note("next:");
-    printer.note(&format!("  attest-hub --home {}", directory.display()));
+    // Without a flag the API listens for this machine only.
+    let (host, port) = split(&api)?;
+    let is_local = host == "localhost"
+        || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let listen = if is_local { String::new() } else { format!(" --listen-api :{port}") };
+    printer.note(&format!("  attest-hub --home {}{listen}", directory.display()));
     Ok(())
 }
 
