@@ -7,11 +7,11 @@ mod order;
 mod reading;
 mod reconcile;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{DestinationKey, Name};
+use attest_common::ids::{ClusterId, DestinationKey, Name};
 use tokio::sync::{Notify, Semaphore};
 
 pub(crate) use reading::credentials;
@@ -19,6 +19,7 @@ use reconcile::Memory;
 pub use reconcile::View;
 
 use crate::hub::Hub;
+use crate::lower::{Application, Destination};
 
 /// Most applications looked at at once. Most of them wait for a repository, not for a processor.
 pub const RECONCILES_MAX: usize = 32;
@@ -149,10 +150,16 @@ impl Pipeline {
         }
     }
 
-    /// An application is gone.
-    pub fn forget(&self, application: &str) {
-        self.slots().remove(application);
+    /// Forgets an application that is gone, unless `is_back`: one that is applied now is looked at
+    /// after its record is there, and waits for the same lock. True when it is forgotten.
+    pub(crate) fn forget(&self, application: &str, is_back: impl FnOnce() -> bool) -> bool {
+        let mut slots = self.slots();
+        if is_back() {
+            return false;
+        }
+        slots.remove(application);
         self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
+        true
     }
 
     /// The outcome of the newest look at an application.
@@ -264,15 +271,40 @@ async fn check_push_credentials(hub: Arc<Hub>) {
     }
 }
 
+/// Where an application is to run: those of its destinations whose cluster is registered.
+pub(crate) fn places(hub: &Hub, application: &Application) -> BTreeSet<(ClusterId, Name)> {
+    let place = |destination: &Destination| {
+        let cluster = hub.directory.named(&destination.cluster)?;
+        Some((cluster.id.clone(), destination.namespace.clone()))
+    };
+    application.destinations.iter().filter_map(place).collect()
+}
+
 /// The destinations an application has in a cluster, by where they are.
 pub(crate) fn destination_key(
     application: &Name,
-    cluster: &attest_common::ids::ClusterId,
+    cluster: &ClusterId,
     namespace: &Name,
 ) -> DestinationKey {
     DestinationKey {
         application: application.clone(),
         cluster: cluster.clone(),
         namespace: namespace.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_that_is_applied_while_it_is_forgotten_stays() {
+        let pipeline = Pipeline::new(Duration::from_secs(300));
+        pipeline.look("web-app", false);
+
+        assert!(!pipeline.forget("web-app", || true));
+        assert!(pipeline.is_busy("web-app"));
+        assert!(pipeline.forget("web-app", || false));
+        assert!(!pipeline.is_busy("web-app"));
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::difference::differences;
+use attest_common::ids::{ClusterId, Name};
 use attest_common::keys::PublicKey;
 use attest_common::manifest;
+use attest_common::report::Phase;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -16,6 +18,7 @@ use super::documents::{Application, Diff, Failure, HistoryEntry, List};
 use super::{Body, Refusal};
 use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
+use crate::pipeline::places;
 use crate::status;
 use crate::store::records::{self, ApplicationRecord, ClusterState, KeyRecord};
 
@@ -51,13 +54,8 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
             };
             return Err(Refusal::of(StatusCode::CONFLICT, failure));
         }
-        if former.value.deleting {
-            let message = format!(
-                "`{name}` is being deleted; wait until `attest gitops app list` no longer shows it"
-            );
-            return Err(Refusal::new(StatusCode::CONFLICT, "Deleting", message));
-        }
     }
+    may_be_removed(hub, &application.name, &places(hub, &application))?;
     let record = ApplicationRecord {
         generation: former.as_ref().map_or(1, |former| {
             let same = former.value.application == application;
@@ -75,6 +73,40 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
     hub.records.commit("application", &[change])?;
     hub.pipeline.look(&name, false);
     Ok(status::application(hub, &record)?)
+}
+
+/// Refuses what a cluster's own policy would refuse for ever: to order removal where the hub may not.
+fn may_be_removed(
+    hub: &Hub,
+    application: &Name,
+    kept: &BTreeSet<(ClusterId, Name)>,
+) -> Result<(), Refusal> {
+    for (place, head) in hub.fleet.heads_for(application.as_str()) {
+        let is_kept = kept.contains(&(place.cluster.clone(), place.namespace.clone()));
+        if is_kept || !hub.directory.is_living(&place.cluster) {
+            continue;
+        }
+        let report = hub.fleet.report(&place);
+        // An order that stands is not given anew; what never ran there has nothing to remove.
+        let runs_nothing = report
+            .as_ref()
+            .is_some_and(|r| r.report.phase == Phase::Refused && r.report.running.is_none());
+        let Some(planned) = head.planned.as_ref().filter(|_| !runs_nothing) else { continue };
+        let Some(hint) = hub.fleet.hint(&place.cluster) else { continue };
+        let local = hint.policy.local(application, &planned.repo, &place.namespace);
+        if local.is_ok_and(|local| local.remove_allowed) {
+            continue;
+        }
+        let cluster = hub.directory.name_of(&place.cluster);
+        let message = format!(
+            "the trust policy of cluster {cluster} does not let the hub remove {application} from namespace {}; \
+             set `remove: {{allow: true}}` for it in that policy and run `attest trust install POLICY --kubeconfig F`, \
+             with that cluster's own credentials",
+            place.namespace
+        );
+        return Err(Refusal::new(StatusCode::CONFLICT, "RemoveNotAllowed", message));
+    }
+    Ok(())
 }
 
 fn known(hub: &Hub) -> Result<Known, Refusal> {
@@ -136,6 +168,7 @@ pub(super) async fn remove(
         .blocking(move |hub| {
             let stored = hub.records.stored::<ApplicationRecord>(&name)?;
             let stored = stored.ok_or_else(|| unknown(&name))?;
+            may_be_removed(hub, &stored.value.application.name, &BTreeSet::new())?;
             let deleting = ApplicationRecord { deleting: true, ..stored.value.clone() };
             if deleting != stored.value {
                 let change = records::replace(&stored, &deleting);

@@ -8,6 +8,7 @@ use std::time::Instant;
 use attest_common::ids::{DestinationKey, Digest};
 use attest_common::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
 
+use super::places;
 use super::reconcile::{Look, forget};
 use crate::hub::{after, micros, now};
 use crate::log::CONTROLLER;
@@ -15,7 +16,7 @@ use crate::planner::{Proposal, needs_again};
 use crate::signer::Signer;
 use crate::status;
 use crate::store::StoreError;
-use crate::store::records::{self, CompressedBlob, LedgerEntry, Planned};
+use crate::store::records::{self, ApplicationRecord, CompressedBlob, LedgerEntry, Planned};
 
 /// What is to be appended to one ledger.
 pub(super) struct Order {
@@ -78,14 +79,8 @@ impl Look<'_> {
     /// Orders for places that the application no longer names.
     pub(super) fn removals(&self) -> Vec<Order> {
         let application = &self.record.application;
-        let mut wanted = BTreeSet::new();
-        if !self.record.deleting {
-            for destination in &application.destinations {
-                if let Some(cluster) = self.hub.directory.named(&destination.cluster) {
-                    wanted.insert((cluster.id.clone(), destination.namespace.clone()));
-                }
-            }
-        }
+        let wanted =
+            if self.record.deleting { BTreeSet::new() } else { places(self.hub, application) };
         let mut orders = Vec::new();
         for (destination, head) in self.hub.fleet.heads_for(application.name.as_str()) {
             let place = (destination.cluster.clone(), destination.namespace.clone());
@@ -126,7 +121,17 @@ impl Look<'_> {
             !living || said
         };
         if heads.iter().all(|(destination, head)| is_gone(destination, head)) {
-            let mut changes = vec![records::delete(self.record)];
+            let Some(stored) = self.hub.records.stored::<ApplicationRecord>(name)? else {
+                forget(self.hub, name);
+                return Ok(0);
+            };
+            if !stored.value.deleting {
+                self.hub.pipeline.wake(name);
+                return Ok(0);
+            }
+            // Only what was just read is deleted: who applies it meanwhile keeps it.
+            let mut changes =
+                vec![records::replace(&stored, &stored.value), records::delete(&stored.value)];
             for (destination, _) in &heads {
                 if let Some(report) = self.hub.fleet.report(destination) {
                     changes.push(records::delete(report.as_ref()));

@@ -38,6 +38,10 @@ impl Look<'_> {
         self.hub.pipeline.asked(self.record.application.name.as_str(), answer.is_ok());
         let resolved = answer.map_err(|error| source_waiting(&error))?;
         self.memory.timings.git_us = micros(begun);
+        if !is_same {
+            // Nothing of this repository has been read: what another one said is not its word.
+            self.memory.commit = None;
+        }
         self.memory.asked = Some(asked);
         self.memory.resolved = Some(resolved.clone());
         Ok((remote, resolved))

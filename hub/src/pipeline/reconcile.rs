@@ -29,7 +29,7 @@ pub(crate) struct Memory {
     /// Repository and revision that `resolved` answers.
     pub(super) asked: Option<(String, String)>,
     pub(super) resolved: Option<Resolved>,
-    /// Commit that `evidence` was read from.
+    /// Commit that `evidence` was read from, of the repository and revision in `asked`.
     pub(super) commit: Option<String>,
     pub(super) evidence: Arc<Evidence>,
     /// Renderings by source tree and directory; only those of the newest commit.
@@ -97,9 +97,13 @@ pub(crate) fn application(hub: &Hub, name: &str, task: Task, memory: &mut Memory
     }
 }
 
-/// An application is gone.
+/// An application is gone, unless it was applied again meanwhile.
 pub(super) fn forget(hub: &Hub, name: &str) {
-    hub.pipeline.forget(name);
+    // A store that does not answer is no reason to forget.
+    let is_back = || !matches!(hub.records.get::<ApplicationRecord>(name), Ok(None));
+    if !hub.pipeline.forget(name, is_back) {
+        return hub.pipeline.wake(name);
+    }
     hub.transitions.forget(name);
     hub.phases.note(&hub.metrics, name, None);
 }

@@ -11,6 +11,7 @@
 )]
 
 mod api;
+mod applications;
 mod ci;
 mod crash;
 mod fixture;

@@ -274,8 +274,6 @@ async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
     let removal = spoke.receive().await;
     assert_eq!(removal.directive.operation, Operation::Remove);
     assert!(removal.plan.is_none() && removal.directive.plan.is_none());
-    let again = fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
-    assert_eq!((again.0, &again.1["reason"]), (409, &json!("Deleting")));
     spoke.report(&removal, Phase::Removed, "Removed").await;
     fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
 }

@@ -13,7 +13,7 @@ use attest_common::health::Health;
 use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::keys::PrivateKey;
 use attest_common::plan::{Directive, Plan};
-use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Policy, Role, Spec};
+use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Policy, RemoveSpec, Role, Spec};
 use attest_common::record::Records;
 use attest_common::report::{Phase, Refusal, Report, Running, Timings};
 use attest_common::session::frame;
@@ -163,7 +163,8 @@ pub(crate) fn policy(fixture: &Fixture, name: &str) -> Spec {
             required_attestations: ["build", "test", "security-scan"].map(str::to_owned).into(),
             keys: None,
             rollback: Default::default(),
-            remove: Default::default(),
+            // As `cluster add` makes it.
+            remove: RemoveSpec { allow: name != "production", ..RemoveSpec::default() },
             adopt: false,
             max_namespaces: None,
         }],

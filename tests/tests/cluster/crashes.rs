@@ -402,6 +402,15 @@ impl Arena {
         Ok(())
     }
 
+    /// Whether the cluster's policy lets the hub remove.
+    async fn set_removal(&self, allow: bool) -> anyhow::Result<()> {
+        let allowed =
+            json!({"op": "replace", "path": "/spec/applications/0/remove/allow", "value": allow});
+        let patch: Patch<()> = Patch::Json(serde_json::from_value(json!([allowed]))?);
+        policies(&self.client).patch("local", &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
     async fn is_refused(&self, reason: &str) -> anyhow::Result<()> {
         let kubeconfig = self.fleet.sites()[0].cluster.kubeconfig().display().to_string();
         until("the refusal in the cluster", DIES_WITHIN, || async {
@@ -490,8 +499,25 @@ async fn a_release_survives_a_death_at_every_durable_write() -> anyhow::Result<(
 /// `app delete`: refused by the cluster's policy at first, then allowed; both processes die on the way.
 async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     let before = arena.kept().await?;
-    arena.restart_spoke(Some("before-refusal-write"))?;
+    let asked: anyhow::Result<Value> = arena.fleet.api().call("DELETE", APPLICATION, None).await;
+    let said = asked.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(said.contains("RemoveNotAllowed"), "the hub ordered what its cluster refuses: {said}");
+    // The hub has heard that it may; the cluster's operator takes that back before it asks.
+    arena.spoke()?.kill();
+    arena.set_removal(true).await?;
+    arena.fleet.hub().process().kill();
+    arena.fleet.hub().respawn(None)?;
+    arena.fleet.hub().listens().await?;
+    arena.restart_spoke(None)?;
+    until("the spoke to greet the hub", CONVERGED_WITHIN, || async {
+        let clusters = arena.list("/v1/clusters").await?;
+        Ok(clusters.iter().any(|cluster| cluster["connected"] == true).then_some(()))
+    })
+    .await?;
+    arena.spoke()?.kill();
+    arena.set_removal(false).await?;
     let _: Value = arena.fleet.api().call("DELETE", APPLICATION, None).await?;
+    arena.restart_spoke(Some("before-refusal-write"))?;
     arena.spoke_dies("before-refusal-write").await?;
     arena.is_refused("RemoveNotAllowed").await?;
     arena.restart_spoke(Some("after-refusal-write"))?;
@@ -505,10 +531,7 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     arena.fleet.hub().process().kill();
     arena.fleet.hub().respawn(Some("before-application-commit"))?;
     arena.fleet.hub().listens().await?;
-    let allowed =
-        json!({"op": "replace", "path": "/spec/applications/0/remove/allow", "value": true});
-    let patch: Patch<()> = Patch::Json(serde_json::from_value(json!([allowed]))?);
-    policies(&arena.client).patch("local", &PatchParams::default(), &patch).await?;
+    arena.set_removal(true).await?;
     let start = Instant::now();
     while arena.spoke()?.ended()?.is_none() {
         if start.elapsed() > DIES_WITHIN {
