@@ -49,6 +49,11 @@ struct Slot {
     /// An operator asked for this.
     asked_for: bool,
     running: bool,
+    /// How often it was asked to be looked at, how much of that the running look answers, and how
+    /// much is answered.
+    asked: u64,
+    taken: u64,
+    answered: u64,
     /// Polls in a row that failed.
     failures: u32,
     next_poll: Instant,
@@ -123,7 +128,8 @@ impl Pipeline {
 
     /// An application is new or changed: it is looked at now, its repository asked.
     /// `asked_for` lets a new release be deployed where the application waits for an operator.
-    pub fn look(&self, application: &str, asked_for: bool) {
+    /// [`Pipeline::has_looked`] knows the number that is returned.
+    pub fn look(&self, application: &str, asked_for: bool) -> u64 {
         let mut slots = self.slots();
         let slot = slots.entry(application.to_owned()).or_insert_with(|| Slot {
             dirty: true,
@@ -131,14 +137,20 @@ impl Pipeline {
             poll: true,
             asked_for,
             running: false,
+            asked: 0,
+            taken: 0,
+            answered: 0,
             failures: 0,
             next_poll: Instant::now() + self.interval,
             memory: Arc::default(),
         });
         (slot.dirty, slot.plan, slot.poll) = (true, true, true);
         slot.asked_for |= asked_for;
+        slot.asked += 1;
+        let number = slot.asked;
         drop(slots);
         self.changed.notify_one();
+        number
     }
 
     /// A repository was asked, in vain or not.
@@ -172,9 +184,9 @@ impl Pipeline {
         views.insert(application.to_owned(), Arc::new(view));
     }
 
-    /// True when an application waits to be looked at or is being looked at.
-    pub fn is_busy(&self, application: &str) -> bool {
-        self.slots().get(application).is_some_and(|slot| slot.dirty || slot.running)
+    /// True when the look that was asked for as `number` is done, or the application is gone.
+    pub fn has_looked(&self, application: &str, number: u64) -> bool {
+        self.slots().get(application).is_none_or(|slot| slot.answered >= number)
     }
 
     /// Takes what is due, and says when the next poll is.
@@ -191,7 +203,7 @@ impl Pipeline {
             if slot.dirty && !slot.running {
                 let task = Task { plan: slot.plan, poll: slot.poll, asked_for: slot.asked_for };
                 (slot.dirty, slot.plan, slot.poll) = (false, false, false);
-                (slot.asked_for, slot.running) = (false, true);
+                (slot.asked_for, slot.running, slot.taken) = (false, true, slot.asked);
                 due.push((name.clone(), task, slot.memory.clone()));
             }
         }
@@ -200,7 +212,7 @@ impl Pipeline {
 
     fn done(&self, application: &str) {
         if let Some(slot) = self.slots().get_mut(application) {
-            slot.running = false;
+            (slot.running, slot.answered) = (false, slot.taken);
         }
         self.changed.notify_one();
     }
@@ -300,11 +312,27 @@ mod tests {
     #[test]
     fn an_application_that_is_applied_while_it_is_forgotten_stays() {
         let pipeline = Pipeline::new(Duration::from_secs(300));
-        pipeline.look("web-app", false);
+        let number = pipeline.look("web-app", false);
 
         assert!(!pipeline.forget("web-app", || true));
-        assert!(pipeline.is_busy("web-app"));
+        assert!(!pipeline.has_looked("web-app", number));
         assert!(pipeline.forget("web-app", || false));
-        assert!(!pipeline.is_busy("web-app"));
+        assert!(pipeline.has_looked("web-app", number));
+    }
+
+    #[test]
+    fn a_look_that_began_before_it_was_asked_for_is_not_its_answer() {
+        let pipeline = Pipeline::new(Duration::from_secs(300));
+        let first = pipeline.look("web-app", false);
+        assert_eq!(pipeline.take().0.len(), 1);
+
+        let second = pipeline.look("web-app", true);
+        pipeline.done("web-app");
+
+        assert!(pipeline.has_looked("web-app", first));
+        assert!(!pipeline.has_looked("web-app", second));
+        assert_eq!(pipeline.take().0.len(), 1);
+        pipeline.done("web-app");
+        assert!(pipeline.has_looked("web-app", second));
     }
 }

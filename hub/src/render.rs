@@ -17,7 +17,7 @@ use crate::recipe::ImageChange;
 use crate::source::{Tree, clean_directory};
 
 pub use kustomize::{KUSTOMIZATION_FILES, Kustomize};
-pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX};
+pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX, RENDERERS_MAX};
 pub(crate) use yaml::options as yaml_options;
 pub use yaml::{Warning, YAML_DOCUMENTS_MAX, YAML_FILE_BYTES_MAX, read_yaml};
 
@@ -156,6 +156,14 @@ pub enum RenderError {
         /// Its words.
         detail: String,
     },
+    /// Something ended the renderer, as the system does when memory is short.
+    #[error("{path}: {program} was ended by the system: give the hub more memory")]
+    ProgramEnded {
+        /// The directory.
+        path: String,
+        /// The program.
+        program: String,
+    },
     /// The renderer took too long.
     #[error("{path}: {program} was ended after {limit_seconds} s: make the overlay simpler")]
     TimedOut {
@@ -200,6 +208,17 @@ pub enum RenderError {
 }
 
 impl RenderError {
+    /// True when the same files may render at another time: the machine was at fault, not the commit.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::ProgramMissing { .. }
+                | Self::ProgramEnded { .. }
+                | Self::TimedOut { .. }
+                | Self::Files { .. }
+        )
+    }
+
     /// A stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -215,6 +234,7 @@ impl RenderError {
             Self::TooDeep { .. } => "KustomizationLimit",
             Self::ProgramMissing { .. } => "RendererMissing",
             Self::ProgramFailed { .. } => "RendererFailed",
+            Self::ProgramEnded { .. } => "RendererEnded",
             Self::TimedOut { .. } => "RendererTimedOut",
             Self::OutputTooLarge { .. } => "RendererOutput",
             Self::ImageUnmatched { .. } => "ImageUnmatched",

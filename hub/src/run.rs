@@ -74,7 +74,9 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;
 
     let known: Vec<ApplicationRecord> = hub.blocking(|hub| hub.records.all()).await?;
-    known.iter().for_each(|record| hub.pipeline.look(record.application.name.as_str(), false));
+    for record in &known {
+        hub.pipeline.look(record.application.name.as_str(), false);
+    }
     hub.directory.measure(&hub.metrics);
     let mut tasks = JoinSet::new();
     tasks.spawn(renew_certificate(hub.clone(), directory, door.clone(), api.certificate()));

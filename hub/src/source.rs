@@ -111,7 +111,14 @@ impl Source {
     ) -> Result<Resolved, SourceError> {
         check_revision(revision)?;
         let wanted = candidates(revision);
-        let repository = self.cache.open(&self.cache.place(&remote.url.address()))?;
+        let place = self.cache.place(&remote.url.address());
+        let lock = self.cache.lock(&place);
+        // Opening may make it anew: not while somebody fetches into it.
+        let opened = {
+            let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.cache.open(&place)
+        };
+        let repository = opened?;
         let mut call = Call::begin(&remote.url, &self.budget(interrupt, None));
         let specs: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let asked = self.asked(&repository, remote, &specs, &mut call)?;

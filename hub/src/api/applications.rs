@@ -22,7 +22,7 @@ use crate::pipeline::places;
 use crate::status;
 use crate::store::records::{self, ApplicationRecord, ClusterState, KeyRecord};
 
-/// Longest wait of `sync` for a repository, after which it answers with what is known.
+/// Longest wait of `sync` for a repository.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(45);
 const LOOK_POLL: Duration = Duration::from_millis(10);
 
@@ -189,14 +189,22 @@ pub(super) async fn sync(
     Path(name): Path<String>,
 ) -> Answer<Application> {
     let asked = name.clone();
-    hub.blocking(move |hub| {
-        record(hub, &asked)?;
-        hub.pipeline.look(&asked, true);
-        Ok::<_, Refusal>(())
-    })
-    .await?;
+    let number = hub
+        .blocking(move |hub| {
+            record(hub, &asked)?;
+            Ok::<_, Refusal>(hub.pipeline.look(&asked, true))
+        })
+        .await?;
     let until = Instant::now() + LOOK_WAIT_MAX;
-    while hub.pipeline.is_busy(&name) && Instant::now() < until {
+    while !hub.pipeline.has_looked(&name, number) {
+        if Instant::now() >= until {
+            let message = format!(
+                "the look at `{name}` is not finished after {} s and goes on; \
+                 `attest gitops app get {name}` shows what comes of it",
+                LOOK_WAIT_MAX.as_secs()
+            );
+            return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "LookUnfinished", message));
+        }
         tokio::time::sleep(LOOK_POLL).await;
     }
     one(State(hub), Path(name)).await

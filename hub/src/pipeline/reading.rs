@@ -18,6 +18,7 @@ use crate::source::{
     ATTEST_DIRECTORY, Credentials, Login, Remote, RepositoryUrl, Resolved, SourceError,
     SshIdentity, Tree,
 };
+use crate::store::StoreError;
 use crate::store::records::{self, RepositoryRecord};
 
 impl Look<'_> {
@@ -36,7 +37,9 @@ impl Look<'_> {
         let begun = Instant::now();
         let answer = self.hub.source.poll(&remote, revision, &self.hub.interrupt);
         self.hub.pipeline.asked(self.record.application.name.as_str(), answer.is_ok());
-        let resolved = answer.map_err(|error| source_waiting(&error))?;
+        let answer = answer.map_err(|error| source_waiting(&error));
+        self.memory.unanswered = answer.as_ref().err().cloned();
+        let resolved = answer?;
         self.memory.timings.git_us = micros(begun);
         if !is_same {
             // Nothing of this repository has been read: what another one said is not its word.
@@ -56,7 +59,9 @@ impl Look<'_> {
 
     /// Reads receipts, statements and committed renderings of the commit, once.
     pub(super) fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
-        if self.memory.commit.as_ref() == Some(&resolved.commit) && self.directories_are_known() {
+        let again = !self.memory.unfinished.is_empty() && (self.task.poll || self.task.asked_for);
+        let is_read = self.memory.commit.as_ref() == Some(&resolved.commit);
+        if is_read && self.directories_are_known() && !again {
             return Ok(());
         }
         let begun = Instant::now();
@@ -100,6 +105,8 @@ impl Look<'_> {
         let commit = tree.git_commit().unwrap_or_default().to_owned();
         self.memory.directories.clear();
         let mut rendered = BTreeMap::new();
+        let unfinished = std::mem::take(&mut self.memory.unfinished);
+        self.memory.rendered.retain(|key, _| !unfinished.contains(key));
         for destination in &self.record.application.destinations {
             let environment = self.environment_of(&destination.cluster);
             let overlay = Overlay {
@@ -117,7 +124,14 @@ impl Look<'_> {
                 let version = if inside { source_tree.clone() } else { commit.clone() };
                 let key = (version, directory.clone());
                 let former = self.memory.rendered.remove(&key).or_else(|| rendered.remove(&key));
-                let now = former.unwrap_or_else(|| self.render(tree, directory));
+                let now = former.unwrap_or_else(|| {
+                    self.render(tree, directory).map_err(|error| {
+                        if error.may_pass() {
+                            self.memory.unfinished.insert(key.clone());
+                        }
+                        render_waiting(&error)
+                    })
+                });
                 rendered.insert(key, now);
             }
             let path = self.record.application.path.clone();
@@ -128,9 +142,8 @@ impl Look<'_> {
         self.memory.source_tree = Some((source_tree, root));
     }
 
-    fn render(&self, tree: &Tree, directory: &str) -> Result<Arc<Rendered>, Waiting> {
-        let manifests = render::render(tree, directory, &[], &self.hub.kustomize)
-            .map_err(|error| render_waiting(&error))?;
+    fn render(&self, tree: &Tree, directory: &str) -> Result<Arc<Rendered>, RenderError> {
+        let manifests = render::render(tree, directory, &[], &self.hub.kustomize)?;
         Ok(Arc::new(Rendered {
             digest: Digest::of(&manifests.rendering),
             bytes: manifests.rendering,
@@ -203,24 +216,41 @@ pub(crate) fn credentials(record: &RepositoryRecord) -> Credentials {
 /// Asks every repository again whether the hub's credential may push.
 pub(super) fn check_push_credentials(hub: &Hub) {
     let Ok(all) = hub.records.all::<RepositoryRecord>() else { return };
-    for mut record in all {
+    for asked in all {
+        let record = &asked;
         let Ok(url) = RepositoryUrl::parse(&record.address, &hub.urls) else { continue };
-        let remote = Remote { url, credentials: credentials(&record) };
-        match hub.source.can_push(&remote, &hub.interrupt) {
-            Ok(can_push) => {
-                record.can_push = Some(can_push);
-                record.problem = None;
-            }
-            Err(error) => {
-                record.problem = Some((error.reason().to_owned(), report::error_chain(&error)));
-            }
-        }
-        record.checked_at = Some(now());
-        if let Err(error) = hub.records.commit("repository", &[records::put(&record)]) {
+        let remote = Remote { url, credentials: credentials(record) };
+        let answer = hub.source.can_push(&remote, &hub.interrupt);
+        if let Err(error) = note_push_answer(hub, record, answer) {
             failed(&record.url, &error);
         }
     }
     hub.pipeline.wake_all();
+}
+
+/// Keeps what was answered for the credentials of `asked`, unless they were changed or removed meanwhile.
+fn note_push_answer(
+    hub: &Hub,
+    asked: &RepositoryRecord,
+    answer: Result<bool, SourceError>,
+) -> Result<(), StoreError> {
+    let Some(stored) = hub.records.stored::<RepositoryRecord>(&asked.url)? else { return Ok(()) };
+    if credentials(&stored.value) != credentials(asked) {
+        return Ok(());
+    }
+    let mut record = stored.value.clone();
+    match answer {
+        Ok(can_push) => (record.can_push, record.problem) = (Some(can_push), None),
+        Err(error) => {
+            record.problem = Some((error.reason().to_owned(), report::error_chain(&error)));
+        }
+    }
+    record.checked_at = Some(now());
+    match hub.records.commit("repository", &[records::replace(&stored, &record)]) {
+        // Whoever was faster asked with what is there now.
+        Err(StoreError::Conflict { .. }) => Ok(()),
+        done => done,
+    }
 }
 
 fn source_waiting(error: &SourceError) -> Waiting {
@@ -229,4 +259,55 @@ fn source_waiting(error: &SourceError) -> Waiting {
 
 fn render_waiting(error: &RenderError) -> Waiting {
     Waiting::new(error.reason(), report::error_chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::home::{self, Advertise};
+    use crate::hub::Settings;
+    use crate::render::Kustomize;
+    use crate::source::UrlPolicy;
+
+    #[test]
+    fn credentials_that_were_changed_during_the_question_are_kept() {
+        attest_certs::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home");
+        let advertise = Advertise {
+            spoke_address: "127.0.0.1:4433".into(),
+            api_url: "https://127.0.0.1:8443".into(),
+        };
+        home::create(&path, &advertise).unwrap();
+        let settings = Settings {
+            urls: UrlPolicy::default(),
+            poll_interval: Duration::from_secs(300),
+            kustomize: Kustomize::none(),
+        };
+        let hub = Hub::start(home::open(&path).unwrap(), settings).unwrap();
+        let record = |password: &str| RepositoryRecord {
+            url: "https://git.example/a".into(),
+            address: "https://git.example/a".into(),
+            username: Some("hub".into()),
+            password: Some(password.into()),
+            ssh_key: None,
+            known_hosts: None,
+            ca: None,
+            allow_push_credential: false,
+            can_push: Some(false),
+            problem: None,
+            checked_at: None,
+        };
+        let kept = || hub.records.get::<RepositoryRecord>("https://git.example/a").unwrap();
+        hub.records.commit("repository", &[records::put(&record("new"))]).unwrap();
+
+        note_push_answer(&hub, &record("old"), Ok(true)).unwrap();
+        assert_eq!(kept().unwrap().can_push, Some(false));
+        note_push_answer(&hub, &record("new"), Ok(true)).unwrap();
+        let kept = kept().unwrap();
+
+        assert_eq!((kept.password.as_deref(), kept.can_push), (Some("new"), Some(true)));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Blocks. Reads the world anew each time; what it keeps in memory only spares work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,11 +29,15 @@ pub(crate) struct Memory {
     /// Repository and revision that `resolved` answers.
     pub(super) asked: Option<(String, String)>,
     pub(super) resolved: Option<Resolved>,
+    /// Why the newest question for the revision was not answered.
+    pub(super) unanswered: Option<Waiting>,
     /// Commit that `evidence` was read from, of the repository and revision in `asked`.
     pub(super) commit: Option<String>,
     pub(super) evidence: Arc<Evidence>,
     /// Renderings by source tree and directory; only those of the newest commit.
     pub(super) rendered: BTreeMap<(String, String), Result<Arc<Rendered>, Waiting>>,
+    /// Those of `rendered` that failed for a reason that may pass.
+    pub(super) unfinished: BTreeSet<(String, String)>,
     pub(super) source_tree: Option<(String, Option<String>)>,
     pub(super) directories:
         BTreeMap<(String, Destination, Option<String>), Result<String, Waiting>>,
@@ -131,7 +135,11 @@ impl Look<'_> {
     fn go(&mut self) -> Result<usize, StoreError> {
         let mut orders = self.removals();
         match self.revision().and_then(|(remote, resolved)| self.evidence(&remote, &resolved)) {
-            Ok(()) => self.decide_all(&mut orders)?,
+            Ok(()) => {
+                // What is remembered is not what the repository says now.
+                self.view.problem = self.memory.unanswered.clone();
+                self.decide_all(&mut orders)?;
+            }
             Err(waiting) => {
                 self.problem(waiting);
                 // Without the repository the newest commit that was read still counts.

@@ -161,6 +161,9 @@ pub(super) fn build(
             limit: kustomize.output_bytes_max,
         },
     })?;
+    if status.code().is_none() {
+        return Err(RenderError::ProgramEnded { path, program: name });
+    }
     if !status.success() {
         let place = format!("{}/", copy.path().display());
         let detail = one_line(&errors.replace(&place, ""));

@@ -6,16 +6,43 @@ use std::io::Read;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a renderer may take, in seconds.
 pub const RENDER_SECONDS_MAX: u64 = 30;
 /// How much a renderer may write, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most renderers that run at once: each may take a processor and a few hundred megabytes.
+pub const RENDERERS_MAX: usize = 4;
 /// How much of a renderer's error output is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// An address at which nobody listens: every attempt to leave the machine ends there.
 const NOWHERE: &str = "http://127.0.0.1:9";
+
+/// How many renderers run in this process.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+/// Leave to run one renderer, given back when it is dropped.
+struct Turn;
+
+impl Turn {
+    /// Waits until fewer than [`RENDERERS_MAX`] run.
+    fn take() -> Self {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = ENDED.wait_while(running, |running| *running >= RENDERERS_MAX);
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -47,6 +74,8 @@ pub(super) fn run(
     }
     command.process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Waiting for others is not counted.
+    let _turn = Turn::take();
     let deadline = Instant::now() + time;
     let mut child = command.spawn().map_err(Unfinished::Start)?;
     let (send, receive) = mpsc::channel();

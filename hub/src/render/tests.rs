@@ -364,6 +364,7 @@ fn a_program_that_hangs_or_floods_is_ended() {
     assert_eq!(reason(fake("hangs", "exec /bin/sleep 60")), "RendererTimedOut");
     assert_eq!(reason(fake("floods", "while :; do echo xxxxxxxxxx; done")), "RendererOutput");
     assert_eq!(reason(fake("spoils", "echo 'a: [1'")), "YamlRefused");
+    assert_eq!(reason(fake("dies", "kill -9 $$")), "RendererEnded");
 }
 
 #[test]

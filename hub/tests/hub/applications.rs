@@ -1,8 +1,10 @@
 //! Applications through the API: what may be asked for, what is answered, and what a later word undoes.
 
+use std::os::unix::fs::PermissionsExt;
+
 use attest_common::plan::Operation;
 use attest_common::report::Phase;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ci::Repository;
 use crate::fixture::Fixture;
@@ -78,13 +80,61 @@ async fn what_one_repository_said_is_not_judged_as_the_word_of_another() {
     manifest["spec"]["source"]["repoUrl"] = json!(other.url());
     fixture.call("PUT", "/v1/applications", Some(manifest)).await;
 
-    let source_is_unread = |seen: &serde_json::Value| {
-        let conditions = seen["conditions"].as_array();
-        conditions
-            .into_iter()
-            .flatten()
-            .any(|c| c["type"] == "SourceRead" && c["status"] == "False")
-    };
-    let seen = fixture.until(APPLICATION, source_is_unread).await;
+    let seen = fixture.until(APPLICATION, |seen| source_read(seen) == "False").await;
     assert_eq!(seen["revision"], json!(null), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_could_not_read_the_repository_says_so_though_what_runs_is_in_step() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+    std::fs::rename(&repository.path, repository.path.with_extension("away")).unwrap();
+
+    let (status, seen) =
+        fixture.call("POST", &format!("{APPLICATION}/sync"), Some(json!({}))).await;
+
+    assert_eq!(status, 200);
+    assert_eq!((&seen["phase"], source_read(&seen)), (&json!("Synced"), "False"), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rendering_that_the_machine_spoiled_is_tried_again_without_a_new_commit() {
+    let mut fixture = Fixture::new();
+    std::fs::create_dir(&fixture.programs).unwrap();
+    let program = fixture.programs.join("kustomize");
+    let spoiled = fixture.programs.join("spoiled");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n[ -e {} ] && kill -9 $$\n\
+         echo '{{apiVersion: v1, kind: ConfigMap, metadata: {{name: web}}}}'\n",
+        spoiled.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(&spoiled, "").unwrap();
+    assert!(fixture.spawn(None));
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.write("k8s/kustomization.yaml", b"resources: [deployment.yaml]\n");
+    repository.set_image("v1");
+    repository.commit("not signed");
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    let waits_for =
+        |reason: &'static str| move |seen: &Value| seen["destinations"][0]["reason"] == reason;
+    fixture.until(APPLICATION, waits_for("RendererEnded")).await;
+
+    std::fs::remove_file(&spoiled).unwrap();
+
+    fixture.until(APPLICATION, waits_for("AwaitingReceipts")).await;
+}
+
+fn source_read(seen: &Value) -> &str {
+    let mut conditions = seen["conditions"].as_array().into_iter().flatten();
+    let read = conditions.find(|condition| condition["type"] == "SourceRead");
+    read.and_then(|condition| condition["status"].as_str()).unwrap_or_default()
 }

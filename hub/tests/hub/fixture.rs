@@ -24,6 +24,8 @@ pub(crate) struct Fixture {
     pub(crate) running: Option<Running>,
     process: Option<(Child, Addresses)>,
     pub(crate) ci: PrivateKey,
+    /// Where a hub of its own process looks for programs first.
+    pub(crate) programs: PathBuf,
 }
 
 impl Fixture {
@@ -38,7 +40,8 @@ impl Fixture {
         let created = home::create(&directory.path().join("home"), &advertise).unwrap();
         std::fs::create_dir(directory.path().join("repositories")).unwrap();
         let ci = PrivateKey::from_seed(&[42; 32]).unwrap();
-        Self { directory, created, running: None, process: None, ci }
+        let programs = directory.path().join("programs");
+        Self { directory, created, running: None, process: None, ci, programs }
     }
 
     pub(crate) async fn start() -> Self {
@@ -55,6 +58,9 @@ impl Fixture {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attest-hub"));
         command.args(arguments(&self.home(), &self.repositories()));
         command.stdout(Stdio::null()).stderr(Stdio::null());
+        let others = std::env::var_os("PATH").unwrap_or_default();
+        let search = std::iter::once(self.programs.clone()).chain(std::env::split_paths(&others));
+        command.env("PATH", std::env::join_paths(search).unwrap());
         if let Some(name) = failpoint {
             command.env("ATTEST_FAILPOINTS_ENABLED", "1").env("ATTEST_FAILPOINT", name);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use attest_gitops::api::documents::{Application, ChangeTimings, Destination};
+use attest_gitops::api::documents::{Application, ChangeTimings, Condition, Destination};
 use tokio::time::Instant;
 
 use super::page::trouble;
@@ -32,8 +32,16 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     let path = path(&name);
     let mut application: Application =
         client.post(&format!("{path}/sync"), &serde_json::json!({})).await?;
+    let unread = unread(&application);
     if wait {
+        // What runs says nothing about a commit that nobody has seen.
+        if let Some(unread) = unread {
+            bail!("{unread}");
+        }
         application = settled(&client, &path, application, timeout, printer).await?;
+    }
+    if let (false, Some(unread)) = (wait, unread) {
+        printer.warning(&unread);
     }
     if matches!(output.format, Format::Table | Format::Wide) {
         printer.line(&format!("application/{name} {}", application.phase));
@@ -45,6 +53,13 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     }
     let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
     stuck.map_or(Ok(()), |destination| bail!("{}", trouble(destination)))
+}
+
+/// Why the repository was not read by the look that was asked for, when it was not.
+fn unread(application: &Application) -> Option<String> {
+    let read = application.conditions.iter().find(|condition| condition.kind == "SourceRead")?;
+    let Condition { reason, message, .. } = read;
+    (read.status != "True").then(|| format!("the repository was not read ({reason}): {message}"))
 }
 
 /// Waits until no destination is on its way any more.
