@@ -13,6 +13,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use http::StatusCode;
@@ -73,6 +74,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .route("/v1/keys/{alias}", delete(settings::delete_key))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(hub.clone(), serve::admitted))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(hub)
 }

@@ -3,6 +3,8 @@
 //! Everything in it is readable by its owner only. `attest hub init` creates it, `attest-hub`
 //! opens it. What the database holds is `store`; repositories are cached below `git/`.
 
+mod operators;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use attest_certs::authority::{HUB_LIFETIME, Host, OPERATOR_LIFETIME};
 use attest_certs::bundle::write_private;
-use attest_certs::{Authority, AuthorityError, Bundle, BundleError, Issued};
+use attest_certs::{Authority, AuthorityError, Bundle, BundleError};
+use attest_common::ids::Timestamp;
 use attest_common::keys::{KeyError, PrivateKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+pub use operators::{OPERATORS_MAX, Operator, Operators};
 
 use crate::store::{self, StoreError};
 
@@ -27,6 +32,7 @@ const SIGNING_KEY_FILE: &str = "signing.key";
 const DATABASE_FILE: &str = "hub.redb";
 const ADDRESSES_FILE: &str = "addresses.json";
 const GIT_DIRECTORY: &str = "git";
+const OPERATORS_DIRECTORY: &str = "operators";
 const AUTHORITY_CERTIFICATE_FILE: &str = "ca.crt";
 const AUTHORITY_KEY_FILE: &str = "ca.key";
 const TLS_STEM: &str = "hub";
@@ -60,6 +66,7 @@ pub struct Created {
     pub operator_chain_pem: String,
     /// The operator's private key, PEM.
     pub operator_key_pem: Zeroizing<String>,
+    pub operator_expires_at: Timestamp,
 }
 
 /// An opened home.
@@ -121,7 +128,20 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     fs::create_dir(&git).map_err(|source| file_error(&git, source))?;
     store::create(&directory.join(DATABASE_FILE)).map_err(HomeError::Store)?;
     sync_directory(directory)?;
-    let operator = issue_operator(&authority)?;
+    let operators = Operators::at(directory.join(OPERATORS_DIRECTORY));
+    created(&operators, OPERATOR_NAME, advertise, &authority, &signing)
+}
+
+/// Issues a certificate to the operator `name` and keeps note of it, for the context that is returned.
+fn created(
+    operators: &Operators,
+    name: &str,
+    advertise: &Advertise,
+    authority: &Authority,
+    signing: &PrivateKey,
+) -> Result<Created, HomeError> {
+    let issued = authority.issue_operator(name, OPERATOR_LIFETIME).map_err(HomeError::Authority)?;
+    let operator = operators.note(name, &issued)?;
     Ok(Created {
         api_url: advertise.api_url.clone(),
         spoke_address: advertise.spoke_address.clone(),
@@ -129,9 +149,30 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
         ca_pin: authority.pin().to_string(),
         hub_key_pem: signing.public().to_pem(),
         hub_key_id: signing.public().id().to_string(),
-        operator_chain_pem: operator.chain_pem(),
-        operator_key_pem: operator.key_pem.unwrap_or_default(),
+        operator_chain_pem: issued.chain_pem(),
+        operator_key_pem: issued.key_pem.unwrap_or_default(),
+        operator_expires_at: operator.expires_at,
     })
+}
+
+/// Issues another operator's certificate with the authority of the home `directory`, also while its hub runs.
+///
+/// # Errors
+/// When the home is not usable, or the name is not allowed in a certificate.
+pub fn issue_operator(directory: &Path, name: &str) -> Result<Created, HomeError> {
+    let home = load(directory)?;
+    created(&home.operators(), name, &home.advertise, &home.authority, &home.signing)
+}
+
+/// The operators of the home `directory`.
+///
+/// # Errors
+/// When there is no home.
+pub fn operators(directory: &Path) -> Result<Operators, HomeError> {
+    if !directory.join(SETTINGS_FILE).exists() {
+        return Err(HomeError::Missing(directory.to_path_buf()));
+    }
+    Ok(Operators::at(directory.join(OPERATORS_DIRECTORY)))
 }
 
 /// Opens a home that [`create`] made. Renews the hub's own certificate when it nears its end.
@@ -139,6 +180,12 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
 /// # Errors
 /// When something is missing or malformed; the error names the file.
 pub fn open(directory: &Path) -> Result<Home, HomeError> {
+    let mut home = load(directory)?;
+    home.renew_tls()?;
+    Ok(home)
+}
+
+fn load(directory: &Path) -> Result<Home, HomeError> {
     let settings_path = directory.join(SETTINGS_FILE);
     if !settings_path.exists() {
         return Err(HomeError::Missing(directory.to_path_buf()));
@@ -154,9 +201,7 @@ pub fn open(directory: &Path) -> Result<Home, HomeError> {
     let signing = PrivateKey::from_pem(&read(&directory.join(SIGNING_KEY_FILE))?)
         .map_err(HomeError::SigningKey)?;
     let tls = Bundle::load(directory, TLS_STEM).map_err(HomeError::Bundle)?;
-    let mut home = Home { directory: directory.to_path_buf(), advertise, authority, tls, signing };
-    home.renew_tls()?;
-    Ok(home)
+    Ok(Home { directory: directory.to_path_buf(), advertise, authority, tls, signing })
 }
 
 impl Home {
@@ -168,6 +213,11 @@ impl Home {
     /// The cache of Git repositories; may be emptied at any time while the hub is down.
     pub fn git(&self) -> PathBuf {
         self.directory.join(GIT_DIRECTORY)
+    }
+
+    /// Whose certificates operate this hub.
+    pub fn operators(&self) -> Operators {
+        Operators::at(self.directory.join(OPERATORS_DIRECTORY))
     }
 
     /// Where the running hub writes the addresses it listens on.
@@ -197,10 +247,6 @@ fn issue_tls(authority: &Authority, hosts: &[Host]) -> Result<Bundle, HomeError>
     let issued =
         authority.issue_hub(HUB_NAME, hosts, HUB_LIFETIME).map_err(HomeError::Authority)?;
     issued.bundle().map_err(HomeError::Authority)
-}
-
-fn issue_operator(authority: &Authority) -> Result<Issued, HomeError> {
-    authority.issue_operator(OPERATOR_NAME, OPERATOR_LIFETIME).map_err(HomeError::Authority)
 }
 
 /// A name for the fleet that no other fleet has, so that certificates never fit by accident.
@@ -280,6 +326,10 @@ pub enum HomeError {
     Exists(PathBuf),
     #[error("{} holds no hub; create one with `attest hub init --home {}`", .0.display(), .0.display())]
     Missing(PathBuf),
+    #[error(
+        "no operator's certificate has the serial `{0}`; `attest hub operator list` shows those there are"
+    )]
+    OperatorUnknown(String),
     #[error("{}", path.display())]
     File {
         path: PathBuf,
@@ -312,6 +362,7 @@ impl HomeError {
         match self {
             Self::Exists(_) => "HomeExists",
             Self::Missing(_) => "HomeMissing",
+            Self::OperatorUnknown(_) => "OperatorUnknown",
             Self::File { .. } => "HomeFile",
             Self::Advertise { .. } => "AdvertiseInvalid",
             Self::Settings { .. } => "HomeSettings",

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::fleet::Fleet;
-use crate::home::{Advertise, Home};
+use crate::home::{Advertise, Home, Operators};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::render::Kustomize;
@@ -30,6 +30,7 @@ const SYNCS_PER_EPOCH: u64 = 1 << 40;
 pub struct Hub {
     pub advertise: Advertise,
     pub authority: Authority,
+    pub operators: Operators,
     pub signer: Signer,
     pub records: Records,
     pub fleet: Fleet,
@@ -71,6 +72,7 @@ impl Hub {
         records.drop_unused_blobs()?;
         let git = home.git();
         Ok(Arc::new(Self {
+            operators: home.operators(),
             advertise: home.advertise,
             authority: home.authority,
             signer: Signer::new(home.signing),

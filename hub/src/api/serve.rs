@@ -6,13 +6,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use attest_certs::tls::hub_https;
-use attest_certs::{Bundle, TlsError};
-use axum::serve::Listener;
+use attest_certs::{Bundle, TlsError, peer_identity};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::serve::{IncomingStream, Listener};
+use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::Refusal;
 use crate::hub::Hub;
 
 /// Connections being set up at once.
@@ -93,12 +99,45 @@ pub async fn serve(listening: Listening) -> io::Result<()> {
     let (finished, ready) = mpsc::channel(API_HANDSHAKES_MAX);
     let stop = hub.stop.clone();
     let accepting = tokio::spawn(accept(listener, tls, finished, hub.clone()));
-    let router = super::router(hub);
+    let router = super::router(hub).into_make_service_with_connect_info::<Operator>();
     let served = axum::serve(Ready { ready, local }, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await;
     accepting.abort();
     served
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Operator {
+    /// Serial of the certificate; absent when it cannot be read.
+    serial: Option<String>,
+}
+
+impl Connected<IncomingStream<'_, Ready>> for Operator {
+    fn connect_info(stream: IncomingStream<'_, Ready>) -> Self {
+        let (_, session) = stream.io().get_ref();
+        let peer = session.peer_certificates().and_then(|chain| peer_identity(chain).ok());
+        Self { serial: peer.map(|peer| peer.serial.to_string()) }
+    }
+}
+
+/// Hears nobody whose certificate is revoked, also on a connection that was there before.
+pub(super) async fn admitted(
+    State(hub): State<Arc<Hub>>,
+    ConnectInfo(operator): ConnectInfo<Operator>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let revoked = hub
+        .blocking(move |hub| operator.serial.is_none_or(|serial| hub.operators.is_revoked(&serial)))
+        .await;
+    if revoked {
+        let message = "this operator's certificate is revoked; `attest hub operator issue NAME` \
+                       on the hub's machine makes another";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "OperatorRevoked", message));
+    }
+    Ok(next.run(request).await)
 }
 
 async fn accept(

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod bad_input;
+mod hub;
 mod release;
 mod run;
 mod sandbox;

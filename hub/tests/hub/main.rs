@@ -16,5 +16,6 @@ mod ci;
 mod crash;
 mod fixture;
 mod joining;
+mod operators;
 mod session;
 mod spoke;

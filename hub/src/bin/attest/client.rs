@@ -1,18 +1,21 @@
 //! The hub's JSON API, as the operator's commands use it: mutual TLS, pinned authority, errors that say what to do.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
-use attest_certs::{Bundle, Pin, tls};
+use attest_certs::{Bundle, Pin, peer_identity, tls};
 use attest_gitops::api::documents::Failure;
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Config, Hub};
+use crate::printer::Printer;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// An operator hears of it when less than this is left of the certificate.
+const WARN_LEFT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -45,6 +48,9 @@ impl Client {
         let pin: Pin = hub.ca_pin.parse().with_context(|| field("caPin"))?;
         let own = Bundle::from_pem(&hub.operator_chain, &hub.operator_key)
             .with_context(|| field("operatorChain and operatorKey"))?;
+        if let Some(warning) = expiry(&own)? {
+            Printer::new().warning(&warning);
+        }
         let tls =
             tls::operator_https(&[pin], &own).with_context(|| field("operator certificate"))?;
         let http = reqwest::Client::builder()
@@ -131,6 +137,23 @@ impl Client {
     }
 }
 
+/// What to say when the operator's certificate nears its end.
+///
+/// # Errors
+/// When it is past: the hub would only close the connection.
+fn expiry(own: &Bundle) -> anyhow::Result<Option<String>> {
+    let next = "`attest hub operator issue NAME --save` on the hub's machine makes another";
+    let not_after = peer_identity(own.chain()).context("the context's operatorChain")?.not_after;
+    match not_after.duration_since(SystemTime::now()) {
+        Err(_) => bail!("this operator's certificate has expired; {next}"),
+        Ok(left) if left < WARN_LEFT => {
+            let days = left.as_secs() / (24 * 60 * 60);
+            Ok(Some(format!("this operator's certificate ends in {days} days; {next}")))
+        }
+        Ok(_) => Ok(None),
+    }
+}
+
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(bytes)
         .context("the hub's answer is not understood; is it of another version?")
@@ -165,4 +188,25 @@ pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
         .build()
         .context("cannot start the runtime")?
         .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_certs::Authority;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_nears_its_end_is_spoken_of_and_one_past_it_is_not_used() {
+        let authority = Authority::create("fleet.example").unwrap();
+        let day = Duration::from_secs(24 * 60 * 60);
+        let said = |lifetime: Duration| {
+            let issued = authority.issue_operator("admin", lifetime).unwrap();
+            expiry(&issued.bundle().unwrap())
+        };
+
+        assert!(said(31 * day).unwrap().is_none());
+        assert!(said(29 * day).unwrap().unwrap().contains("28 days"));
+        assert!(said(Duration::ZERO).unwrap_err().to_string().contains("expired"));
+    }
 }

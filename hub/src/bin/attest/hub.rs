@@ -1,10 +1,12 @@
 //! `attest hub …`: making a hub and knowing where it is.
 
+mod operator;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use attest_gitops::home::{self, Advertise};
+use attest_gitops::home::{self, Advertise, Created};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -25,6 +27,9 @@ pub(crate) struct Args {
 enum Command {
     /// Create a hub: its certificate authority, its signing key and this operator's credentials
     Init(InitArgs),
+    /// Who may operate a hub
+    #[command(subcommand)]
+    Operator(operator::Command),
     /// List the hubs of the context
     #[command(visible_alias = "ls")]
     List(Output),
@@ -60,6 +65,7 @@ struct Shown<'a> {
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         Command::Init(args) => init(args, printer),
+        Command::Operator(command) => operator::run(command, printer),
         Command::List(output) => list(output, printer),
     }
 }
@@ -77,19 +83,14 @@ fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
     let advertise = Advertise { spoke_address: advertise, api_url: format!("https://{api}") };
     let created = home::create(&directory, &advertise)?;
 
-    config.hubs.push(Hub {
-        name: name.clone(),
-        api_url: created.api_url,
-        spoke_address: created.spoke_address,
-        ca_pin: created.ca_pin,
-        hub_key_id: created.hub_key_id,
-        hub_key: created.hub_key_pem,
-        operator_chain: created.operator_chain_pem,
-        operator_key: created.operator_key_pem.to_string(),
-    });
+    config.hubs.push(entry(&name, created));
     config.current_hub = Some(name.clone());
     config.save().with_context(|| {
-        format!("the hub in {} is made, but its context is not", directory.display())
+        let home = directory.display();
+        format!(
+            "the hub in {home} is made, but its context is not; once that is mended: \
+             `attest hub operator issue admin --home {home} --context-name {name} --save`"
+        )
     })?;
 
     printer.line(&format!("hub/{name} created in {}", directory.display()));
@@ -106,6 +107,20 @@ fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
     let listen = if is_local { String::new() } else { format!(" --listen-api :{port}") };
     printer.note(&format!("  attest-hub --home {}{listen}", directory.display()));
     Ok(())
+}
+
+/// A context's entry for a hub.
+fn entry(name: &str, created: Created) -> Hub {
+    Hub {
+        name: name.to_owned(),
+        api_url: created.api_url,
+        spoke_address: created.spoke_address,
+        ca_pin: created.ca_pin,
+        hub_key_id: created.hub_key_id,
+        hub_key: created.hub_key_pem,
+        operator_chain: created.operator_chain_pem,
+        operator_key: created.operator_key_pem.to_string(),
+    }
 }
 
 fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {

@@ -1,0 +1,44 @@
+//! Hubs and their operators, without a hub that runs.
+
+use crate::sandbox::Sandbox;
+
+#[test]
+fn operators_are_issued_listed_and_revoked_at_the_hubs_home() {
+    let sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    let file = sandbox.outside("bob").display().to_string();
+    sandbox.attest(&["hub", "init", "--home", &home, "--advertise", "hub.example:4433"]).code(0);
+
+    let issue = ["hub", "operator", "issue", "bob", "--home", &home, "--output", &file];
+    sandbox.attest(&issue).code(0).shows(&["operator/bob issued"]);
+    sandbox.attest(&issue).code(1).tells(&["exists already"]);
+    let context = std::fs::read_to_string(&file).unwrap();
+    assert!(context.contains("operatorKey") && context.contains("hub.example:4433"), "{context}");
+    sandbox.attest(&["hub", "operator", "issue", "admin", "--home", &home, "--save"]).code(0);
+    let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
+    assert_eq!(listed.matches("Good").count(), 3, "{listed}");
+    let bob = listed.lines().find(|line| line.contains("bob")).unwrap();
+    let serial = bob.split_whitespace().next().unwrap();
+
+    let revoke = ["hub", "operator", "revoke", serial, "--home", &home, "--yes"];
+    sandbox.attest(&revoke).code(0).shows(&["operator/bob revoked"]);
+    let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
+    assert_eq!((listed.matches("Good").count(), listed.matches("Revoked").count()), (2, 1));
+}
+
+#[test]
+fn a_hub_whose_context_could_not_be_written_is_not_lost() {
+    let mut sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    let context = sandbox.outside("config").display().to_string();
+    sandbox.set("ATTEST_CONFIG", "/proc/none/config");
+    let said = sandbox.attest(&["hub", "init", "--home", &home, "--advertise", "a.example:4433"]);
+    let said = said.code(1).tells(&["attest hub operator issue admin"]);
+    let command = said.stderr.split('`').find(|text| text.starts_with("attest hub")).unwrap();
+
+    sandbox.set("ATTEST_CONFIG", context);
+    let arguments: Vec<&str> = command.split(' ').skip(1).collect();
+    sandbox.attest(&arguments).code(0);
+
+    sandbox.attest(&["hub", "list"]).code(0).shows(&["a.example:4433", "*"]);
+}
