@@ -89,28 +89,17 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (outbox, seen) = (Outbox::default(), SeenSource::default());
     seen.set(ledger.seen());
     let (pushes, pushed) = mpsc::channel(PUSHES_MAX);
-    let agent = Agent {
-        shared: Shared {
-            watches: Watches::new(api.clone(), metrics.clone()),
-            api: api.clone(),
-            ledger,
-            refusals,
-            outbox: outbox.clone(),
-            metrics: metrics.clone(),
-            kinds: Arc::new(RwLock::new(Kinds::built_in())),
-        },
-        cluster: identity.cluster.clone(),
-        trust: trust.clone(),
-        seen: seen.clone(),
-        blobs: Blobs::default(),
-        workers: BTreeMap::new(),
-        retries: BTreeMap::new(),
-        unresumed: BTreeMap::new(),
-        admissions: BTreeMap::new(),
-        signed_pace: Pace::of_refusals(),
-        unsigned_pace: Pace::of_refusals(),
-        readiness,
+    let shared = Shared {
+        watches: Watches::new(api.clone(), metrics.clone()),
+        api: api.clone(),
+        ledger,
+        refusals,
+        outbox: outbox.clone(),
+        metrics: metrics.clone(),
+        kinds: Arc::new(RwLock::new(Kinds::built_in())),
     };
+    let agent =
+        Agent::new(shared, identity.cluster.clone(), trust.clone(), seen.clone(), readiness);
     tokio::spawn(agent.run(pushed));
     let kubernetes_version = kubernetes_version(&api).await;
     connect(
@@ -241,6 +230,29 @@ struct Retry {
 }
 
 impl Agent {
+    fn new(
+        shared: Shared,
+        cluster: ClusterId,
+        trust: watch::Receiver<Trust>,
+        seen: SeenSource,
+        readiness: Readiness,
+    ) -> Self {
+        Self {
+            shared,
+            cluster,
+            trust,
+            seen,
+            blobs: Blobs::default(),
+            workers: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            unresumed: BTreeMap::new(),
+            admissions: BTreeMap::new(),
+            signed_pace: Pace::of_refusals(),
+            unsigned_pace: Pace::of_refusals(),
+            readiness,
+        }
+    }
+
     async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
         loop {
@@ -361,5 +373,38 @@ impl AgentError {
             Self::Identity(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::report::Report;
+
+    use super::*;
+    use crate::cluster::fake::FakeApi;
+    use crate::outbox::Deliveries;
+    use crate::policy::tests::object;
+
+    /// An agent of the cluster that the test policy is for, with what is stored there.
+    pub(super) async fn agent(fake: &FakeApi) -> Agent {
+        let (api, metrics) = (fake.open().await, Metrics::new().unwrap());
+        let shared = Shared {
+            watches: Watches::new(api.clone(), metrics.clone()),
+            ledger: Ledger::load(api.clone(), metrics.clone()).await.unwrap(),
+            refusals: Refusals::load(api.clone()).await.unwrap(),
+            api,
+            outbox: Outbox::default(),
+            metrics,
+            kinds: Arc::new(RwLock::new(Kinds::built_in())),
+        };
+        let (_, trust) = watch::channel(Trust::of(&object(), "uid-1"));
+        let cluster = "c-0123456789abcdef".parse().unwrap();
+        Agent::new(shared, cluster, trust, SeenSource::default(), Readiness::default())
+    }
+
+    /// What the hub would be told now.
+    pub(super) fn reports(agent: &Agent) -> Vec<Report> {
+        let due = Deliveries::default().due(&agent.shared.outbox, Instant::now());
+        due.iter().map(|(_, bytes)| serde_json::from_slice(bytes).unwrap()).collect()
     }
 }

@@ -252,6 +252,11 @@ pub fn records_at(records: &Records, key: &Key, directive: &[u8]) -> Option<Reco
     Some(records)
 }
 
+/// Digest by which a directive is known, of an envelope that this cluster stored itself.
+pub fn payload_digest(directive: &[u8]) -> Option<Digest> {
+    envelope::peek(directive, DIRECTIVE_TYPE).map(|(payload, _)| Digest::of(&payload))
+}
+
 /// Whom an unverified directive says it is about: to file a refusal under, nothing more.
 pub fn claimed(directive: &[u8]) -> Option<(Key, u64)> {
     check_size(directive).ok()?;

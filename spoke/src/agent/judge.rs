@@ -8,8 +8,8 @@ use attest_common::plan::Directive;
 use attest_common::report::{Refusal, Timings, message};
 use attest_common::verify::{Ages, Removal, Verified};
 
+use super::resume::is_gone;
 use super::{Agent, RETRY_MIN, Rejected, Retry};
-use crate::destination::status::{self, Situation};
 use crate::destination::{Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
@@ -95,7 +95,10 @@ impl Agent {
                     if self.unresumed.remove(&key).is_some() {
                         self.resume(&key).await;
                     }
-                    self.worker(&key).repeat();
+                    match self.shared.ledger.entry(&key) {
+                        Some(entry) if is_gone(&entry.record) => self.say_gone(&key, &entry),
+                        _ => self.worker(&key).repeat(),
+                    }
                     return Ok(());
                 }
                 Ok(Verdict::Remove(removal)) => {
@@ -273,18 +276,7 @@ impl Agent {
         match self.workers.get(&key) {
             Some(worker) => worker.refused(refusal),
             // Nothing runs there; a report is enough, and it is bounded where a worker is not.
-            None => self.shared.outbox.report(&status::report(&Situation {
-                key: &key,
-                epoch: None,
-                sequence: None,
-                running: None,
-                removal: None,
-                frozen: None,
-                refusal: Some(&refusal),
-                problem: None,
-                heals_total: 0,
-                now: jiff::Timestamp::now(),
-            })),
+            None => self.say_without_worker(&key, None, Some(&refusal)),
         }
     }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use attest_common::ids::Digest;
-use attest_common::record::Held;
-use attest_common::report::{Timings, error_chain, message};
+use attest_common::record::{Held, Record};
+use attest_common::report::{Refusal, Timings, error_chain, message};
 use attest_common::verify::Ages;
 
 use super::{Agent, IDLE, RETRY_MIN, Rejected};
+use crate::destination::status::{self, RemovalNow, Situation};
 use crate::destination::{Order, Run};
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::{Entry, LedgerError};
@@ -20,31 +21,35 @@ impl Agent {
         let trust = self.trust.borrow().clone();
         let keys: Vec<Key> = self.shared.ledger.with_records(|r| r.keys().cloned().collect());
         self.readiness.set(trust.loaded().is_ok());
-        if let Err(error) = trust.bound(&self.cluster) {
-            for key in keys {
-                self.freeze(&key, error.reason(), &error_chain(&error));
-            }
-            return;
-        }
+        let stop = trust.bound(&self.cluster).err();
         for key in keys {
-            self.resume(&key).await;
+            match &stop {
+                Some(error) => self.freeze(&key, error.reason(), &error_chain(error)),
+                None => self.resume(&key).await,
+            }
         }
     }
 
     pub(super) async fn resume(&mut self, key: &Key) {
         let Some(entry) = self.shared.ledger.entry(key) else { return };
+        if is_gone(&entry.record) {
+            return self.say_gone(key, &entry);
+        }
         match self.load(key, &entry).await {
             Ok(Some(order)) => {
+                let standing = self.standing(key, &entry);
                 let worker = self.worker(key);
                 worker.order(order);
-                let refused = self.shared.refusals.newest(key.0.as_str(), key.1.as_str());
-                // What was refused before it was admitted does not stand any more.
-                let standing = refused.filter(|r| r.sequence > Some(entry.record.sequence));
                 if let Some(refusal) = standing {
                     worker.refused(refusal);
                 }
             }
-            Ok(None) => {}
+            // Nothing was ever admitted there.
+            Ok(None) => {
+                if let Some(refusal) = self.standing(key, &entry) {
+                    self.say_without_worker(key, None, Some(&refusal));
+                }
+            }
             Err(Rejected::Ledger(error)) if error.is_transient() => {
                 tracing::warn!(
                     application = %key.0, namespace = %key.1,
@@ -68,8 +73,7 @@ impl Agent {
     /// Judges again what this cluster holds, by the policy as it is now; only times do not count.
     async fn load(&mut self, key: &Key, entry: &Entry) -> Result<Option<Order>, Rejected> {
         let record = &entry.record;
-        let to_remove = record.removed && !record.inventory.is_empty();
-        if record.held.is_none() && !to_remove {
+        if record.held.is_none() && !record.removed {
             return Ok(None);
         }
         if let Some(held) = &record.held {
@@ -132,7 +136,43 @@ impl Agent {
         gate::judge(&entry.directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
     }
 
+    fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
+        let refused = self.shared.refusals.newest(key.0.as_str(), key.1.as_str());
+        refused.filter(|refusal| stands(refusal, entry))
+    }
+
+    /// That an application was taken away, again: who asked may not have heard it.
+    pub(super) fn say_gone(&self, key: &Key, entry: &Entry) {
+        let standing = self.standing(key, entry);
+        self.say_without_worker(key, Some(&entry.record), standing.as_ref());
+    }
+
+    /// Reports on a destination where nothing runs: what was removed there, or refused.
+    pub(super) fn say_without_worker(
+        &self,
+        key: &Key,
+        gone: Option<&Record>,
+        refusal: Option<&Refusal>,
+    ) {
+        self.shared.outbox.report(&status::report(&Situation {
+            key,
+            epoch: gone.map(|record| record.epoch),
+            sequence: gone.map(|record| record.sequence),
+            running: None,
+            removal: gone.map(|_| RemovalNow { left: 0, done: true }),
+            frozen: None,
+            refusal,
+            problem: None,
+            heals_total: 0,
+            now: jiff::Timestamp::now(),
+        }));
+    }
+
     fn freeze(&mut self, key: &Key, reason: &str, text: &str) {
+        let gone = self.shared.ledger.with_records(|records| records.get(key).is_some_and(is_gone));
+        if gone {
+            return;
+        }
         let order = Order::Freeze { reason: reason.to_owned(), message: message(text) };
         self.worker(key).order(order);
     }
@@ -156,5 +196,71 @@ impl Agent {
             self.blobs.insert(Digest::of(&bytes), bytes);
         }
         Ok(())
+    }
+}
+
+/// True when a removal was carried out to its end: only binding and floor are left.
+pub(super) fn is_gone(record: &Record) -> bool {
+    record.removed && record.held.is_none() && record.inventory.is_empty()
+}
+
+/// Whether a refusal is newer than what is held. One with the record's own sequence is when the
+/// record had to go back: it then names a directive that is not the one it holds.
+fn stands(refusal: &Refusal, entry: &Entry) -> bool {
+    let recorded = Some(entry.record.sequence);
+    let held = gate::payload_digest(&entry.directive);
+    refusal.sequence > recorded
+        || (refusal.sequence == recorded && held != Some(entry.record.directive))
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::envelope::{DIRECTIVE_TYPE, seal};
+    use attest_common::keys::PrivateKey;
+
+    use super::*;
+    use crate::agent::tests::{agent, reports};
+    use crate::cluster::fake::FakeApi;
+    use crate::ledger::ConfirmedPairs;
+    use crate::ledger::tests::record;
+    use attest_common::report::Phase;
+
+    fn entry(record: Record, payload: &[u8]) -> Entry {
+        let key = PrivateKey::from_seed(&[1; 32]).unwrap();
+        let directive = seal(DIRECTIVE_TYPE, payload, &[&key]);
+        Entry { record, directive, confirmed: ConfirmedPairs::new() }
+    }
+
+    #[test]
+    fn a_release_refused_after_it_was_recorded_is_still_refused_after_a_restart() {
+        let refused = |sequence| Refusal {
+            reason: "FieldConflict".to_owned(),
+            message: String::new(),
+            sequence: Some(sequence),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let newest = Record { directive: Digest::of(b"seventh"), ..record() };
+        let (admitted, gone_back) = (entry(newest.clone(), b"seventh"), entry(newest, b"sixth"));
+
+        assert!(!stands(&refused(7), &admitted) && !stands(&refused(6), &gone_back));
+        assert!(stands(&refused(8), &admitted) && stands(&refused(7), &gone_back));
+    }
+
+    #[tokio::test]
+    async fn what_was_removed_is_reported_as_removed_after_a_restart_whatever_the_policy_says() {
+        let fake = FakeApi::start().await;
+        let gone = Record { removed: true, inventory: Vec::new(), ..record() };
+        let key = (gone.application.clone(), gone.namespace.clone());
+        let before = agent(&fake).await;
+        let write = |_| Ok(Some(entry(gone.clone(), b"remove")));
+        before.shared.ledger.update(&key, write).await.unwrap();
+
+        let mut after = agent(&fake).await;
+        after.resume(&key).await;
+
+        let told = reports(&after);
+        assert_eq!((told.len(), told[0].phase, told[0].sequence), (1, Phase::Removed, Some(7)));
+        after.freeze(&key, "NoTrustPolicy", "gone");
+        assert!(after.workers.is_empty());
     }
 }

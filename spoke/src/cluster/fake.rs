@@ -94,7 +94,7 @@ async fn answer(
 ) -> (StatusCode, String) {
     world.lock().unwrap().hear(&headers);
     tokio::task::yield_now().await;
-    let (status, value) = world.lock().unwrap().act(&method, uri.path(), &body);
+    let (status, value) = world.lock().unwrap().act(&method, &uri, &body);
     (status, value.to_string())
 }
 
@@ -107,13 +107,17 @@ impl World {
         self.underway_most = self.underway_most.max(self.underway);
     }
 
-    fn act(&mut self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
+    fn act(&mut self, method: &Method, uri: &Uri, body: &[u8]) -> (StatusCode, Value) {
         self.underway -= 1;
+        let path = uri.path();
         if path.ends_with("/token") {
             return (StatusCode::CREATED, json!({"status": {"token": self.fresh_token}}));
         }
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-        let outcome = self.carry_out(method, path, body);
+        let outcome = match uri.query().and_then(|query| query.strip_prefix("labelSelector=")) {
+            Some(selector) => (StatusCode::OK, self.list(selector)),
+            None => self.carry_out(method, path, body),
+        };
         if *method != Method::GET && self.answers_lost > 0 {
             self.answers_lost -= 1;
             return refused(StatusCode::GATEWAY_TIMEOUT, "Timeout");
@@ -121,12 +125,19 @@ impl World {
         outcome
     }
 
+    fn list(&self, selector: &str) -> Value {
+        let (label, wanted) = selector.split_once("%3D").unwrap();
+        let items: Vec<&Value> = self
+            .objects
+            .values()
+            .filter(|object| object["metadata"]["labels"][label] == wanted)
+            .collect();
+        json!({"kind": "SecretList", "items": items})
+    }
+
     fn carry_out(&mut self, method: &Method, path: &str, body: Value) -> (StatusCode, Value) {
         match method.as_str() {
-            "GET" if path.ends_with("/secrets") => {
-                let items: Vec<&Value> = self.objects.values().collect();
-                (StatusCode::OK, json!({"kind": "SecretList", "items": items}))
-            }
+            "GET" if path.ends_with("/secrets") => (StatusCode::OK, json!({"items": []})),
             "GET" if path == "/version" => (StatusCode::OK, json!({"gitVersion": "v1.37.2"})),
             "GET" => match self.objects.get(path) {
                 Some(object) => (StatusCode::OK, object.clone()),
