@@ -26,7 +26,7 @@ use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
 use crate::join;
 use crate::ledger::refusals::Refusals;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Lost};
 use crate::link::push::{Pushed, Room};
 use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
@@ -78,13 +78,16 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (told, trust) = watch::channel(Trust::default());
     tokio::spawn(policy::follow(api.clone(), kube_system_uid.clone(), told));
     let identity = identity(&api).await?;
-    let (ledger, refusals) = remembered(&api, &metrics).await?;
+    let (ledger, refusals) = remembered(&api, &metrics, identity.destinations).await?;
     let freshness = Freshness::default();
     tokio::spawn(refusals.clone().keep());
     tokio::spawn(ledger.clone().keep_tidy());
+    tokio::spawn(ledger.clone().keep_count(identity.destinations));
     tokio::spawn(freshness.clone().watch(metrics.clone()));
-    if identity.tls.is_some() {
-        look_for_lost_state(&ledger, &metrics).await;
+    match ledger.lost() {
+        Some(lost) => say_what_was_lost(lost),
+        // What was stored and not recorded before the process ended.
+        None => ledger.tidy_content(),
     }
     let (outbox, seen) = (Outbox::default(), SeenSource::default());
     seen.set(ledger.seen());
@@ -154,10 +157,14 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
     }
 }
 
-async fn remembered(api: &ApiServer, metrics: &Metrics) -> Result<(Ledger, Refusals), AgentError> {
+async fn remembered(
+    api: &ApiServer,
+    metrics: &Metrics,
+    recorded: u64,
+) -> Result<(Ledger, Refusals), AgentError> {
     let mut wait = RETRY_MIN;
     loop {
-        let ledger = Ledger::load(api.clone(), metrics.clone()).await;
+        let ledger = Ledger::load(api.clone(), metrics.clone(), recorded).await;
         let refusals = Refusals::load(api.clone()).await;
         match (ledger, refusals) {
             (Ok(ledger), Ok(refusals)) => return Ok((ledger, refusals)),
@@ -172,25 +179,14 @@ async fn remembered(api: &ApiServer, metrics: &Metrics) -> Result<(Ledger, Refus
     }
 }
 
-/// Content without a record means that records were lost: sequences and floors with them.
-async fn look_for_lost_state(ledger: &Ledger, metrics: &Metrics) {
-    let records = ledger.with_records(BTreeMap::len);
-    match ledger.drop_unused_content().await {
-        Ok(content) if records == 0 && content > 0 => {
-            metrics.state_lost.set(1);
-            tracing::error!(
-                reason = "StateLost",
-                "This spoke has held releases before, and its records are gone; \
-                 sequence and counter floors begin anew"
-            );
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(
-            reason = error.reason(),
-            error = %error_chain(&error),
-            "Cannot look for stored content"
-        ),
-    }
+fn say_what_was_lost(lost: Lost) {
+    tracing::error!(
+        reason = "StateLost",
+        recorded = lost.recorded,
+        found = lost.found,
+        "Records of this spoke are gone, and with them what it has seen; nothing is admitted until \
+         `attest spoke accept-state` is run with the cluster's credentials"
+    );
 }
 
 async fn kubernetes_version(api: &ApiServer) -> String {
@@ -390,7 +386,7 @@ mod tests {
         let (api, metrics) = (fake.open().await, Metrics::new().unwrap());
         let shared = Shared {
             watches: Watches::new(api.clone(), metrics.clone()),
-            ledger: Ledger::load(api.clone(), metrics.clone()).await.unwrap(),
+            ledger: Ledger::load(api.clone(), metrics.clone(), 0).await.unwrap(),
             refusals: Refusals::load(api.clone()).await.unwrap(),
             api,
             outbox: Outbox::default(),

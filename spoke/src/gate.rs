@@ -18,7 +18,7 @@ use attest_common::verify::{
 };
 use bytes::Bytes;
 
-use crate::ledger::DESTINATIONS_MAX;
+use crate::ledger::{DESTINATIONS_MAX, Lost};
 use crate::outbox::Key;
 use crate::policy::TrustError;
 
@@ -35,6 +35,8 @@ pub struct View<'a> {
     pub now: Timestamp,
     /// `Skip` when loading what was already admitted.
     pub ages: Ages,
+    /// Records that are missing.
+    pub lost: Option<Lost>,
 }
 
 /// What to do about a push.
@@ -68,10 +70,14 @@ pub fn judge(
     view: &View<'_>,
 ) -> Result<Verdict, GateError> {
     check_size(directive)?;
-    let View { policy, cluster, records, kinds, now, ages } = *view;
+    let View { policy, cluster, records, kinds, now, ages, lost } = *view;
     let spoke = Spoke { policy, cluster, records, now, ages };
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
     let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
+    if let (Some(lost), Ages::Judge) = (lost, ages) {
+        // Whether this is a replay cannot be known: that was in the records.
+        return Err(GateError::StateLost(lost));
+    }
     if ordered.order == Order::Again && ages == Ages::Judge {
         return Ok(Verdict::Again(key));
     }
@@ -277,6 +283,12 @@ pub enum GateError {
     OwnedByOther { object: ObjectKey, application: Name, namespace: Name },
     #[error("{what} has more than {max} bytes")]
     TooLarge { what: &'static str, max: usize },
+    #[error(
+        "of {} records of this spoke {} are left, so that what it has seen is not known any more; \
+         `attest spoke accept-state` with the cluster's credentials begins anew",
+        .0.recorded, .0.found
+    )]
+    StateLost(Lost),
     #[error("this cluster holds at most {max} {what}")]
     Limit { what: &'static str, max: usize },
 }
@@ -288,6 +300,7 @@ impl GateError {
             Self::Trust(error) => error.reason(),
             Self::Verify(error) => error.reason(),
             Self::OwnedByOther { .. } => "OwnedByOther",
+            Self::StateLost(_) => "StateLost",
             Self::Limit { .. } | Self::TooLarge { .. } => "Limit",
         }
     }
@@ -300,7 +313,57 @@ impl GateError {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::keys::PrivateKey;
+    use attest_common::plan::to_bytes;
+    use attest_common::policy::Spec;
+
     use super::*;
+    use crate::policy::tests::object;
+
+    const NOW: &str = "2026-11-22T12:00:00Z";
+
+    fn directive() -> Vec<u8> {
+        let directive = Directive {
+            v: 1,
+            cluster: "c-0123456789abcdef".parse().unwrap(),
+            application: Name::new("web").unwrap(),
+            namespace: Name::new("shop").unwrap(),
+            epoch: 1,
+            sequence: 1,
+            generation: 1,
+            attempt: 1,
+            operation: Operation::Progress,
+            cap_percent: 100,
+            plan: Some(Digest::of(b"plan")),
+            issued_at: NOW.parse().unwrap(),
+            expires_at: "2026-11-22T13:00:00Z".parse().unwrap(),
+        };
+        let hub = PrivateKey::from_seed(&[1; 32]).unwrap();
+        envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&hub])
+    }
+
+    #[test]
+    fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
+        let spec: Spec = serde_json::from_value(object()["spec"].clone()).unwrap();
+        let (policy, records) = (spec.load().unwrap(), Records::new());
+        let (cluster, kinds) = ("c-0123456789abcdef".parse().unwrap(), Kinds::built_in());
+        let view = |lost| View {
+            policy: &policy,
+            cluster: &cluster,
+            records: &records,
+            kinds: &kinds,
+            now: NOW.parse().unwrap(),
+            ages: Ages::Judge,
+            lost,
+        };
+        let judged =
+            |lost| judge(&directive(), Some(Digest::of(b"envelope")), |_| None, &view(lost));
+
+        assert!(matches!(judged(None), Ok(Verdict::Need(..))));
+        let refused = judged(Lost::of(2, 1)).unwrap_err();
+        assert_eq!(refused.reason(), "StateLost");
+        assert!(refused.to_string().contains("of 2 records of this spoke 1 are left"), "{refused}");
+    }
 
     #[test]
     fn an_oversized_directive_is_refused_before_it_is_read() {

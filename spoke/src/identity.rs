@@ -1,7 +1,8 @@
 //! Who this spoke is: the Secret `attest-identity` of its own cluster.
 //!
 //! The identity key is made once and kept; its hash is the cluster id. TLS key and certificate are
-//! replaced on every renewal, and `generation` counts them.
+//! replaced on every renewal, and `generation` counts them. How many destinations it has recorded
+//! stands here too, apart from the records, so that lost ones are missed.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,8 @@ const CLUSTER_ID: &str = "cluster-id";
 const CHAIN: &str = "tls.chain";
 const TLS_KEY: &str = "tls.key";
 const GENERATION: &str = "generation";
+/// Most destinations that were ever recorded; `attest spoke accept-state` lowers it, nothing else does.
+const DESTINATIONS: &str = "destinations";
 /// How often a certificate is written against a newer version of the Secret before giving up.
 const SWAP_ATTEMPTS: u32 = 3;
 
@@ -32,6 +35,8 @@ pub struct Identity {
     pub key: PrivateKey,
     pub cluster: ClusterId,
     pub tls: Option<Tls>,
+    /// How many destinations this identity has recorded.
+    pub destinations: u64,
     resource_version: String,
 }
 
@@ -55,7 +60,8 @@ impl Identity {
         getrandom::fill(seed.as_mut()).map_err(|_| IdentityError::Randomness)?;
         let key = PrivateKey::from_seed(&seed).map_err(|_| IdentityError::Randomness)?;
         let cluster = ClusterId::of_identity_key(key.public().bytes());
-        let identity = Self { key, cluster, tls: None, resource_version: String::new() };
+        let identity =
+            Self { key, cluster, tls: None, destinations: 0, resource_version: String::new() };
         failpoint::reach("before-identity-write");
         let body = identity.secret(None)?;
         let written = secrets::swap(api, &body, |found| same(found, &body)).await;
@@ -96,8 +102,32 @@ impl Identity {
                     }
                     // Still this identity: only the version was old.
                     self.resource_version = found.resource_version;
+                    self.destinations = found.destinations;
                 }
                 Swapped::Overtaken(None) => return Err(IdentityError::Overtaken),
+            }
+        }
+        Err(IdentityError::Overtaken)
+    }
+
+    /// Makes durable that so many destinations have been recorded; never fewer than before.
+    ///
+    /// # Errors
+    /// [`IdentityError`]; to be tried again.
+    pub async fn note_destinations(api: &ApiServer, count: u64) -> Result<(), IdentityError> {
+        for _ in 0..SWAP_ATTEMPTS {
+            let mut identity = Self::read(&api.get(&path()).await.map_err(IdentityError::Api)?)?;
+            if identity.destinations >= count {
+                return Ok(());
+            }
+            identity.destinations = count;
+            let body = identity.secret(identity.tls.as_ref())?;
+            failpoint::reach("before-count-write");
+            let swapped = secrets::swap(api, &body, |found| same(found, &body)).await;
+            failpoint::reach("after-count-write");
+            match swapped.map_err(IdentityError::Api)? {
+                Swapped::Done(_) => return Ok(()),
+                Swapped::Overtaken(_) => {}
             }
         }
         Err(IdentityError::Overtaken)
@@ -123,7 +153,12 @@ impl Identity {
             }
             (None | Some(_), _) => None,
         };
-        Ok(Self { key, cluster, tls, resource_version: resource_version(secret) })
+        let resource_version = resource_version(secret);
+        let destinations = match text(DESTINATIONS) {
+            Some(count) => count.parse().map_err(|_| IdentityError::Malformed(DESTINATIONS))?,
+            None => 0,
+        };
+        Ok(Self { key, cluster, tls, destinations, resource_version })
     }
 
     /// The Secret with this certificate, in place of the version that was last read.
@@ -135,6 +170,9 @@ impl Identity {
             data.insert(CHAIN, Zeroizing::new(bundle.chain_pem()));
             data.insert(TLS_KEY, bundle.key_pem());
             data.insert(GENERATION, Zeroizing::new(generation.to_string()));
+        }
+        if self.destinations > 0 {
+            data.insert(DESTINATIONS, Zeroizing::new(self.destinations.to_string()));
         }
         let data = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
         Ok(secrets::body(SECRET, &self.resource_version, json!({}), &data))
@@ -207,7 +245,8 @@ mod tests {
     fn an_identity_reads_back_and_a_foreign_cluster_id_is_refused() {
         let key = PrivateKey::from_seed(&[9; 32]).unwrap();
         let cluster = ClusterId::of_identity_key(key.public().bytes());
-        let identity = Identity { key, cluster, tls: None, resource_version: String::new() };
+        let identity =
+            Identity { key, cluster, tls: None, destinations: 0, resource_version: String::new() };
 
         let mut secret = identity.secret(None).unwrap();
         assert_eq!(Identity::read(&secret).unwrap().cluster, identity.cluster);
@@ -242,6 +281,12 @@ mod tests {
         fake.touch(&path());
         identity.store_tls(&api, certificate.clone()).await.unwrap();
         assert_eq!(stored_chain(&api).await, certificate.chain_pem());
+
+        // What another part of the spoke noted meanwhile stays.
+        Identity::note_destinations(&api, 7).await.unwrap();
+        identity.store_tls(&api, bundle(&identity)).await.unwrap();
+        Identity::note_destinations(&api, 3).await.unwrap();
+        assert_eq!(Identity::load_or_create(&api).await.unwrap().destinations, 7);
 
         api.delete_own(&path()).await.unwrap();
         Identity::load_or_create(&api).await.unwrap();

@@ -8,16 +8,19 @@ pub mod refusals;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
 use attest_common::record::{Record, Records};
+use attest_common::report::error_chain;
 use attest_common::session::message::Seen;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::cluster::{ApiError, ApiServer};
+use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::outbox::Key;
 use crate::secrets::{self, Swapped, collection, resource_version};
@@ -38,6 +41,8 @@ const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
 /// How often a write is tried against a newer version before giving up.
 const SWAP_ATTEMPTS: u32 = 3;
+/// How long to wait before the count of records is written again.
+const COUNT_RETRY: Duration = Duration::from_secs(1);
 
 const RECORD: &str = "record.json";
 const DIRECTIVE: &str = "directive";
@@ -77,6 +82,25 @@ struct Inner {
     /// Held while content is stored or deleted: never both at a time.
     content_turn: tokio::sync::Mutex<()>,
     tidy: Notify,
+    /// There is a record more.
+    grown: Notify,
+    lost: Option<Lost>,
+}
+
+/// Records that are missing: with them what this cluster has seen, and what it must not go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Destinations that were recorded.
+    pub recorded: u64,
+    /// Records that are there.
+    pub found: u64,
+}
+
+impl Lost {
+    /// Whether records are missing: `recorded` is what stands beside the identity.
+    pub fn of(recorded: u64, found: u64) -> Option<Self> {
+        (found < recorded).then_some(Self { recorded, found })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -97,11 +121,15 @@ struct Other {
 }
 
 impl Ledger {
-    /// Reads every record of the cluster.
+    /// Reads every record of the cluster. `recorded` says how many there must be at least.
     ///
     /// # Errors
     /// [`LedgerError`]; also when a record cannot be read, because what it forbids is then unknown.
-    pub async fn load(api: ApiServer, metrics: Metrics) -> Result<Self, LedgerError> {
+    pub async fn load(
+        api: ApiServer,
+        metrics: Metrics,
+        recorded: u64,
+    ) -> Result<Self, LedgerError> {
         // Content first: what another process stores meanwhile is then named by a record below.
         let content = content::list(&api).await.map_err(LedgerError::Api)?;
         let path = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
@@ -111,15 +139,47 @@ impl Ledger {
             let (entry, version) = read(secret)?;
             put(&mut state, entry, version);
         }
+        let lost = Lost::of(recorded, state.records.len() as u64);
+        metrics.state_lost.set(i64::from(lost.is_some()));
         let ledger = Self(Arc::new(Inner {
             api,
             metrics,
+            lost,
+            grown: Notify::new(),
             state: Mutex::new(state),
             content_turn: tokio::sync::Mutex::default(),
             tidy: Notify::new(),
         }));
         ledger.count();
         Ok(ledger)
+    }
+
+    /// Whether records were missing when they were read. Then nothing is admitted and nothing is
+    /// deleted until somebody with rights in the cluster accepts that they are gone.
+    pub fn lost(&self) -> Option<Lost> {
+        self.0.lost
+    }
+
+    /// Keeps the count of records beside the identity, for as long as the process lives.
+    pub async fn keep_count(self, mut written: u64) {
+        loop {
+            let count = self.with_records(|records| records.len() as u64);
+            if count <= written {
+                self.0.grown.notified().await;
+                continue;
+            }
+            match Identity::note_destinations(&self.0.api, count).await {
+                Ok(()) => written = count,
+                Err(error) => {
+                    tracing::warn!(
+                        reason = error.reason(),
+                        error = %error_chain(&error),
+                        "Cannot note how many destinations are recorded; trying again"
+                    );
+                    tokio::time::sleep(COUNT_RETRY).await;
+                }
+            }
+        }
     }
 
     /// Runs `look` on all records, without waiting for anybody.
@@ -191,6 +251,9 @@ impl Ledger {
             Swapped::Done(secret) => {
                 put(&mut self.state(), wanted.clone(), resource_version(&secret));
                 self.count();
+                if version.is_empty() {
+                    self.0.grown.notify_one();
+                }
                 Ok(())
             }
             Swapped::Overtaken(Some(secret)) => {
@@ -368,6 +431,7 @@ pub(crate) mod tests {
     use data_encoding::BASE64;
 
     use super::*;
+    use crate::cluster::fake::FakeApi;
 
     pub(crate) fn object_key(kind: &str, name: &str) -> ObjectKey {
         ObjectKey {
@@ -445,5 +509,35 @@ pub(crate) mod tests {
         assert!(read(&secret).is_ok());
         secret["data"][RECORD] = BASE64.encode(b"{\"v\":1}").into();
         assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
+    }
+
+    #[tokio::test]
+    async fn lost_records_are_missed_and_the_content_they_named_is_kept() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let metrics = Metrics::new().unwrap();
+        let recorded = || async { Identity::load_or_create(&api).await.unwrap().destinations };
+        let open = async |recorded: u64| {
+            Ledger::load(api.clone(), metrics.clone(), recorded).await.unwrap()
+        };
+        let ledger = open(recorded().await).await;
+        tokio::spawn(ledger.clone().keep_count(0));
+        let key = (record().application, record().namespace);
+        let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
+        ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
+        let blobs = [(Digest::of(b"blob"), bytes::Bytes::from_static(b"blob"))].into();
+        ledger.store_content(Digest::of(b"plan"), &blobs).await.unwrap();
+        while recorded().await == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(open(1).await.lost(), None);
+
+        api.delete_own(&secrets::path(&secret_name(&key))).await.unwrap();
+        let ledger = open(recorded().await).await;
+        ledger.drop_unused_content().await.unwrap();
+
+        assert_eq!(ledger.lost(), Some(Lost { recorded: 1, found: 0 }));
+        assert_eq!(metrics.state_lost.get(), 1);
+        assert!(ledger.load_content(Digest::of(b"plan")).await.is_ok());
     }
 }

@@ -143,6 +143,7 @@ impl Agent {
                 kinds: &kinds,
                 now: jiff::Timestamp::now(),
                 ages: Ages::Judge,
+                lost: self.shared.ledger.lost(),
             };
             gate::judge(directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
         })

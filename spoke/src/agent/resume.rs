@@ -131,6 +131,7 @@ impl Agent {
             kinds: &kinds,
             now: jiff::Timestamp::now(),
             ages: Ages::Skip,
+            lost: None,
         };
         let plan = entry.record.held.as_ref().map(|held| held.plan);
         gate::judge(&entry.directive, plan, |digest| self.blobs.get(digest).cloned(), &view)

@@ -239,19 +239,22 @@ impl Ledger {
         }
     }
 
-    /// Deletes content that no record names and nobody keeps. Returns how many Secrets there were.
+    /// Deletes content that no record names and nobody keeps.
     ///
     /// Works from what this process knows, which is everything: it listed once and wrote the rest.
+    /// Where records were lost nothing is deleted: what is there shows what was held.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub async fn drop_unused_content(&self) -> Result<usize, LedgerError> {
-        let (count, unused) = {
+    pub async fn drop_unused_content(&self) -> Result<(), LedgerError> {
+        if self.lost().is_some() {
+            return Ok(());
+        }
+        let unused: Vec<String> = {
             let state = self.state();
             let used = used(&state.records);
             let names = state.content.stored.keys();
-            let unused = names.filter(|name| state.content.is_unused(name, &used)).cloned();
-            (state.content.stored.len(), unused.collect::<Vec<String>>())
+            names.filter(|name| state.content.is_unused(name, &used)).cloned().collect()
         };
         for name in unused {
             // Nothing is stored while something is deleted; what was stored since is looked at anew.
@@ -265,7 +268,7 @@ impl Ledger {
                 self.state().content.stored.remove(&name);
             }
         }
-        Ok(count)
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! One spoke on a real API server, driven by a hub that sends what the test says: what it writes, what it
 //! does not write, what it puts back, takes away and refuses, and what it knows after being killed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use attest_common::keys::PrivateKey;
@@ -15,7 +15,7 @@ use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -23,6 +23,9 @@ use serde_json::{Value, json};
 const WITHIN: Duration = Duration::from_secs(60);
 /// Long enough for a second write to show, should there be one.
 const SETTLE: Duration = Duration::from_millis(700);
+/// The pace of admissions, as the spoke has it.
+const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
+const ADMISSION_EVERY: Duration = Duration::from_secs(3);
 const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
 const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
@@ -740,5 +743,88 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_us
     // It is the same spoke and goes on as before.
     assert_eq!(stage.peer().await?.cluster, peer.cluster);
     stage.synced(&configs(2)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_that()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    let old = stage.delivery(&configs(1)).await?;
+    stage.send(&old).await?;
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+    stage.synced(&configs(2)).await?;
+    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-system");
+    until("the number of records to be noted", WITHIN, || async {
+        let data = secrets.get("attest-identity").await?.data.context("no identity")?;
+        Ok(data.contains_key("destinations").then_some(()))
+    })
+    .await?;
+
+    let labelled =
+        |kind: &str| ListParams::default().labels(&format!("attest.continuu.ms/record={kind}"));
+    secrets.delete_collection(&DeleteParams::default(), &labelled("destination")).await?;
+    stage.kill_spoke().await?;
+    let mark = stage.mark()?;
+    stage.send(&old).await?;
+
+    // Refused, and said everywhere.
+    let refused =
+        |report: &Report| report.refusal.as_ref().is_some_and(|r| r.reason == "StateLost");
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    hub.report(&peer, refused).await.with_context(|| stage.log().unwrap_or_default())?;
+    let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
+    let status = || stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig]);
+    until("the refusal to be recorded", WITHIN, || async {
+        Ok((status()?["refusals"][0]["reason"] == "StateLost").then_some(()))
+    })
+    .await?;
+    assert_eq!(status()?["stateLost"], json!({"recorded": 1, "found": 0}));
+    let metrics = stage.site()?.metrics().await?;
+    assert!(metrics.contains("attest_spoke_state_lost 1"), "{metrics}");
+    assert!(stage.log()?.contains("StateLost"));
+    assert_eq!((stage.writes(mark)?, stage.record()?), (vec![], None));
+    // What shows that something was held is still there.
+    assert!(!secrets.list(&labelled("content")).await?.items.is_empty());
+
+    let greeted = stage.peer().await?.hello.nonce;
+    stage.fleet.operator().attest(&[
+        "spoke",
+        "accept-state",
+        "--kubeconfig",
+        &kubeconfig,
+        "--yes",
+    ])?;
+    until("the spoke to start again", WITHIN, || async {
+        Ok((stage.peer().await?.hello.nonce != greeted).then_some(()))
+    })
+    .await?;
+    stage.synced(&configs(3)).await?;
+    let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
+    let status = stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
+    assert_eq!(status["stateLost"], Value::Null);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_orders_again_and_again_is_followed_at_a_bounded_pace() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(1)).await?;
+    let (mark, begun) = (stage.mark()?, Instant::now());
+
+    for _ in 0..3 * ADMISSIONS_AT_ONCE_MAX {
+        let delivery = stage.delivery(&configs(1)).await?;
+        stage.send(&delivery).await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+
+    let since = u32::try_from(begun.elapsed().as_secs() / ADMISSION_EVERY.as_secs())?;
+    let events = stage.site()?.cluster.audit().since(mark)?;
+    let stored = events.iter().filter(|event| {
+        event.verb == "create" && event.object().name.starts_with("attest-content-")
+    });
+    let stored = u32::try_from(stored.count())?;
+    assert!(stored > 0 && stored <= ADMISSIONS_AT_ONCE_MAX + since + 1, "{stored} in {since}");
     Ok(())
 }

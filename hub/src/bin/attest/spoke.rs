@@ -5,6 +5,7 @@
 use anyhow::{Context as _, bail};
 use attest_common::ids::{Name, Timestamp};
 use attest_common::record::Record;
+use attest_gitops::install::IDENTITY_SECRET;
 use clap::Subcommand;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -20,6 +21,8 @@ const DESTINATIONS: &str = "attest.continuu.ms/record=destination";
 const RECORD_KEY: &str = "record.json";
 const REFUSALS_SECRET: &str = "attest-refusals";
 const REFUSALS_KEY: &str = "refusals.json";
+/// Key in the identity's Secret: how many destinations the spoke has recorded.
+const DESTINATIONS_KEY: &str = "destinations";
 
 /// Look at and reset a spoke, without the hub
 #[derive(Debug, clap::Args)]
@@ -36,6 +39,14 @@ enum Command {
         target: TargetArgs,
         #[command(flatten)]
         output: Output,
+    },
+    /// Accept that records of the spoke are gone, so that it admits again without what it had seen
+    AcceptState {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
     },
     /// Forget a destination's repository and lowest release, so that others are admitted
     Reset {
@@ -59,8 +70,18 @@ struct Status {
     api_version: &'static str,
     kind: &'static str,
     cluster_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_lost: Option<StateLost>,
     destinations: Vec<Record>,
     refusals: Vec<Refusal>,
+}
+
+/// Fewer records than the spoke has written: it admits nothing.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StateLost {
+    recorded: u64,
+    found: u64,
 }
 
 /// A refusal as the spoke keeps it.
@@ -79,6 +100,7 @@ struct Refusal {
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         Command::Status { target, output } => block_on(status(&target, output, printer)),
+        Command::AcceptState { target, yes } => block_on(accept_state(&target, yes, printer)),
         Command::Reset { application, namespace, target, yes } => {
             let key = (application, namespace);
             block_on(Box::pin(reset(key, &target, yes, printer)))
@@ -94,6 +116,7 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
         api_version: attest_gitops::api::documents::API_VERSION,
         kind: "SpokeStatus",
         cluster_id: cluster.spoke().await?.map(|spoke| spoke.cluster_id),
+        state_lost: lost(&identity(&cluster).await?, records.len()),
         destinations: records.into_iter().map(|(_, record)| record).collect(),
         refusals: refusals(&cluster).await?,
     };
@@ -101,6 +124,13 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
         return printer.result(output.format, &status, || destinations(&status.destinations));
     }
     printer.line(&format!("Spoke: {}", or_none(status.cluster_id.as_ref())));
+    if let Some(StateLost { recorded, found }) = status.state_lost {
+        printer.line(&format!("State: lost (StateLost): of {recorded} records {found} are left"));
+        printer.note(
+            "nothing is admitted, because what the spoke has seen is not known any more; \
+             `attest spoke accept-state` begins anew",
+        );
+    }
     printer.line("");
     printer.table(&destinations(&status.destinations));
     if !status.refusals.is_empty() {
@@ -187,6 +217,55 @@ async fn refusals(cluster: &TargetCluster) -> anyhow::Result<Vec<Refusal>> {
         .with_context(|| format!("{REFUSALS_KEY} of Secret {REFUSALS_SECRET} is malformed"))
 }
 
+async fn identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
+    cluster.secrets().get_opt(IDENTITY_SECRET).await.context("cannot read the spoke's identity")
+}
+
+fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
+    let bytes = identity.as_ref()?.data.as_ref()?.get(DESTINATIONS_KEY)?;
+    let recorded = std::str::from_utf8(&bytes.0).ok()?.parse().ok()?;
+    let found = found as u64;
+    (found < recorded).then_some(StateLost { recorded, found })
+}
+
+async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyhow::Result<()> {
+    let cluster = TargetCluster::open(target).await?;
+    cluster.look().await?;
+    let records = records(&cluster).await?;
+    let identity = identity(&cluster).await?;
+    let Some((StateLost { recorded, found }, mut identity)) =
+        lost(&identity, records.len()).zip(identity)
+    else {
+        printer.line(&format!("context `{}` misses no record of its spoke", cluster.context));
+        return Ok(());
+    };
+    printer.note(&format!(
+        "of {recorded} records {found} are left; for the others the spoke knows neither the newest \
+         directive nor the lowest release nor the repository, so that a hub may send them again"
+    ));
+    confirm("Go on without what was lost?", yes, printer)?;
+    let count = ByteString(found.to_string().into_bytes());
+    identity.data.get_or_insert_default().insert(DESTINATIONS_KEY.to_owned(), count);
+    replace(&cluster, &identity).await?;
+    printer.line(&format!("spoke/{} state accepted", cluster.context));
+    printer
+        .note("a spoke of the cluster starts again by itself; one outside must be started again");
+    Ok(())
+}
+
+/// Writes a Secret of the spoke back and lets it start again, to read it.
+async fn replace(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()> {
+    let name = secret.metadata.name.clone().unwrap_or_default();
+    // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
+    match cluster.secrets().replace(&name, &PostParams::default(), secret).await {
+        Err(kube::Error::Api(status)) if status.is_conflict() => {
+            bail!("the spoke has just written Secret {name}; run the command again")
+        }
+        other => other.with_context(|| format!("cannot write Secret {name}"))?,
+    };
+    cluster.restart_spoke().await
+}
+
 async fn reset(
     key: (Name, Name),
     target: &TargetArgs,
@@ -217,16 +296,7 @@ async fn reset(
     record.floor = None;
     let bytes = ByteString(serde_json::to_vec(&record)?);
     secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), bytes);
-    let name = secret.metadata.name.clone().unwrap_or_default();
-    // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
-    let replaced = cluster.secrets().replace(&name, &PostParams::default(), &secret).await;
-    match replaced {
-        Err(kube::Error::Api(status)) if status.is_conflict() => {
-            bail!("the spoke has just written this record; run the command again")
-        }
-        other => other.context("cannot write the record")?,
-    };
-    cluster.restart_spoke().await?;
+    replace(&cluster, &secret).await?;
     printer.line(&format!("destination/{application}/{namespace} reset"));
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");
