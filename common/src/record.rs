@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Name};
+use crate::ids::{Digest, Name, Timestamp};
 use crate::keys::KeyId;
 use crate::manifest::ObjectKey;
 use crate::plan::Directive;
+use crate::receipt::CLOCK_SKEW_MAX_MS;
 
 /// Most objects one destination's inventory may hold.
 pub const INVENTORY_MAX: usize = 5_000;
@@ -71,6 +72,9 @@ pub struct Record {
     /// True after `Remove`: binding and floor stay, nothing runs.
     #[serde(default)]
     pub removed: bool,
+    /// The cluster's own clock when the newest directive was admitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded_at: Option<Timestamp>,
 }
 
 /// The lowest release that may still be admitted.
@@ -148,6 +152,16 @@ pub fn order(
     }
 }
 
+/// Whether this clock may judge times at all: one that is behind what was recorded here would take
+/// what has long expired.
+pub fn clock(records: &Records, now: Timestamp) -> Result<(), RecordError> {
+    let Some(recorded_at) = records.values().filter_map(|record| record.recorded_at).max() else {
+        return Ok(());
+    };
+    let behind = now.as_millisecond() + CLOCK_SKEW_MAX_MS < recorded_at.as_millisecond();
+    if behind { Err(RecordError::ClockRollback { now, recorded_at }) } else { Ok(()) }
+}
+
 /// Checks a release against the binding and the counter floor of a destination.
 ///
 /// A namespace without a floor starts at the highest of the same repository and application here.
@@ -208,6 +222,11 @@ pub fn owner_elsewhere<'a>(
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
+    #[error(
+        "this clock says {now}, and at {recorded_at} something was recorded here; set the clock right, \
+         or run `attest spoke accept-state` if it was wrong then"
+    )]
+    ClockRollback { now: Timestamp, recorded_at: Timestamp },
     #[error("the directive's sequence {got} is not newer than {seen}, which this cluster has seen")]
     SequenceReplayed { got: u64, seen: u64 },
     #[error("two different directives carry sequence {0}; the hub's key may be in two hands")]
@@ -225,6 +244,7 @@ impl RecordError {
     /// A stable word for conditions, metrics, logs and the CLI.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::ClockRollback { .. } => "ClockRollback",
             Self::SequenceReplayed { .. } => "SequenceReplayed",
             Self::SequenceEquivocation(_) => "SequenceEquivocation",
             Self::SourceChanged { .. } => "SourceChanged",

@@ -427,6 +427,7 @@ pub fn directive(envelope: &[u8], spoke: &Spoke<'_>) -> Result<Verified<Ordered>
         return Err(VerifyError::AudienceMismatch { audience: directive.cluster });
     }
     if spoke.ages == Ages::Judge {
+        record::clock(spoke.records, spoke.now).map_err(VerifyError::Record)?;
         let span = (directive.issued_at, directive.expires_at);
         check_lifetime("directive", span, DIRECTIVE_LIFETIME_MAX_MS, spoke.now)?;
     }

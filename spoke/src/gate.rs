@@ -187,6 +187,7 @@ pub fn admitted_record(
     former: Option<&Record>,
     admission: &Admission,
     held: &Held,
+    now: Timestamp,
 ) -> Result<Record, GateError> {
     let admitted = &admission.admitted;
     let floor = Floor { counter: admitted.release.counter, release: admitted.id };
@@ -211,22 +212,22 @@ pub fn admitted_record(
         last_good: former.and_then(|record| record.last_good.clone()),
         inventory,
         removed: false,
-        ..ordered_record(&admission.ordered)
+        ..ordered_record(&admission.ordered, former, now)
     })
 }
 
 /// The record once a removal is admitted. Binding and floor stay as a tombstone.
-pub fn removed_record(former: &Record, removal: &Removal) -> Record {
+pub fn removed_record(former: &Record, removal: &Removal, now: Timestamp) -> Record {
     Record {
         binding: former.binding.clone(),
         floor: former.floor.clone(),
         inventory: former.inventory.clone(),
         removed: true,
-        ..ordered_record(&removal.ordered)
+        ..ordered_record(&removal.ordered, Some(former), now)
     }
 }
 
-fn ordered_record(ordered: &Ordered) -> Record {
+fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) -> Record {
     let Directive { application, namespace, epoch, sequence, .. } = &ordered.directive;
     Record {
         v: 1,
@@ -242,6 +243,8 @@ fn ordered_record(ordered: &Ordered) -> Record {
         last_good: None,
         inventory: Vec::new(),
         removed: false,
+        // Never earlier than before: that would forget how late it has been.
+        recorded_at: former.and_then(|record| record.recorded_at).max(Some(now)),
     }
 }
 

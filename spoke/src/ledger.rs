@@ -462,6 +462,7 @@ pub(crate) mod tests {
                 met: false,
             }],
             removed: false,
+            recorded_at: None,
         }
     }
 

@@ -304,6 +304,7 @@ impl World {
             last_good: None,
             inventory: Vec::new(),
             removed: false,
+            recorded_at: None,
         }
     }
 
@@ -365,6 +366,9 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("a lower sequence in a higher epoch", "SequenceReplayed", |w| {
             w.directive.epoch = 7;
             *w = w.clone().with_record(|r| r.sequence = 9);
+        }),
+        ("a clock set back behind what was recorded", "ClockRollback", |w| {
+            *w = w.clone().with_record(|r| r.recorded_at = Some(later(1)));
         }),
         ("another directive of the same sequence", "SequenceEquivocation", |w| {
             *w = w.clone().with_record(|r| r.sequence = 5);
@@ -630,6 +634,24 @@ fn removing_needs_the_local_policy_and_something_to_remove() {
     assert_eq!(ask(&running), "RemoveNotAllowed");
     running.spec.applications[0].remove.allow = true;
     assert_eq!(ask(&running), "Admitted");
+}
+
+#[test]
+fn a_clock_may_be_two_minutes_behind_what_was_recorded_and_no_more() {
+    let recorded = |seconds_ahead: i64| {
+        let at = Timestamp::from_second(now().as_second() + seconds_ahead).unwrap();
+        // At another destination: there is one clock.
+        let elsewhere = |record: &mut Record| {
+            record.namespace = name("elsewhere");
+            record.recorded_at = Some(at);
+        };
+        world().with_record(elsewhere).ask().map_or_else(|error| error.reason(), |_| "admitted")
+    };
+
+    assert_eq!(
+        [-86_400, 0, 120, 121].map(recorded),
+        ["admitted", "admitted", "admitted", "ClockRollback"]
+    );
 }
 
 #[test]

@@ -177,8 +177,10 @@ impl Agent {
                 return Err(LedgerError::Overtaken);
             }
             let former = entry.as_ref().map(|entry| &entry.record);
-            let record = gate::admitted_record(former, &admission, &held)
-                .map_err(|_| LedgerError::TooLarge { objects: admission.admitted.objects.len() })?;
+            let record = gate::admitted_record(former, &admission, &held, jiff::Timestamp::now())
+                .map_err(|_| LedgerError::TooLarge {
+                objects: admission.admitted.objects.len(),
+            })?;
             let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
         };
@@ -216,7 +218,7 @@ impl Agent {
             else {
                 return Err(LedgerError::Overtaken);
             };
-            let record = gate::removed_record(&entry.record, &removal);
+            let record = gate::removed_record(&entry.record, &removal, jiff::Timestamp::now());
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed: entry.confirmed }))
         };
         self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;

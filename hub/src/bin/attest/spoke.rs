@@ -40,7 +40,7 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Accept that records of the spoke are gone, so that it admits again without what it had seen
+    /// Accept that records of the spoke are gone or of a time to come, so that it admits again
     AcceptState {
         #[command(flatten)]
         target: TargetArgs,
@@ -233,27 +233,52 @@ async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyh
     cluster.look().await?;
     let records = records(&cluster).await?;
     let identity = identity(&cluster).await?;
-    let Some((StateLost { recorded, found }, mut identity)) =
-        lost(&identity, records.len()).zip(identity)
-    else {
-        printer.line(&format!("context `{}` misses no record of its spoke", cluster.context));
+    let lost = lost(&identity, records.len()).zip(identity);
+    let now = Timestamp::now();
+    let ahead: Vec<_> =
+        records.into_iter().filter(|(_, record)| record.recorded_at > Some(now)).collect();
+    if let Some((StateLost { recorded, found }, _)) = &lost {
+        printer.note(&format!(
+            "of {recorded} records {found} are left; for the others the spoke knows neither the \
+             newest directive nor the lowest release nor the repository, so that a hub may send \
+             them again"
+        ));
+    }
+    for (_, Record { application, namespace, recorded_at, .. }) in &ahead {
+        printer.note(&format!(
+            "{application} in {namespace} was recorded at {}, which is still to come",
+            or_none(recorded_at.as_ref())
+        ));
+    }
+    if lost.is_none() && ahead.is_empty() {
+        printer.line(&format!("context `{}` misses nothing of its spoke", cluster.context));
         return Ok(());
-    };
-    printer.note(&format!(
-        "of {recorded} records {found} are left; for the others the spoke knows neither the newest \
-         directive nor the lowest release nor the repository, so that a hub may send them again"
-    ));
-    confirm("Go on without what was lost?", yes, printer)?;
-    let count = ByteString(found.to_string().into_bytes());
-    identity.data.get_or_insert_default().insert(DESTINATIONS_KEY.to_owned(), count);
-    replace(&cluster, &identity).await?;
+    }
+    confirm("Go on as things are now?", yes, printer)?;
+    for (mut secret, mut record) in ahead {
+        record.recorded_at = Some(now);
+        set_record(&mut secret, &record)?;
+        replace(&cluster, &secret).await?;
+    }
+    if let Some((StateLost { found, .. }, mut identity)) = lost {
+        let count = ByteString(found.to_string().into_bytes());
+        identity.data.get_or_insert_default().insert(DESTINATIONS_KEY.to_owned(), count);
+        replace(&cluster, &identity).await?;
+    }
+    cluster.restart_spoke().await?;
     printer.line(&format!("spoke/{} state accepted", cluster.context));
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");
     Ok(())
 }
 
-/// Writes a Secret of the spoke back and lets it start again, to read it.
+fn set_record(secret: &mut Secret, record: &Record) -> anyhow::Result<()> {
+    let bytes = ByteString(serde_json::to_vec(record)?);
+    secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), bytes);
+    Ok(())
+}
+
+/// Writes a Secret of the spoke back.
 async fn replace(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()> {
     let name = secret.metadata.name.clone().unwrap_or_default();
     // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
@@ -261,9 +286,8 @@ async fn replace(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()>
         Err(kube::Error::Api(status)) if status.is_conflict() => {
             bail!("the spoke has just written Secret {name}; run the command again")
         }
-        other => other.with_context(|| format!("cannot write Secret {name}"))?,
-    };
-    cluster.restart_spoke().await
+        other => other.map(drop).with_context(|| format!("cannot write Secret {name}")),
+    }
 }
 
 async fn reset(
@@ -294,9 +318,9 @@ async fn reset(
     )?;
     record.binding = None;
     record.floor = None;
-    let bytes = ByteString(serde_json::to_vec(&record)?);
-    secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), bytes);
+    set_record(&mut secret, &record)?;
     replace(&cluster, &secret).await?;
+    cluster.restart_spoke().await?;
     printer.line(&format!("destination/{application}/{namespace} reset"));
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");
