@@ -118,6 +118,12 @@ impl ApiServer {
         Ok(Self { client, metrics, token })
     }
 
+    /// The API server behind a client that a test made.
+    #[cfg(test)]
+    pub(crate) fn of(client: Client, metrics: Metrics) -> Self {
+        Self { client, metrics, token: None }
+    }
+
     /// The client, for watches.
     pub fn client(&self) -> Client {
         self.client.clone()

@@ -8,11 +8,12 @@ mod deleting;
 mod mailbox;
 mod recording;
 mod running;
+mod sight;
 pub mod state;
 pub mod status;
 mod track;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ use crate::ledger::refusals::{Refusals, Refused};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::outbox::{Key, Outbox};
-use crate::watch::{Inbox, Watches, observe};
+use crate::watch::{Inbox, News, Watches, observe};
 
 /// Shortest time between two reports that say nothing urgent.
 pub const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -177,8 +178,10 @@ impl Worker {
         // The spoke may read in the namespace once it has bound itself there.
         if running.preparation != Preparation::Due {
             // After a restart, and only then, objects are waited for that no apply will show.
-            let relist = running.objects.values().any(|tracked| tracked.need() == Need::Wait);
-            self.shared.watches.follow(&self.inbox, &scopes(&running.objects), relist);
+            let waits = running.objects.values().any(|tracked| tracked.need() == Need::Wait);
+            let scopes = scopes(&running.objects);
+            let relist = scopes.values().filter(|_| waits).cloned().collect();
+            self.shared.watches.follow(&self.inbox, &scopes, &relist);
         }
         self.running = Some(running);
     }
@@ -206,7 +209,7 @@ impl Worker {
         let inventory = entry.map(|entry| entry.record.inventory).unwrap_or_default();
         let inventory = with_met(inventory, former.as_ref().map(|former| &former.objects));
         let deleting = Deleting::of(&inventory, &self.known_kinds());
-        self.shared.watches.follow(&self.inbox, &BTreeMap::new(), false);
+        self.shared.watches.follow(&self.inbox, &BTreeMap::new(), &BTreeSet::new());
         self.removal = Some(Removing {
             removal: Arc::new(removal),
             account,
@@ -218,9 +221,13 @@ impl Worker {
     }
 
     fn observe(&mut self) {
-        let news = self.inbox.take();
+        let News { objects, scopes } = self.inbox.take();
         let Some(running) = &mut self.running else { return };
-        for (key, seen) in news {
+        let now = Instant::now();
+        for (scope, refused) in scopes {
+            running.see_scope(scope, refused, now);
+        }
+        for (key, seen) in objects {
             let Some(tracked) = running.objects.get_mut(&key) else { continue };
             if tracked.see(seen) {
                 self.shared.metrics.drifts.inc();
@@ -270,7 +277,9 @@ impl Worker {
                 let job = running.job(&self.shared.api, step);
                 self.jobs.extend(job);
             }
-        } else if !steps.is_empty() && running.preparation == Preparation::Due {
+        } else if running.preparation == Preparation::Due
+            && (!steps.is_empty() || running.sight.is_blind())
+        {
             running.preparation = Preparation::Underway;
             let (account, api) = (running.account.clone(), self.shared.api.clone());
             self.jobs.push(Box::pin(async move { Done::Prepared(account.prepare(&api).await) }));
@@ -356,7 +365,8 @@ impl Worker {
                 let settling_until = made.then(|| now + NOT_READY_FOR);
                 running.preparation = Preparation::Done { settling_until };
                 running.problem = None;
-                self.shared.watches.follow(&self.inbox, &scopes(&running.objects), false);
+                let relist = if made { running.sight.blind() } else { BTreeSet::new() };
+                self.shared.watches.follow(&self.inbox, &scopes(&running.objects), &relist);
             }
             Err(error) => {
                 running.preparation = Preparation::Due;
@@ -552,7 +562,7 @@ impl Worker {
             former.recording = true;
             self.running = Some(*former);
         }
-        self.shared.watches.follow(&self.inbox, &watched, false);
+        self.shared.watches.follow(&self.inbox, &watched, &BTreeSet::new());
     }
 
     /// Reports when something changed. Returns when a change that can wait is due.
@@ -595,7 +605,7 @@ impl Worker {
         });
         let problem = match (&self.removal, &self.running) {
             (Some(removing), _) => removing.problem.as_ref(),
-            (None, Some(running)) => running.problem.as_ref(),
+            (None, Some(running)) => running.problem.as_ref().or_else(|| running.sight.problem()),
             (None, None) => None,
         };
         Situation {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_common::health::{self, Verdict};
 use attest_common::ids::Digest;
@@ -25,6 +25,13 @@ use crate::metrics::Metrics;
 
 /// Failures in a row after which a watch is worth a warning: a new binding or definition needs a moment.
 pub const FAILURES_QUIET_MAX: u32 = 3;
+/// How long the API server keeps a watch open, in seconds. One from which nothing is heard for a few
+/// seconds longer is dead and opened again.
+pub const WATCH_OPEN_S: u32 = 60;
+/// First and longest wait before a watch that the API server refuses is tried again.
+pub const REFUSED_RETRY_MIN: Duration = Duration::from_millis(200);
+/// See [`REFUSED_RETRY_MIN`].
+pub const REFUSED_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Objects asked for at a time when a watch begins.
 pub const LIST_PAGE_OBJECTS: u32 = 100;
 
@@ -48,16 +55,34 @@ pub struct Observation {
     pub at: Instant,
 }
 
-/// The newest observation of each object of one destination. Bounded by its inventory.
+/// Why the API server does not let a scope be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// 403.
+    Forbidden,
+    /// 404: it does not serve the kind.
+    NotServed,
+}
+
+/// What watches say that was not taken in yet.
+#[derive(Debug, Default)]
+pub struct News {
+    /// The newest observation of each object. Bounded by the inventory.
+    pub objects: BTreeMap<ObjectKey, Observation>,
+    /// Whether a scope can be seen: `None` once a list of it is complete.
+    pub scopes: BTreeMap<Scope, Option<Refused>>,
+}
+
+/// Where the news of one destination wait.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    news: Mutex<BTreeMap<ObjectKey, Observation>>,
+    news: Mutex<News>,
     arrived: Notify,
 }
 
 impl Inbox {
     /// Everything new since the last call.
-    pub fn take(&self) -> BTreeMap<ObjectKey, Observation> {
+    pub fn take(&self) -> News {
         std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -67,7 +92,15 @@ impl Inbox {
     }
 
     fn put(&self, key: ObjectKey, observation: Observation) {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).insert(key, observation);
+        self.change(|news| news.objects.insert(key, observation));
+    }
+
+    fn put_scope(&self, scope: &Scope, refused: Option<Refused>) {
+        self.change(|news| news.scopes.insert(scope.clone(), refused));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut News) -> T) {
+        change(&mut self.news.lock().unwrap_or_else(PoisonError::into_inner));
         self.arrived.notify_one();
     }
 }
@@ -85,8 +118,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whom to tell about an object.
-    routes: BTreeMap<ObjectKey, Arc<Inbox>>,
+    /// Whom to tell about an object, and which watch may: another version of its kind projects it
+    /// otherwise.
+    routes: BTreeMap<ObjectKey, (Scope, Arc<Inbox>)>,
     watches: BTreeMap<Scope, AbortHandle>,
 }
 
@@ -97,16 +131,22 @@ impl Watches {
     }
 
     /// Makes `inbox` hear of exactly these objects, and opens and closes watches accordingly.
-    /// With `relist`, watches that are open already begin anew, so that objects nobody asked about
+    /// Watches in `relist` that are open already begin anew, so that objects nobody asked about
     /// before are heard of too.
-    pub fn follow(&self, inbox: &Arc<Inbox>, objects: &BTreeMap<ObjectKey, Scope>, relist: bool) {
+    pub fn follow(
+        &self,
+        inbox: &Arc<Inbox>,
+        objects: &BTreeMap<ObjectKey, Scope>,
+        relist: &BTreeSet<Scope>,
+    ) {
         let mut state = self.state();
-        state.routes.retain(|key, to| !Arc::ptr_eq(to, inbox) || objects.contains_key(key));
-        for key in objects.keys() {
-            state.routes.insert(key.clone(), Arc::clone(inbox));
+        state.routes.retain(|key, (_, to)| !Arc::ptr_eq(to, inbox) || objects.contains_key(key));
+        for (key, scope) in objects {
+            state.routes.insert(key.clone(), (scope.clone(), Arc::clone(inbox)));
         }
         for scope in objects.values().collect::<BTreeSet<_>>() {
             let open = state.watches.get(scope);
+            let relist = relist.contains(scope);
             if relist && let Some(task) = open {
                 task.abort();
             }
@@ -116,8 +156,9 @@ impl Watches {
             }
         }
         let State { routes, watches } = &mut *state;
+        let used: BTreeSet<&Scope> = routes.values().map(|(scope, _)| scope).collect();
         watches.retain(|scope, task| {
-            let used = routes.keys().any(|key| scope.covers(key));
+            let used = used.contains(scope);
             if !used {
                 task.abort();
             }
@@ -126,21 +167,33 @@ impl Watches {
         self.0.metrics.watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
     }
 
-    fn route(&self, key: &ObjectKey) -> Option<Arc<Inbox>> {
-        self.state().routes.get(key).cloned()
+    fn route(&self, scope: &Scope, key: &ObjectKey) -> Option<Arc<Inbox>> {
+        let state = self.state();
+        let (routed, inbox) = state.routes.get(key)?;
+        (routed == scope).then(|| Arc::clone(inbox))
     }
 
-    /// Tells the owners of objects in this scope that a list did not hold them.
-    fn not_listed(&self, scope: &Scope, listed: &BTreeSet<ObjectKey>) {
-        let missing: Vec<(ObjectKey, Arc<Inbox>)> = {
-            let state = self.state();
-            let mine = state.routes.iter().filter(|(key, _)| scope.covers(key));
-            let missing = mine.filter(|(key, _)| !listed.contains(key));
-            missing.map(|(key, inbox)| (key.clone(), Arc::clone(inbox))).collect()
-        };
-        for (key, inbox) in missing {
-            let gone = absent(scope, Live::NotListed);
-            inbox.put(key, gone);
+    /// Objects of this scope, and whom to tell about each.
+    fn routes(&self, scope: &Scope) -> Vec<(ObjectKey, Arc<Inbox>)> {
+        let state = self.state();
+        let mine = state.routes.iter().filter(|(_, (routed, _))| routed == scope);
+        mine.map(|(key, (_, inbox))| (key.clone(), Arc::clone(inbox))).collect()
+    }
+
+    /// Tells the owners of objects in this scope what a list did not hold, and that it is complete.
+    fn listed(&self, scope: &Scope, listed: &BTreeSet<ObjectKey>) {
+        for (key, inbox) in self.routes(scope) {
+            if !listed.contains(&key) {
+                inbox.put(key, absent(scope, Live::NotListed));
+            }
+            inbox.put_scope(scope, None);
+        }
+    }
+
+    /// Tells them that it cannot be seen.
+    fn refused(&self, scope: &Scope, refused: Refused) {
+        for (_, inbox) in self.routes(scope) {
+            inbox.put_scope(scope, Some(refused));
         }
     }
 
@@ -150,10 +203,6 @@ impl Watches {
 }
 
 impl Scope {
-    fn covers(&self, key: &ObjectKey) -> bool {
-        key.group == self.group && key.kind == self.kind && key.namespace == self.namespace
-    }
-
     fn key(&self, object: &DynamicObject) -> ObjectKey {
         ObjectKey {
             group: self.group.clone(),
@@ -188,6 +237,20 @@ pub fn observe(group: &str, kind: &str, live: &Value) -> Observation {
 }
 
 async fn watch(watches: Watches, scope: Scope) {
+    let mut wait = REFUSED_RETRY_MIN;
+    loop {
+        let (refused, was_listed) = watch_until_refused(&watches, &scope).await;
+        if was_listed {
+            wait = REFUSED_RETRY_MIN;
+        }
+        watches.refused(&scope, refused);
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(REFUSED_RETRY_MAX);
+    }
+}
+
+/// Watches for as long as the API server allows it. Also returns whether a list was completed.
+async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool) {
     let dot = if scope.group.is_empty() { "" } else { "/" };
     let resource = ApiResource {
         api_version: format!("{}{dot}{}", scope.group, scope.version),
@@ -201,36 +264,41 @@ async fn watch(watches: Watches, scope: Scope) {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
-    let config = watcher::Config::default().page_size(LIST_PAGE_OBJECTS);
+    let config = watcher::Config::default().page_size(LIST_PAGE_OBJECTS).timeout(WATCH_OPEN_S);
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed = BTreeSet::new();
+    let mut was_listed = false;
     let mut failures = 0;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(watcher::Event::Init) => {
+    loop {
+        match events.next().await {
+            Some(Ok(watcher::Event::Init)) => {
                 listed.clear();
                 continue;
             }
-            Ok(watcher::Event::InitApply(object)) => {
-                if let Some(key) = tell(&watches, &scope, &object) {
+            Some(Ok(watcher::Event::InitApply(object))) => {
+                if let Some(key) = tell(watches, scope, &object) {
                     listed.insert(key);
                 }
             }
-            Ok(watcher::Event::InitDone) => {
-                watches.not_listed(&scope, &listed);
+            Some(Ok(watcher::Event::InitDone)) => {
+                watches.listed(scope, &listed);
+                was_listed = true;
                 listed.clear();
             }
-            Ok(watcher::Event::Apply(object)) => {
-                tell(&watches, &scope, &object);
+            Some(Ok(watcher::Event::Apply(object))) => {
+                tell(watches, scope, &object);
             }
-            Ok(watcher::Event::Delete(object)) => {
+            Some(Ok(watcher::Event::Delete(object))) => {
                 let key = scope.key(&object);
-                if let Some(inbox) = watches.route(&key) {
+                if let Some(inbox) = watches.route(scope, &key) {
                     let uid = object.metadata.uid.unwrap_or_default();
-                    inbox.put(key, absent(&scope, Live::Gone { uid }));
+                    inbox.put(key, absent(scope, Live::Gone { uid }));
                 }
             }
-            Err(error) => {
+            Some(Err(error)) => {
+                if let Some(refused) = refusal(&error) {
+                    return (refused, was_listed);
+                }
                 failures += 1;
                 if failures > FAILURES_QUIET_MAX {
                     tracing::warn!(
@@ -242,16 +310,127 @@ async fn watch(watches: Watches, scope: Scope) {
                 }
                 continue;
             }
+            // A watcher has no end.
+            None => std::future::pending().await,
         }
         failures = 0;
+    }
+}
+
+/// Whether an error says that this may not be watched at all, so that only a new list can show when
+/// that has changed.
+fn refusal(error: &watcher::Error) -> Option<Refused> {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code,
+        _ => return None,
+    };
+    match code {
+        403 => Some(Refused::Forbidden),
+        404 => Some(Refused::NotServed),
+        _ => None,
     }
 }
 
 /// Passes an object's digest to its owner. Returns its key when it has one.
 fn tell(watches: &Watches, scope: &Scope, object: &DynamicObject) -> Option<ObjectKey> {
     let key = scope.key(object);
-    let inbox = watches.route(&key)?;
+    let inbox = watches.route(scope, &key)?;
     let live = serde_json::to_value(object).ok()?;
     inbox.put(key.clone(), observe(&scope.group, &scope.kind, &live));
     Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::ledger::tests::object_key;
+
+    fn scope(version: &str) -> Scope {
+        Scope {
+            group: String::new(),
+            version: version.to_owned(),
+            kind: "ConfigMap".to_owned(),
+            plural: "configmaps".to_owned(),
+            namespace: Some("shop".to_owned()),
+        }
+    }
+
+    /// Watches at an API server that forbids everything until `allowed`.
+    fn watches(allowed: &Arc<AtomicBool>) -> Watches {
+        let allowed = Arc::clone(allowed);
+        let answer = service_fn(move |request: Request<Body>| {
+            let allowed = allowed.load(Ordering::SeqCst);
+            async move {
+                let watching = request.uri().query().is_some_and(|q| q.contains("watch=true"));
+                if watching && allowed {
+                    std::future::pending::<()>().await;
+                }
+                let (code, body) = if allowed {
+                    let list = json!({
+                        "kind": "ConfigMapList", "apiVersion": "v1",
+                        "metadata": {"resourceVersion": "7"}, "items": [],
+                    });
+                    (200, list)
+                } else {
+                    (403, json!({"kind": "Status", "code": 403, "reason": "Forbidden"}))
+                };
+                let body = Body::from(body.to_string().into_bytes());
+                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        let metrics = Metrics::new().unwrap();
+        let client = kube::Client::new(answer, "default");
+        Watches::new(ApiServer::of(client, metrics.clone()), metrics)
+    }
+
+    /// What is known once `enough` holds.
+    async fn news(inbox: &Inbox, enough: impl Fn(&News) -> bool) -> News {
+        let mut all = News::default();
+        while !enough(&all) {
+            inbox.arrived().await;
+            let News { objects, scopes } = inbox.take();
+            all.objects.extend(objects);
+            all.scopes.extend(scopes);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_forbidden_is_told_of_until_a_list_completes() {
+        let allowed = Arc::new(AtomicBool::new(false));
+        let (watches, inbox) = (watches(&allowed), Arc::new(Inbox::default()));
+        let key = object_key("ConfigMap", "a");
+
+        watches.follow(&inbox, &[(key.clone(), scope("v1"))].into(), &BTreeSet::new());
+        let blind = news(&inbox, |news| !news.scopes.is_empty()).await;
+        assert_eq!(blind.scopes, [(scope("v1"), Some(Refused::Forbidden))].into());
+        assert!(blind.objects.is_empty());
+
+        allowed.store(true, Ordering::SeqCst);
+        let seen = news(&inbox, |news| news.scopes.get(&scope("v1")) == Some(&None)).await;
+        assert_eq!(seen.objects[&key].live, Live::NotListed);
+    }
+
+    #[tokio::test]
+    async fn an_object_is_heard_of_from_the_watch_of_its_own_version_only() {
+        let watches = watches(&Arc::new(AtomicBool::new(true)));
+        let (old, new) = (Arc::new(Inbox::default()), Arc::new(Inbox::default()));
+        let (a, b) = (object_key("ConfigMap", "a"), object_key("ConfigMap", "b"));
+
+        watches.follow(&old, &[(a.clone(), scope("v1beta1"))].into(), &BTreeSet::new());
+        watches.follow(&new, &[(b.clone(), scope("v1"))].into(), &BTreeSet::new());
+
+        assert!(watches.route(&scope("v1"), &a).is_none());
+        assert!(watches.route(&scope("v1beta1"), &a).is_some());
+        assert_eq!(watches.routes(&scope("v1")).len(), 1);
+    }
 }

@@ -14,7 +14,8 @@ use attest_common::verify::{Admission, Verified};
 
 use super::deleting::{self, Deleting};
 use super::mailbox::Run;
-use super::state::{Failure, Step, Tracked};
+use super::sight::Sight;
+use super::state::{DEFINITION_WAIT, Failure, Step, Tracked};
 use super::status::RunningNow;
 use super::track::{track, with_met};
 use super::{Done, Job};
@@ -24,6 +25,7 @@ use crate::cluster::ApiServer;
 use crate::ledger::content::Kept;
 use crate::ledger::{ConfirmedPairs, Entry};
 use crate::outbox::Key;
+use crate::watch::{Refused, Scope};
 
 /// An admission being carried out.
 pub(super) struct Running {
@@ -35,6 +37,7 @@ pub(super) struct Running {
     pub(super) account: Account,
     pub(super) kinds: Kinds,
     pub(super) objects: BTreeMap<ObjectKey, Tracked>,
+    pub(super) sight: Sight,
     pub(super) leftovers: Vec<Owned>,
     pub(super) pruning: Option<Deleting>,
     pub(super) preparation: Preparation,
@@ -89,6 +92,8 @@ impl Running {
         }
         let leftovers =
             inventory.iter().filter(|owned| !objects.contains_key(&owned.key)).cloned().collect();
+        let used = objects.values().map(|tracked| &tracked.scope).collect();
+        let sight = before.map(|before| before.sight.clone()).unwrap_or_default().keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let same_plan = before.filter(|before| before.held == held);
         let since =
@@ -106,6 +111,7 @@ impl Running {
             leftovers,
             pruning: None,
             // Rights that were enough before are there; otherwise the first request says so.
+            sight,
             preparation: if was_written {
                 Preparation::Done { settling_until: None }
             } else {
@@ -152,12 +158,33 @@ impl Running {
         deleting::prune_is_too_much(to_delete, inventory, percent_max)
     }
 
-    pub(super) fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
-        let settling = match self.preparation {
+    /// Whether rights were given so lately that their absence is normal.
+    fn is_settling(&self, now: Instant) -> bool {
+        match self.preparation {
             Preparation::Done { settling_until } => settling_until.is_some_and(|at| now < at),
             Preparation::Underway => true,
             Preparation::Due => self.problem.is_none(),
+        }
+    }
+
+    /// Takes in whether a scope can be seen.
+    pub(super) fn see_scope(&mut self, scope: Scope, refused: Option<Refused>, now: Instant) {
+        let quiet = match refused {
+            Some(Refused::Forbidden) => self.is_settling(now),
+            // The definition of the kind may come with this very plan.
+            Some(Refused::NotServed) => now < self.begun + DEFINITION_WAIT,
+            None => false,
         };
+        if self.sight.see(scope, refused, quiet, now)
+            && matches!(self.preparation, Preparation::Done { .. })
+        {
+            // Namespace or bindings may have been taken away.
+            self.preparation = Preparation::Due;
+        }
+    }
+
+    pub(super) fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
+        let settling = self.is_settling(now);
         if error.is_not_ready() && !settling {
             // Namespace, account or bindings may have been taken away.
             self.preparation = Preparation::Due;

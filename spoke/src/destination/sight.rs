@@ -1,0 +1,95 @@
+//! Which kinds of a destination the spoke cannot see now, and whether to make its rights anew. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::state::Failure;
+use crate::watch::{Refused, Scope};
+
+/// Scopes whose watch the API server refuses. What is in them is not known until a list completes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sight {
+    blind: BTreeMap<Scope, Failure>,
+}
+
+impl Sight {
+    /// Takes in what a watch says of its scope. With `quiet`, a refusal is normal for a moment.
+    /// True when namespace and bindings may be missing.
+    pub(super) fn see(
+        &mut self,
+        scope: Scope,
+        refused: Option<Refused>,
+        quiet: bool,
+        now: Instant,
+    ) -> bool {
+        let place = scope.namespace.as_deref().map(|n| format!(" in {n}")).unwrap_or_default();
+        let (reason, text) = match refused {
+            None => {
+                self.blind.remove(&scope);
+                return false;
+            }
+            Some(Refused::Forbidden) => {
+                ("WatchForbidden", format!("may not watch {}{place}", scope.plural))
+            }
+            Some(Refused::NotServed) => {
+                let Scope { group, version, plural, .. } = &scope;
+                ("KindUnknown", format!("the API server does not serve {plural} {group}/{version}"))
+            }
+        };
+        let failure = if quiet {
+            Failure::not_ready(reason, text, now)
+        } else {
+            Failure::after(self.blind.get(&scope), reason, text, now)
+        };
+        self.blind.insert(scope, failure);
+        !quiet && refused == Some(Refused::Forbidden)
+    }
+
+    /// Forgets scopes that are not used any more.
+    pub(super) fn keep(mut self, used: &BTreeSet<&Scope>) -> Self {
+        self.blind.retain(|scope, _| used.contains(scope));
+        self
+    }
+
+    pub(super) fn is_blind(&self) -> bool {
+        !self.blind.is_empty()
+    }
+
+    /// The watches to begin anew once rights were given.
+    pub(super) fn blind(&self) -> BTreeSet<Scope> {
+        self.blind.keys().cloned().collect()
+    }
+
+    /// What to show.
+    pub(super) fn problem(&self) -> Option<&Failure> {
+        self.blind.values().find(|failure| !failure.quiet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forbidden_watch_asks_for_rights_and_is_shown_until_the_scope_is_seen_again() {
+        let now = Instant::now();
+        let scope = Scope {
+            group: "apps".to_owned(),
+            version: "v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            plural: "deployments".to_owned(),
+            namespace: Some("shop".to_owned()),
+        };
+        let mut sight = Sight::default();
+
+        assert!(!sight.see(scope.clone(), Some(Refused::Forbidden), true, now));
+        assert!(sight.is_blind() && sight.problem().is_none(), "new bindings need a moment");
+
+        assert!(sight.see(scope.clone(), Some(Refused::Forbidden), false, now));
+        assert_eq!(sight.problem().unwrap().reason, "WatchForbidden");
+        assert_eq!(sight.blind(), [scope.clone()].into());
+
+        assert!(!sight.see(scope, None, false, now));
+        assert!(!sight.is_blind() && sight.problem().is_none());
+    }
+}
