@@ -4,7 +4,7 @@
 //! trust policy being away stops every change.
 
 mod judge;
-mod kinds;
+pub(crate) mod kinds;
 mod resume;
 
 use std::collections::BTreeMap;

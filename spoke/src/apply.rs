@@ -125,9 +125,7 @@ pub async fn check(
 /// True when our fields may be taken from others in an object that exists.
 fn may_force(standing: &Standing, live: &Value) -> bool {
     match standing {
-        Standing::Ours { uid, adopt } => {
-            *adopt || live.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid)
-        }
+        Standing::Ours { uid, adopt } => *adopt || uid_of(live) == Some(uid),
         Standing::Shared => false,
         Standing::Unknown { adopt, .. } => *adopt,
     }
@@ -186,6 +184,15 @@ pub enum Authority {
     Remove(Arc<Verified<Removal>>),
 }
 
+/// What became of an object that is to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is not there any more, or another of its name is.
+    Gone,
+    /// It is still there; what it waits for.
+    Leaving(String),
+}
+
 /// Deletes an object of the inventory, if it is still the one we wrote. Absent is fine.
 ///
 /// # Errors
@@ -195,7 +202,7 @@ pub async fn delete(
     authority: &Authority,
     (key, path, user): (&ObjectKey, &str, &str),
     uid: &str,
-) -> Result<(), ApplyError> {
+) -> Result<Deleted, ApplyError> {
     if let Authority::Prune(admission) = authority
         && admission.admitted.objects.iter().any(|object| object.key() == key)
     {
@@ -204,7 +211,36 @@ pub async fn delete(
     failpoint::reach("before-delete");
     let answer = api.delete(path, As::Account(user), uid).await;
     failpoint::reach("after-delete");
-    answer.map_err(|error| failed(key, error))
+    match answer {
+        Ok(answer) => Ok(deleted(&answer)),
+        Err(error) if error.is_absent() => Ok(Deleted::Gone),
+        // Most likely another UID; only what lives can tell.
+        Err(error) if error.is_conflict() => match api.get(path).await {
+            Ok(live) if uid_of(&live) == Some(uid) => Err(failed(key, error)),
+            Ok(_) => Ok(Deleted::Gone),
+            Err(absent) if absent.is_absent() => Ok(Deleted::Gone),
+            Err(_) => Err(failed(key, error)),
+        },
+        Err(error) => Err(failed(key, error)),
+    }
+}
+
+/// An accepted request is no deletion yet: an object with finalizers stays until they are done.
+fn deleted(answer: &Value) -> Deleted {
+    if answer.get("kind").and_then(Value::as_str) == Some("Status") {
+        return Deleted::Gone;
+    }
+    let finalizers = answer.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let names: Vec<&str> = finalizers.into_iter().flatten().filter_map(Value::as_str).collect();
+    Deleted::Leaving(if names.is_empty() {
+        "its own end".to_owned()
+    } else {
+        format!("finalizers {}", names.join(", "))
+    })
+}
+
+fn uid_of(live: &Value) -> Option<&str> {
+    live.pointer("/metadata/uid").and_then(Value::as_str)
 }
 
 /// UID of a live object that an apply of ours made; `None` when there is none or it is somebody else's.
@@ -213,12 +249,9 @@ pub async fn delete(
 /// [`ApplyError`].
 pub async fn our_uid(api: &ApiServer, path: &str) -> Result<Option<String>, ApplyError> {
     match api.get(path).await {
-        Ok(live) if is_made_by_us(&live) => {
-            let uid = live.pointer("/metadata/uid").and_then(Value::as_str);
-            Ok(uid.map(str::to_owned))
-        }
+        Ok(live) if is_made_by_us(&live) => Ok(uid_of(&live).map(str::to_owned)),
         Ok(_) => Ok(None),
-        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(ApplyError::Api(error)),
     }
 }
@@ -279,6 +312,8 @@ pub enum ApplyError {
     FieldConflict { object: ObjectKey, managers: String },
     #[error(transparent)]
     Api(ApiError),
+    #[error("the API server does not serve this kind; its definition or its server is missing")]
+    KindUnknown,
     #[error("the object is not what this admission allows")]
     Gone,
 }
@@ -289,6 +324,7 @@ impl ApplyError {
         match self {
             Self::FieldConflict { .. } => "FieldConflict",
             Self::Api(error) => error.reason(),
+            Self::KindUnknown => "KindUnknown",
             Self::Gone => "NotAllowed",
         }
     }
@@ -345,6 +381,14 @@ mod tests {
     }
 
     #[test]
+    fn an_accepted_delete_is_no_deletion_while_the_answer_is_the_object() {
+        let answer = json!({"kind": "Widget", "metadata": {"finalizers": ["example.com/drain"]}});
+
+        assert_eq!(deleted(&answer), Deleted::Leaving("finalizers example.com/drain".to_owned()));
+        assert_eq!(deleted(&json!({"kind": "Status", "status": "Success"})), Deleted::Gone);
+    }
+
+    #[test]
     fn a_message_about_a_secret_never_quotes_it() {
         let status = || ApiError::Status {
             verb: "patch",
@@ -352,6 +396,7 @@ mod tests {
             code: 422,
             status_reason: "Invalid".to_owned(),
             message: "bad value: hunter2".to_owned(),
+            details: Default::default(),
         };
         let key = |kind: &str| ObjectKey {
             group: String::new(),

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tower::util::MapRequestLayer;
 
 use self::credentials::FileToken;
-pub use self::error::{ApiError, ClusterError};
+pub use self::error::{ApiError, ClusterError, Details};
 use crate::metrics::Metrics;
 use crate::{ACCOUNT, NAMESPACE};
 
@@ -215,17 +215,19 @@ impl ApiServer {
         Ok(Applied { created: status == StatusCode::CREATED, live })
     }
 
-    /// Deletes an application's object if it still has this UID. Only `apply` calls this.
-    pub(crate) async fn delete(&self, path: &str, user: As<'_>, uid: &str) -> Result<(), ApiError> {
+    /// Asks to delete an application's object if it still has this UID, and returns the answer: the
+    /// object itself while it is still there, a `Status` once it is not. Only `apply` calls this.
+    pub(crate) async fn delete(
+        &self,
+        path: &str,
+        user: As<'_>,
+        uid: &str,
+    ) -> Result<Value, ApiError> {
         let options = json!({
             "apiVersion": "v1", "kind": "DeleteOptions",
             "propagationPolicy": "Background", "preconditions": {"uid": uid},
         });
-        match self.send(Method::DELETE, path, user, Some(&options)).await {
-            // Gone, or another object of the same name: not ours any more.
-            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        self.send(Method::DELETE, path, user, Some(&options)).await.map(|(_, answer)| answer)
     }
 
     async fn send(
@@ -289,6 +291,7 @@ impl ApiServer {
             code: status.as_u16(),
             status_reason: text("reason").to_owned(),
             message: text("message").chars().take(MESSAGE_CHARACTERS_MAX).collect(),
+            details: Details::of(&value),
         })
     }
 

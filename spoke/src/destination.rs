@@ -26,7 +26,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
-use self::deleting::Deleting;
+use self::deleting::{By, Deleting};
 use self::mailbox::Slot;
 pub use self::mailbox::{Mailbox, Order, Run};
 use self::running::{Preparation, Running};
@@ -34,7 +34,7 @@ use self::state::{Failure, IN_FLIGHT_MAX, NOT_READY_FOR, Rules};
 use self::status::{RemovalNow, Situation};
 use self::track::{scopes, with_met};
 use crate::account::Account;
-use crate::apply::{ApplyError, Authority, Passed, Written};
+use crate::apply::{ApplyError, Authority, Deleted, Passed, Written};
 use crate::cluster::{ApiError, ApiServer};
 use crate::drift::{Live, Need};
 use crate::ledger::refusals::{Refusals, Refused};
@@ -119,7 +119,7 @@ enum Done {
     Wrote { key: ObjectKey, heal: bool, result: Result<Written, ApplyError> },
     Looked(ObjectKey, Result<Option<Value>, ApiError>),
     Recorded(Result<bool, LedgerError>),
-    Deleted(ObjectKey, Result<(), ApplyError>),
+    Deleted(ObjectKey, Result<Deleted, ApplyError>),
 }
 
 impl Worker {
@@ -190,6 +190,10 @@ impl Worker {
         self.jobs.clear();
         if let Some(running) = &mut self.running {
             running.forget_flights();
+        }
+        if let Some(removing) = &mut self.removal {
+            removing.deleting.forget_flights();
+            removing.recording = false;
         }
     }
 
@@ -285,7 +289,7 @@ impl Worker {
             self.jobs.push(Box::pin(async move { Done::Prepared(account.prepare(&api).await) }));
         }
         let quiet = running.objects.values().all(|tracked| !tracked.busy);
-        self.settle(now);
+        let pruned = self.settle(now);
         let to_record = self.running.as_ref().is_some_and(|r| r.dirty && !r.recording);
         if quiet
             && to_record
@@ -294,16 +298,17 @@ impl Worker {
         {
             self.jobs.push(running.record(&self.shared.ledger, &self.key));
         }
-        wake.into_iter().chain(held_back).chain(turns_at).min()
+        wake.into_iter().chain(held_back).chain(turns_at).chain(pruned).min()
     }
 
     /// Once everything is applied and healthy: the last good release, then what is no longer rendered.
-    fn settle(&mut self, now: Instant) {
+    /// Returns when to ask again for something that is to be deleted.
+    fn settle(&mut self, now: Instant) -> Option<Instant> {
         let room = IN_FLIGHT_MAX.saturating_sub(self.jobs.len());
-        let Some(running) = &mut self.running else { return };
+        let running = self.running.as_mut()?;
         let applied = running.objects.values().all(|t| t.need() == Need::Nothing && !t.busy);
         if !applied || !status::is_settled(status::overall(&running.objects)) {
-            return;
+            return None;
         }
         if !running.settled {
             running.settled = true;
@@ -315,18 +320,21 @@ impl Worker {
             || !running.admission.plan.sync.prune
             || running.is_guarded()
         {
-            return;
+            return None;
         }
         let pruning =
             running.pruning.get_or_insert_with(|| Deleting::of(&running.leftovers, &running.kinds));
-        let authority = Authority::Prune(Arc::clone(&running.admission));
-        let by = (&authority, running.account.user());
-        let (jobs, _) = pruning.jobs(&self.shared.api, (by.0, &by.1), now, room);
+        let by = By {
+            authority: Authority::Prune(Arc::clone(&running.admission)),
+            user: running.account.user(),
+        };
+        let (jobs, wake) = pruning.jobs(&self.shared, &by, now, room);
         self.jobs.extend(jobs);
         let finished = pruning.items.is_empty();
         if finished && !pruning.done.is_empty() {
             running.dirty = true;
         }
+        wake
     }
 
     fn advance_removal(&mut self, now: Instant) -> Option<Instant> {
@@ -335,9 +343,11 @@ impl Worker {
         if let Some(problem) = removing.problem.as_ref().filter(|p| p.retry_at > now) {
             return Some(problem.retry_at);
         }
-        let authority = Authority::Remove(Arc::clone(&removing.removal));
-        let by = (&authority, removing.account.user());
-        let (jobs, wake) = removing.deleting.jobs(&self.shared.api, (by.0, &by.1), now, room);
+        let by = By {
+            authority: Authority::Remove(Arc::clone(&removing.removal)),
+            user: removing.account.user(),
+        };
+        let (jobs, wake) = removing.deleting.jobs(&self.shared, &by, now, room);
         self.jobs.extend(jobs);
         if removing.deleting.items.is_empty() && !removing.recording {
             removing.recording = true;
@@ -479,6 +489,7 @@ impl Worker {
             match result {
                 Ok(_) => {
                     removing.done = true;
+                    removing.problem = None;
                     self.shared.ledger.tidy_content();
                 }
                 Err(error) => removing.problem = Some(failure(removing.problem.as_ref(), &error)),
@@ -504,7 +515,12 @@ impl Worker {
         }
     }
 
-    fn finish_delete(&mut self, key: &ObjectKey, result: Result<(), ApplyError>, now: Instant) {
+    fn finish_delete(
+        &mut self,
+        key: &ObjectKey,
+        result: Result<Deleted, ApplyError>,
+        now: Instant,
+    ) {
         let deleting = match (&mut self.removal, &mut self.running) {
             (Some(removing), _) => Some(&mut removing.deleting),
             (None, Some(running)) => running.pruning.as_mut(),
@@ -616,6 +632,7 @@ impl Worker {
             removal: self.removal.as_ref().map(|removing| RemovalNow {
                 left: removing.deleting.items.len(),
                 done: removing.done,
+                obstacle: removing.deleting.obstacle(),
             }),
             frozen: self.frozen.as_ref(),
             refusal: self.refusal.as_ref(),

@@ -192,16 +192,9 @@ pub fn admitted_record(
     let admitted = &admission.admitted;
     let floor = Floor { counter: admitted.release.counter, release: admitted.id };
     let known = former.and_then(|record| record.floor.clone());
-    let mut inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
-    let owned: BTreeSet<ObjectKey> = inventory.iter().map(|owned| owned.key.clone()).collect();
-    for object in admitted.objects.iter().filter(|object| !owned.contains(object.key())) {
-        inventory.push(Owned {
-            key: object.key().clone(),
-            version: object.version().to_owned(),
-            uid: None,
-            met: false,
-        });
-    }
+    let inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
+    let rendered = admitted.objects.iter().map(|object| (object.key(), object.version()));
+    let inventory = about_to_write(inventory, rendered.collect());
     if inventory.len() > INVENTORY_MAX {
         return Err(GateError::Limit { what: "objects in the inventory", max: INVENTORY_MAX });
     }
@@ -214,6 +207,26 @@ pub fn admitted_record(
         removed: false,
         ..ordered_record(&admission.ordered, former, now)
     })
+}
+
+/// The inventory before `rendered` (by key, with the API version) is written. Objects are deleted by
+/// the version that wrote them last; an older one may not be served then.
+fn about_to_write(
+    mut inventory: Vec<Owned>,
+    mut rendered: BTreeMap<&ObjectKey, &str>,
+) -> Vec<Owned> {
+    for owned in &mut inventory {
+        if let Some(version) = rendered.remove(&owned.key) {
+            version.clone_into(&mut owned.version);
+        }
+    }
+    inventory.extend(rendered.into_iter().map(|(key, version)| Owned {
+        key: key.clone(),
+        version: version.to_owned(),
+        uid: None,
+        met: false,
+    }));
+    inventory
 }
 
 /// The record once a removal is admitted. Binding and floor stay as a tombstone.
@@ -321,6 +334,7 @@ mod tests {
     use attest_common::policy::Spec;
 
     use super::*;
+    use crate::ledger::tests::object_key;
     use crate::policy::tests::object;
 
     const NOW: &str = "2026-11-22T12:00:00Z";
@@ -366,6 +380,23 @@ mod tests {
         let refused = judged(Lost::of(2, 1)).unwrap_err();
         assert_eq!(refused.reason(), "StateLost");
         assert!(refused.to_string().contains("of 2 records of this spoke 1 are left"), "{refused}");
+    }
+
+    #[test]
+    fn the_inventory_follows_the_version_that_an_object_is_written_by() {
+        let (old, new) = (object_key("Widget", "old"), object_key("Widget", "new"));
+        let before = Owned {
+            key: old.clone(),
+            version: "v1beta1".to_owned(),
+            uid: Some("uid".to_owned()),
+            met: false,
+        };
+
+        let after = about_to_write(vec![before.clone()], [(&old, "v1"), (&new, "v1")].into());
+
+        let [kept, added] = &after[..] else { panic!() };
+        assert_eq!(*kept, Owned { version: "v1".to_owned(), ..before });
+        assert_eq!((&added.key, &added.uid), (&new, &None));
     }
 
     #[test]

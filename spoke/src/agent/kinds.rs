@@ -1,13 +1,14 @@
 //! What the API server serves, learnt when something needs a kind that is not known yet.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLock};
 
 use attest_common::kinds::{Kind, Kinds};
 use attest_common::manifest::{Object, ObjectKey};
 use serde_json::Value;
 
 use super::{Agent, complain};
+use crate::cluster::{ApiError, ApiServer};
 use crate::outbox::Key;
 
 impl Agent {
@@ -27,21 +28,23 @@ impl Agent {
     }
 
     pub(super) async fn discover(&self) {
-        for root in ["/api", "/apis"] {
-            match self.shared.api.discovery(root).await {
-                Ok(document) => {
-                    let mut kinds =
-                        self.shared.kinds.write().unwrap_or_else(PoisonError::into_inner);
-                    learn(&mut kinds, &document);
-                }
-                Err(error) => complain("Cannot ask the API server for its kinds", &error),
-            }
+        if let Err(error) = discover(&self.shared.api, &self.shared.kinds).await {
+            complain("Cannot ask the API server for its kinds", &error);
         }
     }
 
     pub(super) fn kinds(&self) -> Kinds {
         self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Asks the API server what it serves, and adds that to what is known.
+pub(crate) async fn discover(api: &ApiServer, kinds: &RwLock<Kinds>) -> Result<(), ApiError> {
+    for root in ["/api", "/apis"] {
+        let document = api.discovery(root).await?;
+        learn(&mut kinds.write().unwrap_or_else(PoisonError::into_inner), &document);
+    }
+    Ok(())
 }
 
 /// Adds the kinds of an aggregated discovery document (`APIGroupDiscoveryList`).

@@ -160,7 +160,7 @@ impl Agent {
             epoch: gone.map(|record| record.epoch),
             sequence: gone.map(|record| record.sequence),
             running: None,
-            removal: gone.map(|_| RemovalNow { left: 0, done: true }),
+            removal: gone.map(|_| RemovalNow { left: 0, done: true, obstacle: None }),
             frozen: None,
             refusal,
             problem: None,

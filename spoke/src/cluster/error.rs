@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 /// Why the API server cannot be reached at all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -52,7 +54,14 @@ impl ClusterError {
 #[non_exhaustive]
 pub enum ApiError {
     #[error("{verb} {path}: {code} {message}")]
-    Status { verb: &'static str, path: String, code: u16, status_reason: String, message: String },
+    Status {
+        verb: &'static str,
+        path: String,
+        code: u16,
+        status_reason: String,
+        message: String,
+        details: Details,
+    },
     #[error("{verb} {path}: no answer within {} s", super::REQUEST_TIMEOUT.as_secs())]
     Timeout { verb: &'static str, path: String },
     #[error("{verb} {path}: the API server cannot be reached")]
@@ -66,12 +75,45 @@ pub enum ApiError {
     Request { path: String, message: String },
 }
 
+/// What a refusal says beyond its code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// It names the object.
+    pub named: bool,
+    /// A cause of it is that another manager owns a field.
+    pub field_conflict: bool,
+}
+
+impl Details {
+    /// Of a `Status` document.
+    pub fn of(status: &Value) -> Self {
+        let name = status.pointer("/details/name").and_then(Value::as_str);
+        let causes = status.pointer("/details/causes").and_then(Value::as_array);
+        let reasons =
+            causes.into_iter().flatten().filter_map(|cause| cause.get("reason")?.as_str());
+        Self {
+            named: name.is_some_and(|name| !name.is_empty()),
+            field_conflict: reasons.into_iter().any(|reason| reason == "FieldManagerConflict"),
+        }
+    }
+}
+
 impl ApiError {
     fn code(&self) -> u16 {
         match self {
             Self::Status { code, .. } => *code,
             Self::Timeout { .. } | Self::Transport { .. } | Self::Request { .. } => 0,
         }
+    }
+
+    /// 404 about the object itself; without a name it is the path that nothing serves.
+    pub fn is_absent(&self) -> bool {
+        self.is_not_found() && matches!(self, Self::Status { details, .. } if details.named)
+    }
+
+    /// 409 because other managers own fields. Quota and other admission answer 409 too.
+    pub fn is_field_conflict(&self) -> bool {
+        self.is_conflict() && matches!(self, Self::Status { details, .. } if details.field_conflict)
     }
 
     /// 404.
@@ -115,5 +157,44 @@ impl ApiError {
             Self::Transport { .. } => "ApiServerUnreachable",
             Self::Request { .. } => "RequestInvalid",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(code: u16, status: &Value) -> ApiError {
+        ApiError::Status {
+            verb: "delete",
+            path: "/x".to_owned(),
+            code,
+            status_reason: "NotFound".to_owned(),
+            message: String::new(),
+            details: Details::of(status),
+        }
+    }
+
+    #[test]
+    fn an_object_is_absent_only_when_the_answer_names_it() {
+        let named = json!({"details": {"name": "web", "kind": "deployments"}});
+
+        assert!(refused(404, &named).is_absent());
+        assert!(!refused(404, &json!({"details": {}})).is_absent(), "a version that is not served");
+        assert!(!refused(404, &Value::Null).is_absent());
+        assert!(!refused(403, &named).is_absent());
+    }
+
+    #[test]
+    fn a_conflict_about_fields_is_told_from_a_quota_that_was_just_changed() {
+        let fields = json!({"details": {"causes": [
+            {"reason": "FieldManagerConflict", "message": "conflict with \"kubectl\"", "field": ".data.k"}]}});
+        let quota =
+            json!({"reason": "Conflict", "details": {"name": "quota", "kind": "resourcequotas"}});
+
+        assert!(refused(409, &fields).is_field_conflict());
+        assert!(!refused(409, &quota).is_field_conflict());
     }
 }

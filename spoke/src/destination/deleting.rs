@@ -1,16 +1,19 @@
 //! Taking objects away: the one machine behind a removal and behind a prune. Decides what goes when; what may go is proven by `Authority`.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use attest_common::kinds::{self, Kinds};
+use attest_common::kinds::{Kinds, apply_rank};
 use attest_common::manifest::ObjectKey;
 use attest_common::record::Owned;
 use attest_common::report::error_chain;
 
 use super::state::Failure;
-use super::{Done, Job};
-use crate::apply::{self, ApplyError, Authority};
+use super::status::Obstacle;
+use super::{Done, Job, Shared};
+use crate::agent::kinds;
+use crate::apply::{self, ApplyError, Authority, Deleted};
 use crate::cluster::{ApiServer, object_path};
 
 /// Objects to delete, highest rank first.
@@ -24,11 +27,22 @@ pub(super) struct Deleting {
 /// One object to delete.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
-    pub(super) path: String,
-    pub(super) uid: Option<String>,
-    pub(super) rank: u8,
-    pub(super) busy: bool,
-    pub(super) failure: Option<Failure>,
+    version: String,
+    /// Absent when the kind is not known.
+    plural: Option<String>,
+    uid: Option<String>,
+    rank: u8,
+    busy: bool,
+    /// Its deletion was accepted; what it waits for.
+    leaving: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// In whose name something is deleted, and what allows it.
+#[derive(Clone, Debug)]
+pub(super) struct By {
+    pub(super) authority: Authority,
+    pub(super) user: String,
 }
 
 impl Deleting {
@@ -37,18 +51,17 @@ impl Deleting {
         let mut deleting = Self::default();
         for owned in inventory {
             let key = &owned.key;
-            let kind = kinds.get(&key.group, &key.kind);
-            let Some(kind) = kind.filter(|_| !is_never_deleted(owned)) else {
+            if is_never_deleted(owned) {
                 deleting.done.push(key.clone());
                 continue;
-            };
-            let slash = if key.group.is_empty() { "" } else { "/" };
-            let api_version = format!("{}{slash}{}", key.group, owned.version);
+            }
             let item = Item {
-                path: object_path(&api_version, &kind.plural, key.namespace.as_deref(), &key.name),
+                version: owned.version.clone(),
+                plural: kinds.get(&key.group, &key.kind).map(|kind| kind.plural.clone()),
                 uid: owned.uid.clone(),
-                rank: kinds::apply_rank(&key.group, &key.kind),
+                rank: apply_rank(&key.group, &key.kind),
                 busy: false,
+                leaving: None,
                 failure: None,
             };
             deleting.items.insert(key.clone(), item);
@@ -56,10 +69,12 @@ impl Deleting {
         deleting
     }
 
-    /// The objects to delete now, at most `room`, and when to ask again.
+    /// The objects to delete now, at most `room`, and when to ask again. Lower ranks wait for what is
+    /// still leaving: what they run may be what it waits for. What fails holds nobody up.
     pub(super) fn steps(&self, now: Instant, room: usize) -> (Vec<ObjectKey>, Option<Instant>) {
         let waiting = |item: &Item| item.failure.as_ref().is_some_and(|f| f.retry_at > now);
-        let rank = self.items.values().filter(|item| !waiting(item)).map(|item| item.rank).max();
+        let holds = |item: &&Item| item.leaving.is_some() || !waiting(item);
+        let rank = self.items.values().filter(holds).map(|item| item.rank).max();
         let ready = self
             .items
             .iter()
@@ -72,38 +87,22 @@ impl Deleting {
     /// The requests to make now, at most `room`, and when to ask again.
     pub(super) fn jobs(
         &mut self,
-        api: &ApiServer,
-        (authority, user): (&Authority, &str),
+        shared: &Shared,
+        by: &By,
         now: Instant,
         room: usize,
     ) -> (Vec<Job>, Option<Instant>) {
         let (keys, wake) = self.steps(now, room);
-        let jobs = keys.into_iter().filter_map(|key| self.job(api, authority, user, key));
+        let jobs = keys.into_iter().filter_map(|key| self.job(shared, by.clone(), key));
         (jobs.collect(), wake)
     }
 
-    fn job(
-        &mut self,
-        api: &ApiServer,
-        authority: &Authority,
-        user: &str,
-        key: ObjectKey,
-    ) -> Option<Job> {
+    fn job(&mut self, shared: &Shared, by: By, key: ObjectKey) -> Option<Job> {
         let item = self.items.get_mut(&key)?;
         item.busy = true;
-        let (api, authority, user) = (api.clone(), authority.clone(), user.to_owned());
-        let (path, uid) = (item.path.clone(), item.uid.clone());
+        let (item, api, kinds) = (item.clone(), shared.api.clone(), Arc::clone(&shared.kinds));
         Some(Box::pin(async move {
-            let uid = match uid {
-                Some(uid) => Ok(Some(uid)),
-                // Perhaps written just before the process ended, perhaps never: look whose it is.
-                None => apply::our_uid(&api, &path).await,
-            };
-            let result = match uid {
-                Ok(Some(uid)) => apply::delete(&api, &authority, (&key, &path, &user), &uid).await,
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
-            };
+            let result = delete(&api, &kinds, &by, &key, item).await;
             Done::Deleted(key, result)
         }))
     }
@@ -112,31 +111,78 @@ impl Deleting {
     pub(super) fn finish(
         &mut self,
         key: &ObjectKey,
-        result: Result<(), ApplyError>,
+        result: Result<Deleted, ApplyError>,
         now: Instant,
     ) -> bool {
+        let Some(item) = self.items.get_mut(key) else { return false };
+        item.busy = false;
+        let former = item.failure.as_ref();
         match result {
-            Ok(()) => {
+            Ok(Deleted::Gone) => {
                 self.items.remove(key);
                 self.done.push(key.clone());
-                true
+                return true;
+            }
+            Ok(Deleted::Leaving(until)) => {
+                item.failure = Some(Failure::leaving(former, until.clone(), now));
+                item.leaving = Some(until);
             }
             Err(error) => {
-                if let Some(item) = self.items.get_mut(key) {
-                    item.busy = false;
-                    let text = error_chain(&error);
-                    item.failure =
-                        Some(Failure::after(item.failure.as_ref(), error.reason(), text, now));
-                }
-                false
+                let text = error_chain(&error);
+                item.failure = Some(Failure::after(former, error.reason(), text, now));
             }
         }
+        false
+    }
+
+    /// What to tell people about: first what fails.
+    pub(super) fn obstacle(&self) -> Option<Obstacle<'_>> {
+        let failing = self.items.iter().find_map(|(key, item)| {
+            let failure = item.failure.as_ref().filter(|failure| !failure.quiet)?;
+            Some(Obstacle::Failing(key, failure))
+        });
+        let leaving = || {
+            self.items
+                .iter()
+                .find_map(|(key, item)| Some(Obstacle::Leaving(key, item.leaving.as_deref()?)))
+        };
+        failing.or_else(leaving)
     }
 
     /// Requests that were dropped may or may not have been carried out; they are made again.
     pub(super) fn forget_flights(&mut self) {
         self.items.values_mut().for_each(|item| item.busy = false);
     }
+}
+
+async fn delete(
+    api: &ApiServer,
+    kinds: &RwLock<Kinds>,
+    by: &By,
+    key: &ObjectKey,
+    item: Item,
+) -> Result<Deleted, ApplyError> {
+    let plural = match item.plural {
+        Some(plural) => plural,
+        None => {
+            kinds::discover(api, kinds).await.map_err(ApplyError::Api)?;
+            let known = kinds.read().unwrap_or_else(PoisonError::into_inner);
+            let kind = known.get(&key.group, &key.kind).ok_or(ApplyError::KindUnknown)?;
+            kind.plural.clone()
+        }
+    };
+    let slash = if key.group.is_empty() { "" } else { "/" };
+    let api_version = format!("{}{slash}{}", key.group, item.version);
+    let path = object_path(&api_version, &plural, key.namespace.as_deref(), &key.name);
+    let uid = match item.uid {
+        Some(uid) => uid,
+        // Perhaps written just before the process ended, perhaps never: look whose it is.
+        None => match apply::our_uid(api, &path).await? {
+            Some(uid) => uid,
+            None => return Ok(Deleted::Gone),
+        },
+    };
+    apply::delete(api, &by.authority, (key, &path, &by.user), &uid).await
 }
 
 /// Kinds that are released, never deleted: what they hold cannot be brought back.
@@ -171,18 +217,73 @@ mod tests {
         assert!(!prune_is_too_much(10, 10, 100));
     }
 
+    fn owned(kind: &str, name: &str) -> Owned {
+        Owned {
+            key: object_key(kind, name),
+            version: "v1".to_owned(),
+            uid: Some("uid".to_owned()),
+            met: false,
+        }
+    }
+
+    fn deleting(objects: &[(&str, u8)]) -> Deleting {
+        let inventory: Vec<Owned> = objects.iter().map(|(name, _)| owned("x", name)).collect();
+        let mut deleting = Deleting::of(&inventory, &Kinds::built_in());
+        for (name, rank) in objects {
+            deleting.items.get_mut(&object_key("x", name)).unwrap().rank = *rank;
+        }
+        deleting
+    }
+
+    fn names(deleting: &Deleting, now: Instant) -> Vec<String> {
+        deleting.steps(now, 8).0.into_iter().map(|key| key.name).collect()
+    }
+
     #[test]
     fn deleting_goes_from_the_highest_rank_down() {
         let now = Instant::now();
-        let item = |rank| Item { path: String::new(), uid: None, rank, busy: false, failure: None };
-        let mut deleting = Deleting::default();
-        for (name, rank) in [("config", 5), ("web", 7), ("api", 7)] {
-            deleting.items.insert(object_key("x", name), item(rank));
-        }
+        let mut deleting = deleting(&[("config", 5), ("web", 7), ("api", 7)]);
 
-        let first: Vec<String> = deleting.steps(now, 8).0.into_iter().map(|k| k.name).collect();
-        assert_eq!(first, ["api", "web"]);
-        deleting.items.retain(|_, item| item.rank < 7);
-        assert_eq!(deleting.steps(now, 8).0.len(), 1);
+        assert_eq!(names(&deleting, now), ["api", "web"]);
+        deleting.finish(&object_key("x", "api"), Ok(Deleted::Gone), now);
+        deleting.finish(&object_key("x", "web"), Ok(Deleted::Gone), now);
+        assert_eq!(names(&deleting, now), ["config"]);
+    }
+
+    #[test]
+    fn an_object_that_is_still_leaving_is_asked_again_and_lower_ranks_wait_for_it() {
+        let now = Instant::now();
+        let mut deleting = deleting(&[("operator", 7), ("widget", 8)]);
+        let widget = object_key("x", "widget");
+
+        let leaving = Deleted::Leaving("finalizers example.com/drain".to_owned());
+        assert!(!deleting.finish(&widget, Ok(leaving), now));
+        let (next, wake) = deleting.steps(now, 8);
+        assert_eq!(next, []);
+        let again = wake.unwrap();
+        assert_eq!(names(&deleting, again), ["widget"]);
+        assert!(matches!(
+            deleting.obstacle(),
+            Some(Obstacle::Leaving(key, "finalizers example.com/drain")) if *key == widget
+        ));
+
+        assert!(deleting.finish(&widget, Ok(Deleted::Gone), again));
+        assert_eq!(names(&deleting, again), ["operator"]);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_not_released_but_fails_until_it_is_known() {
+        let now = Instant::now();
+        let key = object_key("Widget", "w");
+        let mut deleting = Deleting::of(&[owned("Widget", "w")], &Kinds::built_in());
+        assert_eq!(deleting.done, []);
+
+        deleting.finish(&key, Err(ApplyError::KindUnknown), now);
+
+        let Some(Obstacle::Failing(_, failure)) = deleting.obstacle() else { panic!() };
+        assert_eq!(failure.reason, "KindUnknown");
+        let retry_at = failure.retry_at;
+        assert_eq!(deleting.steps(now, 8), (vec![], Some(retry_at)));
+        assert_eq!(names(&deleting, retry_at), ["w"]);
     }
 }

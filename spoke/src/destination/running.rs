@@ -146,6 +146,7 @@ impl Running {
             since: self.since,
             objects: &self.objects,
             leftovers: self.leftovers.len(),
+            obstacle: self.pruning.as_ref().and_then(Deleting::obstacle),
             guarded: self.admission.plan.sync.prune && self.is_guarded(),
             timings: self.timings,
         }

@@ -21,6 +21,8 @@ pub const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long 403 and 404 are normal after bindings were made, and how often to ask meanwhile.
 pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
 pub const NOT_READY_RETRY: Duration = Duration::from_millis(100);
+/// Longest wait before looking again for an object that is on its way out.
+pub const LEAVING_RETRY_MAX: Duration = Duration::from_secs(5);
 /// How long objects wait for the definition of their kind to be established.
 pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 
@@ -83,6 +85,14 @@ impl Failure {
         let attempts = former.filter(|f| !f.quiet).map_or(0, |f| f.attempts) + 1;
         let wait = RETRY_MIN.saturating_mul(1 << (attempts - 1).min(16)).min(RETRY_MAX);
         Self { reason, message, retry_at: now + wait, attempts, quiet: false }
+    }
+
+    /// While an object is on its way out; asked again ever more rarely, and nothing is wrong.
+    pub fn leaving(former: Option<&Self>, message: String, now: Instant) -> Self {
+        let attempts = former.filter(|f| f.quiet).map_or(0, |f| f.attempts) + 1;
+        let wait = NOT_READY_RETRY.saturating_mul(1 << (attempts - 1).min(16));
+        let retry_at = now + wait.min(LEAVING_RETRY_MAX);
+        Self { reason: "Leaving", message, retry_at, attempts, quiet: true }
     }
 
     /// The same, while rights are still settling.

@@ -21,7 +21,7 @@ pub struct Situation<'a> {
     pub epoch: Option<u64>,
     pub sequence: Option<u64>,
     pub running: Option<RunningNow<'a>>,
-    pub removal: Option<RemovalNow>,
+    pub removal: Option<RemovalNow<'a>>,
     /// Why nothing may be changed at all.
     pub frozen: Option<&'a (String, String)>,
     pub refusal: Option<&'a Refusal>,
@@ -42,14 +42,26 @@ pub struct RunningNow<'a> {
     pub leftovers: usize,
     /// Deleting them would exceed the policy's share.
     pub guarded: bool,
+    /// Why some of them are still there.
+    pub obstacle: Option<Obstacle<'a>>,
     pub timings: Timings,
 }
 
 /// How far a removal is.
 #[derive(Clone, Copy, Debug)]
-pub struct RemovalNow {
+pub struct RemovalNow<'a> {
     pub left: usize,
     pub done: bool,
+    pub obstacle: Option<Obstacle<'a>>,
+}
+
+/// What keeps objects from being gone.
+#[derive(Clone, Copy, Debug)]
+pub enum Obstacle<'a> {
+    /// The request fails.
+    Failing(&'a ObjectKey, &'a Failure),
+    /// It was accepted, and the object waits for this.
+    Leaving(&'a ObjectKey, &'a str),
 }
 
 /// The report.
@@ -102,6 +114,9 @@ pub fn report(situation: &Situation<'_>) -> Report {
         if now.leftovers > 0 && !now.guarded {
             report.warnings.push(format!("{} objects are no longer rendered", now.leftovers));
         }
+        if let Some(Obstacle::Leaving(key, until)) = now.obstacle {
+            report.warnings.push(format!("{key} was deleted and waits for {until}"));
+        }
     }
     report
 }
@@ -119,12 +134,22 @@ fn phase(situation: &Situation<'_>) -> (Phase, String, String) {
     }
     match (&situation.removal, &situation.running) {
         (Some(removal), _) if removal.done => plain(Phase::Removed, "is gone".to_owned()),
-        (Some(removal), _) => {
-            plain(Phase::Progressing, format!("removing {} objects", removal.left))
-        }
+        (Some(RemovalNow { left, obstacle, .. }), _) => match obstacle {
+            Some(Obstacle::Failing(key, failure)) => cannot_delete(key, failure),
+            Some(Obstacle::Leaving(key, until)) => {
+                let text = format!("removing {left} objects; {key} waits for {until}");
+                plain(Phase::Progressing, text)
+            }
+            None => plain(Phase::Progressing, format!("removing {left} objects")),
+        },
         (None, Some(running)) => running_phase(running),
         (None, None) => plain(Phase::Progressing, "nothing runs yet".to_owned()),
     }
+}
+
+fn cannot_delete(key: &ObjectKey, failure: &Failure) -> (Phase, String, String) {
+    let text = format!("cannot delete {key}: {}", failure.message);
+    (Phase::Degraded, failure.reason.to_owned(), text)
 }
 
 fn running_phase(now: &RunningNow<'_>) -> (Phase, String, String) {
@@ -152,6 +177,9 @@ fn running_phase(now: &RunningNow<'_>) -> (Phase, String, String) {
             now.leftovers
         );
         return (Phase::OutOfSync, "PruneGuard".to_owned(), text);
+    }
+    if let Some(Obstacle::Failing(key, failure)) = now.obstacle {
+        return cannot_delete(key, failure);
     }
     let worst = now.objects.iter().filter(|(_, t)| t.gates).max_by_key(|(_, t)| t.health);
     match worst.filter(|(_, t)| !is_settled(t.health)) {
@@ -191,4 +219,46 @@ fn listed(objects: &BTreeMap<ObjectKey, Tracked>) -> Vec<ObjectState> {
     states.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.key.cmp(&b.key)));
     states.truncate(OBJECTS_LISTED_MAX);
     states
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use attest_common::ids::Name;
+
+    use super::*;
+    use crate::ledger::tests::object_key;
+
+    #[test]
+    fn a_removal_that_does_not_end_says_which_object_it_waits_for_and_why() {
+        let key = (Name::new("web").unwrap(), Name::new("shop").unwrap());
+        let widget = object_key("Widget", "w");
+        let failure =
+            Failure::after(None, "Forbidden", "delete /x: 403 no".to_owned(), Instant::now());
+        let tell = |obstacle| {
+            let report = report(&Situation {
+                key: &key,
+                epoch: None,
+                sequence: None,
+                running: None,
+                removal: Some(RemovalNow { left: 2, done: false, obstacle: Some(obstacle) }),
+                frozen: None,
+                refusal: None,
+                problem: None,
+                heals_total: 0,
+                now: jiff::Timestamp::UNIX_EPOCH,
+            });
+            (report.phase, report.reason, report.message)
+        };
+
+        let (phase, reason, text) = tell(Obstacle::Failing(&widget, &failure));
+        assert_eq!((phase, reason.as_str()), (Phase::Degraded, "Forbidden"));
+        assert_eq!(text, format!("cannot delete {widget}: delete /x: 403 no"));
+
+        let (phase, _, text) = tell(Obstacle::Leaving(&widget, "finalizers example.com/drain"));
+        assert_eq!(phase, Phase::Progressing);
+        let waits = format!("{widget} waits for finalizers example.com/drain");
+        assert_eq!(text, format!("removing 2 objects; {waits}"));
+    }
 }
