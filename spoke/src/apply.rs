@@ -105,7 +105,7 @@ pub async fn check(
         }
         Ok(_) if standing == Standing::Shared => return Ok(Passed { force: false, met: false }),
         Ok(applied) => Some(applied.live),
-        Err(error) if error.is_conflict() => None,
+        Err(error) if error.is_field_conflict() => None,
         Err(error) => return Err(failed(object.key(), error)),
     };
     // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
@@ -161,7 +161,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Writ
     failpoint::reach("after-apply");
     let (live, created) = match answer {
         Ok(applied) => (applied.live, applied.created),
-        Err(error) if error.is_conflict() && !force => {
+        Err(error) if error.is_field_conflict() && !force => {
             return Err(ApplyError::FieldConflict {
                 object: object.key().clone(),
                 managers: "see the object's managedFields".to_owned(),
@@ -261,10 +261,13 @@ pub fn desired(object: &Object) -> attest_common::ids::Digest {
     attest_common::ids::Digest::of(object.value().to_string().as_bytes())
 }
 
-/// True when two objects differ in nothing that people wrote.
+/// True when two objects differ in nothing that people wrote. Two moments show two statuses.
 fn same_values(live: &Value, would_be: &Value) -> bool {
     let plain = |object: &Value| {
         let mut object = object.clone();
+        if let Some(fields) = object.as_object_mut() {
+            fields.remove("status");
+        }
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             for field in ["managedFields", "resourceVersion", "generation"] {
                 metadata.remove(field);
@@ -346,6 +349,7 @@ mod tests {
         let live = json!({"metadata": {"name": "a", "resourceVersion": "1", "managedFields": []}, "data": {"k": "v"}});
         let mut would_be = live.clone();
         would_be["metadata"]["managedFields"] = json!([{"manager": "attest-spoke"}]);
+        would_be["status"] = json!({"observedGeneration": 2});
         assert!(same_values(&live, &would_be));
 
         would_be["data"]["k"] = json!("w");

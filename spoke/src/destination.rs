@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use attest_common::health::Health;
 use attest_common::kinds::Kinds;
 use attest_common::manifest::ObjectKey;
 use attest_common::report::{Phase, Refusal, Report, error_chain};
@@ -41,7 +40,7 @@ use crate::ledger::refusals::{Refusals, Refused};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::outbox::{Key, Outbox};
-use crate::watch::{Inbox, News, Watches, observe};
+use crate::watch::{Inbox, News, Watches, absent, observe};
 
 /// Shortest time between two reports that say nothing urgent.
 pub const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -470,10 +469,8 @@ impl Worker {
                     }
                     None => {
                         let uid = tracked.owned_uid.clone().unwrap_or_default();
-                        tracked.live = Live::Gone { uid };
-                        tracked.health = Health::NotFound;
-                        tracked.turning = None;
-                        tracked.drifted_at.get_or_insert(now);
+                        let gone = absent(&tracked.scope, Live::Gone { uid });
+                        tracked.see(gone);
                     }
                 }
             }

@@ -86,6 +86,8 @@ pub fn is_news(known: &Live, said: &Live) -> bool {
         }
         // An object that was put back already has another UID than the one that was deleted.
         (Live::Present { uid: known, .. }, Live::Gone { uid }) => uid == known,
+        // A UID never comes back: what still shows it is older than its end.
+        (Live::Gone { uid: known }, Live::Present { uid, .. }) => uid != known,
         (Live::Present { .. } | Live::Unknown | Live::Gone { .. } | Live::NotListed, _) => true,
     }
 }
@@ -176,6 +178,10 @@ mod tests {
         assert!(is_news(&known, &at(6)));
         assert!(is_news(&known, &Live::Gone { uid: "uid".to_owned() }));
         assert!(!is_news(&known, &Live::Gone { uid: "former".to_owned() }));
+
+        let gone = Live::Gone { uid: "uid".to_owned() };
+        assert!(!is_news(&gone, &at(9)));
+        assert!(is_news(&gone, &present("other", b"live")));
     }
 
     #[test]

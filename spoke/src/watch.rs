@@ -213,7 +213,8 @@ impl Scope {
     }
 }
 
-fn absent(scope: &Scope, live: Live) -> Observation {
+/// What is seen of an object that is not there.
+pub fn absent(scope: &Scope, live: Live) -> Observation {
     Observation { live, verdict: Verdict::absent(&scope.group, &scope.kind), at: Instant::now() }
 }
 

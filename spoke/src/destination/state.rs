@@ -45,6 +45,8 @@ pub struct Tracked {
     pub owned_uid: Option<String>,
     /// It was there before us: never forced, never deleted.
     pub met: bool,
+    /// A Job that the cluster deletes some time after it ended.
+    pub expires: bool,
     /// In the inventory from before, so that nobody else here could name it: what lives may be of an
     /// apply of ours that was cut off before its UID was recorded.
     pub unfinished: bool,
@@ -104,7 +106,17 @@ impl Failure {
 impl Tracked {
     /// What the object needs.
     pub fn need(&self) -> Need {
-        drift::need(self.desired, self.confirmed.as_ref(), &self.live)
+        match drift::need(self.desired, self.confirmed.as_ref(), &self.live) {
+            Need::Heal if self.has_expired() => Need::Nothing,
+            need => need,
+        }
+    }
+
+    /// Whether it ran to its end and went as it was to. Unseen since a restart, it is taken as that:
+    /// what has run must not run twice.
+    fn has_expired(&self) -> bool {
+        let done = matches!(self.health, Health::Current | Health::Failed);
+        self.expires && done && matches!(self.live, Live::Gone { .. })
     }
 
     /// Takes in what was seen. True when that is a new drift.
@@ -123,8 +135,16 @@ impl Tracked {
             // Whether it still holds our values is to be asked again.
             self.passed = self.passed.filter(|_| self.busy);
         }
+        let is_absent = matches!(live, Live::Gone { .. } | Live::NotListed);
+        let was_applied = self.confirmed.is_some();
+        if self.expires && was_applied && self.live == Live::Unknown && is_absent {
+            (self.health, self.message) = (Health::Current, "ended before".to_owned());
+        }
         self.live = live;
-        self.judge(verdict, at);
+        let ended = matches!(self.health, Health::Current | Health::Failed);
+        if !(self.expires && is_absent && ended && self.turning.is_none()) {
+            self.judge(verdict, at);
+        }
         let drifted = !self.busy && self.need() == Need::Heal;
         let new = drifted && self.drifted_at.is_none();
         if new {
@@ -162,8 +182,8 @@ impl Tracked {
 
     fn standing(&self, adopt: bool) -> Standing {
         match self.our_uid() {
+            _ if !self.watched => Standing::Shared,
             Some(uid) => Standing::Ours { uid: uid.clone(), adopt },
-            None if !self.watched => Standing::Shared,
             None => Standing::Unknown { adopt, unfinished: self.unfinished && !self.met },
         }
     }
@@ -285,7 +305,7 @@ impl Planning<'_> {
             self.wake_at(ready_at);
             return None;
         }
-        if tracked.our_uid().is_some() {
+        if tracked.watched && tracked.our_uid().is_some() {
             return Some(Step::Write { key: key.clone(), force: true, heal: true });
         }
         // Somebody put another object in its place: ask first.
@@ -321,6 +341,7 @@ mod tests {
             definition: None,
             owned_uid: None,
             met: false,
+            expires: false,
             unfinished: false,
             confirmed: None,
             live: Live::Unknown,
@@ -527,6 +548,41 @@ mod tests {
 
         object.see(edited(b"live", 7));
         assert_eq!((object.turn(now), object.health), (None, Health::Current));
+    }
+
+    #[test]
+    fn the_destinations_own_namespace_is_never_forced_even_when_we_made_it() {
+        let now = Instant::now();
+        let mut own = Tracked { watched: false, ..applied(1) };
+        assert_eq!(own.standing(true), Standing::Shared);
+
+        own.see(edited(b"edited", 6));
+        let (next, _) = steps(&of([("shop", own)]), rules(now), now, 8);
+        assert_eq!(next, [Step::Check(object_key("ConfigMap", "shop"), Standing::Shared)]);
+    }
+
+    #[test]
+    fn a_job_that_ran_and_went_by_its_ttl_is_not_run_again() {
+        let finished = Tracked { expires: true, ..applied(1) };
+        let running = Tracked { health: Health::InProgress, ..finished.clone() };
+        let kept = Tracked { expires: false, ..applied(1) };
+        let restarted = Tracked { live: Live::Unknown, ..finished.clone() };
+        let gone = || Observation {
+            live: Live::Gone { uid: "uid".to_owned() },
+            verdict: Verdict::absent("batch", "Job"),
+            ..edited(b"", 9)
+        };
+        for (mut job, need, health) in [
+            (finished, Need::Nothing, Health::Current),
+            (running, Need::Heal, Health::NotFound),
+            (kept, Need::Heal, Health::NotFound),
+            // Whether it was done cannot be known any more; running it twice is worse.
+            (restarted, Need::Nothing, Health::Current),
+        ] {
+            job.see(gone());
+
+            assert_eq!((job.need(), job.health), (need, health));
+        }
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub(super) fn track(
                 .and_then(|t| t.owned_uid.clone())
                 .or_else(|| mine.and_then(|owned| owned.uid.clone())),
             // `with_met` has added what is known but not recorded yet.
+            expires: key.group == "batch"
+                && key.kind == "Job"
+                && object.value().pointer("/spec/ttlSecondsAfterFinished").is_some(),
             met: mine.is_some_and(|owned| owned.met),
             unfinished: mine.is_some(),
             confirmed: before
