@@ -16,6 +16,9 @@ use crate::release::{ImageDigest, Render};
 /// Name of the mutation that writes a digest behind an image's tag.
 pub const IMAGE_PIN: &str = "image-pin";
 
+/// Labels of a Namespace that loosen or tighten what its pods may do.
+const POD_SECURITY_LABELS: &str = "pod-security.kubernetes.io/";
+
 /// Objects ready to be applied, and what people should know about them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Effective {
@@ -79,6 +82,7 @@ fn place(
     let own_namespace =
         key.group.is_empty() && key.kind == "Namespace" && key.name == namespace.as_str();
     if own_namespace && key.namespace.is_none() {
+        check_pod_security(&object)?;
         return Ok(object);
     }
     let Some(kind) = kinds.get(&key.group, &key.kind) else {
@@ -108,6 +112,19 @@ fn place(
         }
         Some(_) => Ok(object),
         None => Ok(object.placed(namespace.as_str())),
+    }
+}
+
+/// What pods of a namespace may do is its operator's word, never the application's.
+fn check_pod_security(namespace: &Object) -> Result<(), EffectiveError> {
+    let labels = namespace.value().pointer("/metadata/labels").and_then(Value::as_object);
+    let mut names = labels.into_iter().flat_map(|labels| labels.keys());
+    match names.find(|name| name.starts_with(POD_SECURITY_LABELS)) {
+        Some(label) => Err(EffectiveError::LabelNotAllowed {
+            object: namespace.key().clone(),
+            label: label.clone(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -212,6 +229,8 @@ pub enum EffectiveError {
     KindNotAllowed { object: ObjectKey, list: &'static str, resource: GroupResource },
     #[error("{0} may never be deployed: it would change who is trusted")]
     KindNeverAllowed(ObjectKey),
+    #[error("{object} may not set label `{label}`: only the cluster's operator may")]
+    LabelNotAllowed { object: ObjectKey, label: String },
     #[error("{0} is of a kind that neither the cluster nor this rendering defines")]
     KindUnknown(ObjectKey),
     #[error("{0} appears twice once placed in the destination's namespace")]
@@ -233,10 +252,32 @@ impl EffectiveError {
                 "NamespaceNotAllowed"
             }
             Self::KindNotAllowed { .. } | Self::KindNeverAllowed(_) => "KindNotAllowed",
+            Self::LabelNotAllowed { .. } => "LabelNotAllowed",
             Self::KindUnknown(_) => "KindUnknown",
             Self::Duplicate(_) => "ObjectDuplicate",
             Self::ImageUnpinned { .. } => "ImageUnpinned",
             Self::ImageAmbiguous(_) => "ImageAmbiguous",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_application_may_label_its_namespace_but_not_change_what_pods_may_do_there() {
+        let namespace = |label: &str| {
+            let metadata = json!({"name": "shop", "labels": {label: "privileged"}});
+            Object::new(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}))
+                .unwrap()
+        };
+
+        assert!(check_pod_security(&namespace("team")).is_ok());
+        let error =
+            check_pod_security(&namespace("pod-security.kubernetes.io/enforce")).unwrap_err();
+        assert_eq!(error.reason(), "LabelNotAllowed");
     }
 }
