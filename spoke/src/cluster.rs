@@ -297,23 +297,28 @@ impl ApiServer {
 
     /// Renews the kubeconfig's token for as long as the process lives; returns at once without one.
     pub async fn keep_token(self) {
-        let Some(token) = self.token.clone() else { return };
-        loop {
-            if token.is_due(jiff::Timestamp::now()) {
-                match self.renew(&token).await {
-                    Ok(()) => tracing::info!("Renewed the token of the kubeconfig"),
-                    Err(error) => tracing::warn!(
-                        reason = error.reason(),
-                        error = %error_chain(&error),
-                        "Cannot renew the token of the kubeconfig"
-                    ),
-                }
+        while self.token.is_some() {
+            if let Err(error) = self.keep_token_once().await {
+                tracing::warn!(
+                    reason = error.reason(),
+                    error = %error_chain(&error),
+                    "Cannot renew the token of the kubeconfig"
+                );
             }
             tokio::time::sleep(TOKEN_CHECK_EVERY).await;
         }
     }
 
-    async fn renew(&self, token: &FileToken) -> Result<(), ClusterError> {
+    async fn keep_token_once(&self) -> Result<(), ClusterError> {
+        let Some(token) = &self.token else { return Ok(()) };
+        if token.is_due(jiff::Timestamp::now()) {
+            token.replace(&self.fresh_token().await?);
+            tracing::info!("Renewed the token of the kubeconfig");
+        }
+        if token.is_unwritten() { token.write() } else { Ok(()) }
+    }
+
+    async fn fresh_token(&self) -> Result<String, ClusterError> {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -321,7 +326,7 @@ impl ApiServer {
         });
         let answer = self.create(&path, &body).await.map_err(ClusterError::Api)?;
         let fresh = answer.pointer("/status/token").and_then(Value::as_str);
-        token.replace(fresh.ok_or(ClusterError::TokenMissing)?)
+        fresh.map(str::to_owned).ok_or(ClusterError::TokenMissing)
     }
 }
 

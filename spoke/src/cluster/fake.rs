@@ -80,6 +80,16 @@ impl FakeApi {
         world.put(path.to_owned(), object);
     }
 
+    /// A TokenRequest is answered with this.
+    pub(crate) fn give_token(&self, token: &str) {
+        token.clone_into(&mut self.world.lock().unwrap().fresh_token);
+    }
+
+    /// What requests were authorized with.
+    pub(crate) fn tokens(&self) -> Vec<String> {
+        self.world.lock().unwrap().tokens.clone()
+    }
+
     pub(crate) fn agents(&self) -> Vec<String> {
         self.world.lock().unwrap().agents.clone()
     }
