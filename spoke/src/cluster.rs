@@ -19,6 +19,7 @@ use http::{Method, Request, StatusCode};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tower::util::MapRequestLayer;
 
 use self::credentials::FileToken;
@@ -28,6 +29,11 @@ use crate::{ACCOUNT, NAMESPACE};
 
 /// Longest a request other than a watch may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most requests that are made in the accounts of applications at a time. A worker makes eight of
+/// them: a few applications whose requests hang must not keep the others from healing.
+pub const ACCOUNT_REQUESTS_MAX: usize = 32;
+/// Most requests that the spoke makes for itself at a time, other than watches.
+pub const OWN_REQUESTS_MAX: usize = 16;
 /// How long a renewed token of a kubeconfig is asked to live, in seconds.
 pub const TOKEN_LIFETIME_S: u64 = 24 * 60 * 60;
 /// How often to look whether the token must be renewed.
@@ -46,6 +52,8 @@ pub struct ApiServer {
     client: Client,
     metrics: Metrics,
     token: Option<Arc<FileToken>>,
+    account_requests: Arc<Semaphore>,
+    own_requests: Arc<Semaphore>,
 }
 
 /// How to reach the API server.
@@ -115,7 +123,13 @@ impl ApiServer {
                 builder.with_layer(&authorize).build()
             }
         };
-        Ok(Self { client, metrics, token })
+        Ok(Self {
+            client,
+            metrics,
+            token,
+            account_requests: Arc::new(Semaphore::new(ACCOUNT_REQUESTS_MAX)),
+            own_requests: Arc::new(Semaphore::new(OWN_REQUESTS_MAX)),
+        })
     }
 
     /// The API server behind a client that a test made.
@@ -264,6 +278,12 @@ impl ApiServer {
         request: http::request::Builder,
         body: Vec<u8>,
     ) -> Result<(StatusCode, Value), ApiError> {
+        let asked_for = match request.headers_ref().is_some_and(|h| h.contains_key(IMPERSONATE)) {
+            true => &self.account_requests,
+            false => &self.own_requests,
+        };
+        // Never closed.
+        let _turn = asked_for.acquire().await;
         self.metrics.requests.with_label_values(&[verb]).inc();
         let place = || path.split('?').next().unwrap_or_default().to_owned();
         let request = request
@@ -369,6 +389,22 @@ mod tests {
             "/apis/apps/v1/namespaces/n/deployments"
         );
         assert_eq!(object_path("v1", "namespaces", None, "n"), "/api/v1/namespaces/n");
+    }
+
+    #[tokio::test]
+    async fn requests_are_made_a_bounded_number_at_a_time() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        fake.be_slow();
+
+        let asked = (0..100).map(|_| api.get("/version"));
+        futures::future::try_join_all(asked).await.unwrap();
+        assert_eq!(fake.underway_most(), OWN_REQUESTS_MAX);
+
+        let user = As::Account("system:serviceaccount:attest-applications:a");
+        let asked = (0..100).map(|_| api.delete("/api/v1/namespaces/n/pods/a", user, "uid"));
+        futures::future::try_join_all(asked).await.unwrap();
+        assert_eq!(fake.underway_most(), ACCOUNT_REQUESTS_MAX);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -25,12 +26,14 @@ struct World {
     version: u64,
     /// By path.
     objects: BTreeMap<String, Value>,
+    asked: Vec<String>,
     agents: Vec<String>,
     tokens: Vec<String>,
     /// Writes to carry out and to answer with an error.
     answers_lost: u32,
     /// What a TokenRequest is answered with.
     fresh_token: String,
+    is_slow: bool,
     underway: usize,
     underway_most: usize,
 }
@@ -90,6 +93,21 @@ impl FakeApi {
         self.world.lock().unwrap().tokens.clone()
     }
 
+    /// Requests take a moment, so that they meet.
+    pub(crate) fn be_slow(&self) {
+        self.world.lock().unwrap().is_slow = true;
+    }
+
+    /// Most requests that were under way at a time.
+    pub(crate) fn underway_most(&self) -> usize {
+        self.world.lock().unwrap().underway_most
+    }
+
+    /// Paths and queries of all requests.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.world.lock().unwrap().asked.clone()
+    }
+
     pub(crate) fn agents(&self) -> Vec<String> {
         self.world.lock().unwrap().agents.clone()
     }
@@ -102,14 +120,17 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, String) {
-    world.lock().unwrap().hear(&headers);
-    tokio::task::yield_now().await;
+    world.lock().unwrap().hear(&uri, &headers);
+    if world.lock().unwrap().is_slow {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
     let (status, value) = world.lock().unwrap().act(&method, &uri, &body);
     (status, value.to_string())
 }
 
 impl World {
-    fn hear(&mut self, headers: &HeaderMap) {
+    fn hear(&mut self, uri: &Uri, headers: &HeaderMap) {
+        self.asked.push(uri.to_string());
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         self.agents.push(text(USER_AGENT).to_owned());
         self.tokens.push(text(AUTHORIZATION).to_owned());
@@ -136,18 +157,29 @@ impl World {
     }
 
     fn list(&self, selector: &str) -> Value {
-        let (label, wanted) = selector.split_once("%3D").unwrap();
-        let items: Vec<&Value> = self
-            .objects
-            .values()
-            .filter(|object| object["metadata"]["labels"][label] == wanted)
-            .collect();
-        json!({"kind": "SecretList", "items": items})
+        let mut parameters = selector.split('&');
+        let (label, wanted) = parameters.next().unwrap().split_once("%3D").unwrap();
+        let number = |name: &str, value: &str| value.strip_prefix(name)?.parse::<usize>().ok();
+        let (mut limit, mut begin) = (usize::MAX, 0);
+        for parameter in parameters {
+            limit = number("limit=", parameter).unwrap_or(limit);
+            begin = number("continue=", parameter).unwrap_or(begin);
+        }
+        let all = self.objects.values();
+        let all: Vec<&Value> =
+            all.filter(|object| object["metadata"]["labels"][label] == wanted).collect();
+        let items: Vec<&&Value> = all.iter().skip(begin).take(limit).collect();
+        let end = begin + items.len();
+        let next = if end < all.len() { end.to_string() } else { String::new() };
+        json!({"kind": "SecretList", "metadata": {"continue": next}, "items": items})
     }
 
     fn carry_out(&mut self, method: &Method, path: &str, body: Value) -> (StatusCode, Value) {
         match method.as_str() {
-            "GET" if path.ends_with("/secrets") => (StatusCode::OK, json!({"items": []})),
+            "GET" if path.ends_with("/secrets") || path.ends_with("/attesttrustpolicies") => {
+                let list = json!({"metadata": {"resourceVersion": "1"}, "items": []});
+                (StatusCode::OK, list)
+            }
             "GET" if path == "/version" => (StatusCode::OK, json!({"gitVersion": "v1.37.2"})),
             "GET" => match self.objects.get(path) {
                 Some(object) => (StatusCode::OK, object.clone()),
