@@ -23,6 +23,10 @@ const NAME: &str = "local";
 /// How long to wait before asking an API server again that did not answer at start.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// After how many seconds the watch is begun anew. The client waits a little longer for its end, so
+/// that a connection that died is noticed within a minute.
+const WATCH_LASTS_S: u32 = 45;
+
 /// What is known about the policy.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
@@ -115,6 +119,7 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
     };
     let policies: Api<DynamicObject> = Api::all_with(api.client(), &resource);
     let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
+    let only = only.timeout(WATCH_LASTS_S);
     let mut events = watcher(policies, only).default_backoff().boxed();
     let mut found = false;
     while let Some(event) = events.next().await {
@@ -192,6 +197,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cluster::fake::FakeApi;
 
     pub(crate) fn object() -> Value {
         let hub = PrivateKey::from_seed(&[1; 32]).unwrap().public().to_pem();
@@ -230,6 +236,21 @@ pub(crate) mod tests {
 
         assert_eq!(error.reason(), "NoTrustPolicy");
         assert!(error.to_string().contains("roots"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_policy_is_watched_for_less_than_a_minute_at_a_time() {
+        let fake = FakeApi::start().await;
+        let (told, _trust) = watch::channel(Trust::default());
+        tokio::spawn(follow(fake.open().await, "uid-1".to_owned(), told));
+
+        while !fake.asked().iter().any(|asked| asked.contains("watch=true")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        let asked = fake.asked();
+        let watched = asked.iter().filter(|asked| asked.contains("watch=true"));
+        assert!({ watched }.all(|asked| asked.contains("timeoutSeconds=45")), "{asked:?}");
     }
 
     #[test]
