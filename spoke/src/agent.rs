@@ -147,7 +147,9 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
     loop {
         match Identity::load_or_create(api).await {
             Ok(identity) => return Ok(identity),
-            Err(IdentityError::Api(error)) if error.is_transient() || error.is_forbidden() => {
+            Err(IdentityError::Api(error))
+                if error.is_transient() || error.is_forbidden() || error.is_unauthorized() =>
+            {
                 complain("Cannot read the identity; trying again", &error);
             }
             Err(error) => return Err(AgentError::Identity(error)),

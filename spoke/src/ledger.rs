@@ -26,6 +26,8 @@ use crate::outbox::Key;
 use crate::secrets::{self, Swapped, collection, resource_version};
 use crate::{NAMESPACE, failpoint};
 
+/// Most records that are read in one request; each may be as large as a Secret.
+pub const RECORDS_LISTED_MAX: usize = 32;
 /// Label that tells the spoke's Secrets apart.
 pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
 /// Most destinations of one cluster.
@@ -132,12 +134,22 @@ impl Ledger {
     ) -> Result<Self, LedgerError> {
         // Content first: what another process stores meanwhile is then named by a record below.
         let content = content::list(&api).await.map_err(LedgerError::Api)?;
-        let path = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
-        let list = api.get(&path).await.map_err(LedgerError::Api)?;
         let mut state = State { content, ..State::default() };
-        for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
-            let (entry, version) = read(secret)?;
-            put(&mut state, entry, version);
+        let mut next = String::new();
+        loop {
+            let selected = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
+            let page = format!("{selected}&limit={RECORDS_LISTED_MAX}&continue={next}");
+            let list = api.get(&page).await.map_err(LedgerError::Api)?;
+            for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+                let (entry, version) = read(secret)?;
+                put(&mut state, entry, version);
+            }
+            let more = list.pointer("/metadata/continue").and_then(Value::as_str);
+            match more.filter(|more| !more.is_empty()) {
+                // Base64 for addresses: it needs no escapes.
+                Some(more) => more.clone_into(&mut next),
+                None => break,
+            }
         }
         let lost = Lost::of(recorded, state.records.len() as u64);
         metrics.state_lost.set(i64::from(lost.is_some()));
@@ -411,9 +423,11 @@ impl LedgerError {
     /// True when trying again later may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            // Rights to its own Secrets are missing for a moment while an API server starts, and
-            // never for anything that a document says.
-            Self::Api(error) => error.is_transient() || error.is_forbidden(),
+            // Rights to its own Secrets are missing for a moment while an API server starts or a
+            // token is renewed, and never for anything that a document says.
+            Self::Api(error) => {
+                error.is_transient() || error.is_forbidden() || error.is_unauthorized()
+            }
             Self::Overtaken => true,
             Self::Unreadable { .. }
             | Self::TooLarge { .. }
@@ -512,6 +526,23 @@ pub(crate) mod tests {
         assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
     }
 
+    #[test]
+    fn a_write_without_rights_or_a_good_token_is_tried_again() {
+        let transient = |code: u16| {
+            let error = ApiError::Status {
+                verb: "update",
+                path: String::new(),
+                code,
+                status_reason: String::new(),
+                message: String::new(),
+            };
+            LedgerError::Api(error).is_transient()
+        };
+
+        assert!([401, 403, 429, 500, 503].into_iter().all(transient));
+        assert!(![400, 404, 409, 413, 422].into_iter().any(transient));
+    }
+
     #[tokio::test]
     async fn lost_records_are_missed_and_the_content_they_named_is_kept() {
         let fake = FakeApi::start().await;
@@ -540,5 +571,27 @@ pub(crate) mod tests {
         assert_eq!(ledger.lost(), Some(Lost { recorded: 1, found: 0 }));
         assert_eq!(metrics.state_lost.get(), 1);
         assert!(ledger.load_content(Digest::of(b"plan")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn records_are_read_in_pages_and_all_of_them() {
+        let fake = FakeApi::start().await;
+        let open = async || {
+            let metrics = Metrics::new().unwrap();
+            Ledger::load(fake.open().await, metrics, 0).await.unwrap()
+        };
+        let ledger = open().await;
+        let count = 2 * RECORDS_LISTED_MAX + 1;
+        for index in 0..count {
+            let record =
+                Record { namespace: Name::new(format!("shop-{index}")).unwrap(), ..record() };
+            let key = (record.application.clone(), record.namespace.clone());
+            let entry = Entry { record, directive: vec![], confirmed: BTreeMap::new() };
+            ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
+        }
+
+        assert_eq!(open().await.with_records(|records| records.len()), count);
+        let pages = fake.asked().into_iter().filter(|asked| asked.contains("%3Ddestination"));
+        assert_eq!(pages.count(), 1 + 3);
     }
 }

@@ -121,6 +121,11 @@ impl ApiError {
         self.code() == 404
     }
 
+    /// 401.
+    pub fn is_unauthorized(&self) -> bool {
+        self.code() == 401
+    }
+
     /// 403.
     pub fn is_forbidden(&self) -> bool {
         self.code() == 403
