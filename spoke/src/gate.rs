@@ -261,19 +261,6 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
     }
 }
 
-/// Records as they were when `directive` was admitted at `key`: what a held directive is loaded
-/// against. Only for what this cluster stored itself, never for what comes from a hub.
-pub fn records_at(records: &Records, key: &Key, directive: &[u8]) -> Option<Records> {
-    let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
-    let held: Directive = json::document(&payload).ok()?;
-    let mut records = records.clone();
-    let record = records.get_mut(key)?;
-    record.epoch = held.epoch;
-    record.sequence = held.sequence;
-    record.directive = Digest::of(&payload);
-    Some(records)
-}
-
 /// Digest by which a directive is known, of an envelope that this cluster stored itself.
 pub fn payload_digest(directive: &[u8]) -> Option<Digest> {
     envelope::peek(directive, DIRECTIVE_TYPE).map(|(payload, _)| Digest::of(&payload))

@@ -86,10 +86,10 @@ impl Agent {
                 self.load_blobs(held).await.map_err(Rejected::Ledger)?;
             }
         }
-        let mut verdict = self.judge_held(key, entry);
+        let mut verdict = self.judge_held(entry);
         if verdict.as_ref().is_err_and(GateError::is_about_kinds) {
             self.discover().await;
-            verdict = self.judge_held(key, entry);
+            verdict = self.judge_held(entry);
         }
         let order = match verdict.map_err(Rejected::Gate)? {
             Verdict::Admit(admitting) => {
@@ -117,24 +117,23 @@ impl Agent {
         Ok(Some(order))
     }
 
-    fn judge_held(&self, key: &Key, entry: &Entry) -> Result<Verdict, GateError> {
+    fn judge_held(&self, entry: &Entry) -> Result<Verdict, GateError> {
         let trust = self.trust.borrow().clone();
         let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
         let kinds = self.kinds();
-        let records = self.shared.ledger.with_records(|records| {
-            gate::records_at(records, key, &entry.directive).unwrap_or_else(|| records.clone())
-        });
-        let view = View {
-            policy,
-            cluster: &self.cluster,
-            records: &records,
-            kinds: &kinds,
-            now: jiff::Timestamp::now(),
-            ages: Ages::Skip,
-            lost: None,
-        };
         let plan = entry.record.held.as_ref().map(|held| held.plan);
-        gate::judge(&entry.directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
+        self.shared.ledger.with_records(|records| {
+            let view = View {
+                policy,
+                cluster: &self.cluster,
+                records,
+                kinds: &kinds,
+                now: jiff::Timestamp::now(),
+                ages: Ages::Skip,
+                lost: None,
+            };
+            gate::judge(&entry.directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
+        })
     }
 
     fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
