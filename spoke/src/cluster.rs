@@ -123,19 +123,18 @@ impl ApiServer {
                 builder.with_layer(&authorize).build()
             }
         };
-        Ok(Self {
-            client,
-            metrics,
-            token,
-            account_requests: Arc::new(Semaphore::new(ACCOUNT_REQUESTS_MAX)),
-            own_requests: Arc::new(Semaphore::new(OWN_REQUESTS_MAX)),
-        })
+        Ok(Self { token, ..Self::of(client, metrics) })
     }
 
-    /// The API server behind a client that a test made.
-    #[cfg(test)]
+    /// The API server behind a client that is ready.
     pub(crate) fn of(client: Client, metrics: Metrics) -> Self {
-        Self { client, metrics, token: None }
+        Self {
+            client,
+            metrics,
+            token: None,
+            account_requests: Arc::new(Semaphore::new(ACCOUNT_REQUESTS_MAX)),
+            own_requests: Arc::new(Semaphore::new(OWN_REQUESTS_MAX)),
+        }
     }
 
     /// The client, for watches.

@@ -445,6 +445,7 @@ pub(crate) mod tests {
     use data_encoding::BASE64;
 
     use super::*;
+    use crate::cluster::error::Details;
     use crate::cluster::fake::FakeApi;
 
     pub(crate) fn object_key(kind: &str, name: &str) -> ObjectKey {
@@ -535,6 +536,7 @@ pub(crate) mod tests {
                 code,
                 status_reason: String::new(),
                 message: String::new(),
+                details: Details::default(),
             };
             LedgerError::Api(error).is_transient()
         };
