@@ -28,7 +28,7 @@ use crate::hub::Hub;
 use crate::store::StoreError;
 
 /// Every route of the API, as method and path. `docs/openapi.yaml` describes the same.
-pub const ROUTES: [(&str, &str); 22] = [
+pub const ROUTES: [(&str, &str); 23] = [
     ("get", "/v1/version"),
     ("post", "/v1/tokens"),
     ("get", "/v1/tokens"),
@@ -48,6 +48,7 @@ pub const ROUTES: [(&str, &str); 22] = [
     ("get", "/v1/applications/{name}/diff"),
     ("put", "/v1/repositories"),
     ("get", "/v1/repositories"),
+    ("delete", "/v1/repositories"),
     ("put", "/v1/keys"),
     ("get", "/v1/keys"),
     ("delete", "/v1/keys/{alias}"),
@@ -69,7 +70,12 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .route("/v1/applications/{name}/sync", post(applications::sync))
         .route("/v1/applications/{name}/history", get(applications::history))
         .route("/v1/applications/{name}/diff", get(applications::diff))
-        .route("/v1/repositories", put(settings::put_repository).get(settings::repositories))
+        .route(
+            "/v1/repositories",
+            put(settings::put_repository)
+                .get(settings::repositories)
+                .delete(settings::delete_repository),
+        )
         .route("/v1/keys", put(settings::put_key).get(settings::keys))
         .route("/v1/keys/{alias}", delete(settings::delete_key))
         .fallback(no_route)

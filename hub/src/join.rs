@@ -27,7 +27,7 @@ use quinn::Connection;
 pub(crate) use error::JoinError;
 pub(crate) use token::make_token;
 use verdict::revoked;
-pub(crate) use verdict::{Verdict, fingerprint_of, judge};
+pub(crate) use verdict::{Verdict, fingerprint_of, is_evicted, judge};
 
 use crate::hub::{Hub, after, now};
 use crate::link::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL, FrameReader, LinkError, send};

@@ -84,6 +84,7 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         destinations,
         generation,
         created_at: record.created_at,
+        outcome: None,
     })
 }
 

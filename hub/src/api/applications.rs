@@ -66,13 +66,17 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
         manifest,
         deleting: false,
     };
-    let change = match &former {
-        Some(former) => records::replace(former, &record),
-        None => records::put_new(&record),
+    let (outcome, change) = match &former {
+        Some(former) if former.value == record => ("Unchanged", None),
+        Some(former) => ("Configured", Some(records::replace(former, &record))),
+        None => ("Created", Some(records::put_new(&record))),
     };
-    hub.records.commit("application", &[change])?;
+    if let Some(change) = change {
+        hub.records.commit("application", &[change])?;
+    }
     hub.pipeline.look(&name, false);
-    Ok(status::application(hub, &record)?)
+    let shown = status::application(hub, &record)?;
+    Ok(Application { outcome: Some(outcome.to_owned()), ..shown })
 }
 
 /// Refuses what a cluster's own policy would refuse for ever: to order removal where the hub may not.
@@ -143,7 +147,12 @@ pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Application
         .blocking(|hub| {
             let all: Vec<ApplicationRecord> = hub.records.all()?;
             all.iter()
-                .map(|record| Ok(status::application(hub, record)?))
+                .map(|record| {
+                    let mut shown = status::application(hub, record)?;
+                    // Of thousands of applications nobody reads every object at once.
+                    shown.destinations.iter_mut().for_each(|place| place.objects.clear());
+                    Ok(shown)
+                })
                 .collect::<Result<Vec<_>, Refusal>>()
         })
         .await?;

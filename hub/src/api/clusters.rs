@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attest_common::ids::Name;
+use attest_common::ids::{ClusterId, Name};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -21,6 +21,8 @@ impl From<JoinError> for Refusal {
         let status = match &error {
             JoinError::NameTaken(_)
             | JoinError::Fingerprint { .. }
+            | JoinError::Ambiguous { .. }
+            | JoinError::Evicted(_)
             | JoinError::ClusterRevoked(_) => StatusCode::CONFLICT,
             JoinError::NoCluster(_) => StatusCode::NOT_FOUND,
             JoinError::Store(_) | JoinError::Randomness(_) | JoinError::Authority(_) => {
@@ -112,7 +114,7 @@ pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Cluster>> {
             let mut all = hub.directory.all();
             all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
             let world = World::read(hub)?;
-            Ok::<_, Refusal>(all.iter().map(|record| world.shown(hub, record)).collect())
+            all.iter().map(|record| world.shown(hub, record)).collect::<Result<_, Refusal>>()
         })
         .await?;
     Ok(Json(List::new("Cluster", shown)))
@@ -122,14 +124,36 @@ pub(super) async fn one(
     State(hub): State<Arc<Hub>>,
     Path(cluster): Path<String>,
 ) -> Answer<Cluster> {
-    let shown = hub.blocking(move |hub| show(hub, &name(&cluster)?)).await?;
+    let shown = hub.blocking(move |hub| show(hub, &cluster)).await?;
     Ok(Json(shown))
 }
 
-fn show(hub: &Hub, cluster: &Name) -> Result<Cluster, Refusal> {
-    let record = hub.directory.named(cluster);
-    let record = record.ok_or_else(|| JoinError::NoCluster(cluster.clone()))?;
-    Ok(World::read(hub)?.shown(hub, &record))
+fn show(hub: &Hub, cluster: &str) -> Result<Cluster, Refusal> {
+    let record = find(hub, cluster)?;
+    World::read(hub)?.shown(hub, &record)
+}
+
+/// The cluster with this id or name; of several with one name, the one that is not revoked.
+fn find(hub: &Hub, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
+    let by_id = cluster.parse().ok().and_then(|id: ClusterId| hub.directory.get(&id));
+    if let Some(record) = by_id {
+        return Ok(record);
+    }
+    let name = name(cluster)?;
+    Ok(hub.directory.named(&name).ok_or(JoinError::NoCluster(name))?)
+}
+
+/// The same, but who names one of several must say which.
+fn find_only(hub: &Hub, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
+    let found = find(hub, cluster)?;
+    let mut all = hub.directory.all();
+    all.retain(|record| record.name == found.name);
+    if found.id.as_str() == cluster || all.len() == 1 {
+        return Ok(found);
+    }
+    let ids = all.iter().map(|record| format!("{} ({})", record.id, record.state.as_str()));
+    let ids = ids.collect::<Vec<_>>().join(", ");
+    Err(JoinError::Ambiguous { name: found.name.clone(), count: all.len(), ids }.into())
 }
 
 /// What is needed to show any cluster.
@@ -147,16 +171,17 @@ impl World {
         })
     }
 
-    fn shown(&self, hub: &Hub, record: &ClusterRecord) -> Cluster {
+    fn shown(&self, hub: &Hub, record: &ClusterRecord) -> Result<Cluster, Refusal> {
         let (connected, age) = hub.fleet.presence(&record.id);
         let here = |application: &&Application| {
             application.destinations.iter().any(|d| d.cluster == record.name)
         };
         let hint = hub.fleet.hint(&record.id);
-        Cluster {
+        let evicted = join::is_evicted(hub, record)?;
+        Ok(Cluster {
             name: record.name.to_string(),
             id: record.id.clone(),
-            state: record.state.as_str().to_owned(),
+            state: if evicted { "Evicted" } else { record.state.as_str() }.to_owned(),
             connected,
             last_seen_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             environment: hint.map(|hint| hint.policy.environment.to_string()),
@@ -168,17 +193,22 @@ impl World {
             default: self.default_cluster.as_ref() == Some(&record.name),
             registered_at: record.registered_at,
             kube_system_uid: record.kube_system_uid.clone(),
-        }
+        })
     }
 }
 
 async fn judge(hub: Arc<Hub>, cluster: String, verdict: Verdict) -> Answer<Cluster> {
-    let cluster = name(&cluster)?;
     let _one_at_a_time = hub.joining.lock().await;
     let shown = hub
         .blocking(move |hub| {
-            let record = join::judge(hub, &cluster, verdict)?;
-            Ok::<_, Refusal>(World::read(hub)?.shown(hub, &record))
+            let named = match verdict {
+                Verdict::Remove => find_only(hub, &cluster)?,
+                Verdict::Accept { .. } | Verdict::Revoke { .. } | Verdict::Evict => {
+                    find(hub, &cluster)?
+                }
+            };
+            let record = join::judge(hub, &named, verdict)?;
+            World::read(hub)?.shown(hub, &record)
         })
         .await?;
     Ok(Json(shown))

@@ -84,7 +84,7 @@ pub struct Token {
 pub struct Cluster {
     pub name: String,
     pub id: ClusterId,
-    /// `Pending`, `Accepted` or `Revoked`.
+    /// `Pending`, `Accepted`, `Evicted` or `Revoked`.
     pub state: String,
     pub connected: bool,
     /// Milliseconds since the hub last heard anything; absent when never.
@@ -133,6 +133,13 @@ pub struct RepositoryRequest {
     pub ca: Option<String>,
     #[serde(default)]
     pub allow_push_credential: bool,
+}
+
+/// `DELETE /v1/repositories`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RepositoryRemoval {
+    pub url: String,
 }
 
 /// `GET /v1/repositories`.
@@ -191,6 +198,9 @@ pub struct Application {
     pub destinations: Vec<Destination>,
     pub generation: u64,
     pub created_at: Timestamp,
+    /// `Created`, `Configured` or `Unchanged`; only in the answer to `PUT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
 }
 
 /// One destination of an application.
@@ -216,6 +226,7 @@ pub struct Destination {
     pub report_age_ms: Option<u64>,
     pub drifted: Vec<String>,
     pub heals_total: u64,
+    /// Left out of lists.
     pub objects: Vec<ObjectState>,
     pub warnings: Vec<String>,
     /// Where the time of the newest change went, microseconds by the hub's and the spoke's own clocks.

@@ -10,7 +10,8 @@ use axum::extract::{Path, State};
 use http::StatusCode;
 
 use super::documents::{
-    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRequest, Version,
+    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
+    Version,
 };
 use super::{Body, Refusal};
 use crate::hub::{Hub, now};
@@ -136,6 +137,30 @@ fn shown(record: &RepositoryRecord) -> Repository {
 pub(super) async fn repositories(State(hub): State<Arc<Hub>>) -> Answer<List<Repository>> {
     let all: Vec<RepositoryRecord> = hub.blocking(|hub| hub.records.all()).await?;
     Ok(Json(List::new("Repository", all.iter().map(shown).collect())))
+}
+
+/// Forgets a repository's credentials; its applications go on without any.
+pub(super) async fn delete_repository(
+    State(hub): State<Arc<Hub>>,
+    Body(asked): Body<RepositoryRemoval>,
+) -> Answer<Repository> {
+    let record = hub
+        .blocking(move |hub| {
+            let url = RepositoryUrl::parse(&asked.url, &hub.urls)
+                .map_err(|error| field(error.reason(), "url", error.to_string()))?;
+            let record = hub.records.get::<RepositoryRecord>(url.normalised())?;
+            let record = record.ok_or_else(|| {
+                let message = format!(
+                    "no repository `{url}` was added; `attest gitops repo list` shows those there are"
+                );
+                Refusal::not_found("RepositoryUnknown", message)
+            })?;
+            hub.records.commit("repository", &[records::delete(&record)])?;
+            hub.pipeline.wake_all();
+            Ok::<_, Refusal>(record)
+        })
+        .await?;
+    Ok(Json(shown(&record)))
 }
 
 pub(super) async fn put_key(

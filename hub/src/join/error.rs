@@ -45,6 +45,13 @@ pub(crate) enum JoinError {
     Lifetime,
     #[error("no cluster is named `{0}`; `attest gitops cluster list` shows those there are")]
     NoCluster(Name),
+    #[error("{count} clusters are named `{name}`; give the id of one of them: {ids}")]
+    Ambiguous { name: Name, count: usize, ids: String },
+    #[error(
+        "cluster `{0}` was evicted and can only join anew: \
+         `attest gitops cluster add {0} --replace --kubeconfig F`"
+    )]
+    Evicted(Name),
     #[error(
         "cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?"
     )]
@@ -73,6 +80,8 @@ impl JoinError {
             Self::ClusterRevoked(_) => "ClusterRevoked",
             Self::TooMany => "Limit",
             Self::Lifetime => "TokenLifetime",
+            Self::Ambiguous { .. } => "ClusterAmbiguous",
+            Self::Evicted(_) => "ClusterEvicted",
             Self::NoCluster(_) => "ClusterUnknown",
             Self::Fingerprint { .. } => "FingerprintMismatch",
             Self::Authority(error) => error.reason(),

@@ -1,11 +1,11 @@
 //! What an operator decides about a registered cluster: accept, revoke, evict, remove. Blocks.
 
-use attest_common::ids::Name;
 use attest_common::session::join::fingerprint;
 
 use super::JoinError;
 use crate::hub::Hub;
 use crate::link::CLOSE_NOT_ADMITTED;
+use crate::store::StoreError;
 use crate::store::records::{self, Change, ClusterRecord, ClusterState, TokenRecord};
 
 /// What an operator does to a registered cluster.
@@ -25,8 +25,12 @@ pub(crate) enum Verdict {
 ///
 /// # Errors
 /// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
-pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterRecord, JoinError> {
-    let named = hub.directory.named(name).ok_or_else(|| JoinError::NoCluster(name.clone()))?;
+pub(crate) fn judge(
+    hub: &Hub,
+    named: &ClusterRecord,
+    verdict: Verdict,
+) -> Result<ClusterRecord, JoinError> {
+    let name = &named.name;
     let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
     let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
     let record = stored.value.clone();
@@ -36,6 +40,9 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
             let actual = fingerprint_of(&record);
             if record.state == ClusterState::Revoked {
                 return Err(JoinError::ClusterRevoked(record.id));
+            }
+            if is_evicted(hub, &record)? {
+                return Err(JoinError::Evicted(record.name));
             }
             if actual != given {
                 return Err(JoinError::Fingerprint { name: name.clone(), given, actual });
@@ -61,7 +68,8 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
         }
         Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
     };
-    if what == "remove" && hub.records.default_cluster()?.as_ref() == Some(name) {
+    let living = hub.directory.named(name).is_some_and(|living| living.id == named.id);
+    if what == "remove" && living && hub.records.default_cluster()?.as_ref() == Some(name) {
         let mut others: Vec<_> = hub
             .directory
             .all()
@@ -93,6 +101,15 @@ pub(crate) fn judge(hub: &Hub, name: &Name, verdict: Verdict) -> Result<ClusterR
         "A cluster was judged"
     );
     Ok(changed)
+}
+
+/// True when the cluster waits in vain: its token gives out no certificate any more.
+pub(crate) fn is_evicted(hub: &Hub, record: &ClusterRecord) -> Result<bool, StoreError> {
+    if record.state != ClusterState::Pending {
+        return Ok(false);
+    }
+    let token = hub.records.get::<TokenRecord>(&record.token_id)?;
+    Ok(token.is_none_or(|token| token.revoked))
 }
 
 /// An evicted cluster's token gives out no certificate any more.

@@ -42,3 +42,39 @@ fn a_hub_whose_context_could_not_be_written_is_not_lost() {
 
     sandbox.attest(&["hub", "list"]).code(0).shows(&["a.example:4433", "*"]);
 }
+
+#[test]
+fn what_cannot_be_undone_is_not_done_without_a_terminal_unless_yes_is_given() {
+    let sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    sandbox.attest(&["hub", "init", "--home", &home, "--advertise", "hub.example:4433"]).code(0);
+    let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
+    let serial = listed.lines().nth(1).unwrap().split_whitespace().next().unwrap();
+
+    for arguments in [
+        vec!["gitops", "app", "delete", "web-app"],
+        vec!["gitops", "cluster", "revoke", "staging"],
+        vec!["gitops", "cluster", "evict", "staging"],
+        vec!["hub", "operator", "revoke", serial, "--home", &home],
+    ] {
+        sandbox.attest(&arguments).code(3).tells(&["nothing was changed; give --yes"]);
+    }
+}
+
+#[test]
+fn the_current_hub_is_the_one_that_was_chosen() {
+    let sandbox = Sandbox::empty();
+    for name in ["west", "east"] {
+        let home = sandbox.outside(name).display().to_string();
+        let advertise = format!("{name}.example:4433");
+        let init = ["hub", "init", "--home", &home, "--name", name, "--advertise", &advertise];
+        sandbox.attest(&init).code(0);
+    }
+
+    sandbox.attest(&["gitops", "context", "use", "north"]).code(1).tells(&["west, east"]);
+    sandbox.attest(&["gitops", "context", "use", "west"]).code(0);
+
+    let listed = sandbox.attest(&["gitops", "context", "list"]).code(0).stdout;
+    let current = listed.lines().find(|line| line.contains('*')).unwrap();
+    assert!(current.contains("west"), "{listed}");
+}

@@ -2,13 +2,15 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use attest_common::health::Health;
+use attest_common::manifest::ObjectKey;
 use attest_common::plan::Operation;
-use attest_common::report::Phase;
+use attest_common::report::{ObjectState, Phase};
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
 use crate::fixture::Fixture;
-use crate::spoke::Spoke;
+use crate::spoke::{Spoke, report_of};
 
 const APPLICATION: &str = "/v1/applications/web-app";
 
@@ -137,4 +139,55 @@ fn source_read(seen: &Value) -> &str {
     let mut conditions = seen["conditions"].as_array().into_iter().flatten();
     let read = conditions.find(|condition| condition["type"] == "SourceRead");
     read.and_then(|condition| condition["status"].as_str()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_says_what_it_changed_and_lists_leave_the_objects_out() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let apply = |manifest: Value| fixture.call("PUT", "/v1/applications", Some(manifest));
+    let mut changed = repository.manifest(None);
+    changed["spec"]["syncPolicy"] = json!({"automated": {"prune": true}});
+
+    let outcomes = [
+        apply(repository.manifest(None)).await.1["outcome"].clone(),
+        apply(repository.manifest(None)).await.1["outcome"].clone(),
+        apply(changed).await.1["outcome"].clone(),
+    ];
+
+    assert_eq!(outcomes, [json!("Created"), json!("Unchanged"), json!("Configured")]);
+    let received = spoke.receive().await;
+    let mut report = report_of(&received, Phase::Synced, "Synced");
+    report.objects.push(ObjectState {
+        key: ObjectKey {
+            group: String::new(),
+            kind: "ConfigMap".to_owned(),
+            namespace: None,
+            name: "web".to_owned(),
+        },
+        health: Health::Current,
+        message: String::new(),
+    });
+    spoke.tell(&report).await;
+    let seen = fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+    assert_eq!(seen["destinations"][0]["objects"].as_array().unwrap().len(), 1, "{seen}");
+    let listed = fixture.get("/v1/applications").await;
+    assert_eq!(listed["items"][0]["destinations"][0]["objects"], json!([]), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_removed_is_not_listed_and_one_that_is_not_there_is_an_error() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.commit("first");
+    let request = json!({"url": repository.url()});
+    fixture.call("PUT", "/v1/repositories", Some(request.clone())).await;
+
+    let (status, _) = fixture.call("DELETE", "/v1/repositories", Some(request.clone())).await;
+    let (again, failure) = fixture.call("DELETE", "/v1/repositories", Some(request)).await;
+
+    assert_eq!((status, again, &failure["reason"]), (200, 404, &json!("RepositoryUnknown")));
+    assert_eq!(fixture.get("/v1/repositories").await["items"], json!([]));
 }

@@ -154,7 +154,7 @@ async fn tokens_expire_and_can_be_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_of_tokens_and_repositories_are_neither_shown_nor_kept_in_the_clear() {
+async fn secrets_of_tokens_are_neither_shown_nor_kept_in_the_clear() {
     let fixture = Fixture::start().await;
     let token = fixture.token("staging", true).await;
     let secret = token.split('.').nth(2).unwrap();

@@ -13,6 +13,7 @@
 mod api;
 mod applications;
 mod ci;
+mod clusters;
 mod crash;
 mod fixture;
 mod joining;

@@ -317,10 +317,14 @@ impl Spoke {
 
     /// Sends a report about a directive and waits until it is durable.
     pub(crate) async fn report(&mut self, received: &Received, phase: Phase, reason: &str) {
+        self.tell(&report_of(received, phase, reason)).await;
+    }
+
+    /// Sends a report and waits until it is durable.
+    pub(crate) async fn tell(&mut self, report: &Report) {
         self.number += 1;
         let number = self.number;
-        let report = report_of(received, phase, reason);
-        let report = serde_json::to_vec(&report).unwrap();
+        let report = serde_json::to_vec(report).unwrap();
         self.say(ToHubBody::Report(NumberedReport { number, report })).await;
         loop {
             match self.hear().await {

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use self::page::{described, destinations, table, trouble};
 use crate::client::{block_on, is_missing};
 use crate::gitops::{HubArgs, segment, show};
-use crate::human::{NONE, age, confirm, or_none, short};
-use crate::printer::{Format, Output, Printer, Table};
+use crate::human::{NONE, age, confirm_loss, or_none, short};
+use crate::printer::{Format, Output, Printer, Table, Watch};
 
 /// Largest manifest file, in bytes; the hub takes no larger body.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
@@ -45,21 +45,12 @@ enum Command {
     },
     /// List applications
     #[command(visible_alias = "ls")]
-    List {
-        #[command(flatten)]
-        output: Output,
-        /// Go on and print what changes
-        #[arg(short, long)]
-        watch: bool,
-    },
+    List(Watch),
     /// Show one application: what runs where, who signed it, since when, how old the news is
     Get {
         name: String,
         #[command(flatten)]
-        output: Output,
-        /// Go on and print it again whenever it changes
-        #[arg(short, long)]
-        watch: bool,
+        watch: Watch,
     },
     /// List what was directed, newest first
     History {
@@ -93,17 +84,21 @@ enum Command {
 pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         Command::Apply { file, output } => apply(&file, output, hub, printer),
-        Command::List { output, watch } => {
+        Command::List(watch) => {
             let client = hub.client()?;
             let ask = async || client.get::<List<Application>>("/v1/applications").await;
-            block_on(show(output, watch, printer, ask, |list, format| table(&list.items, format)))
+            block_on(show(watch, printer, ask, |list, format| table(&list.items, format)))
         }
-        Command::Get { name, output, watch } => block_on(get(&name, output, watch, hub, printer)),
+        Command::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
         Command::History { name, output } => history(&name, output, hub, printer),
         Command::Diff { name, output } => diff::run(&name, output, hub, printer),
         Command::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
         Command::Delete { name, yes, wait, timeout } => {
-            confirm(&format!("Remove application {name} from all its clusters?"), yes, printer)?;
+            confirm_loss(
+                &format!("Remove application {name} from all its clusters?"),
+                yes,
+                printer,
+            )?;
             let wait = wait.then(|| Duration::from_secs(timeout));
             block_on(Box::pin(delete(&name, wait, hub, printer)))
         }
@@ -128,8 +123,8 @@ fn apply(
         let application: Application = block_on(client.put("/v1/applications", manifest))
             .with_context(|| format!("application {name} is not applied"))?;
         if matches!(output.format, Format::Table | Format::Wide) {
-            let verb = if application.generation <= 1 { "created" } else { "configured" };
-            printer.line(&format!("application/{} {verb}", application.name));
+            let outcome = application.outcome.as_deref().unwrap_or("applied").to_ascii_lowercase();
+            printer.line(&format!("application/{} {outcome}", application.name));
         }
         applied.push(application);
     }
@@ -172,22 +167,17 @@ fn read_manifests(file: &std::path::Path, printer: &Printer) -> anyhow::Result<V
     }
     Ok(documents)
 }
-async fn get(
-    name: &str,
-    output: Output,
-    watch: bool,
-    hub: &HubArgs,
-    printer: &Printer,
-) -> anyhow::Result<()> {
+async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
     let path = path(name);
     let ask = async || client.get::<Application>(&path).await;
-    if matches!(output.format, Format::Table | Format::Wide) && !watch {
+    let format = watch.output.format;
+    if matches!(format, Format::Table | Format::Wide) && !watch.watch {
         let application = ask().await?;
-        printer.text(&described(&application, output.format == Format::Wide));
+        printer.text(&described(&application, format == Format::Wide));
         return Ok(());
     }
-    show(output, watch, printer, ask, |application, _| destinations(application)).await
+    show(watch, printer, ask, |application, _| destinations(application)).await
 }
 
 fn history(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {

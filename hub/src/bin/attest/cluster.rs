@@ -16,8 +16,8 @@ use reqwest::Method;
 
 use crate::client::{Client, block_on, is_missing};
 use crate::gitops::{HubArgs, segment, show};
-use crate::human::{NONE, age, confirm, duration, or_none, until};
-use crate::printer::{Format, Output, Printer, Table};
+use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
+use crate::printer::{Format, Output, Printer, Table, Watch};
 use crate::target::{TargetArgs, TargetCluster, write_private};
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -35,13 +35,7 @@ enum Command {
     Add(Box<add::AddArgs>),
     /// List clusters
     #[command(visible_alias = "ls")]
-    List {
-        #[command(flatten)]
-        output: Output,
-        /// Go on and print what changes
-        #[arg(short, long)]
-        watch: bool,
-    },
+    List(Watch),
     /// Show one cluster
     Get {
         name: String,
@@ -50,6 +44,7 @@ enum Command {
     },
     /// Take a cluster out of the fleet; what runs there keeps running
     Rm {
+        /// Name, or id where several have one name
         name: String,
         /// Do not ask
         #[arg(short, long)]
@@ -68,7 +63,12 @@ enum Command {
         yes: bool,
     },
     /// End a cluster's connection and certificate; it may join again
-    Evict { name: String },
+    Evict {
+        name: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
     /// Join tokens, for clusters that are not registered by `cluster add`
     #[command(subcommand)]
     Token(TokenCommand),
@@ -114,26 +114,30 @@ enum TokenCommand {
 pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         Command::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
-        Command::List { output, watch } => {
+        Command::List(watch) => {
             let client = hub.client()?;
             let ask = async || client.get::<List<Cluster>>("/v1/clusters").await;
-            block_on(show(output, watch, printer, ask, |list, format| {
-                clusters(&list.items, format)
-            }))
+            block_on(show(watch, printer, ask, |list, format| clusters(&list.items, format)))
         }
         Command::Get { name, output } => get(&name, output, hub, printer),
         Command::Rm { name, yes } => {
-            let question =
-                format!("Remove cluster {name}? What runs there keeps running, unmanaged.");
-            confirm(&question, yes, printer)?;
-            act(hub, Method::DELETE, &path(&name))?;
+            let client = hub.client()?;
+            let found = block_on(only(&client, &name))?;
+            let question = format!(
+                "Remove cluster {} ({}, {})? What runs there keeps running, unmanaged.",
+                found.name,
+                found.id,
+                state(&found)
+            );
+            confirm_loss(&question, yes, printer)?;
+            block_on(client.act(Method::DELETE, &path(found.id.as_str()), None::<&()>))?;
             printer.line(&format!("cluster/{name} removed"));
             printer.note("the spoke and its policy are still installed there; `kubectl delete namespace attest-system` removes the spoke");
             Ok(())
         }
         Command::Accept(args) => block_on(Box::pin(accept(args, hub, printer))),
         Command::Revoke { name, reason, yes } => {
-            confirm(&format!("Shut cluster {name} out for ever?"), yes, printer)?;
+            confirm_loss(&format!("Shut cluster {name} out for ever?"), yes, printer)?;
             let client = hub.client()?;
             let request = RevokeRequest { reason };
             let path = format!("{}/revoke", path(&name));
@@ -141,9 +145,13 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
             printer.line(&format!("cluster/{name} revoked"));
             Ok(())
         }
-        Command::Evict { name } => {
-            act(hub, Method::POST, &format!("{}/evict", path(&name)))?;
+        Command::Evict { name, yes } => {
+            confirm_loss(&format!("End cluster {name}'s certificate?"), yes, printer)?;
+            let path = format!("{}/evict", path(&name));
+            block_on(hub.client()?.act(Method::POST, &path, None::<&()>))?;
             printer.line(&format!("cluster/{name} evicted"));
+            printer.note("to let it in again:");
+            printer.note(&format!("  {}", join_anew(&name)));
             Ok(())
         }
         Command::Token(command) => token(command, hub, printer),
@@ -154,8 +162,27 @@ fn path(name: &str) -> String {
     format!("/v1/clusters/{}", segment(name))
 }
 
-fn act(hub: &HubArgs, method: Method, path: &str) -> anyhow::Result<()> {
-    block_on(hub.client()?.act(method, path, None::<&()>))
+/// What brings an evicted cluster back.
+fn join_anew(name: &str) -> String {
+    format!("attest gitops cluster add {name} --replace --kubeconfig F")
+}
+
+/// The one cluster with this id or name; who names one of several must say which.
+async fn only(client: &Client, name: &str) -> anyhow::Result<Cluster> {
+    let all: List<Cluster> = client.get("/v1/clusters").await?;
+    let mut found: Vec<Cluster> =
+        all.items.into_iter().filter(|c| c.name == name || c.id.as_str() == name).collect();
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (None, _) => bail!(
+            "no cluster is named `{name}`; `attest gitops cluster list` shows those there are"
+        ),
+        (Some(last), false) => {
+            let ids = found.iter().chain([&last]).map(|c| format!("{} ({})", c.id, state(c)));
+            let ids = ids.collect::<Vec<_>>().join(", ");
+            bail!("several clusters are named `{name}`; give the id of one of them: {ids}")
+        }
+    }
 }
 
 /// One word for where a cluster stands.

@@ -11,8 +11,9 @@ use reqwest::Method;
 use serde::Serialize;
 
 use crate::client::{Client, block_on};
-use crate::printer::{Format, Output, Printer, Table};
-use crate::{app, cluster, repo};
+use crate::context::Config;
+use crate::printer::{Format, Output, Printer, Table, Watch};
+use crate::{app, cluster, hub, repo};
 
 /// How often a watching command asks.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -51,8 +52,20 @@ enum Command {
     App(app::Args),
     /// Git repositories that the hub reads
     Repo(repo::Args),
+    /// Which hubs are known here, and which is meant
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Names of keys, as applications write them; they give no trust
     Key(KeyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ContextCommand {
+    /// List the hubs of the context
+    #[command(visible_alias = "ls")]
+    List(Output),
+    /// Mean this hub when none is named
+    Use { name: String },
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,12 +86,20 @@ enum KeyCommand {
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { hub, command } = args;
+    let Args { hub: which, command } = args;
     match command {
-        Command::Cluster(args) => cluster::run(args, &hub, printer),
-        Command::App(args) => app::run(args, &hub, printer),
-        Command::Repo(args) => repo::run(args, &hub, printer),
-        Command::Key(KeyArgs { command }) => key(command, &hub, printer),
+        Command::Cluster(args) => cluster::run(args, &which, printer),
+        Command::App(args) => app::run(args, &which, printer),
+        Command::Repo(args) => repo::run(args, &which, printer),
+        Command::Context(ContextCommand::List(output)) => hub::list(output, printer),
+        Command::Context(ContextCommand::Use { name }) => {
+            let mut config = Config::load()?;
+            config.current_hub = Some(config.hub(Some(&name))?.name.clone());
+            config.save()?;
+            printer.line(&format!("hub/{name} is the current one"));
+            Ok(())
+        }
+        Command::Key(KeyArgs { command }) => key(command, &which, printer),
     }
 }
 
@@ -138,8 +159,7 @@ pub(crate) fn read_public_key(file: &std::path::Path) -> anyhow::Result<PublicKe
 
 /// Prints a document now, and with `watch` again whenever it has changed, until interrupted.
 pub(crate) async fn show<T, F>(
-    output: Output,
-    watch: bool,
+    watch: Watch,
     printer: &Printer,
     ask: F,
     table: impl Fn(&T, Format) -> Table,
@@ -148,6 +168,7 @@ where
     T: Serialize,
     F: AsyncFn() -> anyhow::Result<T>,
 {
+    let Watch { output, watch } = watch;
     let mut shown: Vec<Vec<String>> = Vec::new();
     let mut first = true;
     loop {

@@ -123,7 +123,7 @@ fn entry(name: &str, created: Created) -> Hub {
     }
 }
 
-fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {
     let config = Config::load()?;
     let current = config.hub(None).ok().map(|hub| hub.name.clone());
     let shown: Vec<Shown<'_>> = config

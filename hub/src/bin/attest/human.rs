@@ -55,6 +55,18 @@ pub(crate) fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
 }
 
+/// Exit code when nobody was there to answer.
+const UNANSWERED: u8 = 3;
+
+/// Asks before something is lost: without a terminal, only `--yes` is a yes.
+pub(crate) fn confirm_loss(question: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
+    if yes || std::io::stdin().is_terminal() {
+        return confirm(question, yes, printer);
+    }
+    let message = format!("{question} Nobody is there to answer: nothing was changed; give --yes");
+    Err(Exit::error(UNANSWERED, message))
+}
+
 /// Asks on a terminal; elsewhere, and with `--yes`, the answer is yes.
 pub(crate) fn confirm(question: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
     if yes || !std::io::stdin().is_terminal() {

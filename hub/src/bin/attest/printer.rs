@@ -18,6 +18,8 @@ use serde::Serialize;
 pub(crate) const FAILED: u8 = 1;
 /// Exit code of a command line that cannot be read.
 pub(crate) const USAGE: u8 = 2;
+/// Columns that change by themselves.
+const AGES: [&str; 3] = ["AGE", "LAST SEEN", "CERTIFICATE EXPIRES"];
 /// Spaces between two columns.
 const COLUMN_GAP: usize = 3;
 
@@ -45,6 +47,16 @@ pub(crate) struct Output {
     pub(crate) format: Format,
 }
 
+/// The flags of what can be watched, to be flattened into arguments.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Watch {
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Go on and print what changes
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
 /// Rows under a header, as [`Printer::table`] prints them.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
@@ -63,9 +75,17 @@ impl Table {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    /// The rows that are not among `others`.
+    /// The rows that are not among `others`. That time has passed is no difference.
     pub(crate) fn rows_beside(&self, others: &[Vec<String>]) -> Self {
-        let rows = self.rows.iter().filter(|row| !others.contains(row)).cloned().collect();
+        let is_same = |row: &Vec<String>, other: &Vec<String>| {
+            let cells = self.header.iter().zip(row.iter().zip(other));
+            row.len() == other.len()
+                && cells
+                    .into_iter()
+                    .all(|(name, (cell, other))| AGES.contains(&name.as_str()) || cell == other)
+        };
+        let is_new = |row: &&Vec<String>| !others.iter().any(|other| is_same(row, other));
+        let rows = self.rows.iter().filter(is_new).cloned().collect();
         Self { header: self.header.clone(), rows }
     }
 
@@ -185,5 +205,23 @@ impl Printer {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
             failed.get_or_insert(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_has_only_grown_older_is_not_a_change() {
+        let seen = |state: &str, age: &str| {
+            let mut table = Table::new(&["name", "state", "last seen"]);
+            table.row(["staging", state, age]);
+            table
+        };
+        let before = seen("Connected", "1s ago").into_rows();
+
+        assert!(seen("Connected", "2s ago").rows_beside(&before).is_empty());
+        assert!(!seen("Disconnected", "2s ago").rows_beside(&before).is_empty());
     }
 }

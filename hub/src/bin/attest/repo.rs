@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use attest_gitops::api::documents::{List, Repository, RepositoryRequest};
+use attest_gitops::api::documents::{List, Repository, RepositoryRemoval, RepositoryRequest};
 use clap::Subcommand;
+use reqwest::Method;
 
 use crate::client::block_on;
 use crate::gitops::{HubArgs, read_small};
@@ -19,6 +20,11 @@ pub(crate) struct Args {
 enum Command {
     /// Give the hub read access to a repository
     Add(Box<AddArgs>),
+    /// Forget a repository's credentials; applications that name it go on without any
+    Rm {
+        /// Address, as it was added
+        url: String,
+    },
     /// List repositories; credentials are never shown
     #[command(visible_alias = "ls")]
     List(Output),
@@ -51,6 +57,12 @@ struct AddArgs {
 pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         Command::Add(args) => add(*args, hub, printer),
+        Command::Rm { url } => {
+            let request = RepositoryRemoval { url: url.clone() };
+            block_on(hub.client()?.act(Method::DELETE, "/v1/repositories", Some(&request)))?;
+            printer.line(&format!("repository/{url} removed"));
+            Ok(())
+        }
         Command::List(output) => list(output, hub, printer),
     }
 }

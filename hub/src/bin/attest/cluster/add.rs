@@ -20,7 +20,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{POLL_EVERY, is_same, registered};
+use super::{POLL_EVERY, is_same, join_anew, registered};
 use crate::client::Client;
 use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
@@ -191,6 +191,9 @@ async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Resul
     match (known, here) {
         (Some(known), Some(here)) if is_same(&known, &here) && known.state == "Accepted" => {
             Ok(Standing::Same(here))
+        }
+        (Some(known), _) if known.state == "Evicted" && !args.replace => {
+            bail!("{} was evicted; to let it in again: `{}`", args.name, join_anew(&known.name))
         }
         (Some(known), Some(here)) if is_same(&known, &here) && !args.replace => bail!(
             "{} is registered and waits to be let in: `attest gitops cluster accept {} \

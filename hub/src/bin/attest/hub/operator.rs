@@ -10,7 +10,7 @@ use clap::Subcommand;
 
 use super::{HOME_DEFAULT, entry};
 use crate::context::{self, Config};
-use crate::human::{age, confirm, until};
+use crate::human::{age, confirm_loss, until};
 use crate::printer::{Output, Printer, Table};
 use crate::target::write_private;
 
@@ -143,7 +143,7 @@ fn revoke(home: &Path, serial: &str, yes: bool, printer: &Printer) -> anyhow::Re
     let all = operators.all()?;
     let name = all.iter().find(|operator| operator.serial == serial).map(|o| o.name.as_str());
     let question = format!("Shut operator {} ({serial}) out?", name.unwrap_or("unknown"));
-    confirm(&question, yes, printer)?;
+    confirm_loss(&question, yes, printer)?;
     let revoked = operators.revoke(serial, Timestamp::now())?;
     printer.line(&format!("operator/{} revoked", revoked.name));
     if all.iter().all(|other| other.serial == serial || other.revoked_at.is_some()) {

@@ -1,0 +1,52 @@
+//! Clusters through the API: which one is meant, and what a word about it leads to.
+
+use serde_json::json;
+
+use crate::fixture::Fixture;
+use crate::spoke::{Bend, Keys, Spoke, join, refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_clusters_with_one_name_only_the_one_whose_id_is_given_is_removed() {
+    let fixture = Fixture::start().await;
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let replacing =
+        json!({"cluster": "staging", "ttlSeconds": 60, "autoAccept": true, "replace": true});
+    let (_, token) = fixture.call("POST", "/v1/tokens", Some(replacing)).await;
+    let (old, new) = (Keys::new(1), Keys::new(2));
+    join(&fixture, token["token"].as_str().unwrap(), &new, Bend::default()).await;
+
+    let (status, failure) = fixture.call("DELETE", "/v1/clusters/staging", None).await;
+
+    assert_eq!((status, &failure["reason"]), (409, &json!("ClusterAmbiguous")), "{failure}");
+    let message = failure["message"].as_str().unwrap();
+    for keys in [&old, &new] {
+        assert!(message.contains(keys.cluster().as_str()), "{message}");
+    }
+    let by_id = format!("/v1/clusters/{}", old.cluster());
+    assert_eq!(fixture.call("DELETE", &by_id, None).await.0, 200);
+    let left = fixture.get("/v1/clusters").await;
+    assert_eq!(left["items"].as_array().unwrap().len(), 1, "{left}");
+    assert_eq!(left["items"][0]["id"], json!(new.cluster()));
+    assert_eq!(left["items"][0]["default"], true);
+    assert_eq!(fixture.call("DELETE", "/v1/clusters/staging", None).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_cluster_is_not_accepted_but_told_to_join_anew() {
+    let fixture = Fixture::start().await;
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let (status, evicted) = fixture.call("POST", "/v1/clusters/staging/evict", None).await;
+    assert_eq!((status, &evicted["state"]), (200, &json!("Evicted")), "{evicted}");
+
+    let accept = json!({"fingerprint": evicted["fingerprint"]});
+    let (status, failure) = fixture.call("POST", "/v1/clusters/staging/accept", Some(accept)).await;
+
+    assert_eq!((status, &failure["reason"]), (409, &json!("ClusterEvicted")), "{failure}");
+    assert!(failure["message"].as_str().unwrap().contains("cluster add staging --replace"));
+    let replacing =
+        json!({"cluster": "staging", "ttlSeconds": 60, "autoAccept": true, "replace": true});
+    let (_, token) = fixture.call("POST", "/v1/tokens", Some(replacing)).await;
+    let keys = Keys::new(1);
+    let again = join(&fixture, token["token"].as_str().unwrap(), &keys, Bend::default()).await;
+    assert_eq!(refused(&again), "Joined");
+}
