@@ -17,6 +17,7 @@ use attest_common::kinds::Kinds;
 use attest_common::report::error_chain;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use crate::blobs::Blobs;
 use crate::cluster::{Access, ApiError, ApiServer, ClusterError};
@@ -42,7 +43,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long the agent sleeps at most.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
-/// Runs the spoke. Returns only when it cannot start.
+/// Runs the spoke. Returns only when it cannot start, or a part of it has ended.
 ///
 /// # Errors
 /// [`AgentError`], naming the flag or object to look at.
@@ -73,17 +74,19 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         metrics = %addresses.metrics,
         "Spoke started"
     );
-    tokio::spawn(api.clone().keep_token());
+    // None of these ends but by a mistake; then the process does, and is started again.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(api.clone().keep_token());
     let kube_system_uid = policy::kube_system_uid(&api).await;
     let (told, trust) = watch::channel(Trust::default());
-    tokio::spawn(policy::follow(api.clone(), kube_system_uid.clone(), told));
+    tasks.spawn(policy::follow(api.clone(), kube_system_uid.clone(), told));
     let identity = identity(&api).await?;
     let (ledger, refusals) = remembered(&api, &metrics, identity.destinations).await?;
     let freshness = Freshness::default();
-    tokio::spawn(refusals.clone().keep());
-    tokio::spawn(ledger.clone().keep_tidy());
-    tokio::spawn(ledger.clone().keep_count(identity.destinations));
-    tokio::spawn(freshness.clone().watch(metrics.clone()));
+    tasks.spawn(refusals.clone().keep());
+    tasks.spawn(ledger.clone().keep_tidy());
+    tasks.spawn(ledger.clone().keep_count(identity.destinations));
+    tasks.spawn(freshness.clone().watch(metrics.clone()));
     match ledger.lost() {
         Some(lost) => say_what_was_lost(lost),
         // What was stored and not recorded before the process ended.
@@ -101,45 +104,44 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         metrics: metrics.clone(),
         kinds: Arc::new(RwLock::new(Kinds::built_in())),
     };
-    let agent =
-        Agent::new(shared, identity.cluster.clone(), trust.clone(), seen.clone(), readiness);
-    tokio::spawn(agent.run(pushed));
+    let cluster = identity.cluster.clone();
+    let agent = Agent::new(shared, cluster, trust.clone(), seen.clone(), readiness.clone());
+    tasks.spawn(agent.run(pushed));
     let kubernetes_version = kubernetes_version(&api).await;
-    connect(
-        Link {
-            hub,
-            api,
-            identity,
-            trust,
-            outbox,
-            pushes,
-            seen,
-            metrics,
-            freshness,
-            kubernetes_version,
-            room: Room::default(),
-            renewal_asked_at: None,
-            refusals_pace: Pace::of_refusals(),
-        },
-        join_token_file,
-        &kube_system_uid,
-    )
-    .await
+    let link = Link {
+        hub,
+        api,
+        identity,
+        trust,
+        outbox,
+        pushes,
+        seen,
+        metrics,
+        freshness,
+        kubernetes_version,
+        room: Room::default(),
+        renewal_asked_at: None,
+        refusals_pace: Pace::of_refusals(),
+    };
+    tasks.spawn(connect(link, join_token_file, kube_system_uid, readiness));
+    let ended = tasks.join_next().await;
+    Err(AgentError::Ended(ended.and_then(Result::err)))
 }
 
 async fn connect(
     mut link: Link,
     join_token_file: Option<PathBuf>,
-    kube_system_uid: &str,
-) -> Result<(), AgentError> {
+    kube_system_uid: String,
+    readiness: Readiness,
+) {
     if link.identity.tls.is_none() {
         let mut trust = link.trust.clone();
         let file = join_token_file.as_deref();
-        join::run(&link.api, &link.hub, file, &mut trust, kube_system_uid, &mut link.identity)
+        join::run(&link.api, &link.hub, file, &mut trust, &kube_system_uid, &mut link.identity)
             .await;
     }
+    readiness.joined();
     link::run(link).await;
-    Ok(())
 }
 
 async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
@@ -208,6 +210,7 @@ struct Agent {
     seen: SeenSource,
     blobs: Blobs,
     workers: BTreeMap<Key, Arc<Mailbox>>,
+    working: JoinSet<()>,
     /// Pushes that met an API server that was away, or came too fast; the newest of each destination.
     retries: BTreeMap<Key, Retry>,
     /// Held destinations that could not be loaded yet.
@@ -242,6 +245,7 @@ impl Agent {
             seen,
             blobs: Blobs::default(),
             workers: BTreeMap::new(),
+            working: JoinSet::new(),
             retries: BTreeMap::new(),
             unresumed: BTreeMap::new(),
             admissions: BTreeMap::new(),
@@ -265,6 +269,8 @@ impl Agent {
                     None => return,
                 },
                 () = tokio::time::sleep(wake) => self.retry().await,
+                // A worker that is gone heals nothing: better to begin anew.
+                Some(_) = self.working.join_next(), if !self.working.is_empty() => return,
             }
         }
     }
@@ -300,9 +306,13 @@ impl Agent {
     }
 
     fn worker(&mut self, key: &Key) -> Arc<Mailbox> {
-        let shared = &self.shared;
-        let start = || destination::start(shared.clone(), key.clone());
-        Arc::clone(self.workers.entry(key.clone()).or_insert_with(start))
+        if let Some(mailbox) = self.workers.get(key) {
+            return Arc::clone(mailbox);
+        }
+        let (mailbox, worker) = destination::worker(self.shared.clone(), key.clone());
+        self.working.spawn(worker);
+        self.workers.insert(key.clone(), Arc::clone(&mailbox));
+        mailbox
     }
 }
 
@@ -359,6 +369,8 @@ pub enum AgentError {
     Identity(#[source] IdentityError),
     #[error("cannot read what this spoke has recorded")]
     Ledger(#[source] LedgerError),
+    #[error("a task that must not end has ended")]
+    Ended(#[source] Option<JoinError>),
 }
 
 impl AgentError {
@@ -370,6 +382,7 @@ impl AgentError {
             Self::Cluster(error) => error.reason(),
             Self::Identity(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
+            Self::Ended(_) => "TaskEnded",
         }
     }
 }
@@ -395,7 +408,9 @@ mod tests {
             metrics,
             kinds: Arc::new(RwLock::new(Kinds::built_in())),
         };
-        let (_, trust) = watch::channel(Trust::of(&object(), "uid-1"));
+        let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));
+        // The policy goes on being watched.
+        tokio::spawn(async move { told.closed().await });
         let cluster = "c-0123456789abcdef".parse().unwrap();
         Agent::new(shared, cluster, trust, SeenSource::default(), Readiness::default())
     }
@@ -404,5 +419,21 @@ mod tests {
     pub(super) fn reports(agent: &Agent) -> Vec<Report> {
         let due = Deliveries::default().due(&agent.shared.outbox, Instant::now());
         due.iter().map(|(_, bytes)| serde_json::from_slice(bytes).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_agent_ends_with_a_worker_so_that_the_process_begins_anew() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let (_pushes, pushed) = mpsc::channel(PUSHES_MAX);
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        agent.working.spawn(async move { ended.await.unwrap() });
+        let running = tokio::spawn(agent.run(pushed));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!running.is_finished());
+
+        drop(end);
+
+        tokio::time::timeout(Duration::from_secs(5), running).await.unwrap().unwrap();
     }
 }

@@ -60,8 +60,8 @@ pub struct Shared {
     pub kinds: Arc<RwLock<Kinds>>,
 }
 
-/// Starts the worker of a destination.
-pub fn start(shared: Shared, key: Key) -> Arc<Mailbox> {
+/// The worker of a destination, which never ends, and where its orders go.
+pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = ()> + Send) {
     let mailbox = Arc::new(Mailbox::default());
     let worker = Worker {
         shared,
@@ -78,8 +78,7 @@ pub fn start(shared: Shared, key: Key) -> Arc<Mailbox> {
         last_report: None,
         repeat: false,
     };
-    tokio::spawn(worker.run());
-    mailbox
+    (mailbox, worker.run())
 }
 
 struct Worker {

@@ -15,16 +15,27 @@ use crate::metrics::Metrics;
 
 /// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<Ready>);
+
+#[derive(Debug, Default)]
+struct Ready {
+    joined: AtomicBool,
+    resumed: AtomicBool,
+}
 
 impl Readiness {
-    /// Sets the answer.
-    pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+    /// The fleet knows this spoke.
+    pub fn joined(&self) {
+        self.0.joined.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether records and trust policy are there to work by.
+    pub fn resumed(&self, resumed: bool) {
+        self.0.resumed.store(resumed, Ordering::Relaxed);
     }
 
     fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.joined.load(Ordering::Relaxed) && self.0.resumed.load(Ordering::Relaxed)
     }
 }
 
@@ -112,5 +123,22 @@ impl HttpError {
             Self::Bind { .. } => "AddressInUse",
             Self::Address(_) | Self::AddressesFile(_) => "AddressesFile",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spoke_is_ready_when_it_has_joined_and_has_a_policy_to_work_by() {
+        let readiness = Readiness::default();
+        assert!(!readiness.get());
+        readiness.resumed(true);
+        assert!(!readiness.get());
+        readiness.joined();
+        assert!(readiness.get());
+        readiness.resumed(false);
+        assert!(!readiness.get());
     }
 }

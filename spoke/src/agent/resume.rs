@@ -20,7 +20,7 @@ impl Agent {
     pub(super) async fn resume_all(&mut self) {
         let trust = self.trust.borrow().clone();
         let keys: Vec<Key> = self.shared.ledger.with_records(|r| r.keys().cloned().collect());
-        self.readiness.set(trust.loaded().is_ok());
+        self.readiness.resumed(trust.loaded().is_ok());
         let stop = trust.bound(&self.cluster).err();
         for key in keys {
             match &stop {

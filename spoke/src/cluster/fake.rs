@@ -220,10 +220,11 @@ impl World {
     }
 }
 
+/// As an API server says it of an object that it names.
 fn refused(status: StatusCode, reason: &str) -> (StatusCode, Value) {
-    let code = status.as_u16();
-    (
-        status,
-        json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}),
-    )
+    let document = json!({
+        "kind": "Status", "status": "Failure", "reason": reason, "message": reason,
+        "code": status.as_u16(), "details": {"name": "it"},
+    });
+    (status, document)
 }
