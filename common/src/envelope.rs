@@ -103,62 +103,81 @@ pub fn seal(payload_type: &str, payload: &[u8], keys: &[&PrivateKey]) -> Vec<u8>
     serde_json::to_vec(&written).unwrap_or_default()
 }
 
+/// An envelope as read, nothing of it verified: good for finding candidates, and to be opened.
+pub(crate) struct Unopened {
+    payload: Vec<u8>,
+    /// The pre-authentication encoding: what was signed.
+    message: Vec<u8>,
+    id: Digest,
+    signatures: Vec<WrittenSignature>,
+}
+
+impl Unopened {
+    /// Reads `envelope`. `payload_type` must match exactly and is checked before the payload is decoded.
+    pub(crate) fn read(envelope: &[u8], payload_type: &str) -> Result<Self, EnvelopeError> {
+        let bytes_max =
+            if payload_type == PLAN_TYPE { PLAN_ENVELOPE_BYTES_MAX } else { ENVELOPE_BYTES_MAX };
+        if envelope.len() > bytes_max {
+            return Err(EnvelopeError::Limit { what: "bytes", max: bytes_max });
+        }
+        let written: Written = json::document(envelope).map_err(EnvelopeError::Json)?;
+        if written.payload_type != payload_type {
+            return Err(EnvelopeError::PayloadType {
+                expected: payload_type.to_owned(),
+                found: written.payload_type.chars().take(80).collect(),
+            });
+        }
+        if written.signatures.len() > SIGNATURES_MAX {
+            return Err(EnvelopeError::Limit { what: "signatures", max: SIGNATURES_MAX });
+        }
+        let payload = base64(&written.payload).ok_or(EnvelopeError::Base64)?;
+        let message = pre_authentication_encoding(payload_type, &payload);
+        let id = Digest::of(&message);
+        Ok(Self { payload, message, id, signatures: written.signatures })
+    }
+
+    /// What [`Opened::id`] will say.
+    pub(crate) fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// Verifies: at least one of `keys` must have signed. See [`open`].
+    pub(crate) fn open(self, keys: &BTreeMap<KeyId, PublicKey>) -> Result<Opened, EnvelopeError> {
+        let mut signers = BTreeSet::new();
+        for signature in &self.signatures {
+            if signature.keyid.len() > KEY_ID_HINT_BYTES_MAX || !signature.keyid.is_ascii() {
+                return Err(EnvelopeError::Limit { what: "key id", max: KEY_ID_HINT_BYTES_MAX });
+            }
+            let bytes = base64(&signature.sig).and_then(|b| <[u8; 64]>::try_from(b).ok());
+            let Some(bytes) = bytes else { continue };
+            if let Some(signer) = signer_of(&self.message, &bytes, &signature.keyid, keys) {
+                signers.insert(signer);
+            }
+        }
+        if signers.is_empty() {
+            let hints = self.signatures.into_iter().map(|signature| signature.keyid).collect();
+            return Err(EnvelopeError::SignatureInvalid { hints });
+        }
+        Ok(Opened { payload: self.payload, signers, id: self.id })
+    }
+}
+
 /// Verifies `envelope` and returns what was signed.
 ///
-/// `payload_type` must match exactly and is checked before the payload is decoded. At least one of
-/// `keys` must have signed; signatures by other keys are passed over (DSSE). The key id in the
-/// envelope is a hint that decides nothing.
+/// At least one of `keys` must have signed; signatures by other keys are passed over (DSSE). The key
+/// id in the envelope is a hint that decides nothing.
 pub fn open(
     envelope: &[u8],
     payload_type: &str,
     keys: &BTreeMap<KeyId, PublicKey>,
 ) -> Result<Opened, EnvelopeError> {
-    let bytes_max =
-        if payload_type == PLAN_TYPE { PLAN_ENVELOPE_BYTES_MAX } else { ENVELOPE_BYTES_MAX };
-    if envelope.len() > bytes_max {
-        return Err(EnvelopeError::Limit { what: "bytes", max: bytes_max });
-    }
-    let written: Written = json::document(envelope).map_err(EnvelopeError::Json)?;
-    if written.payload_type != payload_type {
-        return Err(EnvelopeError::PayloadType {
-            expected: payload_type.to_owned(),
-            found: written.payload_type.chars().take(80).collect(),
-        });
-    }
-    if written.signatures.len() > SIGNATURES_MAX {
-        return Err(EnvelopeError::Limit { what: "signatures", max: SIGNATURES_MAX });
-    }
-    let payload = base64(&written.payload).ok_or(EnvelopeError::Base64)?;
-    let message = pre_authentication_encoding(payload_type, &payload);
-    let mut signers = BTreeSet::new();
-    let mut hints = Vec::new();
-    for signature in &written.signatures {
-        if signature.keyid.len() > KEY_ID_HINT_BYTES_MAX || !signature.keyid.is_ascii() {
-            return Err(EnvelopeError::Limit { what: "key id", max: KEY_ID_HINT_BYTES_MAX });
-        }
-        hints.push(signature.keyid.clone());
-        let Some(bytes) = base64(&signature.sig).and_then(|b| <[u8; 64]>::try_from(b).ok()) else {
-            continue;
-        };
-        if let Some(signer) = signer_of(&message, &bytes, &signature.keyid, keys) {
-            signers.insert(signer);
-        }
-    }
-    if signers.is_empty() {
-        return Err(EnvelopeError::SignatureInvalid { hints });
-    }
-    Ok(Opened { payload, signers, id: Digest::of(&message) })
+    Unopened::read(envelope, payload_type)?.open(keys)
 }
 
 /// The payload of an envelope nobody has verified: for showing to people and for finding candidates.
 pub fn peek(envelope: &[u8], payload_type: &str) -> Option<(Vec<u8>, Vec<String>)> {
-    if envelope.len() > PLAN_ENVELOPE_BYTES_MAX {
-        return None;
-    }
-    let written: Written = json::document(envelope).ok()?;
-    let hints = written.signatures.iter().map(|s| s.keyid.clone()).collect();
-    (written.payload_type == payload_type).then_some(())?;
-    Some((base64(&written.payload)?, hints))
+    let read = Unopened::read(envelope, payload_type).ok()?;
+    Some((read.payload, read.signatures.into_iter().map(|s| s.keyid).collect()))
 }
 
 fn signer_of(

@@ -347,9 +347,9 @@ impl Policy {
         Ok(matching.fold(self.one(first), |local, entry| tighten(local, &self.one(entry))))
     }
 
-    /// Whether any entry names this application and namespace, whatever the repository:
-    /// what can be said before the release is open.
-    pub fn names(&self, application: &Name, namespace: &Name) -> Result<(), PolicyError> {
+    /// What can be said before the release is open, whatever the repository: the lowest mode floor
+    /// of the entries that name this application and namespace, or why none does.
+    pub fn names(&self, application: &Name, namespace: &Name) -> Result<Mode, PolicyError> {
         let forbidden =
             FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix));
         let mut named =
@@ -357,10 +357,10 @@ impl Policy {
         if named.peek().is_none() {
             return Err(PolicyError::ApplicationNotAllowed(application.clone()));
         }
-        if forbidden || !named.any(|e| matches_any(&e.namespaces, namespace.as_str())) {
-            return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
-        }
-        Ok(())
+        let here = named.filter(|e| !forbidden && matches_any(&e.namespaces, namespace.as_str()));
+        here.map(|e| e.minimum_mode)
+            .min()
+            .ok_or_else(|| PolicyError::NamespaceNotAllowed(namespace.clone()))
     }
 
     /// The CI keys of this cluster's environment.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::effective::{self, EffectiveError};
 use crate::envelope::{
-    self, DIRECTIVE_TYPE, EnvelopeError, Opened, PLAN_TYPE, STATEMENT_TYPE, SYNC_TYPE,
+    self, DIRECTIVE_TYPE, EnvelopeError, Opened, PLAN_TYPE, STATEMENT_TYPE, SYNC_TYPE, Unopened,
 };
 use crate::ids::{ClusterId, Digest, Name, Timestamp};
 use crate::json::{self, JsonError};
@@ -20,7 +20,7 @@ use crate::kinds::Kinds;
 use crate::manifest::{self, ManifestError, Object};
 use crate::plan::{
     AskedPolicy, DIRECTIVE_LIFETIME_MAX_MS, Directive, HEADS_MAX, Operation, Plan, RECEIPTS_MAX,
-    SYNC_LIFETIME_MAX_MS, Sync,
+    SYNC_LIFETIME_MAX_MS, SignedBlob, Sync,
 };
 use crate::policy::{Local, Mode, Policy, PolicyError, Role};
 use crate::receipt::{self, CLOCK_SKEW_MAX_MS, ReceiptError, STANDARD_GRACE_MS, Subjected};
@@ -168,6 +168,20 @@ pub fn fitting_render<'a>(
     Ok(fitting.into_iter().find(|render| render.namespace.allows(namespace)))
 }
 
+/// What the local policy says by name alone, before anything signed by CI is needed.
+pub fn allowed(
+    policy: &Policy,
+    application: &Name,
+    namespace: &Name,
+    asked: &AskedPolicy,
+) -> Result<(), VerifyError> {
+    let floor = policy.names(application, namespace).map_err(VerifyError::Policy)?;
+    if asked.mode < floor {
+        return Err(VerifyError::PolicyFloor { asked: asked.mode, floor });
+    }
+    Ok(())
+}
+
 /// Judges a release, its receipts and a rendering for one place. The heart of CI, hub and spoke.
 ///
 /// `render` names the rendering that is claimed to be right; `asked` is what the application's
@@ -178,11 +192,40 @@ pub fn release(
     asked: &AskedPolicy,
     place: &Place<'_>,
 ) -> Result<Verified<Admitted>, VerifyError> {
-    let Place { policy, application, namespace, kinds, now, ages } = *place;
+    allowed(place.policy, place.application, place.namespace, asked)?;
+    let targeted = targeted(material.release, render, asked, place)?;
+    // What is no envelope of a statement proves nothing and is passed over.
+    let receipts = material.receipts.iter().take(RECEIPTS_MAX);
+    let receipts = receipts.filter_map(|bytes| Unopened::read(bytes, STATEMENT_TYPE).ok());
+    let delivered = Delivered {
+        receipts: receipts.map(|read| (read.id(), read)).collect(),
+        bytes: material.content,
+        content: Digest::of(material.content),
+        named: &[],
+    };
+    judged(targeted, delivered, asked, place)
+}
+
+/// A release whose signature, source and target are good: what is compared with the records next.
+struct Targeted {
+    opened: OpenedRelease,
+    local: Local,
+    mode: Mode,
+    render: Render,
+    signers: BTreeMap<KeyId, String>,
+    checks: Vec<Check>,
+}
+
+fn targeted(
+    release: &[u8],
+    render: &str,
+    asked: &AskedPolicy,
+    place: &Place<'_>,
+) -> Result<Targeted, VerifyError> {
+    let Place { policy, application, namespace, .. } = *place;
     let mut checks = Vec::new();
-    policy.names(application, namespace).map_err(VerifyError::Policy)?;
     let keys = candidate_keys(policy, asked)?;
-    let opened = open_release(material.release, &keys)?;
+    let opened = open_release(release, &keys)?.into_inner();
     checks.push(check("ReleaseSignature", key_list(&opened.signers)));
     let released = &opened.release;
     if released.application != *application {
@@ -211,29 +254,66 @@ pub fn release(
         "Source",
         format!("{} at {}", released.source.repo, released.source.git_commit),
     ));
-    let render = chosen_render(released, render, policy, namespace)?;
+    let render = chosen_render(released, render, policy, namespace)?.clone();
     checks.push(check("Target", format!("render {} for {}", render.name, policy.environment)));
+    Ok(Targeted { opened, local, mode, render, signers, checks })
+}
+
+/// What was brought for a release, each blob read and hashed once.
+struct Delivered<'a> {
+    receipts: BTreeMap<Digest, Unopened>,
+    bytes: &'a [u8],
+    content: Digest,
+    /// The receipts that a plan names.
+    named: &'a [SignedBlob],
+}
+
+/// The rest of the way: time, content, evidence, objects.
+fn judged(
+    targeted: Targeted,
+    delivered: Delivered<'_>,
+    asked: &AskedPolicy,
+    place: &Place<'_>,
+) -> Result<Verified<Admitted>, VerifyError> {
+    let Place { namespace, kinds, now, ages, .. } = *place;
+    let Targeted { opened, local, mode, render, signers, mut checks } = targeted;
+    let Delivered { receipts, bytes, content, named } = delivered;
     let mut warnings = Vec::new();
     if ages == Ages::Judge {
-        warnings.extend(judge_times(released, mode, now)?);
-        checks.push(check("ReleaseTime", format!("valid until {}", released.not_after)));
+        warnings.extend(judge_times(&opened.release, mode, now)?);
+        checks.push(check("ReleaseTime", format!("valid until {}", opened.release.not_after)));
     }
-    let content = check_content(material.content, &opened.statement, render)?;
+    check_content(bytes, content, &opened.statement, &render)?;
     checks.push(check("ContentDigest", content.to_string()));
-    let about = Judged { opened: &opened, local: &local, render, content, asked, mode, now, ages };
-    warnings.extend(check_evidence(material.receipts, &about, &mut checks)?);
-    let objects = manifest::read(material.content).map_err(VerifyError::Manifest)?;
+    let released = &opened.release;
+    // Nothing is stored but what the release rests on.
+    let pinned = |blob: &SignedBlob| released.evidence.iter().any(|e| e.receipt == blob.id);
+    if !named.iter().all(pinned) {
+        return Err(VerifyError::BlobDigest { what: "receipt" });
+    }
+    let about = Judged {
+        release: released,
+        local: &local,
+        render: &render,
+        content,
+        asked,
+        mode,
+        now,
+        ages,
+    };
+    warnings.extend(check_evidence(receipts, &about, &mut checks)?);
+    let objects = manifest::read(bytes).map_err(VerifyError::Manifest)?;
     if objects.len() as u64 != render.objects {
         return Err(VerifyError::ObjectCount { got: objects.len(), signed: render.objects });
     }
-    let ready = effective::effective(objects, namespace, render, &local, mode, kinds)
+    let ready = effective::effective(objects, namespace, &render, &local, mode, kinds)
         .map_err(VerifyError::Effective)?;
     checks.push(check("Objects", format!("{} objects for {namespace}", ready.objects.len())));
     warnings.extend(ready.warnings);
-    let OpenedRelease { id, release, .. } = opened.0.clone();
+    let OpenedRelease { id, release, .. } = opened;
     Ok(Verified(Admitted {
         id,
-        render: render.clone(),
+        render,
         release,
         content,
         objects: ready.objects,
@@ -304,10 +384,10 @@ fn judge_times(
 
 fn check_content(
     content: &[u8],
+    digest: Digest,
     statement: &Statement,
     render: &Render,
-) -> Result<Digest, VerifyError> {
-    let digest = Digest::of(content);
+) -> Result<(), VerifyError> {
     let signed = release::content_digest(statement, render);
     if signed != Some(digest) || render.size != content.len() as u64 {
         return Err(VerifyError::ContentDigest { got: digest, signed });
@@ -315,11 +395,11 @@ fn check_content(
     if render.media_type != RENDERING_TYPE {
         return Err(VerifyError::MediaType(render.media_type.chars().take(80).collect()));
     }
-    Ok(digest)
+    Ok(())
 }
 
 struct Judged<'a> {
-    opened: &'a OpenedRelease,
+    release: &'a Release,
     local: &'a Local,
     render: &'a Render,
     content: Digest,
@@ -331,7 +411,7 @@ struct Judged<'a> {
 
 /// Each required attestation must be satisfied by a receipt of its own, the one the release pins.
 fn check_evidence(
-    receipts: &[&[u8]],
+    mut receipts: BTreeMap<Digest, Unopened>,
     about: &Judged<'_>,
     checks: &mut Vec<Check>,
 ) -> Result<Vec<String>, VerifyError> {
@@ -348,7 +428,7 @@ fn check_evidence(
         let attestation = || name.chars().take(80).collect::<String>();
         let rule = receipt::rule(name)
             .ok_or_else(|| VerifyError::Receipt(ReceiptError::AttestationUnknown(attestation())))?;
-        let mut pinned = about.opened.release.evidence.iter().filter(|e| e.attestation == name);
+        let mut pinned = about.release.evidence.iter().filter(|e| e.attestation == name);
         let (Some(evidence), None) = (pinned.next(), pinned.next()) else {
             return Err(VerifyError::AttestationMissing(attestation()));
         };
@@ -356,11 +436,15 @@ fn check_evidence(
             return Err(VerifyError::AttestationNotDistinct(attestation()));
         }
         let keys = about.local.keys_for(rule.role, about.asked.trusted_keys.as_ref());
-        let opened = find_receipt(receipts, evidence.receipt, &keys, name)?;
+        let unopened = receipts.remove(&evidence.receipt);
+        let unopened = unopened.ok_or_else(|| VerifyError::ReceiptMissing(attestation()))?;
+        let opened = unopened
+            .open(&keys)
+            .map_err(|source| VerifyError::Envelope { what: "receipt", source })?;
         let statement = Statement::read(opened.payload()).map_err(VerifyError::Statement)?;
         let builder_ids = about.local.builder_ids(opened.signers());
         let subjected = Subjected {
-            release: &about.opened.release,
+            release: about.release,
             render: about.render,
             content: about.content,
             builder_ids: &builder_ids,
@@ -373,24 +457,6 @@ fn check_evidence(
         checks.push(check("Receipt", format!("{name} by {}", key_list(opened.signers()))));
     }
     Ok(warnings)
-}
-
-/// The delivered envelope that is the pinned receipt. Others are passed over: they prove nothing here.
-fn find_receipt(
-    receipts: &[&[u8]],
-    id: Digest,
-    keys: &BTreeMap<KeyId, PublicKey>,
-    name: &str,
-) -> Result<Opened, VerifyError> {
-    for envelope in receipts.iter().take(RECEIPTS_MAX) {
-        let Some((payload, _)) = envelope::peek(envelope, STATEMENT_TYPE) else { continue };
-        if envelope::id_of(STATEMENT_TYPE, &payload) != id {
-            continue;
-        }
-        return envelope::open(envelope, STATEMENT_TYPE, keys)
-            .map_err(|source| VerifyError::Envelope { what: "receipt", source });
-    }
-    Err(VerifyError::ReceiptMissing(name.chars().take(80).collect()))
 }
 
 /// A directive whose signature, audience, time and order are good.
@@ -423,6 +489,10 @@ pub fn directive(envelope: &[u8], spoke: &Spoke<'_>) -> Result<Verified<Ordered>
     if directive.v != 1 {
         return Err(VerifyError::Version { what: "directive", v: directive.v });
     }
+    let needs_plan = directive.operation != Operation::Remove;
+    if needs_plan != directive.plan.is_some() || directive.cap_percent > 100 {
+        return Err(VerifyError::DirectiveIncomplete);
+    }
     if directive.cluster != *spoke.cluster {
         return Err(VerifyError::AudienceMismatch { audience: directive.cluster });
     }
@@ -440,10 +510,6 @@ pub fn directive(envelope: &[u8], spoke: &Spoke<'_>) -> Result<Verified<Ordered>
         // What was admitted has been in order; the record may have gone on since.
         Ages::Skip => Order::Again,
     };
-    let needs_plan = directive.operation != Operation::Remove;
-    if needs_plan != directive.plan.is_some() || directive.cap_percent > 100 {
-        return Err(VerifyError::DirectiveIncomplete);
-    }
     match directive.operation {
         Operation::Progress | Operation::Remove => {}
         Operation::Supersede | Operation::Rollback | Operation::Finalize | Operation::Close => {
@@ -499,24 +565,6 @@ fn check_blobs(plan: &Plan) -> Result<(), VerifyError> {
     Ok(())
 }
 
-/// Each receipt that a plan names must be one that the release rests on: nothing else is stored.
-fn check_receipts(
-    plan: &Plan,
-    material: &Material<'_>,
-    released: &Release,
-) -> Result<(), VerifyError> {
-    for receipt in &plan.receipts {
-        let bytes = material.receipts.iter().find(|bytes| Digest::of(bytes) == receipt.sha256);
-        let payload = bytes.and_then(|bytes| envelope::peek(bytes, STATEMENT_TYPE));
-        let id = payload.map(|(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload));
-        let pinned = released.evidence.iter().any(|evidence| evidence.receipt == receipt.id);
-        if id != Some(receipt.id) || !pinned {
-            return Err(VerifyError::BlobDigest { what: "receipt" });
-        }
-    }
-    Ok(())
-}
-
 /// Everything a spoke needs to act: the only thing its writer to the API server takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {
@@ -540,16 +588,8 @@ pub fn admission(
             signed: plan.application.clone(),
         });
     }
-    if Digest::of(material.release) != plan.release.sha256 {
-        return Err(VerifyError::BlobDigest { what: "release" });
-    }
-    if Digest::of(material.content) != plan.content.sha256 {
-        return Err(VerifyError::BlobDigest { what: "content" });
-    }
-    let named: BTreeSet<Digest> = plan.receipts.iter().map(|r| r.sha256).collect();
-    if material.receipts.iter().any(|bytes| !named.contains(&Digest::of(bytes))) {
-        return Err(VerifyError::BlobDigest { what: "receipt" });
-    }
+    allowed(spoke.policy, application, namespace, &plan.policy)?;
+    let delivered = delivered(plan, material)?;
     let destination = (application, namespace);
     let mine = spoke.records.get(&(application.clone(), namespace.clone()));
     // A release that this destination already admitted is kept, not admitted: ages no longer count.
@@ -558,28 +598,53 @@ pub fn admission(
         running.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);
     let ages = if known { Ages::Skip } else { spoke.ages };
     let place = Place { policy: spoke.policy, application, namespace, kinds, now: spoke.now, ages };
-    let admitted = release(material, &plan.render, &plan.policy, &place)?;
-    if admitted.id != plan.release.id {
+    let targeted = targeted(material.release, &plan.render, &plan.policy, &place)?;
+    let Release { source, counter, .. } = &targeted.opened.release;
+    if targeted.opened.id != plan.release.id {
         return Err(VerifyError::BlobDigest { what: "release" });
     }
-    check_receipts(plan, material, &admitted.release)?;
-    let repo = &admitted.release.source.repo;
-    record::admit_release(spoke.records, destination, repo, admitted.release.counter, admitted.id)
+    record::admit_release(spoke.records, destination, &source.repo, *counter, targeted.opened.id)
         .map_err(VerifyError::Record)?;
-    if let NamespaceRule::DefaultOnly { .. } = admitted.render.namespace
+    if let NamespaceRule::DefaultOnly { .. } = targeted.render.namespace
         && running.is_none_or(|r| r.binding.is_none())
     {
-        let others = record::other_namespaces(spoke.records, destination, repo);
-        let max = admitted.local.namespaces_max;
+        let others = record::other_namespaces(spoke.records, destination, &source.repo);
+        let max = targeted.local.namespaces_max;
         if others >= max as usize {
             return Err(VerifyError::TooManyNamespaces { max });
         }
     }
+    let admitted = judged(targeted, delivered, &plan.policy, &place)?;
     Ok(Verified(Admission {
         ordered: ordered.0.clone(),
         plan: plan.0.clone(),
         admitted: admitted.into_inner(),
     }))
+}
+
+/// Takes in the blobs of a plan: each must be the one that the plan names, and be named at all.
+fn delivered<'a>(plan: &'a Plan, material: &Material<'a>) -> Result<Delivered<'a>, VerifyError> {
+    if Digest::of(material.release) != plan.release.sha256 {
+        return Err(VerifyError::BlobDigest { what: "release" });
+    }
+    let content = Digest::of(material.content);
+    if content != plan.content.sha256 {
+        return Err(VerifyError::BlobDigest { what: "content" });
+    }
+    let named: BTreeMap<Digest, Digest> = plan.receipts.iter().map(|r| (r.sha256, r.id)).collect();
+    let mut receipts = BTreeMap::new();
+    for bytes in material.receipts {
+        let id = named.get(&Digest::of(bytes));
+        let read = Unopened::read(bytes, STATEMENT_TYPE).ok();
+        let read = read
+            .filter(|read| Some(&read.id()) == id)
+            .ok_or(VerifyError::BlobDigest { what: "receipt" })?;
+        receipts.insert(read.id(), read);
+    }
+    if receipts.len() != named.len() {
+        return Err(VerifyError::BlobDigest { what: "receipt" });
+    }
+    Ok(Delivered { receipts, bytes: material.content, content, named: &plan.receipts })
 }
 
 /// A destination that may be taken away.

@@ -96,7 +96,7 @@ pub fn judge(
     };
     let plan = verify::plan(&plan_bytes, plan_digest, policy).map_err(GateError::Verify)?;
     // What the local policy forbids by name alone needs no blobs to be refused.
-    policy.names(&key.0, &key.1).map_err(|e| GateError::Verify(VerifyError::Policy(e)))?;
+    verify::allowed(policy, &key.0, &key.1, &plan.policy).map_err(GateError::Verify)?;
     let missing = missing(&plan, &blobs);
     if !missing.is_empty() {
         return Ok(Verdict::Need(key, missing));

@@ -48,6 +48,12 @@ struct World {
     withheld: Vec<&'static str>,
     /// True when the plan names its first receipt twice.
     twice: bool,
+    /// True when the hub delivers other content than its own plan names.
+    swapped: bool,
+    /// The plan that the directive names, when it is not the one that comes with it.
+    plan_named: Option<Digest>,
+    /// What CI signs as number of objects, when that is wrong.
+    objects_signed: Option<u64>,
     receipt_key: u8,
     release_key: u8,
     asked: AskedPolicy,
@@ -169,6 +175,9 @@ fn world() -> World {
         receipts,
         withheld: Vec::new(),
         twice: false,
+        swapped: false,
+        plan_named: None,
+        objects_signed: None,
         receipt_key: CI,
         release_key: CI,
         asked: AskedPolicy {
@@ -212,7 +221,7 @@ impl World {
                 Digest::of(b"other")
             };
             render.size = content.len() as u64;
-            render.objects = self.objects.len() as u64;
+            render.objects = self.objects_signed.unwrap_or(self.objects.len() as u64);
             subjects.push(Subject::new(render.subject.clone(), digest));
         }
         let mut receipts = Vec::new();
@@ -266,6 +275,7 @@ impl World {
         let plan_bytes = to_bytes(&plan);
         let plan_digest = Digest::of(&plan_bytes);
         let sealed_plan = seal(PLAN_TYPE, &plan_bytes, &[&key(self.hub_key)]);
+        let plan_digest = self.plan_named.unwrap_or(plan_digest);
         let directive = Directive { plan: Some(plan_digest), ..self.directive.clone() };
         let sealed_directive = seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&key(self.hub_key)]);
         let policy = self.spec.load().map_err(VerifyError::Policy)?;
@@ -280,6 +290,7 @@ impl World {
         let ordered = super::directive(&sealed_directive, &spoke)?;
         let plan = super::plan(&sealed_plan, plan_digest, &policy)?;
         let receipts: Vec<&[u8]> = receipts.iter().map(|(_, bytes)| bytes.as_slice()).collect();
+        let content = if self.swapped { b"{}\n".to_vec() } else { content };
         let material =
             Material { release: &sealed_release, receipts: &receipts, content: &content };
         admission(&ordered, &plan, &material, &spoke, &Kinds::built_in())
@@ -309,10 +320,24 @@ impl World {
     }
 
     fn with_record(mut self, change: impl FnOnce(&mut Record)) -> Self {
-        let mut record = self.record();
-        change(&mut record);
-        self.records.insert((record.application.clone(), record.namespace.clone()), record);
+        change(self.recorded());
         self
+    }
+
+    /// What the spoke has recorded about this destination.
+    fn recorded(&mut self) -> &mut Record {
+        let record = self.record();
+        let key = (record.application.clone(), record.namespace.clone());
+        self.records.entry(key).or_insert(record)
+    }
+
+    /// The rendering fixes no namespace, and the application already uses another one.
+    fn spread(&mut self) {
+        let pattern = "app-*".to_owned();
+        self.release.renders[0].namespace = NamespaceRule::DefaultOnly { pattern };
+        let mut record = self.record();
+        record.namespace = name("app-elsewhere");
+        self.records.insert((record.application.clone(), record.namespace.clone()), record);
     }
 }
 
@@ -515,11 +540,42 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
             w.objects[1] =
                 json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}});
         }),
+        ("pods of the namespace allowed more, by a label", "LabelNotAllowed", |w| {
+            w.objects[1] = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+                "name": "app-production", "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}});
+        }),
+        ("pods of the namespace allowed more, by an annotation", "LabelNotAllowed", |w| {
+            w.objects[1] = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+                "name": "app-production", "annotations": {"pod-security.kubernetes.io/warn": "x"}}});
+        }),
         ("an image volume without a digest", "ImageUnpinned", |w| {
             w.objects[0]["spec"]["template"]["spec"]["volumes"] =
                 json!([{"name": "models", "image": {"reference": "models:latest"}}]);
         }),
         ("a blob named twice", "BlobDigest", |w| w.twice = true),
+        ("content that the plan does not name", "BlobDigest", |w| w.swapped = true),
+        ("another plan than the directive names", "PlanDigest", |w| {
+            w.plan_named = Some(Digest::of(b"another plan"));
+        }),
+        ("more objects than CI counted", "ObjectCount", |w| w.objects_signed = Some(1)),
+        ("a release that names no such receipt", "AttestationMissing", |w| {
+            w.receipts.remove(1);
+        }),
+        ("a release that names two such receipts", "AttestationMissing", |w| {
+            let mut second = w.receipts[1].clone();
+            second.1.predicate["note"] = json!("another");
+            w.receipts.push(second);
+        }),
+        ("a second namespace where the policy allows one", "TooManyNamespaces", World::spread),
+        ("a namespace beside the release's pattern", "RenderMismatch", |w| {
+            let pattern = "web-*".to_owned();
+            w.release.renders[0].namespace = NamespaceRule::DefaultOnly { pattern };
+        }),
+        ("a pattern and a fixed namespace that fit alike", "RenderAmbiguous", |w| {
+            w.release.renders[1].target.environments = vec!["production".to_owned()];
+            let pattern = "app-*".to_owned();
+            w.release.renders[1].namespace = NamespaceRule::DefaultOnly { pattern };
+        }),
         ("an image without a digest", "ImageUnpinned", |w| w.objects[0] = deployment("myapp:v2")),
         ("an image with another digest than signed", "ImageUnpinned", |w| {
             w.objects[0] = deployment(&format!("myapp@{}", Digest::of(b"other")));
@@ -534,6 +590,9 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
             w.objects[1]["metadata"]["namespace"] = json!("app-production");
         }),
         // The local policy.
+        ("a namespace beside the patterns", "NamespaceNotAllowed", |w| {
+            w.spec.applications[0].namespaces = vec!["shop-*".to_owned()];
+        }),
         ("an application nobody named", "ApplicationNotAllowed", |w| {
             w.spec.applications[0].names = vec!["api-*".to_owned()];
         }),
@@ -555,6 +614,100 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         bend(&mut bent);
         assert_eq!(bent.reason(), expected, "{case}");
     }
+}
+
+/// Steps in the order of docs/protocol.md, each with one way to fail at it.
+#[test]
+fn of_two_faults_the_one_of_the_earlier_step_is_the_reason() {
+    type Bend = fn(&mut World);
+    let steps: Vec<(&str, &str, Bend)> = vec![
+        ("directive: signature", "SignatureInvalid", |w| w.hub_key = STRANGER),
+        ("directive: fields", "DocumentInvalid", |w| w.directive.cap_percent = 101),
+        ("directive: audience", "AudienceMismatch", |w| {
+            w.directive.cluster = ClusterId::of_identity_key(&[8; 32]);
+        }),
+        ("directive: clock", "ClockRollback", |w| w.recorded().recorded_at = Some(later(1))),
+        ("directive: time", "Expired", |w| {
+            w.directive.issued_at = later(-3);
+            w.directive.expires_at = later(-2);
+        }),
+        ("directive: sequence", "SequenceReplayed", |w| w.recorded().sequence = 9),
+        ("directive: operation", "OperationNotSupported", |w| {
+            w.directive.operation = Operation::Rollback;
+        }),
+        ("plan: digest", "PlanDigest", |w| w.plan_named = Some(Digest::of(b"another"))),
+        ("plan: hooks", "HookNotAllowed", |w| w.hooks.push(json!({"name": "x"}))),
+        ("plan: blobs", "BlobDigest", |w| w.twice = true),
+        ("policy: application", "ApplicationNotAllowed", |w| {
+            w.spec.applications[0].names = vec!["api".to_owned()];
+        }),
+        ("policy: namespace", "NamespaceNotAllowed", |w| {
+            w.spec.applications[0].namespaces = vec!["shop-*".to_owned()];
+        }),
+        ("policy: mode floor", "PolicyFloor", |w| w.asked.mode = Mode::Audit),
+        ("blobs: digest", "BlobDigest", |w| w.swapped = true),
+        ("release: signature", "SignatureInvalid", |w| w.release_key = STAGING_CI),
+        ("release: application", "ApplicationMismatch", |w| w.release.application = name("api")),
+        ("release: repository", "SourceNotAllowed", |w| {
+            w.spec.applications[0].repos = vec!["https://git.example/company/api".to_owned()];
+        }),
+        ("release: keys here", "UntrustedKey", |w| w.spec.applications[0].keys = Some(Vec::new())),
+        ("release: target", "TargetMismatch", |w| {
+            w.release.renders[0].target.environments = vec!["staging".to_owned()];
+        }),
+        ("record: binding", "SourceChanged", |w| {
+            w.recorded().binding = Some("https://git.example/other/web-app".to_owned());
+        }),
+        ("record: counter", "CounterRegressed", |w| {
+            w.recorded().floor = Some(Floor { counter: u64::MAX, release: Digest::of(b"former") });
+        }),
+        ("record: namespaces", "TooManyNamespaces", |w| {
+            w.spread();
+            w.recorded().removed = true;
+        }),
+        ("release: counter ahead", "CounterAhead", |w| w.release.counter = COUNTER * 2),
+        ("release: age", "ReleaseExpired", |w| w.release.not_after = later(-1)),
+        ("content: digest", "ContentDigest", |w| {
+            w.delivered = Some(manifest::write(vec![deployment("myapp:v2")]).unwrap());
+        }),
+        ("evidence: pinned", "AttestationMissing", |w| {
+            w.asked.required_attestations.clear();
+            w.receipts.retain(|(name, _)| *name != "build");
+        }),
+        ("evidence: delivered", "ReceiptMissing", |w| w.withheld.push("security-scan")),
+        ("evidence: rule", "TestFailed", |w| {
+            let test = w.receipts.iter_mut().find(|(name, _)| *name == "test").unwrap();
+            test.1.predicate = json!({"result": "FAILED"});
+        }),
+        ("content: count", "ObjectCount", |w| w.objects_signed = Some(1)),
+        ("content: each object", "KindUnknown", |w| {
+            w.objects[1] = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "x"}});
+        }),
+    ];
+    for (index, (earlier, reason, bend)) in steps.iter().enumerate() {
+        let mut alone = world();
+        bend(&mut alone);
+        assert_eq!(alone.reason(), *reason, "{earlier}");
+        for (later, _, also) in steps.iter().skip(index + 1) {
+            let mut both = world();
+            also(&mut both);
+            bend(&mut both);
+            assert_eq!(both.reason(), *reason, "{earlier}, and {later}");
+        }
+    }
+}
+
+#[test]
+fn a_rendering_that_fixes_no_namespace_may_use_as_many_as_the_policy_says() {
+    let mut spread = world();
+    spread.spread();
+    spread.spec.applications[0].namespaces = vec!["app-*".to_owned()];
+    spread.spec.applications[0].max_namespaces = Some(2);
+    assert_eq!(spread.reason(), "Admitted");
+
+    spread.records.values_mut().next().unwrap().removed = true;
+    spread.spec.applications[0].max_namespaces = None;
+    assert_eq!(spread.reason(), "Admitted", "a removed one does not count");
 }
 
 #[test]
