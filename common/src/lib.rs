@@ -30,3 +30,6 @@ pub mod report;
 pub mod session;
 pub mod statement;
 pub mod verify;
+
+#[cfg(test)]
+mod golden;

@@ -1,0 +1,223 @@
+//! The exact bytes of signed documents and frames, beside this file: what no build may write otherwise.
+//!
+//! Clusters hold such bytes for years and peers of other versions read them. A line that has to change
+//! here means a new version of a format, never a new golden file.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::envelope::{DIRECTIVE_TYPE, seal};
+use crate::health::Health;
+use crate::ids::{ClusterId, Digest, Name, Timestamp};
+use crate::keys::PrivateKey;
+use crate::manifest::{self, ObjectKey};
+use crate::plan::{
+    AskedPolicy, ContentBlob, Directive, Head, Operation, Plan, SignedBlob, Strategy, Sync,
+    SyncPolicy, to_bytes,
+};
+use crate::policy::Mode;
+use crate::release::{NamespaceRule, RENDERING_TYPE};
+use crate::report::{ObjectState, Phase, Refusal, Report, Running, Timings};
+use crate::session::frame;
+use crate::session::message::{Hello, Seen, ToHub, ToHubBody};
+use crate::verify::Check;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn hub_key() -> PrivateKey {
+    PrivateKey::from_seed(&[1; 32]).unwrap()
+}
+
+fn plan() -> Plan {
+    let blob = |what: &str| SignedBlob {
+        id: Digest::of(format!("{what}, signed").as_bytes()),
+        sha256: Digest::of(what.as_bytes()),
+        size: what.len() as u64,
+    };
+    Plan {
+        v: 1,
+        application: name("web-app"),
+        release: blob("release"),
+        render: "production".to_owned(),
+        content: ContentBlob {
+            sha256: Digest::of(b"content"),
+            size: 7,
+            objects: 2,
+            media_type: RENDERING_TYPE.to_owned(),
+        },
+        receipts: vec![blob("build"), blob("test")],
+        namespace: NamespaceRule::Fixed { value: name("app-production") },
+        policy: AskedPolicy {
+            mode: Mode::Strict,
+            required_attestations: ["build", "test"].map(String::from).into(),
+            trusted_keys: Some([hub_key().public().id()].into()),
+        },
+        sync: SyncPolicy { prune: true, self_heal: true, adopt: false },
+        strategy: Strategy::RollingUpdate,
+        hooks: vec![json!({"name": "smoke"})],
+    }
+}
+
+fn directive() -> Directive {
+    Directive {
+        v: 1,
+        cluster: ClusterId::of_identity_key(&[9; 32]),
+        application: name("web-app"),
+        namespace: name("app-production"),
+        epoch: 3,
+        sequence: 42,
+        generation: 7,
+        attempt: 1,
+        operation: Operation::Progress,
+        cap_percent: 100,
+        plan: Some(Digest::of(&to_bytes(&plan()))),
+        issued_at: time("2026-11-22T12:00:00Z"),
+        expires_at: time("2026-11-23T12:00:00Z"),
+    }
+}
+
+fn sync() -> Sync {
+    Sync {
+        v: 1,
+        cluster: ClusterId::of_identity_key(&[9; 32]),
+        epoch: 3,
+        counter: 12_884_901_889,
+        nonce: "000102030405060708090a0b0c0d0e0f".to_owned(),
+        heads: vec![Head {
+            application: name("web-app"),
+            namespace: name("app-production"),
+            sequence: 42,
+        }],
+        issued_at: time("2026-11-22T12:00:00Z"),
+        expires_at: time("2026-11-22T12:10:00Z"),
+    }
+}
+
+fn report() -> Report {
+    let key = ObjectKey {
+        group: "apps".to_owned(),
+        kind: "Deployment".to_owned(),
+        namespace: Some("app-production".to_owned()),
+        name: "web".to_owned(),
+    };
+    Report {
+        v: 1,
+        application: name("web-app"),
+        namespace: name("app-production"),
+        epoch: Some(3),
+        sequence: Some(42),
+        phase: Phase::Degraded,
+        reason: "Unhealthy".to_owned(),
+        message: "no quota".to_owned(),
+        running: Some(Running {
+            plan: Digest::of(b"plan"),
+            release: Digest::of(b"release"),
+            content: Digest::of(b"content"),
+            version: "v1".to_owned(),
+            counter: 1_795_000_000,
+            signed_commit: "c".repeat(40),
+            signers: vec!["ci-production".to_owned()],
+            since: time("2026-11-22T12:00:01Z"),
+        }),
+        refusal: Some(Refusal {
+            reason: "CounterRegressed".to_owned(),
+            message: "older".to_owned(),
+            sequence: Some(41),
+            at: time("2026-11-22T12:00:02Z"),
+        }),
+        health: Health::Failed,
+        objects: vec![ObjectState {
+            key: key.clone(),
+            health: Health::Failed,
+            message: "no quota".to_owned(),
+        }],
+        objects_total: 1,
+        drifted: vec![key],
+        heals_total: 5,
+        timings: Timings::default(),
+        checks: vec![Check { check: "Target".to_owned(), detail: "render production".to_owned() }],
+        warnings: vec!["the release expired".to_owned()],
+        observed_at: time("2026-11-22T12:00:03Z"),
+    }
+}
+
+fn hello() -> ToHub {
+    let body = ToHubBody::Hello(Hello {
+        protocol_min: 1,
+        protocol_max: 1,
+        cluster_id: ClusterId::of_identity_key(&[9; 32]).to_string(),
+        agent_version: "0.1.0".to_owned(),
+        nonce: (0..16).collect(),
+        policy: b"{}".to_vec(),
+        destinations: vec![Seen {
+            application: "web-app".to_owned(),
+            namespace: "app-production".to_owned(),
+            epoch: 3,
+            sequence: 42,
+            directive: vec![0xaa; 32],
+        }],
+        kubernetes_version: "v1.37.2".to_owned(),
+    });
+    ToHub { body: Some(body) }
+}
+
+/// Hexadecimal in lines that people can compare.
+fn hexadecimal(bytes: &[u8]) -> String {
+    let text = data_encoding::HEXLOWER.encode(bytes);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    lines.join("\n")
+}
+
+fn keeps<T>(document: &T, golden: &str)
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    assert_eq!(String::from_utf8(to_bytes(document)).unwrap(), golden.trim_end());
+    assert_eq!(serde_json::from_str::<T>(golden).unwrap(), *document);
+}
+
+#[test]
+fn signed_documents_are_written_as_they_always_were() {
+    keeps(&plan(), include_str!("golden/plan.json"));
+    keeps(&directive(), include_str!("golden/directive.json"));
+    keeps(&sync(), include_str!("golden/sync.json"));
+}
+
+#[test]
+fn a_rendering_is_written_as_it_always_was() {
+    let objects = vec![
+        json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "web"},
+            "data": {"z": "\u{20ac}", "a": "line\nbreak"}}),
+        json!({"kind": "Deployment", "apiVersion": "apps/v1", "metadata": {"name": "web"},
+            "spec": {"replicas": 2}}),
+    ];
+    let rendering = String::from_utf8(manifest::write(objects).unwrap()).unwrap();
+
+    assert_eq!(rendering, include_str!("golden/rendering.jsonl"));
+}
+
+#[test]
+fn an_envelope_is_signed_and_written_as_it_always_was() {
+    let sealed = seal(DIRECTIVE_TYPE, &to_bytes(&directive()), &[&hub_key()]);
+    let golden = include_str!("golden/directive.dsse.json");
+
+    assert_eq!(String::from_utf8(sealed).unwrap(), golden.trim_end());
+}
+
+#[test]
+fn what_a_spoke_says_is_written_as_it_always_was() {
+    keeps(&report(), include_str!("golden/report.json"));
+    let frame = frame::encode(&hello()).unwrap();
+
+    assert_eq!(hexadecimal(&frame), include_str!("golden/hello.hex").trim_end());
+    let body = frame.get(frame::LENGTH_BYTES..).unwrap();
+    assert_eq!(frame::decode::<ToHub>(body).unwrap(), hello());
+}
