@@ -4,11 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use attest_common::health::Health;
 use attest_common::keys::PrivateKey;
 use attest_common::plan::Operation;
 use attest_common::record::Record;
 use attest_common::report::{Phase, Report};
 use attest_tests::cluster::audit::{AuditEvent, Mark};
+use attest_tests::cluster::fakelet::READY_ANNOTATION;
 use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned};
 use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
@@ -26,6 +28,8 @@ const SETTLE: Duration = Duration::from_millis(700);
 /// The pace of admissions, as the spoke has it.
 const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
 const ADMISSION_EVERY: Duration = Duration::from_secs(3);
+/// What a Deployment that never gets ready is given; longer than one that does takes.
+const PROGRESS_DEADLINE_S: u64 = 5;
 const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
 const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
@@ -477,6 +481,44 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     assert_eq!(report.drifted.len(), 1);
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.writes(mark)?, [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_release_ends_it()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&[]).await?;
+    let deployment = stage.base.iter().position(|object| object["kind"] == "Deployment");
+    let deployment = deployment.context("the sample has no Deployment")?;
+    let healthy = stage.base[deployment].clone();
+    stage.base[deployment]["spec"]["progressDeadlineSeconds"] = json!(PROGRESS_DEADLINE_S);
+    stage.base[deployment]["spec"]["template"]["metadata"]["annotations"] =
+        json!({READY_ANNOTATION: "never"});
+
+    // Applied is not done: first its pods are waited for, then the cluster itself gives up on them.
+    let delivery = stage.delivery(&[]).await?;
+    stage.send(&delivery).await?;
+    let waiting = |report: &Report| {
+        report.phase == Phase::Progressing && report.message.contains("Deployment")
+    };
+    let report = stage.reported(waiting).await?;
+    assert_eq!(report.health, Health::InProgress, "{report:#?}");
+    let report = stage.reported(|report| report.phase == Phase::Degraded).await?;
+    assert_eq!(
+        (report.reason.as_str(), report.health),
+        ("Unhealthy", Health::Failed),
+        "{report:#?}"
+    );
+    assert!(
+        report.message.contains("Deployment") && report.message.contains("progressing"),
+        "{}",
+        report.message
+    );
+
+    stage.base[deployment] = healthy;
+    let report = stage.synced(&[]).await?;
+    assert_eq!(report.health, Health::Current);
     Ok(())
 }
 
