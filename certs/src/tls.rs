@@ -158,8 +158,8 @@ fn server(
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
     let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
     let chain_verifier = builder.build().map_err(TlsError::Authorities)?;
-    let trust_domain = me.id.trust_domain().to_owned();
-    let verifier = MemberVerifier { chain_verifier, role, trust_domain };
+    let trust_domain = Some(me.id.trust_domain().to_owned());
+    let verifier = MemberVerifier { chain_verifier, identity: IdentityRule { role, trust_domain } };
     let mut config = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Rustls)?
@@ -186,7 +186,8 @@ fn client(
         Some(own) => Some(peer_identity(own.chain())?.id.trust_domain().to_owned()),
         None => None,
     };
-    let verifier = HubVerifier { pins: pins.to_vec(), trust_domain };
+    let identity = IdentityRule { role: Role::Hub, trust_domain };
+    let verifier = HubVerifier { pins: pins.to_vec(), identity };
     let builder = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Rustls)?
@@ -212,14 +213,6 @@ fn require_role(peer: &PeerIdentity, wanted: Role) -> Result<(), IdentityError> 
     }
 }
 
-fn require_trust_domain(peer: &PeerIdentity, wanted: &str) -> Result<(), IdentityError> {
-    if peer.id.trust_domain() == wanted {
-        Ok(())
-    } else {
-        Err(IdentityError::TrustDomain { id: peer.id.clone(), wanted: wanted.to_owned() })
-    }
-}
-
 fn refused(error: IdentityError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }
@@ -233,12 +226,46 @@ pub fn refusal(error: &rustls::Error) -> Option<&IdentityError> {
     }
 }
 
+/// Who a peer has to be once its chain is good. Both verifiers end with it.
+#[derive(Debug)]
+struct IdentityRule {
+    role: Role,
+    /// Absent while a spoke joins: it does not know its fleet yet.
+    trust_domain: Option<String>,
+}
+
+impl IdentityRule {
+    fn check(&self, end_entity: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
+        require_role(&peer, self.role).map_err(refused)?;
+        match &self.trust_domain {
+            Some(wanted) if peer.id.trust_domain() != wanted => {
+                let wanted = wanted.clone();
+                Err(refused(IdentityError::TrustDomain { id: peer.id, wanted }))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn handshake_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    let algorithms = &provider().signature_verification_algorithms;
+    verify_tls13_signature(message, certificate, signature, algorithms)
+}
+
+fn signature_schemes() -> Vec<SignatureScheme> {
+    provider().signature_verification_algorithms.supported_schemes()
+}
+
 /// At the hub: the chain by webpki, then the identity by our rules.
 #[derive(Debug)]
 struct MemberVerifier {
     chain_verifier: Arc<dyn ClientCertVerifier>,
-    role: Role,
-    trust_domain: String,
+    identity: IdentityRule,
 }
 
 impl ClientCertVerifier for MemberVerifier {
@@ -257,17 +284,15 @@ impl ClientCertVerifier for MemberVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain_verifier.verify_client_cert(end_entity, intermediates, now)?;
-        let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
-        require_role(&peer, self.role).map_err(refused)?;
-        require_trust_domain(&peer, &self.trust_domain).map_err(refused)?;
+        self.identity.check(end_entity)?;
         Ok(verified)
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(PeerIncompatible::Tls12NotOffered.into())
     }
@@ -278,11 +303,11 @@ impl ClientCertVerifier for MemberVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain_verifier.verify_tls13_signature(message, certificate, signature)
+        handshake_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain_verifier.supported_verify_schemes()
+        signature_schemes()
     }
 }
 
@@ -290,7 +315,7 @@ impl ClientCertVerifier for MemberVerifier {
 #[derive(Debug)]
 struct HubVerifier {
     pins: Vec<Pin>,
-    trust_domain: Option<String>,
+    identity: IdentityRule,
 }
 
 impl HubVerifier {
@@ -325,19 +350,15 @@ impl ServerCertVerifier for HubVerifier {
             now,
             provider().signature_verification_algorithms.all,
         )?;
-        let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
-        require_role(&peer, Role::Hub).map_err(refused)?;
-        if let Some(trust_domain) = &self.trust_domain {
-            require_trust_domain(&peer, trust_domain).map_err(refused)?;
-        }
+        self.identity.check(end_entity)?;
         Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(PeerIncompatible::Tls12NotOffered.into())
     }
@@ -348,12 +369,11 @@ impl ServerCertVerifier for HubVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        handshake_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        signature_schemes()
     }
 }
 

@@ -1,19 +1,16 @@
 //! The session between a spoke and its hub: protocol versions, stream layout and limits. No sockets.
 //!
-//! The spoke dials QUIC with ALPN [`SESSION_ALPN`] and opens one bidirectional control stream.
+//! The spoke dials QUIC with ALPN `attest/1` and opens one bidirectional control stream.
 //! On it the spoke sends `Hello` and later `Need` and `Report`; the hub answers `Welcome` and sends
 //! `Sync` and `Acknowledge`. The hub opens one unidirectional stream for each push: `Blob` frames
 //! for what the spoke is likely to lack, then exactly one `Directive` frame. Signed documents
-//! travel as opaque bytes. Joining uses ALPN [`JOIN_ALPN`] and one bidirectional stream.
+//! travel as opaque bytes. Joining uses ALPN `attest-join/1` and one bidirectional stream.
+//! What TLS needs to know of this (protocol names, exporter) is in `certs`.
 
 pub mod frame;
 pub mod join;
 pub mod message;
 
-/// ALPN of the session.
-pub const SESSION_ALPN: &[u8] = b"attest/1";
-/// ALPN of joining.
-pub const JOIN_ALPN: &[u8] = b"attest-join/1";
 /// Newest protocol version this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Oldest protocol version this build speaks.
@@ -33,8 +30,6 @@ pub const SYNC_INTERVAL_MS: u64 = 60_000;
 /// First and longest wait before dialling again; full jitter in between.
 pub const RECONNECT_MIN_MS: u64 = 200;
 pub const RECONNECT_MAX_MS: u64 = 30_000;
-/// Label of the TLS exporter that binds a join proof to its connection (RFC 8446, section 7.5).
-pub const JOIN_EXPORTER_LABEL: &[u8] = b"EXPORTER-attest-join-v1";
 
 /// The version both ends speak, or none.
 pub fn negotiate(peer_min: u32, peer_max: u32) -> Option<u32> {

@@ -334,7 +334,10 @@ impl Fleet {
 
     /// A client that does not look at its own certificate first.
     fn client_with(&self, own: &Bundle) -> ClientConfig {
-        let verifier = HubVerifier { pins: vec![self.authority.pin()], trust_domain: None };
+        let verifier = HubVerifier {
+            pins: vec![self.authority.pin()],
+            identity: IdentityRule { role: Role::Hub, trust_domain: None },
+        };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .unwrap()

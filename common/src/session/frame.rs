@@ -56,7 +56,7 @@ impl FrameError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::message::{Need, ToHub, ToHubBody};
+    use crate::session::message::{JoinAnswer, JoinRequest, Need, ToHub, ToHubBody, ToSpoke};
 
     #[test]
     fn a_frame_reads_back() {
@@ -91,15 +91,30 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error_and_never_a_panic() {
-        for seed in 0..2_000_u32 {
-            let bytes: Vec<u8> = (0..seed % 97)
-                .map(|i| {
-                    (seed.wrapping_mul(2_654_435_761).rotate_left(i % 31) >> (i % 24)).to_be_bytes()
-                        [3]
-                })
-                .collect();
+    fn a_body_that_is_cut_short_or_no_message_is_an_error() {
+        let message = ToHub {
+            body: Some(ToHubBody::Need(Need { application: "a".into(), ..Need::default() })),
+        };
+        let bytes = encode(&message).unwrap();
+        let body = &bytes[LENGTH_BYTES..];
+        for length in 1..body.len() {
+            let error = decode::<ToHub>(&body[..length]).unwrap_err();
+            assert_eq!(error.reason(), "FrameMalformed", "{length} bytes");
+        }
+        // A string that is not UTF-8, a wire type nobody has, a field number of zero.
+        for wrong in [&[0x12, 0x03, 0x0a, 0x01, 0xff][..], &[0x0f], &[0x02, 0x00]] {
+            assert_eq!(decode::<ToHub>(wrong).unwrap_err().reason(), "FrameMalformed");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_of_frames_panic(bytes: Vec<u8>, prefix: [u8; LENGTH_BYTES]) {
+            let _ = body_length(prefix);
             let _ = decode::<ToHub>(&bytes);
+            let _ = decode::<ToSpoke>(&bytes);
+            let _ = decode::<JoinRequest>(&bytes);
+            let _ = decode::<JoinAnswer>(&bytes);
         }
     }
 }
