@@ -3,6 +3,7 @@
 //! One pure function of signed input. It is both what is applied and what drift is measured against;
 //! nothing else may change an object between the signature and the API server.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -56,13 +57,13 @@ pub fn effective(
 }
 
 /// `kinds` and those that CRDs among `objects` define.
-pub fn with_definitions(objects: &[Object], kinds: &Kinds) -> Kinds {
-    let mut known = kinds.clone();
+pub fn with_definitions<'a>(objects: &[Object], kinds: &'a Kinds) -> Cow<'a, Kinds> {
+    let mut known = Cow::Borrowed(kinds);
     for object in objects {
         if object.key().kind == "CustomResourceDefinition"
             && let Some((group, kind, knowledge)) = Kinds::defined_by(object.value())
         {
-            known.insert(&group, &kind, knowledge);
+            known.to_mut().insert(&group, &kind, knowledge);
         }
     }
     known

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::de::{self, DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 /// Deepest nesting of a document (envelope, statement, plan).
@@ -135,10 +136,13 @@ impl<'de> Visitor<'de> for Strict {
         let mut fields = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(inner)?;
-            if fields.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("key `{key}` appears twice")));
-            }
-            fields.insert(key, value);
+            match fields.entry(key) {
+                Entry::Vacant(place) => place.insert(value),
+                Entry::Occupied(twice) => {
+                    let key = twice.key();
+                    return Err(de::Error::custom(format_args!("key `{key}` appears twice")));
+                }
+            };
         }
         Ok(Value::Object(fields))
     }

@@ -75,7 +75,7 @@ impl Running {
         let (application, namespace) = key;
         let account =
             Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
-        let kinds = effective::with_definitions(&admission.admitted.objects, known);
+        let kinds = effective::with_definitions(&admission.admitted.objects, known).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
         let inventory = with_met(inventory, tracked_before);
