@@ -34,6 +34,16 @@ pub const UNIX_SECONDS_COUNTER_MIN: u64 = 1_000_000_000;
 pub const COUNTER_AHEAD_MAX_S: u64 = 24 * 60 * 60;
 
 /// Something this module has checked. Cannot be made anywhere else.
+///
+/// ```
+/// use attest_common::verify::Verified;
+/// let _reads: fn(Verified<u8>) -> u8 = Verified::into_inner;
+/// ```
+///
+/// ```compile_fail
+/// use attest_common::verify::Verified;
+/// let _makes: fn(u8) -> Verified<u8> = Verified;
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verified<T>(T);
 

@@ -1,11 +1,12 @@
 //! The gate, case by case: one honest delivery, and every way to bend it that has its own reason.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::envelope::seal;
 use crate::keys::PrivateKey;
-use crate::plan::{ContentBlob, SignedBlob, Strategy, SyncPolicy, to_bytes};
+use crate::plan::{self, ContentBlob, SignedBlob, SyncPolicy, to_bytes};
 use crate::policy::{Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec};
 use crate::record::{Floor, Record};
 use crate::release::{Evidence, ImageDigest, ReleaseSource, Renderer, Target};
@@ -269,7 +270,7 @@ impl World {
             namespace: NamespaceRule::Fixed { value: name("app-production") },
             policy: self.asked.clone(),
             sync: SyncPolicy::default(),
-            strategy: Strategy::RollingUpdate,
+            strategy: plan::Strategy::RollingUpdate,
             hooks: self.hooks.clone(),
         };
         let plan_bytes = to_bytes(&plan);
@@ -842,23 +843,117 @@ fn a_sync_must_answer_this_connection() {
     assert_eq!(ask(|s| s.expires_at = later(1)), "LifetimeTooLong");
 }
 
-proptest::proptest! {
-    /// Whatever a plan asks, what is admitted is never laxer than the cluster's own policy.
+fn modes() -> impl Strategy<Value = Mode> {
+    prop_oneof![Just(Mode::Disabled), Just(Mode::Audit), Just(Mode::Standard), Just(Mode::Strict)]
+}
+
+/// What any hub may ask: every mode, attestations known and unknown, keys of ours and of strangers.
+fn asked() -> impl Strategy<Value = AskedPolicy> {
+    let attestations =
+        proptest::sample::subsequence(vec!["build", "test", "security-scan", "blessing"], 0..=4);
+    let keys = proptest::sample::subsequence(vec![CI, HUB, STRANGER, STAGING_CI], 0..=4);
+    (modes(), attestations, proptest::option::of(keys)).prop_map(|(mode, attestations, keys)| {
+        let ids = |keys: Vec<u8>| keys.into_iter().map(|seed| key(seed).public().id()).collect();
+        AskedPolicy {
+            mode,
+            required_attestations: attestations.into_iter().map(String::from).collect(),
+            trusted_keys: keys.map(ids),
+        }
+    })
+}
+
+proptest! {
+    /// Whatever a plan asks and whatever it leaves out, what is admitted keeps to the cluster's own policy.
     #[test]
-    fn a_plan_can_only_tighten(mode in 0..4_u8, drop_keys: bool, extra in 0..3_usize) {
+    fn what_holds_is_never_laxer_than_the_clusters_own_policy(
+        asked in asked(),
+        strict: bool,
+        required in proptest::sample::subsequence(vec!["build", "test", "security-scan"], 0..=3),
+        withheld in proptest::sample::subsequence(vec!["build", "test", "security-scan"], 0..=2),
+        signer in proptest::sample::select(vec![CI, HUB, STRANGER, STAGING_CI]),
+    ) {
+        let floor = if strict { Mode::Strict } else { Mode::Standard };
         let mut bent = world();
-        bent.asked.mode = [Mode::Disabled, Mode::Audit, Mode::Standard, Mode::Strict][mode as usize];
-        bent.asked.trusted_keys = drop_keys.then(|| BTreeSet::from([key(STRANGER).public().id()]));
-        bent.asked.required_attestations =
-            ["build", "test", "security-scan"].into_iter().take(extra).map(String::from).collect();
-        bent.withheld.push("security-scan");
+        bent.spec.applications[0].minimum_mode = floor;
+        bent.spec.applications[0].required_attestations =
+            required.iter().copied().map(String::from).collect();
+        bent.asked = asked.clone();
+        bent.withheld = withheld.clone();
+        bent.release_key = signer;
 
-        proptest::prop_assert!(bent.ask().is_err());
+        let Ok(admission) = bent.ask() else { return Ok(()) };
 
-        bent.withheld.clear();
-        if let Ok(admission) = bent.ask() {
-            proptest::prop_assert!(admission.admitted.mode >= Mode::Strict);
-            proptest::prop_assert!(!drop_keys);
+        let admitted = &admission.admitted;
+        prop_assert!(admitted.mode >= floor && admitted.mode >= asked.mode);
+        prop_assert_eq!(signer, CI, "only a key of the local policy");
+        let narrowed = asked.trusted_keys.is_none_or(|ids| ids.contains(&key(CI).public().id()));
+        prop_assert!(narrowed, "only a key that the plan asks for");
+        let lacking = |name: &&str| withheld.contains(name);
+        prop_assert!(!required.iter().any(|name| lacking(name)), "what the policy requires");
+        let also = asked.required_attestations.iter().map(String::as_str);
+        prop_assert!(!also.into_iter().any(|name| lacking(&name)), "what the plan requires");
+        prop_assert!(!asked.required_attestations.contains("blessing"));
+    }
+
+    /// Bytes of anybody, raw and in a good envelope: refused or not, nothing panics.
+    #[test]
+    fn no_bytes_make_the_gate_panic(bytes in hostile(), at: usize, byte: u8) {
+        let world = world();
+        let policy = world.spec.load().unwrap();
+        let spoke = Spoke {
+            policy: &policy,
+            cluster: &world.directive.cluster,
+            records: &world.records,
+            now: now(),
+            ages: Ages::Judge,
+        };
+        let mut broken = to_bytes(&world.directive);
+        let at = at % broken.len();
+        broken[at] = byte;
+        for payload in [&bytes, &broken] {
+            for payload_type in [DIRECTIVE_TYPE, PLAN_TYPE, SYNC_TYPE, STATEMENT_TYPE] {
+                let sealed = seal(payload_type, payload, &[&key(HUB)]);
+                for envelope in [payload, &sealed] {
+                    let _ = super::directive(envelope, &spoke);
+                    let _ = super::plan(envelope, Digest::of(payload), &policy);
+                    let _ = sync(envelope, &spoke, "aa", 1);
+                    let _ = open_release(envelope, &policy.hub_keys);
+                    let _ = envelope::peek(envelope, payload_type);
+                }
+            }
+            let _ = Statement::read(payload);
+            let _ = manifest::read(payload);
+            let _ = serde_json::from_slice::<Spec>(payload).map(|spec| spec.load());
         }
     }
+}
+
+/// Bytes as they come, and words of our own formats in any order.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let words = vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "\"",
+        "\\u0061",
+        "\n",
+        "null",
+        "-1",
+        "1e400",
+        "\"v\":1",
+        "\"apiVersion\":\"v1\"",
+        "\"kind\":\"ConfigMap\"",
+        "\"metadata\":{\"name\":\"a\"}",
+        "\"payloadType\":",
+        "\"payload\":\"e30=\"",
+        "\"signatures\":[]",
+        "\u{feff}",
+        "\u{0}",
+    ];
+    let text = proptest::collection::vec(proptest::sample::select(words), 0..40)
+        .prop_map(|words| words.concat().into_bytes());
+    prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), text]
 }
