@@ -9,7 +9,7 @@ use futures::future::{join, try_join};
 use serde_json::{Value, json};
 
 use crate::cluster::{ApiError, ApiServer, object_path};
-use crate::{ACCOUNT, NAMESPACE};
+use crate::{ACCOUNT, NAMESPACE, failpoint};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
@@ -103,7 +103,10 @@ async fn create(
     namespace: Option<&str>,
     body: Value,
 ) -> Result<bool, ApiError> {
-    match api.create(&object_path(api_version, plural, namespace, ""), &body).await {
+    failpoint::reach(&format!("before-{plural}-write"));
+    let created = api.create(&object_path(api_version, plural, namespace, ""), &body).await;
+    failpoint::reach(&format!("after-{plural}-write"));
+    match created {
         Ok(_) => Ok(true),
         Err(error) if error.is_already_exists() => Ok(false),
         Err(error) => Err(error),

@@ -141,6 +141,7 @@ async fn connect(
             .await;
     }
     readiness.joined();
+    join::forget_token(&link.api).await;
     link::run(link).await;
 }
 

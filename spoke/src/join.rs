@@ -18,6 +18,7 @@ use quinn::VarInt;
 use tokio::sync::watch;
 
 use crate::cluster::ApiServer;
+use crate::failpoint;
 use crate::identity::{Identity, IdentityError};
 use crate::link::certificate::{Expected, certificate};
 use crate::link::quic::{self, FrameReader, LinkError};
@@ -75,10 +76,21 @@ pub async fn run(
             _ = trust.changed() => {}
         }
     }
-    if let Err(error) = api.delete_own(&secrets::path(JOIN_SECRET)).await {
-        tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot delete the join token");
-    }
     tracing::info!(cluster_id = %identity.cluster, "Joined the fleet");
+}
+
+/// Deletes the join token, which was used up. Also after a start: the process may have died before.
+pub async fn forget_token(api: &ApiServer) {
+    failpoint::reach("before-join-delete");
+    let deleted = api.delete_own(&secrets::path(JOIN_SECRET)).await;
+    failpoint::reach("after-join-delete");
+    if let Err(error) = deleted {
+        tracing::warn!(
+            reason = error.reason(),
+            error = %error_chain(&error),
+            "Cannot delete the join token"
+        );
+    }
 }
 
 enum Progress {

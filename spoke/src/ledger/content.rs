@@ -27,8 +27,8 @@ pub const CONTENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 pub const PIECES_MAX: usize = 32;
 /// Most bytes of all content Secrets of a cluster, as stored.
 pub const CONTENT_TOTAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Shortest time between two looks for unused content.
-const TIDY_EVERY: Duration = Duration::from_millis(500);
+/// How long unused content stays, so that deleting it does not compete with what was just admitted.
+const TIDY_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait after one that failed.
 const TIDY_RETRY: Duration = Duration::from_secs(10);
 const IN_FLIGHT_MAX: usize = 4;
@@ -226,6 +226,7 @@ impl Ledger {
     pub async fn keep_tidy(self) {
         loop {
             self.tidy().notified().await;
+            tokio::time::sleep(TIDY_AFTER).await;
             if let Err(error) = self.drop_unused_content().await {
                 tracing::warn!(
                     reason = error.reason(),
@@ -235,7 +236,6 @@ impl Ledger {
                 tokio::time::sleep(TIDY_RETRY).await;
                 self.tidy_content();
             }
-            tokio::time::sleep(TIDY_EVERY).await;
         }
     }
 
@@ -264,7 +264,9 @@ impl Ledger {
                 state.content.is_unused(&name, &used(&state.records))
             };
             if still {
+                failpoint::reach("before-content-delete");
                 self.api().delete_own(&path(&name)).await.map_err(LedgerError::Api)?;
+                failpoint::reach("after-content-delete");
                 self.state().content.stored.remove(&name);
             }
         }

@@ -26,7 +26,8 @@ use attest_tests::real::{Agents, Ci, RealFleet};
 use attest_tests::wait::{POLL_EVERY, until};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ const STABLE_OBJECTS: usize = 6;
 /// Entries that `app history` shows of a destination.
 const HISTORY_SHOWN: u64 = 50;
 /// Deaths by name that every run must see; the last writes of a release may be one.
-const DEATHS_MIN: u32 = 27;
+const DEATHS_MIN: u32 = 37;
 const RANDOM_KILLS: usize = 50;
 const LONGEST_LIFE_MS: u64 = 1_200;
 const SEED_VARIABLE: &str = "ATTEST_CRASH_SEED";
@@ -124,7 +125,7 @@ const HUB_WRITES: [(&str, u32, Action); 8] = [
 /// Every durable write of the spoke outside registration, refusals and removal, and how often one
 /// release makes it: a record is written for the admission, for what is about to be written, and
 /// for what is done; of two objects the release's own is created and the Deployment updated.
-const SPOKE_WRITES: [(&str, u32); 9] = [
+const SPOKE_WRITES: [(&str, u32); 11] = [
     ("before-content-write", 1),
     ("after-content-write", 1),
     ("after-admission", 1),
@@ -134,6 +135,18 @@ const SPOKE_WRITES: [(&str, u32); 9] = [
     ("after-apply", 2),
     ("before-delete", 1),
     ("after-delete", 1),
+    ("before-content-delete", 1),
+    ("after-content-delete", 1),
+];
+
+/// What is made anew when an application's rights were taken away: of the two bindings each.
+const SPOKE_RIGHTS_WRITES: [(&str, u32); 6] = [
+    ("before-namespaces-write", 1),
+    ("after-namespaces-write", 1),
+    ("before-serviceaccounts-write", 1),
+    ("after-serviceaccounts-write", 1),
+    ("before-rolebindings-write", 2),
+    ("after-rolebindings-write", 2),
 ];
 
 /// A fleet of one cluster and one application, whose processes die.
@@ -387,6 +400,13 @@ impl Arena {
         Ok(died)
     }
 
+    /// Somebody deletes what lets the application's account write and the spoke read.
+    async fn take_rights(&self) -> anyhow::Result<()> {
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), NAMESPACE);
+        bindings.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        Ok(())
+    }
+
     /// Waits until the spoke has died by itself, and starts it again to live.
     async fn spoke_dies(&mut self, point: &str) -> anyhow::Result<()> {
         let start = Instant::now();
@@ -489,6 +509,13 @@ async fn a_release_survives_a_death_at_every_durable_write() -> anyhow::Result<(
         for times in 1..=times_max {
             // The last writes of a release may be one.
             let died = arena.spoke_dies_at(&format!("{name}:{times}"), times == 1).await?;
+            deaths += u32::from(died);
+        }
+    }
+    for (name, times_max) in SPOKE_RIGHTS_WRITES {
+        for times in 1..=times_max {
+            arena.take_rights().await?;
+            let died = arena.spoke_dies_at(&format!("{name}:{times}"), true).await?;
             deaths += u32::from(died);
         }
     }

@@ -30,7 +30,7 @@ enum Who {
 }
 
 /// Every durable write of a registration.
-const JOIN_WRITES: [(Who, &str); 12] = [
+const JOIN_WRITES: [(Who, &str); 14] = [
     (Who::Hub, "before-token-commit"),
     (Who::Hub, "after-token-commit"),
     (Who::Hub, "before-join-commit"),
@@ -43,6 +43,8 @@ const JOIN_WRITES: [(Who, &str); 12] = [
     (Who::Spoke, "after-identity-write"),
     (Who::Spoke, "before-certificate-write"),
     (Who::Spoke, "after-certificate-write"),
+    (Who::Spoke, "before-join-delete"),
+    (Who::Spoke, "after-join-delete"),
 ];
 
 /// A hub and a cluster that is registered again and again.
