@@ -86,7 +86,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     tasks.spawn(refusals.clone().keep());
     tasks.spawn(ledger.clone().keep_tidy());
     tasks.spawn(ledger.clone().keep_count(identity.destinations));
-    tasks.spawn(freshness.clone().watch(metrics.clone()));
+    tasks.spawn(freshness.clone().watch(metrics.clone(), refusals.clone()));
     match ledger.lost() {
         Some(lost) => say_what_was_lost(lost),
         // What was stored and not recorded before the process ended.

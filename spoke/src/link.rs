@@ -302,7 +302,7 @@ impl Link {
         match verify::sync(envelope, &spoke, &judged.nonce, judged.counter) {
             Ok(sync) => {
                 judged.counter = sync.counter;
-                self.freshness.mark();
+                self.freshness.mark(Instant::now());
                 tracing::debug!(counter = sync.counter, heads = sync.heads.len(), "Sync verified");
             }
             Err(error) => {

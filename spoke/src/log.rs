@@ -1,6 +1,7 @@
 //! Log lines in the product's shape: one JSON object with `timestamp`, `level`, `target`, `message`, `fields`.
 //!
-//! Values of Secrets and keys never reach this file; what to say is the caller's business.
+//! Values of Secrets and keys never reach this file; what to say is the caller's business. The hub has a
+//! formatter of its own: `common` and `certs`, which both ends share, know no logging.
 
 use std::fmt;
 

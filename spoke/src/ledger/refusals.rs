@@ -1,4 +1,4 @@
-//! The last refusals, kept in the cluster itself so that they can be read without the hub.
+//! The last refusals, and whether the hub is stale, kept in the cluster itself so that they can be read without the hub.
 //!
 //! Bounded, and written at a bounded pace: a hub that sends nonsense must not make the spoke a
 //! burden to its API server.
@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use attest_common::ids::Timestamp;
 use attest_common::report::{Refusal, error_chain};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -23,6 +24,7 @@ pub const REFUSALS_MAX: usize = 64;
 /// Shortest time between two writes.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 const KEY: &str = "refusals.json";
+const HUB_KEY: &str = "hub.json";
 
 /// One refusal and what it was about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,13 @@ pub struct Refused {
     pub refusal: Refusal,
 }
 
+/// Whether the hub's news was old when this was last written, and since when it was or was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubNews {
+    pub stale: bool,
+    pub since: Timestamp,
+}
+
 /// The list.
 #[derive(Clone, Debug)]
 pub struct Refusals(Arc<Inner>);
@@ -46,6 +55,7 @@ pub struct Refusals(Arc<Inner>);
 struct Inner {
     api: ApiServer,
     list: Mutex<VecDeque<Refused>>,
+    hub: Mutex<Option<HubNews>>,
     changed: Notify,
 }
 
@@ -56,15 +66,30 @@ impl Refusals {
     /// When the API server does not answer.
     pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
         let secret = api.get_optional(&path(SECRET)).await?;
-        let bytes = secret.and_then(|s| secrets::bytes(&s, KEY)).unwrap_or_default();
-        let list: VecDeque<Refused> = serde_json::from_slice(&bytes).unwrap_or_default();
-        Ok(Self(Arc::new(Inner { api, list: Mutex::new(list), changed: Notify::new() })))
+        let bytes = |key| secret.as_ref().and_then(|secret| secrets::bytes(secret, key));
+        let list = bytes(KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let hub = bytes(HUB_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(Self(Arc::new(Inner {
+            api,
+            list: Mutex::new(list.unwrap_or_default()),
+            hub: Mutex::new(hub),
+            changed: Notify::new(),
+        })))
     }
 
     /// Adds a refusal. Of each destination and reason the newest stays.
     pub fn note(&self, refused: Refused) {
         keep(&mut self.0.list.lock().unwrap_or_else(PoisonError::into_inner), refused);
         self.0.changed.notify_one();
+    }
+
+    /// Whether the hub is stale now; written when that is news.
+    pub fn note_hub(&self, stale: bool, now: Timestamp) {
+        let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        if hub.is_none_or(|known| known.stale != stale) {
+            *hub = Some(HubNews { stale, since: now });
+            self.0.changed.notify_one();
+        }
     }
 
     /// The newest refusal of a destination.
@@ -92,7 +117,11 @@ impl Refusals {
             let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
             serde_json::to_vec(&*list).unwrap_or_default()
         };
-        let body = secrets::body(SECRET, "", json!({}), &[(KEY, &json)].into());
+        let hub = *self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        let hub = hub.and_then(|hub| serde_json::to_vec(&hub).ok());
+        let mut data = BTreeMap::from([(KEY, json)]);
+        data.extend(hub.map(|hub| (HUB_KEY, hub)));
+        let body = secrets::body(SECRET, "", json!({}), &data);
         failpoint::reach("before-refusal-write");
         match self.0.api.replace(&path(SECRET), &body).await {
             Err(error) if error.is_not_found() => self.0.api.create(&collection(), &body).await?,
@@ -131,6 +160,7 @@ fn keep(list: &mut VecDeque<Refused>, refused: Refused) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::fake::FakeApi;
 
     fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
         Refused {
@@ -169,5 +199,22 @@ mod tests {
 
         assert!(list.contains(&evidence) && list.contains(&other));
         assert_eq!(list.len(), REFUSALS_MAX + 1);
+    }
+
+    #[tokio::test]
+    async fn that_the_hub_is_stale_is_written_once_and_known_after_a_restart() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let refusals = Refusals::load(api.clone()).await.unwrap();
+        refusals.note_hub(true, at(100));
+        refusals.note_hub(true, at(200));
+        refusals.write().await.unwrap();
+
+        let after = Refusals::load(api).await.unwrap();
+
+        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubNews { stale: true, since: at(100) }));
+        after.note_hub(false, at(300));
+        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubNews { stale: false, since: at(300) }));
     }
 }

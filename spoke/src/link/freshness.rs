@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::TICK;
+use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
 
 /// Time without a verified sync after which the hub counts as stale.
@@ -20,28 +21,40 @@ impl Default for Freshness {
 }
 
 impl Freshness {
-    pub(super) fn mark(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    pub(super) fn mark(&self, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
-    fn age(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    fn age(&self, now: Instant) -> Option<Duration> {
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map(|at| now.saturating_duration_since(at))
     }
 
     /// True when no sync was verified for [`HUB_STALE_AFTER`].
-    pub fn is_stale(&self) -> bool {
-        self.age().unwrap_or_else(|| self.1.elapsed()) > HUB_STALE_AFTER
+    pub fn is_stale(&self, now: Instant) -> bool {
+        let since_start = now.saturating_duration_since(self.1);
+        self.age(now).unwrap_or(since_start) > HUB_STALE_AFTER
     }
 
-    /// Keeps the gauges and says once when the hub becomes stale or fresh.
-    pub async fn watch(self, metrics: Metrics) {
+    /// Whether the hub is stale, once that is known: before its first sync it may be either.
+    fn known(&self, now: Instant) -> Option<bool> {
+        let stale = self.is_stale(now);
+        (stale || self.age(now).is_some()).then_some(stale)
+    }
+
+    /// Keeps the gauges, says once when the hub becomes stale or fresh, and has that written down.
+    pub async fn watch(self, metrics: Metrics, refusals: Refusals) {
         let mut was_stale = false;
         loop {
             tokio::time::sleep(TICK).await;
-            let stale = self.is_stale();
-            let age_s = self.age().and_then(|age| i64::try_from(age.as_secs()).ok());
+            let now = Instant::now();
+            let stale = self.is_stale(now);
+            let age_s = self.age(now).and_then(|age| i64::try_from(age.as_secs()).ok());
             metrics.sync_age_seconds.set(age_s.unwrap_or(-1));
             metrics.hub_stale.set(i64::from(stale));
+            if let Some(stale) = self.known(now) {
+                refusals.note_hub(stale, jiff::Timestamp::now());
+            }
             if stale && !was_stale {
                 tracing::warn!(
                     reason = "HubStale",
@@ -52,5 +65,26 @@ impl Freshness {
             }
             was_stale = stale;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_is_stale_ten_minutes_after_its_last_sync_and_not_before() {
+        let freshness = Freshness::default();
+        let start = freshness.1;
+        let at = |minutes: u64, seconds: u64| start + Duration::from_secs(minutes * 60 + seconds);
+
+        assert!(!freshness.is_stale(at(10, 0)) && freshness.is_stale(at(10, 1)));
+        assert_eq!([at(0, 1), at(10, 1)].map(|now| freshness.known(now)), [None, Some(true)]);
+
+        freshness.mark(at(15, 0));
+        assert_eq!(
+            [at(15, 1), at(25, 0), at(25, 1)].map(|now| freshness.known(now)),
+            [Some(false), Some(false), Some(true)]
+        );
     }
 }

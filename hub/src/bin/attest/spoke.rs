@@ -21,6 +21,7 @@ const DESTINATIONS: &str = "attest.continuu.ms/record=destination";
 const RECORD_KEY: &str = "record.json";
 const REFUSALS_SECRET: &str = "attest-refusals";
 const REFUSALS_KEY: &str = "refusals.json";
+const HUB_KEY: &str = "hub.json";
 /// Key in the identity's Secret: how many destinations the spoke has recorded.
 const DESTINATIONS_KEY: &str = "destinations";
 
@@ -72,8 +73,17 @@ struct Status {
     cluster_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_lost: Option<StateLost>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hub: Option<HubNews>,
     destinations: Vec<Record>,
     refusals: Vec<Refusal>,
+}
+
+/// Whether the hub's news is old, as the spoke last wrote it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct HubNews {
+    stale: bool,
+    since: Timestamp,
 }
 
 /// Fewer records than the spoke has written: it admits nothing.
@@ -112,13 +122,15 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
     let cluster = TargetCluster::open(target).await?;
     cluster.look().await?;
     let records = records(&cluster).await?;
+    let (refusals, hub) = refusals(&cluster).await?;
     let status = Status {
         api_version: attest_gitops::api::documents::API_VERSION,
         kind: "SpokeStatus",
         cluster_id: cluster.spoke().await?.map(|spoke| spoke.cluster_id),
         state_lost: lost(&identity(&cluster).await?, records.len()),
+        hub,
         destinations: records.into_iter().map(|(_, record)| record).collect(),
-        refusals: refusals(&cluster).await?,
+        refusals,
     };
     if !matches!(output.format, Format::Table | Format::Wide) {
         return printer.result(output.format, &status, || destinations(&status.destinations));
@@ -130,6 +142,10 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
             "nothing is admitted, because what the spoke has seen is not known any more; \
              `attest spoke accept-state` begins anew",
         );
+    }
+    if let Some(HubNews { stale, since }) = status.hub {
+        let how = if stale { "stale (HubStale)" } else { "fresh" };
+        printer.line(&format!("Hub: {how} for {}, as last written", age(since)));
     }
     printer.line("");
     printer.table(&destinations(&status.destinations));
@@ -207,14 +223,18 @@ async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)
     Ok(records)
 }
 
-async fn refusals(cluster: &TargetCluster) -> anyhow::Result<Vec<Refusal>> {
+async fn refusals(cluster: &TargetCluster) -> anyhow::Result<(Vec<Refusal>, Option<HubNews>)> {
     let secret = cluster.secrets().get_opt(REFUSALS_SECRET).await;
     let secret = secret.context("cannot read the spoke's refusals")?;
-    let Some(bytes) = secret.and_then(|secret| secret.data?.remove(REFUSALS_KEY)) else {
-        return Ok(Vec::new());
-    };
-    serde_json::from_slice(&bytes.0)
-        .with_context(|| format!("{REFUSALS_KEY} of Secret {REFUSALS_SECRET} is malformed"))
+    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+    let malformed = |key: &str| format!("{key} of Secret {REFUSALS_SECRET} is malformed");
+    let read = |key: &str| data.get(key).map(|bytes| bytes.0.as_slice());
+    let list = read(REFUSALS_KEY).map(serde_json::from_slice).transpose();
+    let hub = read(HUB_KEY).map(serde_json::from_slice).transpose();
+    Ok((
+        list.with_context(|| malformed(REFUSALS_KEY))?.unwrap_or_default(),
+        hub.with_context(|| malformed(HUB_KEY))?,
+    ))
 }
 
 async fn identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
