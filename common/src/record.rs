@@ -75,6 +75,84 @@ pub struct Record {
     /// The cluster's own clock when the newest directive was admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
+    /// When `held` was first asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Where to go back to, as long as nothing of `held` is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Box<Former>>,
+}
+
+/// What a record held before an admission of which nothing is written yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Former {
+    /// Envelope of the directive that put `held` there; empty when there was none.
+    pub directive: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Floor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<Held>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    pub removed: bool,
+    /// How many objects the inventory began with; what follows came with the admission.
+    pub objects: usize,
+}
+
+impl Record {
+    /// Where an admission that follows `before` can go back to: to what was last written, however
+    /// many admissions followed without a write. `None` when `held` runs already.
+    pub fn way_back(before: Option<(&Self, &[u8])>, held: &Held) -> Option<Box<Former>> {
+        let text = |directive: &[u8]| String::from_utf8_lossy(directive).into_owned();
+        match before {
+            Some((Self { former: Some(former), .. }, _)) => Some(former.clone()),
+            Some((record, _)) if record.held.as_ref() == Some(held) => None,
+            Some((record, directive)) => Some(Box::new(Former {
+                directive: text(directive),
+                binding: record.binding.clone(),
+                floor: record.floor.clone(),
+                held: record.held.clone(),
+                last_good: record.last_good.clone(),
+                since: record.since,
+                removed: record.removed,
+                objects: record.inventory.len(),
+            })),
+            None => Some(Box::new(Former {
+                directive: String::new(),
+                binding: None,
+                floor: None,
+                held: None,
+                last_good: None,
+                since: None,
+                removed: false,
+                objects: 0,
+            })),
+        }
+    }
+
+    /// The record once `held` was refused before anything of it was written, and the envelope of the
+    /// directive that is in force again. Its order has been used up; everything else is as before.
+    /// With `keep_inventory`, what came with it stays listed: a process that ended may have written it.
+    pub fn turned_back(mut self, keep_inventory: bool) -> Option<(Self, Vec<u8>)> {
+        let Former { directive, binding, floor, held, last_good, since, removed, objects } =
+            *self.former.take()?;
+        if !keep_inventory {
+            self.inventory.truncate(objects);
+        }
+        let record = Self { binding, floor, held, last_good, since, removed, ..self };
+        Some((record, directive.into_bytes()))
+    }
+
+    /// Every plan that may have to run.
+    pub fn plans(&self) -> impl Iterator<Item = &Held> {
+        let former = self.former.iter().flat_map(|f| f.held.iter().chain(&f.last_good));
+        self.held.iter().chain(&self.last_good).chain(former)
+    }
 }
 
 /// The lowest release that may still be admitted.
@@ -256,6 +334,7 @@ impl RecordError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::PrivateKey;
 
     #[test]
     fn two_destinations_never_share_an_account() {
@@ -266,5 +345,85 @@ mod tests {
         assert_ne!(account_name(&name("a-b"), &name("c")), account_name(&name("a"), &name("b-c")));
         assert!(account_name(&name(&long), &name(&long)).len() <= 63);
         assert!(Name::new(account_name(&name(&long), &name("x"))).is_ok());
+    }
+
+    fn held(plan: &[u8]) -> Held {
+        let digest = Digest::of(plan);
+        Held {
+            plan: digest,
+            plan_digest: digest,
+            release: digest,
+            receipts: Vec::new(),
+            content: digest,
+        }
+    }
+
+    fn owned(name: &str) -> Owned {
+        Owned {
+            key: ObjectKey {
+                group: String::new(),
+                kind: "ConfigMap".to_owned(),
+                namespace: Some("shop".to_owned()),
+                name: name.to_owned(),
+            },
+            version: "v1".to_owned(),
+            uid: None,
+            met: false,
+        }
+    }
+
+    fn record(plan: &[u8], sequence: u64, inventory: &[&str]) -> Record {
+        Record {
+            v: 1,
+            application: Name::new("web").unwrap(),
+            namespace: Name::new("shop").unwrap(),
+            hub_key: PrivateKey::from_seed(&[1; 32]).unwrap().public().id(),
+            epoch: 1,
+            sequence,
+            directive: Digest::of(plan),
+            binding: Some("https://git.example/web".to_owned()),
+            floor: Some(Floor { counter: sequence, release: Digest::of(plan) }),
+            held: Some(held(plan)),
+            last_good: None,
+            inventory: inventory.iter().map(|name| owned(name)).collect(),
+            removed: false,
+            recorded_at: None,
+            since: None,
+            former: None,
+        }
+    }
+
+    #[test]
+    fn however_many_plans_were_refused_unwritten_the_way_back_leads_to_what_was_written() {
+        let a = record(b"a", 1, &["one"]);
+        let b = Record {
+            former: Record::way_back(Some((&a, b"order of a")), &held(b"b")),
+            ..record(b"b", 2, &["one", "two"])
+        };
+        let c = Record {
+            former: Record::way_back(Some((&b, b"order of b")), &held(b"c")),
+            ..record(b"c", 3, &["one", "two", "three"])
+        };
+        assert!(c.plans().any(|plan| *plan == held(b"a")), "its content has to stay");
+
+        let (back, directive) = c.clone().turned_back(false).unwrap();
+        assert_eq!(directive, b"order of a");
+        assert_eq!((back.held, back.floor), (a.held, a.floor));
+        assert_eq!((back.sequence, back.directive), (3, Digest::of(b"c")), "the order is used up");
+        assert_eq!(back.inventory, [owned("one")]);
+        assert!(back.former.is_none());
+
+        let (unsure, _) = c.turned_back(true).unwrap();
+        assert_eq!(unsure.inventory.len(), 3, "another process may have written them");
+    }
+
+    #[test]
+    fn what_runs_already_has_no_way_back_and_a_first_plan_goes_back_to_nothing() {
+        let a = record(b"a", 1, &["one"]);
+        assert!(Record::way_back(Some((&a, b"")), &held(b"a")).is_none());
+
+        let first = Record { former: Record::way_back(None, &held(b"a")), ..a };
+        let (back, _) = first.turned_back(false).unwrap();
+        assert_eq!((back.held, back.binding, back.inventory), (None, None, vec![]));
     }
 }

@@ -21,7 +21,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::blobs::Blobs;
 use crate::cluster::{Access, ApiError, ApiServer, ClusterError};
-use crate::destination::{self, Mailbox, Shared};
+use crate::destination::{self, Mailbox, Resumes, Shared};
 use crate::gate::GateError;
 use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
@@ -103,6 +103,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         outbox: outbox.clone(),
         metrics: metrics.clone(),
         kinds: Arc::new(RwLock::new(Kinds::built_in())),
+        resumes: Resumes::default(),
     };
     let cluster = identity.cluster.clone();
     let agent = Agent::new(shared, cluster, trust.clone(), seen.clone(), readiness.clone());
@@ -258,6 +259,7 @@ impl Agent {
 
     async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
+        let resumes = self.shared.resumes.clone();
         loop {
             let wake = self.next_wake().saturating_duration_since(Instant::now());
             tokio::select! {
@@ -268,6 +270,9 @@ impl Agent {
                 push = pushed.recv() => match push {
                     Some(push) => self.take(push).await,
                     None => return,
+                },
+                keys = resumes.asked() => for key in keys {
+                    self.resume(&key).await;
                 },
                 () = tokio::time::sleep(wake) => self.retry().await,
                 // A worker that is gone heals nothing: better to begin anew.
@@ -408,6 +413,7 @@ mod tests {
             outbox: Outbox::default(),
             metrics,
             kinds: Arc::new(RwLock::new(Kinds::built_in())),
+            resumes: Resumes::default(),
         };
         let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));
         // The policy goes on being watched.

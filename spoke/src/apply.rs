@@ -332,6 +332,11 @@ impl ApplyError {
         }
     }
 
+    /// True when the answer says nothing about the object. Quota answers 409 when it was just changed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Api(error) if error.is_transient() || error.is_conflict())
+    }
+
     /// True for answers that are normal for a moment after an account got its rights.
     pub fn is_not_ready(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_forbidden() || error.is_not_found())

@@ -27,7 +27,8 @@ use serde_json::Value;
 
 use self::deleting::{By, Deleting};
 use self::mailbox::Slot;
-pub use self::mailbox::{Mailbox, Order, Run};
+pub use self::mailbox::{Mailbox, Order, Resumes, Run};
+use self::recording::Recorded;
 use self::running::{Preparation, Running};
 use self::state::{Failure, IN_FLIGHT_MAX, NOT_READY_FOR, Rules};
 use self::status::{RemovalNow, Situation};
@@ -44,6 +45,8 @@ use crate::watch::{Inbox, News, Watches, absent, observe};
 
 /// Shortest time between two reports that say nothing urgent.
 pub const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// How long an order may be behind the record that it was written with.
+const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
 /// How long a worker with nothing to do sleeps at most.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
@@ -58,6 +61,7 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What the API server serves, as far as it was asked.
     pub kinds: Arc<RwLock<Kinds>>,
+    pub resumes: Resumes,
 }
 
 /// The worker of a destination, which never ends, and where its orders go.
@@ -70,7 +74,8 @@ pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = (
         inbox: Arc::default(),
         jobs: FuturesUnordered::new(),
         running: None,
-        former: None,
+        overtaken: None,
+        turning_back: false,
         removal: None,
         frozen: None,
         refusal: None,
@@ -88,8 +93,10 @@ struct Worker {
     inbox: Arc<Inbox>,
     jobs: FuturesUnordered<Job>,
     running: Option<Running>,
-    /// What ran before `running`, until the first object of that is written.
-    former: Option<Box<Running>>,
+    /// Since when the record holds something else than what runs here.
+    overtaken: Option<Instant>,
+    /// A plan was refused and what ran before is not loaded yet: nothing is told until then.
+    turning_back: bool,
     removal: Option<Removing>,
     frozen: Option<(String, String)>,
     refusal: Option<Refusal>,
@@ -114,9 +121,15 @@ type Job = BoxFuture<'static, Done>;
 enum Done {
     Prepared(Result<bool, ApiError>),
     Checked(ObjectKey, Result<Passed, ApplyError>),
-    Wrote { key: ObjectKey, heal: bool, result: Result<Written, ApplyError> },
+    Wrote {
+        key: ObjectKey,
+        heal: bool,
+        result: Result<Written, ApplyError>,
+    },
     Looked(ObjectKey, Result<Option<Value>, ApiError>),
-    Recorded(Result<bool, LedgerError>),
+    Recorded(Result<Recorded, LedgerError>),
+    /// A plan is refused durably; whether something else is to be brought back to work.
+    TurnedBack(Result<bool, LedgerError>),
     Deleted(ObjectKey, Result<Deleted, ApplyError>),
 }
 
@@ -142,6 +155,10 @@ impl Worker {
     fn take(&mut self, slot: Slot) {
         let Slot { order, refusal, repeat } = slot;
         self.repeat |= repeat;
+        if order.is_some() {
+            self.overtaken = None;
+            self.turning_back = false;
+        }
         match order {
             None => {}
             Some(Order::Freeze { reason, message }) => {
@@ -163,16 +180,11 @@ impl Worker {
         if !run.resumed {
             self.refusal = None;
         }
-        let resumed = run.resumed;
         let entry = self.shared.ledger.entry(&self.key);
         let known = self.known_kinds();
         let before = self.running.take();
         let recorded = (&self.key, entry.as_ref());
         let running = Running::begin(run, recorded, &known, before.as_ref(), Instant::now());
-        let same_plan = before.as_ref().is_some_and(|before| before.held == running.held);
-        if !same_plan && !resumed {
-            self.former = before.map(Box::new);
-        }
         // The spoke may read in the namespace once it has bound itself there.
         if running.preparation != Preparation::Due {
             // After a restart, and only then, objects are waited for that no apply will show.
@@ -204,7 +216,6 @@ impl Worker {
         self.frozen = None;
         self.refusal = None;
         let former = self.running.take();
-        self.former = None;
         let (application, namespace) = &self.key;
         let account = Account::new(application, namespace, &removal.accounts_namespace);
         let entry = self.shared.ledger.entry(&self.key);
@@ -245,7 +256,12 @@ impl Worker {
     fn advance(&mut self) -> Instant {
         let now = Instant::now();
         let mut wake = now + IDLE;
-        if self.frozen.is_none() {
+        if let Some(at) = self.overtaken.map(|since| since + OVERTAKEN_WAIT) {
+            if at <= now {
+                self.give_way();
+            }
+            wake = wake.min(at.max(now));
+        } else if self.frozen.is_none() {
             for at in [self.advance_running(now), self.advance_removal(now)].into_iter().flatten() {
                 wake = wake.min(at);
             }
@@ -254,6 +270,16 @@ impl Worker {
             wake = wake.min(at);
         }
         wake
+    }
+
+    /// Another process has recorded something newer, and no order for it came: this one stops, and
+    /// runs what is recorded.
+    fn give_way(&mut self) {
+        self.overtaken = None;
+        self.drop_flights();
+        let text = "another process has recorded something newer; it is being loaded".to_owned();
+        self.frozen = Some((LedgerError::Overtaken.reason().to_owned(), text));
+        self.shared.resumes.ask(&self.key);
     }
 
     fn advance_running(&mut self, now: Instant) -> Option<Instant> {
@@ -310,8 +336,7 @@ impl Worker {
         }
         if !running.settled {
             running.settled = true;
-            running.kept = None;
-            self.former = None;
+            running.way_back = false;
             running.dirty = true;
         }
         if running.leftovers.is_empty()
@@ -362,6 +387,7 @@ impl Worker {
             Done::Wrote { key, heal, result } => self.finish_write(&key, heal, result, now),
             Done::Looked(key, result) => self.finish_look(&key, result, now),
             Done::Recorded(result) => self.finish_record(result, now),
+            Done::TurnedBack(result) => self.finish_turn_back(result),
             Done::Deleted(key, result) => self.finish_delete(&key, result, now),
         }
     }
@@ -388,7 +414,7 @@ impl Worker {
     fn finish_check(&mut self, key: &ObjectKey, result: Result<Passed, ApplyError>, now: Instant) {
         let Some(running) = &mut self.running else { return };
         running.timings.requests += 1;
-        let written_any = running.written_any;
+        let way_back = running.way_back;
         let conflict = matches!(result, Err(ApplyError::FieldConflict { .. }));
         match result {
             Ok(passed) => {
@@ -398,7 +424,7 @@ impl Worker {
                     tracked.failure = None;
                 }
             }
-            Err(error) if conflict && !written_any => self.turn_back(&error),
+            Err(error) if conflict && way_back => self.turn_back(&error),
             Err(error) => running.fail(key, &error, now),
         }
     }
@@ -418,9 +444,6 @@ impl Worker {
             Ok(written) => written,
             Err(error) => return running.fail(key, &error, now),
         };
-        running.written_any = true;
-        running.kept = None;
-        self.former = None;
         let Some(tracked) = running.objects.get_mut(key) else { return };
         tracked.busy = false;
         tracked.failure = None;
@@ -476,7 +499,11 @@ impl Worker {
         }
     }
 
-    fn finish_record(&mut self, result: Result<bool, LedgerError>, now: Instant) {
+    fn finish_record(&mut self, result: Result<Recorded, LedgerError>, now: Instant) {
+        if matches!(result, Ok(Recorded::Superseded)) {
+            self.overtaken = Some(now);
+            return;
+        }
         let failure = |former: Option<&Failure>, error: &LedgerError| {
             Failure::after(former, error.reason(), error_chain(error), now)
         };
@@ -552,33 +579,29 @@ impl Worker {
             refusal: refusal.clone(),
         });
         self.refusal = Some(refusal);
-        let former = self.former.take();
-        self.jobs.push(recording::turned_back(
-            &self.shared.ledger,
-            &self.key,
-            (refused.held, refused.kept),
-            refused.recorded_before,
-        ));
-        let mut watched = BTreeMap::new();
-        if let Some(mut former) = former {
-            for (key, tracked) in &mut former.objects {
-                tracked.busy = false;
-                if let Some(seen) = refused.objects.get(key) {
-                    tracked.live = seen.live.clone();
-                    tracked.health = seen.health;
-                    tracked.message.clone_from(&seen.message);
-                    tracked.turning.clone_from(&seen.turning);
-                }
+        self.turning_back = true;
+        let nothing = BTreeMap::new();
+        self.shared.watches.follow(&self.inbox, &nothing, &BTreeSet::new());
+        let Running { held, resumed, .. } = refused;
+        self.jobs.push(recording::turned_back(&self.shared.ledger, &self.key, held, resumed));
+    }
+
+    fn finish_turn_back(&mut self, result: Result<bool, LedgerError>) {
+        match result {
+            Ok(true) => self.shared.resumes.ask(&self.key),
+            Ok(false) => self.turning_back = false,
+            Err(error) => {
+                self.turning_back = false;
+                self.frozen = Some((error.reason().to_owned(), error_chain(&error)));
             }
-            watched = scopes(&former.objects);
-            former.recording = true;
-            self.running = Some(*former);
         }
-        self.shared.watches.follow(&self.inbox, &watched, &BTreeSet::new());
     }
 
     /// Reports when something changed. Returns when a change that can wait is due.
     fn report(&mut self, now: Instant) -> Option<Instant> {
+        if self.turning_back {
+            return None;
+        }
         if self.running.is_none()
             && self.removal.is_none()
             && self.refusal.is_none()

@@ -184,12 +184,14 @@ fn check_owners(admission: &Admission, records: &Records) -> Result<(), GateErro
 /// # Errors
 /// When the inventory would exceed its limit.
 pub fn admitted_record(
-    former: Option<&Record>,
+    before: Option<(&Record, &[u8])>,
     admission: &Admission,
     held: &Held,
     now: Timestamp,
 ) -> Result<Record, GateError> {
     let admitted = &admission.admitted;
+    let former = before.map(|(record, _)| record);
+    let same = former.filter(|record| record.held.as_ref() == Some(held));
     let floor = Floor { counter: admitted.release.counter, release: admitted.id };
     let known = former.and_then(|record| record.floor.clone());
     let inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
@@ -205,6 +207,8 @@ pub fn admitted_record(
         last_good: former.and_then(|record| record.last_good.clone()),
         inventory,
         removed: false,
+        since: same.and_then(|record| record.since).or(Some(now)),
+        former: Record::way_back(before, held),
         ..ordered_record(&admission.ordered, former, now)
     })
 }
@@ -258,6 +262,8 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
         removed: false,
         // Never earlier than before: that would forget how late it has been.
         recorded_at: former.and_then(|record| record.recorded_at).max(Some(now)),
+        since: None,
+        former: None,
     }
 }
 

@@ -478,6 +478,8 @@ pub(crate) mod tests {
             }],
             removed: false,
             recorded_at: None,
+            since: None,
+            former: None,
         }
     }
 

@@ -317,6 +317,8 @@ impl World {
             inventory: Vec::new(),
             removed: false,
             recorded_at: None,
+            since: None,
+            former: None,
         }
     }
 

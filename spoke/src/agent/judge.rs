@@ -14,7 +14,7 @@ use crate::destination::{Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::refusals::Refused;
-use crate::ledger::{ConfirmedPairs, Entry, LedgerError};
+use crate::ledger::{Entry, LedgerError};
 use crate::link::push::Pushed;
 use crate::outbox::Key;
 use crate::pace::Pace;
@@ -162,22 +162,15 @@ impl Agent {
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
         let judged = self.sequence(&key);
-        let former = self
-            .shared
-            .ledger
-            .entry(&key)
-            .map(|entry| Entry { confirmed: ConfirmedPairs::new(), ..entry });
-        // Of this plan until the record names it, of what was before until there is no way back.
-        let before = former.iter().flat_map(|e| e.record.held.iter().chain(&e.record.last_good));
-        let kept = self.shared.ledger.keep_content(before.map(|held| held.plan).chain([held.plan]));
+        let kept = self.shared.ledger.keep_content([held.plan]);
         let bytes = self.blobs.of(&held);
         self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
         let change = |entry: Option<Entry>| {
             if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
                 return Err(LedgerError::Overtaken);
             }
-            let former = entry.as_ref().map(|entry| &entry.record);
-            let record = gate::admitted_record(former, &admission, &held, jiff::Timestamp::now())
+            let before = entry.as_ref().map(|entry| (&entry.record, &entry.directive[..]));
+            let record = gate::admitted_record(before, &admission, &held, jiff::Timestamp::now())
                 .map_err(|_| LedgerError::TooLarge {
                 objects: admission.admitted.objects.len(),
             })?;
@@ -185,6 +178,7 @@ impl Agent {
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
         };
         self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;
+        drop(kept);
         timings.record_us = micros(started.elapsed());
         self.seen.set(self.shared.ledger.seen());
         self.blobs.remove(held.blobs());
@@ -199,8 +193,7 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let (former, kept) = (former.map(Box::new), Some(kept));
-        let run = Run { admission, held, resumed: false, former, kept, timings };
+        let run = Run { admission, held, resumed: false, timings };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }

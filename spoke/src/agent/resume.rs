@@ -100,8 +100,6 @@ impl Agent {
                     admission,
                     held,
                     resumed: true,
-                    former: None,
-                    kept: None,
                     timings: Timings::default(),
                 }))
             }
@@ -181,7 +179,7 @@ impl Agent {
     pub(super) async fn look_up(&mut self, key: &Key) {
         let held: Vec<Held> = self.shared.ledger.with_records(|records| {
             let mine = records.values().filter(|record| record.application == key.0);
-            mine.flat_map(|r| r.held.iter().chain(&r.last_good)).cloned().collect()
+            mine.flat_map(Record::plans).cloned().collect()
         });
         let mut seen = BTreeSet::new();
         for held in held.iter().filter(|held| seen.insert(held.plan)) {

@@ -1,14 +1,14 @@
 //! What the agent tells a worker, and where that waits. The newest order replaces an older one; nothing is decided here.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use attest_common::record::Held;
 use attest_common::report::{Refusal, Timings};
 use attest_common::verify::{Admission, Removal, Verified};
 use tokio::sync::Notify;
 
-use crate::ledger::Entry;
-use crate::ledger::content::Kept;
+use crate::outbox::Key;
 
 /// What a worker is to do now.
 #[derive(Debug)]
@@ -28,11 +28,6 @@ pub struct Run {
     pub held: Held,
     /// True when it was loaded, not newly admitted.
     pub resumed: bool,
-    /// What was recorded before this was admitted: where to go back to when the plan is refused
-    /// after all.
-    pub former: Option<Box<Entry>>,
-    /// Holds the content of `former` until there is no way back.
-    pub kept: Option<Kept>,
     pub timings: Timings,
 }
 
@@ -80,5 +75,30 @@ impl Mailbox {
 
     pub(super) fn take(&self) -> Slot {
         std::mem::take(&mut *self.slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What workers ask the agent: to load anew what is recorded for their destination. Each destination
+/// waits here once.
+#[derive(Clone, Debug, Default)]
+pub struct Resumes(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    keys: Mutex<BTreeSet<Key>>,
+    arrived: Notify,
+}
+
+impl Resumes {
+    /// Asks.
+    pub(super) fn ask(&self, key: &Key) {
+        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        self.0.arrived.notify_one();
+    }
+
+    /// Who has asked, once somebody has.
+    pub async fn asked(&self) -> BTreeSet<Key> {
+        self.0.arrived.notified().await;
+        std::mem::take(&mut *self.0.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,6 +1,7 @@
 //! What a worker makes durable, and when a newer record makes that old news. Every write is a compare-and-swap of `ledger`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use attest_common::manifest::ObjectKey;
 use attest_common::record::Held;
@@ -8,9 +9,23 @@ use attest_common::record::Held;
 use super::running::Running;
 use super::state::RETRY_MIN;
 use super::{Done, Job};
-use crate::ledger::content::Kept;
 use crate::ledger::{ConfirmedPairs, Entry, Ledger};
 use crate::outbox::Key;
+
+/// What became of a write to the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// The record says what this worker knows.
+    Done,
+    /// It holds something else than what this worker runs: another process, or a newer order.
+    Superseded,
+}
+
+impl Recorded {
+    fn unless(superseded: &AtomicBool) -> Self {
+        if superseded.load(Ordering::Relaxed) { Self::Superseded } else { Self::Done }
+    }
+}
 
 impl Running {
     /// Makes durable what was learnt: UIDs, confirmed pairs, what left the inventory, the last good release.
@@ -31,16 +46,22 @@ impl Running {
         let gone: BTreeSet<ObjectKey> =
             self.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
         self.leaving.clone_from(&gone);
-        let settled = self.settled;
+        let (settled, way_back) = (self.settled, self.way_back);
         let (ledger, key) = (ledger.clone(), key.clone());
         Box::pin(async move {
+            let superseded = AtomicBool::new(false);
             let change = |entry: Option<Entry>| {
                 // A newer directive may have been recorded meanwhile: then this is old news.
                 let Some(mut entry) = entry.filter(|e| e.record.held.as_ref() == Some(&held))
                 else {
+                    superseded.store(true, Ordering::Relaxed);
                     return Ok(None);
                 };
+                superseded.store(false, Ordering::Relaxed);
                 let before = entry.clone();
+                if !way_back {
+                    entry.record.former = None;
+                }
                 entry.record.inventory.retain(|owned| !gone.contains(&owned.key));
                 for owned in &mut entry.record.inventory {
                     if let Some((uid, met)) = known.get(&owned.key) {
@@ -54,11 +75,12 @@ impl Running {
                 }
                 Ok((entry != before).then_some(entry))
             };
-            let recorded = ledger.update(&key, change).await.map(|entry| entry.is_some());
-            if settled && matches!(recorded, Ok(true)) {
+            let recorded = ledger.update(&key, change).await;
+            // The content of what it could have gone back to is not needed any more.
+            if !way_back && matches!(recorded, Ok(Some(_))) {
                 ledger.tidy_content();
             }
-            Done::Recorded(recorded)
+            Done::Recorded(recorded.map(|_| Recorded::unless(&superseded)))
         })
     }
 }
@@ -75,49 +97,35 @@ pub(super) fn removed(ledger: &Ledger, key: &Key) -> Job {
             });
             Ok(emptied)
         };
-        Done::Recorded(ledger.update(&key, change).await.map(|entry| entry.is_some()))
+        let recorded = ledger.update(&key, change).await;
+        let outcome = |entry: Option<_>| entry.map_or(Recorded::Superseded, |_| Recorded::Done);
+        Done::Recorded(recorded.map(outcome))
     })
 }
 
-/// Records that a plan was refused at the last moment; tried until it is done.
-pub(super) fn turned_back(
-    ledger: &Ledger,
-    key: &Key,
-    (refused, kept): (Held, Option<Kept>),
-    before: Option<Box<Entry>>,
-) -> Job {
+/// Records that a plan was refused before anything of it was written; tried until it is done. Ends
+/// with whether there is something to bring back to work.
+pub(super) fn turned_back(ledger: &Ledger, key: &Key, refused: Held, keep_inventory: bool) -> Job {
     let (ledger, key) = (ledger.clone(), key.clone());
     Box::pin(async move {
         let change = |entry: Option<Entry>| {
             let mine = entry.filter(|e| e.record.held.as_ref() == Some(&refused));
-            Ok(mine.map(|entry| gone_back(entry, before.as_deref())))
+            Ok(mine.and_then(|Entry { record, confirmed, .. }| {
+                let (record, directive) = record.turned_back(keep_inventory)?;
+                Some(Entry { record, directive, confirmed })
+            }))
         };
         let recorded = loop {
             match ledger.update(&key, change).await {
-                // Until this is recorded, what goes on running is not what is recorded.
                 Err(error) if error.is_transient() => tokio::time::sleep(RETRY_MIN).await,
-                other => break other.map(|entry| entry.is_some()),
+                other => break other,
             }
         };
-        drop(kept);
         ledger.tidy_content();
-        Done::Recorded(recorded)
+        Done::TurnedBack(recorded.map(|entry| {
+            entry.is_some_and(|Entry { record, .. }| {
+                record.held.is_some() || (record.removed && !record.inventory.is_empty())
+            })
+        }))
     })
-}
-
-/// The record after a plan was refused at the last moment: its order has been used up, everything
-/// else is as before.
-fn gone_back(entry: Entry, before: Option<&Entry>) -> Entry {
-    let Entry { mut record, confirmed, .. } = entry;
-    let former = before.map(|before| &before.record);
-    let kept: BTreeSet<&ObjectKey> =
-        former.iter().flat_map(|record| record.inventory.iter().map(|owned| &owned.key)).collect();
-    record.inventory.retain(|owned| owned.uid.is_some() || kept.contains(&owned.key));
-    record.binding = former.and_then(|record| record.binding.clone());
-    record.floor = former.and_then(|record| record.floor.clone());
-    record.held = former.and_then(|record| record.held.clone());
-    record.last_good = former.and_then(|record| record.last_good.clone());
-    record.removed = former.is_some_and(|record| record.removed);
-    let directive = before.map(|before| before.directive.clone()).unwrap_or_default();
-    Entry { record, directive, confirmed }
 }

@@ -22,7 +22,6 @@ use super::{Done, Job};
 use crate::account::Account;
 use crate::apply::{self, ApplyError, Target};
 use crate::cluster::ApiServer;
-use crate::ledger::content::Kept;
 use crate::ledger::{ConfirmedPairs, Entry};
 use crate::outbox::Key;
 use crate::watch::{Refused, Scope};
@@ -31,9 +30,6 @@ use crate::watch::{Refused, Scope};
 pub(super) struct Running {
     pub(super) admission: Arc<Verified<Admission>>,
     pub(super) held: Held,
-    pub(super) recorded_before: Option<Box<Entry>>,
-    /// Holds the content of `recorded_before` until the first object is written.
-    pub(super) kept: Option<Kept>,
     pub(super) account: Account,
     pub(super) kinds: Kinds,
     pub(super) objects: BTreeMap<ObjectKey, Tracked>,
@@ -41,7 +37,10 @@ pub(super) struct Running {
     pub(super) leftovers: Vec<Owned>,
     pub(super) pruning: Option<Deleting>,
     pub(super) preparation: Preparation,
-    pub(super) written_any: bool,
+    /// Nothing of it is written: a conflict still refuses it as a whole.
+    pub(super) way_back: bool,
+    /// It was loaded: what another process did for it is not known.
+    pub(super) resumed: bool,
     /// The record lags behind what was applied.
     pub(super) dirty: bool,
     /// What leaves the inventory with the record being written.
@@ -71,7 +70,7 @@ impl Running {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let Run { admission, held, resumed, former: recorded_before, kept, timings } = run;
+        let Run { admission, held, resumed, timings } = run;
         let (application, namespace) = key;
         let account =
             Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
@@ -83,8 +82,9 @@ impl Running {
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&admission, &kinds, &account, (&inventory, pairs), tracked_before);
         // Only what was listed before this admission can be an apply of ours that was not finished.
-        if !resumed {
-            let listed = recorded_before.iter().flat_map(|entry| &entry.record.inventory);
+        let former = entry.and_then(|entry| entry.record.former.as_ref());
+        if let Some(former) = former.filter(|_| !resumed) {
+            let listed = inventory.iter().take(former.objects);
             let listed: BTreeSet<&ObjectKey> = listed.map(|owned| &owned.key).collect();
             for (key, tracked) in &mut objects {
                 tracked.unfinished &= listed.contains(key);
@@ -96,15 +96,13 @@ impl Running {
         let sight = before.map(|before| before.sight.clone()).unwrap_or_default().keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let same_plan = before.filter(|before| before.held == held);
-        let since =
-            if resumed { admission.ordered.directive.issued_at } else { jiff::Timestamp::now() };
+        let since = entry.and_then(|entry| entry.record.since);
         Self {
-            since: same_plan.map_or(since, |before| before.since),
-            written_any: resumed || same_plan.is_some(),
+            since: since.unwrap_or(admission.ordered.directive.issued_at),
+            way_back: former.is_some() && same_plan.is_none_or(|before| before.way_back),
+            resumed,
             admission: Arc::new(admission),
             held,
-            recorded_before,
-            kept,
             account,
             kinds,
             objects,
@@ -117,7 +115,7 @@ impl Running {
             } else {
                 Preparation::Due
             },
-            dirty: false,
+            dirty: before.is_some_and(|before| before.dirty),
             leaving: BTreeSet::new(),
             recording: false,
             settled: false,
@@ -130,7 +128,8 @@ impl Running {
     /// Requests that were dropped may or may not have been carried out; the watch will tell.
     pub(super) fn forget_flights(&mut self) {
         self.objects.values_mut().for_each(|tracked| tracked.busy = false);
-        self.recording = false;
+        // What was being recorded may not be.
+        self.dirty |= std::mem::take(&mut self.recording);
         if self.preparation == Preparation::Underway {
             self.preparation = Preparation::Due;
         }
@@ -201,7 +200,8 @@ impl Running {
         tracked.failure = Some(if error.is_not_ready() && settling {
             Failure::not_ready(error.reason(), text, now)
         } else {
-            Failure::after(tracked.failure.as_ref(), error.reason(), text, now)
+            let failure = Failure::after(tracked.failure.as_ref(), error.reason(), text, now);
+            Failure { transient: error.is_transient(), ..failure }
         });
     }
 
@@ -211,6 +211,10 @@ impl Running {
         };
         let tracked = self.objects.get_mut(&key)?;
         tracked.busy = true;
+        if matches!(step, Step::Write { heal: false, .. }) {
+            // Whatever the answer will be, it may be written.
+            self.dirty |= std::mem::take(&mut self.way_back);
+        }
         let api = api.clone();
         let target = Target {
             admission: Arc::clone(&self.admission),

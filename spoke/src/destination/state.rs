@@ -74,6 +74,8 @@ pub struct Failure {
     pub attempts: u32,
     /// Normal for a moment; not shown.
     pub quiet: bool,
+    /// Says nothing about the object: asking again may help without anybody changing anything.
+    pub transient: bool,
 }
 
 impl Failure {
@@ -86,7 +88,7 @@ impl Failure {
     ) -> Self {
         let attempts = former.filter(|f| !f.quiet).map_or(0, |f| f.attempts) + 1;
         let wait = RETRY_MIN.saturating_mul(1 << (attempts - 1).min(16)).min(RETRY_MAX);
-        Self { reason, message, retry_at: now + wait, attempts, quiet: false }
+        Self { reason, message, retry_at: now + wait, attempts, quiet: false, transient: false }
     }
 
     /// While an object is on its way out; asked again ever more rarely, and nothing is wrong.
@@ -94,12 +96,19 @@ impl Failure {
         let attempts = former.filter(|f| f.quiet).map_or(0, |f| f.attempts) + 1;
         let wait = NOT_READY_RETRY.saturating_mul(1 << (attempts - 1).min(16));
         let retry_at = now + wait.min(LEAVING_RETRY_MAX);
-        Self { reason: "Leaving", message, retry_at, attempts, quiet: true }
+        Self { reason: "Leaving", message, retry_at, attempts, quiet: true, transient: false }
     }
 
     /// The same, while rights are still settling.
     pub fn not_ready(reason: &'static str, message: String, now: Instant) -> Self {
-        Self { reason, message, retry_at: now + NOT_READY_RETRY, attempts: 0, quiet: true }
+        Self {
+            reason,
+            message,
+            retry_at: now + NOT_READY_RETRY,
+            attempts: 0,
+            quiet: true,
+            transient: false,
+        }
     }
 }
 
@@ -229,7 +238,8 @@ pub fn steps(
     let mut plan = Planning { objects, rules, now, wake: None };
     let mut steps = Vec::new();
     let unchecked = objects.values().any(|t| {
-        t.need() == Need::Apply && t.passed.is_none() && plan.is_live(t) && !plan.waits(t)
+        let open = plan.is_live(t) || t.failure.as_ref().is_some_and(|f| f.transient);
+        t.need() == Need::Apply && t.passed.is_none() && open && !plan.waits(t)
     });
     let open_rank = objects
         .values()
@@ -413,6 +423,21 @@ mod tests {
         let objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
 
         assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check b"]);
+    }
+
+    #[test]
+    fn an_object_whose_check_got_no_answer_is_not_yet_checked() {
+        let now = Instant::now();
+        let failure = Failure::after(None, "ApiServerTimeout", String::new(), now);
+        let transient = Failure { transient: true, ..failure.clone() };
+        let mut objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+        let mut fails = |failure: Failure| {
+            objects.get_mut(&object_key("ConfigMap", "b")).unwrap().failure = Some(failure);
+            names(&steps(&objects, rules(now), now, 8).0)
+        };
+
+        assert_eq!(fails(transient), Vec::<String>::new());
+        assert_eq!(fails(failure), ["write a false"], "what is invalid is set aside");
     }
 
     #[test]

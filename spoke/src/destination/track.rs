@@ -92,7 +92,7 @@ pub(super) fn track(
     objects
 }
 
-/// The inventory, with what a worker knows and may not have recorded: whose objects are not ours.
+/// The inventory, with what a worker knows and may not have recorded.
 pub(super) fn with_met(
     mut inventory: Vec<Owned>,
     former: Option<&BTreeMap<ObjectKey, Tracked>>,
@@ -101,6 +101,7 @@ pub(super) fn with_met(
         let known = former.and_then(|former| former.get(&owned.key));
         if let Some(tracked) = known {
             owned.met = tracked.met;
+            owned.uid = tracked.owned_uid.clone().or_else(|| owned.uid.take());
         }
     }
     inventory

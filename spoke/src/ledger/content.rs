@@ -7,7 +7,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use attest_common::ids::Digest;
-use attest_common::record::Records;
+use attest_common::record::{Record, Records};
 use attest_common::report::error_chain;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -78,7 +78,7 @@ impl Index {
 }
 
 /// Keeps the content of some plans for as long as it lives: what is being stored and not yet named
-/// by a record, and what a plan that turns back needs again.
+/// by a record.
 #[derive(Debug)]
 pub struct Kept {
     ledger: Ledger,
@@ -282,8 +282,7 @@ pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
 
 /// The plans whose content the records name.
 fn used(records: &Records) -> BTreeSet<String> {
-    let held = records.values().flat_map(|r| r.held.iter().chain(&r.last_good));
-    held.map(|held| stem(held.plan)).collect()
+    records.values().flat_map(Record::plans).map(|held| stem(held.plan)).collect()
 }
 
 fn stem(plan: Digest) -> String {
