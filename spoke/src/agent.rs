@@ -205,8 +205,8 @@ fn complain(what: &str, error: &ApiError) {
 }
 
 /// The part that judges and hands out work.
-struct Agent {
-    shared: Shared,
+pub(crate) struct Agent {
+    pub(crate) shared: Shared,
     cluster: ClusterId,
     trust: watch::Receiver<Trust>,
     seen: SeenSource,
@@ -394,7 +394,7 @@ impl AgentError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use attest_common::report::Report;
 
     use super::*;
@@ -403,7 +403,7 @@ mod tests {
     use crate::policy::tests::object;
 
     /// An agent of the cluster that the test policy is for, with what is stored there.
-    pub(super) async fn agent(fake: &FakeApi) -> Agent {
+    pub(crate) async fn agent(fake: &FakeApi) -> Agent {
         let (api, metrics) = (fake.open().await, Metrics::new().unwrap());
         let shared = Shared {
             watches: Watches::new(api.clone(), metrics.clone()),

@@ -66,24 +66,8 @@ pub struct Shared {
 
 /// The worker of a destination, which never ends, and where its orders go.
 pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = ()> + Send) {
-    let mailbox = Arc::new(Mailbox::default());
-    let worker = Worker {
-        shared,
-        key,
-        mailbox: Arc::clone(&mailbox),
-        inbox: Arc::default(),
-        jobs: FuturesUnordered::new(),
-        running: None,
-        overtaken: None,
-        turning_back: false,
-        removal: None,
-        frozen: None,
-        refusal: None,
-        heals_total: 0,
-        last_report: None,
-        repeat: false,
-    };
-    (mailbox, worker.run())
+    let worker = Worker::new(shared, key);
+    (Arc::clone(&worker.mailbox), worker.run())
 }
 
 struct Worker {
@@ -134,6 +118,25 @@ enum Done {
 }
 
 impl Worker {
+    fn new(shared: Shared, key: Key) -> Self {
+        Self {
+            shared,
+            key,
+            mailbox: Arc::default(),
+            inbox: Arc::default(),
+            jobs: FuturesUnordered::new(),
+            running: None,
+            overtaken: None,
+            turning_back: false,
+            removal: None,
+            frozen: None,
+            refusal: None,
+            heals_total: 0,
+            last_report: None,
+            repeat: false,
+        }
+    }
+
     async fn run(mut self) {
         loop {
             let wake = self.advance();
@@ -677,3 +680,6 @@ fn log(report: &Report) {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

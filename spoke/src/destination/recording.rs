@@ -69,7 +69,10 @@ impl Running {
                         owned.met = *met;
                     }
                 }
-                entry.confirmed = pairs.clone();
+                // What only the former plan holds is still as it was confirmed.
+                let former = std::mem::take(&mut entry.confirmed);
+                entry.confirmed = if way_back { former } else { ConfirmedPairs::new() };
+                entry.confirmed.extend(pairs.clone());
                 if settled {
                     entry.record.last_good = Some(held.clone());
                 }

@@ -17,6 +17,7 @@ use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustix::process::Signal;
@@ -520,6 +521,41 @@ async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_releas
     let report = stage.synced(&[]).await?;
     assert_eq!(report.health, Health::Current);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_forgotten()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+
+    // A spoke that starts without its bindings could list nothing, and would wait for ever.
+    let bindings: Api<RoleBinding> = Api::namespaced(stage.client().await?, NAMESPACE);
+    bindings.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    stage.kill_spoke().await?;
+    stage.edit("config-0").await?;
+    until("the edit to be undone", WITHIN, || async {
+        Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await?;
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+
+    // An accepted deletion is none while somebody holds the object.
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
+    stage.configs().await?.patch("config-1", &PatchParams::default(), &patch).await?;
+    let delivery = stage.delivery(&configs(1)).await?;
+    stage.send(&delivery).await?;
+    let waits = "waits for finalizers example.com/hold";
+    stage.reported(|report| report.warnings.iter().any(|w| w.contains(waits))).await?;
+    let listed = |record: Record| record.inventory.iter().any(|o| o.key.name == "config-1");
+    assert!(listed(stage.record()?.context("no record")?));
+
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    stage.configs().await?.patch("config-1", &PatchParams::default(), &patch).await?;
+    until("it to be gone", WITHIN, || async {
+        Ok((!listed(stage.record()?.context("no record")?)).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
