@@ -62,7 +62,7 @@ fn fresh(all: &[(&str, &str, &str)], generation: i64) -> Value {
 }
 
 /// An object of generation 2 with these conditions and no `status.observedGeneration`.
-fn shows(conditions: Value) -> Value {
+fn shows(conditions: &Value) -> Value {
     json!({"metadata": {"generation": 2}, "status": {"conditions": conditions}})
 }
 
@@ -105,7 +105,7 @@ fn gateway(whole: &Value, listener: &Value) -> Value {
         "status": {"conditions": whole, "listeners": [{"conditions": listener}]}})
 }
 
-fn claim(phase: &str, class: &str, annotations: Value) -> Value {
+fn claim(phase: &str, class: &str, annotations: &Value) -> Value {
     json!({"metadata": {"annotations": annotations}, "spec": {"storageClassName": class},
         "status": {"phase": phase}})
 }
@@ -132,7 +132,7 @@ fn check(lines: Vec<(&str, Kind, Value, Is)>) {
 
 #[test]
 fn before_its_kind_every_object_is_asked_what_holds_for_all() {
-    let ready = observed(&shows(conditions(&[("Ready", "True", "")])));
+    let ready = observed(&shows(&conditions(&[("Ready", "True", "")])));
     check(vec![
         (
             "deleted",
@@ -149,10 +149,15 @@ fn before_its_kind_every_object_is_asked_what_holds_for_all() {
         (
             "Reconciling",
             OTHER,
-            observed(&shows(conditions(&[("Reconciling", "True", ""), ("Ready", "True", "")]))),
+            observed(&shows(&conditions(&[("Reconciling", "True", ""), ("Ready", "True", "")]))),
             Stays(InProgress),
         ),
-        ("Stalled", OTHER, observed(&shows(conditions(&[("Stalled", "True", "")]))), Stays(Failed)),
+        (
+            "Stalled",
+            OTHER,
+            observed(&shows(&conditions(&[("Stalled", "True", "")]))),
+            Stays(Failed),
+        ),
     ]);
 }
 
@@ -180,7 +185,7 @@ fn workloads_are_current_only_when_their_controller_saw_and_finished_this_versio
     );
     check(vec![
         ("done", DEPLOYMENT, done.clone(), Stays(Current)),
-        ("no deadline", DEPLOYMENT, no_deadline.clone(), Stays(Current)),
+        ("no deadline", DEPLOYMENT, no_deadline, Stays(Current)),
         ("unseen", DEPLOYMENT, with(&done, "/status", json!({})), Stays(InProgress)),
         (
             "updated",
@@ -317,8 +322,8 @@ fn pods_and_jobs_are_done_or_failed_as_they_say() {
             Turns(InProgress, UNSCHEDULABLE_MAX, Failed),
         ),
         ("a running Job", JOB, json!({"status": {"active": 1}}), Stays(InProgress)),
-        ("complete", JOB, shows(conditions(&[("Complete", "True", "")])), Stays(Current)),
-        ("failed", JOB, shows(conditions(&[("Failed", "True", "")])), Stays(Failed)),
+        ("complete", JOB, shows(&conditions(&[("Complete", "True", "")])), Stays(Current)),
+        ("failed", JOB, shows(&conditions(&[("Failed", "True", "")])), Stays(Failed)),
         ("suspended", JOB, json!({"spec": {"suspend": true}}), Stays(Suspended)),
         ("always", CRON_JOB, json!({}), Stays(Current)),
         ("suspended", CRON_JOB, json!({"spec": {"suspend": true}}), Stays(Suspended)),
@@ -342,10 +347,10 @@ fn network_and_storage_are_judged_by_what_they_were_given() {
             with(&balancer, "/status/loadBalancer", address.clone()),
             Stays(Current),
         ),
-        ("bound", CLAIM, claim("Bound", "disk", json!({})), Stays(Current)),
-        ("provisioning", CLAIM, claim("Pending", "disk", provisioner), Stays(InProgress)),
-        ("waiting for a consumer", CLAIM, claim("Pending", "disk", json!({})), Stays(InProgress)),
-        ("lost", CLAIM, claim("Lost", "disk", json!({})), Stays(Failed)),
+        ("bound", CLAIM, claim("Bound", "disk", &json!({})), Stays(Current)),
+        ("provisioning", CLAIM, claim("Pending", "disk", &provisioner), Stays(InProgress)),
+        ("waiting for a consumer", CLAIM, claim("Pending", "disk", &json!({})), Stays(InProgress)),
+        ("lost", CLAIM, claim("Lost", "disk", &json!({})), Stays(Failed)),
         ("address", INGRESS, json!({"status": {"loadBalancer": address}}), Stays(Current)),
         ("waiting", INGRESS, json!({}), Stays(InProgress)),
         ("accepted", ROUTE, route(&fresh(&ACCEPTED, 2)), Stays(Current)),
@@ -384,58 +389,58 @@ fn network_and_storage_are_judged_by_what_they_were_given() {
 #[test]
 fn what_is_only_shown_is_judged_too() {
     let able = ("AbleToScale", "True", "SucceededGetScale");
-    let budget = |all: Value| observed(&shows(all));
+    let budget = |all: &Value| observed(&shows(all));
     check(vec![
-        ("able", AUTOSCALER, shows(conditions(&[able])), Stays(Current)),
+        ("able", AUTOSCALER, shows(&conditions(&[able])), Stays(Current)),
         (
             "limited",
             AUTOSCALER,
-            shows(conditions(&[("ScalingLimited", "True", "TooFewReplicas")])),
+            shows(&conditions(&[("ScalingLimited", "True", "TooFewReplicas")])),
             Stays(Current),
         ),
-        ("no conditions yet", AUTOSCALER, shows(json!([])), Stays(InProgress)),
+        ("no conditions yet", AUTOSCALER, shows(&json!([])), Stays(InProgress)),
         (
             "no scale",
             AUTOSCALER,
-            shows(conditions(&[("AbleToScale", "False", "FailedGetScale")])),
+            shows(&conditions(&[("AbleToScale", "False", "FailedGetScale")])),
             Stays(Failed),
         ),
         (
             "no metric",
             AUTOSCALER,
-            shows(conditions(&[able, ("ScalingActive", "False", "FailedGetResourceMetric")])),
+            shows(&conditions(&[able, ("ScalingActive", "False", "FailedGetResourceMetric")])),
             Stays(Failed),
         ),
         (
             "no selector",
             AUTOSCALER,
-            shows(conditions(&[able, ("ScalingActive", "False", "InvalidSelector")])),
+            shows(&conditions(&[able, ("ScalingActive", "False", "InvalidSelector")])),
             Stays(Failed),
         ),
         (
             "scaled to zero",
             AUTOSCALER,
-            shows(conditions(&[able, ("ScalingActive", "False", "ScalingDisabled")])),
+            shows(&conditions(&[able, ("ScalingActive", "False", "ScalingDisabled")])),
             Stays(Current),
         ),
         (
             "backing off",
             AUTOSCALER,
-            shows(conditions(&[("AbleToScale", "False", "BackoffBoth")])),
+            shows(&conditions(&[("AbleToScale", "False", "BackoffBoth")])),
             Stays(InProgress),
         ),
-        ("observed", BUDGET, budget(json!([])), Stays(Current)),
-        ("unseen", BUDGET, shows(json!([])), Stays(InProgress)),
+        ("observed", BUDGET, budget(&json!([])), Stays(Current)),
+        ("unseen", BUDGET, shows(&json!([])), Stays(InProgress)),
         (
             "SyncFailed",
             BUDGET,
-            budget(conditions(&[("DisruptionAllowed", "False", "SyncFailed")])),
+            budget(&conditions(&[("DisruptionAllowed", "False", "SyncFailed")])),
             Stays(Failed),
         ),
         (
             "too few pods",
             BUDGET,
-            budget(conditions(&[("DisruptionAllowed", "False", "InsufficientPods")])),
+            budget(&conditions(&[("DisruptionAllowed", "False", "InsufficientPods")])),
             Stays(Current),
         ),
     ]);
@@ -447,38 +452,38 @@ fn definitions_and_interfaces_must_be_served() {
         (
             "established",
             DEFINITION,
-            shows(conditions(&[("Established", "True", "")])),
+            shows(&conditions(&[("Established", "True", "")])),
             Stays(Current),
         ),
         ("new", DEFINITION, json!({}), Stays(InProgress)),
         (
             "installing",
             DEFINITION,
-            shows(conditions(&[("Established", "False", "Installing")])),
+            shows(&conditions(&[("Established", "False", "Installing")])),
             Stays(InProgress),
         ),
         (
             "not established",
             DEFINITION,
-            shows(conditions(&[("Established", "False", "NotAccepted")])),
+            shows(&conditions(&[("Established", "False", "NotAccepted")])),
             Stays(Failed),
         ),
         (
             "a taken name",
             DEFINITION,
-            shows(conditions(&[("NamesAccepted", "False", "ListKindConflict")])),
+            shows(&conditions(&[("NamesAccepted", "False", "ListKindConflict")])),
             Stays(Failed),
         ),
         (
             "available",
             API_SERVICE,
-            shows(conditions(&[("Available", "True", "")])),
+            shows(&conditions(&[("Available", "True", "")])),
             Turns(InProgress, SETTLE_FOR, Current),
         ),
         (
             "not available",
             API_SERVICE,
-            shows(conditions(&[("Available", "False", "MissingEndpoints")])),
+            shows(&conditions(&[("Available", "False", "MissingEndpoints")])),
             Stays(InProgress),
         ),
         ("new", API_SERVICE, json!({}), Stays(InProgress)),
@@ -499,71 +504,86 @@ fn kinds_nobody_here_knows_go_by_their_conditions_once_those_are_about_this_vers
             observed(&json!({"metadata": {"generation": 2}})),
             Stays(Current),
         ),
-        ("Ready", OTHER, observed(&shows(conditions(&[("Ready", "True", "")]))), Stays(Current)),
-        ("Ready of unknown age", OTHER, shows(conditions(&[("Ready", "True", "")])), soon(Current)),
-        ("Ready of this version", OTHER, shows(fresh(&[("Ready", "True", "")], 2)), Stays(Current)),
+        ("Ready", OTHER, observed(&shows(&conditions(&[("Ready", "True", "")]))), Stays(Current)),
+        (
+            "Ready of unknown age",
+            OTHER,
+            shows(&conditions(&[("Ready", "True", "")])),
+            soon(Current),
+        ),
+        (
+            "Ready of this version",
+            OTHER,
+            shows(&fresh(&[("Ready", "True", "")], 2)),
+            Stays(Current),
+        ),
         (
             "Ready of an old version",
             OTHER,
-            shows(fresh(&[("Ready", "True", "")], 1)),
+            shows(&fresh(&[("Ready", "True", "")], 1)),
             Stays(InProgress),
         ),
         (
             "not Ready",
             OTHER,
-            observed(&shows(conditions(&[("Ready", "False", "Waiting")]))),
+            observed(&shows(&conditions(&[("Ready", "False", "Waiting")]))),
             late(),
         ),
-        ("unknown", OTHER, observed(&shows(conditions(&[("Ready", "Unknown", "")]))), late()),
+        ("unknown", OTHER, observed(&shows(&conditions(&[("Ready", "Unknown", "")]))), late()),
         (
             "Ready decides",
             OTHER,
-            observed(&shows(conditions(&[("Available", "True", ""), ("Ready", "False", "")]))),
+            observed(&shows(&conditions(&[("Available", "True", ""), ("Ready", "False", "")]))),
             late(),
         ),
         (
             "Succeeded",
             OTHER,
-            observed(&shows(conditions(&[("Succeeded", "True", "")]))),
+            observed(&shows(&conditions(&[("Succeeded", "True", "")]))),
             Stays(Current),
         ),
         (
             "Available",
             OTHER,
-            observed(&shows(conditions(&[("Available", "True", "")]))),
+            observed(&shows(&conditions(&[("Available", "True", "")]))),
             Stays(Current),
         ),
         (
             "Healthy",
             OTHER,
-            observed(&shows(conditions(&[("Healthy", "True", "")]))),
+            observed(&shows(&conditions(&[("Healthy", "True", "")]))),
             Stays(Current),
         ),
         (
             "Established",
             OTHER,
-            observed(&shows(conditions(&[("Established", "True", "")]))),
+            observed(&shows(&conditions(&[("Established", "True", "")]))),
             Stays(Current),
         ),
-        ("not Healthy", OTHER, observed(&shows(conditions(&[("Healthy", "False", "")]))), late()),
-        ("others", OTHER, observed(&shows(conditions(&[("Synced", "False", "")]))), Stays(Current)),
-        ("Failed", OTHER, observed(&shows(conditions(&[("Failed", "True", "")]))), Stays(Failed)),
+        ("not Healthy", OTHER, observed(&shows(&conditions(&[("Healthy", "False", "")]))), late()),
+        (
+            "others",
+            OTHER,
+            observed(&shows(&conditions(&[("Synced", "False", "")]))),
+            Stays(Current),
+        ),
+        ("Failed", OTHER, observed(&shows(&conditions(&[("Failed", "True", "")]))), Stays(Failed)),
         (
             "Degraded",
             OTHER,
-            observed(&shows(conditions(&[("Degraded", "True", "")]))),
+            observed(&shows(&conditions(&[("Degraded", "True", "")]))),
             Stays(Failed),
         ),
         (
             "Failed of unknown age",
             OTHER,
-            shows(conditions(&[("Failed", "True", "")])),
+            shows(&conditions(&[("Failed", "True", "")])),
             soon(Failed),
         ),
         (
             "failed before, ready now",
             OTHER,
-            shows(json!([
+            shows(&json!([
                 fresh(&[("Failed", "True", "")], 1)[0],
                 fresh(&[("Ready", "True", "")], 2)[0]
             ])),
@@ -584,10 +604,13 @@ fn the_application_waits_for_what_gates_and_shows_the_rest() {
         assert!(!gates(kind, &none), "{kind:?}");
     }
     let provisioned = json!({"volume.kubernetes.io/storage-provisioner": "disk.example.com"});
-    assert!(gates(CLAIM, &claim("Pending", "disk", provisioned)));
-    assert!(gates(CLAIM, &claim("Pending", "", json!({}))));
-    assert!(gates(CLAIM, &claim("Bound", "disk", json!({}))));
-    assert!(!gates(CLAIM, &claim("Pending", "disk", json!({}))), "it waits for its first consumer");
+    assert!(gates(CLAIM, &claim("Pending", "disk", &provisioned)));
+    assert!(gates(CLAIM, &claim("Pending", "", &json!({}))));
+    assert!(gates(CLAIM, &claim("Bound", "disk", &json!({}))));
+    assert!(
+        !gates(CLAIM, &claim("Pending", "disk", &json!({}))),
+        "it waits for its first consumer"
+    );
 }
 
 #[test]

@@ -891,7 +891,7 @@ proptest! {
         let narrowed = asked.trusted_keys.is_none_or(|ids| ids.contains(&key(CI).public().id()));
         prop_assert!(narrowed, "only a key that the plan asks for");
         let lacking = |name: &&str| withheld.contains(name);
-        prop_assert!(!required.iter().any(|name| lacking(name)), "what the policy requires");
+        prop_assert!(!required.iter().any(lacking), "what the policy requires");
         let also = asked.required_attestations.iter().map(String::as_str);
         prop_assert!(!also.into_iter().any(|name| lacking(&name)), "what the plan requires");
         prop_assert!(!asked.required_attestations.contains("blessing"));
@@ -916,8 +916,8 @@ proptest! {
             for payload_type in [DIRECTIVE_TYPE, PLAN_TYPE, SYNC_TYPE, STATEMENT_TYPE] {
                 let sealed = seal(payload_type, payload, &[&key(HUB)]);
                 for envelope in [payload, &sealed] {
-                    let _ = super::directive(envelope, &spoke);
-                    let _ = super::plan(envelope, Digest::of(payload), &policy);
+                    let _ = directive(envelope, &spoke);
+                    let _ = plan(envelope, Digest::of(payload), &policy);
                     let _ = sync(envelope, &spoke, "aa", 1);
                     let _ = open_release(envelope, &policy.hub_keys);
                     let _ = envelope::peek(envelope, payload_type);
