@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_encoding::BASE64;
 use serde_json::Value;
 
 use crate::ids::{Digest, Name};
@@ -50,7 +51,7 @@ pub fn effective(
             return Err(EffectiveError::Duplicate(object.key().clone()));
         }
         check_secrets(&object, local)?;
-        let object = pin(object, &digests, may_pin, mode, &mut warnings)?;
+        let object = pin(as_stored(object), &digests, may_pin, mode, &mut warnings)?;
         ready.push(object);
     }
     Ok(Effective { objects: ready, warnings })
@@ -151,6 +152,28 @@ fn check_secrets(object: &Object, local: &Local) -> Result<(), EffectiveError> {
         return Err(EffectiveError::KindNeverAllowed(key.clone()));
     }
     Ok(())
+}
+
+/// A Secret with its `stringData` in `data`, where the API server keeps it: fields that are not kept are
+/// nobody's, and an edit of them would not be seen.
+fn as_stored(object: Object) -> Object {
+    if !object.key().group.is_empty() || object.key().kind != "Secret" {
+        return object;
+    }
+    object.changed(|value| {
+        let Some(secret) = value.as_object_mut() else { return };
+        let Some(Value::Object(texts)) = secret.remove("stringData") else { return };
+        let data = secret.entry("data").or_insert_with(|| Value::Object(Default::default()));
+        let Value::Object(data) = data else { return };
+        for (name, text) in texts {
+            let encoded = match text.as_str() {
+                Some(text) => Value::String(BASE64.encode(text.as_bytes())),
+                // The API server says what is wrong with it.
+                None => text,
+            };
+            data.insert(name, encoded);
+        }
+    })
 }
 
 fn digests_by_reference(images: &[ImageDigest]) -> Result<BTreeMap<&str, Digest>, EffectiveError> {
@@ -259,5 +282,31 @@ impl EffectiveError {
             Self::ImageUnpinned { .. } => "ImageUnpinned",
             Self::ImageAmbiguous(_) => "ImageAmbiguous",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn string_data_of_a_secret_is_applied_where_the_api_server_keeps_it() {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "words"},
+            "data": {"old": "b2xk", "word": "b2xk"}, "stringData": {"word": "swordfish"},
+        });
+        let config = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words"},
+            "stringData": {"word": "swordfish"},
+        });
+
+        let stored = as_stored(Object::new(secret).unwrap());
+        let other = as_stored(Object::new(config.clone()).unwrap());
+
+        assert_eq!(stored.value()["data"], json!({"old": "b2xk", "word": "c3dvcmRmaXNo"}));
+        assert_eq!(stored.value().get("stringData"), None);
+        assert_eq!(*other.value(), config);
     }
 }
