@@ -46,6 +46,8 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// When its processes end.
     pub lifetime: Lifetime,
+    /// Variables of the API server.
+    pub api_environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Options {
@@ -56,6 +58,7 @@ impl Options {
             context: format!("{name}-cluster"),
             directory: None,
             lifetime: Lifetime::Ours,
+            api_environment: Vec::new(),
         }
     }
 }
@@ -112,7 +115,7 @@ impl Cluster {
     }
 
     async fn try_start(binaries: &Binaries, options: &Options) -> anyhow::Result<Self> {
-        let Options { name, context, directory, lifetime } = options;
+        let Options { name, context, directory, lifetime, api_environment } = options;
         let temporary = match directory {
             Some(_) => None,
             None => Some(tempfile::Builder::new().prefix("attest-cluster-").tempdir()?),
@@ -140,7 +143,11 @@ impl Cluster {
         let plan = Plan { binaries, directory: &directory };
         let (etcd, etcd_url) = plan.etcd()?;
         let etcd = Process::spawn(etcd)?;
-        let api = Process::spawn(plan.api(&etcd_url, api_port))?;
+        let mut api = plan.api(&etcd_url, api_port);
+        for (variable, value) in api_environment {
+            api = api.env(*variable, *value);
+        }
+        let api = Process::spawn(api)?;
         let controllers = plan.controllers(controllers_port);
         let mut starting = (api, etcd);
         let admin_config =

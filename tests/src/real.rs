@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::api::Api;
 use crate::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
-use crate::cluster::{Cluster, ports};
+use crate::cluster::{Cluster, Options, ports};
 use crate::fleet::{Hub, Operator, Repository, generate_key, program};
 use crate::process::{Process, Spec, remove_at_end};
 use crate::wait::until;
@@ -74,6 +74,18 @@ impl RealFleet {
         Self::start_with(clusters, Agents::InCluster, &mut |_| {}).await
     }
 
+    /// As [`Self::start`], with variables for the API servers.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_tuned(
+        clusters: &[(&str, &str)],
+        api_environment: &[(&'static str, &'static str)],
+    ) -> anyhow::Result<Option<Self>> {
+        let how = (Agents::InCluster, api_environment);
+        Self::start_all(clusters, how, &mut |_| {}).await
+    }
+
     /// As [`Self::start`], with spokes where `agents` says, telling what was done.
     ///
     /// # Errors
@@ -83,10 +95,21 @@ impl RealFleet {
         agents: Agents,
         tell: &mut dyn FnMut(String),
     ) -> anyhow::Result<Option<Self>> {
+        Self::start_all(clusters, (agents, &[]), tell).await
+    }
+
+    async fn start_all(
+        clusters: &[(&str, &str)],
+        (agents, api_environment): (Agents, &[(&'static str, &'static str)]),
+        tell: &mut dyn FnMut(String),
+    ) -> anyhow::Result<Option<Self>> {
         let directory = tempfile::Builder::new().prefix("attest-fleet-").tempdir()?;
         remove_at_end(directory.path());
         let at = |name: &str| directory.path().join(name);
-        let starting = clusters.iter().map(|(name, _)| Cluster::start(name));
+        let starting = clusters.iter().map(|(name, _)| {
+            let api_environment = api_environment.to_vec();
+            Cluster::start_with(Options { api_environment, ..Options::new(name) })
+        });
         let mut sites = Vec::new();
         for (started, (name, _)) in
             futures::future::try_join_all(starting).await?.into_iter().zip(clusters)
@@ -257,6 +280,21 @@ impl RealFleet {
             return Err(error.context(format!("{seen:#}")));
         }
         Ok(())
+    }
+
+    /// To be called at the end of whatever was done with the fleet: every request that a spoke made was
+    /// made as it should ([`crate::cluster::audit::AuditLog::spoke_wrote_as_it_should`]). Returns how
+    /// many objects of applications were written.
+    ///
+    /// # Errors
+    /// When one was not, or when nothing shows in a cluster's audit log.
+    pub fn every_write_was_made_as_it_should(&self) -> anyhow::Result<usize> {
+        let mut objects = 0;
+        for site in &self.sites {
+            let written = site.cluster.audit().spoke_wrote_as_it_should();
+            objects += written.with_context(|| format!("cluster {}", site.name))?;
+        }
+        Ok(objects)
     }
 
     /// The process id of a cluster's spoke.

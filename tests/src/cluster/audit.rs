@@ -2,7 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
+use attest_common::ids::Timestamp;
 use serde::Deserialize;
+
+/// The account every spoke acts as.
+pub const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
+/// How every spoke's requests begin to describe themselves.
+const SPOKE_AGENT: &str = "attest-spoke/";
+/// Accounts that a spoke impersonates.
+const APPLICATION_ACCOUNTS: &str = "system:serviceaccount:attest-applications";
 
 /// Every mutating request with its user, and every request of the spoke's own account.
 pub(super) const POLICY: &str = "\
@@ -29,9 +38,10 @@ impl AuditLog {
         Self { path: path.to_owned() }
     }
 
-    /// The place after the last event so far, for [`Self::since`].
+    /// This moment, for [`Self::since`].
     pub fn mark(&self) -> Mark {
-        Mark(std::fs::metadata(&self.path).map_or(0, |file| file.len()))
+        let at = Timestamp::now();
+        Mark { at, after_bytes: std::fs::metadata(&self.path).map_or(0, |file| file.len()) }
     }
 
     /// All events.
@@ -39,17 +49,54 @@ impl AuditLog {
     /// # Errors
     /// When the log holds something else.
     pub fn events(&self) -> anyhow::Result<Vec<AuditEvent>> {
-        self.since(Mark::default())
+        self.after(0)
     }
 
-    /// The events after a mark. The API server writes an event just after its answer, so one that a
-    /// test waits for has to be polled.
+    /// Every request of a spoke was made with the spoke's account, and every write outside its own
+    /// namespaces and bindings as an application's account. Returns how many objects were written so.
+    ///
+    /// # Errors
+    /// When one was not, or when no request names the spoke: then nothing was looked at.
+    pub fn spoke_wrote_as_it_should(&self) -> anyhow::Result<usize> {
+        let events: Vec<AuditEvent> =
+            self.events()?.into_iter().filter(AuditEvent::is_of_spoke).collect();
+        let named = events.iter().filter(|event| event.user_agent.starts_with(SPOKE_AGENT));
+        ensure!(named.count() > 0, "no request says that it comes from a spoke");
+        let mut objects = 0;
+        for event in &events {
+            ensure!(
+                event.user.username == SPOKE && event.user_agent.starts_with(SPOKE_AGENT),
+                "somebody else acted as a spoke, or a spoke as somebody else: {event:#?}"
+            );
+            let object = event.object();
+            if let Some(account) = &event.impersonated_user {
+                let ours = account.username.starts_with(APPLICATION_ACCOUNTS);
+                ensure!(ours, "the spoke acted as {}", account.username);
+                objects += usize::from(event.is_mutating() && !event.is_dry_run());
+            } else if event.is_mutating() {
+                let own = object.namespace.is_empty()
+                    || object.namespace.starts_with("attest-")
+                    || matches!(object.resource.as_str(), "rolebindings" | "namespaces");
+                ensure!(own, "the spoke wrote {object:?} as itself");
+            }
+        }
+        Ok(objects)
+    }
+
+    /// The requests that arrived after a mark. The API server writes an event just after its answer, so
+    /// one that a test waits for has to be polled, and one of before may be written after the mark.
     ///
     /// # Errors
     /// When the log holds something else.
     pub fn since(&self, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
+        let mut events = self.after(mark.after_bytes)?;
+        events.retain(|event| event.request_received_timestamp >= mark.at);
+        Ok(events)
+    }
+
+    fn after(&self, bytes_before: u64) -> anyhow::Result<Vec<AuditEvent>> {
         let bytes = std::fs::read(&self.path).unwrap_or_default();
-        let start = usize::try_from(mark.0)?;
+        let start = usize::try_from(bytes_before)?;
         let mut events = Vec::new();
         for line in bytes.get(start..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
             // A line that is still being written has no end yet.
@@ -61,9 +108,12 @@ impl AuditLog {
     }
 }
 
-/// A place in an audit log.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Mark(u64);
+/// A moment, and how long the audit log was then: nothing of later stands before that place.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    at: Timestamp,
+    after_bytes: u64,
+}
 
 /// One request.
 #[derive(Clone, Debug, Deserialize)]
@@ -90,8 +140,8 @@ pub struct AuditEvent {
     /// The client's own description.
     #[serde(default)]
     pub user_agent: String,
-    /// When it arrived, RFC 3339 with microseconds.
-    pub request_received_timestamp: String,
+    /// When it arrived, by the clock that [`AuditLog::mark`] reads.
+    pub request_received_timestamp: Timestamp,
 }
 
 /// A user of an API server.
@@ -153,6 +203,14 @@ impl AuditEvent {
     /// The user whose rights were used: the impersonated one, when there is one.
     pub fn acting_user(&self) -> &str {
         &self.impersonated_user.as_ref().unwrap_or(&self.user).username
+    }
+
+    /// True when a spoke made it, whichever way that shows: by what the request says it comes from, by
+    /// the spoke's account, or by an application's account, which nobody else uses.
+    pub fn is_of_spoke(&self) -> bool {
+        self.user_agent.starts_with(SPOKE_AGENT)
+            || self.user.username == SPOKE
+            || self.acting_user().starts_with(APPLICATION_ACCOUNTS)
     }
 
     /// What it was about; empty when it was about no object.

@@ -27,12 +27,9 @@ async fn two_clusters_start_and_each_makes_a_deployment_available() -> anyhow::R
     for site in [&one, &other] {
         let client = site.cluster.client().await?;
         let namespace = namespace(&client, "two-clusters").await?;
-        let started = Instant::now();
 
         apply(&client, &namespace, deployment("web", 2, "web:1", &json!({}))).await?;
         available(&client, &namespace, "web", 2).await?;
-
-        assert!(started.elapsed() < SOON);
     }
     assert_ne!(one.cluster.server(), other.cluster.server());
     let seen = one.cluster.client().await?.apiserver_version().await?;

@@ -129,5 +129,7 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
         apply(&fleet, 0, APPLICATION).map(|_| Some(()))
     })
     .await?;
-    fleet.wait_synced("web-app", SOON).await.context("after the reset")
+    fleet.wait_synced("web-app", SOON).await.context("after the reset")?;
+    fleet.every_write_was_made_as_it_should()?;
+    Ok(())
 }

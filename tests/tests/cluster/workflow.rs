@@ -92,5 +92,7 @@ async fn the_documented_workflow_deploys_under_strict() -> anyhow::Result<()> {
         let image = containers.into_iter().next().and_then(|c| c.image).unwrap_or_default();
         Ok(image.starts_with(&format!("myapp:{sha}@sha256:")).then_some(()))
     })
-    .await
+    .await?;
+    fleet.every_write_was_made_as_it_should()?;
+    Ok(())
 }
