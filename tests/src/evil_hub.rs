@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use attest_certs::Bundle;
 use attest_certs::authority::{Authority, SPOKE_LIFETIME};
 use attest_certs::tls::{Admission, admit};
+use attest_common::difference::differences;
 use attest_common::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
 use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::keys::PrivateKey;
@@ -40,7 +41,8 @@ use crate::simulator::read;
 use crate::wait::until;
 
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
-const REPORTED_WITHIN: Duration = Duration::from_secs(30);
+/// Three times as long as a spoke may wait before it tries something again.
+const REPORTED_WITHIN: Duration = Duration::from_secs(90);
 const COMPRESSION_LEVEL: i32 = 1;
 const DIRECTIVE_LIFETIME_S: i64 = 3_600;
 
@@ -73,6 +75,13 @@ pub struct Delivery {
     pub directive: Directive,
     /// Envelopes and content by whatever digest they have.
     pub blobs: Vec<Vec<u8>>,
+}
+
+impl Peer {
+    /// Every report of this session up to when this was looked up.
+    pub fn reports(&self) -> &[Report] {
+        &self.reports
+    }
 }
 
 impl EvilHub {
@@ -534,12 +543,14 @@ pub async fn tampered_plan(
     let text = String::from_utf8(carried.content(cluster)?)?;
     let changed = text.replacen("myapp:v1", "myapp:v9", 1);
     if !honest {
-        with_content(&mut delivery, changed.into_bytes())?;
+        with_content(&mut delivery, changed.clone().into_bytes())?;
     }
     hub.push(&peer, &delivery).await?;
-    let told = format!(
-        "the taken hub signs a plan with one byte changed (myapp:v1 → myapp:v9) as sequence {} for {}",
-        delivery.directive.sequence, peer.cluster
-    );
-    Ok(Taken { hub, sequence: delivery.directive.sequence, told })
+    let (signed, sent) = (manifest::read(text.as_bytes())?, manifest::read(changed.as_bytes())?);
+    let told = match differences(&signed, &sent).first().filter(|_| !honest) {
+        Some(difference) => format!("the taken hub signs a changed plan: {difference}"),
+        None => "the taken hub signs an honest plan".to_owned(),
+    };
+    let (sequence, to) = (delivery.directive.sequence, &peer.cluster);
+    Ok(Taken { hub, sequence, told: format!("{told}; sequence {sequence} for {to}") })
 }

@@ -226,6 +226,16 @@ impl Hub {
         Ok(())
     }
 
+    /// What `/ready` says: status and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ready(&self) -> anyhow::Result<(u16, String)> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let answer = client.get(format!("http://{}/ready", self.addresses.health)).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?.trim().to_owned()))
+    }
+
     /// Where it listens.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses

@@ -12,6 +12,7 @@ use attest_common::plan::Operation;
 use attest_common::policy::Mode;
 use attest_common::record::Record;
 use attest_common::release::{NamespaceRule, Render};
+use attest_common::report::Report;
 use attest_tests::cluster::audit::{AuditEvent, Mark};
 use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned, with_content};
 use attest_tests::real::{RealFleet, RealSite};
@@ -21,7 +22,6 @@ use serde_json::{Value, json};
 const WITHIN: Duration = Duration::from_secs(60);
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
 const NAMESPACE: &str = "app-production";
-const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
 
 struct Stage {
     fleet: RealFleet,
@@ -61,7 +61,7 @@ impl Stage {
         fleet.release("v2")?;
         let _: Value = fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
         until("v2 to be held in production", WITHIN, || async {
-            Ok(record(&fleet, "production")?.filter(|r| r.sequence >= 2))
+            Ok(record(&fleet, "production", "web-app", NAMESPACE)?.filter(|r| r.sequence >= 2))
         })
         .await?;
         fleet.wait_synced("web-app", WITHIN).await?;
@@ -77,8 +77,12 @@ impl Stage {
         Ok(Some(Self { fleet, hub, peer, older, newest, ci }))
     }
 
-    fn site(&self) -> anyhow::Result<&RealSite> {
-        self.fleet.sites().iter().find(|site| site.name == "production").context("production")
+    fn site(&self, name: &str) -> anyhow::Result<&RealSite> {
+        self.fleet.sites().iter().find(|site| site.name == name).context("no such cluster")
+    }
+
+    fn production(&self) -> anyhow::Result<&RealSite> {
+        self.site("production")
     }
 
     fn honest(&self) -> anyhow::Result<Delivery> {
@@ -96,14 +100,34 @@ impl Stage {
         again.delivery_of(&self.peer, "production", NAMESPACE, content)
     }
 
-    /// Sends it and checks everything that must follow from a refusal.
+    /// Sends it to production and checks everything that must follow from a refusal.
     async fn refused(&self, case: &str, delivery: &Delivery, reason: &str) -> anyhow::Result<()> {
-        let site = self.site()?;
-        let before = record(&self.fleet, "production")?.context("no record")?;
+        let report = self.refused_at("production", case, delivery, reason).await?;
+        ensure!(report.running.is_some(), "{case}: the report forgets what runs");
+        Ok(())
+    }
+
+    /// Sends it and waits for the refusal where it must show: in the cluster's own record, read by the
+    /// command line, in the report, the metric and the log. No sequence may advance, nothing be written.
+    async fn refused_at(
+        &self,
+        cluster: &str,
+        case: &str,
+        delivery: &Delivery,
+        reason: &str,
+    ) -> anyhow::Result<Report> {
+        let site = self.site(cluster)?;
+        let peer = self.hub.connected(cluster).await?;
+        let place = (&delivery.directive.application, &delivery.directive.namespace);
+        let state = || -> anyhow::Result<Option<_>> {
+            let found = record(&self.fleet, cluster, place.0.as_str(), place.1.as_str())?;
+            Ok(found.map(|r| (r.epoch, r.sequence, r.held, r.floor)))
+        };
+        let before = state()?;
         let mark = site.cluster.audit().mark();
         let counted = count(&site.metrics().await?, reason);
         let logged = occurrences(site, reason);
-        self.hub.push(&self.peer, delivery).await?;
+        self.hub.push(&peer, delivery).await?;
 
         let sequence = delivery.directive.sequence;
         let kubeconfig = site.cluster.kubeconfig().display().to_string();
@@ -112,7 +136,12 @@ impl Stage {
             let status =
                 self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
             let all = status["refusals"].as_array().cloned().unwrap_or_default();
-            let mine = |r: &&Value| r["reason"] == reason && r["sequence"] == json!(sequence);
+            let mine = |r: &&Value| {
+                r["reason"] == reason
+                    && r["sequence"] == json!(sequence)
+                    && r["application"] == place.0.as_str()
+                    && r["namespace"] == place.1.as_str()
+            };
             Ok(all.iter().find(mine).cloned())
         });
         if let Err(error) = seen.await {
@@ -120,51 +149,81 @@ impl Stage {
                 self.fleet.operator().attest(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
             return Err(error.context(status));
         }
-        let report = self
-            .hub
-            .report(&self.peer, |r| {
-                r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
-            })
-            .await
-            .with_context(|| format!("{case}: the report"))?;
-        ensure!(report.running.is_some(), "{case}: the report forgets what runs");
+        let mine = |r: &Report| {
+            r.application == *place.0
+                && r.namespace == *place.1
+                && r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+        };
+        let report = self.hub.report(&peer, mine).await;
+        let report = report.with_context(|| format!("{case}: the report"))?;
         until(&format!("{case}: metric and log"), REFUSED_WITHIN, || async {
             let now = count(&site.metrics().await?, reason);
             Ok((now > counted && occurrences(site, reason) > logged).then_some(()))
         })
         .await?;
-        let after = record(&self.fleet, "production")?.context("no record")?;
-        assert_eq!(
-            (after.epoch, after.sequence, after.held),
-            (before.epoch, before.sequence, before.held),
-            "{case}: the state advanced"
-        );
+        assert_eq!(state()?, before, "{case}: the state advanced");
         let writes = writes(site, mark)?;
         assert!(writes.is_empty(), "{case}: {writes:#?}");
-        Ok(())
+        Ok(report)
+    }
+
+    /// The hub is its owner's again, and everybody who asks it sees what was refused last.
+    async fn honest_hub_shows(self, reason: &str) -> anyhow::Result<Self> {
+        let Self { mut fleet, hub, peer, older, newest, ci } = self;
+        // A connection keeps the address in use.
+        drop(peer);
+        hub.end().await?;
+        fleet.hub().restart().await?;
+        let shown = until("the refusal as a condition", WITHIN, || async {
+            let seen = fleet.operator().json(&["gitops", "app", "get", "web-app"])?;
+            let all = seen["conditions"].as_array().cloned().unwrap_or_default();
+            let found = all.iter().any(|condition| {
+                condition["type"] == "Verified"
+                    && condition["status"] == "False"
+                    && condition["reason"] == reason
+            });
+            Ok(found.then_some(()))
+        });
+        if let Err(error) = shown.await {
+            let seen = fleet.operator().attest(&["gitops", "app", "get", "web-app"])?;
+            return Err(error.context(seen));
+        }
+        fleet.hub().process().kill();
+        let address = fleet.hub().addresses().spokes.parse()?;
+        let home = fleet.hub().home().to_owned();
+        let hub = EvilHub::take(&home, address).await?;
+        let peer = hub.connected("production").await?;
+        Ok(Self { fleet, hub, peer, older, newest, ci })
     }
 }
 
-/// What counts as a write: a mutating request without dry run, by the spoke or an account it
-/// impersonates, outside the spoke's own two namespaces.
+/// What counts as a write: a mutating request without dry run, by the spoke under any name or an
+/// account it impersonates, outside the spoke's own two namespaces.
 fn writes(site: &RealSite, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
     let events = site.cluster.audit().since(mark)?.into_iter();
     let counts = |event: &AuditEvent| {
         let namespace = event.object_ref.as_ref().map(|o| o.namespace.clone()).unwrap_or_default();
         event.is_mutating()
             && !event.is_dry_run()
-            && event.user.username == SPOKE
+            && event.is_of_spoke()
             && !["attest-system", "attest-applications"].contains(&namespace.as_str())
     };
     Ok(events.filter(counts).collect())
 }
 
-fn record(fleet: &RealFleet, cluster: &str) -> anyhow::Result<Option<Record>> {
+fn record(
+    fleet: &RealFleet,
+    cluster: &str,
+    application: &str,
+    namespace: &str,
+) -> anyhow::Result<Option<Record>> {
     let site = fleet.sites().iter().find(|site| site.name == cluster).context("no such cluster")?;
     let kubeconfig = site.cluster.kubeconfig().display().to_string();
     let status = fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
     let all: Vec<Record> = serde_json::from_value(status["destinations"].clone())?;
-    Ok(all.into_iter().find(|r| r.application.as_str() == "web-app"))
+    Ok(all
+        .into_iter()
+        .find(|r| (r.application.as_str(), r.namespace.as_str()) == (application, namespace)))
 }
 
 /// How often a metric line about this reason counts, all labels taken together.
@@ -195,6 +254,8 @@ fn changed(content: &[u8], change: impl Fn(&mut Value)) -> anyhow::Result<Vec<u8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let Some(stage) = Stage::set().await? else { return Ok(()) };
+    let marks: Vec<Mark> =
+        stage.fleet.sites().iter().map(|site| site.cluster.audit().mark()).collect();
     let honest = stage.honest()?;
     let content = stage.newest.content("production")?;
 
@@ -248,6 +309,12 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let sent = stage.older.delivery(&stage.peer, "production", NAMESPACE)?;
     stage.refused("g", &sent, "CounterRegressed").await?;
 
+    // (g2) the same under a fresh application: a namespace where nothing has run yet has no floor of its own
+    let fresh = "app-fresh";
+    let sent = stage.older.delivery(&stage.hub.connected("staging").await?, "staging", fresh)?;
+    stage.refused_at("staging", "g2", &sent, "CounterRegressed").await?;
+    assert_eq!(record(&stage.fleet, "staging", "web-app", fresh)?, None);
+
     // (h) another repository's signed release of the same name
     let sent = stage.resigned(None, |release| {
         release.source.repo = "https://git.example/other/web-app".to_owned();
@@ -277,24 +344,22 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
         stage.resigned(None, |release| release.application = "other".parse().unwrap())?;
     sent.plan.sync.adopt = true;
     sent.directive.sequence = 1;
-    let mark = stage.site()?.cluster.audit().mark();
-    stage.hub.push(&stage.peer, &sent).await?;
-    let report = stage
-        .hub
-        .report(&stage.peer, |r| r.application.as_str() == "other")
-        .await
-        .context("k: the report")?;
-    assert_eq!(report.refusal.context("k: no refusal")?.reason, "OwnedByOther");
-    let written = writes(stage.site()?, mark)?;
-    assert!(written.is_empty(), "k: {written:#?}");
+    stage.refused_at("production", "k", &sent, "OwnedByOther").await?;
 
     // An order to remove, which production's policy does not leave to a hub.
     let mut sent = honest.clone();
     sent.directive.operation = Operation::Remove;
     stage.refused("remove", &sent, "RemoveNotAllowed").await?;
 
+    // All that time nothing was written anywhere, and the hub's owner learns what was tried last.
+    let stage = stage.honest_hub_shows("RemoveNotAllowed").await?;
+    for (site, mark) in stage.fleet.sites().iter().zip(marks) {
+        let writes = writes(site, mark)?;
+        assert!(writes.is_empty(), "{}: {writes:#?}", site.name);
+    }
+
     // The positive control: an honest directive, sent the same way, is carried out.
-    let mark = stage.site()?.cluster.audit().mark();
+    let mark = stage.production()?.cluster.audit().mark();
     let fresh = changed(&content, |object| {
         if object["kind"] == "Deployment" {
             object["metadata"]["labels"]["positive"] = json!("control");
@@ -303,8 +368,9 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let sent = stage.resigned(Some(fresh), |_| {})?;
     stage.hub.push(&stage.peer, &sent).await?;
     until("the honest directive to be carried out", WITHIN, || async {
-        Ok((!writes(stage.site()?, mark)?.is_empty()).then_some(()))
+        Ok((!writes(stage.production()?, mark)?.is_empty()).then_some(()))
     })
     .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
