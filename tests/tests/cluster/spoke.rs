@@ -33,7 +33,6 @@ const ADMISSION_EVERY: Duration = Duration::from_secs(3);
 const PROGRESS_DEADLINE_S: u64 = 5;
 const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
-const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
 const POD: &str = "attest-system/attest-spoke";
 
 /// A cluster whose spoke listens to a hub that the test speaks for.
@@ -191,7 +190,7 @@ impl Stage {
         let events = self.site()?.cluster.audit().since(mark)?.into_iter();
         let ours = events.filter(|event| {
             let closed = event.object().namespace.starts_with("attest-");
-            event.is_mutating() && event.user.username == SPOKE && !closed && wanted(event)
+            event.is_mutating() && event.is_of_spoke() && !closed && wanted(event)
         });
         Ok(ours.map(|event| format!("{} {}", event.verb, event.object().name)).collect())
     }
@@ -227,12 +226,26 @@ impl Stage {
         })
         .await?;
         if let Some(nonce) = greeted {
-            until("the spoke to greet the hub again", WITHIN, || async {
-                Ok((self.peer().await?.hello.nonce != nonce).then_some(()))
-            })
-            .await?;
+            self.greets_anew(&nonce).await?;
         }
         Ok(())
+    }
+
+    /// Sets how many pods the spoke's Deployment has.
+    async fn replicas(&self, count: u32) -> anyhow::Result<()> {
+        let deployments: Api<k8s_openapi::api::apps::v1::Deployment> =
+            Api::namespaced(self.client().await?, "attest-system");
+        let patch = Patch::Merge(json!({"spec": {"replicas": count}}));
+        deployments.patch_scale("attest-spoke", &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Waits until the spoke has greeted the hub once more than at `nonce`.
+    async fn greets_anew(&self, nonce: &[u8]) -> anyhow::Result<()> {
+        until("the spoke to greet the hub again", WITHIN, || async {
+            Ok((self.peer().await?.hello.nonce != nonce).then_some(()))
+        })
+        .await
     }
 
     async fn value(&self, name: &str) -> anyhow::Result<Option<String>> {
@@ -327,9 +340,15 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
 
     // What happened while no spoke was there is seen when it is back.
     let mark = stage.mark()?;
-    ensure!(stage.site()?.fakelet.signal(POD, Signal::KILL) == 1, "no spoke to kill");
+    stage.replicas(0).await?;
+    until("the spoke to be gone", WITHIN, || async {
+        Ok(stage.fleet.spoke_process(CLUSTER).is_none().then_some(()))
+    })
+    .await?;
     stage.edit("config-1").await?;
     stage.configs().await?.delete("config-2", &DeleteParams::default()).await?;
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+    stage.replicas(1).await?;
     until("both to be put back", WITHIN, || async {
         let edited = stage.value("config-1").await?.as_deref() == Some("signed");
         Ok((edited && stage.value("config-2").await?.is_some()).then_some(()))
@@ -339,6 +358,7 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     let mut writes = stage.writes(mark)?;
     writes.sort();
     assert_eq!(writes, ["patch config-1", "patch config-2"]);
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -395,6 +415,7 @@ async fn what_is_no_longer_rendered_goes_but_never_most_of_it_at_once() -> anyho
     hub.report(&peer, refused("CounterRegressed")).await?;
     stage.carried = newest;
     stage.synced(&configs(1)).await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -434,6 +455,12 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     })
     .await?;
     stage.kill_spoke().await?;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    let next = hub.report(&peer, |r| r.application.as_str() == "web-app").await?;
+    assert_eq!(
+        next.running.context("the first report after the restart forgets what runs")?.counter + 1,
+        stage.carried.document.counter
+    );
     stage.edit("config-0").await?;
     until("the edit to be undone after a restart", WITHIN, || async {
         Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
@@ -482,6 +509,7 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     assert_eq!(report.drifted.len(), 1);
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.writes(mark)?, [""; 0]);
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -569,21 +597,33 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     until("the spoke to notice", WITHIN, || async { Ok(stage.log()?.contains(log).then_some(())) })
         .await?;
 
+    // It speaks with no hub: none is pinned.
     let mark = stage.mark()?;
+    let before = stage.record()?;
+    let nonce = stage.peer().await?.hello.nonce;
     stage.edit("config-0").await?;
     let delivery = stage.delivery(&configs(3)).await?;
-    stage.send(&delivery).await.ok();
-    tokio::time::sleep(SETTLE).await;
-    assert_eq!(stage.writes(mark)?, [""; 0]);
-    assert_eq!(stage.value("config-0").await?.as_deref(), Some("edited"));
+    until("nothing to be taken from the hub any more", WITHIN, || async {
+        Ok(stage.send(&delivery).await.is_err().then_some(()))
+    })
+    .await?;
 
-    // Back again, but for another spoke: still nothing.
+    // Back again, but for another spoke: it hears the hub, and admits and changes nothing.
     let status = policy.data.get_mut("status").map(Value::take);
     policy.metadata.resource_version = None;
     policy.metadata.uid = None;
     policy.metadata.managed_fields = None;
     policies.create(&PostParams::default(), &policy).await?;
-    tokio::time::sleep(SETTLE).await;
+    stage.greets_anew(&nonce).await?;
+    stage.send(&delivery).await?;
+    let report = stage.reported(|report| report.refusal.is_some()).await?;
+    assert_eq!(report.refusal.context("no refusal")?.reason, "NoTrustPolicy");
+    assert_eq!(stage.writes(mark)?, [""; 0]);
+    let after = stage.record()?;
+    assert_eq!(
+        after.map(|record| (record.sequence, record.held)),
+        before.map(|record| (record.sequence, record.held))
+    );
     assert_eq!(stage.value("config-0").await?.as_deref(), Some("edited"));
 
     // Bound to this spoke by the operator: everything goes on, and what was pushed meanwhile can be
@@ -595,6 +635,7 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     })
     .await?;
     stage.synced(&configs(3)).await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -638,6 +679,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     assert_eq!(stage.writes(mark)?, [""; 0]);
 
     // The operator adds the policy's lines.
+    let nonce = stage.peer().await?.hello.nonce;
     let directory = stage.fleet.directory().to_owned();
     let mut policy = stage.policies().await?.get("local").await?;
     let spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
@@ -662,7 +704,8 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         &kubeconfig,
         "--yes",
     ])?;
-    tokio::time::sleep(SETTLE).await;
+    // A session rests on one policy.
+    stage.greets_anew(&nonce).await?;
     let report = stage.synced(&more).await?;
     assert_eq!(report.objects_total, (stage.base.len() + more.len()) as u64);
 
@@ -694,7 +737,29 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         })
         .await?;
     }
-    assert!(!stage.log()?.contains("swordfish"), "the log names a secret");
+
+    // A Secret is healed too, and its values, signed or edited, are told nowhere.
+    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, NAMESPACE);
+    let edit = Patch::Merge(json!({"stringData": {"word": "mackerel"}}));
+    secrets.patch("words", &PatchParams::default(), &edit).await?;
+    until("the Secret to be put back", WITHIN, || async {
+        let data = secrets.get("words").await?.data.unwrap_or_default();
+        Ok(data.get("word").is_some_and(|word| word.0 == b"swordfish").then_some(()))
+    })
+    .await?;
+    let events: Api<k8s_openapi::api::core::v1::Event> = Api::all(stage.client().await?);
+    let events = events.list(&kube::api::ListParams::default()).await?.items;
+    for (place, text) in [
+        ("log", stage.log()?),
+        ("record", serde_json::to_string(&stage.record()?)?),
+        ("reports", serde_json::to_string(stage.peer().await?.reports())?),
+        ("events", serde_json::to_string(&events)?),
+        ("metrics", stage.site()?.metrics().await?),
+    ] {
+        for word in ["swordfish", "mackerel", "c3dvcmRmaXNo", "bWFja2VyZWw="] {
+            assert!(!text.contains(word), "the {place} holds {word}: {text}");
+        }
+    }
 
     // Gone from the rendering: the custom object is deleted, its definition and the namespace are not.
     stage.synced(&[]).await?;
@@ -703,6 +768,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     })
     .await?;
     assert!(namespaces.get(NAMESPACE).await?.metadata.deletion_timestamp.is_none());
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -720,12 +786,19 @@ async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
     stage.reported(|report| report.phase == Phase::Synced).await?;
     assert_eq!(stage.value("config-3").await?.as_deref(), Some("signed"));
 
-    // Edited while nobody watches.
+    // Edited while nobody watches: the spoke stands still until the edit is old.
+    ensure!(stage.site()?.fakelet.signal(POD, Signal::STOP) == 1, "no spoke to stop");
+    stage.site()?.cluster.stop_api();
+    stage.site()?.cluster.start_api().await?;
     stage.edit("config-1").await?;
+    assert_eq!(stage.value("config-1").await?.as_deref(), Some("edited"));
+    ensure!(stage.site()?.fakelet.signal(POD, Signal::CONT) == 1, "no spoke to go on");
     until("the edit to be undone", WITHIN, || async {
         Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
     })
-    .await
+    .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -784,6 +857,7 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         .await
         .context(failpoint)?;
     }
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -821,6 +895,7 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_us
     // It is the same spoke and goes on as before.
     assert_eq!(stage.peer().await?.cluster, peer.cluster);
     stage.synced(&configs(2)).await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
