@@ -42,7 +42,10 @@ const STABLE_OBJECTS: usize = 6;
 const HISTORY_SHOWN: u64 = 50;
 /// Deaths by name that every run must see; the last writes of a release may be one.
 const DEATHS_MIN: u32 = 37;
-const RANDOM_KILLS: usize = 50;
+const RANDOM_KILLS: u64 = 50;
+/// Directives that must have been carried out between the random deaths.
+const SEQUENCES_MIN: u64 = 5;
+const RANDOM_KILLS_WITHIN: Duration = Duration::from_secs(600);
 const LONGEST_LIFE_MS: u64 = 1_200;
 const SEED_VARIABLE: &str = "ATTEST_CRASH_SEED";
 
@@ -431,6 +434,18 @@ impl Arena {
         Ok(())
     }
 
+    /// What an operator is told to be kept: a CI key of its own name, and a join token.
+    async fn key_and_token(&self, round: u64) -> anyhow::Result<Option<()>> {
+        self.act(Action::Key, &format!("round-{round}")).await?;
+        let asked =
+            json!({"cluster": format!("round-{round}"), "ttlSeconds": 3_600, "autoAccept": false});
+        let made: Value = self.fleet.api().call("POST", "/v1/tokens", Some(&asked)).await?;
+        let listed = self.texts("/v1/tokens", "id").await?;
+        let id = made["id"].to_string();
+        ensure!(listed.contains(&id), "the new token {id} is not among {listed:?}");
+        Ok(Some(()))
+    }
+
     async fn is_refused(&self, reason: &str) -> anyhow::Result<()> {
         let kubeconfig = self.fleet.sites()[0].cluster.kubeconfig().display().to_string();
         until("the refusal in the cluster", DIES_WITHIN, || async {
@@ -586,7 +601,9 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
         let gone = arena.list("/v1/applications").await?.is_empty();
         Ok((gone && arena.release_objects().await?.is_empty()).then_some(()))
     })
-    .await
+    .await?;
+    arena.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
 }
 
 fn policies(client: &Client) -> Api<DynamicObject> {
@@ -632,11 +649,21 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
     ));
     let mut known = arena.kept().await?;
     let first = known.record;
-    for kill in 0..RANDOM_KILLS {
-        let when = format!("seed {seed}, death {kill}");
+    let mut kills = 0;
+    let mut happened = 0;
+    let started = Instant::now();
+    // Both: deaths, and enough between them for a slow machine to have been interrupted at something.
+    while kills < RANDOM_KILLS || happened < SEQUENCES_MIN {
+        let when = format!("seed {seed}, death {kills}");
+        ensure!(started.elapsed() < RANDOM_KILLS_WITHIN, "{when}: only {happened} directives");
         tokio::time::sleep(Duration::from_millis(random.below(LONGEST_LIFE_MS))).await;
-        if kill % 2 == 0 {
+        if kills % 2 == 0 {
+            // What is acknowledged to an operator just before the death is there after it.
+            until("a key and a token to be kept", DIES_WITHIN, || arena.key_and_token(kills))
+                .await?;
             known = arena.kept().await?;
+            let alias = json!(format!("round-{kills}")).to_string();
+            ensure!(known.keys.contains(&alias), "{when}: no key {alias} in {:?}", known.keys);
             arena.fleet.hub().process().kill();
             arena.fleet.hub().restart().await.with_context(|| when.clone())?;
             known.is_still_there(&arena.kept().await?, &when)?;
@@ -648,6 +675,8 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
             ensure!(now >= (epoch, sequence), "{when}: {now:?} after {:?}", (epoch, sequence));
             known.record = now;
         }
+        kills += 1;
+        happened = known.record.1.saturating_sub(first.1);
     }
     stop.store(true, Ordering::Relaxed);
     releasing.await??;
@@ -656,8 +685,11 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
     arena.converges(&format!("seed {seed}: the last release")).await?;
     let last = arena.kept().await?;
     known.is_still_there(&last, "the end")?;
-    eprintln!("{} releases, sequences {} to {}", arena.released, first.1, last.record.1);
-    ensure!(last.record.1 >= first.1 + 5, "too little happened between the deaths");
+    eprintln!(
+        "{kills} deaths, {} releases, sequences {} to {}",
+        arena.released, first.1, last.record.1
+    );
+    arena.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 

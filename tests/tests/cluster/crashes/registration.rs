@@ -52,7 +52,7 @@ struct Door {
     // Ends before the cluster it serves.
     spoke: Option<Process>,
     fleet: RealFleet,
-    _cluster: Cluster,
+    cluster: Cluster,
     client: Client,
     kubeconfig: PathBuf,
     token: PathBuf,
@@ -88,7 +88,7 @@ impl Door {
         let kubeconfig = at("spoke.kubeconfig");
         std::fs::write(&kubeconfig, spoke_kubeconfig(&cluster, &client).await?)?;
         let token = at("token");
-        Ok(Some(Self { spoke: None, fleet, _cluster: cluster, client, kubeconfig, token }))
+        Ok(Some(Self { spoke: None, fleet, cluster, client, kubeconfig, token }))
     }
 
     fn spec(&self) -> anyhow::Result<Spec> {
@@ -340,5 +340,6 @@ async fn a_registration_survives_a_death_at_every_durable_write() -> anyhow::Res
     for point in ["before-certificate-commit", "after-certificate-commit"] {
         door.renewal(point).await?;
     }
+    door.cluster.audit().spoke_wrote_as_it_should()?;
     Ok(())
 }
