@@ -15,6 +15,7 @@ mod evil_hub;
 mod harness;
 mod install;
 mod operator;
+mod product;
 mod registration;
 mod spoke;
 mod workflow;
