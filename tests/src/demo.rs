@@ -25,6 +25,8 @@ const APPLICATION: &str = include_str!("../sample/application.yaml");
 /// A step to break on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
+    /// A spoke is stopped once its cluster is registered.
+    Clusters,
     /// CI's test step fails.
     Sign,
     /// The commit is edited after signing.
@@ -62,12 +64,13 @@ pub async fn run(
         return Ok(None);
     };
     let mut demo = Demo { fleet, sabotage, started, print };
-    demo.show_clusters()?;
+    demo.show_clusters().await?;
     demo.sign()?;
     demo.deploy().await?;
     demo.refuse_unsigned().await?;
     demo.refuse_tampered().await?;
     demo.heal().await?;
+    demo.audit()?;
     demo.go_on();
     Ok(Some(demo.fleet))
 }
@@ -89,12 +92,19 @@ impl Demo<'_> {
         Ok(())
     }
 
-    fn show_clusters(&self) -> anyhow::Result<()> {
+    async fn show_clusters(&mut self) -> anyhow::Result<()> {
+        if self.sabotage == Some(Sabotage::Clusters) {
+            let production = self.fleet.sites_mut().iter_mut().find(|s| s.name == "production");
+            production.and_then(|site| site.spoke.as_mut()).context("no spoke")?.kill();
+            let gone = || async {
+                let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
+                Ok((connected(&list) < 2).then_some(()))
+            };
+            until("the hub to miss the spoke", REFUSED_WITHIN, gone).await?;
+        }
         self.show(&["gitops", "cluster", "list"])?;
         let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
-        let items = list.get("items").and_then(Value::as_array).context("items")?;
-        let connected = items.iter().filter(|c| c.get("connected") == Some(&Value::Bool(true)));
-        ensure!(connected.count() == 2, "not both clusters are connected");
+        ensure!(connected(&list) == 2, "not both clusters are connected: {list}");
         Ok(())
     }
 
@@ -166,7 +176,11 @@ impl Demo<'_> {
             self.edit_image("v1", "backdoor")?;
             self.fleet.repository().commit_and_push("Quick fix")?
         };
-        self.say(&format!("commit {} changes the image to myapp:backdoor", short(&commit)));
+        let change =
+            self.fleet.repository().git(&["show", "--format=", "-U0", &commit, "--", "k8s"])?;
+        let changed = change.lines().filter(|line| line.contains("image:"));
+        let changed: Vec<&str> = changed.map(str::trim_end).collect();
+        self.say(&format!("commit {} changes {}", short(&commit), changed.join(" to ")));
         let _: Value = self.fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
         let refused = until("the hub to refuse the commit", REFUSED_WITHIN, || async {
             let seen: Value =
@@ -211,7 +225,9 @@ impl Demo<'_> {
         self.still_v1().await?;
         taken.hub.end().await?;
         self.fleet.hub().restart().await?;
-        self.say("the honest hub is back");
+        let (status, body) = self.fleet.hub().ready().await?;
+        ensure!(status == 200, "the honest hub is not ready: {status} {body}");
+        self.say(&format!("the honest hub is back: GET /ready says {status} {body}"));
         Ok(())
     }
 
@@ -267,6 +283,19 @@ impl Demo<'_> {
         Ok(())
     }
 
+    fn audit(&self) -> anyhow::Result<()> {
+        self.step("7. What the API servers' audit logs say of all this");
+        for site in self.fleet.sites() {
+            let objects = site.cluster.audit().spoke_wrote_as_it_should()?;
+            ensure!(objects > 0, "{}: no object was written", site.name);
+            self.say(&format!(
+                "{}: {objects} writes of application objects, each as the application's own account",
+                site.name
+            ));
+        }
+        Ok(())
+    }
+
     fn go_on(&self) {
         self.step("Go on yourself");
         self.say(&format!("export ATTEST_CONFIG={}", self.fleet.operator().config().display()));
@@ -285,6 +314,12 @@ impl Demo<'_> {
             ));
         }
     }
+}
+
+/// How many clusters of a list are connected.
+fn connected(list: &Value) -> usize {
+    let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
+    items.filter(|cluster| cluster.get("connected") == Some(&Value::Bool(true))).count()
 }
 
 async fn image(site: &RealSite) -> anyhow::Result<String> {

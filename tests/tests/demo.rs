@@ -2,9 +2,13 @@
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use attest_tests::cluster::binaries::Binaries;
 use attest_tests::fleet::program;
+
+/// How long the whole demo may take once everything is built.
+const SHOWN_WITHIN: Duration = Duration::from_secs(90);
 
 fn demo(arguments: &[&str]) -> Option<Output> {
     Binaries::find().expect("programs")?;
@@ -28,14 +32,24 @@ fn fails(sabotage: &str, reached: &str, says: &str) {
 
 #[test]
 fn the_demo_shows_every_step_and_ends_well() {
+    let started = Instant::now();
     let Some(output) = demo(&[]) else { return };
+    let took = started.elapsed();
     let (shown, said) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
 
     assert!(output.status.success(), "{shown}\n{said}");
-    for step in ["\n2. ", "\n3. ", "\n4. ", "\n5. ", "\n6. ", "Go on yourself", "ContentDigest"] {
+    for step in
+        ["\n2. ", "\n3. ", "\n4. ", "\n5. ", "\n6. ", "\n7. ", "Go on yourself", "ContentDigest"]
+    {
         assert!(shown.contains(step), "{step}: {shown}");
     }
+    assert!(took < SHOWN_WITHIN, "{took:?}: {shown}");
+}
+
+#[test]
+fn the_demo_fails_when_a_cluster_is_not_connected() {
+    fails("clusters", "1. ", "not both clusters are connected");
 }
 
 #[test]
