@@ -1,0 +1,186 @@
+//! A disk without room: `attest hub init`, `attest run` and a running hub say so once and clearly, leave
+//! nothing half-written, and go on as soon as there is room.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests; Clippy excuses the test functions only"
+)]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use attest_tests::api::Api;
+use attest_tests::fleet::{Hub, Operator, Repository, generate_key};
+use attest_tests::wait::until;
+use attest_tests::workload::copy_tree;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const FREE_AGAIN_WITHIN: Duration = Duration::from_secs(20);
+/// Keys that fit into what a database has left over, and more.
+const KEYS_MAX: u32 = 5_000;
+
+/// A small disk of its own. Only root can have one.
+struct Disk {
+    directory: TempDir,
+}
+
+impl Disk {
+    fn of(size: &str) -> Option<Self> {
+        let directory = tempfile::Builder::new().prefix("attest-disk-").tempdir().unwrap();
+        let size = format!("size={size}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(directory.path())
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self { directory });
+        }
+        // Not by a macro: test runners hide what those print.
+        let _ = std::io::stderr().write_all(b"skipped: no right to mount a small disk\n");
+        None
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Leaves this much room, in bytes.
+    fn fill(&self, room: u64) {
+        let mut filler = std::fs::File::create(self.at("filler")).unwrap();
+        while filler.write_all(&[0; 4_096]).is_ok() {}
+        let length = filler.metadata().unwrap().len();
+        filler.set_len(length.saturating_sub(room)).unwrap();
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.at("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.directory.path()).output();
+    }
+}
+
+/// One error, which says that there is no room.
+fn says_so(said: &str) {
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn a_hub_is_made_whole_or_not_at_all() -> anyhow::Result<()> {
+    let Some(disk) = Disk::of("256k") else { return Ok(()) };
+    let desk = tempfile::tempdir()?;
+    let operator = Operator::new(desk.path())?;
+    let home = disk.at("hub").display().to_string();
+    let init = ["hub", "init", "--home", &home, "--advertise", "127.0.0.1:4433"];
+    disk.fill(8_192);
+
+    let output = operator.try_attest(&init)?;
+
+    assert_eq!(output.status.code(), Some(1));
+    says_so(&String::from_utf8_lossy(&output.stderr));
+    assert_eq!(names(disk.directory.path()), ["filler"]);
+    assert!(!operator.config().exists(), "a context of a hub that is not there");
+    disk.free();
+    operator.attest(&init)?;
+    Ok(())
+}
+
+#[test]
+fn a_release_is_staged_whole_or_not_at_all() -> anyhow::Result<()> {
+    let Some(disk) = Disk::of("32m") else { return Ok(()) };
+    let desk = tempfile::tempdir()?;
+    let operator = Operator::new(&desk.path().join("operator"))?;
+    let key = desk.path().join("ci.key");
+    let public = generate_key(&operator, &key)?.display().to_string();
+    let add = ["trust", "key", "add", "ci", &public, "--environment", "staging,production"];
+    operator.attest(&add)?;
+    let repository = Repository::create(&disk.at("repository"))?;
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
+    copy_tree(&sample, repository.tree(), &["out"])?;
+    std::fs::write(repository.tree().join(".gitignore"), "out/\n")?;
+    // The last step leaves no room for what is signed.
+    let scan = repository.tree().join("scan.sh");
+    let honest = std::fs::read_to_string(&scan)?;
+    let filler = disk.at("filler").display().to_string();
+    std::fs::write(&scan, format!("{honest}\nhead -c 64M /dev/zero > {filler} || true\n"))?;
+    repository.commit_and_push("The application")?;
+    let variables = [("GITHUB_SHA", "v1"), ("GITHUB_REF_NAME", "main")];
+
+    let output = repository.run_ci(&operator, &key, &variables)?;
+
+    assert_eq!(output.status.code(), Some(1));
+    says_so(&String::from_utf8_lossy(&output.stderr));
+    disk.free();
+    assert_eq!(repository.git(&["diff", "--cached", "--name-only"])?, "");
+    assert_eq!(repository.git(&["status", "--porcelain"])?, "");
+    assert!(!repository.tree().join(".git/index.lock").exists());
+    std::fs::write(&scan, honest)?;
+    repository.commit_and_push("Room again")?;
+    repository.sign(&operator, &key, &variables)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some()
+-> anyhow::Result<()> {
+    let Some(disk) = Disk::of("64m") else { return Ok(()) };
+    let desk = tempfile::tempdir()?;
+    let operator = Operator::new(&desk.path().join("operator"))?;
+    let home = disk.at("hub");
+    let ports = Hub::init(&operator, &home)?;
+    let log = disk.directory.path().join("hub.log");
+    let mut hub = Hub::start(&home, ports, &[]).await?;
+    let api = Api::from_config(&operator.config())?;
+    let public = generate_key(&operator, &desk.path().join("ci.key"))?;
+    let public = std::fs::read_to_string(public)?;
+    let put = |alias: String| {
+        let (api, asked) = (api.clone(), json!({"alias": alias, "publicKey": public}));
+        async move { api.call::<Value>("PUT", "/v1/keys", Some(&asked)).await }
+    };
+    put("before".to_owned()).await?;
+    disk.fill(0);
+
+    let mut acknowledged = 0;
+    let error = loop {
+        match put(format!("key-{acknowledged}")).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break format!("{error:#}"),
+        }
+        anyhow::ensure!(acknowledged < KEYS_MAX, "the disk of {} is not full", log.display());
+    };
+
+    assert!(error.contains("No space left on device"), "{error}");
+    assert!(hub.process().ended()?.is_none(), "the hub ended");
+    disk.free();
+    until("the hub to take keys again", FREE_AGAIN_WITHIN, || async {
+        put("after".to_owned()).await.map(Some)
+    })
+    .await?;
+    hub.kill_and_restart().await?;
+    let kept: Value = api.call("GET", "/v1/keys", None).await?;
+    let kept: Vec<&str> = kept["items"]
+        .as_array()
+        .context("items")?
+        .iter()
+        .flat_map(|k| k["alias"].as_str())
+        .collect();
+    let mut wanted: Vec<String> = (0..acknowledged).map(|number| format!("key-{number}")).collect();
+    wanted.extend(["before".to_owned(), "after".to_owned()]);
+    for alias in wanted {
+        assert!(kept.contains(&alias.as_str()), "{alias} was acknowledged and is gone");
+    }
+    Ok(())
+}
