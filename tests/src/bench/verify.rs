@@ -1,7 +1,6 @@
 //! What it costs to verify one application: release, three receipts, thirty objects (figure B7).
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 use attest_common::ids::{Name, Timestamp};
@@ -13,6 +12,8 @@ use attest_common::policy::{
 };
 use attest_common::report::error_chain;
 use attest_common::verify::{self, Ages, Material, Place};
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::figures::{Figures, heading};
 use super::signed::{self, ENVIRONMENT, Signed};
@@ -35,18 +36,29 @@ pub fn run(print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
         *byte = if *byte == b'A' { b'B' } else { b'A' };
     }
     for _ in 0..ROUNDS {
-        let started = Instant::now();
+        let started = processor_now();
         let objects = judge(&signed.release, &signed, &policy).map_err(|reason| anyhow!(reason))?;
-        honest.add(started.elapsed().as_secs_f64() * 1e6);
+        honest.add(processor_since_us(started));
         ensure!(objects == OBJECTS, "{objects} objects");
-        let started = Instant::now();
+        let started = processor_now();
         ensure!(judge(&bent, &signed, &policy).is_err(), "a forged release was accepted");
-        forged.add(started.elapsed().as_secs_f64() * 1e6);
+        forged.add(processor_since_us(started));
     }
     print(heading());
-    print(honest.line("verify one application (W)", "us", "<= 300 us of one core"));
-    print(forged.line("refuse a forged release", "us", "<= 50 us of one core"));
+    print(honest.line("verify one application (W), CPU time", "us", "<= 300 us of one core"));
+    print(forged.line("refuse a forged release, CPU time", "us", "<= 50 us of one core"));
     Ok(())
+}
+
+/// Processor time of this thread so far: what others use of the machine does not count.
+fn processor_now() -> Timespec {
+    clock_gettime(ClockId::ThreadCPUTime)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn processor_since_us(started: Timespec) -> f64 {
+    let now = processor_now();
+    (now.tv_sec - started.tv_sec) as f64 * 1e6 + (now.tv_nsec - started.tv_nsec) as f64 / 1e3
 }
 
 fn judge(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, String> {
