@@ -95,7 +95,7 @@ impl Demo<'_> {
     async fn show_clusters(&mut self) -> anyhow::Result<()> {
         if self.sabotage == Some(Sabotage::Clusters) {
             let production = self.fleet.sites_mut().iter_mut().find(|s| s.name == "production");
-            production.and_then(|site| site.spoke.as_mut()).context("no spoke")?.kill();
+            production.and_then(|site| site.spoke.as_mut()).context("no spoke")?.terminate();
             let gone = || async {
                 let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
                 Ok((connected(&list) < 2).then_some(()))

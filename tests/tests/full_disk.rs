@@ -162,7 +162,7 @@ async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some(
         anyhow::ensure!(acknowledged < KEYS_MAX, "the disk of {} is not full", log.display());
     };
 
-    assert!(error.contains("No space left on device"), "{error}");
+    assert!(error.contains("DiskFull") && error.contains("hub.redb is full"), "{error}");
     assert!(hub.process().ended()?.is_none(), "the hub ended");
     disk.free();
     until("the hub to take keys again", FREE_AGAIN_WITHIN, || async {

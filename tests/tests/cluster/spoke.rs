@@ -616,7 +616,10 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     policies.create(&PostParams::default(), &policy).await?;
     stage.greets_anew(&nonce).await?;
     stage.send(&delivery).await?;
-    let report = stage.reported(|report| report.refusal.is_some()).await?;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    let sequence = Some(delivery.directive.sequence);
+    let mine = |r: &Report| r.refusal.as_ref().is_some_and(|refusal| refusal.sequence == sequence);
+    let report = hub.report(&peer, mine).await?;
     assert_eq!(report.refusal.context("no refusal")?.reason, "NoTrustPolicy");
     assert_eq!(stage.writes(mark)?, [""; 0]);
     let after = stage.record()?;
