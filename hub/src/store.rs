@@ -144,7 +144,7 @@ pub enum StoreError {
     Exists { path: String },
     #[error("{path} is in use by another hub; end that one first")]
     Locked { path: String },
-    #[error("the disk that holds {path} is full; make room, then start the hub again")]
+    #[error("the disk that holds {path} is full; make room and repeat what was refused")]
     DiskFull { path: String },
     #[error("{path} cannot be opened")]
     Open {

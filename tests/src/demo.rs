@@ -25,7 +25,7 @@ const APPLICATION: &str = include_str!("../sample/application.yaml");
 /// A step to break on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
-    /// A spoke is stopped once its cluster is registered.
+    /// A cluster is shut out once it is registered.
     Clusters,
     /// CI's test step fails.
     Sign,
@@ -92,10 +92,11 @@ impl Demo<'_> {
         Ok(())
     }
 
-    async fn show_clusters(&mut self) -> anyhow::Result<()> {
+    async fn show_clusters(&self) -> anyhow::Result<()> {
         if self.sabotage == Some(Sabotage::Clusters) {
-            let production = self.fleet.sites_mut().iter_mut().find(|s| s.name == "production");
-            production.and_then(|site| site.spoke.as_mut()).context("no spoke")?.terminate();
+            let revoke =
+                ["gitops", "cluster", "revoke", "production", "-y", "--reason", "sabotage"];
+            self.fleet.operator().attest(&revoke)?;
             let gone = || async {
                 let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
                 Ok((connected(&list) < 2).then_some(()))

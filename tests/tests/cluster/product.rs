@@ -162,6 +162,6 @@ fn forget_ages(document: &mut Value) {
             }
         }
         Value::Array(items) => items.iter_mut().for_each(forget_ages),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

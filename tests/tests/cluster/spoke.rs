@@ -751,7 +751,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     })
     .await?;
     let events: Api<k8s_openapi::api::core::v1::Event> = Api::all(stage.client().await?);
-    let events = events.list(&kube::api::ListParams::default()).await?.items;
+    let events = events.list(&ListParams::default()).await?.items;
     for (place, text) in [
         ("log", stage.log()?),
         ("record", serde_json::to_string(&stage.record()?)?),
@@ -959,6 +959,7 @@ async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_th
     let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
     let status = stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
     assert_eq!(status["stateLost"], Value::Null);
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -982,5 +983,6 @@ async fn a_hub_that_orders_again_and_again_is_followed_at_a_bounded_pace() -> an
     });
     let stored = u32::try_from(stored.count())?;
     assert!(stored > 0 && stored <= ADMISSIONS_AT_ONCE_MAX + since + 1, "{stored} in {since}");
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
