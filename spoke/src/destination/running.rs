@@ -1,4 +1,5 @@
-//! An admission being carried out: its state and the requests it makes. What comes next is `state`; what came back is taken in by the worker.
+//! An admission being carried out: its state and the requests it makes. What comes next is `state`; what came
+//! back is taken in by the worker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
