@@ -548,6 +548,7 @@ async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_releas
     stage.base[deployment] = healthy;
     let report = stage.synced(&[]).await?;
     assert_eq!(report.health, Health::Current);
+    stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
 
@@ -583,7 +584,9 @@ async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_
     until("it to be gone", WITHIN, || async {
         Ok((!listed(stage.record()?.context("no record")?)).then_some(()))
     })
-    .await
+    .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
