@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::manifest::ObjectKey;
+use crate::policy::Entry;
+
 /// What is known about a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -104,6 +107,34 @@ impl Kinds {
         self.0.insert((group.to_owned(), kind.to_owned()), known);
     }
 
+    /// For kinds that are not known, what the policy's lines suggest: the plural that Kubernetes would
+    /// give the kind, else one that begins like it. Only the cluster knows its kinds; a guess lets its
+    /// spoke decide instead of stopping before.
+    pub fn guess<'a>(&mut self, objects: impl Iterator<Item = &'a ObjectKey>, entries: &[Entry]) {
+        let listed = || {
+            entries.iter().flat_map(|entry| {
+                let extra = entry.kinds.extra.iter().map(|resource| (resource, true));
+                extra.chain(entry.kinds.cluster_scoped.iter().map(|resource| (resource, false)))
+            })
+        };
+        for key in objects {
+            if self.get(&key.group, &key.kind).is_some() {
+                continue;
+            }
+            let plural = plural_of(&key.kind);
+            let singular = key.kind.to_ascii_lowercase();
+            let stem = singular.get(..singular.len().saturating_sub(1)).unwrap_or_default();
+            let mine = || listed().filter(|(resource, _)| resource.group == key.group);
+            let found = mine()
+                .find(|(resource, _)| resource.resource == plural)
+                .or_else(|| mine().find(|(resource, _)| resource.resource.starts_with(stem)));
+            if let Some((resource, namespaced)) = found {
+                let known = Kind { plural: resource.resource.clone(), namespaced };
+                self.insert(&key.group, &key.kind, known);
+            }
+        }
+    }
+
     /// What is known about a kind.
     pub fn get(&self, group: &str, kind: &str) -> Option<&Kind> {
         self.0.get(&(group.to_owned(), kind.to_owned()))
@@ -119,6 +150,18 @@ impl Kinds {
             namespaced: text(spec, "scope")? == "Namespaced",
         };
         Some((text(spec, "group")?, text(names, "kind")?, known))
+    }
+}
+
+/// `NetworkPolicy` → `networkpolicies`, as `meta.UnsafeGuessKindToResource` of apimachinery.
+fn plural_of(kind: &str) -> String {
+    let lower = kind.to_ascii_lowercase();
+    if lower.ends_with('s') {
+        format!("{lower}es")
+    } else if let Some(stem) = lower.strip_suffix('y') {
+        format!("{stem}ies")
+    } else {
+        format!("{lower}s")
     }
 }
 
@@ -173,5 +216,54 @@ mod tests {
         ] {
             assert!(!is_workload(group, kind), "{group} {kind}");
         }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_is_guessed_from_the_policys_lines_only() {
+        let entry = serde_json::json!({
+            "names": ["*"], "repos": ["*"], "namespaces": ["*"], "minimumMode": "Strict",
+            "requiredAttestations": [],
+            "kinds": {
+                "clusterScoped": [{"group": "gateway.networking.k8s.io", "resource": "gatewayclasses"}],
+                "extra": [
+                    {"group": "gateway.networking.k8s.io", "resource": "gateways"},
+                    {"group": "example.com", "resource": "mice"},
+                    {"group": "example.com", "resource": "policies"}
+                ]
+            }
+        });
+        let entries: Vec<Entry> = vec![serde_json::from_value(entry).unwrap()];
+        let key = |group: &str, kind: &str| ObjectKey {
+            group: group.into(),
+            kind: kind.into(),
+            namespace: None,
+            name: "x".into(),
+        };
+        let gateway = "gateway.networking.k8s.io";
+        let keys = [
+            key(gateway, "Gateway"),
+            key(gateway, "GatewayClass"),
+            key("example.com", "Policy"),
+            key("example.com", "Widget"),
+            key("other.example", "Policy"),
+        ];
+        let mut kinds = Kinds::built_in();
+
+        kinds.guess(keys.iter(), &entries);
+
+        let guessed = keys.map(|key| {
+            kinds.get(&key.group, &key.kind).map(|kind| (kind.plural.clone(), kind.namespaced))
+        });
+        let some = |plural: &str, namespaced| Some((plural.to_owned(), namespaced));
+        assert_eq!(
+            guessed,
+            [
+                some("gateways", true),
+                some("gatewayclasses", false),
+                some("policies", true),
+                None,
+                None
+            ]
+        );
     }
 }

@@ -180,8 +180,8 @@ fn labels() -> Value {
     json!({"app.kubernetes.io/part-of": "attest", "app.kubernetes.io/managed-by": FIELD_MANAGER})
 }
 
-/// Marks an object that exists only because of `kinds` in the policy.
-fn because_of_kinds(mut manifest: Value) -> Value {
+/// Marks an object that exists only because of an entry of the policy, and goes with it.
+fn because_of_policy(mut manifest: Value) -> Value {
     if let Some(Value::Object(labels)) = manifest.pointer_mut("/metadata/labels") {
         labels.insert(KINDS_LABEL.to_owned(), "true".into());
     }

@@ -9,7 +9,7 @@ use attest_common::difference;
 use attest_common::envelope::{self, STATEMENT_TYPE};
 use attest_common::ids::{DestinationKey, Digest, Timestamp};
 use attest_common::keys::{KeyId, PublicKey};
-use attest_common::kinds::{Kind, Kinds};
+use attest_common::kinds::Kinds;
 use attest_common::manifest::{self, Object};
 use attest_common::plan::{ContentBlob, Operation, Plan, SignedBlob, Strategy};
 use attest_common::policy::{self, Policy, Role};
@@ -190,8 +190,8 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
 /// The verified release whose rendering for this destination is what the commit renders to.
 fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
     let Situation { application, evidence, rendered, .. } = *situation;
-    let keys = releasers(situation);
-    let verifies = |c: &&Candidate| verify::open_release(&c.envelope, &keys).is_ok();
+    let verifies =
+        |c: &&Candidate| verify::open_release(&c.envelope, &releasers(situation, c)).is_ok();
     let mine = || evidence.statements.iter().filter(|c| c.release.application == application.name);
     let equal = |c: &&Candidate| {
         fitting(situation, c).is_some_and(|render| {
@@ -212,9 +212,16 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
     }
 }
 
-fn releasers(situation: &Situation<'_>) -> BTreeMap<KeyId, PublicKey> {
-    let asked = situation.application.asked.trusted_keys.as_ref();
-    let keys = situation.hint.policy.ci_keys().iter();
+/// The keys that may release this candidate here. Where the policy does not admit it at all, those of the
+/// environment: its refusal then says why.
+fn releasers(situation: &Situation<'_>, candidate: &Candidate) -> BTreeMap<KeyId, PublicKey> {
+    let Situation { application, destination, hint, .. } = *situation;
+    let asked = application.asked.trusted_keys.as_ref();
+    let repo = &candidate.release.source.repo;
+    if let Ok(local) = hint.policy.local(&application.name, repo, &destination.namespace) {
+        return local.keys_for(Role::Releaser, asked);
+    }
+    let keys = hint.policy.ci_keys().iter();
     keys.filter(|key| key.roles.contains(&Role::Releaser))
         .filter(|key| asked.is_none_or(|ids| ids.contains(&key.public.id())))
         .map(|key| (key.public.id(), key.public.clone()))
@@ -327,7 +334,8 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         .map(Vec::as_slice)
         .collect();
     let known = planned.is_some_and(|planned| Some(planned.release) == id);
-    let kinds = kinds_for(&rendered.objects, hint);
+    let mut kinds = Kinds::built_in();
+    kinds.guess(rendered.objects.iter().map(Object::key), &hint.spec.applications);
     let place = Place {
         policy: &hint.policy,
         application: &application.name,
@@ -403,33 +411,6 @@ pub fn needs_again(head: &LedgerEntry, held: Held, now: Timestamp) -> bool {
     let behind = held.sequence > head.sequence;
     let other = held.sequence == head.sequence && held.digest.is_some_and(|d| d != head.digest);
     expired || behind || other
-}
-
-/// The built-in kinds, and for the others what the policy's lines suggest. Only the cluster knows
-/// its kinds; a guess here lets its spoke decide instead of stopping at the hub.
-fn kinds_for(objects: &[Object], hint: &Hint) -> Kinds {
-    let mut kinds = Kinds::built_in();
-    for object in objects {
-        let key = object.key();
-        if kinds.get(&key.group, &key.kind).is_some() {
-            continue;
-        }
-        let singular = key.kind.to_ascii_lowercase();
-        let entries = hint.spec.applications.iter();
-        let listed = entries.flat_map(|entry| {
-            let extra = entry.kinds.extra.iter().map(|resource| (resource, true));
-            extra.chain(entry.kinds.cluster_scoped.iter().map(|resource| (resource, false)))
-        });
-        let stem = singular.get(..singular.len().saturating_sub(1)).unwrap_or_default();
-        let found = listed
-            .filter(|(resource, _)| resource.group == key.group)
-            .find(|(resource, _)| resource.resource.starts_with(stem));
-        if let Some((resource, namespaced)) = found {
-            let known = Kind { plural: resource.resource.clone(), namespaced };
-            kinds.insert(&key.group, &key.kind, known);
-        }
-    }
-    kinds
 }
 
 #[cfg(test)]

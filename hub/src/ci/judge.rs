@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use attest_common::difference::differences;
 use attest_common::ids::{Name, Timestamp};
-use attest_common::kinds::{Kind, Kinds};
+use attest_common::kinds::Kinds;
 use attest_common::manifest::{self, Object};
 use attest_common::plan::AskedPolicy;
-use attest_common::policy::{GroupResource, Mode, Policy, Role, Spec};
+use attest_common::policy::{Mode, Policy, Role, Spec};
 use attest_common::release::{NamespaceRule, Release};
 use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
 use serde::Serialize;
@@ -279,34 +279,12 @@ impl Case<'_> {
         good.or_else(|| candidates.first()).unwrap_or(environment).clone()
     }
 
-    /// The kinds every cluster has; others are guessed as Kubernetes names them, and judged by the policy's lists.
+    /// The kinds every cluster has, and the hub's guess about others.
     fn kinds(&self, content: &[u8]) -> Kinds {
         let mut kinds = Kinds::built_in();
-        for object in manifest::read(content).unwrap_or_default() {
-            let key = object.key();
-            if kinds.get(&key.group, &key.kind).is_none() {
-                let plural = plural_of(&key.kind);
-                let resource = GroupResource { group: key.group.clone(), resource: plural.clone() };
-                let listed = |entry: &attest_common::policy::Entry| {
-                    entry.kinds.cluster_scoped.contains(&resource)
-                };
-                let namespaced = !self.spec.applications.iter().any(listed);
-                kinds.insert(&key.group, &key.kind, Kind { plural, namespaced });
-            }
-        }
+        let objects = manifest::read(content).unwrap_or_default();
+        kinds.guess(objects.iter().map(Object::key), &self.spec.applications);
         kinds
-    }
-}
-
-/// `NetworkPolicy` → `networkpolicies`, as `meta.UnsafeGuessKindToResource` of apimachinery.
-fn plural_of(kind: &str) -> String {
-    let lower = kind.to_ascii_lowercase();
-    if lower.ends_with('s') {
-        format!("{lower}es")
-    } else if let Some(stem) = lower.strip_suffix('y') {
-        format!("{stem}ies")
-    } else {
-        format!("{lower}s")
     }
 }
 

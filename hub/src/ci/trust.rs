@@ -3,25 +3,19 @@
 //! Never keys that lie in the repository which is being judged: whoever can change the repository could bring their
 //! own. The context file is only read here, and only the parts that verification needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use attest_common::ids::Name;
-use attest_common::keys::{KeyError, PrivateKey};
-use attest_common::policy::{
-    Entry, HubSpec, KeySpec, KindsSpec, Mode, Policy, PolicyError, RemoveSpec, Role, RollbackSpec,
-    Spec,
-};
+use attest_common::keys::{KeyError, KeyId, PrivateKey, PublicKey};
+use attest_common::policy::{Policy, PolicyError, Role, Spec};
 use serde::Deserialize;
-use serde_json::Value;
 
+use crate::install::{self, trust::Wanted};
 use crate::render::read_yaml;
 
 /// Largest policy or context file, in bytes.
 pub const TRUST_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Attestations that a policy made from keys asks for, as `cluster add` does.
-const REQUIRED: [&str; 3] = ["build", "test", "security-scan"];
-const POLICY_KIND: &str = "AttestTrustPolicy";
 /// Stands where a policy made from keys cannot know the cluster; no release is compared with it.
 const NO_CLUSTER_UID: &str = "unknown-to-ci";
 const NO_PIN: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
@@ -92,41 +86,30 @@ impl Trust {
     }
 
     fn made_from_keys(&self, environment: &Name) -> Option<Spec> {
-        let mine = |key: &&ContextKey| key.environments.contains(environment);
-        let keys: Vec<KeySpec> = self
-            .keys
-            .iter()
-            .filter(mine)
-            .map(|key| KeySpec {
-                name: key.alias.clone(),
-                public_key: key.public_key.clone(),
-                roles: Role::ALL.to_vec(),
-                environments: vec![environment.clone()],
-                builder_ids: None,
-            })
-            .collect();
-        let any = || vec!["*".to_owned()];
-        (!keys.is_empty()).then(|| Spec {
-            cluster_name: None,
-            kube_system_uid: None,
+        let mine = self.keys.iter().filter(|key| key.environments.contains(environment));
+        let ci_keys: Vec<(String, String)> =
+            mine.map(|key| (key.alias.clone(), key.public_key.clone())).collect();
+        let wanted = Wanted {
             environment: environment.clone(),
-            hub: HubSpec { keys: vec![self.stand_in.clone()], ca_pins: vec![NO_PIN.to_owned()] },
-            keys,
-            applications: vec![Entry {
-                entry: None,
-                names: any(),
-                repos: any(),
-                namespaces: any(),
-                kinds: KindsSpec::default(),
-                minimum_mode: Mode::Strict,
-                required_attestations: REQUIRED.map(str::to_owned).to_vec(),
-                keys: None,
-                rollback: RollbackSpec::default(),
-                remove: RemoveSpec::default(),
-                adopt: false,
-                max_namespaces: None,
-            }],
-        })
+            cluster_name: None,
+            hub_key: self.stand_in.clone(),
+            ca_pin: NO_PIN.to_owned(),
+            ci_keys,
+            names: Vec::new(),
+            repos: Vec::new(),
+            namespaces: Vec::new(),
+            allow_remove: false,
+        };
+        (!wanted.ci_keys.is_empty()).then(|| wanted.generate())
+    }
+
+    /// Every key that may sign a release somewhere.
+    pub fn releasers(&self) -> BTreeMap<KeyId, PublicKey> {
+        let of_policies = self.policies.iter().flat_map(|spec| &spec.keys);
+        let of_policies = of_policies.filter(|key| key.roles.contains(&Role::Releaser));
+        let of_policies = of_policies.map(|key| &key.public_key);
+        let all = of_policies.chain(self.keys.iter().map(|key| &key.public_key));
+        all.filter_map(|pem| PublicKey::from_pem(pem).ok()).map(|key| (key.id(), key)).collect()
     }
 }
 
@@ -148,29 +131,25 @@ fn stand_in() -> Result<String, TrustError> {
 }
 
 fn policy_file(file: &Path, root: &Path) -> Result<Spec, TrustError> {
-    let document = read(file, root)?;
-    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
-    let is_object = document.get("kind").and_then(Value::as_str) == Some(POLICY_KIND);
-    let spec = if is_object { document.get("spec").cloned().unwrap_or_default() } else { document };
-    let spec: Spec = serde_json::from_value(spec).map_err(|error| wrong(error.to_string()))?;
-    // Filled in like this only to see whether everything else is good.
-    usable(&spec, &spec.environment)
-        .map_err(|source| TrustError::Policy { path: file.to_owned(), source })?;
-    Ok(spec)
+    let bytes = read(file, root)?;
+    install::trust::read(&file.display().to_string(), &bytes)
+        .map_err(|source| TrustError::Policy { path: file.to_owned(), source })
 }
 
 fn context_keys(file: &Path, root: &Path) -> Result<Vec<ContextKey>, TrustError> {
-    let document = read(file, root)?;
-    if document.is_null() {
-        return Ok(Vec::new());
+    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
+    let documents = read_yaml(&file.display().to_string(), &read(file, root)?, &mut Vec::new())
+        .map_err(|error| wrong(error.to_string()))?;
+    match documents.as_slice() {
+        [] => Ok(Vec::new()),
+        [document] => Context::deserialize(document)
+            .map(|context| context.keys)
+            .map_err(|error| wrong(error.to_string())),
+        several => Err(wrong(format!("holds {} documents; one is read", several.len()))),
     }
-    let context: Context = serde_json::from_value(document).map_err(|error| {
-        TrustError::Malformed { path: file.to_owned(), problem: error.to_string() }
-    })?;
-    Ok(context.keys)
 }
 
-fn read(file: &Path, root: &Path) -> Result<Value, TrustError> {
+fn read(file: &Path, root: &Path) -> Result<Vec<u8>, TrustError> {
     let failed = |source| TrustError::Files { path: file.to_owned(), source };
     let place = file.canonicalize().map_err(failed)?;
     if place.starts_with(root) {
@@ -180,14 +159,7 @@ fn read(file: &Path, root: &Path) -> Result<Value, TrustError> {
     if std::fs::metadata(&place).map_err(failed)?.len() > TRUST_FILE_BYTES_MAX {
         return Err(wrong("is larger than 1 MiB".to_owned()));
     }
-    let bytes = std::fs::read(&place).map_err(failed)?;
-    let mut documents = read_yaml(&file.display().to_string(), &bytes, &mut Vec::new())
-        .map_err(|error| wrong(error.to_string()))?;
-    match documents.len() {
-        0 => Ok(Value::Null),
-        1 => Ok(documents.remove(0)),
-        count => Err(wrong(format!("holds {count} documents; one is read"))),
-    }
+    std::fs::read(&place).map_err(failed)
 }
 
 /// Why nobody could be believed.
@@ -205,7 +177,7 @@ pub enum TrustError {
     Policy {
         path: PathBuf,
         #[source]
-        source: PolicyError,
+        source: install::trust::TrustError,
     },
     #[error(
         "no public key to verify with for environment `{environment}`: give `--trust-policy FILE` (the policy of \
@@ -240,7 +212,8 @@ impl TrustError {
         match self {
             Self::InsideRepository { .. } => "TrustInRepository",
             Self::Malformed { .. } => "TrustFileMalformed",
-            Self::Policy { source, .. } | Self::Unusable { source, .. } => source.reason(),
+            Self::Policy { source, .. } => source.reason(),
+            Self::Unusable { source, .. } => source.reason(),
             Self::NoKey { .. } => "NoTrustedKey",
             Self::Randomness | Self::StandIn { .. } => "Randomness",
             Self::Files { .. } => "TrustFileUnreadable",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Kinds, SPOKE_NAME, SPOKE_USER, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
-    because_of_kinds, object,
+    because_of_policy, object,
 };
 
 const VERSION: &str = "admissionregistration.k8s.io/v1";
@@ -21,7 +21,7 @@ pub(super) fn manifests(kinds: &Kinds) -> Vec<Value> {
     let everywhere = |beyond: &&super::Beyond| beyond.namespaces.is_none();
     if kinds.by_accounts.values().any(|beyond| everywhere(&beyond)) {
         let guard = enforced("attest-application-accounts", &application_accounts(kinds));
-        all.extend(guard.into_iter().map(because_of_kinds));
+        all.extend(guard.into_iter().map(because_of_policy));
     }
     all
 }

@@ -45,13 +45,14 @@ const KINDS: [(&str, &str, &str, &str, bool); 12] = [
     ("attest.continuu.ms", "v1", "AttestTrustPolicy", "attesttrustpolicies", false),
 ];
 
-/// Kinds whose objects go when the policy stops allowing further kinds.
-const PRUNED: [&str; 5] = [
+/// Kinds whose objects go when the policy has no use for them any more.
+const PRUNED: [&str; 6] = [
     "ValidatingAdmissionPolicyBinding",
     "ValidatingAdmissionPolicy",
     "ClusterRoleBinding",
     "RoleBinding",
     "ClusterRole",
+    "Role",
 ];
 
 /// An object to be applied: where it goes and what people call it.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Beyond, Kinds, SPOKE_NAME, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
-    because_of_kinds, object,
+    because_of_policy, object,
 };
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -37,8 +37,10 @@ pub(super) fn manifests(kinds: &Kinds) -> Vec<Value> {
         binding(SYSTEM_NAMESPACE, SPOKE_NAME, "Role", &spoke_subject()),
     ];
     for accounts in kinds.by_accounts.keys() {
-        all.push(role(accounts, ACCOUNTS_ROLE, &account_rules()));
-        all.push(binding(accounts, ACCOUNTS_ROLE, "Role", &spoke_subject()));
+        // They go with the entry.
+        let role = role(accounts, ACCOUNTS_ROLE, &account_rules());
+        let binding = binding(accounts, ACCOUNTS_ROLE, "Role", &spoke_subject());
+        all.extend([role, binding].map(because_of_policy));
     }
     all.extend(beyond_workloads(kinds));
     all
@@ -94,7 +96,7 @@ fn beyond_workloads(kinds: &Kinds) -> Vec<Value> {
         all.push(cluster_role(name, &by_group(pairs(scoped), &READ)));
         all.push(cluster_binding(name, name, &spoke_subject()));
     }
-    all.into_iter().map(because_of_kinds).collect()
+    all.into_iter().map(because_of_policy).collect()
 }
 
 /// Bound namespace by namespace when the policy names them, everywhere when it has patterns.

@@ -106,3 +106,17 @@ fn an_external_agent_gets_neither_deployment_nor_token() {
         assert!(manifest["kind"] != "Deployment" && manifest["kind"] != "Secret", "{manifest}");
     }
 }
+
+#[test]
+fn what_an_entry_brought_into_its_namespace_is_marked_to_go_with_it() {
+    let policy = policy(&json!([entry(&json!({"entry": "platform"})), entry(&json!({}))]));
+    let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();
+
+    let there: Vec<&Value> = manifests
+        .iter()
+        .filter(|manifest| manifest["metadata"]["namespace"] == "attest-applications-platform")
+        .collect();
+
+    assert_eq!(there.len(), 2, "{there:?}");
+    assert!(there.iter().all(|manifest| manifest["metadata"]["labels"][KINDS_LABEL] == "true"));
+}

@@ -438,3 +438,22 @@ fn a_directive_the_spoke_can_no_longer_admit_is_said_again() {
         assert_eq!(world.word(), word, "{state:?} {later}");
     }
 }
+
+#[test]
+fn a_release_whose_key_does_not_count_for_the_application_stands_in_nobodys_way() {
+    let mut world = World::new();
+    world.spec.keys.push(KeySpec {
+        name: "other-team".into(),
+        public_key: key(2).public().to_pem(),
+        roles: Role::ALL.to_vec(),
+        environments: vec![name("staging")],
+        builder_ids: None,
+    });
+    world.spec.applications[0].keys = Some(vec!["ci".into()]);
+    // The release statement comes last.
+    world.files.extend(signed(&key(2), "v1", 200, "staging").pop());
+
+    let Decision::New(proposal) = world.decide() else { panic!("{}", world.word()) };
+
+    assert_eq!(proposal.admitted.release.counter, 100);
+}

@@ -49,6 +49,23 @@ fn a_release_that_the_work_tree_does_not_render_is_not_signed_again() {
 }
 
 #[test]
+fn a_release_from_before_cis_key_was_changed_is_signed_again_while_the_operator_trusts_it() {
+    let sandbox = Sandbox::flat().with_key();
+    sandbox.attest(&["run", "--sign"]).code(0);
+    sandbox.replace("k8s/deployment.yaml", "myapp:unreleased", &format!("myapp:{SHA}"));
+    sandbox.commit("Release");
+    for file in ["signing.key", "signing.key.pub"] {
+        std::fs::remove_file(sandbox.outside(file)).unwrap();
+    }
+    sandbox.attest(&["key", "gen"]).code(0);
+
+    let first = sandbox.counters()[0].to_string();
+    sandbox.attest(&["release", "--from", &first]).code(0);
+
+    assert_eq!(sandbox.counters().len(), 2);
+}
+
+#[test]
 fn a_release_of_a_stranger_is_not_signed_again() {
     let sandbox = Sandbox::flat().with_key();
     sandbox.attest(&["run", "--sign"]).code(0);
@@ -57,6 +74,7 @@ fn a_release_of_a_stranger_is_not_signed_again() {
         std::fs::remove_file(sandbox.outside(file)).unwrap();
     }
     sandbox.attest(&["key", "gen"]).code(0);
+    std::fs::remove_file(sandbox.outside("config")).unwrap();
 
     let first = sandbox.counters()[0].to_string();
     sandbox.attest(&["release", "--from", &first]).code(1).tells(&["not signed by"]);

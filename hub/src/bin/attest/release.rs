@@ -3,7 +3,7 @@
 //! The scan runs again, because a scan ages; build and test receipts, renderings and image digests stay. The work
 //! tree must render what the earlier release signed, or the new one could never be deployed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use attest_common::ids::{Digest, Name};
@@ -45,7 +45,7 @@ pub(crate) fn release(args: Args, printer: &Printer) -> anyhow::Result<()> {
     let key = private_key(&repository)?;
     let trust = if verify { Some(verify::trust(&trust_policy, repository.root())?) } else { None };
     let store = Store::new(repository.root(), &recipe.application);
-    let former = former(&repository, &store, from, key.public())?;
+    let former = former(&repository, &store, from, key.public(), &trust_policy)?;
     let renderings = same_renderings(&repository, &former)?;
     if !recipe.steps.iter().any(|step| step.name == SCAN) {
         anyhow::bail!(
@@ -69,19 +69,24 @@ pub(crate) fn release(args: Args, printer: &Printer) -> anyhow::Result<()> {
     summary.done(verify).print(output, printer)
 }
 
-/// The release with this counter, signed by this key: what somebody else put there is not signed again.
+/// The release with this counter, signed by this key, or by one that the operator trusts (CI's key before
+/// it was changed): what somebody else put there is not signed again.
 fn former(
     repository: &Repository,
     store: &Store,
     counter: u64,
     key: &PublicKey,
+    trust_policy: &[PathBuf],
 ) -> anyhow::Result<StoredRelease> {
     let releases = store.releases(&repository.index()?);
     let known: BTreeSet<u64> = releases.iter().map(|stored| stored.release.counter).collect();
     let found = releases.into_iter().filter(|stored| stored.release.counter == counter);
     let mut refused = None;
+    let mut keys = BTreeMap::from([(key.id(), key.clone())]);
+    if let Ok(trust) = verify::trust(trust_policy, repository.root()) {
+        keys.extend(trust.releasers());
+    }
     for stored in found {
-        let keys = [(key.id(), key.clone())].into();
         match open_release(&stored.envelope, &keys) {
             Ok(_) => return Ok(stored),
             Err(source) => refused = Some(source),
