@@ -18,5 +18,9 @@ mod crash;
 mod fixture;
 mod joining;
 mod operators;
+mod repositories;
 mod session;
 mod spoke;
+#[path = "../source/web.rs"]
+#[allow(dead_code, reason = "another test asks it for more")]
+mod web;
