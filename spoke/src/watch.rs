@@ -321,13 +321,16 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
 /// Whether an error says that this may not be watched at all, so that only a new list can show when
 /// that has changed.
 fn refusal(error: &watcher::Error) -> Option<Refused> {
-    let code = match error {
+    let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status.code,
-        _ => return None,
+        | watcher::Error::WatchError(status) => status,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => return None,
     };
-    match code {
+    match status.code {
         403 => Some(Refused::Forbidden),
         404 => Some(Refused::NotServed),
         _ => None,
@@ -428,7 +431,7 @@ mod tests {
         let (a, b) = (object_key("ConfigMap", "a"), object_key("ConfigMap", "b"));
 
         watches.follow(&old, &[(a.clone(), scope("v1beta1"))].into(), &BTreeSet::new());
-        watches.follow(&new, &[(b.clone(), scope("v1"))].into(), &BTreeSet::new());
+        watches.follow(&new, &[(b, scope("v1"))].into(), &BTreeSet::new());
 
         assert!(watches.route(&scope("v1"), &a).is_none());
         assert!(watches.route(&scope("v1beta1"), &a).is_some());

@@ -115,10 +115,8 @@ impl Failure {
 impl Tracked {
     /// What the object needs.
     pub fn need(&self) -> Need {
-        match drift::need(self.desired, self.confirmed.as_ref(), &self.live) {
-            Need::Heal if self.has_expired() => Need::Nothing,
-            need => need,
-        }
+        let need = drift::need(self.desired, self.confirmed.as_ref(), &self.live);
+        if need == Need::Heal && self.has_expired() { Need::Nothing } else { need }
     }
 
     /// Whether it ran to its end and went as it was to. Unseen since a restart, it is taken as that:
