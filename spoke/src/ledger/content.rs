@@ -175,7 +175,9 @@ impl Ledger {
             "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
         });
         let mut body = secrets::body(&name, "", metadata, &[(PIECE, &piece)].into());
-        body["immutable"] = true.into();
+        if let Some(fields) = body.as_object_mut() {
+            fields.insert("immutable".to_owned(), true.into());
+        }
         // Counted before: an error does not say that nothing was written.
         self.state().content.stored.insert(name, piece.len() as u64);
         match self.api().create(&collection(), &body).await {

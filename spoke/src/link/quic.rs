@@ -225,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hub_that_takes_nothing_holds_up_a_write_for_a_limited_time() {
-        let hub = StubbornHub::granting(1).await;
+        let hub = StubbornHub::granting(1);
         let (_endpoint, connection) = dial(&hub.address, hub.spoke_tls()).await.unwrap();
         let (mut stream, _) = connection.open_bi().await.unwrap();
         let long = Hello { policy: vec![b'x'; 64 * 1024], ..Hello::default() };

@@ -24,7 +24,7 @@ pub(crate) struct StubbornHub {
 
 impl StubbornHub {
     /// A hub that grants so many control streams, and next to no bytes on them.
-    pub(crate) async fn granting(streams: u32) -> Self {
+    pub(crate) fn granting(streams: u32) -> Self {
         attest_certs::install_provider();
         let authority = Authority::create("fleet.test").unwrap();
         let hub = authority.issue_hub("main", &[], DAY).unwrap().bundle().unwrap();
@@ -72,7 +72,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[tokio::test]
 async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
-    let hub = StubbornHub::granting(0).await;
+    let hub = StubbornHub::granting(0);
     let fake = FakeApi::start().await;
     let api = fake.open().await;
     let mut identity = Identity::load_or_create(&api).await.unwrap();
