@@ -11,15 +11,12 @@ use attest_common::ids::{ClusterId, DestinationKey, Digest};
 use attest_common::report::Phase;
 use tokio::sync::Notify;
 
-use crate::planner::{Held, Hint};
+use crate::planner::{Held, Hint, is_overtaken};
 use crate::store::StoreError;
 use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord};
 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Highest sequence a spoke may claim to have seen. No ledger comes near it; a stolen spoke that claims
-/// more would end its destination's numbers, and with them every order that is stored beside them.
-pub const SEQUENCE_SEEN_MAX: u64 = 1 << 53;
 
 /// A connected spoke.
 #[derive(Debug)]
@@ -183,7 +180,7 @@ impl Fleet {
     pub fn held(&self, destination: &DestinationKey) -> Option<Held> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
-        let none = Held { sequence: 0, digest: None };
+        let none = Held { epoch: 0, sequence: 0, digest: None };
         Some(session.held.get(destination).copied().unwrap_or(none))
     }
 
@@ -218,11 +215,16 @@ impl Fleet {
             .collect()
     }
 
-    /// Takes note of appended entries and wakes the spokes concerned.
-    pub fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) {
+    /// Takes note of appended entries and wakes the spokes concerned. True when a spoke has said in the
+    /// meantime that it holds more than the entry is above of: it must be said once more.
+    #[must_use]
+    pub fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) -> bool {
         let mut state = self.state();
+        let mut overtaken = false;
         for (destination, entry) in entries {
             let cluster = destination.cluster.clone();
+            let held = state.sessions.get(&cluster).and_then(|s| s.held.get(&destination));
+            overtaken |= held.is_some_and(|held| is_overtaken(&entry, *held));
             let heads = state.heads.entry(cluster.clone()).or_default();
             let former = heads.insert(destination.clone(), Arc::new(entry));
             if let Some(session) = state.sessions.get_mut(&cluster) {
@@ -236,6 +238,7 @@ impl Fleet {
                 session.wake.notify_one();
             }
         }
+        overtaken
     }
 
     /// What session `number` of a cluster has yet to be sent.
@@ -249,9 +252,8 @@ impl Fleet {
             .filter_map(|(destination, head)| {
                 let held = session.held.get(destination);
                 let is_held = held.is_some_and(|held| {
-                    held.sequence > head.sequence
-                        || (held.sequence == head.sequence
-                            && held.digest.is_none_or(|digest| digest == head.digest))
+                    // What it would refuse is said again first.
+                    held.sequence == head.sequence || is_overtaken(head, *held)
                 });
                 let sent = session.pushed.get(destination).map(|pushed| pushed.sequence);
                 (!is_held && sent != Some(head.sequence)).then(|| Pending {
@@ -325,13 +327,18 @@ impl Fleet {
         let mut state = self.state();
         let destination = record.destination();
         let report = &record.report;
+        // What it says beyond the ledger counts when it connects, not here.
+        let head =
+            state.heads.get(&record.cluster).and_then(|heads| heads.get(&destination).cloned());
         if report.phase != Phase::Refused
-            && let Some(sequence) = report.sequence.filter(|claimed| *claimed <= SEQUENCE_SEEN_MAX)
+            && let (Some(head), Some(sequence)) = (head, report.sequence)
+            && sequence <= head.sequence
             && let Some(session) = state.sessions.get_mut(&record.cluster)
         {
             let held = session.held.get(&destination).map_or(0, |held| held.sequence);
             if sequence > held {
-                session.held.insert(destination.clone(), Held { sequence, digest: None });
+                let epoch = report.epoch.unwrap_or(0).min(head.epoch);
+                session.held.insert(destination.clone(), Held { epoch, sequence, digest: None });
             }
         }
         state.reports.insert(destination, Arc::new(record));

@@ -1,8 +1,8 @@
 //! The hub's parts in one place, shared by its doors (link, API) and its worker (pipeline). Wiring, no rules.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use attest_certs::Authority;
@@ -22,9 +22,6 @@ use crate::status::{Phases, Transitions};
 use crate::store::records::Records;
 use crate::store::{RedbStore, StoreError};
 
-/// Syncs per epoch: the lower half of a sync's counter.
-const SYNCS_PER_EPOCH: u64 = 1 << 40;
-
 /// One hub process.
 #[derive(Debug)]
 pub struct Hub {
@@ -40,8 +37,6 @@ pub struct Hub {
     pub source: Source,
     pub kustomize: Kustomize,
     pub urls: UrlPolicy,
-    /// Term of this process; higher than that of any before it.
-    pub epoch: u64,
     /// Cancelled when the hub is to end.
     pub stop: CancellationToken,
     /// True when the hub is to end, for what blocks.
@@ -50,6 +45,8 @@ pub struct Hub {
     pub joining: tokio::sync::Mutex<()>,
     pub transitions: Transitions,
     pub phases: Phases,
+    /// Term of this process; higher than that of any before it.
+    epoch: Mutex<u64>,
     syncs: AtomicU64,
 }
 
@@ -84,7 +81,7 @@ impl Hub {
             kustomize: settings.kustomize,
             urls: settings.urls,
             records,
-            epoch,
+            epoch: Mutex::new(epoch),
             stop: CancellationToken::new(),
             interrupt: Arc::new(AtomicBool::new(false)),
             joining: tokio::sync::Mutex::new(()),
@@ -116,9 +113,34 @@ impl Hub {
         self.stop.cancel();
     }
 
-    /// A signed heartbeat for one cluster.
+    /// Term of this process.
+    pub fn epoch(&self) -> u64 {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A spoke holds a directive of term `seen` that this hub does not know: it came back from a backup,
+    /// and begins a term above that, durably, before it signs anything more. Blocks.
+    ///
+    /// # Errors
+    /// When the store does not take it; the term is then what it was.
+    pub fn go_above_epoch(&self, seen: u64) -> Result<(), StoreError> {
+        let mut epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen >= *epoch {
+            *epoch = self.records.begin_epoch_above(seen)?;
+            tracing::warn!(
+                reason = "EpochForgotten",
+                seen,
+                epoch = *epoch,
+                "A spoke holds what this hub has forgotten (a restored backup?): a new epoch begins"
+            );
+        }
+        Ok(())
+    }
+
+    /// A signed heartbeat for one cluster. Its counter needs to rise within one connection only: the
+    /// nonce is that connection's.
     pub fn sync_for(&self, cluster: &ClusterId, nonce: &str) -> Signed {
-        let number = self.syncs.fetch_add(1, Ordering::SeqCst) % SYNCS_PER_EPOCH;
+        let counter = self.syncs.fetch_add(1, Ordering::SeqCst) + 1;
         let heads = self.fleet.heads_of(cluster);
         let head = |(destination, entry): (DestinationKey, Arc<_>)| {
             let entry: &crate::store::records::LedgerEntry = &entry;
@@ -132,8 +154,8 @@ impl Hub {
         self.signer.sync(&Sync {
             v: 1,
             cluster: cluster.clone(),
-            epoch: self.epoch,
-            counter: self.epoch.saturating_mul(SYNCS_PER_EPOCH).saturating_add(number + 1),
+            epoch: self.epoch(),
+            counter,
             nonce: nonce.to_owned(),
             heads: heads.into_iter().take(HEADS_MAX).map(head).collect(),
             issued_at,

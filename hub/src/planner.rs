@@ -3,6 +3,7 @@
 //! The hub judges by the policy that the spoke said it has, with the code the spoke uses. What it
 //! decides is a proposal: the spoke judges again by the policy it really has.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::difference;
@@ -27,6 +28,11 @@ pub const STATEMENTS_MAX: usize = 256;
 pub const RECEIPTS_MAX: usize = 2_048;
 /// Newest release statements that are remembered although no rendering is theirs.
 pub const NEWEST_KEPT_MAX: usize = 8;
+/// How far a spoke's epoch may be ahead of this hub's: starts between a backup and the loss. One that
+/// claims more is not believed; a lie costs this many of the 2^63 there are.
+pub const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
+/// How far a spoke's sequence may be ahead of its ledger: directives between a backup and the loss.
+pub const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 /// Most differences named in one message.
 pub const DIFFERENCES_NAMED_MAX: usize = 3;
 
@@ -113,6 +119,7 @@ pub struct Hint {
 /// What a spoke holds for a destination, as far as the hub knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
+    pub epoch: u64,
     pub sequence: u64,
     pub digest: Option<Digest>,
 }
@@ -408,9 +415,30 @@ fn again_or_nothing(situation: &Situation<'_>) -> Decision {
 /// True when `head` must be said again with a new sequence for the spoke that holds `held`.
 pub fn needs_again(head: &LedgerEntry, held: Held, now: Timestamp) -> bool {
     let expired = now >= head.expires_at && held.sequence < head.sequence;
-    let behind = held.sequence > head.sequence;
-    let other = held.sequence == head.sequence && held.digest.is_some_and(|d| d != head.digest);
-    expired || behind || other
+    expired || is_overtaken(head, held)
+}
+
+/// True when a spoke that holds `held` would refuse `head`: this hub came back from a backup.
+pub fn is_overtaken(head: &LedgerEntry, held: Held) -> bool {
+    match held.sequence.cmp(&head.sequence) {
+        Ordering::Greater => true,
+        Ordering::Equal => held.digest.is_some_and(|digest| digest != head.digest),
+        Ordering::Less => held.epoch > head.epoch,
+    }
+}
+
+/// True when `held` can be what a backup of this hub has forgotten, and not a number that a lying
+/// spoke made up to use up all numbers.
+pub fn is_believable(held: Held, head: Option<&LedgerEntry>, epoch: u64) -> bool {
+    let known = head.map_or(0, |head| head.sequence);
+    held.epoch <= epoch.saturating_add(EPOCHS_AHEAD_MAX)
+        && held.sequence <= known.saturating_add(SEQUENCES_AHEAD_MAX)
+}
+
+/// True when a spoke holds what this hub cannot have signed in its own term: an earlier hub had a
+/// term as high or higher, and this one must go above it.
+pub fn is_of_a_forgotten_term(held: Held, head: Option<&LedgerEntry>, epoch: u64) -> bool {
+    held.epoch > epoch || (held.epoch == epoch && head.is_some_and(|h| is_overtaken(h, held)))
 }
 
 #[cfg(test)]

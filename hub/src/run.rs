@@ -91,7 +91,7 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         spokes = addresses.spokes.to_string(),
         health = addresses.health.to_string(),
         metrics = addresses.metrics.to_string(),
-        epoch = hub.epoch,
+        epoch = hub.epoch(),
         "Listening"
     );
     Ok(Running { hub, addresses, tasks })

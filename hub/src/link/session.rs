@@ -9,7 +9,7 @@ use attest_common::ids::{ClusterId, DestinationKey, Digest};
 use attest_common::policy;
 use attest_common::report::{self, REPORT_BYTES_MAX, Report};
 use attest_common::session::message::{
-    Hello, Need, NumberedReport, Renewed, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
+    Hello, Need, NumberedReport, Renewed, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX, negotiate};
 use quinn::Connection;
@@ -22,10 +22,9 @@ use super::{
     FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
     cluster_id, greeting_timeout, send,
 };
-use crate::fleet::SEQUENCE_SEEN_MAX;
 use crate::hub::{Hub, now};
 use crate::join;
-use crate::planner::{Held, Hint, needs_again};
+use crate::planner::{Held, Hint, is_believable, is_of_a_forgotten_term, needs_again};
 use crate::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 
 /// Acknowledgements that may wait to be sent on one connection.
@@ -83,6 +82,7 @@ async fn run_session(
         let (held, nonce) = read_hello(&cluster, &hello)?;
         let protocol = negotiate(hello.protocol_min, hello.protocol_max)
             .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
+        let held = believed(hub, held).await?;
         let is_news = introduce(hub, &cluster, hello).await?;
         let welcome = Welcome {
             protocol,
@@ -193,13 +193,37 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
             cluster: cluster.clone(),
             namespace: seen.namespace.parse().map_err(wrong)?,
         };
-        if seen.sequence > SEQUENCE_SEEN_MAX {
-            return Err(LinkError::HelloInvalid("destinations"));
-        }
         let digest = <[u8; 32]>::try_from(seen.directive.as_slice()).ok().map(Digest::from_raw);
-        held.insert(destination, Held { sequence: seen.sequence, digest });
+        let Seen { epoch, sequence, .. } = *seen;
+        held.insert(destination, Held { epoch, sequence, digest });
     }
     Ok((held, data_encoding::HEXLOWER.encode(&hello.nonce)))
+}
+
+/// What a spoke holds, without what no hub of this fleet can have ordered. When some of it is of a term
+/// that this hub has forgotten, a term above that is durable before this returns.
+async fn believed(hub: &Arc<Hub>, claimed: HeldBy) -> Result<HeldBy, LinkError> {
+    let epoch = hub.epoch();
+    let (held, lies): (HeldBy, HeldBy) = claimed.into_iter().partition(|(destination, held)| {
+        is_believable(*held, hub.fleet.head(destination).as_deref(), epoch)
+    });
+    if let Some((destination, held)) = lies.first_key_value() {
+        tracing::warn!(
+            destination = destination.to_string(),
+            reason = "HeldUnbelievable",
+            epoch = held.epoch,
+            sequence = held.sequence,
+            destinations = lies.len(),
+            "A spoke says it holds numbers that no hub has come to; they are not believed"
+        );
+    }
+    let forgotten = held.iter().filter(|(destination, held)| {
+        is_of_a_forgotten_term(**held, hub.fleet.head(destination).as_deref(), epoch)
+    });
+    if let Some(seen) = forgotten.map(|(_, held)| held.epoch).max() {
+        hub.blocking(move |hub| hub.go_above_epoch(seen)).await?;
+    }
+    Ok(held)
 }
 
 /// Keeps what a spoke says of itself: versions, and its policy as a hint. True when the policy is news.

@@ -201,7 +201,9 @@ impl Look<'_> {
                 "Ordered {:?} at {destination}", entry.operation
             );
         }
-        self.hub.fleet.set_heads(entries);
+        if self.hub.fleet.set_heads(entries) {
+            self.hub.pipeline.wake(name);
+        }
         Ok(ordered)
     }
 
@@ -219,7 +221,7 @@ impl Look<'_> {
             cluster,
             application,
             namespace,
-            epoch: self.hub.epoch,
+            epoch: self.hub.epoch(),
             sequence,
             generation,
             attempt: 0,

@@ -424,8 +424,11 @@ fn a_directive_the_spoke_can_no_longer_admit_is_said_again() {
     let mut world = World::new();
     world.order();
     let digest = world.head.as_ref().unwrap().digest;
-    let held = |sequence, digest| Some(Held { sequence, digest });
+    let held = |sequence, digest| Some(Held { epoch: 1, sequence, digest });
+    let later_term = |sequence, digest| Some(Held { epoch: 9, sequence, digest });
     for (state, later, word) in [
+        (later_term(0, None), false, "Again"),
+        (later_term(1, Some(digest)), false, "Nothing"),
         (None, true, "Nothing"),
         (held(0, None), false, "Nothing"),
         (held(0, None), true, "Again"),
@@ -456,4 +459,33 @@ fn a_release_whose_key_does_not_count_for_the_application_stands_in_nobodys_way(
     let Decision::New(proposal) = world.decide() else { panic!("{}", world.word()) };
 
     assert_eq!(proposal.admitted.release.counter, 100);
+}
+
+#[test]
+fn what_a_spoke_holds_moves_the_epoch_only_when_a_backup_can_have_forgotten_it() {
+    let mut world = World::new();
+    world.order();
+    let head = world.head.as_ref().unwrap();
+    let (mine, other) = (Some(head.digest), Some(Digest::of(b"other")));
+    let epoch = 5;
+    // epoch, sequence, digest: believed, of a forgotten term
+    for (held_epoch, sequence, digest, is_believed, is_forgotten) in [
+        (1, 1, mine, true, false),
+        (5, 1, mine, true, false),
+        (5, 0, None, true, true),
+        (5, 1, other, true, true),
+        (5, 2, other, true, true),
+        (4, 2, other, true, false),
+        (6, 1, other, true, true),
+        (6, 0, None, true, true),
+        (5 + EPOCHS_AHEAD_MAX, 1, other, true, true),
+        (6 + EPOCHS_AHEAD_MAX, 1, other, false, true),
+        (1, 1 + SEQUENCES_AHEAD_MAX, other, true, false),
+        (1, 2 + SEQUENCES_AHEAD_MAX, other, false, false),
+    ] {
+        let held = Held { epoch: held_epoch, sequence, digest };
+        assert_eq!(is_believable(held, Some(head), epoch), is_believed, "{held:?}");
+        assert_eq!(is_of_a_forgotten_term(held, Some(head), epoch), is_forgotten, "{held:?}");
+    }
+    assert!(is_believable(Held { epoch: 1, sequence: 9, digest: other }, None, epoch));
 }

@@ -220,9 +220,17 @@ impl Records {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn begin_epoch(&self) -> Result<u64, StoreError> {
+        self.begin_epoch_above(0)
+    }
+
+    /// Raises the epoch above the stored one and above `seen`, and returns it.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn begin_epoch_above(&self, seen: u64) -> Result<u64, StoreError> {
         let raw = self.store.get(Table::Meta, EPOCH_KEY)?;
         let former = raw.as_deref().map_or(Ok(0), |raw| read::<u64>(raw, EPOCH_KEY))?;
-        let epoch = former + 1;
+        let epoch = former.max(seen).saturating_add(1);
         let expected = raw.map_or(Expected::Absent, Expected::Exactly);
         let value = write(&epoch);
         let key = EPOCH_KEY.to_owned();

@@ -20,7 +20,7 @@ const APPLICATION: &str = "/v1/applications/web-app";
 struct Remembered {
     token: Option<String>,
     bundle: Option<Bundle>,
-    held: Option<(u64, Digest)>,
+    held: Option<((u64, u64), Digest)>,
     acknowledged: bool,
 }
 
@@ -48,7 +48,7 @@ async fn story(
     let held: Vec<_> = known
         .held
         .iter()
-        .map(|(sequence, digest)| ("web-app", "app-staging", *sequence, *digest))
+        .map(|(order, digest)| ("web-app", "app-staging", *order, *digest))
         .collect();
     let cluster = keys.cluster();
     let connected = Spoke::connect(&fixture, "staging", &cluster, &certificate, &held).await;
@@ -60,7 +60,7 @@ async fn story(
         fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
         return;
     }
-    if let Some((sequence, _)) = known.held {
+    if let Some(((_, sequence), _)) = known.held {
         // What was sent was durable before: the ledger has it, and it is not sent again.
         let at = |seen: &serde_json::Value| seen["destinations"][0]["sequence"] == sequence;
         fixture.until(APPLICATION, at).await;
@@ -68,9 +68,9 @@ async fn story(
     }
     let received = spoke.receive().await;
     if let Some(held) = known.held {
-        assert_eq!(held, (received.directive.sequence, received.digest));
+        assert_eq!(held, (received.order(), received.digest));
     }
-    known.held = Some((received.directive.sequence, received.digest));
+    known.held = Some((received.order(), received.digest));
     spoke.report(&received, Phase::Synced, "Synced").await;
     known.acknowledged = true;
     fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;

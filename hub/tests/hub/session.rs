@@ -77,7 +77,7 @@ async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
     let received = spoke.receive().await;
     drop(spoke);
 
-    let held = [("web-app", "app-staging", 1, received.digest)];
+    let held = [("web-app", "app-staging", (1, 1), received.digest)];
     let cluster = Keys::new(1).cluster();
     let mut spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
 
@@ -111,7 +111,7 @@ async fn a_spoke_that_was_away_gets_what_it_missed_and_what_it_says_it_lacks() {
     repository.release(&fixture.ci, "v2", 101);
     fixture.until(APPLICATION, |seen| seen["destinations"][0]["sequence"] == 2).await;
 
-    let held = [("web-app", "app-staging", 1, first.digest)];
+    let held = [("web-app", "app-staging", (1, 1), first.digest)];
     let mut spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
     let missed = spoke.receive().await;
 
@@ -233,7 +233,7 @@ async fn a_restart_keeps_ledger_reports_and_registrations() {
     assert_eq!(seen["destinations"][0]["sequence"], 1);
     assert_eq!(seen["phase"], "Synced");
     assert_eq!(seen["destinations"][0]["connected"], false);
-    let held = [("web-app", "app-staging", 1, received.digest)];
+    let held = [("web-app", "app-staging", (1, 1), received.digest)];
     let cluster = Keys::new(1).cluster();
     let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
     assert!(spoke.receive_within(QUIET).await.is_none(), "the same was ordered again");
@@ -243,19 +243,45 @@ async fn a_restart_keeps_ledger_reports_and_registrations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_remembers_less_than_its_spoke_goes_on_above_it() {
-    let fixture = Fixture::start().await;
+async fn a_hub_restored_from_a_backup_goes_above_the_epochs_and_sequences_its_spokes_hold() {
+    let mut fixture = Fixture::start().await;
     let repository = Repository::create(&fixture.repositories(), "web-app");
     repository.release(&fixture.ci, "v1", 100);
     let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
     let cluster = spoke.cluster.clone();
     applied(&fixture, &repository).await;
     spoke.receive().await;
+    let other = Digest::of(b"from before the backup");
+    // Epoch and sequence that the spoke holds, and what is ordered above it: more of both, an epoch only,
+    // another directive of the very same numbers, and numbers that no hub has ever come to.
+    let mut last = (1, 1);
+    for (held, above) in [
+        ((9, 41), Some((10, 42))),
+        ((12, 7), Some((13, 43))),
+        ((13, 43), Some((14, 44))),
+        ((14, 50), Some((15, 51))),
+        ((1 << 40, 1), None),
+        ((1, 1 << 40), None),
+    ] {
+        let held = [("web-app", "app-staging", held, other)];
+        let connected = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await;
+        let spoke = connected.unwrap();
+        let Some(above) = above else {
+            // A lie moves nothing: what comes is what was ordered before.
+            let seen = fixture.get(APPLICATION).await;
+            assert_eq!(seen["destinations"][0]["sequence"], last.1);
+            assert_eq!(fixture.running.as_ref().unwrap().hub.epoch(), last.0);
+            continue;
+        };
 
-    let held = [("web-app", "app-staging", 41, Digest::of(b"from before the backup"))];
-    let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+        // The spoke judges by what it holds, with the rules that the real one has.
+        let received = spoke.receive().await;
 
-    assert_eq!(spoke.receive().await.directive.sequence, 42);
+        assert_eq!(received.order(), above);
+        last = above;
+    }
+    fixture.restart().await;
+    assert_eq!(fixture.running.as_ref().unwrap().hub.epoch(), last.0 + 1, "it is durable");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! A spoke that does what a test tells it: joins, connects, reads what it is sent, reports.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use attest_certs::bundle::Bundle;
@@ -11,10 +11,10 @@ use attest_certs::tls::{
 };
 use attest_common::health::Health;
 use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
-use attest_common::keys::PrivateKey;
+use attest_common::keys::{KeyId, PrivateKey};
 use attest_common::plan::{Directive, Plan};
 use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Policy, RemoveSpec, Role, Spec};
-use attest_common::record::Records;
+use attest_common::record::{Record, Records};
 use attest_common::report::{Phase, Refusal, Report, Running, Timings};
 use attest_common::session::frame;
 use attest_common::session::join::{JoinToken, proof};
@@ -180,11 +180,46 @@ pub(crate) struct Received {
     pub(crate) blobs: BTreeMap<Digest, Vec<u8>>,
 }
 
+impl Received {
+    /// Epoch and sequence.
+    pub(crate) fn order(&self) -> (u64, u64) {
+        (self.directive.epoch, self.directive.sequence)
+    }
+}
+
+/// Application, namespace, epoch and sequence, digest of the directive: what a spoke says it holds.
+pub(crate) type Holds<'a> = (&'a str, &'a str, (u64, u64), Digest);
+
+fn record(
+    (application, namespace): &(Name, Name),
+    hub_key: KeyId,
+    (epoch, sequence): (u64, u64),
+    directive: Digest,
+) -> Record {
+    Record {
+        v: 1,
+        application: application.clone(),
+        namespace: namespace.clone(),
+        hub_key,
+        epoch,
+        sequence,
+        directive,
+        binding: None,
+        floor: None,
+        held: None,
+        last_good: None,
+        inventory: Vec::new(),
+        removed: false,
+    }
+}
+
 pub(crate) struct Spoke {
     pub(crate) connection: Connection,
     pub(crate) cluster: ClusterId,
     pub(crate) policy: Policy,
     pub(crate) nonce: Vec<u8>,
+    /// What it holds: a directive that a real spoke would refuse as old fails the test.
+    records: Mutex<Records>,
     send: SendStream,
     receive: RecvStream,
     number: u64,
@@ -206,7 +241,7 @@ impl Spoke {
         name: &str,
         cluster: &ClusterId,
         bundle: &Bundle,
-        held: &[(&str, &str, u64, Digest)],
+        held: &[Holds<'_>],
     ) -> Result<Self, String> {
         let endpoint = endpoint(spoke_session(&[fixture.pin()], bundle).unwrap());
         let address = fixture.addresses().spokes;
@@ -225,10 +260,10 @@ impl Spoke {
             policy: serde_json::to_vec(&spec).unwrap(),
             destinations: held
                 .iter()
-                .map(|(application, namespace, sequence, directive)| Seen {
+                .map(|(application, namespace, (epoch, sequence), directive)| Seen {
                     application: (*application).to_owned(),
                     namespace: (*namespace).to_owned(),
-                    epoch: 1,
+                    epoch: *epoch,
                     sequence: *sequence,
                     directive: directive.raw().to_vec(),
                 })
@@ -248,7 +283,14 @@ impl Spoke {
         };
         let policy = spec.load().unwrap();
         let cluster = cluster.clone();
-        Ok(Self { connection, cluster, policy, nonce, send, receive, number: 0 })
+        let hub_key = *policy.hub_keys.keys().next().unwrap();
+        let records = held.iter().map(|(application, namespace, order, directive)| {
+            let place = (Name::new(*application).unwrap(), Name::new(*namespace).unwrap());
+            let record = record(&place, hub_key, *order, *directive);
+            (place, record)
+        });
+        let records = Mutex::new(records.collect());
+        Ok(Self { connection, cluster, policy, nonce, records, send, receive, number: 0 })
     }
 
     /// The next word on the control stream.
@@ -298,7 +340,7 @@ impl Spoke {
             assert_eq!(Digest::of(&bytes), digest);
             blobs.insert(digest, bytes);
         }
-        let records = Records::new();
+        let mut records = self.records.lock().unwrap();
         let judge = Judge {
             policy: &self.policy,
             cluster: &self.cluster,
@@ -307,6 +349,10 @@ impl Spoke {
             ages: Ages::Judge,
         };
         let ordered = verify::directive(&push.directive, &judge).unwrap();
+        let Directive { application, namespace, epoch, sequence, .. } = ordered.directive.clone();
+        let place = (application, namespace);
+        let held = record(&place, ordered.hub_key, (epoch, sequence), ordered.digest);
+        records.insert(place, held);
         let plan = <[u8; 32]>::try_from(push.plan.as_slice()).ok().map(Digest::from_raw);
         let plan = plan.and_then(|digest| blobs.get(&digest)).map(|envelope| {
             let named = ordered.directive.plan.unwrap();
