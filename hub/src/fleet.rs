@@ -18,6 +18,10 @@ use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// First and longest wait before a push that failed is repeated on the same connection; doubled each time.
+pub const PUSH_RETRY_MIN: Duration = Duration::from_millis(250);
+pub const PUSH_RETRY_MAX: Duration = Duration::from_secs(60);
+
 /// A connected spoke.
 #[derive(Debug)]
 struct Session {
@@ -29,6 +33,8 @@ struct Session {
     held: BTreeMap<DestinationKey, Held>,
     /// What was sent on this connection.
     pushed: BTreeMap<DestinationKey, Pushed>,
+    /// Pushes that failed, since one of that destination arrived.
+    failures: BTreeMap<DestinationKey, u32>,
     /// Blobs that were sent on this connection, or that the spoke must have.
     has: BTreeSet<Digest>,
     /// Destinations whose held blobs are among `has`.
@@ -121,6 +127,7 @@ impl Fleet {
             heard: Instant::now(),
             held,
             pushed: BTreeMap::new(),
+            failures: BTreeMap::new(),
             has: BTreeSet::new(),
             accounted: BTreeSet::new(),
         };
@@ -267,6 +274,16 @@ impl Fleet {
             .collect()
     }
 
+    /// Which of `blobs` session `number` was not sent yet.
+    pub fn lacking(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
+        let state = self.state();
+        let session = state.sessions.get(&pending.destination.cluster);
+        let Some(session) = session.filter(|session| session.number == number) else {
+            return Vec::new();
+        };
+        blobs.iter().filter(|digest| !session.has.contains(digest)).copied().collect()
+    }
+
     /// Takes note that a directive is on its way, and says which of `blobs` must go with it.
     pub fn begin_push(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
         let mut state = self.state();
@@ -277,6 +294,43 @@ impl Fleet {
         let pushed = Pushed { sequence: pending.head.sequence, at: Instant::now() };
         session.pushed.insert(pending.destination.clone(), pushed);
         blobs.iter().filter(|digest| session.has.insert(**digest)).copied().collect()
+    }
+
+    /// A push of session `number` arrived whole.
+    pub fn push_arrived(&self, number: u64, pending: &Pending) {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        if let Some(session) = session.filter(|session| session.number == number) {
+            session.failures.remove(&pending.destination);
+        }
+    }
+
+    /// A push of session `number` did not arrive: neither its directive nor its blobs count as sent. How
+    /// long to wait before [`Fleet::push_may_be_repeated`]; `None` when a newer session took its place.
+    pub fn push_failed(&self, number: u64, pending: &Pending, sent: &[Digest]) -> Option<Duration> {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        let session = session.filter(|session| session.number == number)?;
+        sent.iter().for_each(|digest| {
+            session.has.remove(digest);
+        });
+        let failures = session.failures.entry(pending.destination.clone()).or_insert(0);
+        let wait = PUSH_RETRY_MIN.saturating_mul(1 << (*failures).min(16)).min(PUSH_RETRY_MAX);
+        *failures = failures.saturating_add(1);
+        Some(wait)
+    }
+
+    /// The wait after a push that failed is over: what was to be sent is sent again.
+    pub fn push_may_be_repeated(&self, number: u64, pending: &Pending) {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        if let Some(session) = session.filter(|session| session.number == number) {
+            let sent = session.pushed.get(&pending.destination);
+            if sent.is_some_and(|pushed| pushed.sequence == pending.head.sequence) {
+                session.pushed.remove(&pending.destination);
+            }
+            session.wake.notify_one();
+        }
     }
 
     /// The spoke has these blobs of a destination already.

@@ -43,6 +43,8 @@ pub(crate) const PENDING_RETRY_MS: u64 = 2_000;
 pub(crate) const TOKENS_MAX: usize = 10_000;
 /// Most clusters that may be registered.
 pub(crate) const CLUSTERS_MAX: usize = 20_000;
+/// Largest request to join in bytes: nobody knows yet who sends it.
+pub(crate) const JOIN_FRAME_BYTES_MAX: usize = 16 * 1024;
 /// Longest UID of `kube-system` that is accepted.
 const UID_BYTES_MAX: usize = 64;
 /// How long the hub waits for a spoke to take its answer.
@@ -64,7 +66,7 @@ async fn answer(hub: &Arc<Hub>, connection: &Connection) -> Result<(), LinkError
     let timeout = Duration::from_millis(GREETING_TIMEOUT_MS);
     let asked = async {
         let (stream, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
-        let mut reader = FrameReader::new(receive);
+        let mut reader = FrameReader::new(receive, JOIN_FRAME_BYTES_MAX);
         let request: JoinRequest = reader.next().await?.ok_or(LinkError::Silent)?;
         Ok::<_, LinkError>((stream, reader, request))
     };

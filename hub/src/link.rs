@@ -3,6 +3,7 @@
 //! A session is level-triggered: whatever wakes it, it compares what the fleet says with what it has
 //! sent and sends the difference. Joining is `join`; certificates and ALPN are `attest_certs`.
 
+mod crowd;
 mod error;
 mod push;
 mod reports;
@@ -24,6 +25,7 @@ use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
+use crowd::Crowd;
 pub use error::LinkError;
 use reports::Reports;
 pub(crate) use wire::{FrameReader, send};
@@ -34,6 +36,12 @@ use crate::store::records::{self, ClusterRecord, ClusterState};
 
 /// Connections being set up at once; further ones are told to come later.
 pub const HANDSHAKES_MAX: usize = 512;
+/// Connections being set up at once from one address that is proven.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = HANDSHAKES_MAX / 4;
+/// Connections that ask to join served at once; further ones are told to come back.
+pub const JOINS_MAX: usize = 128;
+/// Connections from one address that ask to join served at once.
+pub const JOINS_PER_ADDRESS_MAX: usize = JOINS_MAX / 4;
 /// Pushes under way at once, over all spokes.
 pub const PUSHES_MAX: usize = 256;
 /// Destinations a spoke may say it holds when it connects.
@@ -107,7 +115,8 @@ impl Door {
 
     /// Serves spokes until the hub ends; then says goodbye to all of them.
     pub async fn serve(&self) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let handshakes = Crowd::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX);
+        let joins = Crowd::new(JOINS_MAX, JOINS_PER_ADDRESS_MAX);
         let shared = Arc::new(Shared {
             reports: reports::start(self.hub.clone()),
             pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
@@ -118,20 +127,34 @@ impl Door {
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { break };
-            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            let address = incoming.remote_address().ip();
+            let proven = incoming.remote_address_validated().then_some(address);
+            if proven.is_none() && incoming.may_retry() && handshakes.is_crowded() {
+                // It comes again with a token that only the owner of the address can have got.
+                let _ = incoming.retry();
+                continue;
+            }
+            let Some(place) = handshakes.enter(proven) else {
                 self.hub.metrics.handshakes_refused.inc();
                 incoming.refuse();
                 continue;
             };
-            let (hub, shared) = (self.hub.clone(), shared.clone());
+            let (hub, shared, joins) = (self.hub.clone(), shared.clone(), joins.clone());
             tokio::spawn(async move {
                 let greeted = greet(&hub, incoming).await;
-                drop(permit);
+                drop(place);
                 match greeted {
                     Ok(Greeted::Session(connection, peer)) => {
                         Box::pin(session::session(&hub, &shared, &connection, &peer)).await;
                     }
-                    Ok(Greeted::Join(connection)) => Box::pin(join::serve(&hub, &connection)).await,
+                    Ok(Greeted::Join(connection)) => {
+                        let Some(_place) = joins.enter(Some(connection.remote_address().ip()))
+                        else {
+                            hub.metrics.handshakes_refused.inc();
+                            return connection.close(CLOSE_COME_BACK, b"JoinsBusy");
+                        };
+                        Box::pin(join::serve(&hub, &connection)).await;
+                    }
                     Err(error) => {
                         hub.metrics.handshakes_failed.inc();
                         tracing::info!(

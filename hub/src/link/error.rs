@@ -52,6 +52,8 @@ pub enum LinkError {
     BlobMissing(Digest),
     #[error("a frame is not acceptable")]
     Frame(#[source] FrameError),
+    #[error("a frame of {length} bytes exceeds the limit of {max} here")]
+    FrameTooLarge { length: usize, max: usize },
     #[error("the peer's stream ended")]
     Read(#[source] quinn::ReadError),
     #[error("the stream to the peer ended")]
@@ -84,6 +86,7 @@ impl LinkError {
             Self::Stopping => "HubStopping",
             Self::BlobMissing(_) => "BlobMissing",
             Self::Frame(error) => error.reason(),
+            Self::FrameTooLarge { .. } => "FrameTooLarge",
             Self::Store(error) => error.reason(),
         }
     }
@@ -100,6 +103,7 @@ impl LinkError {
             | Self::ReportInvalid
             | Self::ProtocolVersion(..)
             | Self::Frame(_)
+            | Self::FrameTooLarge { .. }
             | Self::Silent => CLOSE_PROTOCOL,
             Self::Listen { .. }
             | Self::Crypto

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use attest_common::ids::Digest;
 use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
 use attest_common::session::message::{Blob, Push, ToSpokeBody};
 use bytes::Bytes;
@@ -32,12 +33,15 @@ pub(super) async fn prepare(
             let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
             hub.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
         }
-        let lacking = hub.fleet.begin_push(number, &pending, &all);
+        // Read before anything counts as sent: what cannot be read was not sent.
         let mut blobs = Vec::new();
-        for digest in lacking {
+        for digest in hub.fleet.lacking(number, &pending, &all) {
             let blob = hub.fleet.blob(&hub.records, &digest)?;
             blobs.push(blob.ok_or(LinkError::BlobMissing(digest))?);
         }
+        let read: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+        let sent = hub.fleet.begin_push(number, &pending, &read);
+        blobs.retain(|blob| sent.contains(&blob.digest));
         Ok(blobs)
     })
     .await
@@ -68,8 +72,9 @@ pub(super) async fn push(
     hub.metrics.push_bytes.inc_by(sent);
     // Until the spoke has it all, so that the window of pushes means pushes under way.
     match stream.stopped().await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(LinkError::StreamClosed),
+        Ok(None) => Ok(()),
+        // The spoke stopped the stream: it did not take it, whatever the reason.
+        Ok(Some(_)) | Err(_) => Err(LinkError::StreamClosed),
     }
 }
 

@@ -8,6 +8,7 @@ use attest_certs::PeerIdentity;
 use attest_common::ids::{ClusterId, DestinationKey, Digest};
 use attest_common::policy;
 use attest_common::report::{self, REPORT_BYTES_MAX, Report};
+use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Renewed, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
@@ -22,6 +23,7 @@ use super::{
     FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
     cluster_id, greeting_timeout, send,
 };
+use crate::fleet::Pending;
 use crate::hub::{Hub, now};
 use crate::join;
 use crate::planner::{Held, Hint, is_believable, is_of_a_forgotten_term, needs_again};
@@ -62,7 +64,10 @@ struct Session<'a> {
     number: u64,
     nonce: String,
     control: quinn::SendStream,
-    pushes: JoinSet<()>,
+    /// Pushes under way; each ends with what is to be sent again, and the blobs that went with it.
+    pushes: JoinSet<Option<(Pending, Vec<Digest>)>>,
+    /// Waits before pushes that failed are repeated: at most one a destination.
+    repeats: JoinSet<()>,
 }
 
 async fn run_session(
@@ -74,7 +79,7 @@ async fn run_session(
     let cluster = cluster_id(peer)?;
     let greeting = async {
         let (mut control, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
-        let mut reader = FrameReader::new(receive);
+        let mut reader = FrameReader::new(receive, FRAME_BYTES_MAX);
         let first: ToHub = reader.next().await?.ok_or(LinkError::Silent)?;
         let Some(ToHubBody::Hello(hello)) = first.body else {
             return Err(LinkError::HelloInvalid("the first message"));
@@ -113,8 +118,9 @@ async fn run_session(
         hub.pipeline.wake_cluster(&record.name);
     }
 
-    let pushes = JoinSet::new();
-    let mut session = Session { hub, shared, connection, cluster, number, nonce, control, pushes };
+    let (pushes, repeats) = (JoinSet::new(), JoinSet::new());
+    let mut session =
+        Session { hub, shared, connection, cluster, number, nonce, control, pushes, repeats };
     session.sync().await?;
     let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
     let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
@@ -134,9 +140,13 @@ async fn run_session(
             Some(number) = acknowledged.recv() => {
                 session.say(ToSpokeBody::Acknowledge(number)).await?;
             }
-            Some(_) = session.pushes.join_next(), if !session.pushes.is_empty() => {
+            Some(done) = session.pushes.join_next(), if !session.pushes.is_empty() => {
+                if let Ok(Some((pending, sent))) = done {
+                    session.repeat_later(pending, &sent);
+                }
                 session.push_pending().await;
             }
+            Some(_) = session.repeats.join_next(), if !session.repeats.is_empty() => {}
             _ = heartbeat.tick() => session.sync().await?,
             () = &mut expiry => return Err(LinkError::CertificateExpired),
             () = hub.stop.cancelled() => return Err(LinkError::Stopping),
@@ -374,20 +384,39 @@ impl Session<'_> {
                         "A directive cannot be sent: {}",
                         report::error_chain(&error)
                     );
+                    // Not asked for again before the wait is over.
+                    hub.fleet.begin_push(number, &pending, &[]);
+                    self.repeat_later(pending, &[]);
                     continue;
                 }
             };
             self.pushes.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                if let Err(error) = push(&hub, &connection, &pending, &blobs).await {
-                    tracing::info!(
-                        destination = pending.destination.to_string(),
-                        reason = error.reason(),
-                        "A push did not arrive: {}",
-                        report::error_chain(&error)
-                    );
-                }
+                let permit = permits.acquire_owned().await;
+                let pushed = push(&hub, &connection, &pending, &blobs).await;
+                drop(permit);
+                let Err(error) = pushed else {
+                    hub.fleet.push_arrived(number, &pending);
+                    return None;
+                };
+                tracing::info!(
+                    destination = pending.destination.to_string(),
+                    reason = error.reason(),
+                    "A push did not arrive: {}",
+                    report::error_chain(&error)
+                );
+                let sent: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+                Some((pending, sent))
             });
         }
+    }
+
+    /// Sends again, after a wait, what did not arrive. It waits in no place that another push could have.
+    fn repeat_later(&mut self, pending: Pending, sent: &[Digest]) {
+        let (hub, number) = (self.hub.clone(), self.number);
+        let Some(wait) = hub.fleet.push_failed(number, &pending, sent) else { return };
+        self.repeats.spawn(async move {
+            tokio::time::sleep(wait).await;
+            hub.fleet.push_may_be_repeated(number, &pending);
+        });
     }
 }

@@ -14,12 +14,14 @@ const READ_BYTES_MAX: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     stream: RecvStream,
+    frame_bytes_max: usize,
     read: BytesMut,
 }
 
 impl FrameReader {
-    pub(crate) fn new(stream: RecvStream) -> Self {
-        Self { stream, read: BytesMut::new() }
+    /// Reads frames of at most `frame_bytes_max`, and never more than [`frame::FRAME_BYTES_MAX`].
+    pub(crate) fn new(stream: RecvStream, frame_bytes_max: usize) -> Self {
+        Self { stream, frame_bytes_max, read: BytesMut::new() }
     }
 
     /// The next message; `None` when the peer has ended the stream. Nothing is lost when this is
@@ -41,6 +43,9 @@ impl FrameReader {
     fn take<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
         let Some(prefix) = self.read.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = frame::body_length(*prefix).map_err(LinkError::Frame)?;
+        if length > self.frame_bytes_max {
+            return Err(LinkError::FrameTooLarge { length, max: self.frame_bytes_max });
+        }
         let Some(body) = self.read.get(LENGTH_BYTES..LENGTH_BYTES + length) else {
             return Ok(None);
         };

@@ -156,6 +156,21 @@ impl Repository {
         self.write(&format!(".attest/rendered/{}/staging.jsonl", self.application), &content);
     }
 
+    /// Signs release `from` once more as `counter`: the same content by the same receipts. The envelope.
+    pub(crate) fn sign_again(&self, key: &PrivateKey, from: u64, counter: u64) -> Vec<u8> {
+        let at = format!(".attest/receipts/{}", self.application);
+        let file = |counter| format!("{at}/{counter}/release.dsse.json");
+        let signed = std::fs::read(self.path.join(file(from))).unwrap();
+        let (payload, _) = envelope::peek(&signed, STATEMENT_TYPE).unwrap();
+        let mut statement: Value = serde_json::from_slice(&payload).unwrap();
+        statement["predicate"]["counter"] = json!(counter);
+        let payload = serde_json::to_vec(&statement).unwrap();
+        let sealed = envelope::seal(STATEMENT_TYPE, &payload, &[key]);
+        self.write(&file(counter), &sealed);
+        self.commit(&format!("release {counter}"));
+        sealed
+    }
+
     pub(crate) fn manifest(&self, cluster: Option<&str>) -> Value {
         let mut destination = json!({"namespace": "app-staging"});
         if let Some(cluster) = cluster {

@@ -4,7 +4,7 @@ use attest_common::session::message::JoinOutcome;
 use serde_json::json;
 
 use crate::fixture::Fixture;
-use crate::spoke::{Bend, Keys, Spoke, bundle, join, refused};
+use crate::spoke::{Bend, Keys, Spoke, bundle, forge_initials, join, join_with_frame, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_lets_one_identity_in_and_answers_it_again_also_after_a_restart() {
@@ -126,6 +126,27 @@ async fn a_name_is_taken_until_it_is_removed_or_replaced_and_the_revoked_stay_ou
     let token = fixture.token("other", true).await;
     let back = join(&fixture, &token, &Keys::new(1), Bend::default()).await;
     assert_eq!(refused(&back), "ClusterRevoked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_with_forged_senders_keep_nobody_out() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token("staging", true).await;
+
+    // More first datagrams than the hub sets up connections at once; nobody reads its answers.
+    let _clients = forge_initials(&fixture, attest_gitops::link::HANDSHAKES_MAX + 100).await;
+
+    let outcome = join(&fixture, &token, &Keys::new(1), Bend::default()).await;
+    assert_eq!(refused(&outcome), "Joined");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_who_asks_to_join_not_much_is_read() {
+    let fixture = Fixture::start().await;
+
+    let closed = join_with_frame(&fixture, 17 * 1024).await;
+
+    assert!(closed.contains("FrameTooLarge"), "{closed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,11 +60,36 @@ async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_repor
     assert_eq!(history["items"][0]["result"], "Synced");
 
     // The next release: the spoke is sent only what it lacks, and the same commit is not sent twice.
-    repository.release(&fixture.ci, "v2", 101);
+    let again = repository.sign_again(&fixture.ci, 100, 101);
     let second = spoke.receive().await;
     assert_eq!(second.directive.sequence, 2);
     assert!(second.directive.generation > received.directive.generation);
+    assert_eq!(
+        second.blobs.len(),
+        2,
+        "the plan's envelope and the release: content and receipts are there"
+    );
+    assert!(second.blobs.values().any(|blob| *blob == again));
+    assert!(second.blobs.keys().all(|digest| !received.blobs.contains_key(digest)));
     assert!(spoke.receive_within(QUIET).await.is_none(), "nothing changed, something was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_the_spoke_did_not_take_is_sent_again_whole_on_the_same_connection() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+
+    spoke.stop_next().await;
+    spoke.stop_next().await;
+    let received = spoke.receive().await;
+
+    let plan = received.plan.as_ref().unwrap();
+    assert_eq!(received.directive.sequence, 1);
+    assert!(received.blobs.contains_key(&plan.content.sha256), "with its blobs");
+    assert!(spoke.receive_within(QUIET).await.is_none(), "it arrived and was sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

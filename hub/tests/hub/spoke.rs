@@ -57,6 +57,8 @@ fn endpoint(tls: rustls::ClientConfig) -> Endpoint {
     let mut transport = TransportConfig::default();
     // A hub that was killed is noticed soon.
     transport
+        // A push never fits: one that is not read is not yet sent.
+        .stream_receive_window(2_048_u32.into())
         .keep_alive_interval(Some(Duration::from_millis(200)))
         .max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
     config.transport_config(Arc::new(transport));
@@ -119,6 +121,40 @@ pub(crate) async fn join(fixture: &Fixture, token: &str, keys: &Keys, bend: Bend
         tokio::time::timeout(PATIENCE, read(&mut receive)).await.unwrap().unwrap();
     connection.close(0_u32.into(), b"");
     answer.outcome.unwrap()
+}
+
+/// Why the hub closes a connection that asks to join with a frame of `length` bytes.
+pub(crate) async fn join_with_frame(fixture: &Fixture, length: usize) -> String {
+    let endpoint = endpoint(spoke_join(&[fixture.pin()]).unwrap());
+    let address = fixture.addresses().spokes;
+    let connection = endpoint.connect(address, HUB_SERVER_NAME).unwrap().await.unwrap();
+    let (mut send, _receive) = connection.open_bi().await.unwrap();
+    send.write_all(&(length as u32).to_be_bytes()).await.unwrap();
+    tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap().to_string()
+}
+
+/// Sends the hub the first datagram of `count` connections that never go on. Keep what it returns.
+pub(crate) async fn forge_initials(fixture: &Fixture, count: usize) -> Endpoint {
+    let endpoint = endpoint(spoke_join(&[fixture.pin()]).unwrap());
+    let between = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = between.local_addr().unwrap();
+    let mut connecting = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut datagram = [0; 2_048];
+    for _ in 0..count {
+        connecting.push(endpoint.connect(address, HUB_SERVER_NAME).unwrap());
+        // The id it chose for the hub follows one byte of flags, the version and its length.
+        while seen.len() < connecting.len() {
+            let length = between.recv(&mut datagram).await.unwrap();
+            if datagram[0] & 0x80 != 0 {
+                between.send_to(&datagram[..length], fixture.addresses().spokes).await.unwrap();
+                seen.insert(datagram[6..14].to_vec());
+            }
+        }
+    }
+    // Dropped, they would say goodbye.
+    std::mem::forget(connecting);
+    endpoint
 }
 
 pub(crate) fn refused(outcome: &JoinOutcome) -> &str {
@@ -313,6 +349,12 @@ impl Spoke {
     /// What is pushed within `time`.
     pub(crate) async fn receive_within(&self, time: Duration) -> Option<Received> {
         tokio::time::timeout(time, self.push()).await.ok()
+    }
+
+    /// Refuses to read the next push.
+    pub(crate) async fn stop_next(&self) {
+        let stream = tokio::time::timeout(PATIENCE, self.connection.accept_uni()).await;
+        stream.unwrap().unwrap().stop(7_u32.into()).unwrap();
     }
 
     async fn push(&self) -> Received {

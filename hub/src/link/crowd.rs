@@ -1,0 +1,117 @@
+//! Who may be served before anybody knows who it is: so many at once, and so many of one address. Counts, serves nobody.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bits of an IPv6 address that its owner chooses as it likes.
+const IPV6_OWN_BITS: u32 = 64;
+
+/// A bounded number of places, of which one address gets only some.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    places_max: usize,
+    places_per_address_max: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+/// A place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    crowd: Arc<Crowd>,
+    address: Option<IpAddr>,
+}
+
+impl Crowd {
+    pub(super) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
+        Arc::new(Self { places_max, places_per_address_max, taken: Mutex::default() })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when fewer than half of the places are free: from now on an address must be proven, so that
+    /// datagrams with forged senders take half of the places at most.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.taken().all.saturating_mul(2) > self.places_max
+    }
+
+    /// A place, unless there is none. An address is counted only when it is `proven`: nobody takes places
+    /// in the name of another.
+    pub(super) fn enter(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Place> {
+        let address = proven.map(network);
+        let mut taken = self.taken();
+        if taken.all >= self.places_max {
+            return None;
+        }
+        if let Some(address) = address {
+            let of_address = taken.by_address.entry(address).or_insert(0);
+            if *of_address >= self.places_per_address_max {
+                return None;
+            }
+            *of_address += 1;
+        }
+        taken.all += 1;
+        drop(taken);
+        Some(Place { crowd: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.crowd.taken();
+        taken.all = taken.all.saturating_sub(1);
+        let Some(address) = self.address else { return };
+        let left = taken.by_address.get_mut(&address).map(|count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        if left == Some(0) {
+            taken.by_address.remove(&address);
+        }
+    }
+}
+
+/// What counts as one address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(long) => {
+            IpAddr::V6(Ipv6Addr::from_bits(long.to_bits() >> IPV6_OWN_BITS << IPV6_OWN_BITS))
+        }
+        short @ IpAddr::V4(_) => short,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_gets_some_of_the_places_and_nobody_takes_them_in_its_name() {
+        let crowd = Crowd::new(8, 2);
+        let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+
+        let forged: Vec<_> = (0..4).map(|_| crowd.enter(None).unwrap()).collect();
+        assert!(!crowd.is_crowded());
+        let first = crowd.enter(at("2001:db8::1")).unwrap();
+        assert!(crowd.is_crowded());
+        let second = crowd.enter(at("2001:db8::ffff")).unwrap();
+        assert!(crowd.enter(at("2001:db8::2")).is_none(), "the same network");
+        let third = crowd.enter(at("192.0.2.1")).unwrap();
+        let fourth = crowd.enter(at("::ffff:192.0.2.1")).unwrap();
+        assert!(crowd.enter(at("192.0.2.2")).is_none(), "all places are taken");
+        drop((forged, second, third, fourth));
+
+        assert!(!crowd.is_crowded());
+        assert!(crowd.enter(at("2001:db8::2")).is_some());
+        drop(first);
+        assert!(crowd.taken().by_address.is_empty() && crowd.taken().all == 0);
+    }
+}
