@@ -21,9 +21,9 @@ pub const DIRECTIVE_TYPE: &str = "application/vnd.attest.directive.v1+json";
 /// Payload type of a [`crate::plan::Sync`].
 pub const SYNC_TYPE: &str = "application/vnd.attest.sync.v1+json";
 
-/// Largest receipt, release statement, directive or sync envelope, in bytes.
+/// Largest receipt, release statement or directive envelope, in bytes.
 pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
-/// Largest plan envelope, in bytes.
+/// Largest plan or sync envelope, in bytes.
 pub const PLAN_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
 /// Most signatures an envelope may carry; counted before any is checked.
 pub const SIGNATURES_MAX: usize = 8;
@@ -115,8 +115,10 @@ pub(crate) struct Unopened {
 impl Unopened {
     /// Reads `envelope`. `payload_type` must match exactly and is checked before the payload is decoded.
     pub(crate) fn read(envelope: &[u8], payload_type: &str) -> Result<Self, EnvelopeError> {
-        let bytes_max =
-            if payload_type == PLAN_TYPE { PLAN_ENVELOPE_BYTES_MAX } else { ENVELOPE_BYTES_MAX };
+        let bytes_max = match payload_type {
+            PLAN_TYPE | SYNC_TYPE => PLAN_ENVELOPE_BYTES_MAX,
+            _ => ENVELOPE_BYTES_MAX,
+        };
         if envelope.len() > bytes_max {
             return Err(EnvelopeError::Limit { what: "bytes", max: bytes_max });
         }

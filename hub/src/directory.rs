@@ -1,7 +1,7 @@
 //! The registered clusters in memory, by id and by name: a copy of the store's, which is written first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use attest_common::ids::{ClusterId, Name};
 
@@ -13,12 +13,23 @@ use crate::store::records::{ClusterRecord, ClusterState, Records};
 struct State {
     by_id: BTreeMap<ClusterId, Arc<ClusterRecord>>,
     by_name: BTreeMap<Name, BTreeSet<ClusterId>>,
+    /// Revoked and then removed: nobody is shown them, and they stay out.
+    banned: BTreeSet<ClusterId>,
 }
 
 /// The registered clusters.
 #[derive(Debug, Default)]
 pub struct Directory {
     state: RwLock<State>,
+    writer: Mutex<()>,
+}
+
+/// The right to change clusters. Whoever reads a record to replace it holds this until the change is
+/// durable and noted: two changes cannot undo each other, neither in the store nor here.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    directory: &'a Directory,
+    _alone: MutexGuard<'a, ()>,
 }
 
 impl Directory {
@@ -28,10 +39,29 @@ impl Directory {
     /// When the store cannot be read.
     pub fn load(records: &Records) -> Result<Self, StoreError> {
         let directory = Self::default();
+        let writing = directory.writing();
         for record in records.all::<ClusterRecord>()? {
-            directory.note(&record);
+            writing.note(&record);
         }
+        drop(writing);
         Ok(directory)
+    }
+
+    /// Waits until nobody else changes clusters. Blocks.
+    pub fn writing(&self) -> Writing<'_> {
+        let alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        Writing { directory: self, _alone: alone }
+    }
+
+    /// True for a cluster that was revoked and then removed.
+    pub fn is_banned(&self, id: &ClusterId) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).banned.contains(id)
+    }
+
+    /// Records there are, those of banned clusters too.
+    pub fn records(&self) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_id.len() + state.banned.len()
     }
 
     /// The cluster with this id.
@@ -63,23 +93,6 @@ impl Directory {
         self.get(id).map_or_else(|| id.to_string(), |record| record.name.to_string())
     }
 
-    /// Takes note of a record that is durable.
-    pub fn note(&self, record: &ClusterRecord) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
-        state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
-    }
-
-    /// Takes note that a cluster is no longer registered.
-    pub fn forget(&self, record: &ClusterRecord) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.by_id.remove(&record.id);
-        if let Some(ids) = state.by_name.get_mut(&record.name) {
-            ids.remove(&record.id);
-        }
-        state.by_name.retain(|_, ids| !ids.is_empty());
-    }
-
     /// Counts clusters for the metrics.
     pub fn measure(&self, metrics: &Metrics) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -89,4 +102,32 @@ impl Directory {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
+}
+
+impl Writing<'_> {
+    /// Takes note of a record that is durable.
+    pub fn note(&self, record: &ClusterRecord) {
+        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        if record.removed {
+            state.banned.insert(record.id.clone());
+            forget(&mut state, record);
+            return;
+        }
+        state.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
+        state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
+    }
+
+    /// Takes note that a cluster is no longer registered.
+    pub fn forget(&self, record: &ClusterRecord) {
+        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        forget(&mut state, record);
+    }
+}
+
+fn forget(state: &mut State, record: &ClusterRecord) {
+    state.by_id.remove(&record.id);
+    if let Some(ids) = state.by_name.get_mut(&record.name) {
+        ids.remove(&record.id);
+    }
+    state.by_name.retain(|_, ids| !ids.is_empty());
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
 use attest_common::report::Phase;
 use tokio::sync::Notify;
 
@@ -52,9 +52,24 @@ struct State {
     sessions: BTreeMap<ClusterId, Session>,
     last_heard: BTreeMap<ClusterId, Instant>,
     heads: BTreeMap<ClusterId, BTreeMap<DestinationKey, Arc<LedgerEntry>>>,
+    /// Which destinations have heads, by application.
+    places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
     hints: BTreeMap<ClusterId, Arc<Hint>>,
     session_number: u64,
+}
+
+impl State {
+    fn put_head(
+        &mut self,
+        destination: DestinationKey,
+        entry: LedgerEntry,
+    ) -> Option<Arc<LedgerEntry>> {
+        let places = self.places.entry(destination.application.clone()).or_default();
+        places.insert(destination.clone());
+        let heads = self.heads.entry(destination.cluster.clone()).or_default();
+        heads.insert(destination, Arc::new(entry))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,8 +103,7 @@ impl Fleet {
     pub fn load(records: &Records) -> Result<Self, StoreError> {
         let mut state = State::default();
         for (destination, entry) in records.heads("")? {
-            let cluster = destination.cluster.clone();
-            state.heads.entry(cluster).or_default().insert(destination, Arc::new(entry));
+            state.put_head(destination, entry);
         }
         for report in records.all::<ReportRecord>()? {
             state.reports.insert(report.destination(), Arc::new(report));
@@ -214,10 +228,11 @@ impl Fleet {
     }
 
     /// The newest ledger entries of an application.
-    pub fn heads_for(&self, application: &str) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+    pub fn heads_for(&self, application: &Name) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
         let state = self.state();
-        let all = state.heads.values().flatten();
-        all.filter(|(destination, _)| destination.application.as_str() == application)
+        let places = state.places.get(application).into_iter().flatten();
+        places
+            .filter_map(|place| Some((place, state.heads.get(&place.cluster)?.get(place)?)))
             .map(|(destination, head)| (destination.clone(), head.clone()))
             .collect()
     }
@@ -232,8 +247,7 @@ impl Fleet {
             let cluster = destination.cluster.clone();
             let held = state.sessions.get(&cluster).and_then(|s| s.held.get(&destination));
             overtaken |= held.is_some_and(|held| is_overtaken(&entry, *held));
-            let heads = state.heads.entry(cluster.clone()).or_default();
-            let former = heads.insert(destination.clone(), Arc::new(entry));
+            let former = state.put_head(destination.clone(), entry);
             if let Some(session) = state.sessions.get_mut(&cluster) {
                 let held = session.held.get(&destination).map(|held| held.sequence);
                 if let Some(former) = former.filter(|former| held == Some(former.sequence)) {
@@ -399,8 +413,17 @@ impl Fleet {
     }
 
     /// Drops what is known of a destination that no application has any more.
-    pub fn forget_report(&self, destination: &DestinationKey) {
-        self.state().reports.remove(destination);
+    pub fn forget_destination(&self, destination: &DestinationKey) {
+        let mut state = self.state();
+        state.reports.remove(destination);
+        if let Some(heads) = state.heads.get_mut(&destination.cluster) {
+            heads.remove(destination);
+        }
+        if let Some(places) = state.places.get_mut(&destination.application) {
+            places.remove(destination);
+        }
+        state.heads.retain(|_, heads| !heads.is_empty());
+        state.places.retain(|_, places| !places.is_empty());
     }
 
     /// A blob ready to be sent; from the store when memory does not have it.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use attest_certs::Authority;
@@ -18,7 +18,7 @@ use crate::pipeline::Pipeline;
 use crate::render::Kustomize;
 use crate::signer::{Signed, Signer};
 use crate::source::{Source, UrlPolicy};
-use crate::status::{Phases, Transitions};
+use crate::status::{Phases, Transitions, is_removed};
 use crate::store::records::Records;
 use crate::store::{RedbStore, StoreError};
 
@@ -48,6 +48,25 @@ pub struct Hub {
     /// Term of this process; higher than that of any before it.
     epoch: Mutex<u64>,
     syncs: AtomicU64,
+    failed: OnceLock<&'static str>,
+}
+
+/// Ends the hub when a part of it is over too early.
+struct Watch {
+    hub: Arc<Hub>,
+    name: &'static str,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.hub.stop.is_cancelled() {
+            return;
+        }
+        let reason = if std::thread::panicking() { "PartPanicked" } else { "PartEnded" };
+        tracing::error!(reason, part = self.name, "A part of the hub is over; the hub ends");
+        let _ = self.hub.failed.set(self.name);
+        self.hub.end();
+    }
 }
 
 /// What else a hub is started with.
@@ -88,6 +107,7 @@ impl Hub {
             transitions: Transitions::default(),
             phases: Phases::default(),
             syncs: AtomicU64::new(0),
+            failed: OnceLock::new(),
         }))
     }
 
@@ -105,6 +125,19 @@ impl Hub {
                 Err(_) => std::future::pending().await,
             },
         }
+    }
+
+    /// Runs a part of the hub that ends with the hub and not before. When it ends, or panics, while the hub
+    /// should run, the hub ends as failed: half a hub is noticed by nobody.
+    pub async fn part(self: Arc<Self>, name: &'static str, part: impl Future<Output = ()>) {
+        let watch = Watch { hub: self, name };
+        part.await;
+        drop(watch);
+    }
+
+    /// The part whose death ended the hub.
+    pub fn failed_part(&self) -> Option<&'static str> {
+        self.failed.get().copied()
     }
 
     /// Ends everything that runs.
@@ -141,7 +174,9 @@ impl Hub {
     /// nonce is that connection's.
     pub fn sync_for(&self, cluster: &ClusterId, nonce: &str) -> Signed {
         let counter = self.syncs.fetch_add(1, Ordering::SeqCst) + 1;
-        let heads = self.fleet.heads_of(cluster);
+        let mut heads = self.fleet.heads_of(cluster);
+        // What is gone from there needs no head.
+        heads.retain(|(place, head)| !is_removed(head, self.fleet.report(place).as_deref()));
         let head = |(destination, entry): (DestinationKey, Arc<_>)| {
             let entry: &crate::store::records::LedgerEntry = &entry;
             Head {

@@ -176,6 +176,10 @@ fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
 /// The token is used for the first time.
 fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinOutcome, JoinError> {
     let token = &stored.value;
+    let writing = hub.directory.writing();
+    if hub.directory.is_banned(&asked.cluster) {
+        return Err(JoinError::ClusterRevoked(asked.cluster.clone()));
+    }
     let all = hub.directory.all();
     let mut changes = Vec::new();
     let mut replaced = Vec::new();
@@ -196,7 +200,7 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
             replaced.push(gone);
         }
     }
-    if all.len() >= CLUSTERS_MAX {
+    if hub.directory.records() >= CLUSTERS_MAX {
         return Err(JoinError::TooMany);
     }
     let mut record = ClusterRecord {
@@ -213,6 +217,7 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
         agent_version: Some(asked.agent_version.clone()),
         kubernetes_version: None,
         revoked_because: None,
+        removed: false,
     };
     let issued = match record.state {
         ClusterState::Accepted => Some(certify(hub, &mut record, asked)?),
@@ -234,10 +239,10 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
     changes.push(records::replace(stored, &used));
     hub.records.commit("join", &changes)?;
     for gone in replaced {
-        hub.directory.note(&gone);
+        writing.note(&gone);
         hub.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
-    hub.directory.note(&record);
+    writing.note(&record);
     hub.directory.measure(&hub.metrics);
     hub.pipeline.wake_cluster(&record.name);
     tracing::info!(
@@ -270,6 +275,7 @@ fn again(
         );
         return Err(JoinError::TokenUsed);
     }
+    let writing = hub.directory.writing();
     let cluster = hub.records.get::<ClusterRecord>(asked.cluster.as_str())?;
     let mut record = cluster.ok_or(JoinError::TokenUsed)?;
     match (record.state, &used.chain_pem) {
@@ -298,7 +304,7 @@ fn again(
             let token = TokenRecord { used: Some(used), ..stored.value.clone() };
             let changes = [records::put(&record), records::replace(stored, &token)];
             hub.records.commit("join", &changes)?;
-            hub.directory.note(&record);
+            writing.note(&record);
             Ok(outcome(hub, &record, Some(chain)))
         }
     }
@@ -338,6 +344,7 @@ fn outcome(hub: &Hub, record: &ClusterRecord, chain_pem: Option<String>) -> Join
 /// # Errors
 /// When the cluster is no longer accepted or the request is not acceptable. Blocks.
 pub(crate) fn renew(hub: &Hub, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Vec<u8>>, JoinError> {
+    let writing = hub.directory.writing();
     let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
     let accepted = stored.filter(|stored| stored.value.state == ClusterState::Accepted);
     let stored = accepted.ok_or_else(|| JoinError::ClusterRevoked(cluster.clone()))?;
@@ -354,6 +361,6 @@ pub(crate) fn renew(hub: &Hub, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Ve
         ..former.clone()
     };
     hub.records.commit("certificate", &[records::replace(&stored, &record)])?;
-    hub.directory.note(&record);
+    writing.note(&record);
     Ok(issued.chain.iter().map(|certificate| certificate.to_vec()).collect())
 }

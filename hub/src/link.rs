@@ -240,6 +240,7 @@ async fn admit_cluster(hub: &Arc<Hub>, peer: &PeerIdentity) -> Result<(), LinkEr
     let id = cluster_id(peer)?;
     let serial = peer.serial.to_string();
     hub.blocking(move |hub| {
+        let writing = hub.directory.writing();
         let stored = hub.records.stored::<ClusterRecord>(id.as_str())?;
         let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(id)) };
         let record = &stored.value;
@@ -255,7 +256,7 @@ async fn admit_cluster(hub: &Arc<Hub>, peer: &PeerIdentity) -> Result<(), LinkEr
         if is_current && record.former_serial.is_some() {
             let used = ClusterRecord { former_serial: None, ..record.clone() };
             hub.records.commit("certificate", &[records::replace(&stored, &used)])?;
-            hub.directory.note(&used);
+            writing.note(&used);
         }
         Ok(())
     })

@@ -40,6 +40,7 @@ pub struct Metrics {
     pub pushes: IntCounter,
     pub push_bytes: IntCounter,
     pub reports: IntCounter,
+    pub reports_unreadable: IntCounter,
     /// By `reason`: what spokes refused.
     pub refusals: IntCounterVec,
     /// By `reason`: what the hub itself did not plan.
@@ -122,6 +123,10 @@ impl Metrics {
             push_bytes: make
                 .counter("attest_fleet_push_bytes_total", "Bytes of directives and blobs sent.")?,
             reports: make.counter("attest_fleet_reports_total", "Reports received and kept.")?,
+            reports_unreadable: make.counter(
+                "attest_fleet_reports_unreadable_total",
+                "Reports set aside because this hub cannot read them.",
+            )?,
             refusals: make.counters(
                 "attest_fleet_refusals_total",
                 "Documents that spokes refused.",

@@ -27,6 +27,8 @@ pub const RECONCILES_MAX: usize = 32;
 pub const BACKOFF_INTERVALS_MAX: u32 = 16;
 /// A poll comes up to this share of the interval early, so that many do not come together.
 const JITTER_PERCENT: u64 = 20;
+/// Wait before an application is looked at again whose ledger was not what was remembered of it.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the hub asks again whether its credentials may push.
 const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -86,6 +88,14 @@ impl Pipeline {
     pub fn wake(&self, application: &str) {
         if let Some(slot) = self.slots().get_mut(application) {
             (slot.dirty, slot.plan) = (true, true);
+        }
+        self.changed.notify_one();
+    }
+
+    /// An application is looked at again after [`RETRY_PAUSE`].
+    pub(crate) fn wake_later(&self, application: &str) {
+        if let Some(slot) = self.slots().get_mut(application) {
+            slot.next_poll = slot.next_poll.min(Instant::now() + RETRY_PAUSE);
         }
         self.changed.notify_one();
     }

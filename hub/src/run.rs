@@ -79,9 +79,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     }
     hub.directory.measure(&hub.metrics);
     let mut tasks = JoinSet::new();
-    tasks.spawn(renew_certificate(hub.clone(), directory, door.clone(), api.certificate()));
-    tasks.spawn(async move { door.serve().await });
-    tasks.spawn(pipeline::run(hub.clone()));
+    let renewal = renew_certificate(hub.clone(), directory, door.clone(), api.certificate());
+    tasks.spawn(hub.clone().part("certificate renewal", renewal));
+    tasks.spawn(hub.clone().part("door for spokes", async move { door.serve().await }));
+    tasks.spawn(hub.clone().part("pipeline", pipeline::run(hub.clone())));
     tasks.spawn(serving("API", hub.clone(), api::serve(api)));
     tasks.spawn(serving("health", hub.clone(), http::serve_health(hub.clone(), health)));
     tasks.spawn(serving("metrics", hub.clone(), http::serve_metrics(hub.clone(), metrics)));
@@ -99,12 +100,17 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
 
 impl Running {
     /// Ends the hub: requests and connections under way are given a little time.
-    pub async fn end(mut self) {
+    ///
+    /// # Errors
+    /// [`RunError::Part`] when a part of it had died, which ended the hub.
+    pub async fn end(mut self) -> Result<(), RunError> {
+        let failed = self.hub.failed_part();
         self.hub.end();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
             self.tasks.abort_all();
         }
+        failed.map_or(Ok(()), |part| Err(RunError::Part(part)))
     }
 }
 
@@ -113,10 +119,12 @@ async fn serving(
     hub: Arc<Hub>,
     serves: impl Future<Output = std::io::Result<()>>,
 ) {
-    if let Err(error) = serves.await {
-        tracing::error!(reason = "ServeFailed", "The {what} address is no longer served: {error}");
-        hub.end();
-    }
+    let served = async {
+        if let Err(error) = serves.await {
+            tracing::error!(reason = "ServeFailed", "The {what} address is not served: {error}");
+        }
+    };
+    hub.part(what, served).await;
 }
 
 /// The hub's own certificate is replaced while it runs, at both doors.
@@ -164,6 +172,8 @@ pub enum RunError {
     Http(#[from] HttpError),
     #[error("a socket was lost while starting")]
     Socket(#[source] std::io::Error),
+    #[error("the {0} of the hub died, and the hub with it; the log says why")]
+    Part(&'static str),
     #[error("the hub was ended while it started")]
     Ended,
 }
@@ -179,6 +189,7 @@ impl RunError {
             Self::Api(error) => error.reason(),
             Self::Http(error) => error.reason(),
             Self::Socket(_) => "Socket",
+            Self::Part(_) => "PartEnded",
             Self::Ended => "Ended",
         }
     }

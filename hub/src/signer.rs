@@ -52,3 +52,38 @@ impl Signer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use attest_common::ids::{ClusterId, Name};
+    use attest_common::plan::{HEADS_MAX, Head};
+    use attest_common::session::frame::encode;
+    use attest_common::session::message::{ToSpoke, ToSpokeBody};
+
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_with_the_most_heads_and_the_longest_names_fits_its_envelope_and_its_frame() {
+        let signer = Signer::new(PrivateKey::from_seed(&[1; 32]).unwrap());
+        let name = Name::new("a".repeat(63)).unwrap();
+        let now = crate::hub::now();
+        let head = Head { application: name.clone(), namespace: name, sequence: 1 << 53 };
+        let sync = Sync {
+            v: 1,
+            cluster: ClusterId::of_identity_key(&[1; 32]),
+            epoch: 1 << 53,
+            counter: u64::MAX,
+            nonce: "0".repeat(32),
+            heads: vec![head; HEADS_MAX],
+            issued_at: now,
+            expires_at: now,
+        };
+
+        let signed = signer.sync(&sync);
+
+        let keys = [(signer.public().id(), signer.public().clone())].into();
+        let opened = envelope::open(&signed.envelope, SYNC_TYPE, &keys).unwrap();
+        assert_eq!(Digest::of(opened.payload()), signed.digest);
+        encode(&ToSpoke { body: Some(ToSpokeBody::Sync(signed.envelope)) }).unwrap();
+    }
+}

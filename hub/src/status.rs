@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::ids::{DestinationKey, Timestamp};
+use attest_common::ids::{DestinationKey, Name, Timestamp};
 use attest_common::plan::Operation;
-use attest_common::report::Phase;
+use attest_common::report::{Phase, Report};
 
 use crate::api::documents::{
     Application, ChangeTimings, Condition, Destination as ShownDestination, HistoryEntry,
@@ -57,7 +57,9 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         destinations.push(facts.shown(name, destination.namespace.to_string(), key));
     }
     // Places that are being removed.
-    for (key, head) in hub.fleet.heads_for(applied.name.as_str()) {
+    let heads = hub.fleet.heads_for(&applied.name);
+    let generation = heads.iter().map(|(_, head)| head.generation).max().unwrap_or(0);
+    for (key, head) in heads {
         let finished = is_removed(&head, hub.fleet.report(&key).as_deref());
         if places.contains(&key) || finished {
             continue;
@@ -71,8 +73,6 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         ));
     }
     let phase = worst(destinations.iter().map(|d| d.phase.as_str()));
-    let generation = hub.fleet.heads_for(applied.name.as_str());
-    let generation = generation.iter().map(|(_, head)| head.generation).max().unwrap_or(0);
     let conditions = conditions(view, &destinations, record, phase);
     Ok(Application {
         name: applied.name.to_string(),
@@ -96,6 +96,12 @@ pub(crate) fn is_removed(head: &LedgerEntry, report: Option<&ReportRecord>) -> b
         refusal.reason == "NothingToRemove" && refusal.sequence == Some(head.sequence)
     });
     head.operation == Operation::Remove && (removed || nothing_there)
+}
+
+/// True when a spoke says that the plan of `head` is what runs.
+pub(crate) fn runs_what_was_ordered(report: &Report, head: &LedgerEntry) -> bool {
+    let ordered = head.planned.as_ref().map(|planned| planned.plan);
+    ordered.is_some() && report.running.as_ref().map(|running| running.plan) == ordered
 }
 
 fn problem(view: Option<&View>) -> Option<&Waiting> {
@@ -170,7 +176,11 @@ impl<'a> Facts<'a> {
         }
         let phase = match report.phase {
             Phase::Progressing => PROGRESSING,
-            Phase::Synced => SYNCED,
+            Phase::Synced if runs_what_was_ordered(report, head) => SYNCED,
+            Phase::Synced => {
+                let message = "the spoke keeps running another plan than the newest one";
+                return owned(PROGRESSING, "OtherPlan", message);
+            }
             Phase::OutOfSync => OUT_OF_SYNC,
             Phase::Degraded => DEGRADED,
             Phase::Refused => REFUSED,
@@ -351,7 +361,8 @@ impl Phases {
 /// When the store cannot be read.
 pub fn history(hub: &Hub, application: &str) -> Result<Vec<HistoryEntry>, StoreError> {
     let mut lines = Vec::new();
-    for (destination, _) in hub.fleet.heads_for(application) {
+    let Ok(application) = Name::new(application) else { return Ok(lines) };
+    for (destination, _) in hub.fleet.heads_for(&application) {
         let cluster = hub.directory.name_of(&destination.cluster);
         for entry in hub.records.ledger(&destination, HISTORY_MAX)? {
             let result = hub.records.result(&destination, entry.sequence)?;

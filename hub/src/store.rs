@@ -84,6 +84,11 @@ pub enum Change {
         table: Table,
         key: String,
     },
+    /// Drops a ledger whose newest sequence is `expected`, and what became of its directives.
+    Drop {
+        destination: String,
+        expected: u64,
+    },
 }
 
 /// Durable state of one hub. Every call blocks and belongs on a blocking thread.
@@ -107,6 +112,18 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// When the store cannot be read.
     fn scan(&self, table: Table, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 
+    /// At most `keys_max` keys of a table after `after`, in key order. No value is read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError>;
+
+    /// The destination of every ledger, in order. No entry is read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn destinations(&self) -> Result<Vec<String>, StoreError>;
+
     /// Newest entry of every ledger whose destination begins with `prefix`.
     ///
     /// # Errors
@@ -122,6 +139,11 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         destination: &str,
         entries_max: usize,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
+}
+
+/// Key of what became of a directive: in the order of its ledger.
+fn result_key(destination: &str, sequence: u64) -> String {
+    format!("{destination}/{sequence:020}")
 }
 
 /// Creates an empty database file. It appears whole or not at all, readable by its owner only.
@@ -156,6 +178,8 @@ pub enum StoreError {
     Read(#[source] Box<redb::Error>),
     #[error("the hub's database did not take a change")]
     Commit(#[source] Box<redb::Error>),
+    #[error("whether the hub's database took a change is not known")]
+    Unknown(#[source] Box<Self>),
     #[error("{what} was changed by somebody else in the meantime; look again and repeat")]
     Conflict { what: String },
     #[error(
@@ -175,6 +199,8 @@ impl StoreError {
             Self::Open { .. } => "StoreOpen",
             Self::Read(_) => "StoreRead",
             Self::Commit(_) => "StoreCommit",
+            Self::Unknown(cause) if matches!(**cause, Self::DiskFull { .. }) => cause.reason(),
+            Self::Unknown(_) => "StoreUnknown",
             Self::Conflict { .. } => "Conflict",
             Self::Format { .. } => "StoreFormat",
         }

@@ -15,7 +15,7 @@ use attest_common::ids::{ClusterId, Digest, Timestamp};
 use attest_common::keys::PrivateKey;
 use attest_common::plan::Directive;
 use attest_common::policy::Spec;
-use attest_common::report::{Phase, Report, Timings};
+use attest_common::report::{Phase, Report, Running, Timings};
 use attest_common::session::frame::{self, LENGTH_BYTES};
 use attest_common::session::join::{self, JoinToken};
 use attest_common::session::message::{
@@ -261,7 +261,16 @@ impl Answering {
             phase: Phase::Synced,
             reason: Phase::Synced.as_str().to_owned(),
             message: "simulated".to_owned(),
-            running: None,
+            running: directive.plan.map(|plan| Running {
+                plan,
+                release: plan,
+                content: plan,
+                version: "simulated".to_owned(),
+                counter: 1,
+                signed_commit: String::new(),
+                signers: Vec::new(),
+                since: Timestamp::now(),
+            }),
             refusal: None,
             health: Health::Current,
             objects: Vec::new(),

@@ -85,7 +85,7 @@ fn may_be_removed(
     application: &Name,
     kept: &BTreeSet<(ClusterId, Name)>,
 ) -> Result<(), Refusal> {
-    for (place, head) in hub.fleet.heads_for(application.as_str()) {
+    for (place, head) in hub.fleet.heads_for(application) {
         let is_kept = kept.contains(&(place.cluster.clone(), place.namespace.clone()));
         if is_kept || !hub.directory.is_living(&place.cluster) {
             continue;

@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BLOCKING_THREADS_MAX: usize = 64;
 /// How long such a thread waits for more.
 const BLOCKING_THREAD_IDLE: Duration = Duration::from_secs(2);
-/// The hub could not start.
+/// The hub could not start, or a part of it died.
 const EXIT_FAILED: u8 = 1;
 
 fn main() -> ExitCode {
@@ -49,8 +49,7 @@ fn hub(options: &Options) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
             () = running.hub.stop.cancelled() => {}
         }
-        running.end().await;
-        Ok(())
+        running.end().await.map_err(|error| said(&error))
     })
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn judge(
     verdict: Verdict,
 ) -> Result<ClusterRecord, JoinError> {
     let name = &named.name;
+    let writing = hub.directory.writing();
     let stored = hub.records.stored::<ClusterRecord>(named.id.as_str())?;
     let stored = stored.ok_or_else(|| JoinError::NoCluster(name.clone()))?;
     let record = stored.value.clone();
@@ -66,7 +67,18 @@ pub(crate) fn judge(
             changes.extend(forget_answer(hub, &changed)?);
             ("evict", changed, changes)
         }
-        Verdict::Remove => ("remove", record.clone(), removal(hub, &record)?),
+        // What was revoked stays out, also when nobody wants to see it any more.
+        Verdict::Remove if record.state == ClusterState::Revoked => {
+            let changed = ClusterRecord { removed: true, ..record };
+            let mut changes = removal(hub, &changed)?;
+            changes.push(records::replace(&stored, &changed));
+            ("remove", changed, changes)
+        }
+        Verdict::Remove => {
+            let mut changes = removal(hub, &record)?;
+            changes.push(records::delete(&record));
+            ("remove", record, changes)
+        }
     };
     let living = hub.directory.named(name).is_some_and(|living| living.id == named.id);
     if what == "remove" && living && hub.records.default_cluster()?.as_ref() == Some(name) {
@@ -81,11 +93,12 @@ pub(crate) fn judge(
         changes.push(records::default_cluster_change(next));
     }
     hub.records.commit(what, &changes)?;
-    if what == "remove" {
-        hub.directory.forget(&changed);
+    if what == "remove" && !changed.removed {
+        writing.forget(&changed);
     } else {
-        hub.directory.note(&changed);
+        writing.note(&changed);
     }
+    drop(writing);
     if closes {
         hub.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
@@ -118,9 +131,9 @@ fn forget_answer(hub: &Hub, record: &ClusterRecord) -> Result<Option<Change>, Jo
     Ok(token.map(|token| records::put(&TokenRecord { revoked: true, ..token })))
 }
 
-/// The cluster with its policy hint and its reports; its ledgers stay, so that sequences only rise.
+/// What goes with a cluster: its policy hint and its reports; its ledgers stay, so that sequences only rise.
 fn removal(hub: &Hub, record: &ClusterRecord) -> Result<Vec<Change>, JoinError> {
-    let mut changes = vec![records::delete(record)];
+    let mut changes = Vec::new();
     if let Some(policy) = hub.records.get::<records::PolicyRecord>(record.id.as_str())? {
         changes.push(records::delete(&policy));
     }

@@ -30,8 +30,6 @@ pub enum LinkError {
     Silent,
     #[error("the peer's {0} is not acceptable")]
     HelloInvalid(&'static str),
-    #[error("a report is not acceptable")]
-    ReportInvalid,
     #[error("no common protocol version: the spoke speaks {0} to {1}")]
     ProtocolVersion(u32, u32),
     #[error("cluster {0} is not registered here")]
@@ -76,7 +74,6 @@ impl LinkError {
             }
             Self::Silent => "GreetingTimeout",
             Self::HelloInvalid(_) => "HelloInvalid",
-            Self::ReportInvalid => "ReportInvalid",
             Self::ProtocolVersion(..) => "ProtocolVersion",
             Self::ClusterUnknown(_) => "ClusterUnknown",
             Self::ClusterRevoked(_) => "ClusterRevoked",
@@ -100,7 +97,6 @@ impl LinkError {
             | Self::CertificateNotCurrent(_)
             | Self::Tls(_) => CLOSE_NOT_ADMITTED,
             Self::HelloInvalid(_)
-            | Self::ReportInvalid
             | Self::ProtocolVersion(..)
             | Self::Frame(_)
             | Self::FrameTooLarge { .. }

@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 
 use crate::hub::{Hub, now};
 use crate::log::CONTROLLER;
+use crate::status::runs_what_was_ordered;
 use crate::store::StoreError;
-use crate::store::records::{self, ReportRecord, ResultRecord};
+use crate::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
 
 /// Reports that may wait to be written; then spokes are made to wait.
 pub(crate) const QUEUE_MAX: usize = 1_024;
@@ -50,7 +51,8 @@ impl Reports {
 /// Starts the one writer of reports; it ends with the last session.
 pub(crate) fn start(hub: Arc<Hub>) -> Reports {
     let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
-    tokio::spawn(async move {
+    let writer = hub.clone();
+    let writing = async move {
         let mut batch: Vec<Arrived> = Vec::new();
         while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let arrived = std::mem::take(&mut batch);
@@ -70,7 +72,8 @@ pub(crate) fn start(hub: Arc<Hub>) -> Reports {
                 ),
             }
         }
-    });
+    };
+    tokio::spawn(writer.part("writer of reports", writing));
     Reports { queue }
 }
 
@@ -88,11 +91,16 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
             .cloned()
             .or_else(|| hub.fleet.report(&destination).map(|record| record.as_ref().clone()));
         let record = ReportRecord {
-            push_to_report_us: arrival(hub, &destination, &record, former.as_ref(), at),
+            push_to_report_us: arrival(hub, &head, &record, former.as_ref(), at),
             ..record
         };
         // Results are kept for what the ledger holds; a spoke cannot make the store grow by counting.
-        let ordered = |result: &ResultRecord| result.sequence <= head.sequence;
+        let ordered = |result: &ResultRecord| {
+            let is_head = result.sequence == head.sequence;
+            let elsewhere = record.report.phase == Phase::Synced
+                && !runs_what_was_ordered(&record.report, &head);
+            result.sequence <= head.sequence && !(is_head && elsewhere)
+        };
         if let Some(result) = result(&destination, &record).filter(ordered) {
             results.insert((destination.clone(), result.sequence), result);
         }
@@ -140,7 +148,7 @@ fn presentable(mut report: Report) -> Report {
 /// From the push to the first report that the directive is carried out, in microseconds.
 fn arrival(
     hub: &Hub,
-    destination: &DestinationKey,
+    head: &LedgerEntry,
     record: &ReportRecord,
     former: Option<&ReportRecord>,
     at: Instant,
@@ -150,8 +158,13 @@ fn arrival(
     if let Some(micros) = known.and_then(|former| former.push_to_report_us) {
         return Some(micros);
     }
-    let is_done = matches!(record.report.phase, Phase::Synced | Phase::Removed);
-    let pushed = hub.fleet.pushed_at(destination, sequence).filter(|_| is_done)?;
+    let is_done = match record.report.phase {
+        Phase::Synced => runs_what_was_ordered(&record.report, head),
+        Phase::Removed => true,
+        Phase::Progressing | Phase::OutOfSync | Phase::Degraded | Phase::Refused => false,
+    };
+    let is_done = is_done && sequence == head.sequence;
+    let pushed = hub.fleet.pushed_at(&record.destination(), sequence).filter(|_| is_done)?;
     let taken = at.saturating_duration_since(pushed);
     hub.metrics.deployment_duration.observe(taken.as_secs_f64());
     hub.metrics.deployments_success.inc();

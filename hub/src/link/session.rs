@@ -240,6 +240,7 @@ async fn believed(hub: &Arc<Hub>, claimed: HeldBy) -> Result<HeldBy, LinkError> 
 async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<bool, LinkError> {
     let cluster = cluster.clone();
     hub.blocking(move |hub| {
+        let writing = hub.directory.writing();
         let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
         let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(cluster)) };
         let short = |text: &str| Some(text.chars().take(80).collect::<String>());
@@ -275,7 +276,7 @@ async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<
         }
         if !changes.is_empty() {
             hub.records.commit("introduction", &changes)?;
-            hub.directory.note(&record);
+            writing.note(&record);
         }
         Ok(is_news)
     })
@@ -313,11 +314,18 @@ impl Session<'_> {
         numbered: NumberedReport,
         acknowledge: &mpsc::Sender<u64>,
     ) -> Result<(), LinkError> {
-        if numbered.report.len() > REPORT_BYTES_MAX {
-            return Err(LinkError::ReportInvalid);
-        }
-        let report: Report =
-            serde_json::from_slice(&numbered.report).map_err(|_| LinkError::ReportInvalid)?;
+        let fits = numbered.report.len() <= REPORT_BYTES_MAX;
+        let read = fits.then(|| serde_json::from_slice::<Report>(&numbered.report).ok()).flatten();
+        let Some(report) = read else {
+            // A word of a newer spoke, or a broken one. Sent again it would read no better.
+            self.hub.metrics.reports_unreadable.inc();
+            tracing::warn!(
+                cluster = self.cluster.as_str(),
+                reason = "ReportInvalid",
+                "A report cannot be read by this hub; it is set aside"
+            );
+            return self.say(ToSpokeBody::Acknowledge(numbered.number)).await;
+        };
         let arrived = Arrived {
             cluster: self.cluster.clone(),
             report,

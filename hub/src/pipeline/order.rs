@@ -82,7 +82,7 @@ impl Look<'_> {
         let wanted =
             if self.record.deleting { BTreeSet::new() } else { places(self.hub, application) };
         let mut orders = Vec::new();
-        for (destination, head) in self.hub.fleet.heads_for(application.name.as_str()) {
+        for (destination, head) in self.hub.fleet.heads_for(&application.name) {
             let place = (destination.cluster.clone(), destination.namespace.clone());
             if wanted.contains(&place) || !self.hub.directory.is_living(&destination.cluster) {
                 continue;
@@ -113,7 +113,7 @@ impl Look<'_> {
             return self.carry_out(orders);
         }
         let name = self.record.application.name.as_str();
-        let heads = self.hub.fleet.heads_for(name);
+        let heads = self.hub.fleet.heads_for(&self.record.application.name);
         let is_gone = |destination: &DestinationKey, head: &LedgerEntry| {
             let living = self.hub.directory.is_living(&destination.cluster);
             let report = self.hub.fleet.report(destination);
@@ -132,13 +132,15 @@ impl Look<'_> {
             // Only what was just read is deleted: who applies it meanwhile keeps it.
             let mut changes =
                 vec![records::replace(&stored, &stored.value), records::delete(&stored.value)];
-            for (destination, _) in &heads {
+            for (destination, head) in &heads {
+                // Should it come back, its spokes say how far they were.
+                changes.push(records::drop_ledger(destination, head.sequence));
                 if let Some(report) = self.hub.fleet.report(destination) {
                     changes.push(records::delete(report.as_ref()));
                 }
             }
             self.hub.records.commit("application", &changes)?;
-            heads.iter().for_each(|(destination, _)| self.hub.fleet.forget_report(destination));
+            heads.iter().for_each(|(place, _)| self.hub.fleet.forget_destination(place));
             forget(self.hub, name);
         }
         Ok(0)
@@ -154,7 +156,7 @@ impl Look<'_> {
         let generation = 1 + self
             .hub
             .fleet
-            .heads_for(name)
+            .heads_for(&self.record.application.name)
             .iter()
             .map(|(_, head)| head.generation)
             .max()

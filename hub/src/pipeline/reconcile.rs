@@ -93,9 +93,13 @@ pub(crate) fn application(hub: &Hub, name: &str, task: Task, memory: &mut Memory
         }
         Err(error) => {
             failed(name, &error);
-            // Another process or an earlier look changed the ledger: look again from the beginning.
-            if matches!(error, StoreError::Conflict { .. }) {
-                hub.pipeline.wake(name);
+            // The ledger is not what is remembered of it: read it, and look again from the beginning.
+            if matches!(error, StoreError::Conflict { .. } | StoreError::Unknown(_)) {
+                match hub.records.heads(&format!("{name}/")) {
+                    Ok(heads) => _ = hub.fleet.set_heads(heads.into_iter().collect()),
+                    Err(error) => failed(name, &error),
+                }
+                hub.pipeline.wake_later(name);
             }
         }
     }

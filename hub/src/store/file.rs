@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -10,7 +11,7 @@ use redb::{
     Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction,
 };
 
-use super::{Change, Expected, KEY_BYTES_MAX, Store, StoreError, Table};
+use super::{Change, Expected, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
 use crate::failpoint;
 
 /// Memory the database may use as a cache, in bytes.
@@ -231,10 +232,8 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
             let mut ledger = transaction.open_table(LEDGER)?;
             ledger.insert((destination.as_str(), *sequence), entry.as_slice())?;
             let oldest = sequence.saturating_sub(LEDGER_ENTRIES_MAX);
-            ledger
-                .retain_in((destination.as_str(), 0)..=(destination.as_str(), oldest), |_, _| {
-                    false
-                })?;
+            drop(ledger);
+            drop_entries(transaction, destination, oldest)?;
         }
         Change::Put { table, key, expected, value } => {
             let mut records = transaction.open_table(definition(*table))?;
@@ -250,10 +249,32 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
             }
             records.insert(key.as_str(), value.as_slice())?;
         }
+        Change::Drop { destination, expected } => {
+            let mut heads = transaction.open_table(HEADS)?;
+            let head = heads.remove(destination.as_str())?.map_or(0, |head| head.value());
+            if head != *expected {
+                return Err(Failed::Conflict(destination.clone()));
+            }
+            drop_entries(transaction, destination, u64::MAX)?;
+        }
         Change::Delete { table, key } => {
             transaction.open_table(definition(*table))?.remove(key.as_str())?;
         }
     }
+    Ok(())
+}
+
+/// Drops the entries of a ledger up to `newest`, and what became of them.
+fn drop_entries(
+    transaction: &WriteTransaction,
+    destination: &str,
+    newest: u64,
+) -> Result<(), Failed> {
+    let mut ledger = transaction.open_table(LEDGER)?;
+    ledger.retain_in((destination, 0)..=(destination, newest), |_, _| false)?;
+    let mut results = transaction.open_table(definition(Table::Results))?;
+    let (first, last) = (result_key(destination, 0), result_key(destination, newest));
+    results.retain_in(first.as_str()..=last.as_str(), |_, _| false)?;
     Ok(())
 }
 
@@ -263,6 +284,9 @@ fn is_made(transaction: &redb::ReadTransaction, change: &Change) -> Result<bool,
             let ledger = transaction.open_table(LEDGER)?;
             let found = ledger.get((destination.as_str(), *sequence))?;
             Ok(found.is_some_and(|found| found.value() == entry))
+        }
+        Change::Drop { destination, .. } => {
+            Ok(transaction.open_table(HEADS)?.get(destination.as_str())?.is_none())
         }
         Change::Put { table, key, value, .. } => {
             let records = transaction.open_table(definition(*table))?;
@@ -281,27 +305,27 @@ impl Store for RedbStore {
     fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError> {
         let _one_writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         failpoint::commit("before", what);
-        let error = match self.write(changes) {
+        let (error, may_be_made) = match self.write(changes) {
             Ok(()) => {
                 failpoint::commit("after", what);
                 return Ok(());
             }
             Err(Failed::Conflict(what)) => return Err(StoreError::Conflict { what }),
-            Err(Failed::Before(error) | Failed::Unknown(error)) => error,
+            Err(Failed::Before(error)) => (error, false),
+            Err(Failed::Unknown(error)) => (error, true),
         };
         // redb refuses everything after an input or output error, so the file is opened anew either way.
-        for _ in 0..REOPEN_ATTEMPTS_MAX {
-            if let Ok(made) = self.look_up(changes) {
-                if made {
-                    return Ok(());
-                }
-                break;
-            }
+        let looked_up = (0..REOPEN_ATTEMPTS_MAX).find_map(|_| self.look_up(changes).ok());
+        let failed = if is_disk_full(&error) {
+            StoreError::DiskFull { path: self.path.display().to_string() }
+        } else {
+            StoreError::Commit(Box::new(error))
+        };
+        match looked_up {
+            Some(true) => Ok(()),
+            None if may_be_made => Err(StoreError::Unknown(Box::new(failed))),
+            Some(false) | None => Err(failed),
         }
-        if is_disk_full(&error) {
-            return Err(StoreError::DiskFull { path: self.path.display().to_string() });
-        }
-        Err(StoreError::Commit(Box::new(error)))
     }
 
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -322,6 +346,28 @@ impl Store for RedbStore {
                     break;
                 }
                 found.push((key.value().to_owned(), value.value().to_vec()));
+            }
+            Ok(found)
+        })
+    }
+
+    fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError> {
+        self.read(|transaction| {
+            let records = transaction.open_table(definition(table))?;
+            let mut found = Vec::new();
+            let after = (Bound::Excluded(after), Bound::Unbounded);
+            for item in records.range::<&str>(after)?.take(keys_max) {
+                found.push(item?.0.value().to_owned());
+            }
+            Ok(found)
+        })
+    }
+
+    fn destinations(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for item in transaction.open_table(HEADS)?.iter()? {
+                found.push(item?.0.value().to_owned());
             }
             Ok(found)
         })

@@ -2,7 +2,7 @@
 
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use attest_common::ids::{DestinationKey, Digest, Name};
@@ -20,6 +20,8 @@ use super::{Expected, Store, StoreError, Table};
 
 /// Level of compression of blobs: what a wire and a disk gain, at little cost.
 const COMPRESSION_LEVEL: i32 = 3;
+/// Most blobs looked at, and dropped, at once.
+const BLOBS_LOOKED_AT_MAX: usize = 1_000;
 /// Bytes in front of a stored blob: its size uncompressed.
 const BLOB_SIZE_BYTES: usize = 8;
 
@@ -193,26 +195,32 @@ impl Records {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn drop_unused_blobs(&self) -> Result<usize, StoreError> {
-        let mut used = std::collections::BTreeSet::new();
-        for (destination, _, _) in self.store.heads("")? {
+        let mut used = BTreeSet::new();
+        for destination in self.store.destinations()? {
             for (_, raw) in self.store.ledger(&destination, usize::MAX)? {
                 let entry: LedgerEntry = read(&raw, &destination)?;
                 if let Some(planned) = entry.planned {
-                    used.insert(planned.envelope.hex());
-                    used.extend(planned.blobs.iter().map(Digest::hex));
+                    used.insert(planned.envelope);
+                    used.extend(planned.blobs);
                 }
             }
         }
-        let stored = self.store.scan(Table::Blobs, "")?;
-        let unused: Vec<Change> = stored
-            .into_iter()
-            .filter(|(digest, _)| !used.contains(digest))
-            .map(|(key, _)| Change::Delete { table: Table::Blobs, key })
-            .collect();
-        if !unused.is_empty() {
-            self.store.commit("blobs", &unused)?;
+        let is_used = |key: &str| Digest::from_hex(key).is_ok_and(|digest| used.contains(&digest));
+        let (mut after, mut dropped) = (String::new(), 0);
+        loop {
+            let keys = self.store.keys(Table::Blobs, &after, BLOBS_LOOKED_AT_MAX)?;
+            let Some(last) = keys.last() else { return Ok(dropped) };
+            after.clone_from(last);
+            let unused: Vec<Change> = keys
+                .into_iter()
+                .filter(|key| !is_used(key))
+                .map(|key| Change::Delete { table: Table::Blobs, key })
+                .collect();
+            if !unused.is_empty() {
+                self.store.commit("blobs", &unused)?;
+                dropped += unused.len();
+            }
         }
-        Ok(unused.len())
     }
 
     /// Raises the epoch and returns it: the term of this hub process.
@@ -303,6 +311,11 @@ pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) 
         sequence: entry.sequence,
         entry: write(entry),
     }
+}
+
+/// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives.
+pub fn drop_ledger(destination: &DestinationKey, expected: u64) -> Change {
+    Change::Drop { destination: destination.to_string(), expected }
 }
 
 /// Keeps a blob.

@@ -5,8 +5,25 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
+use crate::fixture::PATIENCE;
 use crate::fixture::{Fixture, options};
 use crate::spoke::Spoke;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_of_which_a_part_dies_ends_as_failed() {
+    for panics in [false, true] {
+        let mut fixture = Fixture::start().await;
+        let running = fixture.running.take().unwrap();
+        let hub = running.hub.clone();
+        assert!(hub.failed_part().is_none());
+
+        let part = async move { assert!(!panics, "as the test wants it") };
+        let _ = tokio::spawn(hub.clone().part("test", part)).await;
+
+        tokio::time::timeout(PATIENCE, hub.stop.cancelled()).await.expect("the hub goes on");
+        assert_eq!(running.end().await.unwrap_err().reason(), "PartEnded");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
@@ -175,5 +192,5 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let options = options(&home, directory.path());
     let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
     assert!(start(&home, "127.0.0.1:0").contains("in use by another hub"));
-    runtime.block_on(running.end());
+    runtime.block_on(running.end()).unwrap();
 }

@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     pub(crate) async fn restart(&mut self) {
-        self.running.take().unwrap().end().await;
+        self.running.take().unwrap().end().await.unwrap();
         // The last handle on the store goes with the last task.
         let begun = Instant::now();
         loop {

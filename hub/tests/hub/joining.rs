@@ -129,6 +129,29 @@ async fn a_name_is_taken_until_it_is_removed_or_replaced_and_the_revoked_stay_ou
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_cluster_that_is_removed_is_not_shown_and_stays_out() {
+    let mut fixture = Fixture::start().await;
+    let (_spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let because = json!({"reason": "compromised"});
+    fixture.call("POST", "/v1/clusters/staging/revoke", Some(because)).await;
+    let (status, body) = fixture.call("DELETE", "/v1/clusters/staging", None).await;
+    assert_eq!(status, 200, "{body}");
+
+    for _ in 0..2 {
+        let token = fixture.token("other", true).await;
+        let back = join(&fixture, &token, &Keys::new(1), Bend::default()).await;
+        assert_eq!(refused(&back), "ClusterRevoked");
+        let cluster = Keys::new(1).cluster();
+        let error = Spoke::connect(&fixture, "staging", &cluster, &bundle, &[]).await.err();
+        assert!(error.unwrap().contains("ClusterRevoked"));
+        assert_eq!(fixture.get("/v1/clusters").await["items"], json!([]));
+        fixture.restart().await;
+    }
+    let (spoke, _) = Spoke::new(&fixture, "staging", 2).await;
+    assert!(spoke.connection.close_reason().is_none(), "the name is free");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn datagrams_with_forged_senders_keep_nobody_out() {
     let fixture = Fixture::start().await;
     let token = fixture.token("staging", true).await;

@@ -232,6 +232,12 @@ async fn a_refusal_of_the_spoke_is_shown_counted_and_tried_again_when_asked() {
 
     let seen = fixture.until(APPLICATION, phase_is("Refused")).await;
     assert_eq!(seen["destinations"][0]["reason"], "UntrustedKey");
+    let conditions = seen["conditions"].as_array().unwrap();
+    let verified = conditions.iter().find(|c| c["type"] == "Verified").unwrap();
+    assert_eq!(
+        (&verified["status"], &verified["reason"]),
+        (&json!("False"), &json!("UntrustedKey"))
+    );
     let metrics = fixture.metrics().await;
     assert!(
         metrics.contains("attest_fleet_refusals_total{reason=\"UntrustedKey\"} 1"),
@@ -239,6 +245,70 @@ async fn a_refusal_of_the_spoke_is_shown_counted_and_tried_again_when_asked() {
     );
     fixture.call("POST", &format!("{APPLICATION}/sync"), None).await;
     assert_eq!(spoke.receive().await.directive.sequence, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_synced_only_where_its_own_plan_runs() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let first = spoke.receive().await;
+    spoke.report(&first, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, phase_is("Synced")).await;
+    repository.release(&fixture.ci, "v2", 101);
+    let mut second = spoke.receive().await;
+    spoke.report(&second, Phase::Refused, "SequenceReplayed").await;
+    fixture.until(APPLICATION, phase_is("Refused")).await;
+
+    // A spoke that was started anew has forgotten the refusal, and says that all is well with what runs.
+    let ordered = std::mem::replace(&mut second.directive.plan, first.directive.plan);
+    spoke.report(&second, Phase::Synced, "Synced").await;
+
+    let other = |seen: &serde_json::Value| seen["destinations"][0]["reason"] == "OtherPlan";
+    let seen = fixture.until(APPLICATION, other).await;
+    assert_eq!(seen["phase"], "Progressing");
+    let history = fixture.get(&format!("{APPLICATION}/history")).await;
+    assert_eq!(history["items"][0]["result"], "Refused");
+    second.directive.plan = ordered;
+    spoke.report(&second, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, phase_is("Synced")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_hub_cannot_read_of_a_newer_spoke_is_set_aside_and_the_session_goes_on() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    applied(&fixture, &repository).await;
+    let received = spoke.receive().await;
+
+    // A frame with a field that nobody knows yet, and a report with a phase that nobody knows yet.
+    spoke.say_raw(&[0xfa, 0x7f, 2, 1, 2]).await;
+    spoke.report_unknown_phase(&received).await;
+
+    let metrics = fixture.metrics().await;
+    assert!(metrics.contains("attest_fleet_reports_unreadable_total 1"), "{metrics}");
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, phase_is("Synced")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_without_a_common_protocol_version_is_told_so() {
+    let fixture = Fixture::start().await;
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let connect = |speaks| {
+        let (fixture, cluster, bundle) = (&fixture, &spoke.cluster, &bundle);
+        async move { Spoke::connect_speaking(fixture, "staging", cluster, bundle, &[], speaks).await }
+    };
+
+    let newer = connect((2, 9)).await.err().unwrap();
+    let older = connect((0, 0)).await.err().unwrap();
+
+    assert!(newer.contains("ProtocolVersion") && older.contains("ProtocolVersion"), "{newer}");
+    assert!(connect((0, 9)).await.is_ok(), "one version in common is enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,6 +397,14 @@ async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
     assert!(removal.plan.is_none() && removal.directive.plan.is_none());
     spoke.report(&removal, Phase::Removed, "Removed").await;
     fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
+
+    // Nothing of it is left at the hub; applied again, it goes on above what the spoke has seen.
+    let hub = &fixture.running.as_ref().unwrap().hub;
+    assert!(hub.fleet.heads_of(&spoke.cluster).is_empty());
+    assert!(hub.records.heads("").unwrap().is_empty());
+    repository.release(&fixture.ci, "v2", 101);
+    applied(&fixture, &repository).await;
+    assert_eq!(spoke.receive().await.directive.sequence, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

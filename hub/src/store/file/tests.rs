@@ -237,3 +237,77 @@ fn a_full_disk_is_named_and_the_store_goes_on_when_there_is_room() {
     store.commit("t", &[append(1, 2)]).unwrap();
     assert_eq!(store.heads("").unwrap()[0].1, 2);
 }
+
+#[test]
+fn a_ledger_goes_with_its_results_and_begins_anew() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    let destination = "web/c-0123456789abcdef/app".to_owned();
+    let result = |destination: &str| Change::Put {
+        table: Table::Results,
+        key: result_key(destination, 1),
+        expected: Expected::Anything,
+        value: b"Synced".to_vec(),
+    };
+    store.commit("t", &[append(0, 1), result(&destination), result("web/other/app")]).unwrap();
+    let drop = |expected| Change::Drop { destination: destination.clone(), expected };
+
+    assert_eq!(store.commit("t", &[drop(2)]).unwrap_err().reason(), "Conflict");
+    store.commit("t", &[drop(1)]).unwrap();
+
+    assert!(store.destinations().unwrap().is_empty());
+    assert!(store.ledger(&destination, 9).unwrap().is_empty());
+    let kept = store.keys(Table::Results, "", 9).unwrap();
+    assert_eq!(kept, [result_key("web/other/app", 1)]);
+    store.commit("t", &[append(0, 1)]).unwrap();
+}
+
+#[test]
+fn keys_are_listed_in_pages_without_what_came_before() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    let puts: Vec<Change> = ["a", "b", "c"].map(|key| put(key, Expected::Absent, "1")).into();
+    store.commit("t", &puts).unwrap();
+
+    assert_eq!(store.keys(Table::Keys, "", 2).unwrap(), ["a", "b"]);
+    assert_eq!(store.keys(Table::Keys, "b", 2).unwrap(), ["c"]);
+    assert!(store.keys(Table::Keys, "c", 2).unwrap().is_empty());
+}
+
+#[test]
+fn a_commit_that_cannot_be_looked_up_is_unknown_and_the_store_goes_on_when_it_can() {
+    let mut reasons = BTreeSet::new();
+    for fails_at in 1..6 {
+        let (_directory, path) = new_file();
+        let (left, gone) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (file, counter, switch) = (path.clone(), left.clone(), gone.clone());
+        let store = RedbStore::with_opener(
+            &path,
+            Box::new(move || {
+                if switch.load(Ordering::SeqCst) {
+                    return Err(redb::Error::Io(io::Error::other("the disk is away")));
+                }
+                let file = fs::OpenOptions::new().read(true).write(true).open(&file)?;
+                let inner = FileBackend::new(file)?;
+                let backend = FailingSync { inner, left: counter.clone(), does_it: true };
+                Ok(builder().create_with_backend(backend)?)
+            }),
+        )
+        .unwrap();
+        store.commit("t", &[append(0, 1)]).unwrap();
+
+        gone.store(true, Ordering::SeqCst);
+        left.store(fails_at, Ordering::SeqCst);
+        let Err(error) = store.commit("t", &[append(1, 2)]) else { continue };
+        reasons.insert(error.reason());
+        assert_eq!(store.heads("").unwrap_err().reason(), "StoreRead");
+        left.store(0, Ordering::SeqCst);
+        gone.store(false, Ordering::SeqCst);
+
+        // Whoever reads it now knows.
+        let head = store.heads("").unwrap()[0].1;
+        assert!(head == 1 || error.reason() == "StoreUnknown", "it was made and denied");
+        store.commit("t", &[append(head, head + 1)]).unwrap();
+    }
+    assert!(reasons.contains("StoreUnknown"), "{reasons:?}: the test tests nothing");
+}

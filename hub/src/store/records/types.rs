@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Record;
 use crate::api::documents::ChangeTimings;
 use crate::lower::Application;
-use crate::store::Table;
+use crate::store::{Table, result_key};
 
 /// How far a cluster has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct ClusterRecord {
     pub agent_version: Option<String>,
     pub kubernetes_version: Option<String>,
     pub revoked_because: Option<String>,
+    /// Removed after it was revoked: kept so that it stays out, and not shown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
 impl Record for ClusterRecord {
@@ -234,7 +237,7 @@ pub struct ResultRecord {
 
 impl ResultRecord {
     pub(super) fn key_of(destination: &DestinationKey, sequence: u64) -> String {
-        format!("{destination}/{sequence:020}")
+        result_key(&destination.to_string(), sequence)
     }
 }
 
