@@ -18,8 +18,9 @@ use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// First and longest wait before a push that failed is repeated on the same connection; doubled each time.
+/// First wait before a push that failed is repeated on the same connection; doubled each time.
 pub const PUSH_RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest wait before a push that failed is repeated on the same connection.
 pub const PUSH_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// A connected spoke.
