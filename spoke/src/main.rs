@@ -10,6 +10,8 @@ use clap::Parser;
 
 /// How long a stopping spoke waits for what is in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time in which a session that is dropped tells the hub that it is closed.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     attest_certs::install_provider();
@@ -24,10 +26,12 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
-        tokio::select! {
+        let outcome = tokio::select! {
             outcome = agent::run(options) => outcome,
             () = stopped() => Ok(()),
-        }
+        };
+        tokio::time::sleep(FAREWELL).await;
+        outcome
     });
     runtime.shutdown_timeout(STOP_TIMEOUT);
     match outcome {

@@ -25,6 +25,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(30);
+/// Well below the time after which a silent connection counts as lost.
+const GOODBYE_WITHIN: Duration = Duration::from_millis(attest_common::session::IDLE_TIMEOUT_MS / 2);
 /// Section 9.1 of the product's documentation, unchanged.
 const PRINTED: &str = "attest gitops cluster add staging \\\n--kubeconfig ~/.kube/staging-config \\\n\
                        --context staging-cluster\n";
@@ -326,7 +328,7 @@ async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
     assert_eq!(words.first(), Some(&"attest-spoke"), "{line}");
     let file = words.iter().position(|word| *word == "--kubeconfig").context("no kubeconfig")?;
     let file = Path::new(words[file + 1]);
-    let _spoke = Process::spawn(
+    let spoke = Process::spawn(
         Spec::new(program("attest-spoke")?, log).args(words.iter().skip(1).copied()).args([
             "--listen-health",
             "127.0.0.1:0",
@@ -341,6 +343,17 @@ async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
     assert!(!std::fs::read_to_string(file)?.contains("client-key-data"));
     holds_no_secret_of(&cluster.kubeconfig(), &[desk.hub.home(), &desk.home()])?;
     cluster.audit().spoke_wrote_as_it_should()?;
+
+    // Told to stop, it says goodbye: the hub does not wait for the connection to fall silent.
+    spoke.terminate();
+    until("the hub to hear that the spoke stopped", GOODBYE_WITHIN, || async {
+        let clusters: Value = serde_json::from_str(
+            &desk.operator.attest(&["gitops", "cluster", "list", "-o", "json"])?,
+        )?;
+        let connected = clusters.pointer("/items/0/connected").context("no cluster")?;
+        Ok((connected == &Value::Bool(false)).then_some(()))
+    })
+    .await?;
     Ok(())
 }
 
