@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use attest_certs::Authority;
 use attest_common::ids::{ClusterId, DestinationKey, Timestamp};
@@ -21,6 +21,10 @@ use crate::source::{Source, UrlPolicy};
 use crate::status::{Phases, Transitions, is_removed};
 use crate::store::records::Records;
 use crate::store::{RedbStore, StoreError};
+
+/// Longest wait of a starting hub for a store that is in use.
+pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+const LOCK_ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// One hub process.
 #[derive(Debug)]
@@ -199,8 +203,17 @@ impl Hub {
     }
 }
 
+/// Opens the store, which a program that a killed hub was just starting may hold for a moment.
 fn open_store(path: &Path) -> Result<RedbStore, StoreError> {
-    RedbStore::open(path)
+    let begun = Instant::now();
+    loop {
+        match RedbStore::open(path) {
+            Err(StoreError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
+                std::thread::sleep(LOCK_ASK_EVERY);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// The hub's clock.
@@ -216,7 +229,7 @@ pub fn after(time: Timestamp, milliseconds: i64) -> Timestamp {
 }
 
 /// Microseconds since `begun`.
-pub fn micros(begun: std::time::Instant) -> u64 {
+pub fn micros(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
