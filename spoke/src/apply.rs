@@ -11,7 +11,7 @@ use attest_common::projection::FIELD_MANAGER;
 use attest_common::verify::{Admission, Removal, Verified};
 use serde_json::Value;
 
-use crate::cluster::{ApiError, ApiServer, Apply, As};
+use crate::cluster::{ApiError, ApiServer, Apply, As, object_path};
 use crate::drift::Live;
 use crate::failpoint;
 use crate::ledger::Confirmed;
@@ -214,6 +214,10 @@ pub async fn delete(
     match answer {
         Ok(answer) => Ok(deleted(&answer)),
         Err(error) if error.is_absent() => Ok(Deleted::Gone),
+        // The account's rights went with its namespace, and so did the object.
+        Err(error) if error.is_forbidden() && is_without_namespace(api, key).await => {
+            Ok(Deleted::Gone)
+        }
         // Most likely another UID; only what lives can tell.
         Err(error) if error.is_conflict() => match api.get(path).await {
             Ok(live) if uid_of(&live) == Some(uid) => Err(failed(key, error)),
@@ -223,6 +227,13 @@ pub async fn delete(
         },
         Err(error) => Err(failed(key, error)),
     }
+}
+
+/// True when the namespace of an object is known not to exist.
+async fn is_without_namespace(api: &ApiServer, key: &ObjectKey) -> bool {
+    let Some(namespace) = &key.namespace else { return false };
+    let looked = api.get(&object_path("v1", "namespaces", None, namespace)).await;
+    looked.is_err_and(|error| error.is_absent())
 }
 
 /// An accepted request is no deletion yet: an object with finalizers stays until they are done.

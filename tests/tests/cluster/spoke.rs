@@ -16,7 +16,7 @@ use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -585,6 +585,19 @@ async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_
         Ok((!listed(stage.record()?.context("no record")?)).then_some(()))
     })
     .await?;
+
+    // The namespace goes while a removal is on its way, and the right to delete in it goes too.
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
+    stage.configs().await?.patch("config-0", &PatchParams::default(), &patch).await?;
+    let mut removal = stage.delivery(&[]).await?;
+    removal.directive.operation = Operation::Remove;
+    stage.send(&removal).await?;
+    stage.reported(|report| report.message.contains("example.com/hold")).await?;
+    let namespaces: Api<Namespace> = Api::all(stage.client().await?);
+    namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    stage.configs().await?.patch("config-0", &PatchParams::default(), &patch).await?;
+    stage.reported(|report| report.phase == Phase::Removed).await?;
     stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
 }
@@ -726,7 +739,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     let widgets: Api<kube::api::DynamicObject> =
         Api::namespaced_with(client.clone(), NAMESPACE, &resource);
     assert_eq!(widgets.get("one").await?.data["spec"]["size"], 3);
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client);
+    let namespaces: Api<Namespace> = Api::all(client);
     let labels = namespaces.get(NAMESPACE).await?.metadata.labels.context("no labels")?;
     assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
 
