@@ -49,13 +49,30 @@ impl Account {
     /// # Errors
     /// [`ApiError`]; what was created stays and is found next time.
     pub async fn prepare(&self, api: &ApiServer) -> Result<bool, ApiError> {
-        let destination = self.destination.as_str();
         let namespace = create(api, "v1", "namespaces", None, self.namespace_object());
-        let account =
-            create(api, "v1", "serviceaccounts", Some(&self.namespace), self.account_object());
-        let (namespace, account) = join(namespace, account).await;
+        let (namespace, account) = join(namespace, self.create_account(api)).await;
         namespace?;
         account?;
+        self.bind(api).await
+    }
+
+    /// Creates what is missing of account and bindings, and no namespace: what is only to be taken
+    /// away needs none. True when a binding was made just now.
+    ///
+    /// # Errors
+    /// [`ApiError`]; what was created stays and is found next time.
+    pub async fn restore_rights(&self, api: &ApiServer) -> Result<bool, ApiError> {
+        self.create_account(api).await?;
+        self.bind(api).await
+    }
+
+    async fn create_account(&self, api: &ApiServer) -> Result<bool, ApiError> {
+        let namespace = Some(self.namespace.as_str());
+        create(api, "v1", "serviceaccounts", namespace, self.account_object()).await
+    }
+
+    async fn bind(&self, api: &ApiServer) -> Result<bool, ApiError> {
+        let destination = self.destination.as_str();
         const RBAC: &str = "rbac.authorization.k8s.io/v1";
         let workloads = self.binding(&self.name, WORKLOADS_ROLE, &self.namespace, &self.name);
         let read = self.binding(ACCOUNT, READ_ROLE, NAMESPACE, ACCOUNT);

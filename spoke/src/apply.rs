@@ -258,11 +258,17 @@ fn uid_of(live: &Value) -> Option<&str> {
 ///
 /// # Errors
 /// [`ApplyError`].
-pub async fn our_uid(api: &ApiServer, path: &str) -> Result<Option<String>, ApplyError> {
+pub async fn our_uid(
+    api: &ApiServer,
+    key: &ObjectKey,
+    path: &str,
+) -> Result<Option<String>, ApplyError> {
     match api.get(path).await {
         Ok(live) if is_made_by_us(&live) => Ok(uid_of(&live).map(str::to_owned)),
         Ok(_) => Ok(None),
         Err(error) if error.is_absent() => Ok(None),
+        // The right to read went with the namespace, and so did the object.
+        Err(error) if error.is_forbidden() && is_without_namespace(api, key).await => Ok(None),
         Err(error) => Err(ApplyError::Api(error)),
     }
 }
@@ -351,6 +357,11 @@ impl ApplyError {
     /// True for answers that are normal for a moment after an account got its rights.
     pub fn is_not_ready(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_forbidden() || error.is_not_found())
+    }
+
+    /// 403.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Api(error) if error.is_forbidden())
     }
 }
 

@@ -352,7 +352,7 @@ impl Worker {
             running.pruning.get_or_insert_with(|| Deleting::of(&running.leftovers, &running.kinds));
         let by = By {
             authority: Authority::Prune(Arc::clone(&running.admission)),
-            user: running.account.user(),
+            account: running.account.clone(),
         };
         let (jobs, wake) = pruning.jobs(&self.shared, &by, now, room);
         self.jobs.extend(jobs);
@@ -371,7 +371,7 @@ impl Worker {
         }
         let by = By {
             authority: Authority::Remove(Arc::clone(&removing.removal)),
-            user: removing.account.user(),
+            account: removing.account.clone(),
         };
         let (jobs, wake) = removing.deleting.jobs(&self.shared, &by, now, room);
         self.jobs.extend(jobs);

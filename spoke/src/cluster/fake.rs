@@ -29,6 +29,8 @@ struct World {
     asked: Vec<String>,
     agents: Vec<String>,
     tokens: Vec<String>,
+    /// Paths, by their beginning, for which there are no rights until a binding is made.
+    forbidden: Option<String>,
     /// Writes to carry out and to answer with an error.
     answers_lost: u32,
     /// What a TokenRequest is answered with.
@@ -74,6 +76,11 @@ impl FakeApi {
     /// The next writes are carried out and answered with an error.
     pub(crate) fn lose_answers(&self, writes: u32) {
         self.world.lock().unwrap().answers_lost = writes;
+    }
+
+    /// Everything below this path is forbidden until a binding is made.
+    pub(crate) fn forbid(&self, path: &str) {
+        self.world.lock().unwrap().forbidden = Some(path.to_owned());
     }
 
     /// Somebody else writes this object, as it is.
@@ -145,6 +152,12 @@ impl World {
             return (StatusCode::CREATED, json!({"status": {"token": self.fresh_token}}));
         }
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+        if *method == Method::POST && path.ends_with("/rolebindings") {
+            self.forbidden = None;
+        }
+        if self.forbidden.as_ref().is_some_and(|forbidden| path.starts_with(forbidden)) {
+            return refused(StatusCode::FORBIDDEN, "Forbidden");
+        }
         let outcome = match uri.query().and_then(|query| query.strip_prefix("labelSelector=")) {
             Some(selector) => (StatusCode::OK, self.list(selector)),
             None => self.carry_out(method, path, body),

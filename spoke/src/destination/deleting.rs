@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_common::kinds::{Kinds, apply_rank};
 use attest_common::manifest::ObjectKey;
@@ -12,16 +12,23 @@ use attest_common::report::error_chain;
 use super::state::Failure;
 use super::status::Obstacle;
 use super::{Done, Job, Shared};
+use crate::account::Account;
 use crate::agent::kinds;
 use crate::apply::{self, ApplyError, Authority, Deleted};
 use crate::cluster::{ApiServer, object_path};
+use crate::pace::Pace;
+
+/// How often rights that are missing are given again, however many objects miss them.
+const RIGHTS_EVERY: Duration = Duration::from_secs(10);
 
 /// Objects to delete, highest rank first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Deleting {
     pub(super) items: BTreeMap<ObjectKey, Item>,
     /// Objects that leave the inventory, deleted or released.
     pub(super) done: Vec<ObjectKey>,
+    /// How often the account's rights are given again.
+    restoring: Pace,
 }
 
 /// One object to delete.
@@ -42,13 +49,14 @@ pub(super) struct Item {
 #[derive(Clone, Debug)]
 pub(super) struct By {
     pub(super) authority: Authority,
-    pub(super) user: String,
+    pub(super) account: Account,
 }
 
 impl Deleting {
     /// What to delete of `inventory`, and what only leaves it.
     pub(super) fn of(inventory: &[Owned], kinds: &Kinds) -> Self {
-        let mut deleting = Self::default();
+        let restoring = Pace::new(1, RIGHTS_EVERY);
+        let mut deleting = Self { items: BTreeMap::new(), done: Vec::new(), restoring };
         for owned in inventory {
             let key = &owned.key;
             if is_never_deleted(owned) {
@@ -101,8 +109,12 @@ impl Deleting {
         let item = self.items.get_mut(&key)?;
         item.busy = true;
         let (item, api, kinds) = (item.clone(), shared.api.clone(), Arc::clone(&shared.kinds));
+        let restoring = self.restoring.clone();
         Some(Box::pin(async move {
             let result = delete(&api, &kinds, &by, &key, item).await;
+            if let Err(error) = &result {
+                restore_rights(&api, &by.account, error, &restoring).await;
+            }
             Done::Deleted(key, result)
         }))
     }
@@ -155,6 +167,21 @@ impl Deleting {
     }
 }
 
+/// Gives the account and the spoke again what somebody took from them; the next attempt tells
+/// whether it helped.
+async fn restore_rights(api: &ApiServer, account: &Account, error: &ApplyError, pace: &Pace) {
+    if !error.is_forbidden() || !pace.allows(Instant::now()) {
+        return;
+    }
+    if let Err(error) = account.restore_rights(api).await {
+        tracing::debug!(
+            application = %account.application, namespace = %account.destination,
+            reason = error.reason(), error = %error_chain(&error),
+            "Cannot give an account its rights again"
+        );
+    }
+}
+
 async fn delete(
     api: &ApiServer,
     kinds: &RwLock<Kinds>,
@@ -177,12 +204,12 @@ async fn delete(
     let uid = match item.uid {
         Some(uid) => uid,
         // Perhaps written just before the process ended, perhaps never: look whose it is.
-        None => match apply::our_uid(api, &path).await? {
+        None => match apply::our_uid(api, key, &path).await? {
             Some(uid) => uid,
             None => return Ok(Deleted::Gone),
         },
     };
-    apply::delete(api, &by.authority, (key, &path, &by.user), &uid).await
+    apply::delete(api, &by.authority, (key, &path, &by.account.user()), &uid).await
 }
 
 /// Kinds that are released, never deleted: what they hold cannot be brought back.
@@ -206,7 +233,11 @@ pub(super) fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max:
 
 #[cfg(test)]
 mod tests {
+    use attest_common::ids::Name;
+    use serde_json::json;
+
     use super::*;
+    use crate::cluster::fake::FakeApi;
     use crate::ledger::tests::object_key;
 
     #[test]
@@ -237,6 +268,42 @@ mod tests {
 
     fn names(deleting: &Deleting, now: Instant) -> Vec<String> {
         deleting.steps(now, 8).0.into_iter().map(|key| key.name).collect()
+    }
+
+    #[tokio::test]
+    async fn what_lived_in_a_namespace_that_is_gone_is_gone_though_its_uid_was_never_recorded() {
+        let fake = FakeApi::start().await;
+        let (api, key) = (fake.open().await, object_key("ConfigMap", "a"));
+        let path = object_path("v1", "configmaps", Some("shop"), "a");
+        fake.forbid(&path);
+
+        assert_eq!(apply::our_uid(&api, &key, &path).await.unwrap(), None);
+
+        let namespace = json!({"metadata": {"name": "shop"}});
+        api.create(&object_path("v1", "namespaces", None, ""), &namespace).await.unwrap();
+        let error = apply::our_uid(&api, &key, &path).await.unwrap_err();
+        assert!(error.is_forbidden(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn bindings_that_somebody_deleted_are_made_again_for_a_removal_and_no_namespace_is() {
+        let fake = FakeApi::start().await;
+        let (api, name) = (fake.open().await, |name| Name::new(name).unwrap());
+        let account = Account::new(&name("web"), &name("shop"), "attest-accounts");
+        let path = object_path("v1", "configmaps", Some("shop"), "a");
+        fake.forbid(&path);
+        let forbidden = ApplyError::Api(api.get(&path).await.unwrap_err());
+        let pace = Pace::new(1, RIGHTS_EVERY);
+
+        restore_rights(&api, &account, &ApplyError::KindUnknown, &pace).await;
+        assert!(api.get(&path).await.unwrap_err().is_forbidden());
+        for _ in 0..3 {
+            restore_rights(&api, &account, &forbidden, &pace).await;
+        }
+
+        assert!(api.get(&path).await.unwrap_err().is_absent(), "the rights are there again");
+        let asked = |end: &str| fake.asked().iter().filter(|path| path.ends_with(end)).count();
+        assert_eq!((asked("/rolebindings"), asked("/namespaces")), (2, 0));
     }
 
     #[test]
