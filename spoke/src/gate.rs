@@ -214,13 +214,15 @@ pub fn admitted_record(
 }
 
 /// The inventory before `rendered` (by key, with the API version) is written. Objects are deleted by
-/// the version that wrote them last; an older one may not be served then.
+/// the version that wrote them last: what was written keeps its own until it is written anew.
 fn about_to_write(
     mut inventory: Vec<Owned>,
     mut rendered: BTreeMap<&ObjectKey, &str>,
 ) -> Vec<Owned> {
     for owned in &mut inventory {
-        if let Some(version) = rendered.remove(&owned.key) {
+        if let Some(version) = rendered.remove(&owned.key)
+            && owned.uid.is_none()
+        {
             version.clone_into(&mut owned.version);
         }
     }
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inventory_follows_the_version_that_an_object_is_written_by() {
+    fn what_was_written_keeps_its_version_until_it_is_written_by_another() {
         let (old, new) = (object_key("Widget", "old"), object_key("Widget", "new"));
         let before = Owned {
             key: old.clone(),
@@ -388,8 +390,11 @@ mod tests {
         let after = about_to_write(vec![before.clone()], [(&old, "v1"), (&new, "v1")].into());
 
         let [kept, added] = &after[..] else { panic!() };
-        assert_eq!(*kept, Owned { version: "v1".to_owned(), ..before });
-        assert_eq!((&added.key, &added.uid), (&new, &None));
+        assert_eq!(*kept, before);
+        assert_eq!((&added.key, &added.version[..], &added.uid), (&new, "v1", &None));
+        // Nothing is known to be written by the former version.
+        let after = about_to_write(vec![added.clone()], [(&new, "v2")].into());
+        assert_eq!(after, [Owned { version: "v2".to_owned(), ..added.clone() }]);
     }
 
     #[test]

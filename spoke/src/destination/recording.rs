@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use attest_common::manifest::ObjectKey;
-use attest_common::record::Held;
+use attest_common::record::{Held, Owned};
 
 use super::running::Running;
-use super::state::RETRY_MIN;
+use super::state::{RETRY_MIN, Tracked};
 use super::{Done, Job};
 use crate::ledger::{ConfirmedPairs, Entry, Ledger};
 use crate::outbox::Key;
@@ -27,17 +27,42 @@ impl Recorded {
     }
 }
 
+/// What an inventory learns about an object.
+struct Learnt {
+    uid: Option<String>,
+    met: bool,
+    /// The API version that it is known to have been written by.
+    version: Option<String>,
+}
+
+/// Takes it in.
+fn learn(inventory: &mut [Owned], known: &BTreeMap<ObjectKey, Learnt>) {
+    for owned in inventory {
+        let Some(Learnt { uid, met, version }) = known.get(&owned.key) else { continue };
+        owned.uid.clone_from(uid);
+        owned.met = *met;
+        // An inventory is emptied by the version that wrote last.
+        if let Some(version) = version {
+            owned.version.clone_from(version);
+        }
+    }
+}
+
 impl Running {
     /// Makes durable what was learnt: UIDs, confirmed pairs, what left the inventory, the last good release.
     pub(super) fn record(&mut self, ledger: &Ledger, key: &Key) -> Job {
         self.recording = true;
         self.dirty = false;
         let held = self.held.clone();
-        let known: BTreeMap<ObjectKey, (Option<String>, bool)> = self
-            .objects
-            .iter()
-            .map(|(key, t)| (key.clone(), (t.owned_uid.clone(), t.met)))
-            .collect();
+        let rendered = &self.admission.admitted.objects;
+        let learnt = |t: &Tracked| {
+            let is_as_desired = t.confirmed.as_ref().is_some_and(|c| c.desired == t.desired);
+            let object = rendered.get(t.index).filter(|_| is_as_desired);
+            let version = object.map(|object| object.version().to_owned());
+            Learnt { uid: t.owned_uid.clone(), met: t.met, version }
+        };
+        let known: BTreeMap<ObjectKey, Learnt> =
+            self.objects.iter().map(|(key, t)| (key.clone(), learnt(t))).collect();
         let pairs: ConfirmedPairs = self
             .objects
             .iter()
@@ -63,12 +88,7 @@ impl Running {
                     entry.record.former = None;
                 }
                 entry.record.inventory.retain(|owned| !gone.contains(&owned.key));
-                for owned in &mut entry.record.inventory {
-                    if let Some((uid, met)) = known.get(&owned.key) {
-                        owned.uid.clone_from(uid);
-                        owned.met = *met;
-                    }
-                }
+                learn(&mut entry.record.inventory, &known);
                 // What only the former plan holds is still as it was confirmed.
                 let former = std::mem::take(&mut entry.confirmed);
                 entry.confirmed = if way_back { former } else { ConfirmedPairs::new() };
@@ -131,4 +151,27 @@ pub(super) fn turned_back(ledger: &Ledger, key: &Key, refused: Held, keep_invent
             })
         }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::tests::object_key;
+
+    #[test]
+    fn the_inventory_follows_the_version_that_an_object_was_written_by() {
+        let key = object_key("Widget", "w");
+        let (uid, version) = (Some("uid".to_owned()), "v1beta1".to_owned());
+        let before = Owned { key: key.clone(), version, uid: uid.clone(), met: false };
+        let after = |version: Option<&str>| {
+            let mut inventory = [before.clone()];
+            let learnt =
+                Learnt { uid: uid.clone(), met: false, version: version.map(str::to_owned) };
+            learn(&mut inventory, &[(key.clone(), learnt)].into());
+            inventory.map(|owned| owned.version)
+        };
+
+        assert_eq!(after(None), ["v1beta1"]);
+        assert_eq!(after(Some("v1")), ["v1"]);
+    }
 }
