@@ -27,19 +27,24 @@ use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
 use crate::join;
 use crate::ledger::refusals::Refusals;
-use crate::ledger::{Ledger, LedgerError, Lost};
+use crate::ledger::{DESTINATIONS_MAX, Ledger, LedgerError, Lost};
 use crate::link::push::{Pushed, Room};
 use crate::link::{self, Freshness, Link, PUSHES_MAX, SeenSource};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::outbox::{Key, Outbox};
-use crate::pace::{ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, Pace};
+use crate::pace::{
+    ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, NEW_DESTINATION_EVERY, NEW_DESTINATIONS_AT_ONCE_MAX,
+    Pace,
+};
 use crate::policy::{self, Trust};
 use crate::watch::Watches;
 
 /// First and longest wait before something that failed at the API server is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Most destinations of which a push waits to be judged again; the hub sends anew what is refused.
+const RETRIES_MAX: usize = DESTINATIONS_MAX;
 /// How long the agent sleeps at most.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
@@ -219,6 +224,8 @@ pub(crate) struct Agent {
     unresumed: BTreeMap<Key, Instant>,
     /// How often each destination admits something.
     admissions: BTreeMap<Key, Pace>,
+    /// How often the cluster admits a destination that it has no record of.
+    new_destinations: Pace,
     /// How often refusals are written down: of what a pinned hub key signed, and of the rest.
     signed_pace: Pace,
     unsigned_pace: Pace,
@@ -226,6 +233,8 @@ pub(crate) struct Agent {
 }
 
 struct Retry {
+    /// Epoch and sequence.
+    order: (u64, u64),
     directive: Vec<u8>,
     plan: Option<Digest>,
     at: Instant,
@@ -251,6 +260,7 @@ impl Agent {
             retries: BTreeMap::new(),
             unresumed: BTreeMap::new(),
             admissions: BTreeMap::new(),
+            new_destinations: Pace::of_new_destinations(),
             signed_pace: Pace::of_refusals(),
             unsigned_pace: Pace::of_refusals(),
             readiness,
@@ -326,6 +336,8 @@ impl Agent {
 enum Rejected {
     /// It may be admitted, but not so soon after the others.
     TooFast,
+    /// The same, of destinations that this cluster has no record of.
+    TooManyNew,
     Gate(GateError),
     Ledger(LedgerError),
 }
@@ -333,7 +345,7 @@ enum Rejected {
 impl Rejected {
     fn reason(&self) -> &'static str {
         match self {
-            Self::TooFast => "AdmissionsTooFast",
+            Self::TooFast | Self::TooManyNew => "AdmissionsTooFast",
             Self::Gate(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
         }
@@ -346,6 +358,10 @@ impl Rejected {
                 "more than {ADMISSIONS_AT_ONCE_MAX} directives at once, and more than one in {} s",
                 ADMISSION_EVERY.as_secs()
             ),
+            Self::TooManyNew => format!(
+                "more than {NEW_DESTINATIONS_AT_ONCE_MAX} new destinations at once, and more than one in {} s",
+                NEW_DESTINATION_EVERY.as_secs()
+            ),
             Self::Gate(error) => error_chain(error),
             Self::Ledger(error) => error_chain(error),
         }
@@ -355,6 +371,7 @@ impl Rejected {
     fn retry_after(&self, wait: Duration) -> Option<Duration> {
         match self {
             Self::TooFast => Some(ADMISSION_EVERY),
+            Self::TooManyNew => Some(NEW_DESTINATION_EVERY),
             Self::Ledger(error) if error.is_transient() => Some(wait),
             Self::Gate(_) | Self::Ledger(_) => None,
         }

@@ -274,12 +274,13 @@ pub fn payload_digest(directive: &[u8]) -> Option<Digest> {
     envelope::peek(directive, DIRECTIVE_TYPE).map(|(payload, _)| Digest::of(&payload))
 }
 
-/// Whom an unverified directive says it is about: to file a refusal under, nothing more.
-pub fn claimed(directive: &[u8]) -> Option<(Key, u64)> {
+/// Whom a directive says it is about, with epoch and sequence. Unverified it is good to file a
+/// refusal under, nothing more.
+pub fn claimed(directive: &[u8]) -> Option<(Key, (u64, u64))> {
     check_size(directive).ok()?;
     let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
     let claimed: Directive = json::document(&payload).ok()?;
-    Some(((claimed.application, claimed.namespace), claimed.sequence))
+    Some(((claimed.application, claimed.namespace), (claimed.epoch, claimed.sequence)))
 }
 
 /// Why a push was refused.
@@ -323,7 +324,7 @@ impl GateError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use attest_common::keys::PrivateKey;
     use attest_common::plan::to_bytes;
     use attest_common::policy::Spec;
@@ -334,14 +335,15 @@ mod tests {
 
     const NOW: &str = "2026-11-22T12:00:00Z";
 
-    fn directive() -> Vec<u8> {
-        let directive = Directive {
+    /// A directive for the cluster of the test policy.
+    pub(crate) fn directive_of(sequence: u64) -> Directive {
+        Directive {
             v: 1,
             cluster: "c-0123456789abcdef".parse().unwrap(),
             application: Name::new("web").unwrap(),
             namespace: Name::new("shop").unwrap(),
             epoch: 1,
-            sequence: 1,
+            sequence,
             generation: 1,
             attempt: 1,
             operation: Operation::Progress,
@@ -349,9 +351,12 @@ mod tests {
             plan: Some(Digest::of(b"plan")),
             issued_at: NOW.parse().unwrap(),
             expires_at: "2026-11-22T13:00:00Z".parse().unwrap(),
-        };
+        }
+    }
+
+    fn directive() -> Vec<u8> {
         let hub = PrivateKey::from_seed(&[1; 32]).unwrap();
-        envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&hub])
+        envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive_of(1)), &[&hub])
     }
 
     #[test]

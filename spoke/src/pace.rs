@@ -14,6 +14,12 @@ pub const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
 /// until it is compacted. Of those that wait the newest stays.
 pub const ADMISSION_EVERY: Duration = Duration::from_secs(3);
 
+/// Destinations that a cluster hears of for the first time and admits at once, after a quiet time.
+pub const NEW_DESTINATIONS_AT_ONCE_MAX: u32 = 200;
+/// Time in which it admits one more from then on: the record of a destination stays for good, and
+/// there is room for so many only.
+pub const NEW_DESTINATION_EVERY: Duration = Duration::from_secs(10);
+
 /// A pace to keep.
 #[derive(Clone, Debug)]
 pub struct Pace(Arc<Mutex<Bucket>>);
@@ -42,6 +48,11 @@ impl Pace {
     /// The pace of admissions at one destination.
     pub fn of_admissions() -> Self {
         Self::new(ADMISSIONS_AT_ONCE_MAX, ADMISSION_EVERY)
+    }
+
+    /// The pace of new destinations in the whole cluster.
+    pub fn of_new_destinations() -> Self {
+        Self::new(NEW_DESTINATIONS_AT_ONCE_MAX, NEW_DESTINATION_EVERY)
     }
 
     /// Whether it may happen now; a yes is used up.
@@ -92,5 +103,15 @@ mod tests {
         assert_eq!(passed(start, 1_000), ADMISSIONS_AT_ONCE_MAX as usize);
         assert_eq!(passed(start + ADMISSION_EVERY, 1_000), 1);
         assert_eq!(passed(start + ADMISSION_EVERY * 5, 1_000), 4);
+    }
+
+    #[test]
+    fn a_cluster_is_given_many_new_destinations_at_once_and_then_one_in_a_while() {
+        let pace = Pace::of_new_destinations();
+        let start = Instant::now();
+        let passed = |at: Instant, asked: u32| (0..asked).filter(|_| pace.allows(at)).count();
+
+        assert_eq!(passed(start, 1_000), NEW_DESTINATIONS_AT_ONCE_MAX as usize);
+        assert_eq!(passed(start + NEW_DESTINATION_EVERY, 1_000), 1);
     }
 }

@@ -9,7 +9,7 @@ use attest_common::report::{Refusal, Timings, message};
 use attest_common::verify::{Ages, Removal, Verified};
 
 use super::resume::is_gone;
-use super::{Agent, RETRY_MIN, Rejected, Retry};
+use super::{Agent, RETRIES_MAX, RETRY_MIN, Rejected, Retry};
 use crate::destination::{Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
@@ -29,9 +29,6 @@ impl Agent {
             self.blobs.insert(digest, bytes);
         }
         drop(room);
-        if let Some((key, _)) = gate::claimed(&directive) {
-            self.retries.remove(&key);
-        }
         self.decide(directive, plan, RETRY_MIN).await;
     }
 
@@ -43,13 +40,13 @@ impl Agent {
         wait: Duration,
     ) {
         let outcome = self.judge_and_record(&directive, plan).await;
+        let claimed = gate::claimed(&directive);
         let error = match outcome {
-            Ok(()) => return,
+            Ok(()) => return self.forget_older(claimed),
             Err(error) => error,
         };
-        let claimed = gate::claimed(&directive);
         match (error.retry_after(wait), claimed) {
-            (Some(after), Some((key, _))) => {
+            (Some(after), Some((key, order))) if self.may_wait(&key) => {
                 if self.signed_pace.allows(Instant::now()) {
                     tracing::warn!(
                         application = %key.0, namespace = %key.1,
@@ -57,10 +54,30 @@ impl Agent {
                         "Cannot admit a directive now; trying again"
                     );
                 }
-                self.retries
-                    .insert(key, Retry { directive, plan, at: Instant::now() + after, wait });
+                let at = Instant::now() + after;
+                self.wait(key, Retry { order, directive, plan, at, wait });
             }
             (_, claimed) => self.refuse(&error, &directive, claimed),
+        }
+    }
+
+    fn may_wait(&self, key: &Key) -> bool {
+        self.retries.len() < RETRIES_MAX || self.retries.contains_key(key)
+    }
+
+    /// Of the pushes of one destination the newest waits. Only what a pinned hub key signed comes here.
+    fn wait(&mut self, key: Key, retry: Retry) {
+        let newer = self.retries.get(&key).is_some_and(|waiting| waiting.order > retry.order);
+        if !newer {
+            self.retries.insert(key, retry);
+        }
+    }
+
+    /// What was taken supersedes what waits, unless that is newer.
+    fn forget_older(&mut self, taken: Option<(Key, (u64, u64))>) {
+        let Some((key, order)) = taken else { return };
+        if self.retries.get(&key).is_some_and(|waiting| waiting.order <= order) {
+            self.retries.remove(&key);
         }
     }
 
@@ -127,6 +144,11 @@ impl Agent {
     /// A hub may order the same again and again, each time with a good signature.
     fn keep_pace(&mut self, directive: &Directive) -> Result<(), Rejected> {
         let key = (directive.application.clone(), directive.namespace.clone());
+        // A record is for good, and so is the room that it takes.
+        let is_new = !self.shared.ledger.with_records(|records| records.contains_key(&key));
+        if is_new && !self.new_destinations.allows(Instant::now()) {
+            return Err(Rejected::TooManyNew);
+        }
         let pace = self.admissions.entry(key).or_insert_with(Pace::of_admissions);
         if pace.allows(Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
@@ -235,7 +257,7 @@ impl Agent {
 
     /// Files a refusal: metric, log, the cluster's own list, and the report to the hub.
     /// Each is counted; the rest happens at a bounded pace.
-    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, u64)>) {
+    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, (u64, u64))>) {
         let reason = error.reason();
         self.shared.metrics.refused(reason);
         let signed = self.is_signed(directive);
@@ -245,7 +267,7 @@ impl Agent {
         }
         let text = error.text();
         let (key, sequence) =
-            claimed.map(|(key, sequence)| (Some(key), Some(sequence))).unwrap_or_default();
+            claimed.map(|(key, (_, sequence))| (Some(key), Some(sequence))).unwrap_or_default();
         let refusal = Refusal {
             reason: reason.to_owned(),
             message: message(&text),
@@ -288,4 +310,66 @@ impl Agent {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use attest_common::ids::Name;
+
+    use super::*;
+    use crate::agent::tests::agent;
+    use crate::cluster::fake::FakeApi;
+    use crate::gate::tests::directive_of;
+    use crate::ledger::tests::record;
+    use crate::pace::NEW_DESTINATIONS_AT_ONCE_MAX;
+
+    fn retry(sequence: u64) -> Retry {
+        let (at, wait) = (Instant::now(), RETRY_MIN);
+        Retry { order: (1, sequence), directive: Vec::new(), plan: None, at, wait }
+    }
+
+    fn key() -> Key {
+        (Name::new("web").unwrap(), Name::new("shop").unwrap())
+    }
+
+    #[tokio::test]
+    async fn of_the_pushes_that_wait_the_newest_stays_whatever_comes_after_it() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let waiting = |agent: &Agent| agent.retries.get(&key()).map(|retry| retry.order.1);
+
+        for (sequence, stays) in [(4, 4), (5, 5), (3, 5)] {
+            agent.wait(key(), retry(sequence));
+            assert_eq!(waiting(&agent), Some(stays));
+        }
+        // Refused, and signed by nobody.
+        let directive = b"{}".to_vec();
+        let nothing = Pushed { directive, plan: None, blobs: Default::default(), room: None };
+        agent.take(nothing).await;
+        agent.forget_older(Some((key(), (1, 4))));
+        assert_eq!(waiting(&agent), Some(5));
+        agent.forget_older(Some((key(), (1, 5))));
+        assert_eq!(waiting(&agent), None);
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_names_ever_new_destinations_is_held_back_and_known_ones_are_not() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let entry =
+            Entry { record: record(), directive: Vec::new(), confirmed: Default::default() };
+        agent.shared.ledger.update(&key(), |_| Ok(Some(entry.clone()))).await.unwrap();
+        let new = |index| Directive {
+            namespace: Name::new(format!("shop-{index}")).unwrap(),
+            ..directive_of(1)
+        };
+
+        for index in 0..NEW_DESTINATIONS_AT_ONCE_MAX {
+            assert!(agent.keep_pace(&new(index)).is_ok());
+        }
+
+        let refused = agent.keep_pace(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
+        assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::NEW_DESTINATION_EVERY));
+        assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    }
 }
