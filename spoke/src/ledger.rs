@@ -41,6 +41,8 @@ pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
+/// Characters of a UID.
+const UID_LENGTH: usize = 36;
 /// How often a write is tried against a newer version before giving up.
 const SWAP_ATTEMPTS: u32 = 3;
 /// How long to wait before the count of records is written again.
@@ -328,6 +330,29 @@ fn put(state: &mut State, entry: Entry, resource_version: String) {
     state.records.insert(key, record);
 }
 
+/// Whether a record fits its Secret also when all is filled in that carrying it out will learn. What
+/// is written then must not be what cannot be recorded.
+///
+/// # Errors
+/// [`LedgerError::TooLarge`].
+pub fn check_room(record: &Record) -> Result<(), LedgerError> {
+    let mut grown = record.clone();
+    for owned in grown.inventory.iter_mut().filter(|owned| owned.uid.is_none()) {
+        owned.uid = Some("0".repeat(UID_LENGTH));
+        owned.met = true;
+    }
+    grown.last_good = grown.last_good.or_else(|| grown.held.clone());
+    to_json(&grown).map(|_| ())
+}
+
+fn to_json(record: &Record) -> Result<Vec<u8>, LedgerError> {
+    let json = serde_json::to_vec(record).unwrap_or_default();
+    if json.len() > RECORD_BYTES_MAX {
+        return Err(LedgerError::TooLarge { objects: record.inventory.len() });
+    }
+    Ok(json)
+}
+
 /// Name of the Secret that keeps a destination.
 pub fn secret_name((application, namespace): &Key) -> String {
     let hex = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
@@ -336,10 +361,7 @@ pub fn secret_name((application, namespace): &Key) -> String {
 
 fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError> {
     let Entry { record, directive, confirmed } = entry;
-    let json = serde_json::to_vec(record).unwrap_or_default();
-    if json.len() > RECORD_BYTES_MAX {
-        return Err(LedgerError::TooLarge { objects: record.inventory.len() });
-    }
+    let json = to_json(record)?;
     let metadata = json!({
         "labels": {RECORD_LABEL: "destination"},
         "annotations": {
@@ -498,6 +520,30 @@ pub(crate) mod tests {
 
         assert!(with_pairs(b"envelope".to_vec()));
         assert!(!with_pairs(vec![b'x'; SECRET_BYTES_MAX]));
+    }
+
+    #[test]
+    fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
+        let of = |count: usize, uid: Option<String>| {
+            let owned = |index| Owned {
+                key: object_key("ConfigMap", &format!("{index:06}")),
+                version: "v1".to_owned(),
+                uid: uid.clone(),
+                met: false,
+            };
+            Record { inventory: (0..count).map(owned).collect(), ..record() }
+        };
+        let size = |count, uid| serde_json::to_vec(&of(count, uid)).unwrap().len();
+        let each = size(2, None) - size(1, None);
+        let count = (RECORD_BYTES_MAX - size(0, None)) / each;
+        let uid = Some("3f2a1b0c-1111-2222-3333-444455556666".to_owned());
+        assert!(to_json(&of(count, None)).is_ok());
+        assert!(to_json(&of(count, uid.clone())).is_err());
+
+        assert_eq!(check_room(&of(count, None)).unwrap_err().reason(), "Limit");
+
+        let fewer = count / 2;
+        assert!(check_room(&of(fewer, None)).is_ok() && to_json(&of(fewer, uid)).is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::destination::{Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::refusals::Refused;
-use crate::ledger::{Entry, LedgerError};
+use crate::ledger::{self, Entry, LedgerError};
 use crate::link::push::Pushed;
 use crate::outbox::Key;
 use crate::pace::Pace;
@@ -196,6 +196,7 @@ impl Agent {
                 .map_err(|_| LedgerError::TooLarge {
                 objects: admission.admitted.objects.len(),
             })?;
+            ledger::check_room(&record)?;
             let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
         };
