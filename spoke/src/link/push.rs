@@ -22,6 +22,9 @@ pub const BLOBS_MAX: usize = RECEIPTS_MAX + 3;
 /// Most uncompressed bytes in one push.
 pub const PUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Most frames after the directive, of kinds that this build does not know.
+pub const FRAMES_AFTER_MAX: usize = 16;
+
 /// Most bytes that pushes of the whole process take up, from their first blob until they are judged.
 pub const PUSHES_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Most bytes a push takes up while it arrives: what is whole, and one blob still compressed.
@@ -117,6 +120,7 @@ pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, Li
                 if let Some(permit) = &mut taken {
                     shrink(permit, bytes_total);
                 }
+                end(reader).await?;
                 return Ok(Pushed { directive: push.directive, plan, blobs, room: taken });
             }
             // A kind of frame that this build does not know.
@@ -129,6 +133,20 @@ pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, Li
             ) => return Err(LinkError::Unexpected { got: "a control message", expected }),
         }
     }
+}
+
+/// Reads on to the end of the stream: who leaves before it tells the hub that nothing was taken.
+async fn end(reader: &mut FrameReader) -> Result<(), LinkError> {
+    for _ in 0..=FRAMES_AFTER_MAX {
+        match reader.next::<ToSpoke>().await? {
+            None => return Ok(()),
+            Some(ToSpoke { body: None }) => {}
+            Some(ToSpoke { body: Some(_) }) => {
+                return Err(LinkError::Unexpected { got: "more", expected: "the end of a push" });
+            }
+        }
+    }
+    Err(LinkError::Limit { what: "frames after the directive", max: FRAMES_AFTER_MAX })
 }
 
 fn digest(raw: &[u8]) -> Result<Digest, LinkError> {
@@ -185,7 +203,14 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use attest_common::session::frame;
+    use attest_common::session::message::Push;
+
     use super::*;
+    use crate::link::quic;
+    use crate::link::stubborn_hub::StubbornHub;
 
     fn piece(bytes: &[u8], offset: usize, take: usize) -> Blob {
         let compressed = zstd::bulk::compress(bytes, 3).unwrap();
@@ -211,6 +236,41 @@ mod tests {
 
         drop((first, second));
         assert_eq!(room.0.available_permits(), PUSHES_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_push_is_read_to_its_end_so_that_the_hub_knows_it_was_taken() {
+        let mut hub = StubbornHub::granting(0);
+        let (_endpoint, connection) = quic::dial(&hub.address, hub.spoke_tls()).await.unwrap();
+        let hub = hub.accepted.recv().await.unwrap();
+        let directive = ToSpokeBody::Directive(Push { directive: vec![1], plan: vec![] });
+        let directive = frame::encode(&ToSpoke { body: Some(directive) }).unwrap();
+        let unknown = frame::encode(&ToSpoke { body: None }).unwrap();
+        for (frames, taken) in [
+            (vec![], true),
+            (vec![&unknown; FRAMES_AFTER_MAX], true),
+            (vec![&unknown; FRAMES_AFTER_MAX + 1], false),
+            (vec![&directive], false),
+        ] {
+            let mut stream = hub.open_uni().await.unwrap();
+            stream.write_all(&directive).await.unwrap();
+            let incoming = connection.accept_uni().await.unwrap();
+            let receiving = tokio::spawn(async move {
+                let room = Room::default();
+                receive(&mut FrameReader::new(incoming), &room).await.map(|push| push.directive)
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            for frame in frames {
+                // Refused streams take no more.
+                let _ = stream.write_all(frame).await;
+            }
+            let _ = stream.finish();
+
+            assert_eq!(receiving.await.unwrap().is_ok(), taken);
+            if taken {
+                assert_eq!(stream.stopped().await.unwrap(), None);
+            }
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::policy::tests::object;
 
 pub(crate) struct StubbornHub {
     pub(crate) address: String,
+    /// Its end of every connection.
+    pub(crate) accepted: mpsc::UnboundedReceiver<Connection>,
     authority: Authority,
     spoke: Bundle,
     _endpoint: Endpoint,
@@ -39,14 +41,16 @@ impl StubbornHub {
         let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
         let address = endpoint.local_addr().unwrap().to_string();
         let accepting = endpoint.clone();
+        let (accept, accepted) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let mut kept = Vec::new();
             while let Some(incoming) = accepting.accept().await {
-                kept.push(incoming.await);
+                if let Ok(connection) = incoming.await {
+                    let _ = accept.send(connection);
+                }
             }
         });
         let spoke = Self::spoke(&authority, &"c-0123456789abcdef".parse().unwrap());
-        Self { address, authority, spoke, _endpoint: endpoint }
+        Self { address, accepted, authority, spoke, _endpoint: endpoint }
     }
 
     fn spoke(authority: &Authority, cluster: &ClusterId) -> Bundle {
