@@ -8,7 +8,7 @@ use attest_common::plan::Directive;
 use attest_common::report::{Refusal, Timings, message};
 use attest_common::verify::{Ages, Removal, Verified};
 
-use super::resume::is_gone;
+use super::resume::{is_empty, is_gone};
 use super::{Agent, RETRIES_MAX, RETRY_MIN, Rejected, Retry};
 use crate::destination::{Order, Run};
 use crate::failpoint;
@@ -112,10 +112,7 @@ impl Agent {
                     if self.unresumed.remove(&key).is_some() {
                         self.resume(&key).await;
                     }
-                    match self.shared.ledger.entry(&key) {
-                        Some(entry) if is_gone(&entry.record) => self.say_gone(&key, &entry),
-                        _ => self.worker(&key).repeat(),
-                    }
+                    self.say_again(&key);
                     return Ok(());
                 }
                 Ok(Verdict::Remove(removal)) => {
@@ -138,6 +135,19 @@ impl Agent {
                     }
                 }
             }
+        }
+    }
+
+    /// Who orders the same again may not have heard what became of it.
+    fn say_again(&mut self, key: &Key) {
+        match self.shared.ledger.entry(key) {
+            Some(entry) if is_gone(&entry.record) => self.say_gone(key, &entry),
+            // Its first plan was refused, and nothing runs that could say so.
+            Some(entry) if is_empty(&entry.record) && !self.workers.contains_key(key) => {
+                let standing = self.standing(key, &entry);
+                self.say_without_worker(key, None, standing.as_ref());
+            }
+            _ => self.worker(key).repeat(),
         }
     }
 
@@ -250,7 +260,7 @@ impl Agent {
         Ok(())
     }
 
-    fn sequence(&self, key: &Key) -> Option<(u64, u64)> {
+    pub(super) fn sequence(&self, key: &Key) -> Option<(u64, u64)> {
         self.shared
             .ledger
             .with_records(|records| records.get(key).map(|record| (record.epoch, record.sequence)))
@@ -316,9 +326,10 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use attest_common::ids::Name;
+    use attest_common::report::Phase;
 
     use super::*;
-    use crate::agent::tests::agent;
+    use crate::agent::tests::{agent, reports};
     use crate::cluster::fake::FakeApi;
     use crate::gate::tests::directive_of;
     use crate::ledger::tests::record;
@@ -351,6 +362,33 @@ mod tests {
         assert_eq!(waiting(&agent), Some(5));
         agent.forget_older(Some((key(), (1, 5))));
         assert_eq!(waiting(&agent), None);
+    }
+
+    #[tokio::test]
+    async fn a_first_plan_that_was_refused_before_a_restart_is_reported_when_it_is_ordered_again() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let entry =
+            Entry { record: record(), directive: Vec::new(), confirmed: Default::default() };
+        agent.shared.ledger.update(&key(), |_| Ok(Some(entry.clone()))).await.unwrap();
+        let refusal = Refusal {
+            reason: "FieldConflict".to_owned(),
+            message: String::new(),
+            sequence: Some(7),
+            at: jiff::Timestamp::now(),
+        };
+        agent.shared.refusals.note(Refused {
+            application: "web".to_owned(),
+            namespace: "shop".to_owned(),
+            signed: true,
+            refusal,
+        });
+
+        agent.say_again(&key());
+
+        let told = reports(&agent);
+        assert_eq!((told.len(), told[0].phase, told[0].sequence), (1, Phase::Refused, Some(7)));
+        assert!(agent.workers.is_empty());
     }
 
     #[tokio::test]

@@ -73,7 +73,7 @@ impl Agent {
     /// Judges again what this cluster holds, by the policy as it is now; only times do not count.
     async fn load(&mut self, key: &Key, entry: &Entry) -> Result<Option<Order>, Rejected> {
         let record = &entry.record;
-        if record.held.is_none() && !record.removed {
+        if is_empty(record) {
             return Ok(None);
         }
         if let Some(held) = &record.held {
@@ -134,7 +134,7 @@ impl Agent {
         })
     }
 
-    fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
+    pub(super) fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
         let refused = self.shared.refusals.newest(key.0.as_str(), key.1.as_str());
         refused.filter(|refusal| stands(refusal, entry))
     }
@@ -152,10 +152,11 @@ impl Agent {
         gone: Option<&Record>,
         refusal: Option<&Refusal>,
     ) {
+        let seen = self.sequence(key);
         self.shared.outbox.report(&status::report(&Situation {
             key,
-            epoch: gone.map(|record| record.epoch),
-            sequence: gone.map(|record| record.sequence),
+            epoch: seen.map(|(epoch, _)| epoch),
+            sequence: seen.map(|(_, sequence)| sequence),
             running: None,
             removal: gone.map(|_| RemovalNow { left: 0, done: true, obstacle: None }),
             frozen: None,
@@ -195,6 +196,11 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// True when nothing was ever carried out: the first plan was refused after it was recorded.
+pub(super) fn is_empty(record: &Record) -> bool {
+    record.held.is_none() && !record.removed
 }
 
 /// True when a removal was carried out to its end: only binding and floor are left.
