@@ -418,6 +418,21 @@ mod tests {
     }
 
     #[test]
+    fn once_writing_began_the_way_back_leads_to_that_plan_and_keeps_its_objects() {
+        let begun = record(b"b", 2, &["one", "two"]);
+        let c = Record {
+            former: Record::way_back(Some((&begun, b"order of b")), &held(b"c")),
+            ..record(b"c", 3, &["one", "two", "three"])
+        };
+
+        let (back, directive) = c.turned_back(false).unwrap();
+
+        assert_eq!(directive, b"order of b");
+        assert_eq!((back.held, back.floor), (begun.held, begun.floor));
+        assert_eq!(back.inventory, [owned("one"), owned("two")]);
+    }
+
+    #[test]
     fn what_runs_already_has_no_way_back_and_a_first_plan_goes_back_to_nothing() {
         let a = record(b"a", 1, &["one"]);
         assert!(Record::way_back(Some((&a, b"")), &held(b"a")).is_none());

@@ -160,12 +160,12 @@ impl Worker {
         self.repeat |= repeat;
         if order.is_some() {
             self.overtaken = None;
-            self.turning_back = false;
         }
         match order {
             None => {}
             Some(Order::Freeze { reason, message }) => {
                 self.drop_flights();
+                self.turning_back = false;
                 self.frozen = Some((reason, message));
             }
             Some(Order::Remove(removal)) => self.begin_removal(*removal),
@@ -177,13 +177,18 @@ impl Worker {
     }
 
     fn begin(&mut self, run: Run) {
+        let entry = self.shared.ledger.entry(&self.key);
+        if !recording::is_of(entry.as_ref(), &run.held, run.admission.ordered.digest) {
+            // Turned back or overtaken while the order waited: what is recorded runs, nothing else.
+            return self.shared.resumes.ask(&self.key);
+        }
         self.drop_flights();
+        self.turning_back = false;
         self.frozen = None;
         self.removal = None;
         if !run.resumed {
             self.refusal = None;
         }
-        let entry = self.shared.ledger.entry(&self.key);
         let known = self.known_kinds();
         let before = self.running.take();
         let recorded = (&self.key, entry.as_ref());
@@ -216,6 +221,7 @@ impl Worker {
 
     fn begin_removal(&mut self, removal: Verified<Removal>) {
         self.jobs.clear();
+        self.turning_back = false;
         self.frozen = None;
         self.refusal = None;
         let former = self.running.take();
@@ -297,6 +303,7 @@ impl Worker {
             self_heal: sync.self_heal,
             adopt: sync.adopt && running.admission.admitted.local.adopt,
             only_heals: !prepared && held_back.is_some(),
+            way_back: running.way_back,
             begun: running.begun,
         };
         let (steps, wake) = state::steps(&running.objects, rules, now, room);
@@ -317,9 +324,8 @@ impl Worker {
         }
         let quiet = running.objects.values().all(|tracked| !tracked.busy);
         let pruned = self.settle(now);
-        let to_record = self.running.as_ref().is_some_and(|r| r.dirty && !r.recording);
-        if quiet
-            && to_record
+        let due = |r: &Running| !r.recording && (r.begins && r.way_back || r.dirty && quiet);
+        if self.running.as_ref().is_some_and(due)
             && held_back.is_none()
             && let Some(running) = &mut self.running
         {
@@ -339,10 +345,10 @@ impl Worker {
         }
         if !running.settled {
             running.settled = true;
-            running.way_back = false;
             running.dirty = true;
         }
-        if running.leftovers.is_empty()
+        if running.way_back
+            || running.leftovers.is_empty()
             || !running.admission.plan.sync.prune
             || running.is_guarded()
         {
@@ -417,7 +423,7 @@ impl Worker {
     fn finish_check(&mut self, key: &ObjectKey, result: Result<Passed, ApplyError>, now: Instant) {
         let Some(running) = &mut self.running else { return };
         running.timings.requests += 1;
-        let way_back = running.way_back;
+        let way_back = running.way_back && !(running.recording && running.forgoing);
         let conflict = matches!(result, Err(ApplyError::FieldConflict { .. }));
         match result {
             Ok(passed) => {
@@ -527,6 +533,9 @@ impl Worker {
         match result {
             Ok(_) => {
                 running.problem = None;
+                if std::mem::take(&mut running.forgoing) {
+                    (running.way_back, running.begins) = (false, false);
+                }
                 let left = std::mem::take(&mut running.leaving);
                 running.leftovers.retain(|owned| !left.contains(&owned.key));
                 if let Some(pruning) = &mut running.pruning {
@@ -585,8 +594,9 @@ impl Worker {
         self.turning_back = true;
         let nothing = BTreeMap::new();
         self.shared.watches.follow(&self.inbox, &nothing, &BTreeSet::new());
-        let Running { held, resumed, .. } = refused;
-        self.jobs.push(recording::turned_back(&self.shared.ledger, &self.key, held, resumed));
+        let Running { held, resumed, admission, .. } = refused;
+        let order = (held, admission.ordered.digest);
+        self.jobs.push(recording::turned_back(&self.shared.ledger, &self.key, order, resumed));
     }
 
     fn finish_turn_back(&mut self, result: Result<bool, LedgerError>) {

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use attest_common::ids::Digest;
 use attest_common::manifest::ObjectKey;
 use attest_common::record::{Held, Owned};
 
 use super::running::Running;
 use super::state::{RETRY_MIN, Tracked};
 use super::{Done, Job};
+use crate::gate;
 use crate::ledger::{ConfirmedPairs, Entry, Ledger};
 use crate::outbox::Key;
 
@@ -53,6 +55,7 @@ impl Running {
     pub(super) fn record(&mut self, ledger: &Ledger, key: &Key) -> Job {
         self.recording = true;
         self.dirty = false;
+        self.forgoing = !self.way_back || self.begins || self.settled;
         let held = self.held.clone();
         let rendered = &self.admission.admitted.objects;
         let learnt = |t: &Tracked| {
@@ -71,7 +74,7 @@ impl Running {
         let gone: BTreeSet<ObjectKey> =
             self.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
         self.leaving.clone_from(&gone);
-        let (settled, way_back) = (self.settled, self.way_back);
+        let (settled, way_back) = (self.settled, !self.forgoing);
         let (ledger, key) = (ledger.clone(), key.clone());
         Box::pin(async move {
             let superseded = AtomicBool::new(false);
@@ -126,13 +129,27 @@ pub(super) fn removed(ledger: &Ledger, key: &Key) -> Job {
     })
 }
 
-/// Records that a plan was refused before anything of it was written; tried until it is done. Ends
-/// with whether there is something to bring back to work.
-pub(super) fn turned_back(ledger: &Ledger, key: &Key, refused: Held, keep_inventory: bool) -> Job {
+/// Whether the record is of this very order: not of a newer one, and not gone back.
+pub(super) fn is_of(entry: Option<&Entry>, held: &Held, directive: Digest) -> bool {
+    entry.is_some_and(|entry| {
+        entry.record.held.as_ref() == Some(held)
+            && gate::payload_digest(&entry.directive) == Some(directive)
+    })
+}
+
+/// Records that what a directive ordered was refused before anything of it was written; tried until
+/// it is done. Ends with whether there is something to bring back to work, also when the record has
+/// become another's meanwhile.
+pub(super) fn turned_back(
+    ledger: &Ledger,
+    key: &Key,
+    (refused, directive): (Held, Digest),
+    keep_inventory: bool,
+) -> Job {
     let (ledger, key) = (ledger.clone(), key.clone());
     Box::pin(async move {
         let change = |entry: Option<Entry>| {
-            let mine = entry.filter(|e| e.record.held.as_ref() == Some(&refused));
+            let mine = entry.filter(|e| is_of(Some(e), &refused, directive));
             Ok(mine.and_then(|Entry { record, confirmed, .. }| {
                 let (record, directive) = record.turned_back(keep_inventory)?;
                 Some(Entry { record, directive, confirmed })
@@ -145,8 +162,8 @@ pub(super) fn turned_back(ledger: &Ledger, key: &Key, refused: Held, keep_invent
             }
         };
         ledger.tidy_content();
-        Done::TurnedBack(recorded.map(|entry| {
-            entry.is_some_and(|Entry { record, .. }| {
+        Done::TurnedBack(recorded.map(|_| {
+            ledger.entry(&key).is_some_and(|Entry { record, .. }| {
                 record.held.is_some() || (record.removed && !record.inventory.is_empty())
             })
         }))

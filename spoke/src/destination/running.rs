@@ -38,8 +38,13 @@ pub(super) struct Running {
     pub(super) leftovers: Vec<Owned>,
     pub(super) pruning: Option<Deleting>,
     pub(super) preparation: Preparation,
-    /// Nothing of it is written: a conflict still refuses it as a whole.
+    /// The record leads back to what ran before: nothing of this plan is written, and a conflict
+    /// refuses it as a whole.
     pub(super) way_back: bool,
+    /// Everything is checked: the way back is to be given up, durably, before the first write.
+    pub(super) begins: bool,
+    /// The record being written gives it up.
+    pub(super) forgoing: bool,
     /// It was loaded: what another process did for it is not known.
     pub(super) resumed: bool,
     /// The record lags behind what was applied.
@@ -96,11 +101,12 @@ impl Running {
         let used = objects.values().map(|tracked| &tracked.scope).collect();
         let sight = before.map(|before| before.sight.clone()).unwrap_or_default().keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
-        let same_plan = before.filter(|before| before.held == held);
         let since = entry.and_then(|entry| entry.record.since);
         Self {
             since: since.unwrap_or(admission.ordered.directive.issued_at),
-            way_back: former.is_some() && same_plan.is_none_or(|before| before.way_back),
+            way_back: former.is_some(),
+            begins: false,
+            forgoing: false,
             resumed,
             admission: Arc::new(admission),
             held,
@@ -131,6 +137,7 @@ impl Running {
         self.objects.values_mut().for_each(|tracked| tracked.busy = false);
         // What was being recorded may not be.
         self.dirty |= std::mem::take(&mut self.recording);
+        (self.begins, self.forgoing) = (false, false);
         if self.preparation == Preparation::Underway {
             self.preparation = Preparation::Due;
         }
@@ -208,14 +215,14 @@ impl Running {
 
     pub(super) fn job(&mut self, api: &ApiServer, step: Step) -> Option<Job> {
         let key = match &step {
+            Step::Begin => {
+                self.begins = true;
+                return None;
+            }
             Step::Check(key, _) | Step::Look(key) | Step::Write { key, .. } => key.clone(),
         };
         let tracked = self.objects.get_mut(&key)?;
         tracked.busy = true;
-        if matches!(step, Step::Write { heal: false, .. }) {
-            // Whatever the answer will be, it may be written.
-            self.dirty |= std::mem::take(&mut self.way_back);
-        }
         let api = api.clone();
         let target = Target {
             admission: Arc::clone(&self.admission),
@@ -224,6 +231,7 @@ impl Running {
             user: tracked.watched.then(|| self.account.user()),
         };
         Some(match step {
+            Step::Begin => return None,
             Step::Check(key, standing) => Box::pin(async move {
                 let result = apply::check(&api, &target, standing).await;
                 Done::Checked(key, result)

@@ -208,6 +208,8 @@ pub struct Rules {
     pub adopt: bool,
     /// Nothing new is begun; what was applied is still put back.
     pub only_heals: bool,
+    /// The record still leads back to what ran before: nothing new is written until it does not.
+    pub way_back: bool,
     /// When this plan was begun.
     pub begun: Instant,
 }
@@ -217,6 +219,8 @@ pub struct Rules {
 pub enum Step {
     /// Ask what applying would do.
     Check(ObjectKey, Standing),
+    /// Give up the way back: everything is checked, and the first write comes next.
+    Begin,
     /// Apply, with or without force.
     Write { key: ObjectKey, force: bool, heal: bool },
     /// See whether it exists.
@@ -235,6 +239,7 @@ pub fn steps(
 ) -> (Vec<Step>, Option<Instant>) {
     let mut plan = Planning { objects, rules, now, wake: None };
     let mut steps = Vec::new();
+    let mut begins = false;
     let unchecked = objects.values().any(|t| {
         let open = plan.is_live(t) || t.failure.as_ref().is_some_and(|f| f.transient);
         t.need() == Need::Apply && t.passed.is_none() && open && !plan.waits(t)
@@ -255,6 +260,7 @@ pub fn steps(
                 None => Some(Step::Check(key.clone(), tracked.standing(rules.adopt))),
                 Some(_) if unchecked => None,
                 Some(_) if open_rank.is_some_and(|rank| rank < tracked.rank) => None,
+                Some(_) if rules.way_back => Some(Step::Begin),
                 Some(passed) => {
                     Some(Step::Write { key: key.clone(), force: passed.force, heal: false })
                 }
@@ -264,10 +270,14 @@ pub fn steps(
         let retry_at = tracked.failure.as_ref().map(|failure| failure.retry_at);
         if let Some(at) = retry_at.filter(|at| *at > now) {
             plan.wake_at(at);
+        } else if step == Step::Begin {
+            begins = true;
         } else if steps.len() < room {
             steps.push(step);
         }
     }
+    // One write to the record, whatever else is on its way.
+    steps.extend(begins.then_some(Step::Begin));
     (steps, plan.wake)
 }
 
@@ -399,7 +409,7 @@ mod tests {
     const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
 
     fn rules(now: Instant) -> Rules {
-        Rules { self_heal: true, adopt: false, only_heals: false, begun: now }
+        Rules { self_heal: true, adopt: false, only_heals: false, way_back: false, begun: now }
     }
 
     fn names(steps: &[Step]) -> Vec<String> {
@@ -407,6 +417,7 @@ mod tests {
             Step::Check(key, _) => format!("check {}", key.name),
             Step::Write { key, force, .. } => format!("write {} {force}", key.name),
             Step::Look(key) => format!("look {}", key.name),
+            Step::Begin => "begin".to_owned(),
         };
         steps.iter().map(name).collect()
     }
@@ -477,6 +488,25 @@ mod tests {
 
         let only_heals = Rules { only_heals: true, ..rules(now) };
         assert_eq!(names(&steps(&objects, only_heals, now, 1).0), ["write b true"]);
+    }
+
+    #[test]
+    fn nothing_new_is_written_while_the_record_leads_back_and_heals_are_not_held_up() {
+        let now = Instant::now();
+        let unwritten = Rules { way_back: true, ..rules(now) };
+        let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+        let mut drifted = applied(1);
+        drifted.see(edited(b"edited", 6));
+        let mut objects = of([("a", ready(1)), ("b", ready(1)), ("c", tracked(1))]);
+
+        assert_eq!(names(&steps(&objects, unwritten, now, 8).0), ["check c"]);
+        objects.insert(object_key("ConfigMap", "c"), drifted);
+        assert_eq!(names(&steps(&objects, unwritten, now, 1).0), ["write c true", "begin"]);
+        objects.remove(&object_key("ConfigMap", "c"));
+        assert_eq!(
+            names(&steps(&objects, rules(now), now, 8).0),
+            ["write a false", "write b false"]
+        );
     }
 
     #[test]

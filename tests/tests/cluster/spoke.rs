@@ -881,6 +881,40 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dying_spoke_just_made_is_its_own_for_the_next_order() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
+    stage.synced(&configs(1)).await?;
+    stage.start_external(Some("after-apply")).await?;
+    let mut more = configs(1);
+    more.push(config("fresh", "first"));
+    let delivery = stage.delivery(&more).await?;
+    stage.send(&delivery).await?;
+    let spoke = stage.fleet.sites_mut().first_mut().and_then(|site| site.spoke.as_mut());
+    let spoke = std::sync::Mutex::new(spoke.context("no spoke")?);
+    until("its end", WITHIN, || async { spoke.lock().unwrap().ended() }).await?;
+    let record = stage.record()?.context("no record")?;
+    assert!(record.former.is_none(), "it had begun to write");
+    assert!(record.inventory.iter().any(|owned| owned.uid.is_none()));
+
+    stage.start_external(None).await?;
+    more[1] = config("fresh", "second");
+    let newer = stage.delivery(&more).await?;
+    stage.send(&newer).await?;
+    let report = stage.reported(|report| report.phase == Phase::Synced).await?;
+
+    assert_eq!(report.refusal, None);
+    until("the object to be owned", WITHIN, || async {
+        let record = stage.record()?.context("no record")?;
+        let owned = record.inventory.iter().all(|owned| owned.uid.is_some() && !owned.met);
+        let value = stage.value("fresh").await?;
+        Ok((owned && value.as_deref() == Some("second")).then_some(()))
+    })
+    .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_used()
 -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
