@@ -49,8 +49,10 @@ pub struct Hub {
     pub joining: tokio::sync::Mutex<()>,
     pub transitions: Transitions,
     pub phases: Phases,
-    /// Term of this process; higher than that of any before it.
-    epoch: Mutex<u64>,
+    /// Term of this process; higher than that of any before it. Durable before it is here.
+    epoch: AtomicU64,
+    /// Held while the term is raised, which waits for the disk: readers do not.
+    raising: Mutex<()>,
     syncs: AtomicU64,
     failed: OnceLock<&'static str>,
 }
@@ -104,7 +106,8 @@ impl Hub {
             kustomize: settings.kustomize,
             urls: settings.urls,
             records,
-            epoch: Mutex::new(epoch),
+            epoch: AtomicU64::new(epoch),
+            raising: Mutex::default(),
             stop: CancellationToken::new(),
             interrupt: Arc::new(AtomicBool::new(false)),
             joining: tokio::sync::Mutex::new(()),
@@ -152,7 +155,7 @@ impl Hub {
 
     /// Term of this process.
     pub fn epoch(&self) -> u64 {
-        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.epoch.load(Ordering::SeqCst)
     }
 
     /// A spoke holds a directive of term `seen` that this hub does not know: it came back from a backup,
@@ -161,13 +164,14 @@ impl Hub {
     /// # Errors
     /// When the store does not take it; the term is then what it was.
     pub fn go_above_epoch(&self, seen: u64) -> Result<(), StoreError> {
-        let mut epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen >= *epoch {
-            *epoch = self.records.begin_epoch_above(seen)?;
+        let _one_at_a_time = self.raising.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen >= self.epoch() {
+            let epoch = self.records.begin_epoch_above(seen)?;
+            self.epoch.store(epoch, Ordering::SeqCst);
             tracing::warn!(
                 reason = "EpochForgotten",
                 seen,
-                epoch = *epoch,
+                epoch,
                 "A spoke holds what this hub has forgotten (a restored backup?): a new epoch begins"
             );
         }

@@ -3,6 +3,7 @@
 //! A session is level-triggered: whatever wakes it, it compares what the fleet says with what it has
 //! sent and sends the difference. Joining is `join`; certificates and ALPN are `attest_certs`.
 
+mod claims;
 mod crowd;
 mod error;
 mod push;
@@ -25,6 +26,7 @@ use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
+use claims::Claims;
 use crowd::Crowd;
 pub use error::LinkError;
 use reports::Reports;
@@ -120,6 +122,7 @@ impl Door {
         let shared = Arc::new(Shared {
             reports: reports::start(self.hub.clone()),
             pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
+            claims: Claims::default(),
         });
         loop {
             let incoming = tokio::select! {
@@ -176,6 +179,7 @@ impl Door {
 struct Shared {
     reports: Reports,
     pushes: Arc<Semaphore>,
+    claims: Claims,
 }
 
 fn server_config(hub: &Hub, tls: &Bundle) -> Result<quinn::ServerConfig, LinkError> {

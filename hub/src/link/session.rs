@@ -26,7 +26,9 @@ use super::{
 use crate::fleet::Pending;
 use crate::hub::{Hub, now};
 use crate::join;
-use crate::planner::{Held, Hint, is_believable, is_of_a_forgotten_term, needs_again};
+use crate::planner::{
+    Held, Hint, is_believable, is_of_a_forgotten_term, is_overtaken, needs_again,
+};
 use crate::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 
 /// Acknowledgements that may wait to be sent on one connection.
@@ -87,7 +89,7 @@ async fn run_session(
         let (held, nonce) = read_hello(&cluster, &hello)?;
         let protocol = negotiate(hello.protocol_min, hello.protocol_max)
             .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
-        let held = believed(hub, held).await?;
+        let held = believed(hub, shared, &cluster, held).await?;
         let is_news = introduce(hub, &cluster, hello).await?;
         let welcome = Welcome {
             protocol,
@@ -212,11 +214,17 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
 
 /// What a spoke holds, without what no hub of this fleet can have ordered. When some of it is of a term
 /// that this hub has forgotten, a term above that is durable before this returns.
-async fn believed(hub: &Arc<Hub>, claimed: HeldBy) -> Result<HeldBy, LinkError> {
+async fn believed(
+    hub: &Arc<Hub>,
+    shared: &Shared,
+    cluster: &ClusterId,
+    claimed: HeldBy,
+) -> Result<HeldBy, LinkError> {
     let epoch = hub.epoch();
-    let (held, lies): (HeldBy, HeldBy) = claimed.into_iter().partition(|(destination, held)| {
-        is_believable(*held, hub.fleet.head(destination).as_deref(), epoch)
-    });
+    let (mut held, lies): (HeldBy, HeldBy) =
+        claimed.into_iter().partition(|(destination, held)| {
+            is_believable(*held, hub.fleet.head(destination).as_deref(), epoch)
+        });
     if let Some((destination, held)) = lies.first_key_value() {
         tracing::warn!(
             destination = destination.to_string(),
@@ -226,6 +234,21 @@ async fn believed(hub: &Arc<Hub>, claimed: HeldBy) -> Result<HeldBy, LinkError> 
             destinations = lies.len(),
             "A spoke says it holds numbers that no hub has come to; they are not believed"
         );
+    }
+    let is_beyond = |destination: &DestinationKey, held: &Held| {
+        let head = hub.fleet.head(destination);
+        is_of_a_forgotten_term(*held, head.as_deref(), epoch)
+            || head.is_some_and(|head| is_overtaken(&head, *held))
+    };
+    if held.iter().any(|(destination, held)| is_beyond(destination, held))
+        && !shared.claims.may(cluster, Instant::now())
+    {
+        tracing::warn!(
+            cluster = cluster.as_str(),
+            reason = "HeldTooOften",
+            "A spoke says again and again that it holds what this hub has forgotten; it is not believed for now"
+        );
+        held.retain(|destination, held| !is_beyond(destination, held));
     }
     let forgotten = held.iter().filter(|(destination, held)| {
         is_of_a_forgotten_term(**held, hub.fleet.head(destination).as_deref(), epoch)
