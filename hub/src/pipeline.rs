@@ -231,7 +231,8 @@ impl Pipeline {
 /// Looks at applications until the hub ends.
 pub async fn run(hub: Arc<Hub>) {
     let permits = Arc::new(Semaphore::new(RECONCILES_MAX));
-    tokio::spawn(check_push_credentials(hub.clone()));
+    let checking = check_push_credentials(hub.clone());
+    tokio::spawn(hub.clone().part("check of push credentials", checking));
     loop {
         let (due, next) = hub.pipeline.take();
         for (name, task, memory) in due {

@@ -98,7 +98,8 @@ pub async fn serve(listening: Listening) -> io::Result<()> {
     let local = listener.local_addr()?;
     let (finished, ready) = mpsc::channel(API_HANDSHAKES_MAX);
     let stop = hub.stop.clone();
-    let accepting = tokio::spawn(accept(listener, tls, finished, hub.clone()));
+    let accepting = accept(listener, tls, finished, hub.clone());
+    let accepting = tokio::spawn(hub.clone().part("accept loop of the API", accepting));
     let router = super::router(hub).into_make_service_with_connect_info::<Operator>();
     let served = axum::serve(Ready { ready, local }, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
