@@ -63,6 +63,16 @@ pub enum Expected {
     Exactly(Vec<u8>),
 }
 
+impl Expected {
+    fn holds(&self, found: Option<&[u8]>) -> bool {
+        match self {
+            Self::Anything => true,
+            Self::Absent => found.is_none(),
+            Self::Exactly(bytes) => found == Some(bytes.as_slice()),
+        }
+    }
+}
+
 /// One part of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -83,6 +93,7 @@ pub enum Change {
     Delete {
         table: Table,
         key: String,
+        expected: Expected,
     },
     /// Drops a ledger whose newest sequence is `expected`, and what became of its directives.
     Drop {

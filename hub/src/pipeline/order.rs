@@ -9,7 +9,7 @@ use attest_common::ids::{DestinationKey, Digest};
 use attest_common::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
 
 use super::places;
-use super::reconcile::{Look, forget};
+use super::reconcile::{Look, forget, read_heads};
 use crate::hub::{after, micros, now};
 use crate::log::CONTROLLER;
 use crate::planner::{Proposal, needs_again};
@@ -122,6 +122,7 @@ impl Look<'_> {
         };
         if heads.iter().all(|(destination, head)| is_gone(destination, head)) {
             let Some(stored) = self.hub.records.stored::<ApplicationRecord>(name)? else {
+                read_heads(self.hub, &self.record.application.name)?;
                 forget(self.hub, name);
                 return Ok(0);
             };
@@ -130,8 +131,7 @@ impl Look<'_> {
                 return Ok(0);
             }
             // Only what was just read is deleted: who applies it meanwhile keeps it.
-            let mut changes =
-                vec![records::replace(&stored, &stored.value), records::delete(&stored.value)];
+            let mut changes = vec![records::delete_exactly(&stored)];
             for (destination, head) in &heads {
                 // Should it come back, its spokes say how far they were.
                 changes.push(records::drop_ledger(destination, head.sequence));

@@ -65,7 +65,14 @@ pub(crate) fn application(hub: &Hub, name: &str, task: Task, memory: &mut Memory
     let begun = Instant::now();
     let record = match hub.records.get::<ApplicationRecord>(name) {
         Ok(Some(record)) => record,
-        Ok(None) => return forget(hub, name),
+        Ok(None) => {
+            // A deletion that was answered with an error may have been made all the same.
+            if let Err(error) = name.parse().map_or(Ok(()), |name| read_heads(hub, &name)) {
+                failed(name, &error);
+                return hub.pipeline.wake_later(name);
+            }
+            return forget(hub, name);
+        }
         Err(error) => return failed(name, &error),
     };
     if !task.plan && !record.deleting {
@@ -95,14 +102,26 @@ pub(crate) fn application(hub: &Hub, name: &str, task: Task, memory: &mut Memory
             failed(name, &error);
             // The ledger is not what is remembered of it: read it, and look again from the beginning.
             if matches!(error, StoreError::Conflict { .. } | StoreError::Unknown(_)) {
-                match hub.records.heads(&format!("{name}/")) {
-                    Ok(heads) => _ = hub.fleet.set_heads(heads.into_iter().collect()),
-                    Err(error) => failed(name, &error),
+                if let Err(error) = read_heads(hub, &record.application.name) {
+                    failed(name, &error);
                 }
                 hub.pipeline.wake_later(name);
             }
         }
     }
+}
+
+/// Makes what is remembered of an application's ledgers what the store holds.
+pub(super) fn read_heads(hub: &Hub, application: &Name) -> Result<(), StoreError> {
+    let heads = hub.records.heads(&format!("{application}/"))?;
+    for (destination, _) in hub.fleet.heads_for(application) {
+        if !heads.contains_key(&destination) {
+            hub.fleet.forget_destination(&destination);
+        }
+    }
+    // Whoever asks for this looks at the application again anyway.
+    let _overtaken = hub.fleet.set_heads(heads.into_iter().collect());
+    Ok(())
 }
 
 /// An application is gone, unless it was applied again meanwhile.

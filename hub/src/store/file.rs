@@ -237,13 +237,8 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
         }
         Change::Put { table, key, expected, value } => {
             let mut records = transaction.open_table(definition(*table))?;
-            let holds = match expected {
-                Expected::Anything => true,
-                Expected::Absent => records.get(key.as_str())?.is_none(),
-                Expected::Exactly(bytes) => {
-                    records.get(key.as_str())?.is_some_and(|found| found.value() == bytes)
-                }
-            };
+            let holds =
+                expected.holds(records.get(key.as_str())?.as_ref().map(|found| found.value()));
             if !holds || key.len() > KEY_BYTES_MAX {
                 return Err(Failed::Conflict(key.clone()));
             }
@@ -257,8 +252,12 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
             }
             drop_entries(transaction, destination, u64::MAX)?;
         }
-        Change::Delete { table, key } => {
-            transaction.open_table(definition(*table))?.remove(key.as_str())?;
+        Change::Delete { table, key, expected } => {
+            let mut records = transaction.open_table(definition(*table))?;
+            let found = records.remove(key.as_str())?;
+            if !expected.holds(found.as_ref().map(|found| found.value())) {
+                return Err(Failed::Conflict(key.clone()));
+            }
         }
     }
     Ok(())
@@ -293,7 +292,7 @@ fn is_made(transaction: &redb::ReadTransaction, change: &Change) -> Result<bool,
             let found = records.get(key.as_str())?;
             Ok(found.is_some_and(|found| found.value() == value))
         }
-        Change::Delete { table, key } => {
+        Change::Delete { table, key, .. } => {
             let records = transaction.open_table(definition(*table))?;
             let found = records.get(key.as_str())?;
             Ok(found.is_none())

@@ -214,7 +214,10 @@ impl Records {
             let unused: Vec<Change> = keys
                 .into_iter()
                 .filter(|key| !is_used(key))
-                .map(|key| Change::Delete { table: Table::Blobs, key })
+                .map(|key| {
+                    let expected = Expected::Anything;
+                    Change::Delete { table: Table::Blobs, key, expected }
+                })
                 .collect();
             if !unused.is_empty() {
                 self.store.commit("blobs", &unused)?;
@@ -264,7 +267,7 @@ pub fn default_cluster_change(name: Option<&Name>) -> Change {
     let (table, key) = (Table::Meta, DEFAULT_CLUSTER_KEY.to_owned());
     match name {
         Some(name) => Change::Put { table, key, expected: Expected::Anything, value: write(name) },
-        None => Change::Delete { table, key },
+        None => Change::Delete { table, key, expected: Expected::Anything },
     }
 }
 
@@ -300,7 +303,16 @@ pub fn replace<T: Record>(former: &Stored<T>, record: &T) -> Change {
 
 /// Takes a record away.
 pub fn delete<T: Record>(record: &T) -> Change {
-    Change::Delete { table: T::TABLE, key: record.key() }
+    Change::Delete { table: T::TABLE, key: record.key(), expected: Expected::Anything }
+}
+
+/// Takes the record away that was read, and no other.
+pub fn delete_exactly<T: Record>(former: &Stored<T>) -> Change {
+    Change::Delete {
+        table: T::TABLE,
+        key: former.value.key(),
+        expected: Expected::Exactly(former.raw.clone()),
+    }
 }
 
 /// Adds an entry to a destination's ledger whose newest sequence is `expected`.

@@ -22,6 +22,11 @@ fn put(key: &str, expected: Expected, value: &str) -> Change {
     Change::Put { table: Table::Keys, key: key.into(), expected, value: value.into() }
 }
 
+fn delete(key: &str, value: &str) -> Change {
+    let expected = Expected::Exactly(value.into());
+    Change::Delete { table: Table::Keys, key: key.into(), expected }
+}
+
 fn new_file() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hub.redb");
@@ -62,6 +67,20 @@ fn one_failed_expectation_undoes_the_whole_commit() {
     assert_eq!(store.get(Table::Keys, "a").unwrap().unwrap(), b"1");
     store.commit("t", &[put("a", Expected::Exactly(b"1".to_vec()), "2")]).unwrap();
     assert_eq!(store.get(Table::Keys, "a").unwrap().unwrap(), b"2");
+}
+
+#[test]
+fn only_what_was_read_is_deleted() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    store.commit("t", &[put("a", Expected::Absent, "2")]).unwrap();
+
+    for stale in [delete("a", "1"), delete("b", "1")] {
+        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason(), "Conflict");
+    }
+    assert!(store.get(Table::Keys, "a").unwrap().is_some());
+    store.commit("t", &[delete("a", "2")]).unwrap();
+    assert!(store.get(Table::Keys, "a").unwrap().is_none());
 }
 
 #[test]
@@ -154,10 +173,10 @@ fn a_commit_that_answers_with_an_error_is_looked_up_and_never_half_there() {
                 }),
             )
             .unwrap();
-            store.commit("t", &[append(0, 1)]).unwrap();
+            store.commit("t", &[append(0, 1), put("gone", Expected::Absent, "1")]).unwrap();
 
             left.store(fails_at, Ordering::SeqCst);
-            let changes = [append(1, 2), put("a", Expected::Absent, "1")];
+            let changes = [append(1, 2), put("a", Expected::Absent, "1"), delete("gone", "1")];
             let answer = store.commit("t", &changes);
             if left.load(Ordering::SeqCst) != fails_at {
                 hit.insert((does_it, answer.is_ok()));
@@ -168,6 +187,8 @@ fn a_commit_that_answers_with_an_error_is_looked_up_and_never_half_there() {
             let value = store.get(Table::Keys, "a").unwrap();
             assert_eq!(answer.is_ok(), head == 2, "sync {fails_at}, done {does_it}");
             assert_eq!(value.is_some(), head == 2, "half a commit");
+            let gone = store.get(Table::Keys, "gone").unwrap().is_none();
+            assert_eq!(gone, head == 2, "half a commit");
             if answer.is_err() {
                 store.commit("t", &changes).unwrap();
             }
