@@ -11,7 +11,7 @@ use redb::{
     Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction,
 };
 
-use super::{Change, Expected, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
+use super::{Change, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
 use crate::failpoint;
 
 /// Memory the database may use as a cache, in bytes.

@@ -8,6 +8,7 @@ use redb::backends::FileBackend;
 type BackendIoError = io::Error;
 
 use super::*;
+use crate::store::Expected;
 
 fn append(expected: u64, sequence: u64) -> Change {
     Change::Append {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::page::trouble;
 use super::{POLL_EVERY, path};
-use crate::client::Client;
+use crate::client::{Client, refusal};
 use crate::gitops::HubArgs;
 use crate::human::milliseconds;
 use crate::printer::{Format, Output, Printer, Table};
@@ -30,15 +30,25 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     let SyncArgs { name, wait, timeout, output } = args;
     let client = hub.client()?;
     let path = path(&name);
-    let mut application: Application =
-        client.post(&format!("{path}/sync"), &serde_json::json!({})).await?;
+    let until = Instant::now() + Duration::from_secs(timeout);
+    let mut application = loop {
+        let asked: anyhow::Result<Application> =
+            client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
+        match asked {
+            // A first fetch takes its time: the look goes on, and one more waits for it.
+            Err(error) if wait && Instant::now() < until && is_unfinished(&error) => {
+                printer.note(&format!("the look at {name} goes on"));
+            }
+            answered => break answered?,
+        }
+    };
     let unread = unread(&application);
     if wait {
         // What runs says nothing about a commit that nobody has seen.
         if let Some(unread) = unread {
             bail!("{unread}");
         }
-        application = settled(&client, &path, application, timeout, printer).await?;
+        application = settled(&client, &path, application, (until, timeout), printer).await?;
     }
     if let (false, Some(unread)) = (wait, unread) {
         printer.warning(&unread);
@@ -62,15 +72,19 @@ fn unread(application: &Application) -> Option<String> {
     (read.status != "True").then(|| format!("the repository was not read ({reason}): {message}"))
 }
 
+/// True when the hub answers before it has looked.
+fn is_unfinished(error: &anyhow::Error) -> bool {
+    refusal(error).is_some_and(|refused| refused.reason == "LookUnfinished")
+}
+
 /// Waits until no destination is on its way any more.
 async fn settled(
     client: &Client,
     path: &str,
     first: Application,
-    timeout_s: u64,
+    (until, timeout_s): (Instant, u64),
     printer: &Printer,
 ) -> anyhow::Result<Application> {
-    let until = Instant::now() + Duration::from_secs(timeout_s);
     let mut application = first;
     let mut told = String::new();
     loop {
@@ -138,4 +152,24 @@ fn timings(application: &Application) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Refused;
+
+    #[test]
+    fn only_a_look_that_is_not_finished_is_asked_for_again() {
+        for (reason, again) in [("LookUnfinished", true), ("NotFound", false)] {
+            let refused = Refused {
+                status: reqwest::StatusCode::GATEWAY_TIMEOUT,
+                reason: reason.to_owned(),
+                message: String::new(),
+                field: None,
+            };
+            assert_eq!(is_unfinished(&refused.into()), again, "{reason}");
+        }
+        assert!(!is_unfinished(&anyhow::anyhow!("cannot reach hub `main`")));
+    }
 }
