@@ -13,7 +13,7 @@ use kube::api::{ListParams, PostParams};
 use serde::{Deserialize, Serialize};
 
 use crate::client::block_on;
-use crate::human::{NONE, age, confirm, or_none, short};
+use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table};
 use crate::target::{TargetArgs, TargetCluster};
 
@@ -274,7 +274,7 @@ async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyh
         printer.line(&format!("context `{}` misses nothing of its spoke", cluster.context));
         return Ok(());
     }
-    confirm("Go on as things are now?", yes, printer)?;
+    confirm_loss("Go on as things are now?", yes, printer)?;
     for (mut secret, mut record) in ahead {
         record.recorded_at = Some(now);
         set_record(&mut secret, &record)?;
@@ -331,7 +331,7 @@ async fn reset(
         "{application} in {namespace} is bound to {} with lowest release {floor}",
         or_none(record.binding.as_ref())
     ));
-    confirm(
+    confirm_loss(
         "Forget both, so that another repository or an older release is admitted?",
         yes,
         printer,
