@@ -18,7 +18,7 @@ use attest_common::keys::{KeyError, PrivateKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use operators::{OPERATORS_MAX, Operator, Operators};
+pub use operators::{OPERATORS_MAX, Operator, Operators, UNKNOWN_NAME};
 
 use crate::store::{self, StoreError};
 
@@ -162,6 +162,14 @@ fn created(
 pub fn issue_operator(directory: &Path, name: &str) -> Result<Created, HomeError> {
     let home = load(directory)?;
     created(&home.operators(), name, &home.advertise, &home.authority, &home.signing)
+}
+
+/// Pin of the authority of the home `directory`.
+///
+/// # Errors
+/// When the home is not usable.
+pub fn authority_pin(directory: &Path) -> Result<String, HomeError> {
+    Ok(load(directory)?.authority.pin().to_string())
 }
 
 /// The operators of the home `directory`.
@@ -327,9 +335,18 @@ pub enum HomeError {
     #[error("{} holds no hub; create one with `attest hub init --home {}`", .0.display(), .0.display())]
     Missing(PathBuf),
     #[error(
-        "no operator's certificate has the serial `{0}`; `attest hub operator list` shows those there are"
+        "no operator's certificate can have the serial `{0}`; `attest hub operator list` shows those there are"
     )]
     OperatorUnknown(String),
+    #[error(
+        "{} cannot be given to user {user}, whose the hub's home is; run the command as that user", path.display()
+    )]
+    Owner {
+        path: PathBuf,
+        user: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("{}", path.display())]
     File {
         path: PathBuf,
@@ -363,6 +380,7 @@ impl HomeError {
             Self::Exists(_) => "HomeExists",
             Self::Missing(_) => "HomeMissing",
             Self::OperatorUnknown(_) => "OperatorUnknown",
+            Self::Owner { .. } => "HomeOwner",
             Self::File { .. } => "HomeFile",
             Self::Advertise { .. } => "AdvertiseInvalid",
             Self::Settings { .. } => "HomeSettings",

@@ -131,8 +131,18 @@ pub(super) async fn admitted(
     next: Next,
 ) -> Result<Response, Refusal> {
     let revoked = hub
-        .blocking(move |hub| operator.serial.is_none_or(|serial| hub.operators.is_revoked(&serial)))
+        .blocking(move |hub| match operator.serial {
+            Some(serial) => hub.operators.is_revoked(&serial),
+            None => Ok(true),
+        })
         .await;
+    let revoked = revoked.map_err(|error| {
+        let error = attest_common::report::error_chain(&error);
+        tracing::error!(reason = "OperatorUnreadable", "An operator was refused: {error}");
+        let message = "what the hub keeps of this operator's certificate cannot be read; on the hub's \
+                       machine, give the files in the home's `operators` to the hub's user";
+        Refusal::new(StatusCode::FORBIDDEN, "OperatorUnreadable", message)
+    })?;
     if revoked {
         let message = "this operator's certificate is revoked; `attest hub operator issue NAME` \
                        on the hub's machine makes another";

@@ -5,19 +5,24 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use attest_certs::Issued;
+use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
 use attest_common::ids::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{HomeError, file_error, read};
+use crate::hub::after;
 
 /// Most certificates that are listed.
 pub const OPERATORS_MAX: usize = 10_000;
 /// Longest serial number in hexadecimal digits.
 const SERIAL_DIGITS_MAX: usize = 40;
+/// Stands for the name of one that was never noted here.
+pub const UNKNOWN_NAME: &str = "unknown";
 
 /// A certificate that was issued to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +61,21 @@ impl Operators {
             expires_at: Timestamp::try_from(issued.not_after).unwrap_or_default(),
             revoked_at: None,
         };
-        fs::create_dir_all(&self.directory)
-            .map_err(|source| file_error(&self.directory, source))?;
         self.write(&operator)?;
         Ok(operator)
+    }
+
+    /// The one with this serial.
+    ///
+    /// # Errors
+    /// When what is kept of it cannot be read.
+    pub fn get(&self, serial: &str) -> Result<Option<Operator>, HomeError> {
+        let Some(path) = self.file(serial) else { return Ok(None) };
+        match fs::exists(&path) {
+            Ok(false) => Ok(None),
+            Ok(true) => load(&path).map(Some),
+            Err(source) => Err(file_error(&path, source)),
+        }
     }
 
     /// All of them, by name and age.
@@ -84,42 +100,71 @@ impl Operators {
         Ok(all)
     }
 
-    /// Ends a certificate, for connections that are open as well.
+    /// Ends a certificate, for connections that are open as well. Also one that was never noted here: it may
+    /// have been made by other means under the same authority.
     ///
     /// # Errors
-    /// [`HomeError::OperatorUnknown`] when none has this serial, or the file cannot be written.
+    /// [`HomeError::OperatorUnknown`] when no certificate can have this serial, or the file cannot be
+    /// read or written.
     pub fn revoke(&self, serial: &str, now: Timestamp) -> Result<Operator, HomeError> {
-        let unknown = || HomeError::OperatorUnknown(serial.chars().take(80).collect());
-        let path = self.file(serial).filter(|path| path.exists()).ok_or_else(unknown)?;
-        let mut operator = load(&path)?;
+        let lifetime_ms = i64::try_from(OPERATOR_LIFETIME.as_millis()).unwrap_or(i64::MAX);
+        let mut operator = self.get(serial)?.unwrap_or_else(|| Operator {
+            name: UNKNOWN_NAME.to_owned(),
+            serial: serial.to_ascii_lowercase(),
+            issued_at: now,
+            expires_at: after(now, lifetime_ms),
+            revoked_at: None,
+        });
         operator.revoked_at.get_or_insert(now);
         self.write(&operator)?;
         Ok(operator)
     }
 
-    /// True when the certificate is revoked, or what is kept of it cannot be read.
-    pub fn is_revoked(&self, serial: &str) -> bool {
-        let Some(path) = self.file(serial) else { return true };
-        match fs::exists(&path) {
-            // Made by other means under the same authority; issued ones are always noted first.
-            Ok(false) => false,
-            Ok(true) => load(&path).map_or(true, |operator| operator.revoked_at.is_some()),
-            Err(_) => true,
+    /// True when the certificate is revoked. One that was made by other means under the same authority is not.
+    ///
+    /// # Errors
+    /// When what is kept of it cannot be read: then it must not be admitted.
+    pub fn is_revoked(&self, serial: &str) -> Result<bool, HomeError> {
+        if self.file(serial).is_none() {
+            return Ok(true);
         }
+        Ok(self.get(serial)?.is_some_and(|operator| operator.revoked_at.is_some()))
     }
 
     fn write(&self, operator: &Operator) -> Result<(), HomeError> {
-        let unknown = || HomeError::OperatorUnknown(operator.serial.clone());
+        let unknown = || HomeError::OperatorUnknown(operator.serial.chars().take(80).collect());
         let path = self.file(&operator.serial).ok_or_else(unknown)?;
         let text = serde_json::to_vec_pretty(operator)
             .map_err(|source| HomeError::Settings { path: path.clone(), source })?;
-        write_private(&path, &text).map_err(HomeError::Bundle)
+        fs::create_dir_all(&self.directory)
+            .map_err(|source| file_error(&self.directory, source))?;
+        self.give_to_the_hub(&self.directory)?;
+        write_private(&path, &text).map_err(HomeError::Bundle)?;
+        self.give_to_the_hub(&path).inspect_err(|_| {
+            // The hub could not read it, and would take the certificate for one that is revoked.
+            let _already_failing = fs::remove_file(&path);
+        })
+    }
+
+    /// Makes the owner of the home the owner of `path`, whoever wrote it: the hub runs as that user.
+    fn give_to_the_hub(&self, path: &Path) -> Result<(), HomeError> {
+        let home = self.directory.parent().unwrap_or(&self.directory);
+        let owner = |path: &Path| {
+            let metadata = fs::metadata(path).map_err(|source| file_error(path, source))?;
+            Ok::<_, HomeError>((metadata.uid(), metadata.gid()))
+        };
+        let (user, group) = owner(home)?;
+        if owner(path)?.0 == user {
+            return Ok(());
+        }
+        let foreign = |source| HomeError::Owner { path: path.to_owned(), user, source };
+        chown(path, Some(user), Some(group)).map_err(foreign)
     }
 
     fn file(&self, serial: &str) -> Option<PathBuf> {
         let fits = (1..=SERIAL_DIGITS_MAX).contains(&serial.len())
             && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
-        fits.then(|| self.directory.join(format!("{serial}.json")))
+        fits.then(|| self.directory.join(format!("{}.json", serial.to_ascii_lowercase())))
     }
 }
 

@@ -77,6 +77,9 @@ fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     // What cannot be kept is not issued.
     let config = Config::load()?;
+    if save {
+        check_name(&config, &context_name, &home::authority_pin(&home.home)?)?;
+    }
     let created = home::issue_operator(&home.home, &name)?;
     let said = format!("operator/{name} issued, good for {}", until(created.operator_expires_at));
     match output {
@@ -86,7 +89,7 @@ fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
             printer.note(&format!("next, for {name}: ATTEST_CONFIG={}", file.display()));
         }
         None if save => {
-            renewed(config, &context_name, created)?.save()?;
+            renewed(config, &context_name, created).save()?;
             printer.line(&said);
             printer.note(&format!("it is in {} now", context::path()?.display()));
         }
@@ -107,18 +110,24 @@ fn context_for(name: &str, created: Created) -> anyhow::Result<String> {
     serde_saphyr::to_string(&config).context("the context cannot be written")
 }
 
+/// Refuses a name that the context has for the hub of another authority.
+fn check_name(config: &Config, name: &str, ca_pin: &str) -> anyhow::Result<()> {
+    let is_known = config.hubs.iter().any(|hub| hub.ca_pin == ca_pin);
+    if !is_known && config.hubs.iter().any(|hub| hub.name == name) {
+        bail!("the context has another hub `{name}`; choose another --context-name");
+    }
+    Ok(())
+}
+
 /// The context with this certificate for the hub of the same authority, or with one hub more.
-fn renewed(mut config: Config, name: &str, created: Created) -> anyhow::Result<Config> {
+fn renewed(mut config: Config, name: &str, created: Created) -> Config {
     if let Some(hub) = config.hubs.iter_mut().find(|hub| hub.ca_pin == created.ca_pin) {
         *hub = entry(&hub.name.clone(), created);
-        return Ok(config);
-    }
-    if config.hubs.iter().any(|hub| hub.name == name) {
-        bail!("the context has another hub `{name}`; choose another --context-name");
+        return config;
     }
     config.current_hub.get_or_insert_with(|| name.to_owned());
     config.hubs.push(entry(name, created));
-    Ok(config)
+    config
 }
 
 fn list(home: &Path, output: Output, printer: &Printer) -> anyhow::Result<()> {
@@ -140,13 +149,19 @@ fn list(home: &Path, output: Output, printer: &Printer) -> anyhow::Result<()> {
 
 fn revoke(home: &Path, serial: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
     let operators = home::operators(home)?;
-    let all = operators.all()?;
-    let name = all.iter().find(|operator| operator.serial == serial).map(|o| o.name.as_str());
-    let question = format!("Shut operator {} ({serial}) out?", name.unwrap_or("unknown"));
+    let known = operators.get(serial)?;
+    let name = known.as_ref().map_or(home::UNKNOWN_NAME, |operator| operator.name.as_str());
+    let question = format!("Shut operator {name} ({serial}) out?");
     confirm_loss(&question, yes, printer)?;
     let revoked = operators.revoke(serial, Timestamp::now())?;
     printer.line(&format!("operator/{} revoked", revoked.name));
-    if all.iter().all(|other| other.serial == serial || other.revoked_at.is_some()) {
+    if known.is_none() {
+        printer
+            .warning("no certificate with this serial was noted here; it is refused all the same");
+    }
+    // One that cannot be read is no reason not to revoke another.
+    let all = operators.all().unwrap_or_default();
+    if !all.is_empty() && all.iter().all(|other| other.revoked_at.is_some()) {
         printer
             .note("nobody can operate this hub now; next: attest hub operator issue NAME --save");
     }
@@ -171,11 +186,31 @@ mod tests {
         let old = config.hubs[0].operator_chain.clone();
 
         let next = home::issue_operator(&path, "admin").unwrap();
-        let config = renewed(config, "main", next).unwrap();
+        let config = renewed(config, "main", next);
 
         assert_eq!(config.hubs.len(), 1);
         assert_eq!(config.hubs[0].name, "west");
         assert_ne!(config.hubs[0].operator_chain, old);
         assert_eq!(home::operators(&path).unwrap().all().unwrap().len(), 2);
+    }
+    #[test]
+    fn a_name_that_another_hub_has_is_refused_before_anything_is_issued() {
+        attest_certs::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let advertise = home::Advertise {
+            spoke_address: "127.0.0.1:4433".into(),
+            api_url: "https://127.0.0.1:8443".into(),
+        };
+        let created = home::create(&directory.path().join("home"), &advertise).unwrap();
+        let pin = created.ca_pin.clone();
+        let config = Config { current_hub: None, hubs: vec![entry("main", created)], keys: vec![] };
+
+        for (name, ca_pin, is_free) in [
+            ("main", pin.as_str(), true),
+            ("main", "sha256:00", false),
+            ("east", "sha256:00", true),
+        ] {
+            assert_eq!(check_name(&config, name, ca_pin).is_ok(), is_free, "{name} {ca_pin}");
+        }
     }
 }
