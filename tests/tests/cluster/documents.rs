@@ -20,16 +20,6 @@ const GETTING_STARTED: &str = include_str!("../../../docs/getting-started.md");
 /// Clusters and the kubeconfigs that the documents name.
 const CLUSTERS: [(&str, &str); 2] =
     [("staging", ".kube/staging-config"), ("production", ".kube/prod-config")];
-/// What the README leaves to its reader.
-const APPLICATION: &str = "\
-apiVersion: attest.continuu.ms/v1
-kind: AttestApplication
-metadata: {name: web-app}
-spec:
-  source: {repoUrl: REPOSITORY, path: k8s/overlays}
-  destination: {cluster: staging, namespace: web-app-staging}
-  syncPolicy: {automated: {prune: true, selfHeal: true}}
-";
 
 /// A reader with a home, programs on her path, and clusters.
 struct Reader {
@@ -153,12 +143,11 @@ async fn getting_started_works_as_it_is_written() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_steps_of_the_readme_work_as_they_are_written() -> anyhow::Result<()> {
     let Some(reader) = Reader::new().await? else { return Ok(()) };
-    // The reader's own: a repository with program and steps, and an application's manifest.
+    // The reader's own: a repository with program and steps.
     let tree = reader.home().join("web-app");
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, &tree, &["k8s", "attest.yaml", "out"])?;
     let origin = format!("file://{}/git/web-app.git", reader.home().display());
-    std::fs::write(tree.join("application.yaml"), APPLICATION.replace("REPOSITORY", &origin))?;
     std::fs::write(tree.join(".gitignore"), "out/\n")?;
     let own = format!(
         "git init -q --bare -b main ~/git/web-app.git\ncd ~/web-app\ngit init -q -b main\n\
