@@ -172,11 +172,16 @@ impl Pipeline {
         }
     }
 
-    /// Forgets an application that is gone, unless `is_back`: one that is applied now is looked at
-    /// after its record is there, and waits for the same lock. True when it is forgotten.
-    pub(crate) fn forget(&self, application: &str, is_back: impl FnOnce() -> bool) -> bool {
+    /// How often an application was asked to be looked at.
+    pub(crate) fn looks_asked(&self, application: &str) -> Option<u64> {
+        self.slots().get(application).map(|slot| slot.asked)
+    }
+
+    /// Forgets an application whose record was gone after [`Pipeline::looks_asked`] said `asked`. One that was
+    /// applied since then stays: its look is asked for after its record is there. True when it is forgotten.
+    pub(crate) fn forget(&self, application: &str, asked: Option<u64>) -> bool {
         let mut slots = self.slots();
-        if is_back() {
+        if slots.get(application).map(|slot| slot.asked) != asked {
             return false;
         }
         slots.remove(application);
@@ -323,11 +328,13 @@ mod tests {
     #[test]
     fn an_application_that_is_applied_while_it_is_forgotten_stays() {
         let pipeline = Pipeline::new(Duration::from_secs(300));
+        pipeline.look("web-app", false);
+        let before = pipeline.looks_asked("web-app");
         let number = pipeline.look("web-app", false);
 
-        assert!(!pipeline.forget("web-app", || true));
+        assert!(!pipeline.forget("web-app", before));
         assert!(!pipeline.has_looked("web-app", number));
-        assert!(pipeline.forget("web-app", || false));
+        assert!(pipeline.forget("web-app", pipeline.looks_asked("web-app")));
         assert!(pipeline.has_looked("web-app", number));
     }
 

@@ -126,9 +126,11 @@ pub(super) fn read_heads(hub: &Hub, application: &Name) -> Result<(), StoreError
 
 /// An application is gone, unless it was applied again meanwhile.
 pub(super) fn forget(hub: &Hub, name: &str) {
+    // The number first, then the store, which is not read under the queue's lock.
+    let asked = hub.pipeline.looks_asked(name);
     // A store that does not answer is no reason to forget.
-    let is_back = || !matches!(hub.records.get::<ApplicationRecord>(name), Ok(None));
-    if !hub.pipeline.forget(name, is_back) {
+    let is_gone = matches!(hub.records.get::<ApplicationRecord>(name), Ok(None));
+    if !is_gone || !hub.pipeline.forget(name, asked) {
         return hub.pipeline.wake(name);
     }
     hub.transitions.forget(name);
