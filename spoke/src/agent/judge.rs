@@ -14,7 +14,7 @@ use crate::destination::{Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::refusals::Refused;
-use crate::ledger::{self, Entry, LedgerError};
+use crate::ledger::{self, Entry, LedgerError, Lost};
 use crate::link::push::Pushed;
 use crate::outbox::Key;
 use crate::pace::Pace;
@@ -164,6 +164,17 @@ impl Agent {
     }
 
     fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
+        self.judge_as(directive, plan, Ages::Judge, self.shared.ledger.lost())
+    }
+
+    /// The gate's word by the policy and the records as they are now.
+    pub(super) fn judge_as(
+        &self,
+        directive: &[u8],
+        plan: Option<Digest>,
+        ages: Ages,
+        lost: Option<Lost>,
+    ) -> Result<Verdict, GateError> {
         let trust = self.trust.borrow().clone();
         let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
         let kinds = self.kinds();
@@ -174,8 +185,8 @@ impl Agent {
                 records,
                 kinds: &kinds,
                 now: jiff::Timestamp::now(),
-                ages: Ages::Judge,
-                lost: self.shared.ledger.lost(),
+                ages,
+                lost,
             };
             gate::judge(directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
         })

@@ -11,7 +11,7 @@ use attest_common::verify::Ages;
 use super::{Agent, IDLE, RETRY_MIN, Rejected};
 use crate::destination::status::{self, RemovalNow, Situation};
 use crate::destination::{Order, Run};
-use crate::gate::{self, Admitting, GateError, Verdict, View};
+use crate::gate::{self, Admitting, GateError, Verdict};
 use crate::ledger::{Entry, LedgerError};
 use crate::outbox::Key;
 
@@ -116,22 +116,8 @@ impl Agent {
     }
 
     fn judge_held(&self, entry: &Entry) -> Result<Verdict, GateError> {
-        let trust = self.trust.borrow().clone();
-        let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
-        let kinds = self.kinds();
         let plan = entry.record.held.as_ref().map(|held| held.plan);
-        self.shared.ledger.with_records(|records| {
-            let view = View {
-                policy,
-                cluster: &self.cluster,
-                records,
-                kinds: &kinds,
-                now: jiff::Timestamp::now(),
-                ages: Ages::Skip,
-                lost: None,
-            };
-            gate::judge(&entry.directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
-        })
+        self.judge_as(&entry.directive, plan, Ages::Skip, None)
     }
 
     pub(super) fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
