@@ -100,6 +100,11 @@ pub enum Change {
         destination: String,
         expected: u64,
     },
+    /// Keeps the greater of `number` and the number that is kept under `key`.
+    Raise {
+        key: String,
+        number: u64,
+    },
 }
 
 /// Durable state of one hub. Every call blocks and belongs on a blocking thread.
@@ -116,6 +121,12 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be read.
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// A number that [`Change::Raise`] keeps; 0 for none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn number(&self, key: &str) -> Result<u64, StoreError>;
 
     /// Every value whose key begins with `prefix`, in key order.
     ///

@@ -133,8 +133,7 @@ impl Look<'_> {
             // Only what was just read is deleted: who applies it meanwhile keeps it.
             let mut changes = vec![records::delete_exactly(&stored)];
             for (destination, head) in &heads {
-                // Should it come back, its spokes say how far they were.
-                changes.push(records::drop_ledger(destination, head.sequence));
+                changes.extend(records::drop_ledger(destination, head.sequence));
                 if let Some(report) = self.hub.fleet.report(destination) {
                     changes.push(records::delete(report.as_ref()));
                 }
@@ -166,7 +165,7 @@ impl Look<'_> {
         let mut entries = Vec::new();
         for order in orders {
             let expected = order.head.as_ref().map_or(0, |head| head.sequence);
-            let entry = self.entry(&order, generation);
+            let entry = self.entry(&order, generation)?;
             changes.push(records::append(&order.destination, expected, &entry));
             entries.push((order.destination, entry));
         }
@@ -209,12 +208,15 @@ impl Look<'_> {
         Ok(ordered)
     }
 
-    fn entry(&self, order: &Order, generation: u64) -> LedgerEntry {
+    fn entry(&self, order: &Order, generation: u64) -> Result<LedgerEntry, StoreError> {
         let planned = order.planned.clone();
         let DestinationKey { application, cluster, namespace } = order.destination.clone();
         let issued_at = now();
         let expires_at = after(issued_at, DIRECTIVE_LIFETIME_MAX_MS);
-        let former = order.head.as_ref().map_or(0, |head| head.sequence);
+        let former = match &order.head {
+            Some(head) => head.sequence,
+            None => self.hub.records.dropped_sequence(&cluster)?,
+        };
         // A spoke may have seen more than this hub remembers: go on above both.
         let seen = self.hub.fleet.held(&order.destination).map_or(0, |held| held.sequence);
         let sequence = former.max(seen).saturating_add(1);
@@ -234,7 +236,7 @@ impl Look<'_> {
             expires_at,
         };
         let signed = self.hub.signer.directive(&directive);
-        LedgerEntry {
+        Ok(LedgerEntry {
             epoch: directive.epoch,
             sequence,
             generation,
@@ -246,6 +248,6 @@ impl Look<'_> {
             expires_at,
             planned,
             timings: self.memory.timings,
-        }
+        })
     }
 }

@@ -24,6 +24,7 @@ const REOPEN_ATTEMPTS_MAX: usize = 3;
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 const LEDGER: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("ledger");
 const HEADS: TableDefinition<'static, &str, u64> = TableDefinition::new("heads");
+const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 fn definition(table: Table) -> Records {
     TableDefinition::new(match table {
@@ -104,6 +105,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     }
     transaction.open_table(LEDGER)?;
     transaction.open_table(HEADS)?;
+    transaction.open_table(NUMBERS)?;
     transaction.commit()?;
     Ok(())
 }
@@ -252,6 +254,14 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
             }
             drop_entries(transaction, destination, u64::MAX)?;
         }
+        Change::Raise { key, number } => {
+            if key.len() > KEY_BYTES_MAX {
+                return Err(Failed::Conflict(key.clone()));
+            }
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            let former = numbers.get(key.as_str())?.map_or(0, |former| former.value());
+            numbers.insert(key.as_str(), former.max(*number))?;
+        }
         Change::Delete { table, key, expected } => {
             let mut records = transaction.open_table(definition(*table))?;
             let found = records.remove(key.as_str())?;
@@ -286,6 +296,10 @@ fn is_made(transaction: &redb::ReadTransaction, change: &Change) -> Result<bool,
         }
         Change::Drop { destination, .. } => {
             Ok(transaction.open_table(HEADS)?.get(destination.as_str())?.is_none())
+        }
+        Change::Raise { key, number } => {
+            let found = transaction.open_table(NUMBERS)?.get(key.as_str())?;
+            Ok(found.is_some_and(|found| found.value() >= *number))
         }
         Change::Put { table, key, value, .. } => {
             let records = transaction.open_table(definition(*table))?;
@@ -332,6 +346,13 @@ impl Store for RedbStore {
             let records = transaction.open_table(definition(table))?;
             let found = records.get(key)?;
             Ok(found.map(|found| found.value().to_vec()))
+        })
+    }
+
+    fn number(&self, key: &str) -> Result<u64, StoreError> {
+        self.read(|transaction| {
+            let found = transaction.open_table(NUMBERS)?.get(key)?;
+            Ok(found.map_or(0, |found| found.value()))
         })
     }
 

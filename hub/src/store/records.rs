@@ -5,7 +5,7 @@ mod types;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use attest_common::ids::{DestinationKey, Digest, Name};
+use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -147,6 +147,15 @@ impl Records {
             heads.insert(destination_key(&destination)?, read(&raw, &destination)?);
         }
         Ok(heads)
+    }
+
+    /// Newest sequence of all ledgers in a cluster that were dropped: one that begins there goes on above it,
+    /// for the spoke has not forgotten how far the dropped one was.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn dropped_sequence(&self, cluster: &ClusterId) -> Result<u64, StoreError> {
+        self.store.number(cluster.as_str())
     }
 
     /// At most `entries_max` entries of a ledger, newest first.
@@ -325,9 +334,11 @@ pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) 
     }
 }
 
-/// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives.
-pub fn drop_ledger(destination: &DestinationKey, expected: u64) -> Change {
-    Change::Drop { destination: destination.to_string(), expected }
+/// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives. Of all
+/// that are dropped in a cluster one number stays: see [`Records::dropped_sequence`].
+pub fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Change; 2] {
+    let raised = Change::Raise { key: destination.cluster.to_string(), number: expected };
+    [Change::Drop { destination: destination.to_string(), expected }, raised]
 }
 
 /// Keeps a blob.

@@ -408,6 +408,42 @@ async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_is_applied_again_while_its_spoke_is_away_goes_on_above_its_former_ledger()
+ {
+    let mut fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (mut spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = spoke.cluster.clone();
+    applied(&fixture, &repository).await;
+    spoke.receive().await;
+    fixture.call("DELETE", APPLICATION, None).await;
+    let removal = spoke.receive().await;
+    spoke.report(&removal, Phase::Removed, "Removed").await;
+    fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
+    spoke.connection.close(0_u32.into(), b"");
+    fixture.until("/v1/clusters/staging", |seen| seen["connected"] == false).await;
+    let epoch = |fixture: &Fixture| fixture.running.as_ref().unwrap().hub.epoch();
+
+    applied(&fixture, &repository).await;
+
+    let ordered = |seen: &serde_json::Value| seen["destinations"][0]["sequence"].is_number();
+    let seen = fixture.until(APPLICATION, ordered).await;
+    assert_eq!(seen["destinations"][0]["sequence"], removal.directive.sequence + 1);
+    let held = [("web-app", "app-staging", removal.order(), removal.digest)];
+    let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+    assert_eq!(spoke.receive().await.order(), (1, 3));
+    assert_eq!(epoch(&fixture), 1, "nothing was forgotten");
+
+    // What a backup does not know is noticed as before.
+    let held = [("web-app", "app-staging", (1, 7), Digest::of(b"from before the backup"))];
+    let spoke = Spoke::connect(&fixture, "staging", &cluster, &bundle, &held).await.unwrap();
+    assert_eq!(spoke.receive().await.order(), (2, 8));
+    fixture.restart().await;
+    assert_eq!(epoch(&fixture), 3, "it is durable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_automated_a_new_release_waits_for_an_operator() {
     let fixture = Fixture::start().await;
     let repository = Repository::create(&fixture.repositories(), "web-app");

@@ -333,3 +333,18 @@ fn a_commit_that_cannot_be_looked_up_is_unknown_and_the_store_goes_on_when_it_ca
     }
     assert!(reasons.contains("StoreUnknown"), "{reasons:?}: the test tests nothing");
 }
+
+#[test]
+fn a_number_that_is_kept_only_rises_and_survives_a_restart() {
+    let (_directory, path) = new_file();
+    let store = RedbStore::open(&path).unwrap();
+    let raise = |number| [Change::Raise { key: "c-1".into(), number }];
+    assert_eq!(store.number("c-1").unwrap(), 0);
+
+    store.commit("t", &raise(7)).unwrap();
+    store.commit("t", &raise(3)).unwrap();
+    drop(store);
+
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!((store.number("c-1").unwrap(), store.number("c-2").unwrap()), (7, 0));
+}
