@@ -1,6 +1,7 @@
 //! Applications through the API: what may be asked for, what is answered, and what a later word undoes.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use attest_common::health::Health;
 use attest_common::manifest::ObjectKey;
@@ -9,6 +10,7 @@ use attest_common::report::{ObjectState, Phase};
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
+use crate::command::Operator;
 use crate::fixture::Fixture;
 use crate::spoke::{Spoke, report_of};
 
@@ -103,6 +105,30 @@ async fn a_look_that_could_not_read_the_repository_says_so_though_what_runs_is_i
 
     assert_eq!(status, 200);
     assert_eq!((&seen["phase"], source_read(&seen)), (&json!("Synced"), "False"), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_waits_ends_when_its_time_is_over_though_the_hub_has_not_answered() {
+    let fixture = Fixture::start().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut manifest = Repository::create(&fixture.repositories(), "web-app").manifest(None);
+    let url = format!("https://{}/web-app.git", silent.local_addr().unwrap());
+    manifest["spec"]["source"]["repoUrl"] = json!(url);
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let (status, shown) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+    assert_eq!(status, 200, "{shown}");
+    let operator = Operator::new(&fixture);
+    let sync = ["gitops", "app", "sync", "web-app", "--wait", "--timeout", "2"];
+
+    let begun = Instant::now();
+    let said = operator.attest(&sync).code(1);
+
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    said.says("not done within 2 s");
+    operator
+        .attest(&["gitops", "app", "sync", "web-app", "--timeout", "0"])
+        .code(2)
+        .says("--timeout");
 }
 
 #[tokio::test(flavor = "multi_thread")]

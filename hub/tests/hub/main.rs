@@ -14,6 +14,7 @@ mod api;
 mod applications;
 mod ci;
 mod clusters;
+mod command;
 mod crash;
 mod fixture;
 mod joining;

@@ -6,7 +6,7 @@ mod sync;
 
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use attest_gitops::api::documents::{Application, HistoryEntry, List};
@@ -14,11 +14,10 @@ use attest_gitops::render::read_yaml;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use self::page::{described, destinations, table, trouble};
 use crate::client::{block_on, is_missing};
-use crate::gitops::{HubArgs, segment, show};
+use crate::gitops::{HubArgs, segment, show, wait_seconds};
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table, Watch};
 
@@ -75,8 +74,8 @@ enum Command {
         /// Wait until it is gone
         #[arg(long)]
         wait: bool,
-        /// Longest wait, in seconds
-        #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+        /// With --wait: longest wait, in seconds
+        #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
         timeout: u64,
     },
 }
@@ -227,6 +226,9 @@ async fn delete(
         return Ok(());
     };
     let until = Instant::now() + wait;
+    let client = client.until(until);
+    let late = || format!("application {name} is still being removed after {} s", wait.as_secs());
+    let mut told = String::new();
     loop {
         let left: Application = match client.get(&path).await {
             Ok(application) => application,
@@ -234,13 +236,25 @@ async fn delete(
                 printer.line(&format!("application/{name} removed"));
                 return Ok(());
             }
+            Err(error) if Instant::now() >= until => return Err(error.context(late())),
             Err(error) => return Err(error),
         };
         if let Some(refused) = left.destinations.iter().find(|d| d.phase == "Refused") {
             bail!("{}", trouble(refused));
         }
+        let places: Vec<String> = left
+            .destinations
+            .iter()
+            .filter(|d| d.phase != "Synced")
+            .map(|d| format!("{}/{}: {}", d.cluster, d.namespace, d.message))
+            .collect();
+        let now = places.join("; ");
+        if now != told && !now.is_empty() {
+            printer.note(&now);
+            told = now;
+        }
         if Instant::now() >= until {
-            bail!("application {name} is still being removed after {} s", wait.as_secs());
+            bail!("{}: {told}", late());
         }
         tokio::time::sleep(POLL_EVERY).await;
     }

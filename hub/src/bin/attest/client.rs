@@ -1,6 +1,6 @@
 //! The hub's JSON API, as the operator's commands use it: mutual TLS, pinned authority, errors that say what to do.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 use attest_certs::{Bundle, Pin, peer_identity, tls};
@@ -20,10 +20,12 @@ const WARN_LEFT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A hub that can be asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
     hub: Hub,
+    /// No answer is waited for past this.
+    until: Option<Instant>,
 }
 
 /// The hub's refusal, kept as it came so that callers can act on its reason.
@@ -56,11 +58,15 @@ impl Client {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT_WITHIN)
-            .timeout(ANSWER_WITHIN)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .context("cannot set up the connection to the hub")?;
-        Ok(Self { http, hub: hub.clone() })
+        Ok(Self { http, hub: hub.clone(), until: None })
+    }
+
+    /// The same hub, for a command that ends at `until` however long an answer takes.
+    pub(crate) fn until(&self, until: Instant) -> Self {
+        Self { until: Some(until), ..self.clone() }
     }
 
     /// The context's entry.
@@ -106,7 +112,8 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> anyhow::Result<Vec<u8>> {
         let url = format!("{}{path}", self.hub.api_url.trim_end_matches('/'));
-        let mut request = self.http.request(method, url);
+        let limit = answer_within(self.until, Instant::now());
+        let mut request = self.http.request(method, url).timeout(limit);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -135,6 +142,11 @@ impl Client {
         anyhow::Error::new(error.without_url())
             .context(format!("cannot reach hub `{name}` at {api_url}: {hint}"))
     }
+}
+
+/// How long to wait for one answer: never past the end of the command.
+fn answer_within(until: Option<Instant>, now: Instant) -> Duration {
+    until.map_or(ANSWER_WITHIN, |until| until.saturating_duration_since(now).min(ANSWER_WITHIN))
 }
 
 /// What to say when the operator's certificate nears its end.
@@ -195,6 +207,21 @@ mod tests {
     use attest_certs::Authority;
 
     use super::*;
+
+    #[test]
+    fn no_answer_is_waited_for_past_the_end_of_the_command() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        for (until, limit) in [
+            (None, ANSWER_WITHIN),
+            (Some(now + 100 * ANSWER_WITHIN), ANSWER_WITHIN),
+            (Some(now + 3 * second), 3 * second),
+            (Some(now), Duration::ZERO),
+        ] {
+            assert_eq!(answer_within(until, now), limit);
+        }
+        assert_eq!(answer_within(Some(now), now + second), Duration::ZERO);
+    }
 
     #[test]
     fn a_certificate_that_nears_its_end_is_spoken_of_and_one_past_it_is_not_used() {

@@ -15,7 +15,7 @@ use clap::Subcommand;
 use reqwest::Method;
 
 use crate::client::{Client, block_on, is_missing};
-use crate::gitops::{HubArgs, segment, show};
+use crate::gitops::{HubArgs, segment, show, wait_seconds};
 use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
 use crate::printer::{Format, Output, Printer, Table, Watch};
 use crate::target::{TargetArgs, TargetCluster, write_private};
@@ -84,7 +84,7 @@ struct AcceptArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// Longest wait for the spoke to fetch its certificate, in seconds
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = wait_seconds())]
     timeout: u64,
 }
 

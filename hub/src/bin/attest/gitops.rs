@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use attest_common::keys::PublicKey;
 use attest_gitops::api::documents::{Key, KeyRequest, List};
 use clap::Subcommand;
+use clap::builder::RangedU64ValueParser;
 use reqwest::Method;
 use serde::Serialize;
 
@@ -17,6 +18,8 @@ use crate::{app, cluster, hub, repo};
 
 /// How often a watching command asks.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// Longest wait that a flag may ask for, in seconds.
+const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
 /// Largest file with a key or certificate that is read, in bytes.
 pub(crate) const SMALL_FILE_BYTES_MAX: u64 = 256 * 1024;
 
@@ -83,6 +86,11 @@ enum KeyCommand {
     List(Output),
     /// Forget a name; applications that use it keep the keys it named
     Rm { alias: String },
+}
+
+/// Reads a `--timeout`.
+pub(crate) fn wait_seconds() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(1..=WAIT_SECONDS_MAX)
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {

@@ -1,15 +1,14 @@
 //! `attest gitops app sync`: asks the hub to look now, waits for the outcome, and says where the time went.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use attest_gitops::api::documents::{Application, ChangeTimings, Condition, Destination};
-use tokio::time::Instant;
 
 use super::page::trouble;
 use super::{POLL_EVERY, path};
 use crate::client::{Client, refusal};
-use crate::gitops::HubArgs;
+use crate::gitops::{HubArgs, wait_seconds};
 use crate::human::milliseconds;
 use crate::printer::{Format, Output, Printer, Table};
 
@@ -19,8 +18,8 @@ pub(super) struct SyncArgs {
     /// Wait until every destination runs the newest commit, and show where the time went
     #[arg(long)]
     wait: bool,
-    /// Longest wait, in seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    /// With --wait: longest wait, in seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
     timeout: u64,
     #[command(flatten)]
     output: Output,
@@ -28,15 +27,22 @@ pub(super) struct SyncArgs {
 
 pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let SyncArgs { name, wait, timeout, output } = args;
-    let client = hub.client()?;
+    let mut client = hub.client()?;
     let path = path(&name);
     let until = Instant::now() + Duration::from_secs(timeout);
+    if wait {
+        client = client.until(until);
+    }
     let mut application = loop {
         let asked: anyhow::Result<Application> =
             client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
         match asked {
+            Err(error) if wait && Instant::now() >= until => {
+                let next = format!("`attest gitops app get {name}` shows what comes of it");
+                return Err(late(error, timeout, &format!("the look at {name} goes on; {next}")));
+            }
             // A first fetch takes its time: the look goes on, and one more waits for it.
-            Err(error) if wait && Instant::now() < until && is_unfinished(&error) => {
+            Err(error) if wait && is_unfinished(&error) => {
                 printer.note(&format!("the look at {name} goes on"));
             }
             answered => break answered?,
@@ -109,8 +115,16 @@ async fn settled(
             bail!("not done within {timeout_s} s: {told}");
         }
         tokio::time::sleep(POLL_EVERY).await;
-        application = client.get(path).await?;
+        application = match client.get(path).await {
+            Err(error) if Instant::now() >= until => return Err(late(error, timeout_s, &told)),
+            answered => answered?,
+        };
     }
+}
+
+/// An error that came because the time was over.
+fn late(error: anyhow::Error, timeout_s: u64, told: &str) -> anyhow::Error {
+    error.context(format!("not done within {timeout_s} s: {told}"))
 }
 
 /// Phases that nothing but a new commit or an operator ends.

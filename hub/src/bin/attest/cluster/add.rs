@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use attest_common::ids::{ClusterId, Name};
 use attest_common::policy::Spec;
-use attest_gitops::api::documents::{Cluster, Token, TokenRequest};
+use attest_gitops::api::documents::{Token, TokenRequest};
 use attest_gitops::install::apply::{self, Target};
 use attest_gitops::install::{Agent, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, trust};
 use k8s_openapi::api::authentication::v1::TokenRequest as AccountTokenRequest;
@@ -399,9 +399,16 @@ impl Run<'_> {
     /// Waits until the hub has the spoke's session.
     async fn connected(&self, started: Instant, id: &ClusterId) -> anyhow::Result<()> {
         let Self { client, printer, plan, .. } = self;
-        let mut told = String::new();
+        let mut told = "the hub has not answered yet".to_owned();
+        let until = started + Duration::from_secs(plan.args.timeout);
+        let client = client.until(until.into_std());
         loop {
-            let known: Option<Cluster> = registered(client, plan.args.name.as_str()).await?;
+            let known = match registered(&client, plan.args.name.as_str()).await {
+                Err(error) if self.is_late(started) => {
+                    return Err(error.context(self.late("connected", &told)));
+                }
+                known => known?,
+            };
             let now = match &known {
                 Some(known) if is_same(known, id) && known.connected => return Ok(()),
                 Some(known) if is_same(known, id) => format!("{}, not connected yet", known.state),
