@@ -30,6 +30,7 @@ use claims::Claims;
 use crowd::Crowd;
 pub use error::LinkError;
 use reports::Reports;
+pub use wire::WRITE_TIMEOUT;
 pub(crate) use wire::{FrameReader, send};
 
 use crate::hub::Hub;

@@ -28,6 +28,8 @@ pub enum LinkError {
     Connection(#[source] quinn::ConnectionError),
     #[error("the peer did not say what it must in time")]
     Silent,
+    #[error("the peer did not read what was sent to it in time")]
+    NotReading,
     #[error("the peer's {0} is not acceptable")]
     HelloInvalid(&'static str),
     #[error("no common protocol version: the spoke speaks {0} to {1}")]
@@ -73,6 +75,7 @@ impl LinkError {
                 "ConnectionLost"
             }
             Self::Silent => "GreetingTimeout",
+            Self::NotReading => "NotReading",
             Self::HelloInvalid(_) => "HelloInvalid",
             Self::ProtocolVersion(..) => "ProtocolVersion",
             Self::ClusterUnknown(_) => "ClusterUnknown",
@@ -106,6 +109,7 @@ impl LinkError {
             | Self::Connection(_)
             | Self::CertificateExpired
             | Self::Stopping
+            | Self::NotReading
             | Self::BlobMissing(_)
             | Self::Read(_)
             | Self::Write(_)

@@ -1,21 +1,25 @@
 //! One directive on its way to one spoke: the blobs it lacks, then the directive, on a stream of their own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use attest_common::ids::Digest;
 use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
 use attest_common::session::message::{Blob, Push, ToSpokeBody};
 use bytes::Bytes;
-use quinn::Connection;
+use quinn::{Connection, SendStream};
 
-use super::LinkError;
 use super::session::to_spoke;
+use super::{CLOSE_COME_BACK, LinkError};
 use crate::fleet::Pending;
 use crate::hub::Hub;
 use crate::store::records::CompressedBlob;
 
 /// How far back the ledger is searched for what a spoke holds; one that is further behind is sent everything.
 const HELD_BEHIND_MAX: usize = 20;
+/// Longest time without progress of a push: until there is a stream for it, and until each of its frames is taken.
+/// A spoke gives a whole push as long.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The blobs that go with a directive: those of its plan that the spoke lacks.
 pub(super) async fn prepare(
@@ -47,18 +51,43 @@ pub(super) async fn prepare(
     .await
 }
 
+/// A stream for one push.
+///
+/// # Errors
+/// When the spoke grants none within [`PROGRESS_TIMEOUT`].
+pub(super) async fn open(connection: &Connection) -> Result<SendStream, LinkError> {
+    in_time(connection.open_uni()).await?.map_err(LinkError::Connection)
+}
+
+/// Sends a directive and its blobs, and waits until the spoke has them.
+///
+/// # Errors
+/// When the spoke does not take it, or takes no more of it for [`PROGRESS_TIMEOUT`].
 pub(super) async fn push(
     hub: &Arc<Hub>,
-    connection: &Connection,
+    mut stream: SendStream,
     pending: &Pending,
     blobs: &[CompressedBlob],
 ) -> Result<(), LinkError> {
-    let mut stream = connection.open_uni().await.map_err(LinkError::Connection)?;
+    let pushed = write(hub, &mut stream, pending, blobs).await;
+    if pushed.is_err() {
+        // What was not taken needs no memory any more. An error says that it is closed already.
+        let _ = stream.reset(CLOSE_COME_BACK);
+    }
+    pushed
+}
+
+async fn write(
+    hub: &Arc<Hub>,
+    stream: &mut SendStream,
+    pending: &Pending,
+    blobs: &[CompressedBlob],
+) -> Result<(), LinkError> {
     let mut sent = 0;
     for blob in blobs {
         for frame in frames(blob)? {
             sent += frame.len() as u64;
-            stream.write_all_chunks(&mut [frame]).await.map_err(LinkError::Write)?;
+            in_time(stream.write_all_chunks(&mut [frame])).await?.map_err(LinkError::Write)?;
         }
     }
     let plan = pending.head.planned.as_ref().map(|planned| planned.envelope.raw().to_vec());
@@ -66,16 +95,20 @@ pub(super) async fn push(
     let push = Push { directive, plan: plan.unwrap_or_default() };
     let frame = encode(&to_spoke(ToSpokeBody::Directive(push))).map_err(LinkError::Frame)?;
     sent += frame.len() as u64;
-    stream.write_all(&frame).await.map_err(LinkError::Write)?;
+    in_time(stream.write_all(&frame)).await?.map_err(LinkError::Write)?;
     stream.finish().map_err(|_| LinkError::StreamClosed)?;
     hub.metrics.pushes.inc();
     hub.metrics.push_bytes.inc_by(sent);
     // Until the spoke has it all, so that the window of pushes means pushes under way.
-    match stream.stopped().await {
+    match in_time(stream.stopped()).await? {
         Ok(None) => Ok(()),
         // The spoke stopped the stream: it did not take it, whatever the reason.
         Ok(Some(_)) | Err(_) => Err(LinkError::StreamClosed),
     }
+}
+
+async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {
+    tokio::time::timeout(PROGRESS_TIMEOUT, step).await.map_err(|_| LinkError::NotReading)
 }
 
 fn frames(blob: &CompressedBlob) -> Result<Vec<Bytes>, LinkError> {

@@ -17,7 +17,7 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::push::{prepare, push};
+use super::push::{open, prepare, push};
 use super::reports::Arrived;
 use super::{
     FrameReader, HELLO_DESTINATIONS_MAX, LinkError, NEEDS_MAX, POLICY_BYTES_MAX, Shared,
@@ -422,10 +422,13 @@ impl Session<'_> {
                 }
             };
             self.pushes.spawn(async move {
-                let permit = permits.acquire_owned().await;
-                let pushed = push(&hub, &connection, &pending, &blobs).await;
-                drop(permit);
-                let Err(error) = pushed else {
+                let pushed = async {
+                    // A spoke that grants no stream takes nobody's place.
+                    let stream = open(&connection).await?;
+                    let _permit = permits.acquire_owned().await;
+                    push(&hub, stream, &pending, &blobs).await
+                };
+                let Err(error) = pushed.await else {
                     hub.fleet.push_arrived(number, &pending);
                     return None;
                 };

@@ -1,5 +1,7 @@
 //! Frames on QUIC streams: read one by one without losing bytes when the reader is interrupted.
 
+use std::time::Duration;
+
 use attest_common::session::frame::{self, LENGTH_BYTES};
 use bytes::{Buf as _, BytesMut};
 use prost::Message;
@@ -7,6 +9,8 @@ use quinn::{RecvStream, SendStream};
 
 use super::LinkError;
 
+/// Time in which a peer must have taken a frame that is written to it.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Most bytes taken from the stream at once.
 const READ_BYTES_MAX: usize = 16 * 1024;
 
@@ -60,10 +64,14 @@ impl FrameReader {
 }
 
 /// Writes one message.
+///
+/// # Errors
+/// [`LinkError::NotReading`] when the peer does not take it within [`WRITE_TIMEOUT`].
 pub(crate) async fn send<M: Message>(
     stream: &mut SendStream,
     message: &M,
 ) -> Result<(), LinkError> {
     let frame = frame::encode(message).map_err(LinkError::Frame)?;
-    stream.write_all(&frame).await.map_err(LinkError::Write)
+    let written = tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(&frame)).await;
+    written.map_err(|_| LinkError::NotReading)?.map_err(LinkError::Write)
 }

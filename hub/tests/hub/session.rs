@@ -7,6 +7,7 @@ use attest_common::plan::{Operation, Sync};
 use attest_common::report::Phase;
 use attest_common::session::message::{ToHubBody, ToSpokeBody};
 use attest_common::verify::{self, Ages, Spoke as Judge};
+use attest_gitops::link::WRITE_TIMEOUT;
 use serde_json::json;
 
 use crate::ci::Repository;
@@ -514,4 +515,32 @@ async fn a_newer_connection_of_a_cluster_replaces_the_older() {
     assert!(old.connection.closed().await.to_string().contains("Replaced"));
     fixture.until("/v1/clusters/staging", |seen| seen["connected"] == true).await;
     assert!(new.connection.close_reason().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_that_does_not_read_is_dropped_by_name_and_holds_up_nobody() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (deaf, _) = Spoke::new(&fixture, "production", 1).await;
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 2).await;
+    let begun = Instant::now();
+
+    // Each of these is answered at once.
+    let connection = deaf.talk_on_and_never_read();
+    let manifest = repository.manifest(Some("staging"));
+    fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, phase_is("Synced")).await;
+
+    assert!(
+        connection.close_reason().is_none(),
+        "the other was served before this one was dropped"
+    );
+    let closed = connection.closed();
+    let closed = tokio::time::timeout(2 * WRITE_TIMEOUT, closed).await.expect("it is waited for");
+    assert!(closed.to_string().contains("NotReading"), "{closed}");
+    assert!(begun.elapsed() >= WRITE_TIMEOUT, "it had its time");
+    fixture.until("/v1/clusters/production", |seen| seen["connected"] == false).await;
 }

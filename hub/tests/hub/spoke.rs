@@ -362,6 +362,19 @@ impl Spoke {
         self.send.write_all(body).await.unwrap();
     }
 
+    /// Sends what the hub answers, for as long as it is taken, and reads no answer.
+    pub(crate) fn talk_on_and_never_read(self) -> Connection {
+        let connection = self.connection.clone();
+        tokio::spawn(async move {
+            let Self { receive: _unread, mut send, .. } = self;
+            let unreadable = NumberedReport { number: 1, report: b"?".to_vec() };
+            let frame = ToHub { body: Some(ToHubBody::Report(unreadable)) };
+            let frame = frame::encode(&frame).unwrap();
+            while send.write_all(&frame).await.is_ok() {}
+        });
+        connection
+    }
+
     /// The next push, whole, with its signatures checked.
     pub(crate) async fn receive(&self) -> Received {
         tokio::time::timeout(PATIENCE, self.push()).await.expect("nothing was pushed")
