@@ -176,6 +176,9 @@ fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
 /// The token is used for the first time.
 fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinOutcome, JoinError> {
     let token = &stored.value;
+    if token.identity.as_ref().is_some_and(|identity| *identity != asked.cluster) {
+        return Err(JoinError::OtherIdentity);
+    }
     let writing = hub.directory.writing();
     if hub.directory.is_banned(&asked.cluster) {
         return Err(JoinError::ClusterRevoked(asked.cluster.clone()));
@@ -203,6 +206,10 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
     if hub.directory.records() >= CLUSTERS_MAX {
         return Err(JoinError::TooMany);
     }
+    let former = all.iter().find(|cluster| cluster.id == asked.cluster);
+    if token.identity.is_some() && former.is_none() {
+        return Err(JoinError::NoCluster(token.cluster.clone()));
+    }
     let mut record = ClusterRecord {
         id: asked.cluster.clone(),
         name: token.cluster.clone(),
@@ -213,7 +220,7 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
         serial: None,
         former_serial: None,
         certificate_expires_at: None,
-        registered_at: now(),
+        registered_at: former.map_or_else(now, |former| former.registered_at),
         agent_version: Some(asked.agent_version.clone()),
         kubernetes_version: None,
         revoked_because: None,
@@ -243,6 +250,10 @@ fn first(hub: &Hub, stored: &Stored<TokenRecord>, asked: &Asked) -> Result<JoinO
         hub.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
     writing.note(&record);
+    if former.is_some() {
+        // The certificate that it rests on counts no more.
+        hub.fleet.close(&record.id, CLOSE_NOT_ADMITTED, "CertificateReplaced");
+    }
     hub.directory.measure(&hub.metrics);
     hub.pipeline.wake_cluster(&record.name);
     tracing::info!(

@@ -140,15 +140,12 @@ async fn connect(
     kube_system_uid: String,
     readiness: Readiness,
 ) {
-    if link.identity.tls.is_none() {
-        let mut trust = link.trust.clone();
-        let file = join_token_file.as_deref();
-        join::run(&link.api, &link.hub, file, &mut trust, &kube_system_uid, &mut link.identity)
-            .await;
+    loop {
+        join::run(&mut link, join_token_file.as_deref(), &kube_system_uid, &readiness).await;
+        readiness.joined(Ok(()));
+        join::forget_token(&link.api).await;
+        link::run(&mut link).await;
     }
-    readiness.joined();
-    join::forget_token(&link.api).await;
-    link::run(link).await;
 }
 
 async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {

@@ -2,8 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -14,28 +13,41 @@ use tokio::net::TcpListener;
 use crate::metrics::Metrics;
 
 /// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Ready>);
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<Mutex<Ready>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ready {
-    joined: AtomicBool,
-    resumed: AtomicBool,
+    /// Why the fleet does not know this spoke, in words.
+    outside: Option<String>,
+    resumed: bool,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        let outside = Some("not joined yet".to_owned());
+        Self(Arc::new(Mutex::new(Ready { outside, resumed: false })))
+    }
 }
 
 impl Readiness {
-    /// The fleet knows this spoke.
-    pub fn joined(&self) {
-        self.0.joined.store(true, Ordering::Relaxed);
+    /// The fleet knows this spoke, or why it does not.
+    pub fn joined(&self, joined: Result<(), String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).outside = joined.err();
     }
 
     /// Whether records and trust policy are there to work by.
     pub fn resumed(&self, resumed: bool) {
-        self.0.resumed.store(resumed, Ordering::Relaxed);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).resumed = resumed;
     }
 
-    fn get(&self) -> bool {
-        self.0.joined.load(Ordering::Relaxed) && self.0.resumed.load(Ordering::Relaxed)
+    fn get(&self) -> Result<(), String> {
+        let ready = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &ready.outside {
+            Some(why) => Err(format!("not ready: {why}")),
+            None if ready.resumed => Ok(()),
+            None => Err("not ready: no trust policy to work by yet".to_owned()),
+        }
     }
 }
 
@@ -66,10 +78,9 @@ pub async fn serve(
     let status = Router::new().route("/health", get(|| async { "ok" })).route(
         "/ready",
         get(move || async move {
-            if readiness.get() {
-                (StatusCode::OK, "ok")
-            } else {
-                (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+            match readiness.get() {
+                Ok(()) => (StatusCode::OK, "ok".to_owned()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
             }
         }),
     );
@@ -133,12 +144,15 @@ mod tests {
     #[test]
     fn a_spoke_is_ready_when_it_has_joined_and_has_a_policy_to_work_by() {
         let readiness = Readiness::default();
-        assert!(!readiness.get());
+        assert!(readiness.get().is_err());
         readiness.resumed(true);
-        assert!(!readiness.get());
-        readiness.joined();
-        assert!(readiness.get());
+        assert!(readiness.get().is_err());
+        readiness.joined(Ok(()));
+        assert_eq!(readiness.get(), Ok(()));
+        readiness.joined(Err("CertificateExpired".to_owned()));
+        assert_eq!(readiness.get(), Err("not ready: CertificateExpired".to_owned()));
+        readiness.joined(Ok(()));
         readiness.resumed(false);
-        assert!(!readiness.get());
+        assert!(readiness.get().is_err());
     }
 }

@@ -5,8 +5,9 @@
 //! stands here too, apart from the records, so that lost ones are missed.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
-use attest_certs::Bundle;
+use attest_certs::{Bundle, peer_identity};
 use attest_common::ids::ClusterId;
 use attest_common::keys::PrivateKey;
 use serde_json::{Value, json};
@@ -47,7 +48,33 @@ pub struct Tls {
     pub generation: u64,
 }
 
+impl Tls {
+    /// When the certificate ends.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        peer_identity(self.bundle.chain()).ok().map(|peer| peer.not_after)
+    }
+}
+
+/// Whether the hub would let this spoke in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has no certificate yet.
+    New,
+    Member,
+    /// Its certificate has ended: only a new join token helps.
+    Expired,
+}
+
 impl Identity {
+    /// Where this spoke stands, by the certificate it holds.
+    pub fn standing(&self, now: SystemTime) -> Standing {
+        match &self.tls {
+            None => Standing::New,
+            Some(tls) if tls.expires_at().is_none_or(|at| at <= now) => Standing::Expired,
+            Some(_) => Standing::Member,
+        }
+    }
+
     /// Reads the identity, or makes one and stores it before anybody hears of it.
     ///
     /// # Errors
@@ -253,6 +280,23 @@ mod tests {
 
         secret["data"][CLUSTER_ID] = BASE64.encode(b"c-0000000000000000").into();
         assert_eq!(Identity::read(&secret).unwrap_err().reason(), "IdentityMalformed");
+    }
+
+    #[tokio::test]
+    async fn a_spoke_is_a_member_until_the_moment_its_certificate_ends() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let mut identity = Identity::load_or_create(&api).await.unwrap();
+        let now = SystemTime::now();
+        assert_eq!(identity.standing(now), Standing::New);
+        let certificate = bundle(&identity);
+
+        identity.store_tls(&api, certificate).await.unwrap();
+
+        let end = identity.tls.as_ref().unwrap().expires_at().unwrap();
+        assert_eq!(identity.standing(now), Standing::Member);
+        assert_eq!(identity.standing(end - Duration::from_secs(1)), Standing::Member);
+        assert_eq!(identity.standing(end), Standing::Expired);
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
 //! Joining a fleet: once in a spoke's life, with a single-use token, over a connection pinned to the hub's CA.
+//! Again only when its certificate has expired, by another such token; the identity stays.
 //!
 //! The token's secret never travels; what does is a proof bound to this TLS connection. What the
 //! hub answers is checked against the local policy before it is stored.
@@ -15,44 +16,60 @@ use attest_common::session::message::{
 };
 use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
 use quinn::VarInt;
-use tokio::sync::watch;
 
 use crate::cluster::ApiServer;
 use crate::failpoint;
-use crate::identity::{Identity, IdentityError};
+use crate::http::Readiness;
+use crate::identity::{Identity, IdentityError, Standing};
 use crate::link::certificate::{Expected, certificate};
 use crate::link::quic::{self, FrameReader, LinkError};
-use crate::link::{pins, random};
-use crate::policy::{Loaded, Trust};
+use crate::link::{Link, pins, random};
+use crate::policy::Loaded;
 use crate::secrets;
 
 /// The Secret that brings the token into the cluster; deleted after joining.
 pub const JOIN_SECRET: &str = "attest-join";
+/// The reason of a spoke whose certificate has expired.
+const EXPIRED: &str = "CertificateExpired";
 
-/// Joins, asking again for as long as it takes. Returns when the certificate is stored.
+/// Joins, asking again for as long as it takes. Returns at once for a member of the fleet, and
+/// otherwise when a certificate is stored.
 pub async fn run(
-    api: &ApiServer,
-    hub: &str,
+    link: &mut Link,
     token_file: Option<&Path>,
-    trust: &mut watch::Receiver<Trust>,
     kube_system_uid: &str,
-    identity: &mut Identity,
+    readiness: &Readiness,
 ) {
-    let fingerprint = join::fingerprint(identity.key.public().bytes());
-    tracing::info!(cluster_id = %identity.cluster, fingerprint, "Joining the fleet");
-    let mut attempt = 0;
+    let fingerprint = join::fingerprint(link.identity.key.public().bytes());
+    if link.identity.tls.is_none() {
+        tracing::info!(cluster_id = %link.identity.cluster, fingerprint, "Joining the fleet");
+    }
+    let (mut attempt, mut spent) = (0, None);
+    // Looked at anew each time: a clock that was wrong may have been set right.
     loop {
-        let loaded = trust.borrow_and_update().loaded().cloned();
-        let outcome = match (loaded, token_file) {
-            (Err(error), _) => Err(JoinError::Trust(error)),
+        let standing = link.identity.standing(SystemTime::now());
+        if standing == Standing::Member {
+            return;
+        }
+        link.measure_certificate();
+        let loaded = link.trust.borrow_and_update().loaded().cloned();
+        if standing == Standing::Expired {
+            readiness.joined(Err(expired(loaded.as_deref().ok())));
+        }
+        let outcome = match (&loaded, token_file) {
+            (Err(error), _) => Err(JoinError::Trust(error.clone())),
             (Ok(_), None) => Err(JoinError::NoTokenFile),
             (Ok(loaded), Some(file)) => {
-                let mut joining = Joining { api, hub, loaded: &loaded, kube_system_uid, identity };
-                joining.once(file).await
+                let (api, hub, identity) = (&link.api, &link.hub, &mut link.identity);
+                let mut joining = Joining { api, hub, loaded, kube_system_uid, identity };
+                joining.once(file, &mut spent).await
             }
         };
         let wait_ms = match outcome {
-            Ok(Progress::Joined) => break,
+            Ok(Progress::Joined) => {
+                tracing::info!(cluster_id = %link.identity.cluster, "Joined the fleet");
+                return;
+            }
             Ok(Progress::Pending { retry_ms }) => {
                 tracing::info!(
                     fingerprint,
@@ -62,21 +79,31 @@ pub async fn run(
                 retry_ms.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS)
             }
             Err(error) => {
-                tracing::warn!(
-                    reason = error.reason(),
-                    error = %error_chain(&error),
-                    "Has not joined; trying again"
-                );
+                let (reason, what) = match standing {
+                    Standing::Expired => (EXPIRED, expired(loaded.as_deref().ok())),
+                    Standing::New | Standing::Member => {
+                        (error.reason(), "Has not joined; trying again".to_owned())
+                    }
+                };
+                tracing::warn!(reason, error = %error_chain(&error), "{what}");
                 attempt += 1;
                 crate::link::reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
             }
         };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-            _ = trust.changed() => {}
+            _ = link.trust.changed() => {}
         }
     }
-    tracing::info!(cluster_id = %identity.cluster, "Joined the fleet");
+}
+
+/// What a spoke says whose certificate has ended, and what helps.
+fn expired(loaded: Option<&Loaded>) -> String {
+    let name = loaded.map_or("NAME", |loaded| loaded.policy.cluster_name.as_str());
+    format!(
+        "{EXPIRED}: this cluster's certificate has expired; what runs is kept, and the hub is reached again \
+         after `attest gitops cluster rejoin {name} --kubeconfig F`"
+    )
 }
 
 /// Deletes the join token, which was used up. Also after a start: the process may have died before.
@@ -107,13 +134,21 @@ struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    async fn once(&mut self, token_file: &Path) -> Result<Progress, JoinError> {
+    /// `spent` is the id of the token that the hub took no more.
+    async fn once(
+        &mut self,
+        token_file: &Path,
+        spent: &mut Option<String>,
+    ) -> Result<Progress, JoinError> {
         let text = std::fs::read_to_string(token_file).map_err(|source| JoinError::TokenFile {
             path: token_file.display().to_string(),
             source,
         })?;
         let token: JoinToken = text.parse().map_err(JoinError::Token)?;
         drop(zeroize::Zeroizing::new(text));
+        if spent.as_deref() == Some(token.id()) {
+            return Err(JoinError::TokenSpent);
+        }
         let request = SigningRequest::generate().map_err(|_| JoinError::KeyGeneration)?;
         let tls = tls::spoke_join(&pins(self.loaded).map_err(JoinError::Link)?)
             .map_err(|error| JoinError::Link(LinkError::Tls(error)))?;
@@ -130,6 +165,9 @@ impl Joining<'_> {
             }
             Some(JoinOutcome::PendingRetryMs(retry_ms)) => Ok(Progress::Pending { retry_ms }),
             Some(JoinOutcome::Refused(JoinRefused { reason, message })) => {
+                if reason.starts_with("Token") {
+                    *spent = Some(token.id().to_owned());
+                }
                 let said = attest_common::report::message(&format!("{reason}: {message}"));
                 Err(JoinError::Refused(said))
             }
@@ -237,6 +275,8 @@ pub enum JoinError {
     },
     #[error("the join token is not usable")]
     Token(#[source] TokenError),
+    #[error("the hub has refused this join token; bring another one")]
+    TokenSpent,
     #[error("cannot make a TLS key")]
     KeyGeneration,
     #[error("cannot bind the proof to the connection")]
@@ -258,7 +298,9 @@ impl JoinError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Trust(error) => error.reason(),
-            Self::NoTokenFile | Self::TokenFile { .. } | Self::Token(_) => "JoinToken",
+            Self::NoTokenFile | Self::TokenFile { .. } | Self::Token(_) | Self::TokenSpent => {
+                "JoinToken"
+            }
             Self::KeyGeneration => "KeyGeneration",
             Self::Exporter => "Exporter",
             Self::Link(error) => error.reason(),

@@ -33,7 +33,7 @@ use self::push::{Pushed, Room};
 use self::quic::{FrameReader, LinkError};
 use self::renewal::Renewal;
 use crate::cluster::ApiServer;
-use crate::identity::Identity;
+use crate::identity::{Identity, Standing, Tls};
 use crate::metrics::Metrics;
 use crate::outbox::{Deliveries, Outbox};
 use crate::pace::Pace;
@@ -87,11 +87,11 @@ impl SeenSource {
     }
 }
 
-/// Keeps a session with the hub for as long as the process lives.
-pub async fn run(mut link: Link) {
+/// Keeps a session with the hub for as long as the certificate lasts.
+pub async fn run(link: &mut Link) {
     let mut attempt = 0;
     let mut window_ms = 0;
-    loop {
+    while link.identity.standing(SystemTime::now()) == Standing::Member {
         let outcome = link.session(&mut attempt, &mut window_ms).await;
         link.metrics.connected.set(0);
         let Err(error) = outcome;
@@ -187,7 +187,7 @@ impl Link {
 
         let mut judged = Heartbeats { nonce: HEXLOWER.encode(&nonce), counter: 0 };
         let mut deliveries = Deliveries::default();
-        let mut renewal = Renewal::of(bundle, self.renewal_asked_at, &self.metrics);
+        let mut renewal = Renewal::of(bundle, self.renewal_asked_at);
         let mut tick = tokio::time::interval(TICK);
         let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
         // Ends with the session: what had not arrived then is sent again.
@@ -213,6 +213,7 @@ impl Link {
                 Some(_) = receiving.join_next(), if !receiving.is_empty() => {}
                 () = self.outbox.changed() => {}
                 _ = tick.tick() => {
+                    self.measure_certificate();
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
                         quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
@@ -220,6 +221,14 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// How long the certificate lasts; below zero once it has ended.
+    pub(crate) fn measure_certificate(&self) {
+        let ends = self.identity.tls.as_ref().and_then(Tls::expires_at);
+        let left_s = ends.and_then(|at| jiff::Timestamp::try_from(at).ok());
+        let left_s = left_s.map(|at| at.as_second() - jiff::Timestamp::now().as_second());
+        self.metrics.certificate_expiry_seconds.set(left_s.unwrap_or_default());
     }
 
     fn hello(&self, nonce: &[u8; 16], loaded: &Loaded) -> Hello {

@@ -79,8 +79,10 @@ impl Metrics {
             watches: with.gauge("watches", "Watches open, one a kind and namespace")?,
             state_lost: with
                 .gauge("state_lost", "1 when records are missing that this identity once wrote")?,
-            certificate_expiry_seconds: with
-                .gauge("certificate_expiry_seconds", "Seconds until the certificate expires")?,
+            certificate_expiry_seconds: with.gauge(
+                "certificate_expiry_seconds",
+                "Seconds until the certificate expires; below zero since",
+            )?,
             registry: registry.clone(),
         };
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;

@@ -36,6 +36,7 @@ impl From<JoinError> for Refusal {
             | JoinError::Request(_)
             | JoinError::Uid
             | JoinError::IdentityKnown(_)
+            | JoinError::OtherIdentity
             | JoinError::TooMany
             | JoinError::Lifetime => StatusCode::UNPROCESSABLE_ENTITY,
         };
@@ -54,10 +55,7 @@ pub(super) async fn make_token(
     Body(asked): Body<TokenRequest>,
 ) -> Result<(StatusCode, Json<Token>), Refusal> {
     let cluster = name(&asked.cluster)?;
-    let TokenRequest { ttl_seconds, auto_accept, replace, .. } = asked;
-    let (record, text) = hub
-        .blocking(move |hub| join::make_token(hub, &cluster, ttl_seconds, auto_accept, replace))
-        .await?;
+    let (record, text) = hub.blocking(move |hub| join::make_token(hub, &cluster, &asked)).await?;
     let token = Token { token: Some(text), ..shown_token(&record) };
     Ok((StatusCode::CREATED, Json(token)))
 }

@@ -62,6 +62,9 @@ pub struct TokenRequest {
     /// Replace a cluster of this name that is registered already.
     #[serde(default)]
     pub replace: bool,
+    /// The registered cluster of this name that is to get a new certificate; nobody else may use the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ClusterId>,
 }
 
 /// A token. `token` is shown once, by the answer that made it.

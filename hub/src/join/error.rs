@@ -33,6 +33,8 @@ pub(crate) enum JoinError {
         "a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace"
     )]
     NameTaken(Name),
+    #[error("the join token is for another cluster's spoke")]
+    OtherIdentity,
     #[error("this spoke is registered already as `{0}`")]
     IdentityKnown(Name),
     #[error(
@@ -76,6 +78,7 @@ impl JoinError {
             Self::Request(error) => error.reason(),
             Self::Uid => "KubeSystemUid",
             Self::NameTaken(_) => "NameTaken",
+            Self::OtherIdentity => "OtherIdentity",
             Self::IdentityKnown(_) => "IdentityKnown",
             Self::ClusterRevoked(_) => "ClusterRevoked",
             Self::TooMany => "Limit",

@@ -4,6 +4,7 @@ use attest_common::ids::{Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
 
 use super::{JoinError, TOKENS_MAX};
+use crate::api::documents::TokenRequest;
 use crate::hub::{Hub, after, now};
 use crate::store::StoreError;
 use crate::store::records::{self, Change, ClusterState, Records, TokenRecord};
@@ -11,20 +12,23 @@ use crate::store::records::{self, Change, ClusterState, Records, TokenRecord};
 /// Makes a token. The text is returned here and never again.
 ///
 /// # Errors
-/// When the name is taken, the lifetime too long, or the store does not take it. Blocks.
+/// When the name is taken, or is not that of the given identity, the lifetime too long, or the store does not take it. Blocks.
 pub(crate) fn make_token(
     hub: &Hub,
     cluster: &Name,
-    lifetime_s: u64,
-    auto_accept: bool,
-    replace: bool,
+    asked: &TokenRequest,
 ) -> Result<(TokenRecord, String), JoinError> {
+    let TokenRequest { ttl_seconds: lifetime_s, auto_accept, replace, ref identity, .. } = *asked;
     if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
         return Err(JoinError::Lifetime);
     }
     let taken = hub.directory.named(cluster);
-    if !replace && taken.is_some_and(|taken| taken.state != ClusterState::Revoked) {
-        return Err(JoinError::NameTaken(cluster.clone()));
+    let taken = taken.filter(|taken| taken.state != ClusterState::Revoked);
+    match (identity, &taken) {
+        (Some(id), Some(taken)) if taken.id == *id => {}
+        (Some(_), _) => return Err(JoinError::NoCluster(cluster.clone())),
+        (None, Some(_)) if !replace => return Err(JoinError::NameTaken(cluster.clone())),
+        (None, _) => {}
     }
     let mut random = [0; TOKEN_RANDOM_BYTES];
     getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
@@ -39,6 +43,7 @@ pub(crate) fn make_token(
         expires_at: after(created_at, lifetime_ms),
         auto_accept,
         replace,
+        identity: identity.clone(),
         failures: 0,
         revoked: false,
         used: None,

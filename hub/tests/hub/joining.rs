@@ -129,6 +129,47 @@ async fn a_name_is_taken_until_it_is_removed_or_replaced_and_the_revoked_stay_ou
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_registered_identity_gives_it_a_new_certificate_and_lets_nobody_else_in() {
+    let fixture = Fixture::start().await;
+    let keys = Keys::new(1);
+    let id = keys.cluster();
+    let body =
+        |name: &str| json!({"cluster": name, "ttlSeconds": 60, "autoAccept": true, "identity": id});
+    let (status, unknown) = fixture.call("POST", "/v1/tokens", Some(body("staging"))).await;
+    assert_eq!((status, &unknown["reason"]), (404, &json!("ClusterUnknown")));
+    let (spoke, old) = Spoke::new(&fixture, "staging", 1).await;
+    let before = fixture.get("/v1/clusters/staging").await;
+    let (status, unknown) = fixture.call("POST", "/v1/tokens", Some(body("other"))).await;
+    assert_eq!((status, &unknown["reason"]), (404, &json!("ClusterUnknown")));
+    let (_, token) = fixture.call("POST", "/v1/tokens", Some(body("staging"))).await;
+    let token = token["token"].as_str().unwrap();
+
+    let stranger = join(&fixture, token, &Keys::new(2), Bend::default()).await;
+    assert_eq!(refused(&stranger), "OtherIdentity");
+    let thief = Keys { request: Keys::new(1).request, identity: Keys::new(2).identity };
+    assert_eq!(refused(&join(&fixture, token, &thief, Bend::default()).await), "OtherIdentity");
+    assert!(spoke.connection.close_reason().is_none(), "nothing has happened");
+    let outcome = join(&fixture, token, &keys, Bend::default()).await;
+
+    let renewed = bundle(outcome, &keys);
+    assert!(spoke.connection.closed().await.to_string().contains("CertificateReplaced"));
+    let error = Spoke::connect(&fixture, "staging", &id, &old, &[]).await.err();
+    assert!(error.is_some(), "the former certificate counts no more");
+    Spoke::connect(&fixture, "staging", &id, &renewed, &[]).await.map(drop).unwrap();
+    let after = fixture.get("/v1/clusters/staging").await;
+    for field in ["id", "name", "fingerprint", "registeredAt", "default"] {
+        assert_eq!(after[field], before[field], "{field}");
+    }
+
+    // Not for one that was taken out of the fleet meanwhile.
+    let (_, token) = fixture.call("POST", "/v1/tokens", Some(body("staging"))).await;
+    fixture.call("DELETE", "/v1/clusters/staging", None).await;
+    let token = token["token"].as_str().unwrap();
+    let outcome = join(&fixture, token, &keys, Bend::default()).await;
+    assert_eq!(refused(&outcome), "ClusterUnknown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_cluster_that_is_removed_is_not_shown_and_stays_out() {
     let mut fixture = Fixture::start().await;
     let (_spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;

@@ -6,7 +6,6 @@ use attest_certs::{Bundle, SigningRequest, peer_identity};
 
 use super::certificate::{self, certificate};
 use super::{Link, pins, random};
-use crate::metrics::Metrics;
 
 /// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
 const RENEW_AT_PERCENT: u64 = 66;
@@ -22,12 +21,8 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    pub(super) fn of(bundle: &Bundle, asked_at: Option<Instant>, metrics: &Metrics) -> Self {
+    pub(super) fn of(bundle: &Bundle, asked_at: Option<Instant>) -> Self {
         let due_at = peer_identity(bundle.chain()).ok().map(|peer| {
-            let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-            metrics
-                .certificate_expiry_seconds
-                .set(i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
             let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
             peer.not_before + life.mul_f64(renew_share(random()))
         });

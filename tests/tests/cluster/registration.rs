@@ -9,16 +9,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use attest_certs::{Authority, SigningRequest};
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
 use attest_tests::process::{Process, Spec, remove_at_end};
 use attest_tests::wait::until;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::DynamicObject;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::Value;
@@ -195,6 +196,85 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
     assert_ne!(relisted["items"][0]["id"], entry["id"]);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itself()
+-> anyhow::Result<()> {
+    let Some((fakelet, cluster)) = site("asleep").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let client = cluster.client().await?;
+    let kubeconfig = cluster.kubeconfig();
+    let added = desk.add("staging", &kubeconfig, "").await?;
+    assert!(added.status.success(), "{}", said(&added));
+    let before = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
+    let gone = || async { Ok(secret(&client, "attest-join").await?.is_none().then_some(())) };
+    until("the join token to be gone", SOON, gone).await?;
+    let trusted = policy(&client).await?.context("no policy")?.data["spec"].clone();
+    let file = kubeconfig.display().to_string();
+    let rejoin = ["gitops", "cluster", "rejoin", "staging", "--kubeconfig", &file];
+    assert!(desk.operator.attest(&rejoin)?.contains("is connected"));
+
+    // Weeks later: the certificate ended while the cluster was off.
+    expire(&client, desk.hub.home()).await?;
+    let pods: Api<k8s_openapi::api::core::v1::Pod> =
+        Api::namespaced(client.clone(), "attest-system");
+    pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    let log = until("the spoke to say what is wrong", SOON, || async {
+        let log = fakelet.output("attest-system/attest-spoke");
+        Ok(log.contains("attest gitops cluster rejoin staging --kubeconfig F").then_some(log))
+    });
+    let log = log.await.with_context(|| fakelet.output("attest-system/attest-spoke"))?;
+    let health = log.lines().rev().find_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(line.pointer("/fields/health")?.as_str()?.to_owned())
+    });
+    let health = health.with_context(|| log.clone())?;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let ready = http.get(format!("http://{health}/ready")).send().await?;
+    assert_eq!(ready.status(), 503);
+    let ready = ready.text().await?;
+    assert!(ready.contains("CertificateExpired") && ready.contains("rejoin staging"), "{ready}");
+    let status = desk.operator.attest(&["spoke", "status", "--kubeconfig", &file])?;
+    assert!(status.contains("CertificateExpired"), "{status}");
+
+    // The way back is the operator's: as many as want may hold the certificate, nobody gets in by it.
+    let seen = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
+    assert_eq!(seen["connected"], false);
+    let output = desk.operator.try_attest(&rejoin)?;
+    let why = format!("{}\n{}", said(&output), fakelet.output("attest-system/attest-spoke"));
+    assert!(output.status.success(), "{why}");
+
+    let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
+    for field in ["id", "name", "fingerprint", "kubeSystemUid", "registeredAt", "default"] {
+        assert_eq!(after[field], before[field], "{field}");
+    }
+    assert_eq!(after["connected"], true);
+    let installed = policy(&client).await?.context("no policy")?;
+    assert_eq!(installed.data["spec"], trusted);
+    assert_eq!(installed.data["status"]["clusterId"], before["id"]);
+    until("the join token to be gone", SOON, gone).await?;
+    cluster.audit().spoke_wrote_as_it_should()?;
+    Ok(())
+}
+
+/// Puts a certificate that has ended in place of the spoke's own.
+async fn expire(client: &Client, hub: &Path) -> anyhow::Result<()> {
+    let text = |name: &str| std::fs::read_to_string(hub.join(name));
+    let authority = Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    let identity = secrets.get("attest-identity").await?.data.context("no data")?;
+    let id = String::from_utf8(identity["cluster-id"].0.clone())?;
+    let request = SigningRequest::generate()?;
+    let issued = authority.issue_spoke(&request.csr_der, &id, Duration::from_secs(1))?;
+    let data = serde_json::json!({"stringData": {
+        "tls.chain": issued.chain_pem(), "tls.key": request.key_pem.as_str(),
+    }});
+    secrets.patch("attest-identity", &PatchParams::default(), &Patch::Merge(data)).await?;
+    until("the certificate to end", SOON, || async {
+        Ok((issued.not_after <= SystemTime::now()).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

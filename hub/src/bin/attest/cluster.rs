@@ -1,12 +1,13 @@
-//! `attest gitops cluster …`: who is in the fleet. Adding one is `add`; this file is the rest.
+//! `attest gitops cluster …`: who is in the fleet. Adding one is `add`, its way back `rejoin`; this file is the rest.
 
 mod add;
+mod rejoin;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::ClusterId;
+use attest_common::ids::{ClusterId, Timestamp};
 use attest_gitops::api::documents::{
     AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest,
 };
@@ -69,6 +70,8 @@ enum Command {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Give a cluster whose certificate has expired or was ended a new one; its identity stays
+    Rejoin(rejoin::RejoinArgs),
     /// Join tokens, for clusters that are not registered by `cluster add`
     #[command(subcommand)]
     Token(TokenCommand),
@@ -154,6 +157,7 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
             printer.note(&format!("  {}", join_anew(&name)));
             Ok(())
         }
+        Command::Rejoin(args) => block_on(Box::pin(rejoin::rejoin(args, hub, printer))),
         Command::Token(command) => token(command, hub, printer),
     }
 }
@@ -247,10 +251,9 @@ fn get(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::
         ("Kubernetes", or_none(cluster.kubernetes_version.as_ref())),
         (
             "Certificate",
-            cluster.certificate_expires_at.map_or_else(
-                || NONE.to_owned(),
-                |at| format!("expires in {}, renewed by the spoke itself", until(at)),
-            ),
+            cluster
+                .certificate_expires_at
+                .map_or_else(|| NONE.to_owned(), |at| certificate(&cluster.name, at)),
         ),
         ("Fingerprint", cluster.fingerprint.clone()),
         ("Kube-system", cluster.kube_system_uid.clone()),
@@ -264,6 +267,24 @@ fn get(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::
         printer.line(&format!("{:<14}{value}", format!("{name}:")));
     }
     Ok(())
+}
+
+fn certificate(name: &str, expires_at: Timestamp) -> String {
+    if has_expired(expires_at) {
+        format!("expired {} ago; `{}`", age(expires_at), rejoin_line(name))
+    } else {
+        format!("expires in {}, renewed by the spoke itself", until(expires_at))
+    }
+}
+
+/// By this machine's clock; for people only.
+fn has_expired(expires_at: Timestamp) -> bool {
+    expires_at <= Timestamp::now()
+}
+
+/// What gives a cluster a new certificate.
+fn rejoin_line(name: &str) -> String {
+    format!("attest gitops cluster rejoin {name} --kubeconfig F")
 }
 
 async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -319,6 +340,7 @@ fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Res
                 ttl_seconds: ttl_minutes * 60,
                 auto_accept: false,
                 replace,
+                identity: None,
             };
             let token: Token = block_on(client.post("/v1/tokens", &request))?;
             let secret = token.token.context("the hub's answer has no token")?;

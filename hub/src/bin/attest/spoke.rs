@@ -3,9 +3,11 @@
 //! The hub is not asked: this is how one looks when the hub is gone or not believed.
 
 use anyhow::{Context as _, bail};
+use attest_certs::bundle::chain_from_pem;
+use attest_certs::peer_identity;
 use attest_common::ids::{Name, Timestamp};
 use attest_common::record::Record;
-use attest_gitops::install::IDENTITY_SECRET;
+use attest_gitops::install::{IDENTITY_CHAIN_KEY, IDENTITY_SECRET};
 use clap::Subcommand;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -72,6 +74,8 @@ struct Status {
     kind: &'static str,
     cluster_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     state_lost: Option<StateLost>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hub: Option<HubNews>,
@@ -123,11 +127,13 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
     cluster.look().await?;
     let records = records(&cluster).await?;
     let (refusals, hub) = refusals(&cluster).await?;
+    let identity = identity(&cluster).await?;
     let status = Status {
         api_version: attest_gitops::api::documents::API_VERSION,
         kind: "SpokeStatus",
         cluster_id: cluster.spoke().await?.map(|spoke| spoke.cluster_id),
-        state_lost: lost(&identity(&cluster).await?, records.len()),
+        certificate_expires_at: certificate_expires_at(&identity),
+        state_lost: lost(&identity, records.len()),
         hub,
         destinations: records.into_iter().map(|(_, record)| record).collect(),
         refusals,
@@ -136,6 +142,12 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
         return printer.result(output.format, &status, || destinations(&status.destinations));
     }
     printer.line(&format!("Spoke: {}", or_none(status.cluster_id.as_ref())));
+    if let Some(at) = status.certificate_expires_at.filter(|at| *at <= Timestamp::now()) {
+        printer.line(&format!("Certificate: expired {} ago (CertificateExpired)", age(at)));
+        printer.note(
+            "the hub lets it in again after `attest gitops cluster rejoin NAME --kubeconfig F`",
+        );
+    }
     if let Some(StateLost { recorded, found }) = status.state_lost {
         printer.line(&format!("State: lost (StateLost): of {recorded} records {found} are left"));
         printer.note(
@@ -239,6 +251,12 @@ async fn refusals(cluster: &TargetCluster) -> anyhow::Result<(Vec<Refusal>, Opti
 
 async fn identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
     cluster.secrets().get_opt(IDENTITY_SECRET).await.context("cannot read the spoke's identity")
+}
+
+fn certificate_expires_at(identity: &Option<Secret>) -> Option<Timestamp> {
+    let chain = identity.as_ref()?.data.as_ref()?.get(IDENTITY_CHAIN_KEY)?;
+    let chain = chain_from_pem(std::str::from_utf8(&chain.0).ok()?).ok()?;
+    Timestamp::try_from(peer_identity(&chain).ok()?.not_after).ok()
 }
 
 fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {

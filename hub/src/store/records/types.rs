@@ -78,6 +78,9 @@ pub struct TokenRecord {
     pub expires_at: Timestamp,
     pub auto_accept: bool,
     pub replace: bool,
+    /// The only cluster that may use it, which is registered already.
+    #[serde(default)]
+    pub identity: Option<ClusterId>,
     /// Wrong proofs so far.
     pub failures: u32,
     pub revoked: bool,

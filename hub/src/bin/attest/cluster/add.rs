@@ -20,7 +20,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{POLL_EVERY, is_same, join_anew, registered};
+use super::{POLL_EVERY, has_expired, is_same, join_anew, registered, rejoin_line};
 use crate::client::Client;
 use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
@@ -190,6 +190,13 @@ async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Resul
     };
     match (known, here) {
         (Some(known), Some(here)) if is_same(&known, &here) && known.state == "Accepted" => {
+            if known.certificate_expires_at.is_some_and(has_expired) && !known.connected {
+                bail!(
+                    "{} is registered, and its certificate has expired: `{}`",
+                    args.name,
+                    rejoin_line(&known.name)
+                );
+            }
             Ok(Standing::Same(here))
         }
         (Some(known), _) if known.state == "Evicted" && !args.replace => {
@@ -306,6 +313,7 @@ impl Run<'_> {
             ttl_seconds: self.plan.args.timeout + TOKEN_SPARE_S,
             auto_accept: true,
             replace: self.plan.args.replace,
+            identity: None,
         };
         self.client.post("/v1/tokens", &request).await.context("the hub gives no join token")
     }

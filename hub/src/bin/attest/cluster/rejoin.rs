@@ -1,0 +1,143 @@
+//! `attest gitops cluster rejoin`: a new certificate for a cluster whose certificate has expired or was ended.
+//!
+//! The spoke's identity stays, and with it the cluster's id, its trust policy and what it has recorded. The
+//! token is good for that identity only.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use attest_common::ids::Name;
+use attest_gitops::api::documents::{Cluster, Token, TokenRequest};
+use attest_gitops::install::{SPOKE_NAME, SYSTEM_NAMESPACE, apply, join_secret};
+use tokio::time::Instant;
+
+use super::{POLL_EVERY, path};
+use crate::client::Client;
+use crate::gitops::HubArgs;
+use crate::human::until;
+use crate::printer::Printer;
+use crate::target::{TargetArgs, TargetCluster, write_private};
+
+/// How long the token is good for, in seconds, beyond the wait itself.
+const TOKEN_SPARE_S: u64 = 300;
+/// How long a token that somebody carries to the spoke is good for, in seconds.
+const CARRIED_TOKEN_S: u64 = 60 * 60;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RejoinArgs {
+    /// Name of the cluster within the fleet
+    name: Name,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// For a spoke outside the cluster: write the token here, for its owner only, and do not touch the cluster
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
+    token_output: Option<PathBuf>,
+    /// Longest wait for the spoke, in seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+pub(super) async fn rejoin(
+    args: RejoinArgs,
+    hub: &HubArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let RejoinArgs { name, target, token_output, timeout } = args;
+    let client = hub.client()?;
+    let known: Cluster = client.get(&path(name.as_str())).await?;
+    match known.state.as_str() {
+        _ if known.connected => {
+            printer.line(&format!("cluster/{name} is connected"));
+            return Ok(());
+        }
+        "Accepted" | "Evicted" => {}
+        "Pending" => bail!(
+            "{name} waits to be let in: `attest gitops cluster accept {name} --fingerprint {}`",
+            known.fingerprint
+        ),
+        other => bail!(
+            "{name} is {other}, and its identity stays out; `attest gitops cluster add {name} \
+             --replace --kubeconfig F` registers the cluster as a new one"
+        ),
+    }
+    if let Some(file) = token_output {
+        let token = token(&client, &known, CARRIED_TOKEN_S).await?;
+        write_private(&file, secret(&token)?.as_bytes())?;
+        printer.line(&format!("token/{} written to {}", token.id, file.display()));
+        printer.note(&format!(
+            "good once, for {}, and for {} only; the spoke takes it from its --join-token-file",
+            until(token.expires_at),
+            known.id
+        ));
+        return Ok(());
+    }
+    let cluster = TargetCluster::open(&target).await?;
+    check(&cluster, &known).await?;
+    let token = token(&client, &known, timeout + TOKEN_SPARE_S).await?;
+    let brought = bring(&cluster, secret(&token)?).await;
+    if brought.is_err() {
+        // Nobody will use it any more.
+        let path = format!("/v1/tokens/{}", token.id);
+        let _ = client.act(reqwest::Method::DELETE, &path, None::<&()>).await;
+    }
+    brought?;
+    printer.note("[rejoin] the spoke has a new join token, and starts again");
+    let late = Instant::now() + Duration::from_secs(timeout);
+    while !client.get::<Cluster>(&path(known.id.as_str())).await?.connected {
+        if Instant::now() >= late {
+            bail!(
+                "the spoke has not connected within {timeout} s; `kubectl --context {} -n \
+                 {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more",
+                cluster.context
+            );
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    printer.line(&format!("cluster/{name} rejoined"));
+    Ok(())
+}
+
+/// The kubeconfig must be that of this cluster, and its spoke the one that is registered.
+async fn check(cluster: &TargetCluster, known: &Cluster) -> anyhow::Result<()> {
+    let seen = cluster.look().await?;
+    let (name, context) = (&known.name, &cluster.context);
+    let found = seen.spoke.as_ref().map(|spoke| spoke.cluster_id.as_str());
+    if found != Some(known.id.as_str()) || seen.kube_system_uid != known.kube_system_uid {
+        bail!(
+            "context `{context}` holds {}, not {name} ({}); `attest gitops cluster add {name} \
+             --replace` registers it anew",
+            found.unwrap_or("no spoke's identity"),
+            known.id
+        );
+    }
+    if !cluster.has_pods().await? {
+        bail!(
+            "no pod of the spoke is in context `{context}`; for a spoke outside the cluster give \
+             --token-output FILE"
+        );
+    }
+    Ok(())
+}
+
+async fn token(client: &Client, known: &Cluster, ttl_seconds: u64) -> anyhow::Result<Token> {
+    let request = TokenRequest {
+        cluster: known.name.clone(),
+        ttl_seconds,
+        auto_accept: true,
+        replace: false,
+        identity: Some(known.id.clone()),
+    };
+    client.post("/v1/tokens", &request).await.context("the hub gives no join token")
+}
+
+fn secret(token: &Token) -> anyhow::Result<&str> {
+    token.token.as_deref().context("the hub's answer has no token")
+}
+
+/// The certificate goes, so that the spoke takes the token also where it does not know that it is void.
+async fn bring(cluster: &TargetCluster, token: &str) -> anyhow::Result<()> {
+    cluster.forget_certificate().await?;
+    apply::apply(&cluster.client, &[join_secret(token)], |_| {}).await?;
+    cluster.restart_spoke().await
+}
