@@ -36,7 +36,7 @@ pub use worktree::WorkTree;
 
 use cache::Cache;
 pub(crate) use error::detail as one_line;
-use transport::{Budget, Call, Wire};
+use transport::{Call, Wire};
 
 /// Longest revision that is read, in bytes.
 pub const REVISION_BYTES_MAX: usize = 255;
@@ -63,6 +63,16 @@ pub struct Resolved {
     pub commit: String,
     /// Full name of the reference (`refs/heads/main`); absent when the revision is a commit id.
     pub reference: Option<String>,
+}
+
+/// A server that has named what it has, and may be asked for it.
+type Prepare<'r> = gix::remote::fetch::Prepare<'static, 'r, Wire>;
+
+/// How much of a revision is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Name,
+    Commit,
 }
 
 /// Reads repositories through a cache directory. Shared by all threads.
@@ -109,28 +119,21 @@ impl Source {
         revision: &str,
         interrupt: &Arc<AtomicBool>,
     ) -> Result<Resolved, SourceError> {
-        check_revision(revision)?;
-        let wanted = candidates(revision);
-        let place = self.cache.place(&remote.url.address());
-        let lock = self.cache.lock(&place);
-        // Opening may make it anew: not while somebody fetches into it.
-        let opened = {
-            let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.cache.open(&place)
-        };
-        let repository = opened?;
-        let mut call = Call::begin(&remote.url, &self.budget(interrupt, None));
-        let specs: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let asked = self.asked(&repository, remote, &specs, &mut call)?;
-        let asking = connect(&asked, remote, &mut call)?;
-        let (map, _) =
-            asking.ref_map(Discard, Default::default()).map_err(|error| call.failure(&error))?;
-        let found = map.remote_refs.iter().filter_map(|reference| {
-            let (name, target, peeled) = reference.unpack();
-            let commit = peeled.or(target)?.to_hex().to_string();
-            Some((name.to_string(), commit))
-        });
-        resolve(&remote.url, revision, &wanted, found.collect())
+        self.ask(remote, revision, Want::Name, interrupt)
+    }
+
+    /// As [`Source::poll`], and a new commit of a name is received on the same connection, so that
+    /// [`Source::fetch`] finds it in the cache. What cannot be received this way is left to `fetch`.
+    ///
+    /// # Errors
+    /// [`SourceError`], also for a commit that is too large or takes too long.
+    pub fn look(
+        &self,
+        remote: &Remote,
+        revision: &str,
+        interrupt: &Arc<AtomicBool>,
+    ) -> Result<Resolved, SourceError> {
+        self.ask(remote, revision, Want::Commit, interrupt)
     }
 
     /// The files of a commit. It is fetched, alone and once, unless the cache has it.
@@ -150,7 +153,7 @@ impl Source {
         let place = self.cache.place(&remote.url.address());
         let lock = self.cache.lock(&place);
         let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.cache.is_worn(&place, self.limits.pack_bytes_max * CACHE_FACTOR) {
+        if self.is_worn(&place) {
             self.cache.renew(&place)?;
         }
         let had_something = self.cache.has_packs(&place);
@@ -173,8 +176,53 @@ impl Source {
         remote: &Remote,
         interrupt: &Arc<AtomicBool>,
     ) -> Result<bool, SourceError> {
-        let mut call = Call::begin(&remote.url, &self.budget(interrupt, None));
+        let mut call = Call::begin(&remote.url, self.time, interrupt);
         push::answered(remote, &mut call, self.time)
+    }
+
+    fn ask(
+        &self,
+        remote: &Remote,
+        revision: &str,
+        want: Want,
+        interrupt: &Arc<AtomicBool>,
+    ) -> Result<Resolved, SourceError> {
+        check_revision(revision)?;
+        let names = candidates(revision);
+        let place = self.cache.place(&remote.url.address());
+        let lock = self.cache.lock(&place);
+        // Opening may make it anew: not while somebody fetches into it.
+        let opened = {
+            let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.cache.open(&place)
+        };
+        let repository = opened?;
+        let mut call = Call::begin(&remote.url, self.time, interrupt);
+        let specs: Vec<String> = names.iter().map(|name| refspec(name, name)).collect();
+        let prepared = prepare(&repository, remote, &specs, &mut call)?;
+        let found = prepared.ref_map().remote_refs.iter().filter_map(|reference| {
+            let (name, target, peeled) = reference.unpack();
+            let commit = peeled.or(target)?.to_hex().to_string();
+            Some((name.to_string(), commit))
+        });
+        let resolved = resolve(&remote.url, revision, &names, found.collect())?;
+        if want == Want::Name || resolved.reference.is_none() {
+            return Ok(resolved);
+        }
+        // Whoever writes may be bringing this very commit: `fetch` waits for it, a connection does not.
+        let Ok(_one_writer) = lock.try_lock() else { return Ok(resolved) };
+        if repository.has_object(object_id(&resolved.commit)?) || self.is_worn(&place) {
+            return Ok(resolved);
+        }
+        match self.receive(prepared, &repository, &resolved, &mut call) {
+            // `fetch` asks for the commit by its id, and once more from nothing.
+            Err(
+                SourceError::Files { .. }
+                | SourceError::Protocol { .. }
+                | SourceError::CommitNotFound { .. },
+            ) => Ok(resolved),
+            received => received.map(|()| resolved),
+        }
     }
 
     fn fetch_into(
@@ -186,10 +234,9 @@ impl Source {
         interrupt: &Arc<AtomicBool>,
     ) -> Result<Tree, SourceError> {
         let commit = object_id(&resolved.commit)?;
-        let mut repository = self.cache.open(place)?;
+        let repository = self.cache.open(place)?;
         if !repository.has_object(commit) {
             self.bring(&repository, remote, resolved, interrupt)?;
-            repository = self.cache.open(place)?;
         }
         commit::read(&repository, commit, directories, &self.limits)
     }
@@ -225,18 +272,23 @@ impl Source {
         resolved: &Resolved,
         interrupt: &Arc<AtomicBool>,
     ) -> Result<(), SourceError> {
+        let mut call = Call::begin(&remote.url, self.time, interrupt);
+        let name = resolved.reference.as_deref().unwrap_or(&resolved.commit);
+        let prepared = prepare(repository, remote, &[refspec(what, name)], &mut call)?;
+        self.receive(prepared, repository, resolved, &mut call)
+    }
+
+    /// Nobody else may write to `repository` meanwhile.
+    fn receive(
+        &self,
+        prepared: Prepare<'_>,
+        repository: &gix::Repository,
+        resolved: &Resolved,
+        call: &mut Call,
+    ) -> Result<(), SourceError> {
         let packs = repository.objects.store_ref().path().join("pack");
         let bytes_max = transport::size_of(&packs) + self.limits.pack_bytes_max;
-        let mut call = Call::begin(&remote.url, &self.budget(interrupt, Some((packs, bytes_max))));
-        // The local name lets the next fetch say what is already here.
-        let name = resolved.reference.as_deref().unwrap_or(&resolved.commit);
-        let name = data_encoding::HEXLOWER.encode(&Sha256::digest(name.as_bytes()));
-        let spec = format!("+{what}:refs/attest/{name}");
-        let asked = self.asked(repository, remote, &[&spec], &mut call)?;
-        let asking = connect(&asked, remote, &mut call)?;
-        let prepared = asking
-            .prepare_fetch(Discard, Default::default())
-            .map_err(|error| call.failure(&error))?;
+        call.limit_growth(packs, bytes_max);
         let shallow = gix::remote::fetch::Shallow::DepthAtRemote(NonZeroU32::MIN);
         let received = prepared
             .with_shallow(shallow)
@@ -245,38 +297,18 @@ impl Source {
             })
             .receive(Discard, call.stop());
         received.map_err(|error| call.failure(&error))?;
-        let place = repository.git_dir();
-        let commit = object_id(&resolved.commit)?;
-        if self.cache.open(place)?.has_object(commit) {
+        if repository.has_object(object_id(&resolved.commit)?) {
             return Ok(());
         }
         Err(SourceError::CommitNotFound {
-            url: remote.url.to_string(),
+            url: call.url().to_string(),
             commit: resolved.commit.clone(),
-            detail: format!("{what} is at another commit by now; it is asked again"),
+            detail: "its name is at another commit by now; it is asked again".to_owned(),
         })
     }
 
-    fn asked<'r>(
-        &self,
-        repository: &'r gix::Repository,
-        remote: &Remote,
-        specs: &[&str],
-        call: &mut Call,
-    ) -> Result<gix::Remote<'r>, SourceError> {
-        repository
-            .remote_at_without_url_rewrite(remote.url.address().as_str())
-            .and_then(|asked| asked.with_refspecs(specs.iter().copied(), Direction::Fetch))
-            .map(|asked| asked.with_fetch_tags(gix::remote::fetch::Tags::None))
-            .map_err(|error| call.failure(&error))
-    }
-
-    fn budget<'a>(
-        &self,
-        interrupt: &'a Arc<AtomicBool>,
-        grows: Option<(PathBuf, u64)>,
-    ) -> Budget<'a> {
-        Budget { time: self.time, interrupt, grows }
+    fn is_worn(&self, place: &Path) -> bool {
+        self.cache.is_worn(place, self.limits.pack_bytes_max * CACHE_FACTOR)
     }
 
     /// Where the cached repository of `url` lies, for measuring it.
@@ -285,17 +317,30 @@ impl Source {
     }
 }
 
-fn connect<'a, 'r>(
-    asked: &'a gix::Remote<'r>,
+/// `name` decides the local name, which lets the next fetch say what is already here.
+fn refspec(what: &str, name: &str) -> String {
+    let local = data_encoding::HEXLOWER.encode(&Sha256::digest(name.as_bytes()));
+    format!("+{what}:refs/attest/{local}")
+}
+
+/// Connects, and asks for the names in `specs`.
+fn prepare<'r>(
+    repository: &'r gix::Repository,
     remote: &Remote,
+    specs: &[String],
     call: &mut Call,
-) -> Result<gix::remote::Connection<'a, 'static, 'r, Wire>, SourceError> {
+) -> Result<Prepare<'r>, SourceError> {
+    let asked = repository
+        .remote_at_without_url_rewrite(remote.url.address().as_str())
+        .and_then(|asked| asked.with_refspecs(specs.iter().map(String::as_str), Direction::Fetch))
+        .map(|asked| asked.with_fetch_tags(gix::remote::fetch::Tags::None))
+        .map_err(|error| call.failure(&error))?;
     let (wire, options) = call.wire(remote)?;
     let mut asking = asked.to_connection_with_transport(wire).with_credentials(answer_with(remote));
     if let Some(options) = options {
         asking.set_transport_options(options);
     }
-    Ok(asking)
+    asking.prepare_fetch(Discard, Default::default()).map_err(|error| call.failure(&error))
 }
 
 /// The login goes to the repository's own host, also when the server redirects elsewhere.

@@ -35,7 +35,7 @@ impl Look<'_> {
             return Ok((remote, resolved));
         }
         let begun = Instant::now();
-        let answer = self.hub.source.poll(&remote, revision, &self.hub.interrupt);
+        let answer = self.hub.source.look(&remote, revision, &self.hub.interrupt);
         self.hub.pipeline.asked(self.record.application.name.as_str(), answer.is_ok());
         let answer = answer.map_err(|error| source_waiting(&error));
         self.memory.unanswered = answer.as_ref().err().cloned();

@@ -33,17 +33,6 @@ const ERROR_OUTPUT_WAIT_MS: u64 = 500;
 
 pub(crate) type Wire = Box<dyn Transport + Send>;
 
-/// What a call may cost.
-#[derive(Debug)]
-pub(crate) struct Budget<'a> {
-    /// Time for the whole call.
-    pub(crate) time: Duration,
-    /// Set by the caller to end the call.
-    pub(crate) interrupt: &'a Arc<AtomicBool>,
-    /// A directory that may not grow beyond so many bytes.
-    pub(crate) grows: Option<(PathBuf, u64)>,
-}
-
 /// A conversation in progress. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -73,16 +62,27 @@ impl Service {
 }
 
 impl Call {
-    pub(crate) fn begin(url: &RepositoryUrl, budget: &Budget<'_>) -> Self {
+    /// `interrupt` is set by the caller to end the call before `time` is over.
+    pub(crate) fn begin(url: &RepositoryUrl, time: Duration, interrupt: &Arc<AtomicBool>) -> Self {
         Self {
             url: url.clone(),
-            watchdog: Watchdog::start(budget),
+            watchdog: Watchdog::start(time, interrupt),
             begun: Instant::now(),
-            time: budget.time,
-            bytes_max: budget.grows.as_ref().map_or(0, |(_, bytes)| *bytes),
+            time,
+            bytes_max: 0,
             error_output: None,
             _identity: None,
         }
+    }
+
+    pub(crate) fn url(&self) -> &RepositoryUrl {
+        &self.url
+    }
+
+    /// From now on the files in `directory` may not grow beyond so many bytes.
+    pub(crate) fn limit_growth(&mut self, directory: PathBuf, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+        *locked(&self.watchdog.shared.grows) = Some((directory, bytes_max));
     }
 
     /// Flag that ends work inside gix.
@@ -427,6 +427,7 @@ enum Verdict {
 struct Shared {
     stop: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
+    grows: Mutex<Option<(PathBuf, u64)>>,
     child: Mutex<Option<Child>>,
     done: Mutex<bool>,
     wake: Condvar,
@@ -440,20 +441,20 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(budget: &Budget<'_>) -> Self {
+    fn start(time: Duration, interrupt: &Arc<AtomicBool>) -> Self {
         let shared = Arc::new(Shared::default());
-        let deadline = Instant::now() + budget.time;
-        let interrupt = Arc::clone(budget.interrupt);
-        let grows = budget.grows.clone();
+        let deadline = Instant::now() + time;
+        let interrupt = Arc::clone(interrupt);
         let seen = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             let mut done = locked(&seen.done);
             while !*done {
+                let grows = locked(&seen.grows).clone();
                 let verdict = if interrupt.load(Ordering::Relaxed) {
                     Some(Verdict::Interrupted)
                 } else if Instant::now() >= deadline {
                     Some(Verdict::TimedOut)
-                } else if grows.as_ref().is_some_and(|(path, bytes)| size_of(path) > *bytes) {
+                } else if grows.is_some_and(|(path, bytes)| size_of(&path) > bytes) {
                     Some(Verdict::Grown)
                 } else {
                     None

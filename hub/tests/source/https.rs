@@ -17,7 +17,7 @@ fn credentials(web: &Web, (username, password): (&str, &str)) -> Credentials {
     }
 }
 
-fn reader_of(web: &Web) -> Remote {
+pub(crate) fn reader_of(web: &Web) -> Remote {
     remote(&web.url("origin.git"), &UrlPolicy::default(), credentials(web, READER))
 }
 

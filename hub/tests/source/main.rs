@@ -12,6 +12,7 @@ mod contents;
 mod file;
 mod git;
 mod https;
+mod look;
 mod ssh;
 mod sshd;
 mod web;

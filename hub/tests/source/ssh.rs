@@ -8,7 +8,7 @@ use crate::git::Repository;
 use crate::sshd::Sshd;
 use crate::{cached, going_on, refused, remote};
 
-fn with(sshd: &Sshd, repository: &Repository, key: &str, host: &str) -> Remote {
+pub(crate) fn with(sshd: &Sshd, repository: &Repository, key: &str, host: &str) -> Remote {
     let url = format!("ssh://{}@127.0.0.1:{}{}", sshd.user, sshd.port, repository.bare().display());
     let ssh = SshIdentity { private_key: sshd.key(key), known_hosts: sshd.known_hosts(host) };
     let credentials = Credentials { ssh: Some(ssh), ..Credentials::default() };
