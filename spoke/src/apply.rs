@@ -3,6 +3,7 @@
 //! What to write and when is decided in `destination`; here is how: in the account's name, by
 //! server-side apply, with force on our own objects alone.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -63,6 +64,16 @@ pub struct Passed {
     pub force: bool,
     /// It was there before and holds our values already: released later, never deleted.
     pub met: bool,
+}
+
+/// Whose fields a write may take from other managers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Force {
+    No,
+    /// Those of the object with this UID.
+    Of(String),
+    /// Those of whatever is there: it was looked at, and its UID is not known here.
+    Any,
 }
 
 /// What a write left behind.
@@ -153,15 +164,30 @@ fn is_made_by_us(live: &Value) -> bool {
 ///
 /// # Errors
 /// [`ApplyError`]; what happened is then unknown unless the API server said so.
-pub async fn write(api: &ApiServer, target: &Target, force: bool) -> Result<Written, ApplyError> {
+pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Written, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
-    let how = if force { Apply::Forced } else { Apply::Unforced };
+    let mut body = Cow::Borrowed(object.value());
+    let how = match &force {
+        Force::No => Apply::Unforced,
+        Force::Any => Apply::Forced,
+        Force::Of(uid) => {
+            // The API server writes nothing when another object of this name lives, or none does.
+            if let Some(metadata) = body.to_mut().get_mut("metadata").and_then(Value::as_object_mut)
+            {
+                metadata.insert("uid".to_owned(), uid.as_str().into());
+            }
+            Apply::Forced
+        }
+    };
     failpoint::reach("before-apply");
-    let answer = api.apply(&target.path, target.user(), object.value(), how).await;
+    let answer = api.apply(&target.path, target.user(), &body, how).await;
     failpoint::reach("after-apply");
     let (live, created) = match answer {
         Ok(applied) => (applied.live, applied.created),
-        Err(error) if error.is_field_conflict() && !force => {
+        Err(error) if error.is_other_object() && matches!(force, Force::Of(_)) => {
+            return Err(ApplyError::Replaced(object.key().clone()));
+        }
+        Err(error) if error.is_field_conflict() && matches!(force, Force::No) => {
             return Err(ApplyError::FieldConflict {
                 object: object.key().clone(),
                 managers: "see the object's managedFields".to_owned(),
@@ -330,6 +356,8 @@ pub enum ApplyError {
          application and `adopt: true` in the cluster's trust policy"
     )]
     FieldConflict { object: ObjectKey, managers: String },
+    #[error("{0} was deleted, or replaced by another object, after it was looked at")]
+    Replaced(ObjectKey),
     #[error(transparent)]
     Api(ApiError),
     #[error("the API server does not serve this kind; its definition or its server is missing")]
@@ -343,6 +371,7 @@ impl ApplyError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::FieldConflict { .. } => "FieldConflict",
+            Self::Replaced(_) => "Conflict",
             Self::Api(error) => error.reason(),
             Self::KindUnknown => "KindUnknown",
             Self::Gone => "NotAllowed",
@@ -351,7 +380,11 @@ impl ApplyError {
 
     /// True when the answer says nothing about the object. Quota answers 409 when it was just changed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Api(error) if error.is_transient() || error.is_conflict())
+        match self {
+            Self::Replaced(_) => true,
+            Self::Api(error) => error.is_transient() || error.is_conflict(),
+            Self::FieldConflict { .. } | Self::KindUnknown | Self::Gone => false,
+        }
     }
 
     /// True for answers that are normal for a moment after an account got its rights.

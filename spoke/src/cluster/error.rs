@@ -82,6 +82,8 @@ pub struct Details {
     pub named: bool,
     /// A cause of it is that another manager owns a field.
     pub field_conflict: bool,
+    /// A cause of it is that the object has another UID.
+    pub other_uid: bool,
 }
 
 impl Details {
@@ -89,11 +91,14 @@ impl Details {
     pub fn of(status: &Value) -> Self {
         let name = status.pointer("/details/name").and_then(Value::as_str);
         let causes = status.pointer("/details/causes").and_then(Value::as_array);
-        let reasons =
-            causes.into_iter().flatten().filter_map(|cause| cause.get("reason")?.as_str());
+        let causes_of = |field: &str, text: &str| {
+            let mut all = causes.into_iter().flatten();
+            all.any(|cause| cause.get(field).and_then(Value::as_str) == Some(text))
+        };
         Self {
             named: name.is_some_and(|name| !name.is_empty()),
-            field_conflict: reasons.into_iter().any(|reason| reason == "FieldManagerConflict"),
+            field_conflict: causes_of("reason", "FieldManagerConflict"),
+            other_uid: causes_of("field", "metadata.uid"),
         }
     }
 }
@@ -114,6 +119,13 @@ impl ApiError {
     /// 409 because other managers own fields. Quota and other admission answer 409 too.
     pub fn is_field_conflict(&self) -> bool {
         self.is_conflict() && matches!(self, Self::Status { details, .. } if details.field_conflict)
+    }
+
+    /// The answer to an apply that names a UID, when another object of this name lives (422), or
+    /// none does (409).
+    pub fn is_other_object(&self) -> bool {
+        matches!(self, Self::Status { details, .. } if details.other_uid)
+            || (self.is_conflict() && !self.is_field_conflict())
     }
 
     /// 404.
@@ -190,6 +202,20 @@ mod tests {
         assert!(!refused(404, &json!({"details": {}})).is_absent(), "a version that is not served");
         assert!(!refused(404, &Value::Null).is_absent());
         assert!(!refused(403, &named).is_absent());
+    }
+
+    /// As Kubernetes 1.37 answers.
+    #[test]
+    fn an_apply_that_names_a_uid_is_refused_when_another_object_lives_or_none_does() {
+        let another = json!({"reason": "Invalid", "details": {"name": "a", "kind": "ConfigMap", "causes": [
+            {"reason": "FieldValueInvalid", "message": "field is immutable", "field": "metadata.uid"}]}});
+        let invalid = json!({"reason": "Invalid", "details": {"name": "a", "kind": "ConfigMap", "causes": [
+            {"reason": "FieldValueInvalid", "message": "must be positive", "field": "spec.replicas"}]}});
+        let none = json!({"reason": "Conflict", "details": {"name": "a", "kind": "configmaps"}});
+
+        assert!(refused(422, &another).is_other_object());
+        assert!(refused(409, &none).is_other_object());
+        assert!(!refused(422, &invalid).is_other_object());
     }
 
     #[test]

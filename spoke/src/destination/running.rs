@@ -21,7 +21,7 @@ use super::status::RunningNow;
 use super::track::{track, with_met};
 use super::{Done, Job};
 use crate::account::Account;
-use crate::apply::{self, ApplyError, Target};
+use crate::apply::{self, ApplyError, Force, Target};
 use crate::cluster::ApiServer;
 use crate::ledger::{ConfirmedPairs, Entry};
 use crate::outbox::Key;
@@ -205,6 +205,9 @@ impl Running {
             tracked.passed = None;
             self.dirty |= !std::mem::replace(&mut tracked.met, true);
         }
+        if matches!(error, ApplyError::Replaced(_)) {
+            tracked.passed = None;
+        }
         tracked.failure = Some(if error.is_not_ready() && settling {
             Failure::not_ready(error.reason(), text, now)
         } else {
@@ -224,6 +227,7 @@ impl Running {
         let tracked = self.objects.get_mut(&key)?;
         tracked.busy = true;
         let api = api.clone();
+        let in_place = tracked.uid_in_place().cloned();
         let target = Target {
             admission: Arc::clone(&self.admission),
             index: tracked.index,
@@ -237,6 +241,11 @@ impl Running {
                 Done::Checked(key, result)
             }),
             Step::Write { key, force, heal } => Box::pin(async move {
+                let force = match (force, in_place) {
+                    (false, _) => Force::No,
+                    (true, Some(uid)) => Force::Of(uid),
+                    (true, None) => Force::Any,
+                };
                 let result = apply::write(&api, &target, force).await;
                 Done::Wrote { key, heal, result }
             }),

@@ -187,6 +187,14 @@ impl Tracked {
         }
     }
 
+    /// UID of the object that is in its place, as far as is known.
+    pub fn uid_in_place(&self) -> Option<&String> {
+        match &self.live {
+            Live::Present { uid, .. } => Some(uid),
+            Live::Gone { .. } | Live::NotListed | Live::Unknown => self.our_uid(),
+        }
+    }
+
     fn standing(&self, adopt: bool) -> Standing {
         match self.our_uid() {
             _ if !self.watched => Standing::Shared,
@@ -324,7 +332,9 @@ impl Planning<'_> {
             return None;
         }
         if tracked.watched && tracked.our_uid().is_some() {
-            return Some(Step::Write { key: key.clone(), force: true, heal: true });
+            // Into an empty place nothing is forced: somebody else may fill it meanwhile.
+            let force = matches!(tracked.live, Live::Present { .. });
+            return Some(Step::Write { key: key.clone(), force, heal: true });
         }
         // Somebody put another object in its place: ask first.
         match tracked.passed {
@@ -477,6 +487,20 @@ mod tests {
 
         objects.get_mut(&object_key("ConfigMap", "a")).unwrap().busy = true;
         assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+    }
+
+    #[test]
+    fn what_is_edited_is_forced_by_its_uid_and_nothing_is_forced_into_an_empty_place() {
+        let now = Instant::now();
+        let mut objects = of([("a", applied(1))]);
+        let object = objects.get_mut(&object_key("ConfigMap", "a")).unwrap();
+        object.see(edited(b"edited", 6));
+        assert_eq!(object.uid_in_place().map(String::as_str), Some("uid"));
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a true"]);
+
+        let gone = Live::Gone { uid: "uid".to_owned() };
+        objects.get_mut(&object_key("ConfigMap", "a")).unwrap().live = gone;
+        assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use attest_tests::cluster::audit::AuditEvent;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Readiness, Runner};
 use attest_tests::cluster::{self, Cluster};
@@ -126,6 +127,35 @@ async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
         Ok(all.list(&ListParams::default()).await?.items.is_empty().then_some(()))
     })
     .await
+}
+
+/// What the spoke relies on when it takes its own fields back.
+#[tokio::test]
+async fn an_apply_that_names_a_uid_is_refused_for_any_other_object_and_for_none()
+-> anyhow::Result<()> {
+    let Some(site) = cluster::shared("one").await? else { return Ok(()) };
+    let client = site.cluster.client().await?;
+    let namespace = namespace(&client, "by-uid").await?;
+    let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
+    let force = PatchParams::apply("test").force();
+    let named = |uid: Option<&str>, value: &str| {
+        let metadata = json!({"name": "a", "uid": uid});
+        Patch::Apply(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": value}}),
+        )
+    };
+    let stranger = Some("00000000-0000-4000-8000-000000000000");
+
+    let none = maps.patch("a", &force, &named(stranger, "1")).await.unwrap_err();
+    assert!(matches!(&none, kube::Error::Api(status) if status.code == 409), "{none}");
+    assert!(maps.get_opt("a").await?.is_none(), "it is not made");
+    let made = maps.patch("a", &force, &named(None, "1")).await?;
+    let other = maps.patch("a", &force, &named(stranger, "2")).await.unwrap_err();
+    assert!(matches!(&other, kube::Error::Api(status) if status.code == 422), "{other}");
+    assert!(other.to_string().contains("metadata.uid"), "{other}");
+    let same = maps.patch("a", &force, &named(made.metadata.uid.as_deref(), "3")).await?;
+    assert_eq!(same.data.context("no data")?["k"], "3");
+    Ok(())
 }
 
 /// Prints what a container would see, then waits.
