@@ -84,7 +84,7 @@ pub struct Record {
 }
 
 /// What a record held before an admission of which nothing is written yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Former {
     /// Envelope of the directive that put `held` there; empty when there was none.
@@ -122,16 +122,7 @@ impl Record {
                 removed: record.removed,
                 objects: record.inventory.len(),
             })),
-            None => Some(Box::new(Former {
-                directive: String::new(),
-                binding: None,
-                floor: None,
-                held: None,
-                last_good: None,
-                since: None,
-                removed: false,
-                objects: 0,
-            })),
+            None => Some(Box::default()),
         }
     }
 
