@@ -47,6 +47,29 @@ pub(crate) async fn discover(api: &ApiServer, kinds: &RwLock<Kinds>) -> Result<(
     Ok(())
 }
 
+/// The version in which the API server serves a kind, and its plural there; `None` when it does not.
+pub(crate) async fn served(
+    api: &ApiServer,
+    key: &ObjectKey,
+) -> Result<Option<(String, String)>, ApiError> {
+    let root = if key.group.is_empty() { "/api" } else { "/apis" };
+    Ok(newest(&api.discovery(root).await?, &key.group, &key.kind))
+}
+
+/// Of an aggregated discovery document, whose versions stand in the server's order of preference.
+fn newest(document: &Value, group: &str, kind: &str) -> Option<(String, String)> {
+    let text = |value: &Value, pointer: &str| Some(value.pointer(pointer)?.as_str()?.to_owned());
+    let list = |value: &Value, field: &str| value.get(field)?.as_array().cloned();
+    let named = |item: &Value| text(item, "/metadata/name").unwrap_or_default() == group;
+    let found = list(document, "items")?.into_iter().find(named)?;
+    list(&found, "versions")?.iter().find_map(|version| {
+        let resources = list(version, "resources")?;
+        let ours = |r: &&Value| text(r, "/responseKind/kind").as_deref() == Some(kind);
+        let resource = resources.iter().find(ours)?;
+        Some((text(version, "/version")?, text(resource, "/resource")?))
+    })
+}
+
 /// Adds the kinds of an aggregated discovery document (`APIGroupDiscoveryList`).
 fn learn(kinds: &mut Kinds, document: &Value) {
     let list = |value: &Value, field: &str| {
@@ -72,6 +95,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_kind_is_found_in_the_version_that_the_server_prefers_of_those_that_have_it() {
+        let widget = |plural: &str| json!({"resource": plural, "responseKind": {"kind": "Widget"}});
+        let document = json!({"items": [
+            {"metadata": {}, "versions": [{"version": "v1", "resources": [widget("others")]}]},
+            {"metadata": {"name": "example.com"}, "versions": [
+                {"version": "v3", "resources": []},
+                {"version": "v2", "resources": [widget("widgets")]},
+                {"version": "v1", "resources": [widget("olds")]}]},
+        ]});
+
+        let found = |group: &str| newest(&document, group, "Widget");
+        assert_eq!(found("example.com"), Some(("v2".to_owned(), "widgets".to_owned())));
+        assert_eq!(found(""), Some(("v1".to_owned(), "others".to_owned())));
+        assert_eq!(found("absent.com"), None);
+        assert_eq!(newest(&document, "example.com", "Gadget"), None);
+    }
 
     #[test]
     fn kinds_are_learnt_from_discovery_without_replacing_what_is_known() {

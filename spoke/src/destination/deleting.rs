@@ -198,11 +198,30 @@ async fn delete(
             kind.plural.clone()
         }
     };
+    let uid = item.uid.as_deref();
+    match delete_at(api, by, key, (&item.version, &plural), uid).await {
+        // Not the object: its version is not served any more. Another one may be.
+        Err(ApplyError::Api(error)) if error.is_not_found() => {
+            let served = kinds::served(api, key).await.map_err(ApplyError::Api)?;
+            let (version, plural) = served.ok_or(ApplyError::KindUnknown)?;
+            delete_at(api, by, key, (&version, &plural), uid).await
+        }
+        other => other,
+    }
+}
+
+async fn delete_at(
+    api: &ApiServer,
+    by: &By,
+    key: &ObjectKey,
+    (version, plural): (&str, &str),
+    uid: Option<&str>,
+) -> Result<Deleted, ApplyError> {
     let slash = if key.group.is_empty() { "" } else { "/" };
-    let api_version = format!("{}{slash}{}", key.group, item.version);
-    let path = object_path(&api_version, &plural, key.namespace.as_deref(), &key.name);
-    let uid = match item.uid {
-        Some(uid) => uid,
+    let api_version = format!("{}{slash}{version}", key.group);
+    let path = object_path(&api_version, plural, key.namespace.as_deref(), &key.name);
+    let uid = match uid {
+        Some(uid) => uid.to_owned(),
         // Perhaps written just before the process ended, perhaps never: look whose it is.
         None => match apply::our_uid(api, key, &path).await? {
             Some(uid) => uid,

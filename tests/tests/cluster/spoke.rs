@@ -662,19 +662,22 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
 async fn definitions_come_before_their_objects_and_only_where_the_policy_says() -> anyhow::Result<()>
 {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    let version = |name: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {
+            "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
+                "properties": {"size": {"type": "integer"}}}}}}})
+    };
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "widgets.example.com"},
         "spec": {
             "group": "example.com", "scope": "Namespaced",
             "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
-            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {
-                "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
-                    "properties": {"size": {"type": "integer"}}}}}}}],
+            "versions": [version("v1beta1", false), version("v1", true)],
         },
     });
     let widget = json!({
-        "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "one"},
+        "apiVersion": "example.com/v1beta1", "kind": "Widget", "metadata": {"name": "one"},
         "spec": {"size": 3},
     });
     let namespace = json!({
@@ -780,12 +783,17 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         }
     }
 
-    // Gone from the rendering: the custom object is deleted, its definition and the namespace are not.
-    stage.synced(&[]).await?;
+    // Gone from the rendering, and with it the version it was written in: the custom object is
+    // deleted in another, its definition and the namespace are not.
+    let [mut definition, _, namespace, secret] = more;
+    definition["spec"]["versions"][0]["served"] = json!(false);
+    stage.synced(&[definition, namespace, secret]).await?;
     until("the widget to be deleted", WITHIN, || async {
         Ok(widgets.get_opt("one").await?.is_none().then_some(()))
     })
-    .await?;
+    .await
+    .with_context(|| stage.log().unwrap_or_default())?;
+    stage.synced(&[]).await?;
     assert!(namespaces.get(NAMESPACE).await?.metadata.deletion_timestamp.is_none());
     stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
