@@ -280,6 +280,16 @@ impl Cluster {
         self.processes().etcd.thaw();
     }
 
+    /// SIGSTOP to the controller manager. What is applied stays applied, and nothing follows from it.
+    pub fn freeze_controllers(&self) {
+        self.processes().controllers.freeze();
+    }
+
+    /// SIGCONT to the controller manager.
+    pub fn thaw_controllers(&self) {
+        self.processes().controllers.thaw();
+    }
+
     /// The process ids of etcd, API server and controller manager, in this order.
     pub fn process_ids(&self) -> [u32; 3] {
         let processes = self.processes();

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::figures::{Figures, heading};
 use super::signed::ENVIRONMENT;
+use crate::fleet::processor_us;
 use crate::real::RealFleet;
 use crate::workload::{self, SERVICES};
 
@@ -27,77 +28,181 @@ const BETWEEN: Duration = Duration::from_millis(1_100);
 /// dominates the tail: these let it wait until the heap is five times what lives.
 const API_ENVIRONMENT: [(&str, &str); 1] = [("GOGC", "400")];
 
-/// Prints the figures of `rounds` changes.
-///
-/// # Errors
-/// When the fleet does not do what it should.
-pub async fn run(rounds: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
-    let clusters = [("one", ENVIRONMENT), ("two", ENVIRONMENT)];
-    let Some(fleet) = RealFleet::start_tuned(&clusters, &API_ENVIRONMENT).await? else {
-        anyhow::bail!("no Kubernetes programs; run kind-clusters/tools/build.sh");
-    };
-    deploy(&fleet, "v0").await?;
-    print(format!("W runs on {} clusters; {rounds} changes follow", fleet.sites().len()));
-    let mut total = Figures::default();
-    let mut parts: Vec<(&str, Figures)> = [
-        "gitUs",
-        "renderUs",
-        "verifyUs",
-        "planUs",
-        "pushToReportUs",
-        "spoke/verifyUs",
-        "spoke/recordUs",
-        "spoke/applyUs",
-        PUSH,
-    ]
-    .map(|name| (name, Figures::default()))
-    .to_vec();
-    let mut slowest = (0.0, String::new());
-    for round in 1..=rounds {
+/// What happens to the controllers while a change is applied. What they do after it (ReplicaSets, Pods,
+/// events: more work than the change itself) is no part of the figure, and on clusters with machines of
+/// their own takes nothing from it; here all share the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Controllers {
+    /// They begin once everything is applied: API servers and etcd have the cores, as level L3 of the figure says.
+    Wait,
+    /// They roll out one Deployment while the next is written.
+    Work,
+}
+
+/// The figures of one kind of round.
+struct Taken {
+    controllers: Controllers,
+    total: Figures,
+    parts: Vec<(&'static str, Figures)>,
+    shares: Vec<(&'static str, Figures)>,
+    slowest: (f64, String),
+}
+
+impl Taken {
+    fn new(controllers: Controllers) -> Self {
+        let named = |name: &&'static str| (*name, Figures::default());
+        Self {
+            controllers,
+            total: Figures::default(),
+            parts: PARTS.iter().map(named).collect(),
+            shares: Shares::NAMES.iter().map(named).collect(),
+            slowest: (0.0, String::new()),
+        }
+    }
+
+    /// One change, from the moment it is asked for.
+    async fn round(&mut self, fleet: &mut RealFleet, number: usize) -> anyhow::Result<()> {
         tokio::time::sleep(BETWEEN).await;
-        let tag = format!("v{round}");
+        let tag = format!("v{number}");
         fleet.release(&tag)?;
         let mut waiting = Vec::new();
         for site in fleet.sites() {
             waiting.push(changed(site.cluster.client().await?, tag.clone()).await?);
         }
+        if self.controllers == Controllers::Wait {
+            fleet.sites().iter().for_each(|site| site.cluster.freeze_controllers());
+        }
+        let before = Shares::taken(fleet)?;
         let started = Instant::now();
         let _: Value = fleet.api().call("POST", "/v1/applications/workload/sync", None).await?;
         let ended = futures::future::try_join_all(waiting).await?;
+        let used = Shares::taken(fleet)?.since(&before);
+        fleet.sites().iter().for_each(|site| site.cluster.thaw_controllers());
+        for ((_, figures), used) in self.shares.iter_mut().zip(used) {
+            figures.add(used);
+        }
         let last = ended.into_iter().max().context("no cluster")?;
         let took_ms = last.duration_since(started).as_secs_f64() * 1e3;
-        total.add(took_ms);
-        let mut said = format!("round {round}: {took_ms:.0} ms");
+        self.total.add(took_ms);
         fleet.wait_synced("workload", SYNCED_WITHIN).await?;
         let seen: Value = fleet.api().call("GET", "/v1/applications/workload", None).await?;
+        let mut said = format!("{took_ms:.0} ms");
         for destination in
             seen.pointer("/destinations").and_then(Value::as_array).into_iter().flatten()
         {
             said.push_str(&format!("\n    {}:", text(destination, "/cluster")));
-            for (name, figures) in &mut parts {
+            for (name, figures) in &mut self.parts {
                 if let Some(us) = part_us(destination, name) {
                     figures.add(us / 1e3);
                     said.push_str(&format!(" {} {:.1}", shown(name), us / 1e3));
                 }
             }
         }
-        if took_ms > slowest.0 {
-            slowest = (took_ms, said);
+        if took_ms > self.slowest.0 {
+            self.slowest = (took_ms, said);
+        }
+        Ok(())
+    }
+
+    fn print(&self, clusters: usize, print: &mut dyn FnMut(String)) {
+        let (when, target) = match self.controllers {
+            Controllers::Wait => ("", "p99 <= 250 ms (100 ms later)"),
+            Controllers::Work => (", controllers on the same cores", ""),
+        };
+        print(heading());
+        print(self.total.line(
+            &format!("commit to applied, {clusters} clusters{when}"),
+            "ms",
+            target,
+        ));
+        for (name, figures) in &self.parts {
+            print(figures.line(&format!("  of which {}", shown(name)), "ms", ""));
+        }
+        for (name, figures) in &self.shares {
+            print(figures.line(&format!("  processor time: {name}"), "ms", ""));
+        }
+        print(format!("the slowest, its parts in ms: {}", self.slowest.1));
+    }
+}
+
+/// Prints the figures of `rounds` changes of each kind, taken in turn.
+///
+/// # Errors
+/// When the fleet does not do what it should.
+pub async fn run(
+    rounds: usize,
+    clusters: usize,
+    print: &mut dyn FnMut(String),
+) -> anyhow::Result<()> {
+    let named: Vec<String> = (1..=clusters).map(|number| format!("cluster-{number}")).collect();
+    let named: Vec<(&str, &str)> = named.iter().map(|name| (&name[..], ENVIRONMENT)).collect();
+    let Some(mut fleet) = RealFleet::start_tuned(&named, &API_ENVIRONMENT).await? else {
+        anyhow::bail!("no Kubernetes programs; run kind-clusters/tools/build.sh");
+    };
+    deploy(&fleet, "v0").await?;
+    print(format!("W runs on {clusters} clusters; {rounds} changes of each kind follow"));
+    let mut kinds = [Controllers::Wait, Controllers::Work].map(Taken::new);
+    for number in 1..=rounds * kinds.len() {
+        let turn = number % kinds.len();
+        if let Some(taken) = kinds.get_mut(turn) {
+            taken.round(&mut fleet, number).await?;
         }
     }
     print("API servers run with GOGC=400; everything else as released".to_owned());
-    print(heading());
-    print(total.line("commit to applied, 2 clusters, C1", "ms", "p99 <= 250 ms (100 ms later)"));
-    for (name, figures) in parts {
-        print(figures.line(&format!("  of which {}", shown(name)), "ms", ""));
-    }
-    print(format!("the slowest, its parts in ms: {}", slowest.1));
+    kinds.iter().for_each(|taken| taken.print(clusters, print));
     Ok(())
+}
+
+/// Processor time used so far by what shares the machine's cores, in ms, in the order of [`Self::NAMES`].
+struct Shares([f64; 6]);
+
+impl Shares {
+    const NAMES: [&'static str; 6] =
+        ["API servers", "etcd", "controllers", "hub", "spokes", "this program and its nodes"];
+
+    fn taken(fleet: &mut RealFleet) -> anyhow::Result<Self> {
+        let mut used = [0.0; 6];
+        let hub = fleet.hub().id();
+        let mut add = |index: usize, id: u32| -> anyhow::Result<()> {
+            if let Some(used) = used.get_mut(index) {
+                *used += processor_us(id)? as f64 / 1e3;
+            }
+            Ok(())
+        };
+        add(3, hub)?;
+        add(5, std::process::id())?;
+        for site in fleet.sites() {
+            let [etcd, api, controllers] = site.cluster.process_ids();
+            add(0, api)?;
+            add(1, etcd)?;
+            add(2, controllers)?;
+            add(4, fleet.spoke_process(&site.name).context("no spoke process")?)?;
+        }
+        Ok(Self(used))
+    }
+
+    fn since(&self, before: &Self) -> [f64; 6] {
+        std::array::from_fn(|at| {
+            let of = |shares: &Self| shares.0.get(at).copied().unwrap_or_default();
+            of(self) - of(before)
+        })
+    }
 }
 
 /// What is left of the time between push and report when the spoke's own parts are taken out: both ways
 /// over the wire, and both ends' queues.
 const PUSH: &str = "pushUs";
+const PARTS: [&str; 9] = [
+    "gitUs",
+    "renderUs",
+    "verifyUs",
+    "planUs",
+    "pushToReportUs",
+    "spoke/verifyUs",
+    "spoke/recordUs",
+    "spoke/applyUs",
+    PUSH,
+];
 const SPOKE_PARTS: [&str; 3] = ["spoke/verifyUs", "spoke/recordUs", "spoke/applyUs"];
 
 fn part_us(destination: &Value, name: &str) -> Option<f64> {

@@ -19,10 +19,12 @@ enum Figure {
         #[arg(long, default_value_t = 1_000)]
         spokes: usize,
     },
-    /// Commit to applied on two real clusters
+    /// Commit to applied on real clusters
     Change {
         #[arg(long, default_value_t = 30)]
         rounds: usize,
+        #[arg(long, default_value_t = 2)]
+        clusters: usize,
     },
     /// Hand edit to restored
     Drift {
@@ -44,13 +46,15 @@ async fn main() -> anyhow::Result<()> {
     match figure {
         Figure::Verify => bench::verify::run(&mut print),
         Figure::Idle { spokes } => bench::idle::run(spokes, &mut print).await,
-        Figure::Change { rounds } => bench::change::run(rounds, &mut print).await,
+        Figure::Change { rounds, clusters } => {
+            bench::change::run(rounds, clusters, &mut print).await
+        }
         Figure::Drift { edits } => bench::drift::run(edits, &mut print).await,
         Figure::Memory => bench::memory::run(&mut print).await,
         Figure::All => {
             bench::verify::run(&mut print)?;
             bench::idle::run(1_000, &mut print).await?;
-            bench::change::run(30, &mut print).await?;
+            bench::change::run(30, 2, &mut print).await?;
             bench::drift::run(4, &mut print).await?;
             bench::memory::run(&mut print).await
         }
