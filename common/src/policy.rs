@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{IdError, Name};
 use crate::keys::{KeyError, KeyId, PublicKey};
 use crate::receipt::{self, BUILDER_ID};
-use crate::release::glob_matches;
+use crate::release::{GLOB_BYTES_MAX, glob_matches};
 
 /// Most keys in a policy.
 pub const KEYS_MAX: usize = 256;
@@ -301,6 +301,10 @@ impl Spec {
         if entry.minimum_mode < Mode::Standard {
             return Err(PolicyError::ModeTooLow { index, mode: entry.minimum_mode });
         }
+        let mut patterns = entry.names.iter().chain(&entry.repos).chain(&entry.namespaces);
+        if patterns.any(|pattern| pattern.len() > GLOB_BYTES_MAX) {
+            return Err(PolicyError::PatternTooLong { index });
+        }
         let unknown = entry.required_attestations.iter().find(|n| receipt::rule(n).is_none());
         if let Some(name) = unknown {
             return Err(PolicyError::AttestationUnknown { index, name: name.clone() });
@@ -440,6 +444,10 @@ pub enum PolicyError {
     #[error("applications[{index}].minimumMode is {mode}; a cluster accepts Standard or Strict")]
     ModeTooLow { index: usize, mode: Mode },
     #[error(
+        "applications[{index}] has a pattern of more than {GLOB_BYTES_MAX} bytes in names, repos or namespaces"
+    )]
+    PatternTooLong { index: usize },
+    #[error(
         "applications[{index}].requiredAttestations names `{name}`; known are build, test, security-scan"
     )]
     AttestationUnknown { index: usize, name: String },
@@ -467,6 +475,7 @@ impl PolicyError {
             Self::Missing(_)
             | Self::Limit { .. }
             | Self::ModeTooLow { .. }
+            | Self::PatternTooLong { .. }
             | Self::AttestationUnknown { .. }
             | Self::KeyUnknown { .. }
             | Self::Name(_) => "TrustPolicyInvalid",

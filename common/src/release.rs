@@ -16,6 +16,8 @@ pub const RENDERING_TYPE: &str = "application/vnd.attest.manifests.v1+jsonl";
 pub const RENDERS_MAX: usize = 256;
 /// Most receipts a release may name as evidence.
 pub const EVIDENCE_MAX: usize = 64;
+/// Longest pattern for names, repositories and namespaces, in bytes.
+pub const GLOB_BYTES_MAX: usize = 1_024;
 
 /// The predicate. Unknown fields are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,6 +147,13 @@ impl Release {
         if release.renders.is_empty() || release.renders.len() > RENDERS_MAX {
             return Err(ReleaseError::Limit { what: "renders", max: RENDERS_MAX });
         }
+        let too_long = |render: &Render| match &render.namespace {
+            NamespaceRule::DefaultOnly { pattern } => pattern.len() > GLOB_BYTES_MAX,
+            NamespaceRule::Fixed { .. } => false,
+        };
+        if release.renders.iter().any(too_long) {
+            return Err(ReleaseError::Limit { what: "bytes of a pattern", max: GLOB_BYTES_MAX });
+        }
         if release.evidence.len() > EVIDENCE_MAX {
             return Err(ReleaseError::Limit { what: "evidence", max: EVIDENCE_MAX });
         }
@@ -170,14 +179,36 @@ pub fn content_digest(statement: &Statement, render: &Render) -> Option<Digest> 
     }
 }
 
-/// `*` matches any run of characters other than `/`; everything else matches itself.
+/// `*` matches any run of characters other than `/`; everything else matches itself. A pattern longer
+/// than [`GLOB_BYTES_MAX`] matches nothing. Patterns come from remotes: the work is bounded by the
+/// product of both lengths, the stack by nothing of theirs.
 pub fn glob_matches(pattern: &str, text: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else { return pattern == text };
-    let Some(rest) = text.strip_prefix(head) else { return false };
-    let reach = rest.find('/').unwrap_or(rest.len());
-    (0..=reach)
-        .filter(|end| rest.is_char_boundary(*end))
-        .any(|end| rest.get(end..).is_some_and(|after| glob_matches(tail, after)))
+    let (mut patterns, mut texts) = (pattern.split('/'), text.split('/'));
+    pattern.len() <= GLOB_BYTES_MAX
+        && loop {
+            match (patterns.next(), texts.next()) {
+                (None, None) => break true,
+                (Some(pattern), Some(text)) if segment_matches(pattern, text) => {}
+                (_, _) => break false,
+            }
+        }
+}
+
+/// The same without `/`: the first piece begins the text, the last one ends it, and each between them
+/// is found at the earliest place behind the former.
+fn segment_matches(pattern: &str, text: &str) -> bool {
+    let Some((head, others)) = pattern.split_once('*') else { return pattern == text };
+    let (between, tail) = others.rsplit_once('*').unwrap_or(("", others));
+    let inner = text.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail));
+    let found = |rest: &'_ str, piece: &str| rest.find(piece).map(|at| at + piece.len());
+    inner.is_some_and(|inner| {
+        let mut rest = inner;
+        between.split('*').all(|piece| {
+            let behind = found(rest, piece).and_then(|at| rest.get(at..));
+            rest = behind.unwrap_or_default();
+            behind.is_some()
+        })
+    })
 }
 
 /// Why signed bytes are not an acceptable release.
@@ -211,6 +242,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pattern_of_a_stranger_costs_neither_stack_nor_time() {
+        let text = format!("{}b", "a".repeat(2_000));
+        for pattern in ["*".repeat(20_000), "*a".repeat(GLOB_BYTES_MAX / 2)] {
+            assert!(!glob_matches(&format!("{pattern}X"), &text));
+        }
+        assert!(glob_matches(&"*".repeat(GLOB_BYTES_MAX), &text));
+        assert!(!glob_matches(&"*".repeat(GLOB_BYTES_MAX + 1), &text));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn globs_match_what_the_plain_definition_says(
+            pattern in "[ab*/]{0,8}", text in "[ab/]{0,8}",
+        ) {
+            fn plain(pattern: &[char], text: &[char]) -> bool {
+                match (pattern.split_first(), text.split_first()) {
+                    (None, None) => true,
+                    (Some(('*', tail)), rest) => {
+                        let eats = rest.is_some_and(|(c, rest)| *c != '/' && plain(pattern, rest));
+                        plain(tail, text) || eats
+                    }
+                    (Some((p, tail)), Some((t, rest))) => p == t && plain(tail, rest),
+                    (_, _) => false,
+                }
+            }
+            let of = |text: &str| text.chars().collect::<Vec<_>>();
+            proptest::prop_assert_eq!(
+                glob_matches(&pattern, &text),
+                plain(&of(&pattern), &of(&text))
+            );
+        }
+    }
+
+    #[test]
     fn globs_match_whole_texts_and_never_cross_a_slash() {
         for (pattern, text, matches) in [
             ("app-*", "app-staging", true),
@@ -222,6 +287,15 @@ mod tests {
             ("https://git.example/company/web-*", "https://git.example/company/web-/../x", false),
             ("a*b*c", "a1b2c", true),
             ("a*b*c", "a1b2", false),
+            ("a*a", "a", false),
+            ("a*a", "aa", true),
+            ("*b*b*", "abab", true),
+            ("*ab*ab*", "abab", true),
+            ("*aba*aba", "ababa", false),
+            ("**", "any", true),
+            ("a/*", "a/b/c", false),
+            ("a/*/c", "a/b/c", true),
+            ("ä*ö", "äöö", true),
             ("", "", true),
             ("", "x", false),
         ] {

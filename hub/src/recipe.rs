@@ -9,6 +9,7 @@ mod types;
 use std::collections::BTreeSet;
 
 use attest_common::ids::Name;
+use attest_common::release::GLOB_BYTES_MAX;
 
 use crate::source::{RepositoryUrl, clean_directory};
 
@@ -293,6 +294,9 @@ impl Checker<'_> {
                 NamespaceRule::Fixed { value } => self.name(&field("namespace.value"), value)?,
                 NamespaceRule::DefaultOnly { pattern } if pattern.is_empty() => {
                     return self.wrong(field("namespace.pattern"), "is empty: write `*` for any");
+                }
+                NamespaceRule::DefaultOnly { pattern } if pattern.len() > GLOB_BYTES_MAX => {
+                    return self.wrong(field("namespace.pattern"), "is longer than 1024 bytes");
                 }
                 NamespaceRule::DefaultOnly { .. } => {}
             }

@@ -611,6 +611,9 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("a policy below Standard", "TrustPolicyInvalid", |w| {
             w.spec.applications[0].minimum_mode = Mode::Audit;
         }),
+        ("a pattern without end", "TrustPolicyInvalid", |w| {
+            w.spec.applications[0].names.push("*".repeat(20_000));
+        }),
     ];
     for (case, expected, bend) in cases {
         let mut bent = world();
