@@ -266,7 +266,7 @@ impl ApiServer {
         if let Some(value) = impersonated(user) {
             request = request.header(IMPERSONATE, value);
         }
-        let bytes = body.map(|value| value.to_string().into_bytes()).unwrap_or_default();
+        let bytes = body.map(|value| yaml_of(value).into_bytes()).unwrap_or_default();
         self.call(verb, path, request, bytes).await
     }
 
@@ -362,6 +362,30 @@ fn impersonated(user: As<'_>) -> Option<HeaderValue> {
     }
 }
 
+/// JSON that YAML 1.1 reads as the same values, as an API server reads what is to be applied. YAML takes
+/// some characters that JSON leaves as they are for line breaks, which it folds, and refuses others:
+/// those are escaped (<https://yaml.org/spec/1.1/#id868518>; both read `\uXXXX` alike). They can only
+/// stand inside strings.
+fn yaml_of(value: &Value) -> String {
+    let json = value.to_string();
+    let is_read_otherwise = |c: char| {
+        matches!(
+            c,
+            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+        )
+    };
+    if !json.contains(is_read_otherwise) {
+        return json;
+    }
+    json.chars().fold(String::with_capacity(json.len()), |mut written, c| {
+        match c {
+            c if is_read_otherwise(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => written.push(c),
+        }
+        written
+    })
+}
+
 /// Path of an object, or of the collection when `name` is empty.
 pub fn object_path(api_version: &str, plural: &str, namespace: Option<&str>, name: &str) -> String {
     let root = if api_version.contains('/') { "/apis" } else { "/api" };
@@ -388,6 +412,18 @@ mod tests {
             "/apis/apps/v1/namespaces/n/deployments"
         );
         assert_eq!(object_path("v1", "namespaces", None, "n"), "/api/v1/namespaces/n");
+    }
+
+    #[test]
+    fn what_yaml_would_read_otherwise_is_escaped_and_reads_back_the_same() {
+        let odd = "a \u{85}  b \u{2028} \u{2029} \u{7f} \u{9f} \u{feff} \u{ffff} end";
+        let value = json!({odd: [odd, "plain ä \u{1f600} \u{a0} \\u0085 \n"]});
+
+        let written = yaml_of(&value);
+
+        assert!(written.contains(r"a \u0085  b \u2028 \u2029 \u007f \u009f \ufeff \uffff end"));
+        assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), value);
+        assert_eq!(yaml_of(&json!({"a": "ä \u{1f600}"})), json!({"a": "ä \u{1f600}"}).to_string());
     }
 
     #[tokio::test]
