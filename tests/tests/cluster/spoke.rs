@@ -282,12 +282,14 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(12)).await?;
 
-    // One object of many changes: one dry run, one write.
+    // One object of many changes: one dry run, one write, of exactly what was signed. The API server
+    // reads YAML, which would fold some of these characters.
+    let changed = "changed \u{85}  to \u{2028} \u{2029} \u{7f}\u{9f}\u{feff} ä \u{1f600}";
     let mut more = configs(12);
-    more[3] = config("config-3", "changed");
+    more[3] = config("config-3", changed);
     let mark = stage.mark()?;
     stage.synced(&more).await?;
-    assert_eq!(stage.value("config-3").await?.as_deref(), Some("changed"));
+    assert_eq!(stage.value("config-3").await?.as_deref(), Some(changed));
     assert_eq!(stage.writes_after(mark).await?, ["patch config-3"]);
     assert_eq!(stage.dry_runs(mark)?, ["patch config-3"]);
 
