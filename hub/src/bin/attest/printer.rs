@@ -100,6 +100,29 @@ impl Table {
     }
 }
 
+/// Characters by which a text moves the cursor, sets the clipboard or turns the order of what is read.
+/// What is printed came from remotes, and a terminal obeys.
+fn commands_terminal(c: char) -> bool {
+    let keeps_lines = matches!(c, '\n' | '\t');
+    c.is_control() && !keeps_lines || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A text that a terminal only shows.
+fn shown(text: &str) -> String {
+    text.replace(commands_terminal, "\u{fffd}")
+}
+
+/// JSON of the same value that a terminal only shows. Such characters stand inside strings only.
+fn json_shown(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut written, c| {
+        match c {
+            c if commands_terminal(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => written.push(c),
+        }
+        written
+    })
+}
+
 /// Where results and talk go. A reader that has gone away is remembered, not shouted at.
 #[derive(Debug)]
 pub(crate) struct Printer {
@@ -111,8 +134,9 @@ impl Printer {
         Self { failed: Mutex::new(None) }
     }
 
-    /// Data as it is, without an added line end.
+    /// Data, without an added line end.
     pub(crate) fn text(&self, text: &str) {
+        let text = shown(text);
         let mut stdout = io::stdout().lock();
         self.keep(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
     }
@@ -125,7 +149,7 @@ impl Printer {
     /// One line of talk.
     pub(crate) fn note(&self, text: &str) {
         // Nobody can be told that standard error is gone.
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = writeln!(io::stderr().lock(), "{}", shown(text));
     }
 
     /// Talk about something that is not right and does not stop the command.
@@ -175,7 +199,7 @@ impl Printer {
     ) -> anyhow::Result<()> {
         match format {
             Format::Table | Format::Wide => self.table(&table()),
-            Format::Json => self.line(&serde_json::to_string_pretty(document)?),
+            Format::Json => self.line(&json_shown(&serde_json::to_string_pretty(document)?)),
             Format::Yaml => self.text(&serde_saphyr::to_string(document)?),
             Format::Name => {
                 for row in table().rows {
@@ -211,6 +235,20 @@ impl Printer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_remote_says_commands_no_terminal_and_json_keeps_it() {
+        let said = "v1\u{1b}]52;c;aGk=\u{7}\u{9b}2J \u{202e}ok\r\nnext\tcolumn";
+
+        assert_eq!(
+            shown(said),
+            "v1\u{fffd}]52;c;aGk=\u{fffd}\u{fffd}2J \u{fffd}ok\u{fffd}\nnext\tcolumn"
+        );
+        let json = serde_json::to_string_pretty(&[said]).unwrap();
+        assert!(!json_shown(&json).contains(commands_terminal));
+        let read: Vec<String> = serde_json::from_str(&json_shown(&json)).unwrap();
+        assert_eq!(read, [said]);
+    }
 
     #[test]
     fn a_row_that_has_only_grown_older_is_not_a_change() {
