@@ -18,8 +18,14 @@ use crate::release::{ImageDigest, Render};
 /// Name of the mutation that writes a digest behind an image's tag.
 pub const IMAGE_PIN: &str = "image-pin";
 
+/// Whose labels and annotations on a namespace decide what it may do and where its pods run: Kubernetes
+/// itself and the platforms built on it, with all that lies below these names.
+const RESERVED_DOMAINS: [&str; 4] = ["kubernetes.io", "k8s.io", "openshift.io", "cattle.io"];
+/// What of them only describes.
+const DESCRIBING: [&str; 2] = ["app.kubernetes.io", "kubectl.kubernetes.io"];
+
 /// Labels and annotations under this prefix decide what pods of a namespace may do.
-const POD_SECURITY_PREFIX: &str = "pod-security.kubernetes.io/";
+pub const POD_SECURITY_PREFIX: &str = "pod-security.kubernetes.io/";
 
 /// Objects ready to be applied, and what people should know about them.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +90,7 @@ fn place(
     let own_namespace =
         key.group.is_empty() && key.kind == "Namespace" && key.name == namespace.as_str();
     if own_namespace && key.namespace.is_none() {
-        check_pod_security(&object)?;
+        check_reserved(&object)?;
         return Ok(object);
     }
     let Some(kind) = kinds.get(&key.group, &key.kind) else {
@@ -117,12 +123,22 @@ fn place(
     }
 }
 
-/// What pods of a namespace may do is its operator's word, never the application's.
-fn check_pod_security(namespace: &Object) -> Result<(), EffectiveError> {
+fn is_reserved(label: &str) -> bool {
+    let Some((domain, name)) = label.split_once('/') else { return false };
+    let is_below = |reserved: &&str| {
+        domain.strip_suffix(*reserved).is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
+    };
+    let describes =
+        DESCRIBING.contains(&domain) || (domain, name) == ("kubernetes.io", "metadata.name");
+    !describes && RESERVED_DOMAINS.iter().any(is_below)
+}
+
+/// What a namespace may do and where its pods run is its operator's word, never the application's.
+fn check_reserved(namespace: &Object) -> Result<(), EffectiveError> {
     for place in ["labels", "annotations"] {
         let all = namespace.value().pointer(&format!("/metadata/{place}"));
         let mut names = all.and_then(Value::as_object).into_iter().flat_map(|all| all.keys());
-        if let Some(label) = names.find(|name| name.starts_with(POD_SECURITY_PREFIX)) {
+        if let Some(label) = names.find(|name| is_reserved(name)) {
             let object = namespace.key().clone();
             return Err(EffectiveError::LabelNotAllowed { object, label: label.clone() });
         }
@@ -308,5 +324,24 @@ mod tests {
         assert_eq!(stored.value()["data"], json!({"old": "b2xk", "word": "c3dvcmRmaXNo"}));
         assert_eq!(stored.value().get("stringData"), None);
         assert_eq!(*other.value(), config);
+    }
+
+    #[test]
+    fn what_only_describes_a_namespace_is_not_reserved() {
+        for (label, reserved) in [
+            ("pod-security.kubernetes.io/enforce", true),
+            ("scheduler.alpha.kubernetes.io/node-selector", true),
+            ("openshift.io/sa.scc.uid-range", true),
+            ("field.cattle.io/projectId", true),
+            ("x.k8s.io/a", true),
+            ("kubernetes.io/enforce-mountable-secrets", true),
+            ("kubernetes.io/metadata.name", false),
+            ("app.kubernetes.io/part-of", false),
+            ("notkubernetes.io/a", false),
+            ("team", false),
+            ("example.com/owner", false),
+        ] {
+            assert_eq!(is_reserved(label), reserved, "{label}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use attest_common::effective::POD_SECURITY_PREFIX;
 use serde_json::{Value, json};
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
 };
 
 const VERSION: &str = "admissionregistration.k8s.io/v1";
+const POD_SECURITY: &str = "the spoke does not say what pods of a namespace may do";
 const CLOSED: &str = "namespaces that begin with kube- or attest- are closed to applications";
 
 /// Policies with their bindings.
@@ -61,8 +63,26 @@ fn namespaces() -> Value {
         "failurePolicy": "Fail",
         "matchConstraints": constraints("", "v1", &["namespaces"]),
         "matchConditions": [by_spoke()],
-        "validations": [{"expression": open("object.metadata.name"), "message": CLOSED}]
+        "variables": [
+            {"name": "before", "expression": "oldObject == null ? {} : oldObject.metadata.?labels.orValue({})"},
+            {"name": "after", "expression": "object.metadata.?labels.orValue({})"}
+        ],
+        "validations": [
+            {"expression": open("object.metadata.name"), "message": CLOSED},
+            {"expression": same_pod_security(), "message": POD_SECURITY}
+        ]
     })
+}
+
+/// What pods of a namespace may do bounds a taken spoke as well: it must not be the spoke's to change.
+fn same_pod_security() -> String {
+    let kept = |of: &str, by: &str| {
+        format!(
+            "variables.{of}.all(k, !k.startsWith('{POD_SECURITY_PREFIX}') || \
+             variables.{by}[?k] == optional.of(variables.{of}[k]))"
+        )
+    };
+    format!("{} && {}", kept("after", "before"), kept("before", "after"))
 }
 
 /// Accounts that are bound everywhere, because the policy's namespaces are patterns, stay out of closed ones.

@@ -16,7 +16,7 @@ use attest_gitops::install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYS
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
@@ -96,6 +96,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     spoke.may_not("POST", "/api/v1/namespaces/default/serviceaccounts", &body).await?;
     spoke.may_not("POST", "/api/v1/namespaces", &namespace("kube-public-2")).await?;
     spoke.may_not("POST", "/api/v1/namespaces", &namespace("attest-applications-x")).await?;
+    what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(&admin, &spoke).await?;
     let labelled = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "kube-system", "labels": {"a": "b"}}
@@ -263,6 +264,34 @@ impl Caller {
         );
         Ok(())
     }
+}
+
+/// Pod Security bounds a taken spoke too, where an operator has set it.
+async fn what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(
+    admin: &Client,
+    spoke: &Caller,
+) -> anyhow::Result<()> {
+    let labelled = |name: &str, enforced: &str| {
+        let mut made = namespace(name);
+        made["metadata"]["labels"] = json!({"pod-security.kubernetes.io/enforce": enforced});
+        made
+    };
+    let all: Api<Namespace> = Api::all(admin.clone());
+    let bounded = serde_json::from_value(labelled("bounded", "restricted"))?;
+    all.create(&PostParams::default(), &bounded).await?;
+
+    spoke.may_not("POST", "/api/v1/namespaces", &labelled("loose", "privileged")).await?;
+    let applied = "/api/v1/namespaces/bounded?fieldManager=attest-spoke&force=true";
+    spoke.may_not("PATCH", applied, &labelled("bounded", "privileged")).await?;
+    let mut other = namespace("bounded");
+    other["metadata"]["labels"] = json!({"team": "shop"});
+    spoke.may("PATCH", applied, &other).await?;
+    spoke.may("PATCH", applied, &labelled("bounded", "restricted")).await?;
+    // The label is the administrator's and, by now, the spoke's: it may let go of it, not take it away.
+    spoke.may("PATCH", applied, &namespace("bounded")).await?;
+    let kept = all.get("bounded").await?.metadata.labels.unwrap_or_default();
+    assert_eq!(kept["pod-security.kubernetes.io/enforce"], "restricted");
+    Ok(())
 }
 
 /// A policy takes effect a moment after it is stored.
