@@ -3,6 +3,7 @@
 //! A wake-up carries no data: an application that is woken is looked at from the beginning, and one that
 //! is woken while it is being looked at is looked at once more. One that fails never stops another.
 
+mod answers;
 mod order;
 mod reading;
 mod reconcile;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use attest_common::ids::{ClusterId, DestinationKey, Name};
 use tokio::sync::{Notify, Semaphore};
 
+use answers::Answers;
 pub(crate) use reading::credentials;
 use reconcile::Memory;
 pub use reconcile::View;
@@ -26,7 +28,8 @@ pub const RECONCILES_MAX: usize = 32;
 /// A repository that cannot be read is asked ever less often, up to this many intervals apart.
 pub const BACKOFF_INTERVALS_MAX: u32 = 16;
 /// A poll comes up to this share of the interval early, so that many do not come together.
-const JITTER_PERCENT: u64 = 20;
+const JITTER_PERCENT: u32 = 20;
+const _: () = assert!(JITTER_PERCENT < answers::SHARED_PERCENT_MAX);
 /// Wait before an application is looked at again whose ledger was not what was remembered of it.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the hub asks again whether its credentials may push.
@@ -36,6 +39,7 @@ const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug)]
 pub struct Pipeline {
     interval: Duration,
+    pub(crate) answers: Answers,
     slots: Mutex<BTreeMap<String, Slot>>,
     views: Mutex<BTreeMap<String, Arc<View>>>,
     changed: Notify,
@@ -46,8 +50,7 @@ struct Slot {
     dirty: bool,
     /// More than its status may have changed.
     plan: bool,
-    /// The repository is to be asked for news.
-    poll: bool,
+    poll: Poll,
     /// An operator asked for this.
     asked_for: bool,
     running: bool,
@@ -65,19 +68,34 @@ struct Slot {
 /// An application that is to be looked at now.
 type Due = (String, Task, Arc<Mutex<Memory>>);
 
+/// Whether the repository is to be asked for news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Poll {
+    No,
+    /// The interval is over: what it said to another application a moment ago will do.
+    Due,
+    Now,
+}
+
 /// What one look at an application is to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
     /// False when only its status is to be computed anew.
     pub(crate) plan: bool,
-    pub(crate) poll: bool,
+    pub(crate) poll: Poll,
     pub(crate) asked_for: bool,
 }
 
 impl Pipeline {
     /// An empty queue; each repository is asked for news every `interval`.
     pub fn new(interval: Duration) -> Self {
-        Self { interval, slots: Mutex::default(), views: Mutex::default(), changed: Notify::new() }
+        Self {
+            interval,
+            answers: Answers::new(interval),
+            slots: Mutex::default(),
+            views: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
@@ -144,7 +162,7 @@ impl Pipeline {
         let slot = slots.entry(application.to_owned()).or_insert_with(|| Slot {
             dirty: true,
             plan: true,
-            poll: true,
+            poll: Poll::Now,
             asked_for,
             running: false,
             asked: 0,
@@ -154,7 +172,7 @@ impl Pipeline {
             next_poll: Instant::now() + self.interval,
             memory: Arc::default(),
         });
-        (slot.dirty, slot.plan, slot.poll) = (true, true, true);
+        (slot.dirty, slot.plan, slot.poll) = (true, true, Poll::Now);
         slot.asked_for |= asked_for;
         slot.asked += 1;
         let number = slot.asked;
@@ -163,12 +181,13 @@ impl Pipeline {
         number
     }
 
-    /// A repository was asked, in vain or not.
-    pub(crate) fn asked(&self, application: &str, answered: bool) {
+    /// A repository was asked, in vain or not. The next poll counts from its answer, so that those who share one
+    /// answer fall due together.
+    pub(crate) fn asked(&self, application: &str, answered: Instant, is_ok: bool) {
         if let Some(slot) = self.slots().get_mut(application) {
-            slot.failures = if answered { 0 } else { slot.failures.saturating_add(1) };
+            slot.failures = if is_ok { 0 } else { slot.failures.saturating_add(1) };
             let factor = 2_u32.saturating_pow(slot.failures).min(BACKOFF_INTERVALS_MAX);
-            slot.next_poll = Instant::now() + jittered(self.interval * factor);
+            slot.next_poll = answered + jittered(self.interval * factor);
         }
     }
 
@@ -211,13 +230,14 @@ impl Pipeline {
         let mut next = now + self.interval;
         for (name, slot) in self.slots().iter_mut() {
             if slot.next_poll <= now {
-                (slot.dirty, slot.plan, slot.poll) = (true, true, true);
+                (slot.dirty, slot.plan) = (true, true);
+                slot.poll = slot.poll.max(Poll::Due);
                 slot.next_poll = now + jittered(self.interval);
             }
             next = next.min(slot.next_poll);
             if slot.dirty && !slot.running {
                 let task = Task { plan: slot.plan, poll: slot.poll, asked_for: slot.asked_for };
-                (slot.dirty, slot.plan, slot.poll) = (false, false, false);
+                (slot.dirty, slot.plan, slot.poll) = (false, false, Poll::No);
                 (slot.asked_for, slot.running, slot.taken) = (false, true, slot.asked);
                 due.push((name.clone(), task, slot.memory.clone()));
             }
@@ -336,6 +356,23 @@ mod tests {
         assert!(!pipeline.has_looked("web-app", number));
         assert!(pipeline.forget("web-app", pipeline.looks_asked("web-app")));
         assert!(pipeline.has_looked("web-app", number));
+    }
+
+    #[test]
+    fn applications_that_share_an_answer_fall_due_together() {
+        let interval = Duration::from_secs(300);
+        let pipeline = Pipeline::new(interval);
+        let answered = Instant::now();
+        for name in ["web-app", "web-api"] {
+            pipeline.look(name, false);
+            pipeline.asked(name, answered, true);
+        }
+
+        for slot in pipeline.slots().values() {
+            let after = slot.next_poll - answered;
+            let early_max = interval * JITTER_PERCENT / 100;
+            assert!(interval - early_max <= after && after <= interval, "{after:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::time::Instant;
 use attest_common::ids::{Digest, Name};
 use attest_common::report;
 
+use super::Poll;
+use super::answers::Answer;
 use super::reconcile::{Look, failed};
 use crate::hub::{Hub, micros, now};
 use crate::lower::{Application, Destination};
@@ -30,16 +32,25 @@ impl Look<'_> {
         let is_same = self.memory.asked.as_ref() == Some(&asked);
         if let Some(resolved) = self.memory.resolved.clone()
             && is_same
-            && !self.task.poll
+            && self.task.poll == Poll::No
         {
             return Ok((remote, resolved));
         }
         let begun = Instant::now();
-        let answer = self.hub.source.look(&remote, revision, &self.hub.interrupt);
-        self.hub.pipeline.asked(self.record.application.name.as_str(), answer.is_ok());
-        let answer = answer.map_err(|error| source_waiting(&error));
-        self.memory.unanswered = answer.as_ref().err().cloned();
-        let resolved = answer?;
+        let ask = || {
+            let answer = self.hub.source.look(&remote, revision, &self.hub.interrupt);
+            answer.map_err(|error| source_waiting(&error))
+        };
+        let answer = if self.task.poll == Poll::Due {
+            self.hub.pipeline.answers.shared(&remote, revision, self.memory.newest, ask)
+        } else {
+            Answer::of(&remote, ask)
+        };
+        let name = self.record.application.name.as_str();
+        self.hub.pipeline.asked(name, answer.answered, answer.said.is_ok());
+        self.memory.newest = Some(answer.asked);
+        self.memory.unanswered = answer.said.as_ref().err().cloned();
+        let resolved = answer.said?;
         self.memory.timings.git_us = micros(begun);
         if !is_same {
             // Nothing of this repository has been read: what another one said is not its word.
@@ -59,7 +70,8 @@ impl Look<'_> {
 
     /// Reads receipts, statements and committed renderings of the commit, once.
     pub(super) fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
-        let again = !self.memory.unfinished.is_empty() && (self.task.poll || self.task.asked_for);
+        let again = !self.memory.unfinished.is_empty()
+            && (self.task.poll != Poll::No || self.task.asked_for);
         let is_read = self.memory.commit.as_ref() == Some(&resolved.commit);
         if is_read && self.directories_are_known() && !again {
             return Ok(());
@@ -263,43 +275,74 @@ fn render_waiting(error: &RenderError) -> Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
+
+    use attest_common::plan::{AskedPolicy, SyncPolicy};
+    use attest_common::policy::Mode;
 
     use super::*;
     use crate::home::{self, Advertise};
     use crate::hub::Settings;
+    use crate::pipeline::Task;
+    use crate::pipeline::reconcile::{self, Memory};
     use crate::render::Kustomize;
     use crate::source::UrlPolicy;
+    use crate::store::records::ApplicationRecord;
+
+    #[test]
+    fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
+        let directory = tempfile::tempdir().unwrap();
+        let hub = hub(directory.path());
+        let (url, opened) = serve_repository(directory.path());
+        let names: Vec<String> = (0..10).map(|number| format!("web-{number}")).collect();
+        let memories: Vec<Mutex<Memory>> = names.iter().map(|_| Mutex::default()).collect();
+        for name in &names {
+            hub.records.commit("application", &[records::put(&application(name, &url))]).unwrap();
+            hub.pipeline.look(name, false);
+        }
+        let look = |poll: Poll| {
+            opened.store(0, Ordering::SeqCst);
+            std::thread::scope(|scope| {
+                for (name, memory) in names.iter().zip(&memories) {
+                    let (hub, task) = (&hub, Task { plan: true, poll, asked_for: false });
+                    scope.spawn(move || {
+                        reconcile::application(hub, name, task, &mut memory.lock().unwrap());
+                    });
+                }
+            });
+            for (name, memory) in names.iter().zip(&memories) {
+                let problem = hub.pipeline.view(name).unwrap().problem.clone();
+                // The commit is read, and has no such directory.
+                assert_eq!(problem.map(|waiting| waiting.reason).as_deref(), Some("PathMissing"));
+                assert!(memory.lock().unwrap().resolved.is_some());
+            }
+            opened.load(Ordering::SeqCst)
+        };
+
+        look(Poll::Now);
+        // What an operator asks for, the repository is asked.
+        assert_eq!(look(Poll::Now), 10);
+        assert_eq!(look(Poll::Due), 1);
+        assert_eq!(look(Poll::No), 0);
+        hub.records.commit("repository", &[records::put(&repository(&url, "changed"))]).unwrap();
+        assert_eq!(look(Poll::Due), 1);
+        assert_eq!(look(Poll::Due), 0);
+        hub.records.commit("repository", &[records::delete(&repository(&url, ""))]).unwrap();
+        assert_eq!(look(Poll::Due), 1);
+    }
 
     #[test]
     fn credentials_that_were_changed_during_the_question_are_kept() {
-        attest_certs::install_provider();
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("home");
-        let advertise = Advertise {
-            spoke_address: "127.0.0.1:4433".into(),
-            api_url: "https://127.0.0.1:8443".into(),
-        };
-        home::create(&path, &advertise).unwrap();
-        let settings = Settings {
-            urls: UrlPolicy::default(),
-            poll_interval: Duration::from_secs(300),
-            kustomize: Kustomize::none(),
-        };
-        let hub = Hub::start(home::open(&path).unwrap(), settings).unwrap();
-        let record = |password: &str| RepositoryRecord {
-            url: "https://git.example/a".into(),
-            address: "https://git.example/a".into(),
-            username: Some("hub".into()),
-            password: Some(password.into()),
-            ssh_key: None,
-            known_hosts: None,
-            ca: None,
-            allow_push_credential: false,
-            can_push: Some(false),
-            problem: None,
-            checked_at: None,
-        };
+        let hub = hub(directory.path());
+        let record = |password: &str| repository("https://git.example/a", password);
         let kept = || hub.records.get::<RepositoryRecord>("https://git.example/a").unwrap();
         hub.records.commit("repository", &[records::put(&record("new"))]).unwrap();
 
@@ -309,5 +352,114 @@ mod tests {
         let kept = kept().unwrap();
 
         assert_eq!((kept.password.as_deref(), kept.can_push), (Some("new"), Some(true)));
+    }
+
+    fn hub(directory: &Path) -> Arc<Hub> {
+        attest_certs::install_provider();
+        let path = directory.join("home");
+        let advertise = Advertise {
+            spoke_address: "127.0.0.1:4433".into(),
+            api_url: "https://127.0.0.1:8443".into(),
+        };
+        home::create(&path, &advertise).unwrap();
+        let settings = Settings {
+            urls: UrlPolicy { allow_git: true, ..UrlPolicy::default() },
+            poll_interval: Duration::from_secs(300),
+            kustomize: Kustomize::none(),
+        };
+        Hub::start(home::open(&path).unwrap(), settings).unwrap()
+    }
+
+    fn repository(url: &str, password: &str) -> RepositoryRecord {
+        RepositoryRecord {
+            url: url.into(),
+            address: url.into(),
+            username: Some("hub".into()),
+            password: Some(password.into()),
+            ssh_key: None,
+            known_hosts: None,
+            ca: None,
+            allow_push_credential: false,
+            can_push: Some(false),
+            problem: None,
+            checked_at: None,
+        }
+    }
+
+    fn application(name: &str, url: &str) -> ApplicationRecord {
+        let name: Name = name.parse().unwrap();
+        let destination =
+            Destination { cluster: name.clone(), namespace: name.clone(), path: None };
+        let application = Application {
+            name,
+            namespace: "default".into(),
+            repo_url: url.into(),
+            revision: "main".into(),
+            path: "k8s".into(),
+            destinations: vec![destination],
+            asked: AskedPolicy {
+                mode: Mode::Strict,
+                required_attestations: BTreeSet::new(),
+                trusted_keys: None,
+            },
+            sync: SyncPolicy::default(),
+            automated: true,
+        };
+        ApplicationRecord {
+            application,
+            manifest: serde_json::Value::Null,
+            generation: 1,
+            created_at: now(),
+            deleting: false,
+        }
+    }
+
+    /// A git:// server of one repository with one empty commit; its address, and how often it was connected to.
+    fn serve_repository(directory: &Path) -> (String, Arc<AtomicUsize>) {
+        let bare = directory.join("a.git");
+        git(directory, &["init", "--quiet", "--bare", "-b", "main", "a.git"]);
+        let tree = git(&bare, &["mktree"]);
+        let commit = git(&bare, &["commit-tree", "-m", "first", &tree]);
+        git(&bare, &["update-ref", "refs/heads/main", &commit]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("git://{}/a", listener.local_addr().unwrap());
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = opened.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let bare = bare.clone();
+                std::thread::spawn(move || upload(stream, &bare));
+            }
+        });
+        (url, opened)
+    }
+
+    fn upload(mut stream: TcpStream, bare: &Path) {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).unwrap();
+        let length = u64::from_str_radix(std::str::from_utf8(&length).unwrap(), 16).unwrap();
+        let mut request = Vec::new();
+        (&mut stream).take(length - 4).read_to_end(&mut request).unwrap();
+        let mut child = Command::new("git")
+            .args(["upload-pack", bare.to_str().unwrap()])
+            .env("GIT_PROTOCOL", "version=2")
+            .stdin(OwnedFd::from(stream.try_clone().unwrap()))
+            .stdout(OwnedFd::from(stream))
+            .spawn()
+            .unwrap();
+        child.wait().unwrap();
+    }
+
+    fn git(directory: &Path, arguments: &[&str]) -> String {
+        let output = Command::new("git")
+            .args(["-c", "user.name=CI", "-c", "user.email=ci@example.invalid"])
+            .args(arguments)
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Memory {
     /// Repository and revision that `resolved` answers.
     pub(super) asked: Option<(String, String)>,
     pub(super) resolved: Option<Resolved>,
+    /// When the newest question for the revision was asked that was answered, in vain or not.
+    pub(super) newest: Option<Instant>,
     /// Why the newest question for the revision was not answered.
     pub(super) unanswered: Option<Waiting>,
     /// Commit that `evidence` was read from, of the repository and revision in `asked`.
