@@ -20,7 +20,8 @@ use http::StatusCode;
 use serde::de::DeserializeOwned;
 
 pub use serve::{
-    API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError, Certificate, Listening, listen, serve,
+    API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX, ApiError,
+    Certificate, Listening, listen, serve,
 };
 
 use crate::api::documents::{BODY_BYTES_MAX, Failure};

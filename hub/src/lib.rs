@@ -2,6 +2,7 @@
 //!
 //! Also the library behind `attest`: what CI renders and signs is read by the same code that the hub uses.
 
+mod crowd;
 mod failpoint;
 mod join;
 

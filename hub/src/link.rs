@@ -4,7 +4,6 @@
 //! sent and sends the difference. Joining is `join`; certificates and ALPN are `attest_certs`.
 
 mod claims;
-mod crowd;
 mod error;
 mod push;
 mod reports;
@@ -27,12 +26,12 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
 use claims::Claims;
-use crowd::Crowd;
 pub use error::LinkError;
 use reports::Reports;
 pub use wire::WRITE_TIMEOUT;
 pub(crate) use wire::{FrameReader, send};
 
+use crate::crowd::Crowd;
 use crate::hub::Hub;
 use crate::join;
 use crate::store::records::{self, ClusterRecord, ClusterState};

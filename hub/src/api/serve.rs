@@ -14,17 +14,20 @@ use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Refusal;
+use crate::crowd::Crowd;
 use crate::hub::Hub;
 
 /// Connections being set up at once.
-pub const API_HANDSHAKES_MAX: usize = 128;
+pub const API_HANDSHAKES_MAX: usize = 256;
+/// Connections being set up at once from one address: nobody who stays silent closes the API to the others.
+pub const API_HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 /// How long a client may take to set up a connection.
-pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait after the system refuses to accept, so that a lack of files does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -157,9 +160,8 @@ async fn accept(
     finished: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
     hub: Arc<Hub>,
 ) {
-    let permits = Arc::new(Semaphore::new(API_HANDSHAKES_MAX));
+    let handshakes = Crowd::new(API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX);
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             () = hub.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -172,10 +174,15 @@ async fn accept(
                 continue;
             }
         };
+        // Without a place the connection is closed: who waits for one would keep others from it.
+        let Some(place) = handshakes.enter(Some(from.ip())) else {
+            tracing::debug!(reason = "Handshakes", from = from.to_string(), "The API is crowded");
+            continue;
+        };
         let config = tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let finished = finished.clone();
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let _ = stream.set_nodelay(true);
             let handshake = TlsAcceptor::from(config).accept(stream);
             match tokio::time::timeout(API_HANDSHAKE_TIMEOUT, handshake).await {

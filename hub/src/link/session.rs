@@ -33,6 +33,8 @@ use crate::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
+/// Shortest time between two renewals on one connection; certificates live for days.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// How many reconnects a second the hub likes to see.
 const RECONNECTS_PER_SECOND: u64 = 500;
 /// Narrowest window over which spokes spread their reconnects.
@@ -68,6 +70,8 @@ struct Session<'a> {
     control: quinn::SendStream,
     /// Pushes under way; each ends with what is to be sent again, and the blobs that went with it.
     pushes: JoinSet<Option<(Pending, Vec<Digest>)>>,
+    /// When a certificate was last asked for on this connection.
+    renewed: Option<Instant>,
     /// Waits before pushes that failed are repeated: at most one a destination.
     repeats: JoinSet<()>,
 }
@@ -121,8 +125,18 @@ async fn run_session(
     }
 
     let (pushes, repeats) = (JoinSet::new(), JoinSet::new());
-    let mut session =
-        Session { hub, shared, connection, cluster, number, nonce, control, pushes, repeats };
+    let mut session = Session {
+        hub,
+        shared,
+        connection,
+        cluster,
+        number,
+        nonce,
+        control,
+        pushes,
+        renewed: None,
+        repeats,
+    };
     session.sync().await?;
     let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
     let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
@@ -379,6 +393,12 @@ impl Session<'_> {
 
     /// A new certificate for the spoke's new key; the former one ends when this one is first used.
     async fn renew(&mut self, request: Vec<u8>) -> Result<(), LinkError> {
+        let now = Instant::now();
+        if self.renewed.is_some_and(|at| now.duration_since(at) < RENEW_EVERY) {
+            // Each costs a signature and a durable write.
+            return self.say(ToSpokeBody::Renewed(Renewed { chain_der: Vec::new() })).await;
+        }
+        self.renewed = Some(now);
         let cluster = self.cluster.clone();
         let renewed = self.hub.blocking(move |hub| join::renew(hub, &cluster, &request)).await;
         let chain_der = match renewed {

@@ -1,7 +1,9 @@
 //! What the API refuses, and how it says so.
 
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use attest_gitops::api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
@@ -193,4 +195,21 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
     assert!(start(&home, "127.0.0.1:0").contains("in use by another hub"));
     runtime.block_on(running.end()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_stays_silent_closes_the_api_to_nobody_else() {
+    let fixture = Fixture::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..API_HANDSHAKES_MAX * 2 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(fixture.addresses().api).await.unwrap());
+    }
+
+    let asked = Instant::now();
+    fixture.get("/v1/clusters").await;
+
+    assert!(asked.elapsed() < API_HANDSHAKE_TIMEOUT, "it waited for the others to give up");
+    drop(silent);
 }

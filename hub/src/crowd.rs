@@ -9,7 +9,7 @@ const IPV6_OWN_BITS: u32 = 64;
 
 /// A bounded number of places, of which one address gets only some.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(crate) struct Crowd {
     places_max: usize,
     places_per_address_max: usize,
     taken: Mutex<Taken>,
@@ -23,13 +23,13 @@ struct Taken {
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     crowd: Arc<Crowd>,
     address: Option<IpAddr>,
 }
 
 impl Crowd {
-    pub(super) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
+    pub(crate) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
         Arc::new(Self { places_max, places_per_address_max, taken: Mutex::default() })
     }
 
@@ -39,13 +39,13 @@ impl Crowd {
 
     /// True when fewer than half of the places are free: from now on an address must be proven, so that
     /// datagrams with forged senders take half of the places at most.
-    pub(super) fn is_crowded(&self) -> bool {
+    pub(crate) fn is_crowded(&self) -> bool {
         self.taken().all.saturating_mul(2) > self.places_max
     }
 
     /// A place, unless there is none. An address is counted only when it is `proven`: nobody takes places
     /// in the name of another.
-    pub(super) fn enter(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Place> {
+    pub(crate) fn enter(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Place> {
         let address = proven.map(network);
         let mut taken = self.taken();
         if taken.all >= self.places_max {
