@@ -31,21 +31,21 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
 
-    /// Address of /health and /ready
+    /// Address of /health and /ready; port 0 takes a free one and logs it
     #[arg(
         long,
         env = "ATTEST_LISTEN_HEALTH",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:8081"
+        default_value = "127.0.0.1:0"
     )]
     pub listen_health: SocketAddr,
 
-    /// Address of /metrics
+    /// Address of /metrics; port 0 takes a free one and logs it
     #[arg(
         long,
         env = "ATTEST_LISTEN_METRICS",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:8080"
+        default_value = "127.0.0.1:0"
     )]
     pub listen_metrics: SocketAddr,
 

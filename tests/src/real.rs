@@ -207,9 +207,8 @@ impl RealFleet {
         while let Some(line) = lines.next_line().await? {
             if let Some(arguments) = line.strip_prefix("attest-spoke ") {
                 let log = self.directory.path().join(format!("spoke-{}.log", site.name));
-                let spec = Spec::new(program("attest-spoke")?, log)
-                    .args(arguments.split_whitespace())
-                    .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"]);
+                let spec =
+                    Spec::new(program("attest-spoke")?, log).args(arguments.split_whitespace());
                 site.spoke = Some(Process::spawn(spec)?);
             } else {
                 last = line;
