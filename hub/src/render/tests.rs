@@ -223,7 +223,8 @@ fn programs(name: &str) -> Option<Kustomize> {
     let found = places.iter().map(|place| place.join(name)).filter(|path| path.is_file());
     let found = found.map(|path| Kustomize::at(&path)).find(|found| found.version().is_some());
     if found.is_none() {
-        assert!(std::env::var("CI").is_err(), "no {name}: run kind-clusters/tools/build.sh");
+        let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+        assert!(!in_ci, "no {name}: run kind-clusters/tools/build.sh");
         #[allow(clippy::print_stderr, reason = "a test that cannot run says so")]
         {
             eprintln!("skipped: no {name} (run kind-clusters/tools/build.sh)");

@@ -1,11 +1,13 @@
-//! A real sshd on loopback, with keys of its own.
+//! A real sshd on loopback, with keys of its own: the machine's, or one that was unpacked without root.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SSHD: &str = "/usr/sbin/sshd";
+/// Where it is installed, which is not on everybody's PATH.
+const INSTALLED_IN: &str = "/usr/sbin";
 
 pub(crate) struct Sshd {
     child: Child,
@@ -26,11 +28,12 @@ impl Sshd {
     }
 
     fn start_with(setting: &str) -> Option<Self> {
-        if !Path::new(SSHD).exists() {
-            assert!(std::env::var("CI").is_err(), "no sshd: install openssh-server");
+        let Some(program) = find(&std::env::var_os("PATH").unwrap_or_default()) else {
+            let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+            assert!(!in_ci, "no sshd: install openssh-server");
             eprintln!("skipped: no sshd (install openssh-server)");
             return None;
-        }
+        };
         // Where sshd, run by root, wants its own directory; made by the service otherwise.
         let _ = std::fs::create_dir_all("/run/sshd");
         let directory = tempfile::tempdir().unwrap();
@@ -51,12 +54,13 @@ impl Sshd {
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPermitRootLogin yes\n\
-             MaxStartups 100\n{setting}\n",
+             MaxStartups 100\n{}{setting}\n",
             at("host").display(),
             at("authorized_keys").display(),
+            helpers(&program),
         );
         std::fs::write(at("sshd_config"), config).unwrap();
-        let child = Command::new(SSHD)
+        let child = Command::new(&program)
             .args(["-D", "-e", "-f"])
             .arg(at("sshd_config"))
             .stderr(Stdio::from(std::fs::File::create(at("log")).unwrap()))
@@ -101,6 +105,39 @@ impl Drop for Sshd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// By its absolute path, without which sshd does not start.
+fn find(search: &OsStr) -> Option<PathBuf> {
+    let places = std::env::split_paths(search).chain([PathBuf::from(INSTALLED_IN)]);
+    let mut programs = places.filter(|place| place.is_absolute()).map(|place| place.join("sshd"));
+    programs.find(|program| program.is_file())
+}
+
+/// Newer servers run programs that are not where they were built to be when they were only unpacked.
+fn helpers(program: &Path) -> String {
+    let Some(root) = program.parent().and_then(Path::parent) else { return String::new() };
+    let known = [("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")];
+    let here = known.map(|(setting, name)| (setting, root.join("lib/openssh").join(name)));
+    let here = here.into_iter().filter(|(_, path)| path.is_file());
+    here.map(|(setting, path)| format!("{setting} {}\n", path.display())).collect()
+}
+
+#[test]
+fn an_sshd_that_was_only_unpacked_is_found_on_path_with_its_helpers() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("usr");
+    for (place, name) in [("sbin", "sshd"), ("lib/openssh", "sshd-session")] {
+        std::fs::create_dir_all(root.join(place)).unwrap();
+        std::fs::write(root.join(place).join(name), "").unwrap();
+    }
+    let search = OsString::from(format!("sbin:{}", root.join("sbin").display()));
+
+    let found = find(&search).unwrap();
+
+    assert_eq!(found, root.join("sbin/sshd"));
+    let session = root.join("lib/openssh/sshd-session");
+    assert_eq!(helpers(&found), format!("SshdSessionPath {}\n", session.display()));
 }
 
 fn keygen(path: &Path) {
