@@ -4,6 +4,8 @@
 //! come true ends it with an error. [`Sabotage`] breaks one step on purpose, for the test that
 //! proves the demo can fail.
 
+use std::ffi::OsString;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -13,13 +15,16 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::cluster::binaries::Binaries;
 use crate::evil_hub;
+use crate::fleet::program;
 use crate::real::{Agents, RealFleet, RealSite};
 use crate::wait::until;
 
 const SYNCED_WITHIN: Duration = Duration::from_secs(40);
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
+const PATH_OF_A_TERMINAL: &str = "/usr/local/bin:/usr/bin:/bin";
 const APPLICATION: &str = include_str!("../sample/application.yaml");
 
 /// A step to break on purpose.
@@ -39,6 +44,15 @@ pub enum Sabotage {
     Heal,
 }
 
+/// What becomes of hub and clusters after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// They stay, for somebody to go on with the commands that are shown.
+    Stay,
+    /// They go; the commands are run here, and their answers shown.
+    Go,
+}
+
 /// A demo in progress.
 #[derive(Debug)]
 pub struct Demo<'a> {
@@ -54,6 +68,7 @@ pub struct Demo<'a> {
 /// When a step does not come true.
 pub async fn run(
     sabotage: Option<Sabotage>,
+    ending: Ending,
     print: &fn(&str),
 ) -> anyhow::Result<Option<RealFleet>> {
     let started = Instant::now();
@@ -71,7 +86,7 @@ pub async fn run(
     demo.refuse_tampered().await?;
     demo.heal().await?;
     demo.audit()?;
-    demo.go_on();
+    demo.go_on(ending)?;
     Ok(Some(demo.fleet))
 }
 
@@ -297,24 +312,52 @@ impl Demo<'_> {
         Ok(())
     }
 
-    fn go_on(&self) {
+    fn go_on(&self, ending: Ending) -> anyhow::Result<()> {
         self.step("Go on yourself");
-        self.say(&format!("export ATTEST_CONFIG={}", self.fleet.operator().config().display()));
-        if let Ok(attest) = crate::fleet::program("attest") {
-            let directory = attest.parent().map(|d| d.display().to_string()).unwrap_or_default();
-            self.say(&format!("export PATH={directory}:$PATH"));
+        let attest = program("attest")?;
+        let attest = attest.parent().context("attest lies nowhere")?.display().to_string();
+        let kubernetes = Binaries::find()?.context("no Kubernetes programs")?;
+        let settings = [
+            format!("export ATTEST_CONFIG={}", self.fleet.operator().config().display()),
+            format!("export PATH={attest}:{}:$PATH", kubernetes.directory().display()),
+            format!("cd {}", self.fleet.repository().tree().display()),
+        ];
+        for line in &settings {
+            self.say(line);
         }
-        self.say(&format!("cd {}", self.fleet.repository().tree().display()));
-        self.say("attest gitops app get web-app -w");
-        self.say("attest gitops app history web-app");
-        for site in self.fleet.sites() {
-            self.say(&format!(
-                "kubectl --kubeconfig {} get all -n app-{}",
-                site.cluster.kubeconfig().display(),
-                site.name
-            ));
+        let mut commands = vec![
+            "attest gitops app get web-app".to_owned(),
+            "attest gitops app history web-app".to_owned(),
+        ];
+        commands.extend(self.fleet.sites().iter().map(|site| {
+            let kubeconfig = site.cluster.kubeconfig().display().to_string();
+            format!("kubectl --kubeconfig {kubeconfig} get all -n app-{}", site.name)
+        }));
+        for command in &commands {
+            self.say(command);
+            if ending == Ending::Go {
+                let script = [settings.join("\n"), command.clone()].join("\n");
+                for line in typed(&script)?.lines() {
+                    self.say(&format!("  {line}"));
+                }
+            }
         }
+        Ok(())
     }
+}
+
+/// What a script says in a terminal that knows nothing of this process.
+fn typed(script: &str) -> anyhow::Result<String> {
+    let home = std::env::var_os("HOME").unwrap_or_default();
+    let output = Command::new("sh")
+        .args(["-euc", script])
+        .env_clear()
+        .envs([("PATH", OsString::from(PATH_OF_A_TERMINAL)), ("HOME", home)])
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "a command to go on with fails:\n{script}\n{said}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How many clusters of a list are connected.

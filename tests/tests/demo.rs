@@ -44,6 +44,11 @@ fn the_demo_shows_every_step_and_ends_well() {
     {
         assert!(shown.contains(step), "{step}: {shown}");
     }
+    // The commands to go on were run as they are printed, and show what is there.
+    for answer in ["Signed by:", "deployment.apps/web-app"] {
+        let after = shown.split("Go on yourself").nth(1).unwrap_or_default();
+        assert!(after.contains(answer), "{answer}: {shown}");
+    }
     assert!(took < SHOWN_WITHIN, "{took:?}: {shown}");
 }
 

@@ -3,13 +3,13 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use attest_tests::demo::{self, Sabotage};
+use attest_tests::demo::{self, Ending, Sabotage};
 use clap::Parser;
 
 /// A hub, two clusters, one signed commit, and what a hub cannot do
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// End after the last step instead of keeping everything running until Ctrl-C
+    /// End after the last step instead of keeping everything running until Ctrl-C, as it does without a terminal
     #[arg(long)]
     once: bool,
     /// Break one step on purpose; the demo must then fail
@@ -27,7 +27,9 @@ fn print(line: &str) {
 async fn main() -> ExitCode {
     attest_certs::install_provider();
     let Arguments { once, sabotage } = Arguments::parse();
-    let fleet = match demo::run(sabotage, &(print as fn(&str))).await {
+    // Without a terminal nobody could press Ctrl-C.
+    let ending = if once || !std::io::stdin().is_terminal() { Ending::Go } else { Ending::Stay };
+    let fleet = match demo::run(sabotage, ending, &(print as fn(&str))).await {
         Ok(Some(fleet)) => fleet,
         Ok(None) => return ExitCode::FAILURE,
         Err(error) => {
@@ -35,7 +37,7 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if !once && std::io::stdin().is_terminal() {
+    if ending == Ending::Stay {
         print("\nEverything keeps running until you press Ctrl-C.");
         let _ = tokio::signal::ctrl_c().await;
     }
