@@ -229,6 +229,13 @@ pub(crate) fn search_path() -> OsString {
     std::env::join_paths(built.into_iter().chain(std::env::split_paths(&path))).unwrap()
 }
 
+/// The same with `attest` itself, for lines that are typed.
+pub(crate) fn path_with_attest() -> OsString {
+    let own = Path::new(ATTEST).parent().map(Path::to_owned);
+    let path = search_path();
+    std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).unwrap()
+}
+
 fn built_programs() -> Option<PathBuf> {
     if let Some(directory) = std::env::var_os("ATTEST_KUBE_BIN") {
         return Some(PathBuf::from(directory));

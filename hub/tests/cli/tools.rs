@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox};
 
 #[test]
 fn init_writes_what_is_missing_and_keeps_what_is_there() {
@@ -38,11 +38,32 @@ fn what_init_writes_can_be_run() {
     sandbox.write("attest.yaml", &without_steps.join("\n"));
     sandbox.replace("attest.yaml", "steps:\n", "");
     sandbox.commit("Begin");
-    if !crate::sandbox::has("kustomize") {
+    if !sandbox::has("kustomize") {
         return;
     }
 
     sandbox.attest(&["run"]).code(0).shows(&["staging", "production"]);
+}
+
+#[test]
+fn the_steps_that_init_names_lead_to_a_signed_release_as_they_are_printed() {
+    let mut sandbox = Sandbox::web_app();
+    for file in ["attest.yaml", "k8s"] {
+        sandbox.git(&["rm", "-rq", file]);
+    }
+    sandbox.set("PATH", sandbox::path_with_attest());
+    let said = sandbox.attest(&["init", "--application", "web"]).code(0);
+    if !sandbox::has("kustomize") {
+        return;
+    }
+    // The steps themselves are those of the sample; the first line is for a person.
+    let printed = said.stderr.split("next:\n").nth(1).unwrap();
+    let lines: Vec<&str> = printed.lines().skip(1).collect();
+    assert!(printed.contains("edit attest.yaml") && lines.len() > 3, "{printed}");
+
+    sandbox.run("sh", &["-euc", &lines.join("\n")]).code(0).shows(&["staging", "production"]);
+
+    assert!(sandbox.git(&["diff", "--cached", "--name-only"]).contains(".attest/receipts/web/"));
 }
 
 #[test]

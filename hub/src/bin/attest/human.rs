@@ -1,6 +1,7 @@
 //! How ages, sizes of time and digests look to people, and how they are asked. No data, no decisions.
 
 use std::io::{BufRead as _, IsTerminal as _};
+use std::path::Path;
 
 use attest_common::ids::Timestamp;
 
@@ -79,6 +80,13 @@ pub(crate) fn confirm(question: &str, yes: bool, printer: &Printer) -> anyhow::R
         return Ok(());
     }
     Err(Exit::error(crate::printer::FAILED, "nothing was changed"))
+}
+
+/// A path as a shell reads it back.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -8,7 +8,13 @@ use anyhow::{Context as _, bail};
 use attest_common::ids::Name;
 use attest_gitops::source::{RECIPE_FILE, RepositoryUrl, WorkTree};
 
+use crate::human::quoted;
 use crate::printer::Printer;
+
+/// The environments that a new `attest.yaml` renders for, each of which needs a trusted key.
+const ENVIRONMENTS: [&str; 2] = ["staging", "production"];
+/// Where `attest key gen` puts the public half, in the configuration directory.
+const PUBLIC_KEY_FILE: &str = "signing.key.pub";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -66,10 +72,13 @@ pub(crate) fn init(args: Args, printer: &Printer) -> anyhow::Result<()> {
         printer.line(&format!("{path} {}", if written { "created" } else { "kept" }));
     }
     let git = if work_tree.is_none() { "git init && " } else { "" };
+    let public_key = quoted(&crate::context::directory()?.join(PUBLIC_KEY_FILE));
     printer.note(&format!(
         "next:\n  edit {RECIPE_FILE}: steps, images and renders\n  {git}git add . && git commit -m \"Add attest\"\n  \
-         attest key gen\n  attest trust key add ci ~/.config/attest/signing.key.pub --environment staging\n  \
-         attest run --sign --verify"
+         attest key gen\n  attest trust key add ci {public_key} --environment {}\n  \
+         export GITHUB_SHA=$(git rev-parse HEAD) GITHUB_REF_NAME=main   # CI has them\n  \
+         attest run --sign --verify",
+        ENVIRONMENTS.join(",")
     ));
     Ok(())
 }

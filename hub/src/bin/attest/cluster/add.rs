@@ -3,7 +3,7 @@
 //! The kubeconfig is used in this process only. The hub contributes a join token and nothing else: the policy,
 //! its keys and pins, the image and the manifests come from the operator's side.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -24,7 +24,7 @@ use super::{POLL_EVERY, has_expired, is_same, join_anew, registered, rejoin_line
 use crate::client::Client;
 use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
-use crate::human::{confirm, duration};
+use crate::human::{confirm, duration, quoted};
 use crate::printer::Printer;
 use crate::target::{Seen, TargetArgs, TargetCluster, write_private};
 use crate::trust::{Narrowing, generate, read_policy};
@@ -459,11 +459,4 @@ impl Run<'_> {
 
 fn elapsed(started: Instant) -> String {
     duration(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
-/// A path as a shell reads it back.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
