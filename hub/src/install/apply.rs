@@ -113,6 +113,11 @@ fn resource(kind: &str) -> Option<(ApiResource, bool)> {
     Some((resource, *namespaced))
 }
 
+/// Kinds that [`prune`] looks through.
+pub fn pruned_kinds() -> impl Iterator<Item = ApiResource> {
+    PRUNED.iter().filter_map(|kind| resource(kind)).map(|(resource, _)| resource)
+}
+
 /// Applies the manifests in their order, telling `applied` about each.
 ///
 /// # Errors
@@ -160,8 +165,8 @@ pub async fn prune(client: &Client, manifests: &[Value]) -> Result<Vec<Target>, 
     let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
     let marked = ListParams::default().labels(&format!("{KINDS_LABEL}=true"));
     let mut removed = Vec::new();
-    for kind in PRUNED {
-        let Some((resource, _)) = resource(kind) else { continue };
+    for resource in pruned_kinds() {
+        let kind = &resource.kind;
         let all: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
         let failed = |name: &str| {
             let object = format!("{kind}/{name}");

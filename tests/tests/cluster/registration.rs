@@ -19,6 +19,7 @@ use attest_tests::fleet::{Hub, Operator, generate_key, program};
 use attest_tests::process::{Process, Spec, remove_at_end};
 use attest_tests::wait::until;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
@@ -350,6 +351,110 @@ async fn what_is_wrong_is_said_before_anything_changes() -> anyhow::Result<()> {
     assert!(text.contains("cannot reach hub `main` at https://127.0.0.1:"), "{text}");
 
     assert!(is_untouched(&client).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_who_lacks_one_right_is_told_which_before_anything_changes()
+-> anyhow::Result<()> {
+    let Some((_fakelet, cluster)) = site("nearly").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let client = cluster.client().await?;
+    let kubeconfig = desk.home().join("ada");
+    std::fs::write(&kubeconfig, cluster.kubeconfig_for("ada", Some("fleet"))?)?;
+    const REFUSED: &str = "may not do what an installation needs: ";
+
+    for (verb, resource, more, missing) in [
+        (
+            "patch",
+            "attesttrustpolicies/status",
+            "",
+            "attesttrustpolicies.attest.continuu.ms/status",
+        ),
+        ("create", "serviceaccounts/token", "--agent external", "serviceaccounts/token in attest-"),
+        ("deletecollection", "pods", "", "pods in attest-system"),
+        ("list", "clusterroles", "", "clusterroles.rbac.authorization.k8s.io"),
+        ("delete", "rolebindings", "", "rolebindings.rbac.authorization.k8s.io"),
+        ("create", "deployments", "", "deployments.apps in attest-system"),
+    ] {
+        allow_all_but(&client, "fleet", Some((verb, resource))).await?;
+        let told = preflight_tells(&desk, &kubeconfig, more, &[REFUSED, missing]).await;
+        assert!(!told.with_context(|| format!("{verb} {resource}"))?);
+        assert!(is_untouched(&client).await?, "{verb} {resource}");
+    }
+
+    // With all of them it is ready.
+    allow_all_but(&client, "fleet", None).await?;
+    let told = preflight_tells(&desk, &kubeconfig, "--dry-run", &["can be registered"]).await;
+    assert!(told?);
+    assert!(is_untouched(&client).await?);
+    Ok(())
+}
+
+/// Whether `cluster add` succeeds once it says these words: a change of a role counts when the API
+/// server's authorizer has seen it.
+async fn preflight_tells(
+    desk: &Desk,
+    kubeconfig: &Path,
+    more: &str,
+    words: &[&str],
+) -> anyhow::Result<bool> {
+    until("the preflight to tell", SOON, || async {
+        let output = desk.add("staging", kubeconfig, more).await?;
+        let text = said(&output);
+        Ok(words.iter().all(|word| text.contains(word)).then_some(output.status.success()))
+    })
+    .await
+}
+
+/// A group may do what an installation needs, but for one verb on one resource.
+async fn allow_all_but(
+    client: &Client,
+    group: &str,
+    lacking: Option<(&str, &str)>,
+) -> anyhow::Result<()> {
+    let verbs =
+        ["get", "list", "create", "patch", "delete", "deletecollection", "bind", "escalate"];
+    let resources = [
+        "namespaces",
+        "secrets",
+        "pods",
+        "serviceaccounts",
+        "serviceaccounts/token",
+        "deployments",
+        "customresourcedefinitions",
+        "clusterroles",
+        "clusterrolebindings",
+        "roles",
+        "rolebindings",
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+        "attesttrustpolicies",
+        "attesttrustpolicies/status",
+    ];
+    let rules: Vec<Value> = resources
+        .into_iter()
+        .map(|resource| {
+            let verbs: Vec<&str> =
+                verbs.into_iter().filter(|verb| lacking != Some((*verb, resource))).collect();
+            serde_json::json!({"apiGroups": ["*"], "resources": [resource], "verbs": verbs})
+        })
+        .collect();
+    let role = serde_json::json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": group}, "rules": rules
+    });
+    let binding = serde_json::json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": group},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": group},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}]
+    });
+    let parameters = PatchParams::apply("test").force();
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.patch(group, &parameters, &Patch::Apply(&role)).await?;
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    bindings.patch(group, &parameters, &Patch::Apply(&binding)).await?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_gitops::install::apply::Target;
+use attest_gitops::install::apply::{self, Target};
 use attest_gitops::install::{
     IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, POLICY_NAME, SPOKE_NAME,
     SYSTEM_NAMESPACE,
@@ -13,6 +13,7 @@ use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::ApiResource;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
@@ -120,9 +121,7 @@ impl TargetCluster {
         let version = self.client.apiserver_version().await.with_context(|| {
             format!("cannot reach the API server of context `{}` at {}", self.context, self.server)
         })?;
-        let minor: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
-        let minor: u32 = minor.parse().unwrap_or(KUBERNETES_MINOR_MIN);
-        if version.major == "1" && minor < KUBERNETES_MINOR_MIN {
+        if is_too_old(&version.major, &version.minor) {
             bail!(
                 "the cluster runs Kubernetes {}; the oldest that works is 1.{KUBERNETES_MINOR_MIN}",
                 version.git_version
@@ -172,39 +171,28 @@ impl TargetCluster {
         Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE)
     }
 
-    /// Whether the operator may apply every manifest.
+    /// Whether the operator may do everything that an installation of these manifests does, and `more`.
     ///
     /// # Errors
     /// Names every right that is missing.
-    pub(crate) async fn check_rights(&self, manifests: &[Value]) -> anyhow::Result<()> {
-        let mut asked: Vec<Value> = Vec::new();
-        for manifest in manifests {
-            let target = Target::of(manifest)?;
-            for verb in ["create", "patch"] {
-                let attributes = json!({
-                    "verb": verb, "group": target.resource.group,
-                    "resource": target.resource.plural, "namespace": target.namespace
-                });
-                if !asked.contains(&attributes) {
-                    asked.push(attributes);
-                }
-            }
-        }
-        asked.push(json!({
-            "verb": "get", "group": "", "resource": "secrets", "namespace": SYSTEM_NAMESPACE
-        }));
+    pub(crate) async fn check_rights(
+        &self,
+        manifests: &[Value],
+        more: &[Right],
+    ) -> anyhow::Result<()> {
+        let asked = rights(manifests, more)?;
         let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let answers = asked.iter().map(|attributes| {
+        let answers = asked.iter().map(|right| {
             let reviews = reviews.clone();
             async move {
                 let review = serde_json::from_value(json!({
                     "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-                    "metadata": {}, "spec": {"resourceAttributes": attributes}
+                    "metadata": {}, "spec": {"resourceAttributes": right.attributes()}
                 }))?;
                 let answer = reviews.create(&PostParams::default(), &review).await;
                 let answer = answer.context("cannot ask the API server for one's own rights")?;
                 let allowed = answer.status.is_some_and(|status| status.allowed);
-                anyhow::Ok((!allowed).then(|| right(attributes)))
+                anyhow::Ok((!allowed).then(|| right.to_string()))
             }
         });
         let missing: Vec<Option<String>> = futures::future::try_join_all(answers).await?;
@@ -319,12 +307,107 @@ fn ignore_missing(result: kube::Result<()>) -> kube::Result<()> {
     }
 }
 
-fn right(attributes: &Value) -> String {
-    let text = |field: &str| attributes.get(field).and_then(Value::as_str).unwrap_or_default();
-    let dot = if text("group").is_empty() { "" } else { "." };
-    let place = match text("namespace") {
-        "" => String::new(),
-        namespace => format!(" in {namespace}"),
-    };
-    format!("{} {}{dot}{}{place}", text("verb"), text("resource"), text("group"))
+fn is_too_old(major: &str, minor: &str) -> bool {
+    // Some say `30+`.
+    let minor: String = minor.chars().take_while(char::is_ascii_digit).collect();
+    major == "1" && minor.parse().is_ok_and(|minor: u32| minor < KUBERNETES_MINOR_MIN)
+}
+
+/// Something that the operator must be allowed to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    verb: &'static str,
+    group: String,
+    resource: String,
+    subresource: &'static str,
+    namespace: Option<String>,
+}
+
+impl Right {
+    /// In the spoke's namespace, of the core group.
+    pub(crate) fn of_spoke(
+        verb: &'static str,
+        resource: &'static str,
+        subresource: &'static str,
+    ) -> Self {
+        let namespace = Some(SYSTEM_NAMESPACE.to_owned());
+        Self { verb, group: String::new(), resource: resource.to_owned(), subresource, namespace }
+    }
+
+    fn to(verb: &'static str, resource: &ApiResource, namespace: Option<String>) -> Self {
+        let ApiResource { group, plural, .. } = resource;
+        Self { verb, group: group.clone(), resource: plural.clone(), subresource: "", namespace }
+    }
+
+    fn attributes(&self) -> Value {
+        let Self { verb, group, resource, subresource, namespace } = self;
+        json!({
+            "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+            "namespace": namespace
+        })
+    }
+}
+
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { verb, group, resource, subresource, namespace } = self;
+        write!(f, "{verb} {resource}")?;
+        if !group.is_empty() {
+            write!(f, ".{group}")?;
+        }
+        if !subresource.is_empty() {
+            write!(f, "/{subresource}")?;
+        }
+        match namespace {
+            Some(namespace) => write!(f, " in {namespace}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is done to the cluster from the first write on, so that none of it stops half-way.
+fn rights(manifests: &[Value], more: &[Right]) -> anyhow::Result<Vec<Right>> {
+    let mut all = vec![Right::of_spoke("get", "secrets", "")];
+    for manifest in manifests {
+        let Target { resource, namespace, .. } = Target::of(manifest)?;
+        all.extend(["create", "patch"].map(|verb| Right::to(verb, &resource, namespace.clone())));
+        match resource.kind.as_str() {
+            "CustomResourceDefinition" => all.push(Right::to("get", &resource, None)),
+            "AttestTrustPolicy" => {
+                all.push(Right { subresource: "status", ..Right::to("patch", &resource, None) });
+            }
+            _ => {}
+        }
+    }
+    for kind in apply::pruned_kinds() {
+        all.extend(["list", "delete"].map(|verb| Right::to(verb, &kind, None)));
+    }
+    all.extend_from_slice(more);
+    let mut asked: Vec<Right> = Vec::new();
+    for right in all {
+        if !asked.contains(&right) {
+            asked.push(right);
+        }
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_without_admission_policies_is_too_old() {
+        for (major, minor, expected) in [
+            ("1", "29", true),
+            ("1", "29+", true),
+            ("1", "30", false),
+            ("1", "30+", false),
+            ("1", "137", false),
+            ("1", "", false),
+            ("2", "0", false),
+        ] {
+            assert_eq!(is_too_old(major, minor), expected, "{major}.{minor}");
+        }
+    }
 }

@@ -251,7 +251,7 @@ async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
         format!("{} cannot be used; --cluster-name NAME fills in a name", file.display())
     })?;
     let manifests = Installation { policy: &spec, agent: Agent::External }.manifests();
-    cluster.check_rights(&manifests).await?;
+    cluster.check_rights(&manifests, &[]).await?;
     apply::rehearse(&cluster.client, &manifests).await?;
 
     printer.note("to be installed:");

@@ -26,7 +26,7 @@ use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
 use crate::human::{confirm, duration, quoted};
 use crate::printer::Printer;
-use crate::target::{Seen, TargetArgs, TargetCluster, write_private};
+use crate::target::{Right, Seen, TargetArgs, TargetCluster, write_private};
 use crate::trust::{Narrowing, generate, read_policy};
 
 /// How long the join token of `cluster add` is good for, in seconds, beyond the wait itself.
@@ -128,7 +128,7 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
     });
     let plan = Plan { args: &args, policy: &policy, hub: &entry.spoke_address };
     let rehearsed = plan.manifests(Some("token"));
-    cluster.check_rights(&rehearsed).await?;
+    cluster.check_rights(&rehearsed, &plan.rights(&standing)).await?;
     apply::rehearse(&cluster.client, &rehearsed).await?;
     printer.note("[preflight] rights suffice");
 
@@ -244,6 +244,21 @@ impl Plan<'_> {
             AgentPlace::External => Agent::External,
         };
         Installation { policy: self.policy, agent }.manifests()
+    }
+
+    /// What is done beside applying manifests.
+    fn rights(&self, standing: &Standing) -> Vec<Right> {
+        let mut rights = vec![Right::of_spoke("list", "pods", "")];
+        if matches!(standing, Standing::New | Standing::Rejoin) {
+            rights.push(Right::of_spoke("deletecollection", "pods", ""));
+        }
+        if matches!(standing, Standing::Rejoin) {
+            rights.push(Right::of_spoke("delete", "secrets", ""));
+        }
+        if self.args.agent == AgentPlace::External {
+            rights.push(Right::of_spoke("create", "serviceaccounts", "token"));
+        }
+        rights
     }
 
     fn show(&self, manifests: &[Value], printer: &Printer) -> anyhow::Result<()> {
