@@ -32,7 +32,7 @@ pub use signer::{
     configuration_directory, context_file, refuse_keys_inside, signing_key,
 };
 pub use steps::{StepError, StepReport, run_step};
-pub use store::{RELEASES_KEPT, Store, StoredRelease, next_counter};
+pub use store::{RELEASES_KEPT, Store, StoredRelease, Written, next_counter};
 pub use trust::{TRUST_FILE_BYTES_MAX, Trust, TrustError};
 
 /// Why a release cannot be made from a work tree.

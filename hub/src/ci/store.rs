@@ -25,6 +25,59 @@ pub struct Store {
     root: PathBuf,
     receipts: String,
     rendered: String,
+    beside: String,
+}
+
+/// A release that was just written, and what it replaced.
+#[must_use = "either kept or undone"]
+#[derive(Debug)]
+pub struct Written {
+    begun: PathBuf,
+    former: PathBuf,
+    /// What was renamed, from where and to where, in order.
+    moved: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Written {
+    /// What was replaced is not needed any more.
+    ///
+    /// # Errors
+    /// [`CiError::Files`] when it cannot be removed.
+    pub fn keep(self) -> Result<(), CiError> {
+        remove(&self.begun)?;
+        remove(&self.former)
+    }
+
+    /// Puts everything back. It needs no room; what cannot be put back stays as it is.
+    pub fn undo(self) {
+        for (from, to) in self.moved.iter().rev() {
+            let _ = fs::rename(to, from);
+        }
+        let _ = remove(&self.begun);
+        // Never what could not be put back.
+        let _ = fs::remove_dir(&self.former);
+    }
+
+    fn replace(&mut self, from: PathBuf, place: PathBuf) -> Result<(), CiError> {
+        if place.symlink_metadata().is_ok() {
+            self.take_away(vec![place.clone()])?;
+        }
+        self.rename(from, place)
+    }
+
+    fn take_away(&mut self, places: Vec<PathBuf>) -> Result<(), CiError> {
+        for place in places {
+            let former = self.former.join(self.moved.len().to_string());
+            self.rename(place, former)?;
+        }
+        Ok(())
+    }
+
+    fn rename(&mut self, from: PathBuf, to: PathBuf) -> Result<(), CiError> {
+        fs::rename(&from, &to).map_err(|error| files_error("replace", &to, error))?;
+        self.moved.push((from, to));
+        Ok(())
+    }
 }
 
 /// A release as it lies there. Nobody has verified it.
@@ -46,6 +99,7 @@ impl Store {
             root: root.to_owned(),
             receipts: format!("{ATTEST_DIRECTORY}/receipts/{application}"),
             rendered: format!("{ATTEST_DIRECTORY}/rendered/{application}"),
+            beside: format!("{ATTEST_DIRECTORY}/.{application}"),
         }
     }
 
@@ -88,8 +142,9 @@ impl Store {
         found
     }
 
-    /// Writes a release and its renderings, whole or not at all each, and removes what is no longer needed:
-    /// renderings of renders that are not in `renders`, and old receipts.
+    /// Writes a release and its renderings, and takes away what is no longer needed: renderings of renders
+    /// that are not in `renders`, and old receipts. All of it or nothing: everything that needs room is done
+    /// before the first file changes its place, and what fails then is undone.
     ///
     /// # Errors
     /// [`CiError::Files`], [`CiError::Link`].
@@ -99,44 +154,60 @@ impl Store {
         files: &[SignedFile],
         renderings: &[(String, Vec<u8>)],
         renders: &BTreeSet<String>,
-    ) -> Result<(), CiError> {
+    ) -> Result<Written, CiError> {
         let receipts = self.directory(&self.receipts)?;
         let rendered = self.directory(&self.rendered)?;
-        for directory in [&receipts, &rendered] {
-            // What a run that was killed left behind would be staged with the rest.
-            for name in names_in(directory)?.iter().filter(|name| name.starts_with('.')) {
-                remove(&directory.join(name))?;
+        // Beside what is staged: what a run that was killed leaves here is in nobody's way.
+        let mut written =
+            Written { begun: self.beside("new")?, former: self.beside("old")?, moved: Vec::new() };
+        let moved = self.put(&mut written, counter, files, renderings).and_then(|()| {
+            written.take_away(self.unused_renderings(&rendered, renders)?)?;
+            written.take_away(self.unused_receipts(&receipts)?)
+        });
+        match moved {
+            Ok(()) => Ok(written),
+            Err(error) => {
+                written.undo();
+                Err(error)
             }
         }
-        for (render, bytes) in renderings {
-            write_whole(&rendered, &format!("{render}.jsonl"), bytes)?;
-        }
-        // A name that is no counter is not taken for a release, should we be stopped here.
-        let begun = receipts.join(format!(".{counter}.new"));
+    }
+
+    fn put(
+        &self,
+        written: &mut Written,
+        counter: u64,
+        files: &[SignedFile],
+        renderings: &[(String, Vec<u8>)],
+    ) -> Result<(), CiError> {
+        let begun = written.begun.join("release");
         fs::create_dir(&begun).map_err(|e| files_error("create", &begun, e))?;
         for file in files {
             write_whole(&begun, &file.name, &file.bytes)?;
         }
-        let place = receipts.join(counter.to_string());
-        fs::rename(&begun, &place).map_err(|e| files_error("create", &place, e))?;
-        self.forget_renderings(&rendered, renders)?;
-        self.forget_receipts()
-    }
-
-    fn forget_renderings(
-        &self,
-        directory: &Path,
-        renders: &BTreeSet<String>,
-    ) -> Result<(), CiError> {
-        for name in names_in(directory)? {
-            if name.strip_suffix(".jsonl").is_some_and(|render| !renders.contains(render)) {
-                remove(&directory.join(name))?;
-            }
+        for (render, bytes) in renderings {
+            write_whole(&written.begun, &format!("{render}.jsonl"), bytes)?;
+        }
+        written.replace(begun, self.root.join(self.release(counter)))?;
+        for (render, _) in renderings {
+            let place = self.root.join(self.rendering(render));
+            written.replace(written.begun.join(format!("{render}.jsonl")), place)?;
         }
         Ok(())
     }
 
-    fn forget_receipts(&self) -> Result<(), CiError> {
+    fn unused_renderings(
+        &self,
+        directory: &Path,
+        renders: &BTreeSet<String>,
+    ) -> Result<Vec<PathBuf>, CiError> {
+        let is_unused =
+            |name: &String| name.strip_suffix(".jsonl").is_some_and(|name| !renders.contains(name));
+        let names = names_in(directory)?.into_iter().filter(is_unused);
+        Ok(names.map(|name| directory.join(name)).collect())
+    }
+
+    fn unused_receipts(&self, directory: &Path) -> Result<Vec<PathBuf>, CiError> {
         let counters = self.counters_on_disk()?;
         let mut needed: BTreeSet<Digest> = BTreeSet::new();
         let rendered = self.root.join(&self.rendered);
@@ -144,22 +215,31 @@ impl Store {
             let path = rendered.join(name);
             needed.insert(Digest::of(&fs::read(&path).map_err(|e| files_error("read", &path, e))?));
         }
+        let mut unused = Vec::new();
         for (age, counter) in counters.into_iter().rev().enumerate() {
-            let directory = self.root.join(self.release(counter));
-            let digests = signed_digests(&directory)?;
+            let place = directory.join(counter.to_string());
+            let digests = signed_digests(&place)?;
             let serves = digests.iter().any(|digest| needed.contains(digest));
             if age >= RELEASES_KEPT && !serves {
-                remove(&directory)?;
+                unused.push(place);
             }
             // The newest release of a rendering is the one that counts.
             needed.retain(|digest| !digests.contains(digest));
         }
-        Ok(())
+        Ok(unused)
     }
 
     fn counters_on_disk(&self) -> Result<BTreeSet<u64>, CiError> {
         let names = names_in(&self.root.join(&self.receipts))?;
         Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// An empty directory beside those that are staged.
+    fn beside(&self, what: &str) -> Result<PathBuf, CiError> {
+        let place = self.root.join(format!("{}.{what}", self.beside));
+        remove(&place)?;
+        fs::create_dir(&place).map_err(|error| files_error("create", &place, error))?;
+        Ok(place)
     }
 
     /// Creates a directory of the store; no part of the way may be a link.
@@ -304,14 +384,60 @@ mod tests {
         let file =
             |bytes: &[u8]| vec![SignedFile { name: "release.json".into(), bytes: bytes.to_vec() }];
 
-        store.write(1, &file(b"other"), &[], &renders).unwrap();
-        store.write(2, &file(&needed), &[rendering], &renders).unwrap();
+        let write = |counter, bytes: &[u8], renderings: &[(String, Vec<u8>)]| {
+            store.write(counter, &file(bytes), renderings, &renders).unwrap().keep().unwrap();
+        };
+        write(1, b"other", &[]);
+        write(2, &needed, &[rendering]);
         for counter in 3..30 {
-            store.write(counter, &file(b"other"), &[], &renders).unwrap();
+            write(counter, b"other", &[]);
         }
 
         let kept: Vec<u64> = store.counters_on_disk().unwrap().into_iter().collect();
         let expected: Vec<u64> = std::iter::once(2).chain(10..30).collect();
         assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn a_release_that_cannot_be_written_or_staged_leaves_the_former_one_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "web");
+        let file = |name: &str| vec![SignedFile { name: name.into(), bytes: b"{}".to_vec() }];
+        let renderings = |text: &str, names: &[&str]| -> Vec<(String, Vec<u8>)> {
+            names.iter().map(|name| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
+        };
+        let renders = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let first = renderings("first\n", &["a", "b", "gone"]);
+        let written = store.write(1, &file("release.json"), &first, &renders(&["a", "b", "gone"]));
+        written.unwrap().keep().unwrap();
+        let before = everything(directory.path());
+        let second = renderings("second\n", &["a", "b", "new"]);
+        let wanted = renders(&["a", "b", "new"]);
+
+        // A name in a directory that is not there stands for a disk that is full midway.
+        let last = [second.clone(), renderings("second\n", &["not/there"])].concat();
+        let error = store.write(2, &file("release.json"), &last, &wanted).unwrap_err();
+        assert!(error.to_string().contains("not/there"), "{error}");
+        assert_eq!(everything(directory.path()), before);
+
+        store.write(2, &file("release.json"), &second, &wanted).unwrap().undo();
+        assert_eq!(everything(directory.path()), before);
+        store.write(2, &file("release.json"), &second, &wanted).unwrap().keep().unwrap();
+        let after = everything(directory.path());
+        assert_ne!(after, before);
+        assert!(after.iter().all(|(path, _)| !path.contains("gone") && !path.contains("/.web")));
+    }
+
+    fn everything(root: &Path) -> BTreeSet<(String, Vec<u8>)> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![root.to_owned()];
+        while let Some(place) = open.pop() {
+            if place.is_dir() {
+                open.extend(fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()));
+            } else {
+                found.insert((place.display().to_string(), fs::read(&place).unwrap()));
+            }
+        }
+        found
     }
 }

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use attest_common::ids::{Digest, Name, Timestamp};
 use attest_common::keys::PrivateKey;
 use attest_gitops::ci::result::Found;
@@ -249,11 +248,12 @@ impl Prepared<'_> {
         let counter = draft.release.counter;
         let renders: BTreeSet<String> =
             self.recipe.renders.iter().map(|render| render.name.clone()).collect();
-        store.write(counter, &draft.seal(key), renderings, &renders)?;
-        self.repository
-            .work_tree()
-            .stage(&store.directories())
-            .context("the files are written but not staged; run this again")?;
+        let written = store.write(counter, &draft.seal(key), renderings, &renders)?;
+        if let Err(error) = self.repository.work_tree().stage(&store.directories()) {
+            written.undo();
+            return Err(anyhow::Error::new(error).context("nothing is staged, nothing is kept"));
+        }
+        written.keep()?;
         self.printer.note(&format!(
             "signed release {counter} with {} and staged {}",
             key.public().id().display_form(),
