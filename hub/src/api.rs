@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 pub use serve::{
     API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX, ApiError,
-    Certificate, Listening, listen, serve,
+    Certificate, Listening, bind, listen, serve,
 };
 
 use crate::api::documents::{BODY_BYTES_MAX, Failure};

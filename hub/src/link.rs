@@ -77,14 +77,21 @@ pub struct Door {
     hub: Arc<Hub>,
 }
 
+/// Takes `address`; nobody is served yet.
+///
+/// # Errors
+/// [`LinkError::Listen`] when it is taken.
+pub fn bind(address: SocketAddr) -> Result<UdpSocket, LinkError> {
+    UdpSocket::bind(address).map_err(|source| LinkError::Listen { address, source })
+}
+
 impl Door {
-    /// Listens on `address` and shows the certificate of `tls`.
+    /// Serves `socket` with the certificate of `tls`.
     ///
     /// # Errors
-    /// When the address is taken or the certificate is unusable.
-    pub fn open(hub: Arc<Hub>, tls: &Bundle, address: SocketAddr) -> Result<Self, LinkError> {
-        let socket =
-            UdpSocket::bind(address).map_err(|source| LinkError::Listen { address, source })?;
+    /// When the socket or the certificate is unusable.
+    pub fn open(hub: Arc<Hub>, tls: &Bundle, socket: UdpSocket) -> Result<Self, LinkError> {
+        let address = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         // The kernel grants what its limit allows; a fleet that reconnects at once needs it.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
         let listen = |source| LinkError::Listen { address, source };

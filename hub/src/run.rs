@@ -13,7 +13,7 @@ use crate::config::Options;
 use crate::home::{self, Home, HomeError};
 use crate::http::{self, HttpError};
 use crate::hub::{Hub, Settings, StartError};
-use crate::link::{Door, LinkError};
+use crate::link::{self, Door, LinkError};
 use crate::pipeline;
 use crate::render::Kustomize;
 use crate::store::StoreError;
@@ -55,14 +55,16 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         kustomize: Kustomize::find(std::env::var_os("PATH").as_deref()),
     };
     // Before the store is opened: a hub that cannot listen begins no epoch.
+    let spokes = link::bind(options.listen_spokes.0)?;
+    let api = api::bind(options.listen_api.0).await?;
     let health = http::listen(options.listen_health.0).await?;
     let metrics = http::listen(options.listen_metrics.0).await?;
     let directory = options.home.clone();
     let hub = tokio::task::spawn_blocking(move || Hub::start(home, settings))
         .await
         .map_err(|_| RunError::Ended)??;
-    let door = Arc::new(Door::open(hub.clone(), &tls, options.listen_spokes.0)?);
-    let api = api::listen(hub.clone(), &tls, options.listen_api.0).await?;
+    let door = Arc::new(Door::open(hub.clone(), &tls, spokes)?);
+    let api = api::listen(hub.clone(), &tls, api)?;
     let local = |address: std::io::Result<SocketAddr>| address.map_err(RunError::Socket);
     let addresses = Addresses {
         api: local(api.address())?,

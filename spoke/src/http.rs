@@ -155,4 +155,21 @@ mod tests {
         readiness.resumed(false);
         assert!(readiness.get().is_err());
     }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_an_error_that_names_its_flag() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = listener.local_addr().unwrap();
+        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        for (health, metrics, flag) in
+            [(taken, free, "--listen-health"), (free, taken, "--listen-metrics")]
+        {
+            let served = serve((health, metrics), Readiness::default(), Metrics::new().unwrap());
+            let error = served.await.unwrap_err();
+
+            assert_eq!(error.reason(), "AddressInUse");
+            let text = error.to_string();
+            assert!(text.contains(flag) && text.contains(&taken.to_string()), "{text}");
+        }
+    }
 }

@@ -39,17 +39,19 @@ pub struct Listening {
     hub: Arc<Hub>,
 }
 
-/// Listens on `address`.
+/// Takes `address`; nobody is served yet.
 ///
 /// # Errors
-/// When the address is taken or the certificate is unusable.
-pub async fn listen(
-    hub: Arc<Hub>,
-    tls: &Bundle,
-    address: SocketAddr,
-) -> Result<Listening, ApiError> {
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })?;
+/// [`ApiError::Listen`] when it is taken.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, ApiError> {
+    TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })
+}
+
+/// Listens on `listener`.
+///
+/// # Errors
+/// When the certificate is unusable.
+pub fn listen(hub: Arc<Hub>, tls: &Bundle, listener: TcpListener) -> Result<Listening, ApiError> {
     let config = config(&hub, tls)?;
     Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), hub })
 }

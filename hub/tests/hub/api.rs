@@ -1,5 +1,6 @@
 //! What the API refuses, and how it says so.
 
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -162,12 +163,14 @@ async fn health_readiness_and_metrics_answer_plainly() {
 fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let program = env!("CARGO_BIN_EXE_attest-hub");
-    let start = |home: &std::path::Path, api: &str| {
+    const DOORS: [&str; 4] =
+        ["--listen-spokes", "--listen-api", "--listen-health", "--listen-metrics"];
+    let start = |home: &std::path::Path, taken: Option<(&str, &str)>| {
+        let address = |door| taken.filter(|(flag, _)| *flag == door).map_or("127.0.0.1:0", |t| t.1);
         let output = Command::new(program)
             .arg("--home")
             .arg(home)
-            .args(["--listen-api", api, "--listen-spokes", "127.0.0.1:0"])
-            .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"])
+            .args(DOORS.into_iter().flat_map(|door| [door, address(door)]))
             .stdout(Stdio::null())
             .output()
             .unwrap();
@@ -177,7 +180,7 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
         text
     };
     let home = directory.path().join("home");
-    assert!(start(&home, "127.0.0.1:0").contains("attest hub init"));
+    assert!(start(&home, None).contains("attest hub init"));
 
     let advertise = attest_gitops::home::Advertise {
         spoke_address: "127.0.0.1:4433".into(),
@@ -185,15 +188,22 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     };
     attest_certs::install_provider();
     attest_gitops::home::create(&home, &advertise).unwrap();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let text = start(&home, &address);
-    assert!(text.contains(&address) && text.contains("another program"), "{text}");
-
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let options = options(&home, directory.path());
     let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
-    assert!(start(&home, "127.0.0.1:0").contains("in use by another hub"));
+    let epoch = running.hub.epoch();
+    assert!(start(&home, None).contains("in use by another hub"));
+    runtime.block_on(running.end()).unwrap();
+
+    let (tcp, udp) = taken();
+    let address = tcp.local_addr().unwrap().to_string();
+    for door in DOORS {
+        let text = start(&home, Some((door, &address)));
+        assert!(text.contains(&address) && text.contains("another "), "{door}: {text}");
+    }
+    drop((tcp, udp));
+    let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
+    assert_eq!(running.hub.epoch(), epoch + 1, "a hub that cannot listen begins no epoch");
     runtime.block_on(running.end()).unwrap();
 }
 
@@ -212,4 +222,14 @@ async fn who_connects_and_stays_silent_closes_the_api_to_nobody_else() {
 
     assert!(asked.elapsed() < API_HANDSHAKE_TIMEOUT, "it waited for the others to give up");
     drop(silent);
+}
+
+/// One port that is taken for both protocols.
+fn taken() -> (TcpListener, UdpSocket) {
+    loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
+            return (tcp, udp);
+        }
+    }
 }
