@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::ci::Repository;
 use crate::command::Operator;
-use crate::fixture::Fixture;
+use crate::fixture::{Applied, Fixture, synced};
 use crate::spoke::{Spoke, report_of};
 
 const APPLICATION: &str = "/v1/applications/web-app";
@@ -46,21 +46,13 @@ async fn removal_that_a_clusters_policy_forbids_is_refused_before_anything_is_or
 
 #[tokio::test(flavor = "multi_thread")]
 async fn applying_an_application_that_is_being_deleted_keeps_it() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
-    let received = spoke.receive().await;
-    spoke.report(&received, Phase::Synced, "Synced").await;
+    let (Applied { fixture, repository, mut spoke, .. }, _) = synced().await;
     assert_eq!(fixture.call("DELETE", APPLICATION, None).await.0, 200);
     let removal = spoke.receive().await;
     assert_eq!(removal.directive.operation, Operation::Remove);
 
-    let (status, _) =
-        fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    fixture.applies(&repository).await;
 
-    assert_eq!(status, 200);
     let again = spoke.receive().await;
     assert_eq!(again.directive.operation, Operation::Progress);
     spoke.report(&again, Phase::Synced, "Synced").await;
@@ -75,7 +67,7 @@ async fn what_one_repository_said_is_not_judged_as_the_word_of_another() {
     let other = Repository::create(&fixture.repositories(), "other");
     other.commit("no manifests");
     let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    fixture.applies(&repository).await;
     let received = spoke.receive().await;
     spoke.report(&received, Phase::Synced, "Synced").await;
     fixture.until(APPLICATION, |seen| seen["revision"] == json!(commit)).await;
@@ -90,14 +82,7 @@ async fn what_one_repository_said_is_not_judged_as_the_word_of_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_that_could_not_read_the_repository_says_so_though_what_runs_is_in_step() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
-    let received = spoke.receive().await;
-    spoke.report(&received, Phase::Synced, "Synced").await;
-    fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+    let (Applied { fixture, repository, spoke: _spoke, .. }, _) = synced().await;
     std::fs::rename(&repository.path, repository.path.with_extension("away")).unwrap();
 
     let (status, seen) =
@@ -151,7 +136,7 @@ async fn a_rendering_that_the_machine_spoiled_is_tried_again_without_a_new_commi
     repository.set_image("v1");
     repository.commit("not signed");
     let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    fixture.call("PUT", "/v1/applications", Some(repository.manifest(None))).await;
+    fixture.applies(&repository).await;
     let waits_for =
         |reason: &'static str| move |seen: &Value| seen["destinations"][0]["reason"] == reason;
     fixture.until(APPLICATION, waits_for("RendererEnded")).await;

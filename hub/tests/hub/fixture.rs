@@ -10,11 +10,15 @@ use attest_certs::bundle::Bundle;
 use attest_certs::identity::Pin;
 use attest_certs::tls::operator_https;
 use attest_common::keys::PrivateKey;
+use attest_common::report::Phase;
 use attest_gitops::config::Options;
 use attest_gitops::home::{self, Advertise, Created};
 use attest_gitops::run::{self, Addresses, Running};
 use clap::Parser;
 use serde_json::{Value, json};
+
+use crate::ci::Repository;
+use crate::spoke::{Received, Spoke};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -176,6 +180,13 @@ impl Fixture {
         token["token"].as_str().unwrap().to_owned()
     }
 
+    /// Applies a repository's application, for the default cluster.
+    pub(crate) async fn applies(&self, repository: &Repository) {
+        let manifest = repository.manifest(None);
+        let (status, body) = self.call("PUT", "/v1/applications", Some(manifest)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
     /// Asks until `holds`, and says what there was when it never does.
     pub(crate) async fn until(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
@@ -200,6 +211,34 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A hub with application `web-app`, whose release 100 is v1, applied for the one spoke there is, `staging`.
+pub(crate) struct Applied {
+    pub(crate) fixture: Fixture,
+    pub(crate) repository: Repository,
+    /// Of the release.
+    pub(crate) commit: String,
+    pub(crate) spoke: Spoke,
+    pub(crate) bundle: Bundle,
+}
+
+pub(crate) async fn applied() -> Applied {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let commit = repository.release(&fixture.ci, "v1", 100);
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    fixture.applies(&repository).await;
+    Applied { fixture, repository, commit, spoke, bundle }
+}
+
+/// The same, once the spoke has the directive and has reported that it runs, and the hub says so.
+pub(crate) async fn synced() -> (Applied, Received) {
+    let mut applied = applied().await;
+    let received = applied.spoke.receive().await;
+    applied.spoke.report(&received, Phase::Synced, "Synced").await;
+    applied.fixture.until("/v1/applications/web-app", |seen| seen["phase"] == "Synced").await;
+    (applied, received)
 }
 
 pub(crate) fn options(home: &Path, repositories: &Path) -> Options {

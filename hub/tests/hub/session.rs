@@ -11,7 +11,7 @@ use attest_gitops::link::WRITE_TIMEOUT;
 use serde_json::json;
 
 use crate::ci::Repository;
-use crate::fixture::Fixture;
+use crate::fixture::{Applied, Fixture, applied, synced};
 use crate::spoke::{Keys, Spoke};
 
 const APPLICATION: &str = "/v1/applications/web-app";
@@ -21,19 +21,9 @@ fn phase_is(phase: &'static str) -> impl Fn(&serde_json::Value) -> bool {
     move |seen| seen["phase"] == phase
 }
 
-async fn applied(fixture: &Fixture, repository: &Repository) {
-    let manifest = repository.manifest(None);
-    let (status, body) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
-    assert_eq!(status, 200, "{body}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_reports_it() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    let commit = repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture, repository, commit, mut spoke, .. } = applied().await;
 
     let received = spoke.receive().await;
 
@@ -77,11 +67,7 @@ async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_repor
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_the_spoke_did_not_take_is_sent_again_whole_on_the_same_connection() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture: _fixture, spoke, .. } = applied().await;
 
     spoke.stop_next().await;
     spoke.stop_next().await;
@@ -95,11 +81,7 @@ async fn a_push_that_the_spoke_did_not_take_is_sent_again_whole_on_the_same_conn
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture, spoke, bundle, .. } = applied().await;
     let received = spoke.receive().await;
     drop(spoke);
 
@@ -124,11 +106,7 @@ async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spoke_that_was_away_gets_what_it_missed_and_what_it_says_it_lacks() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture, repository, spoke, bundle, .. } = applied().await;
     let first = spoke.receive().await;
     let cluster = spoke.cluster.clone();
     spoke.connection.close(0_u32.into(), b"");
@@ -156,7 +134,7 @@ async fn what_ci_did_not_sign_is_not_ordered_and_the_reason_names_object_field_a
     repository.set_image("v0");
     let unsigned = repository.commit("unsigned");
     let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    fixture.applies(&repository).await;
 
     let seen = fixture.until(APPLICATION, phase_is("AwaitingReceipts")).await;
     assert!(seen["destinations"][0]["message"].as_str().unwrap().contains(&unsigned));
@@ -208,8 +186,8 @@ async fn one_application_that_fails_does_not_stop_another() {
     let good = Repository::create(&fixture.repositories(), "web-app");
     good.release(&fixture.ci, "v1", 100);
     let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &bad).await;
-    applied(&fixture, &good).await;
+    fixture.applies(&bad).await;
+    fixture.applies(&good).await;
 
     let received = spoke.receive().await;
 
@@ -222,11 +200,7 @@ async fn one_application_that_fails_does_not_stop_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_of_the_spoke_is_shown_counted_and_tried_again_when_asked() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture, mut spoke, .. } = applied().await;
     let received = spoke.receive().await;
 
     spoke.report(&received, Phase::Refused, "UntrustedKey").await;
@@ -250,14 +224,7 @@ async fn a_refusal_of_the_spoke_is_shown_counted_and_tried_again_when_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_is_synced_only_where_its_own_plan_runs() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
-    let first = spoke.receive().await;
-    spoke.report(&first, Phase::Synced, "Synced").await;
-    fixture.until(APPLICATION, phase_is("Synced")).await;
+    let (Applied { fixture, repository, mut spoke, .. }, first) = synced().await;
     repository.release(&fixture.ci, "v2", 101);
     let mut second = spoke.receive().await;
     spoke.report(&second, Phase::Refused, "SequenceReplayed").await;
@@ -279,11 +246,7 @@ async fn a_release_is_synced_only_where_its_own_plan_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_hub_cannot_read_of_a_newer_spoke_is_set_aside_and_the_session_goes_on() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
+    let Applied { fixture, mut spoke, .. } = applied().await;
     let received = spoke.receive().await;
 
     // A frame with a field that nobody knows yet, and a report with a phase that nobody knows yet.
@@ -314,13 +277,7 @@ async fn a_spoke_without_a_common_protocol_version_is_told_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_ledger_reports_and_registrations() {
-    let mut fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    let commit = repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
-    let received = spoke.receive().await;
-    spoke.report(&received, Phase::Synced, "Synced").await;
+    let (Applied { mut fixture, repository, commit, spoke, bundle, .. }, received) = synced().await;
     drop(spoke);
 
     fixture.restart().await;
@@ -340,12 +297,8 @@ async fn a_restart_keeps_ledger_reports_and_registrations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_restored_from_a_backup_goes_above_the_epochs_and_sequences_its_spokes_hold() {
-    let mut fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let Applied { mut fixture, spoke, bundle, .. } = applied().await;
     let cluster = spoke.cluster.clone();
-    applied(&fixture, &repository).await;
     spoke.receive().await;
     let other = Digest::of(b"from before the backup");
     // Epoch and sequence that the spoke holds, and what is ordered above it: more of both, an epoch only,
@@ -382,13 +335,7 @@ async fn a_hub_restored_from_a_backup_goes_above_the_epochs_and_sequences_its_sp
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
-    let fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    applied(&fixture, &repository).await;
-    let received = spoke.receive().await;
-    spoke.report(&received, Phase::Synced, "Synced").await;
+    let (Applied { fixture, repository, mut spoke, .. }, _) = synced().await;
 
     let (status, _) = fixture.call("DELETE", APPLICATION, None).await;
 
@@ -404,19 +351,15 @@ async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
     assert!(hub.fleet.heads_of(&spoke.cluster).is_empty());
     assert!(hub.records.heads("").unwrap().is_empty());
     repository.release(&fixture.ci, "v2", 101);
-    applied(&fixture, &repository).await;
+    fixture.applies(&repository).await;
     assert_eq!(spoke.receive().await.directive.sequence, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_is_applied_again_while_its_spoke_is_away_goes_on_above_its_former_ledger()
  {
-    let mut fixture = Fixture::start().await;
-    let repository = Repository::create(&fixture.repositories(), "web-app");
-    repository.release(&fixture.ci, "v1", 100);
-    let (mut spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let Applied { mut fixture, repository, mut spoke, bundle, .. } = applied().await;
     let cluster = spoke.cluster.clone();
-    applied(&fixture, &repository).await;
     spoke.receive().await;
     fixture.call("DELETE", APPLICATION, None).await;
     let removal = spoke.receive().await;
@@ -426,7 +369,7 @@ async fn an_application_that_is_applied_again_while_its_spoke_is_away_goes_on_ab
     fixture.until("/v1/clusters/staging", |seen| seen["connected"] == false).await;
     let epoch = |fixture: &Fixture| fixture.running.as_ref().unwrap().hub.epoch();
 
-    applied(&fixture, &repository).await;
+    fixture.applies(&repository).await;
 
     let ordered = |seen: &serde_json::Value| seen["destinations"][0]["sequence"].is_number();
     let seen = fixture.until(APPLICATION, ordered).await;
