@@ -436,20 +436,24 @@ impl Fleet {
         records: &Records,
         digest: &Digest,
     ) -> Result<Option<CompressedBlob>, StoreError> {
-        {
-            let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-            blobs.turn += 1;
-            let turn = blobs.turn;
-            if let Some((used, blob)) = blobs.kept.get_mut(digest) {
-                *used = turn;
-                return Ok(Some(blob.clone()));
-            }
+        if let Some(kept) = self.kept_blob(digest) {
+            return Ok(Some(kept));
         }
         let found = records.blob(digest)?;
         if let Some(blob) = &found {
             self.keep_blob(blob.clone());
         }
         Ok(found)
+    }
+
+    /// A blob that memory has.
+    pub fn kept_blob(&self, digest: &Digest) -> Option<CompressedBlob> {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        blobs.turn += 1;
+        let turn = blobs.turn;
+        let (used, blob) = blobs.kept.get_mut(digest)?;
+        *used = turn;
+        Some(blob.clone())
     }
 
     /// Keeps a blob in memory, in place of the one that was not used for longest.

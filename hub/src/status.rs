@@ -31,15 +31,66 @@ const UNKNOWN: &str = "Unknown";
 const ORDER: [&str; 7] =
     [SYNCED, PROGRESSING, AWAITING_RECEIPTS, UNKNOWN, OUT_OF_SYNC, DEGRADED, REFUSED];
 
+/// How much is shown of each destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Everything a spoke says.
+    Objects,
+    /// All but its objects: of thousands of destinations nobody reads each.
+    Overview,
+}
+
 /// An application as the API shows it. Blocks.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application, StoreError> {
+pub fn application(hub: &Hub, record: &ApplicationRecord, detail: Detail) -> Application {
     let applied = &record.application;
     let view = hub.pipeline.view(applied.name.as_str());
     let view = view.as_deref();
-    let mut destinations = Vec::new();
+    let (destinations, generation) = destinations(hub, record, view, detail);
+    let (phase, conditions) = outlook(hub, record, view, &destinations);
+    Application {
+        name: applied.name.to_string(),
+        namespace: applied.namespace.clone(),
+        manifest: record.manifest.clone(),
+        phase: phase.to_owned(),
+        conditions,
+        revision: view.and_then(|view| view.revision.clone()),
+        destinations,
+        generation,
+        created_at: record.created_at,
+        outcome: None,
+    }
+}
+
+/// Phase of an application, and `Verified`, `Failed` or `Pending`, for the log line: without what only people
+/// read, for this is asked at every report. Blocks.
+pub fn phase(hub: &Hub, record: &ApplicationRecord) -> (&'static str, &'static str) {
+    let view = hub.pipeline.view(record.application.name.as_str());
+    let view = view.as_deref();
+    let (destinations, _) = destinations(hub, record, view, Detail::Overview);
+    let (phase, conditions) = outlook(hub, record, view, &destinations);
+    (phase, verification_word(&conditions))
+}
+
+fn outlook(
+    hub: &Hub,
+    record: &ApplicationRecord,
+    view: Option<&View>,
+    destinations: &[ShownDestination],
+) -> (&'static str, Vec<Condition>) {
+    let phase = worst(destinations.iter().map(|d| d.phase.as_str()));
+    let conditions = conditions(view, destinations, record, phase);
+    (phase, hub.transitions.stamp(record.application.name.as_str(), conditions, now()))
+}
+
+/// Where an application is or shall be, and the highest generation ordered there.
+fn destinations(
+    hub: &Hub,
+    record: &ApplicationRecord,
+    view: Option<&View>,
+    detail: Detail,
+) -> (Vec<ShownDestination>, u64) {
+    let applied = &record.application;
+    let mut shown = Vec::new();
     let mut places = std::collections::BTreeSet::new();
     for destination in &applied.destinations {
         let cluster = hub.directory.named(&destination.cluster);
@@ -54,7 +105,7 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         });
         let name = destination.cluster.to_string();
         let facts = Facts::of(hub, key.as_ref(), waiting, problem(view), view.is_some());
-        destinations.push(facts.shown(name, destination.namespace.to_string(), key));
+        shown.push(facts.shown(name, destination.namespace.to_string(), key, detail));
     }
     // Places that are being removed.
     let heads = hub.fleet.heads_for(&applied.name);
@@ -66,26 +117,10 @@ pub fn application(hub: &Hub, record: &ApplicationRecord) -> Result<Application,
         }
         let Some(cluster) = hub.directory.get(&key.cluster) else { continue };
         let facts = Facts::of(hub, Some(&key), None, None, true);
-        destinations.push(facts.shown(
-            cluster.name.to_string(),
-            key.namespace.to_string(),
-            Some(key),
-        ));
+        let (name, namespace) = (cluster.name.to_string(), key.namespace.to_string());
+        shown.push(facts.shown(name, namespace, Some(key), detail));
     }
-    let phase = worst(destinations.iter().map(|d| d.phase.as_str()));
-    let conditions = conditions(view, &destinations, record, phase);
-    Ok(Application {
-        name: applied.name.to_string(),
-        namespace: applied.namespace.clone(),
-        manifest: record.manifest.clone(),
-        phase: phase.to_owned(),
-        conditions: hub.transitions.stamp(applied.name.as_str(), conditions, now()),
-        revision: view.and_then(|view| view.revision.clone()),
-        destinations,
-        generation,
-        created_at: record.created_at,
-        outcome: None,
-    })
+    (shown, generation)
 }
 
 /// True when the newest directive orders removal and the spoke says that nothing is there any more.
@@ -195,6 +230,7 @@ impl<'a> Facts<'a> {
         cluster: String,
         namespace: String,
         key: Option<DestinationKey>,
+        detail: Detail,
     ) -> ShownDestination {
         let (phase, reason, message) = self.phase();
         let record = self.report.as_deref();
@@ -223,7 +259,10 @@ impl<'a> Facts<'a> {
                 .map(|report| report.drifted.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
             heals_total: report.map_or(0, |report| report.heals_total),
-            objects: report.map(|report| report.objects.clone()).unwrap_or_default(),
+            objects: report
+                .filter(|_| detail == Detail::Objects)
+                .map(|report| report.objects.clone())
+                .unwrap_or_default(),
             warnings: report.map(|report| report.warnings.clone()).unwrap_or_default(),
             timings: self.timings(),
         }
@@ -325,9 +364,8 @@ fn conditions(
     all
 }
 
-/// `Verified`, `Failed` or `Pending`, for the log line.
-pub fn verification_word(application: &Application) -> &'static str {
-    let verified = application.conditions.iter().find(|condition| condition.kind == "Verified");
+fn verification_word(conditions: &[Condition]) -> &'static str {
+    let verified = conditions.iter().find(|condition| condition.kind == "Verified");
     match verified.map(|condition| condition.status.as_str()) {
         Some("True") => "Verified",
         Some("False") => "Failed",

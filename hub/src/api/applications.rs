@@ -19,7 +19,7 @@ use super::{Body, Refusal};
 use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
 use crate::pipeline::places;
-use crate::status;
+use crate::status::{self, Detail};
 use crate::store::records::{self, ApplicationRecord, ClusterState, KeyRecord};
 
 /// Longest wait of `sync` for a repository.
@@ -75,7 +75,7 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
         hub.records.commit("application", &[change])?;
     }
     hub.pipeline.look(&name, false);
-    let shown = status::application(hub, &record)?;
+    let shown = status::application(hub, &record, Detail::Objects);
     Ok(Application { outcome: Some(outcome.to_owned()), ..shown })
 }
 
@@ -146,14 +146,8 @@ pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Application
     let shown = hub
         .blocking(|hub| {
             let all: Vec<ApplicationRecord> = hub.records.all()?;
-            all.iter()
-                .map(|record| {
-                    let mut shown = status::application(hub, record)?;
-                    // Of thousands of applications nobody reads every object at once.
-                    shown.destinations.iter_mut().for_each(|place| place.objects.clear());
-                    Ok(shown)
-                })
-                .collect::<Result<Vec<_>, Refusal>>()
+            let shown = |record| status::application(hub, record, Detail::Overview);
+            Ok::<_, Refusal>(all.iter().map(shown).collect())
         })
         .await?;
     Ok(Json(List::new("AttestApplication", shown)))
@@ -164,7 +158,9 @@ pub(super) async fn one(
     Path(name): Path<String>,
 ) -> Answer<Application> {
     let shown = hub
-        .blocking(move |hub| Ok::<_, Refusal>(status::application(hub, &record(hub, &name)?)?))
+        .blocking(move |hub| {
+            Ok::<_, Refusal>(status::application(hub, &record(hub, &name)?, Detail::Objects))
+        })
         .await?;
     Ok(Json(shown))
 }
@@ -183,7 +179,7 @@ pub(super) async fn remove(
                 let change = records::replace(&stored, &deleting);
                 hub.records.commit("application", &[change])?;
             }
-            let shown = status::application(hub, &deleting)?;
+            let shown = status::application(hub, &deleting, Detail::Objects);
             hub.pipeline.look(&name, true);
             Ok::<_, Refusal>(shown)
         })

@@ -29,6 +29,14 @@ pub(super) async fn prepare(
 ) -> Result<Vec<CompressedBlob>, LinkError> {
     let all = pending.head.planned.as_ref().map(|planned| planned.blobs.clone());
     let all = all.unwrap_or_default();
+    if pending.held_sequence == 0 {
+        // What memory has needs no thread that can wait for the disk: a rollout asks for every spoke at once.
+        let lacking = hub.fleet.lacking(number, pending, &all);
+        let kept: Option<Vec<_>> = lacking.iter().map(|blob| hub.fleet.kept_blob(blob)).collect();
+        if let Some(blobs) = kept {
+            return Ok(begin(hub, number, pending, blobs));
+        }
+    }
     let pending = pending.clone();
     hub.blocking(move |hub| {
         if pending.held_sequence > 0 {
@@ -43,12 +51,22 @@ pub(super) async fn prepare(
             let blob = hub.fleet.blob(&hub.records, &digest)?;
             blobs.push(blob.ok_or(LinkError::BlobMissing(digest))?);
         }
-        let read: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
-        let sent = hub.fleet.begin_push(number, &pending, &read);
-        blobs.retain(|blob| sent.contains(&blob.digest));
-        Ok(blobs)
+        Ok(begin(hub, number, &pending, blobs))
     })
     .await
+}
+
+/// Of `blobs` those that no other push of the session carries.
+fn begin(
+    hub: &Hub,
+    number: u64,
+    pending: &Pending,
+    mut blobs: Vec<CompressedBlob>,
+) -> Vec<CompressedBlob> {
+    let read: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+    let sent = hub.fleet.begin_push(number, pending, &read);
+    blobs.retain(|blob| sent.contains(&blob.digest));
+    blobs
 }
 
 /// A stream for one push.

@@ -16,7 +16,7 @@ use super::{Task, destination_key};
 use crate::api::documents::ChangeTimings;
 use crate::hub::{Hub, micros, now};
 use crate::log::CONTROLLER;
-use crate::lower::Destination;
+use crate::lower::{Application, Destination};
 use crate::planner::{self, Decision, Evidence, Hint, Rendered, Situation, Waiting};
 use crate::source::Resolved;
 use crate::status;
@@ -45,7 +45,7 @@ pub(crate) struct Memory {
         BTreeMap<(String, Destination, Option<String>), Result<String, Waiting>>,
     /// What was counted as refused already, by destination: commit and reason.
     pub(super) counted: BTreeMap<DestinationKey, (String, String)>,
-    pub(super) logged: Option<(String, u64, String)>,
+    pub(super) logged: Option<(&'static str, u64, String)>,
     pub(super) timings: ChangeTimings,
 }
 
@@ -373,23 +373,20 @@ impl Alike {
 
 /// Says once that the application is where it should be, or where it now is.
 fn say(hub: &Hub, record: &ApplicationRecord, commit: Option<&str>, memory: &mut Memory) {
-    let shown = match status::application(hub, record) {
-        Ok(shown) => shown,
-        Err(error) => return failed(record.application.name.as_str(), &error),
-    };
-    hub.phases.note(&hub.metrics, &shown.name, Some(&shown.phase));
-    let verification = status::verification_word(&shown);
-    let now = (shown.phase.clone(), record.generation, format!("{verification} {commit:?}"));
+    let (phase, verification) = status::phase(hub, record);
+    let Application { name, namespace, .. } = &record.application;
+    hub.phases.note(&hub.metrics, name.as_str(), Some(phase));
+    let now = (phase, record.generation, format!("{verification} {commit:?}"));
     if memory.logged.as_ref() == Some(&now) {
         return;
     }
     memory.logged = Some(now);
     tracing::info!(
         target: CONTROLLER,
-        application = shown.name,
-        namespace = shown.namespace,
-        phase = shown.phase,
+        application = name.as_str(),
+        namespace,
+        phase,
         verification_status = verification,
-        "Successfully reconciled AttestApplication: {}/{}", shown.namespace, shown.name
+        "Successfully reconciled AttestApplication: {namespace}/{name}"
     );
 }
