@@ -95,7 +95,7 @@ pub(super) async fn revoke_token(
         .blocking(move |hub| {
             let stored = hub.records.stored::<TokenRecord>(&id)?;
             let Some(stored) = stored else {
-                let message = format!("no token has the id `{id}`");
+                let message = format!("no token has the id `{id}`; `attest gitops cluster token list` shows those there are");
                 return Err(Refusal::not_found("TokenUnknown", message));
             };
             let revoked = TokenRecord { revoked: true, ..stored.value.clone() };

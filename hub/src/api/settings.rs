@@ -198,7 +198,9 @@ pub(super) async fn delete_key(
     let key = hub
         .blocking(move |hub| {
             let record = hub.records.get::<KeyRecord>(&alias)?;
-            let message = format!("no key has the alias `{alias}`");
+            let message = format!(
+                "no key has the alias `{alias}`; `attest gitops key list` shows those there are"
+            );
             let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
             hub.records.commit("key", &[records::delete(&record)])?;
             shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))

@@ -1,12 +1,15 @@
 //! Applications through the API: what may be asked for, what is answered, and what a later word undoes.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use attest_common::health::Health;
 use attest_common::manifest::ObjectKey;
 use attest_common::plan::Operation;
 use attest_common::report::{ObjectState, Phase};
+use attest_gitops::render::read_yaml;
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
@@ -200,4 +203,58 @@ async fn a_repository_that_is_removed_is_not_listed_and_one_that_is_not_there_is
 
     assert_eq!((status, again, &failure["reason"]), (200, 404, &json!("RepositoryUnknown")));
     assert_eq!(fixture.get("/v1/repositories").await["items"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_listed_or_shown_comes_as_json_as_yaml_and_by_name_too() {
+    let (Applied { fixture, spoke: _spoke, .. }, _) = synced().await;
+    let operator = Operator::new(&fixture);
+    for (command, name) in [
+        ("app list", "web-app"),
+        ("app get web-app", "web-app"),
+        ("app sync web-app", "web-app"),
+        ("app history web-app", "1.1"),
+        ("app diff web-app", ""),
+        ("cluster list", "staging"),
+        ("cluster get staging", "staging"),
+        ("context list", "main"),
+        ("repo list", ""),
+        ("key list", ""),
+    ] {
+        let shown = |format: &str| {
+            let mut arguments = vec!["gitops"];
+            arguments.extend(command.split(' '));
+            arguments.extend(["-o", format]);
+            operator.attest(&arguments).code(0).data()
+        };
+
+        let json: Value = serde_json::from_str(&shown("json")).unwrap();
+        let yaml = read_yaml(command, shown("yaml").as_bytes(), &mut Vec::new()).unwrap();
+        let (table, names) = (shown("table"), shown("name"));
+
+        let fields =
+            |document: &Value| Vec::from_iter(document.as_object().unwrap().keys().cloned());
+        assert_eq!(fields(&yaml[0]), fields(&json), "{command}");
+        assert_eq!(names.trim_end(), name, "{command}");
+        assert!(table.contains(name), "{command}: {table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_and_adds_what_changes_under_the_same_columns() {
+    let (Applied { fixture, spoke, .. }, _) = synced().await;
+    let operator = Operator::new(&fixture);
+    let mut command = operator.command(&["gitops", "cluster", "get", "staging", "--watch"]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let (header, before) = (lines.next().unwrap(), lines.next().unwrap());
+
+    spoke.connection.close(0_u32.into(), b"");
+    let after = lines.next().unwrap();
+
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    let at = |line: &str, word: &str| line.find(word).unwrap_or_else(|| panic!("{word} in {line}"));
+    assert_eq!(at(&header, "STATE"), at(&before, "Connected"));
+    assert_eq!(at(&header, "STATE"), at(&after, "Disconnected"));
 }

@@ -35,10 +35,14 @@ impl Operator {
     }
 
     pub(crate) fn attest(&self, arguments: &[&str]) -> Said {
+        Said(self.command(arguments).output().unwrap())
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attest"));
         command.args(arguments).env("ATTEST_CONFIG", self.file("config"));
         command.env_remove("ATTEST_HUB").env("NO_PROXY", "*");
-        Said(command.output().unwrap())
+        command
     }
 }
 
@@ -48,6 +52,11 @@ impl Said {
         let said = String::from_utf8_lossy(&self.0.stderr);
         assert_eq!(self.0.status.code(), Some(code), "{said}");
         self
+    }
+
+    /// What went to standard output.
+    pub(crate) fn data(self) -> String {
+        String::from_utf8(self.0.stdout).unwrap()
     }
 
     #[track_caller]

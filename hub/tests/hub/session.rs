@@ -277,7 +277,7 @@ async fn a_spoke_without_a_common_protocol_version_is_told_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_ledger_reports_and_registrations() {
-    let (Applied { mut fixture, repository, commit, spoke, bundle, .. }, received) = synced().await;
+    let (Applied { mut fixture, repository, commit, spoke, bundle }, received) = synced().await;
     drop(spoke);
 
     fixture.restart().await;

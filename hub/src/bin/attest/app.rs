@@ -176,7 +176,12 @@ async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyh
         printer.text(&described(&application, format == Format::Wide));
         return Ok(());
     }
-    show(watch, printer, ask, |application, _| destinations(application)).await
+    show(watch, printer, ask, |application, format| match format {
+        // Its own name, not those of the places where it runs.
+        Format::Name => table(std::slice::from_ref(application), format),
+        Format::Table | Format::Wide | Format::Json | Format::Yaml => destinations(application),
+    })
+    .await
 }
 
 fn history(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ enum Command {
     Get {
         name: String,
         #[command(flatten)]
-        output: Output,
+        watch: Watch,
     },
     /// Take a cluster out of the fleet; what runs there keeps running
     Rm {
@@ -122,7 +122,7 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
             let ask = async || client.get::<List<Cluster>>("/v1/clusters").await;
             block_on(show(watch, printer, ask, |list, format| clusters(&list.items, format)))
         }
-        Command::Get { name, output } => get(&name, output, hub, printer),
+        Command::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
         Command::Rm { name, yes } => {
             let client = hub.client()?;
             let found = block_on(only(&client, &name))?;
@@ -231,14 +231,15 @@ fn clusters(clusters: &[Cluster], format: Format) -> Table {
     table
 }
 
-fn get(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let cluster: Cluster = block_on(client.get(&path(name)))?;
-    if !matches!(output.format, Format::Table | Format::Wide) {
-        return printer.result(output.format, &cluster, || {
-            clusters(std::slice::from_ref(&cluster), Format::Wide)
-        });
+    let path = path(name);
+    let ask = async || client.get::<Cluster>(&path).await;
+    if watch.watch || !matches!(watch.output.format, Format::Table | Format::Wide) {
+        let row = |cluster: &Cluster, format| clusters(std::slice::from_ref(cluster), format);
+        return show(watch, printer, ask, row).await;
     }
+    let cluster = ask().await?;
     let seen = cluster.last_seen_age_ms.map(|ms| format!("{} ago", duration(ms)));
     let lines = [
         ("Name", cluster.name.clone()),

@@ -178,6 +178,7 @@ where
 {
     let Watch { output, watch } = watch;
     let mut shown: Vec<Vec<String>> = Vec::new();
+    let mut widths = Vec::new();
     let mut first = true;
     loop {
         let document = ask().await?;
@@ -185,8 +186,13 @@ where
         let changed = now.rows_beside(&shown);
         if first || !changed.is_empty() {
             match output.format {
-                Format::Table | Format::Wide if !first => printer.rows(&changed),
+                Format::Table | Format::Wide if watch => {
+                    printer.watched(&now, (!first).then_some(&changed), &mut widths);
+                }
                 Format::Table | Format::Wide | Format::Json | Format::Yaml | Format::Name => {
+                    if output.format == Format::Yaml && !first {
+                        printer.line("---");
+                    }
                     printer.result(output.format, &document, || now.clone())?;
                 }
             }

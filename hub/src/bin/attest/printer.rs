@@ -75,8 +75,8 @@ impl Table {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    /// The rows that are not among `others`. That time has passed is no difference.
-    pub(crate) fn rows_beside(&self, others: &[Vec<String>]) -> Self {
+    /// Which rows are not among `others`, by position. That time has passed is no difference.
+    pub(crate) fn rows_beside(&self, others: &[Vec<String>]) -> Vec<usize> {
         let is_same = |row: &Vec<String>, other: &Vec<String>| {
             let cells = self.header.iter().zip(row.iter().zip(other));
             row.len() == other.len()
@@ -84,9 +84,34 @@ impl Table {
                     .into_iter()
                     .all(|(name, (cell, other))| AGES.contains(&name.as_str()) || cell == other)
         };
-        let is_new = |row: &&Vec<String>| !others.iter().any(|other| is_same(row, other));
-        let rows = self.rows.iter().filter(is_new).cloned().collect();
-        Self { header: self.header.clone(), rows }
+        let is_new = |row: &Vec<String>| !others.iter().any(|other| is_same(row, other));
+        let rows = self.rows.iter().enumerate().filter(|(_, row)| is_new(row));
+        rows.map(|(position, _)| position).collect()
+    }
+
+    /// Its lines, the header first, in columns at least as wide as `widths`, which grow to what they are now.
+    fn lines(&self, widths: &mut Vec<usize>) -> Vec<String> {
+        let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
+        let all = std::iter::once(&self.header).chain(&self.rows);
+        let all: Vec<Vec<String>> = all.map(|row| row.iter().map(clean).collect()).collect();
+        widths.resize(widths.len().max(self.header.len()), 0);
+        for row in &all {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        let line = |row: &Vec<String>| {
+            let last = row.len().saturating_sub(1);
+            let cells = row.iter().zip(widths.iter()).enumerate();
+            let padded = cells.map(|(column, (cell, width))| {
+                if column == last {
+                    return cell.clone();
+                }
+                format!("{cell:<width$}{:COLUMN_GAP$}", "", width = *width)
+            });
+            padded.collect::<String>()
+        };
+        all.iter().map(line).collect()
     }
 
     /// True without rows.
@@ -167,27 +192,19 @@ impl Printer {
 
     /// Columns for people.
     pub(crate) fn table(&self, table: &Table) {
-        self.laid_out(std::iter::once(&table.header).chain(&table.rows));
+        self.watched(table, None, &mut Vec::new());
     }
 
-    /// Columns without their names: what a watch adds to a table.
-    pub(crate) fn rows(&self, table: &Table) {
-        self.laid_out(table.rows.iter());
-    }
-
-    fn laid_out<'a>(&self, rows: impl Iterator<Item = &'a Vec<String>>) {
-        let mut out = tabwriter::TabWriter::new(Vec::new()).padding(COLUMN_GAP).minwidth(0);
-        let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
-        let mut written = String::new();
-        for row in rows {
-            let cells: Vec<String> = row.iter().map(clean).collect();
-            written.push_str(&cells.join("\t"));
-            written.push('\n');
-        }
-        let laid_out = out.write_all(written.as_bytes()).and_then(|()| out.flush());
-        self.keep(laid_out);
-        let bytes = out.into_inner().unwrap_or_default();
-        self.text(&String::from_utf8_lossy(&bytes));
+    /// Columns for people, and where only some rows are `new`, those alone, under the columns printed before.
+    pub(crate) fn watched(&self, table: &Table, new: Option<&[usize]>, widths: &mut Vec<usize>) {
+        let lines = table.lines(widths);
+        let is_meant = |line: usize| match (new, line.checked_sub(1)) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(new), Some(row)) => new.contains(&row),
+        };
+        let meant = lines.iter().enumerate().filter(|(line, _)| is_meant(*line));
+        self.text(&meant.map(|(_, line)| format!("{line}\n")).collect::<String>());
     }
 
     /// `document` in `format`, `table` when that is for people; names are the table's first column.
@@ -198,7 +215,13 @@ impl Printer {
         table: impl FnOnce() -> Table,
     ) -> anyhow::Result<()> {
         match format {
-            Format::Table | Format::Wide => self.table(&table()),
+            Format::Table | Format::Wide => {
+                let table = table();
+                self.table(&table);
+                if table.is_empty() {
+                    self.note("there is none yet");
+                }
+            }
             Format::Json => self.line(&json_shown(&serde_json::to_string_pretty(document)?)),
             Format::Yaml => self.text(&serde_saphyr::to_string(document)?),
             Format::Name => {
@@ -236,6 +259,13 @@ impl Printer {
 mod tests {
     use super::*;
 
+    fn seen(state: &str, age: &str) -> Table {
+        let mut table = Table::new(&["name", "state", "last seen"]);
+        table.row(["production", "Connected", "1s ago"]);
+        table.row(["staging", state, age]);
+        table
+    }
+
     #[test]
     fn what_a_remote_says_commands_no_terminal_and_json_keeps_it() {
         let said = "v1\u{1b}]52;c;aGk=\u{7}\u{9b}2J \u{202e}ok\r\nnext\tcolumn";
@@ -252,14 +282,27 @@ mod tests {
 
     #[test]
     fn a_row_that_has_only_grown_older_is_not_a_change() {
-        let seen = |state: &str, age: &str| {
-            let mut table = Table::new(&["name", "state", "last seen"]);
-            table.row(["staging", state, age]);
-            table
-        };
         let before = seen("Connected", "1s ago").into_rows();
 
         assert!(seen("Connected", "2s ago").rows_beside(&before).is_empty());
-        assert!(!seen("Disconnected", "2s ago").rows_beside(&before).is_empty());
+        assert_eq!(seen("Disconnected", "2s ago").rows_beside(&before), [1]);
+    }
+
+    #[test]
+    fn what_a_watch_adds_stands_under_the_columns_that_it_began_with() {
+        let mut widths = Vec::new();
+        let first = seen("Disconnected", "1s ago").lines(&mut widths);
+
+        let later = seen("Connected", "now").lines(&mut widths);
+
+        assert_eq!(
+            first,
+            [
+                "NAME         STATE          LAST SEEN",
+                "production   Connected      1s ago",
+                "staging      Disconnected   1s ago",
+            ]
+        );
+        assert_eq!(later.last().unwrap(), "staging      Connected      now");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use attest_gitops::api::documents::{Application, ChangeTimings, Condition, Destination};
 
-use super::page::trouble;
+use super::page::{table, trouble};
 use super::{POLL_EVERY, path};
 use crate::client::{Client, refusal};
 use crate::gitops::{HubArgs, wait_seconds};
@@ -65,7 +65,8 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
             printer.table(&timings(&application));
         }
     } else {
-        printer.result(output.format, &application, || timings(&application))?;
+        let row = || table(std::slice::from_ref(&application), output.format);
+        printer.result(output.format, &application, row)?;
     }
     let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
     stuck.map_or(Ok(()), |destination| bail!("{}", trouble(destination)))
