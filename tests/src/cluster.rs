@@ -34,6 +34,8 @@ pub const READY_WITHIN: Duration = Duration::from_secs(90);
 const START_ATTEMPTS: u32 = 3;
 const LOG_TAIL_LINES: usize = 15;
 const ADMINISTRATORS: &str = "system:masters";
+/// Static tokens of the API server: one of the spoke's, due for renewal by what it says of itself.
+const STALE_TOKEN_FILE: &str = "tokens.csv";
 
 /// How to start a cluster.
 #[derive(Clone, Debug)]
@@ -134,6 +136,7 @@ impl Cluster {
         let pki = Pki::create(name)?;
         pki.write(&directory)?;
         std::fs::write(directory.join("audit-policy.yaml"), audit::POLICY)?;
+        write_private(&directory.join(STALE_TOKEN_FILE), &stale_token()?)?;
         let (api_port, controllers_port) = (ports::free()?, ports::free()?);
         let server = format!("https://127.0.0.1:{api_port}");
         let controllers_user = pki.client("system:kube-controller-manager", None)?;
@@ -186,6 +189,16 @@ impl Cluster {
     /// The API server's address, `https://127.0.0.1:PORT`.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// A token of the spoke's account that is good, and says that it should be renewed: the API
+    /// server makes none that live for less than ten minutes.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn stale_spoke_token(&self) -> anyhow::Result<String> {
+        let line = std::fs::read_to_string(self.directory.join(STALE_TOKEN_FILE))?;
+        Ok(line.split(',').next().context("no token")?.to_owned())
     }
 
     /// Where its files and logs are.
@@ -402,6 +415,17 @@ fn ended_early(process: &Process, status: std::process::ExitStatus) -> anyhow::E
     )
 }
 
+/// A line of the API server's token file.
+fn stale_token() -> anyhow::Result<String> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    let payload = data_encoding::BASE64URL_NOPAD.encode(br#"{"iat":1000,"exp":1300}"#);
+    let token = format!("stale.{payload}.{}", data_encoding::HEXLOWER.encode(&random));
+    let user = "system:serviceaccount:attest-system:attest-spoke";
+    let groups = "system:serviceaccounts,system:serviceaccounts:attest-system";
+    Ok(format!("{token},{user},stale,\"{groups}\"\n"))
+}
+
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(attest_certs::bundle::write_private(path, text.as_bytes())?)
 }
@@ -456,6 +480,7 @@ impl Plan<'_> {
             "--authorization-mode=Node,RBAC".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
             "--allow-privileged=true".to_owned(),
+            format!("--token-auth-file={}", self.file(STALE_TOKEN_FILE)),
             format!("--audit-policy-file={}", self.file("audit-policy.yaml")),
             format!("--audit-log-path={}", self.file("audit.log")),
             "--audit-log-maxsize=1024".to_owned(),

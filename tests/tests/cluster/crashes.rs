@@ -152,6 +152,9 @@ const SPOKE_RIGHTS_WRITES: [(&str, u32); 6] = [
     ("after-rolebindings-write", 2),
 ];
 
+/// How the spoke notes how many destinations it has recorded.
+const SPOKE_COUNT_WRITES: [&str; 2] = ["before-count-write", "after-count-write"];
+
 /// A fleet of one cluster and one application, whose processes die.
 struct Arena {
     fleet: RealFleet,
@@ -410,6 +413,27 @@ impl Arena {
         Ok(())
     }
 
+    /// How many destinations the spoke's identity has noted.
+    async fn counted(&self) -> anyhow::Result<String> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        let data = secrets.get("attest-identity").await?.data.context("no data")?;
+        Ok(String::from_utf8(data.get("destinations").context("no count")?.0.clone())?)
+    }
+
+    /// The spoke finds that it has recorded more than it has noted, as after a first release.
+    async fn count_is_behind(&mut self, point: &str) -> anyhow::Result<()> {
+        self.spoke()?.kill();
+        let behind = Patch::Merge(json!({"stringData": {"destinations": "0"}}));
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        secrets.patch("attest-identity", &PatchParams::default(), &behind).await?;
+        self.restart_spoke(Some(point))?;
+        self.spoke_dies(point).await?;
+        until("the count to be noted", DIES_WITHIN, || async {
+            Ok((self.counted().await? == "1").then_some(()))
+        })
+        .await
+    }
+
     /// Waits until the spoke has died by itself, and starts it again to live.
     async fn spoke_dies(&mut self, point: &str) -> anyhow::Result<()> {
         let start = Instant::now();
@@ -533,6 +557,10 @@ async fn a_release_survives_a_death_at_every_durable_write() -> anyhow::Result<(
             let died = arena.spoke_dies_at(&format!("{name}:{times}"), true).await?;
             deaths += u32::from(died);
         }
+    }
+    for point in SPOKE_COUNT_WRITES {
+        arena.count_is_behind(point).await?;
+        arena.converges(point).await?;
     }
     ensure!(deaths >= DEATHS_MIN, "only {deaths} deaths: the points are not where they were");
     a_removal_survives_them_too(&mut arena).await

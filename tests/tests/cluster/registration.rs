@@ -12,7 +12,7 @@ use std::process::Output;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use attest_certs::{Authority, SigningRequest};
+use attest_certs::{Authority, Issued, SigningRequest};
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
@@ -217,7 +217,11 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     assert!(desk.operator.attest(&rejoin)?.contains("is connected"));
 
     // Weeks later: the certificate ended while the cluster was off.
-    expire(&client, desk.hub.home()).await?;
+    let ended = certify(&client, desk.hub.home(), Duration::from_secs(1)).await?;
+    until("the certificate to end", SOON, || async {
+        Ok((ended.not_after <= SystemTime::now()).then_some(()))
+    })
+    .await?;
     let pods: Api<k8s_openapi::api::core::v1::Pod> =
         Api::namespaced(client.clone(), "attest-system");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
@@ -259,23 +263,20 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     Ok(())
 }
 
-/// Puts a certificate that has ended in place of the spoke's own.
-async fn expire(client: &Client, hub: &Path) -> anyhow::Result<()> {
+/// Puts a certificate that the hub's authority has issued, but not the hub, in place of the spoke's own.
+pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyhow::Result<Issued> {
     let text = |name: &str| std::fs::read_to_string(hub.join(name));
     let authority = Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
     let identity = secrets.get("attest-identity").await?.data.context("no data")?;
     let id = String::from_utf8(identity["cluster-id"].0.clone())?;
     let request = SigningRequest::generate()?;
-    let issued = authority.issue_spoke(&request.csr_der, &id, Duration::from_secs(1))?;
+    let issued = authority.issue_spoke(&request.csr_der, &id, life)?;
     let data = serde_json::json!({"stringData": {
         "tls.chain": issued.chain_pem(), "tls.key": request.key_pem.as_str(),
     }});
     secrets.patch("attest-identity", &PatchParams::default(), &Patch::Merge(data)).await?;
-    until("the certificate to end", SOON, || async {
-        Ok((issued.not_after <= SystemTime::now()).then_some(()))
-    })
-    .await
+    Ok(issued)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use attest_certs::Bundle;
+use attest_gitops::store::{Change, Expected, RedbStore, Store, Table};
 use attest_tests::cluster::Cluster;
 use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
@@ -18,9 +19,13 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::{CONVERGED_WITHIN, DIES_WITHIN, last_lines};
+use crate::registration::certify;
 
 /// Longer than a renewal takes, shorter than the silence after which a connection counts as dead.
 const LOST_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is left of a certificate that begins five minutes ago: more than three quarters are over.
+const NEARLY_OVER: Duration = Duration::from_secs(60);
 
 /// Who dies in a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +91,7 @@ impl Door {
         }
         let client = cluster.client().await?;
         let kubeconfig = at("spoke.kubeconfig");
-        std::fs::write(&kubeconfig, spoke_kubeconfig(&cluster, &client).await?)?;
+        std::fs::write(&kubeconfig, spoke_kubeconfig(&cluster, &account_token(&client).await?))?;
         let token = at("token");
         Ok(Some(Self { spoke: None, fleet, cluster, client, kubeconfig, token }))
     }
@@ -288,17 +293,97 @@ impl Door {
         self.hub_dies(point).await?;
         self.is_connected("the renewed certificate to be good").await
     }
+
+    /// The spoke dies at a point of its own, and is started again: it must be let in as it was.
+    async fn spoke_dies_at(&mut self, point: &str) -> anyhow::Result<()> {
+        let id = self.cluster_id().await?;
+        self.spoke = None;
+        let mut spoke = Process::spawn(self.spec()?.dying_at(Some(point)))?;
+        let start = Instant::now();
+        while spoke.ended()?.is_none() {
+            if start.elapsed() > DIES_WITHIN {
+                bail!("the spoke did not die at {point}\n{}", last_lines(&spoke.output()));
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let spoke = spoke.respawn_to_die_at(None)?;
+        let connected = self.is_connected(point).await;
+        connected.with_context(|| last_lines(&spoke.output()))?;
+        self.spoke = Some(spoke);
+        ensure!(self.cluster_id().await? == id, "{point}: another identity");
+        Ok(())
+    }
+
+    /// The spoke renews the token of its kubeconfig.
+    async fn account_token(&mut self, point: &str) -> anyhow::Result<()> {
+        let stale = self.cluster.stale_spoke_token()?;
+        let text = spoke_kubeconfig(&self.cluster, &stale);
+        std::fs::write(&self.kubeconfig, text)?;
+
+        self.spoke_dies_at(point).await?;
+
+        until("the file to hold a fresh token", DIES_WITHIN, || async {
+            let text = std::fs::read_to_string(&self.kubeconfig)?;
+            Ok((!text.contains(&stale)).then_some(()))
+        })
+        .await
+    }
+
+    /// The spoke stores a renewed certificate: the one it has is nearly over, and the hub knows it.
+    async fn renewed_certificate(&mut self, point: &str) -> anyhow::Result<()> {
+        let id = self.cluster_id().await?.context("no id")?;
+        self.spoke = None;
+        self.fleet.hub().process().kill();
+        let home = self.fleet.hub().home().to_owned();
+        let issued = certify(&self.client, &home, NEARLY_OVER).await?;
+        let store = RedbStore::open(&home.join("hub.redb"))?;
+        let record = store.get(Table::Clusters, &id)?.context("no record of the cluster")?;
+        let mut record: Value = serde_json::from_slice(&record)?;
+        record["serial"] = json!(issued.serial.to_string());
+        let value = serde_json::to_vec(&record)?;
+        let expected = Expected::Anything;
+        store
+            .commit("test", &[Change::Put { table: Table::Clusters, key: id, expected, value }])?;
+        drop(store);
+        self.fleet.hub().restart().await?;
+
+        self.spoke_dies_at(point).await
+    }
+
+    /// The spoke's certificate has expired, and it is given another token.
+    async fn second_join(&mut self, point: &str) -> anyhow::Result<()> {
+        self.spoke = None;
+        let home = self.fleet.hub().home().to_owned();
+        let ended = certify(&self.client, &home, Duration::from_secs(1)).await?;
+        until("the certificate to end", DIES_WITHIN, || async {
+            Ok((ended.not_after <= SystemTime::now()).then_some(()))
+        })
+        .await?;
+        std::fs::remove_file(&self.token)?;
+        let file = self.token.display().to_string();
+        let rejoin = ["gitops", "cluster", "rejoin", "staging", "--token-output", &file];
+        until("the hub to know that the spoke is away", CONVERGED_WITHIN, || async {
+            self.fleet.operator().attest(&rejoin)?;
+            Ok(self.token.exists().then_some(()))
+        })
+        .await?;
+
+        self.spoke_dies_at(point).await
+    }
 }
 
-/// A kubeconfig with a token of the spoke's account, as an installer would give it.
-async fn spoke_kubeconfig(cluster: &Cluster, client: &Client) -> anyhow::Result<String> {
+async fn account_token(client: &Client) -> anyhow::Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
     let request = serde_json::from_value(json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}
     }))?;
     let made = accounts.create_token_request("attest-spoke", &Default::default(), &request).await?;
-    let token = made.status.context("no token")?.token;
+    made.status.and_then(|status| status.token).context("no token")
+}
+
+/// A kubeconfig with a token of the spoke's account, as an installer would give it.
+fn spoke_kubeconfig(cluster: &Cluster, token: &str) -> String {
     let authority = data_encoding::BASE64.encode(cluster.authority_pem().as_bytes());
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -308,7 +393,7 @@ async fn spoke_kubeconfig(cluster: &Cluster, client: &Client) -> anyhow::Result<
         "users": [{"name": "u", "user": {"token": token}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]
     });
-    Ok(config.to_string())
+    config.to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -339,6 +424,13 @@ async fn a_registration_survives_a_death_at_every_durable_write() -> anyhow::Res
     }
     for point in ["before-certificate-commit", "after-certificate-commit"] {
         door.renewal(point).await?;
+    }
+    for point in ["before-certificate-write", "after-certificate-write"] {
+        door.renewed_certificate(point).await?;
+        door.second_join(point).await?;
+    }
+    for point in ["before-token-write", "after-token-write"] {
+        door.account_token(point).await?;
     }
     door.cluster.audit().spoke_wrote_as_it_should()?;
     Ok(())
