@@ -126,14 +126,14 @@ const HUB_WRITES: [(&str, u32, Action); 8] = [
 ];
 
 /// Every durable write of the spoke outside registration, refusals and removal, and how often one
-/// release makes it: a record is written for the admission, for what is about to be written, and
-/// for what is done; of two objects the release's own is created and the Deployment updated.
+/// release makes it at most: a record is written for the admission, before the first write, for what
+/// was written, and for what went; of two objects the release's own is created and the Deployment updated.
 const SPOKE_WRITES: [(&str, u32); 11] = [
     ("before-content-write", 1),
     ("after-content-write", 1),
     ("after-admission", 1),
-    ("before-record-write", 3),
-    ("after-record-write", 3),
+    ("before-record-write", 4),
+    ("after-record-write", 4),
     ("before-apply", 2),
     ("after-apply", 2),
     ("before-delete", 1),
