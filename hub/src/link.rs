@@ -91,7 +91,7 @@ impl Door {
     /// # Errors
     /// When the socket or the certificate is unusable.
     pub fn open(hub: Arc<Hub>, tls: &Bundle, socket: UdpSocket) -> Result<Self, LinkError> {
-        let address = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+        let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
         // The kernel grants what its limit allows; a fleet that reconnects at once needs it.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
         let listen = |source| LinkError::Listen { address, source };
