@@ -32,8 +32,8 @@ const JITTER_PERCENT: u32 = 20;
 const _: () = assert!(JITTER_PERCENT < answers::SHARED_PERCENT_MAX);
 /// Wait before an application is looked at again whose ledger was not what was remembered of it.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How often the hub asks again whether its credentials may push.
-const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often the hub looks which of its credentials it has to ask about again.
+const PUSH_LOOK_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// The queue of applications.
 #[derive(Debug)]
@@ -311,11 +311,11 @@ fn random() -> u64 {
 
 async fn check_push_credentials(hub: Arc<Hub>) {
     loop {
+        hub.blocking(reading::check_push_credentials).await;
         tokio::select! {
             () = hub.stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(PUSH_CHECK_INTERVAL)) => {}
+            () = tokio::time::sleep(jittered(PUSH_LOOK_INTERVAL)) => {}
         }
-        hub.blocking(reading::check_push_credentials).await;
     }
 }
 

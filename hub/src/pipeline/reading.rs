@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{Digest, Name};
+use attest_common::ids::{Digest, Name, Timestamp};
 use attest_common::report;
 
 use super::Poll;
 use super::answers::Answer;
-use super::reconcile::{Look, failed};
+use super::reconcile::Look;
 use crate::hub::{Hub, micros, now};
 use crate::lower::{Application, Destination};
 use crate::planner::{Evidence, Rendered, Waiting};
@@ -22,6 +22,11 @@ use crate::source::{
 };
 use crate::store::StoreError;
 use crate::store::records::{self, RepositoryRecord};
+
+/// How long the answer counts to whether a credential may push, in seconds.
+const PUSH_CHECK_INTERVAL_S: i64 = 24 * 60 * 60;
+/// After how long a repository is asked again that gave none, in seconds.
+const PUSH_RETRY_INTERVAL_S: i64 = 60 * 60;
 
 impl Look<'_> {
     /// Which commit the revision names now.
@@ -225,19 +230,44 @@ pub(crate) fn credentials(record: &RepositoryRecord) -> Credentials {
     }
 }
 
-/// Asks every repository again whether the hub's credential may push.
+/// Asks again whether the hub's credentials may push, where the last question is old enough.
 pub(super) fn check_push_credentials(hub: &Hub) {
-    let Ok(all) = hub.records.all::<RepositoryRecord>() else { return };
-    for asked in all {
-        let record = &asked;
+    let unread = |error: &StoreError, what: &str| {
+        tracing::error!(
+            reason = error.reason(),
+            "Whether credentials may push is not known: {what}: {}",
+            report::error_chain(error)
+        );
+    };
+    let all = match hub.records.all::<RepositoryRecord>() {
+        Ok(all) => all,
+        Err(error) => return unread(&error, "the repositories cannot be read"),
+    };
+    let mut asked = false;
+    for record in all.iter().filter(|record| is_push_check_due(record, now())) {
         let Ok(url) = RepositoryUrl::parse(&record.address, &hub.urls) else { continue };
         let remote = Remote { url, credentials: credentials(record) };
         let answer = hub.source.can_push(&remote, &hub.interrupt);
+        if hub.stop.is_cancelled() {
+            return;
+        }
+        asked = true;
         if let Err(error) = note_push_answer(hub, record, answer) {
-            failed(&record.url, &error);
+            unread(&error, &record.url);
         }
     }
-    hub.pipeline.wake_all();
+    if asked {
+        hub.pipeline.wake_all();
+    }
+}
+
+/// By when it was asked last, so that a hub that starts often asks no less.
+fn is_push_check_due(record: &RepositoryRecord, now: Timestamp) -> bool {
+    let unanswered = record.can_push.is_none() || record.problem.is_some();
+    let interval_s = if unanswered { PUSH_RETRY_INTERVAL_S } else { PUSH_CHECK_INTERVAL_S };
+    let age_s = record.checked_at.map(|at| now.as_second().saturating_sub(at.as_second()));
+    // A time to come is that of a clock which was wrong.
+    age_s.is_none_or(|age_s| age_s < 0 || age_s >= interval_s)
 }
 
 /// Keeps what was answered for the credentials of `asked`, unless they were changed or removed meanwhile.
@@ -352,6 +382,50 @@ mod tests {
         let kept = kept().unwrap();
 
         assert_eq!((kept.password.as_deref(), kept.can_push), (Some("new"), Some(true)));
+    }
+
+    #[test]
+    fn a_credential_is_asked_about_a_day_after_the_last_answer_and_sooner_without_one() {
+        let now: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
+        let ago = |hours: i64| Timestamp::from_second(now.as_second() - hours * 3_600).unwrap();
+        let problem = || Some(("RepositoryUnreachable".to_owned(), "no".to_owned()));
+        for (checked_at, can_push, problem, expected) in [
+            (None, Some(false), None, true),
+            (Some(ago(25)), Some(false), None, true),
+            (Some(ago(23)), Some(false), None, false),
+            (Some(ago(23)), Some(true), None, false),
+            (Some(ago(2)), None, problem(), true),
+            (Some(ago(2)), Some(false), problem(), true),
+            (Some(ago(0)), None, problem(), false),
+            (Some(ago(-2)), Some(false), None, true),
+        ] {
+            let record = RepositoryRecord {
+                checked_at,
+                can_push,
+                problem,
+                ..repository("https://git.example/a", "")
+            };
+            assert_eq!(is_push_check_due(&record, now), expected, "{checked_at:?} {can_push:?}");
+        }
+    }
+
+    #[test]
+    fn a_hub_that_starts_asks_about_the_credentials_whose_day_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let hub = hub(directory.path());
+        let (old, fresh) = ("git://127.0.0.1:1/old", "git://127.0.0.1:1/fresh");
+        let long_ago: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let yesterday = RepositoryRecord { checked_at: Some(long_ago), ..repository(old, "a") };
+        let today = RepositoryRecord { checked_at: Some(now()), ..repository(fresh, "a") };
+        hub.records
+            .commit("repository", &[records::put(&yesterday), records::put(&today)])
+            .unwrap();
+
+        check_push_credentials(&hub);
+
+        let kept = |url| hub.records.get::<RepositoryRecord>(url).unwrap().unwrap();
+        assert!(kept(old).checked_at > Some(long_ago));
+        assert_eq!((kept(fresh).checked_at, kept(fresh).problem), (today.checked_at, None));
     }
 
     fn hub(directory: &Path) -> Arc<Hub> {
