@@ -76,6 +76,32 @@ fn every_public_limit_says_what_it_limits() {
 }
 
 #[test]
+fn queues_and_permits_are_bounded_by_a_limit_with_a_name() {
+    let makers = [concat!("mpsc::chan", "nel("), concat!("Semaphore::n", "ew(")];
+    let unbounded = concat!("unbounded_", "channel(");
+    let is_unnamed = |line: &str| {
+        // A channel of the standard library has no bound to give: two threads of one call.
+        let made = makers.iter().find_map(|maker| line.split_once(maker));
+        made.is_some_and(|(_, rest)| !rest.starts_with(')') && !rest.contains("_MAX"))
+    };
+    let mut found = Vec::new();
+    for file in rust_files().into_iter().filter(|file| !is_test(file)) {
+        // What only tests have, in the file or as a file.
+        let text = read(&file);
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let shown = shown(&file);
+        if shown.starts_with("tests/") || shown.ends_with("stubborn_hub.rs") {
+            continue;
+        }
+        let lines = product.lines().enumerate();
+        let bad = lines.filter(|(_, line)| is_unnamed(line) || line.contains(unbounded));
+        found.extend(bad.map(|(index, _)| format!("{shown}:{}", index + 1)));
+    }
+
+    none("a queue or a number of permits without a limit of that name", found);
+}
+
+#[test]
 fn the_shared_crate_names_nothing_that_does_input_or_output() {
     let effects = [
         "tokio",
