@@ -3,6 +3,7 @@
 //! Requests are plain HTTP with JSON, because impersonation and "created or only changed?" are
 //! headers and status codes that a typed client hides.
 
+pub mod answer;
 mod credentials;
 pub mod error;
 #[cfg(test)]
@@ -299,10 +300,13 @@ impl ApiServer {
             answered.map_err(|_| ApiError::Timeout { verb, path: place() })?.map_err(|source| {
                 ApiError::Transport { verb, path: place(), source: Box::new(source) }
             })?;
-        let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        let value = answer::read(&bytes);
         if status.is_success() {
-            return Ok((status, value));
+            let unreadable = |source| ApiError::Unreadable { verb, path: place(), source };
+            return value.map(|value| (status, value)).map_err(unreadable);
         }
+        // A proxy may refuse in prose.
+        let value = value.unwrap_or_default();
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
         Err(ApiError::Status {
             verb,

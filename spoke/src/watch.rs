@@ -13,13 +13,13 @@ use attest_common::projection;
 use attest_common::report::error_chain;
 use futures::StreamExt;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::ApiResource;
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::cluster::ApiServer;
+use crate::cluster::{ApiServer, answer};
 use crate::drift::Live;
 use crate::metrics::Metrics;
 
@@ -55,13 +55,15 @@ pub struct Observation {
     pub at: Instant,
 }
 
-/// Why the API server does not let a scope be watched.
+/// Why a scope cannot be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// 403.
     Forbidden,
-    /// 404: it does not serve the kind.
+    /// 404: the API server does not serve the kind.
     NotServed,
+    /// What the API server says of it is not JSON: there may be changes that nobody sees.
+    Unreadable,
 }
 
 /// What watches say that was not taken in yet.
@@ -203,7 +205,7 @@ impl Watches {
 }
 
 impl Scope {
-    fn key(&self, object: &DynamicObject) -> ObjectKey {
+    fn key(&self, object: &answer::Live) -> ObjectKey {
         ObjectKey {
             group: self.group.clone(),
             kind: self.kind.clone(),
@@ -261,7 +263,7 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
         plural: scope.plural.clone(),
     };
     let client = watches.0.api.client();
-    let api: Api<DynamicObject> = match &scope.namespace {
+    let api: Api<answer::Live> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
@@ -318,17 +320,21 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
     }
 }
 
-/// Whether an error says that this may not be watched at all, so that only a new list can show when
-/// that has changed.
+/// Whether an error says that this may not be watched at all, or leaves out what nobody will say
+/// again: only a new list can show more then.
 fn refusal(error: &watcher::Error) -> Option<Refused> {
     let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status,
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => return None,
+        watcher::Error::WatchError(status) => status,
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => match error {
+            kube::Error::Api(status) => status,
+            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+                return Some(Refused::Unreadable);
+            }
+            _ => return None,
+        },
+        watcher::Error::NoResourceVersion => return Some(Refused::Unreadable),
     };
     match status.code {
         403 => Some(Refused::Forbidden),
@@ -338,11 +344,10 @@ fn refusal(error: &watcher::Error) -> Option<Refused> {
 }
 
 /// Passes an object's digest to its owner. Returns its key when it has one.
-fn tell(watches: &Watches, scope: &Scope, object: &DynamicObject) -> Option<ObjectKey> {
+fn tell(watches: &Watches, scope: &Scope, object: &answer::Live) -> Option<ObjectKey> {
     let key = scope.key(object);
     let inbox = watches.route(scope, &key)?;
-    let live = serde_json::to_value(object).ok()?;
-    inbox.put(key.clone(), observe(&scope.group, &scope.kind, &live));
+    inbox.put(key.clone(), observe(&scope.group, &scope.kind, &object.value));
     Some(key)
 }
 
@@ -422,6 +427,24 @@ mod tests {
         allowed.store(true, Ordering::SeqCst);
         let seen = news(&inbox, |news| news.scopes.get(&scope("v1")) == Some(&None)).await;
         assert_eq!(seen.objects[&key].live, Live::NotListed);
+    }
+
+    #[test]
+    fn a_watch_that_cannot_be_read_leaves_its_scope_unseen() {
+        let unreadable = || {
+            let error = serde_json::from_str::<Value>("{]").unwrap_err();
+            kube::Error::SerdeError(error)
+        };
+
+        for error in [
+            watcher::Error::InitialListFailed(unreadable()),
+            watcher::Error::WatchFailed(unreadable()),
+            watcher::Error::NoResourceVersion,
+        ] {
+            assert_eq!(refusal(&error), Some(Refused::Unreadable), "{error}");
+        }
+        let cut = kube::Error::ReadEvents(std::io::Error::other("reset"));
+        assert_eq!(refusal(&watcher::Error::WatchFailed(cut)), None, "it is only opened again");
     }
 
     #[tokio::test]

@@ -71,6 +71,13 @@ pub enum ApiError {
         #[source]
         source: Box<kube::Error>,
     },
+    #[error("{verb} {path}: the answer cannot be read")]
+    Unreadable {
+        verb: &'static str,
+        path: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("{path}: {message}")]
     Request { path: String, message: String },
 }
@@ -107,7 +114,10 @@ impl ApiError {
     fn code(&self) -> u16 {
         match self {
             Self::Status { code, .. } => *code,
-            Self::Timeout { .. } | Self::Transport { .. } | Self::Request { .. } => 0,
+            Self::Timeout { .. }
+            | Self::Transport { .. }
+            | Self::Unreadable { .. }
+            | Self::Request { .. } => 0,
         }
     }
 
@@ -157,7 +167,7 @@ impl ApiError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status { code, .. } => *code == 429 || *code >= 500,
-            Self::Timeout { .. } | Self::Transport { .. } => true,
+            Self::Timeout { .. } | Self::Transport { .. } | Self::Unreadable { .. } => true,
             Self::Request { .. } => false,
         }
     }
@@ -172,6 +182,7 @@ impl ApiError {
             Self::Status { .. } => "ApiServerError",
             Self::Timeout { .. } => "ApiServerTimeout",
             Self::Transport { .. } => "ApiServerUnreachable",
+            Self::Unreadable { .. } => "AnswerUnreadable",
             Self::Request { .. } => "RequestInvalid",
         }
     }

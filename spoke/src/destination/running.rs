@@ -181,7 +181,7 @@ impl Running {
             Some(Refused::Forbidden) => self.is_settling(now),
             // The definition of the kind may come with this very plan.
             Some(Refused::NotServed) => now < self.begun + DEFINITION_WAIT,
-            None => false,
+            Some(Refused::Unreadable) | None => false,
         };
         if self.sight.see(scope, refused, quiet, now)
             && matches!(self.preparation, Preparation::Done { .. })

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::state::Failure;
 use crate::watch::{Refused, Scope};
 
-/// Scopes whose watch the API server refuses. What is in them is not known until a list completes.
+/// Scopes whose watch is refused or cannot be read. What is in them is not known until a list completes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sight {
     blind: BTreeMap<Scope, Failure>,
@@ -34,6 +34,11 @@ impl Sight {
             Some(Refused::NotServed) => {
                 let Scope { group, version, plural, .. } = &scope;
                 ("KindUnknown", format!("the API server does not serve {plural} {group}/{version}"))
+            }
+            Some(Refused::Unreadable) => {
+                let text =
+                    format!("cannot read what the API server says of {}{place}", scope.plural);
+                ("WatchUnreadable", text)
             }
         };
         let failure = if quiet {

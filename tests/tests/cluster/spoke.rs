@@ -16,6 +16,7 @@ use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
+use http::Request;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -824,6 +825,36 @@ async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
     ensure!(stage.site()?.fakelet.signal(POD, Signal::CONT) == 1, "no spoke to go on");
     until("the edit to be undone", WITHIN, || async {
         Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
+    })
+    .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edit_is_undone_however_deep_its_author_nests_what_is_beside_it() -> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+    let client = stage.client().await?;
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/config-1");
+    let deep = (0..200).fold(json!({}), |inner, _| json!({"f:a": inner}));
+    let entry = json!({
+        "manager": "hand", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:data": {"f:key": deep}},
+    });
+
+    let mut object: Value = client.request(Request::get(&path).body(Vec::new())?).await?;
+    object["data"]["key"] = json!("edited");
+    let entries = object["metadata"]["managedFields"].as_array_mut().context("no managers")?;
+    entries.push(entry);
+    let put = Request::put(&path).header("content-type", "application/json");
+    // Nested too deeply for a client that reads it as a document.
+    let answer = client.request_text(put.body(object.to_string().into_bytes())?).await?;
+
+    assert!(answer.contains(&r#"{"f:a":"#.repeat(130)), "the API server keeps it: {answer}");
+    until("the edit to be undone", WITHIN, || async {
+        let live = client.request_text(Request::get(&path).body(Vec::new())?).await?;
+        Ok(live.contains(r#""data":{"key":"signed"}"#).then_some(()))
     })
     .await?;
     stage.fleet.every_write_was_made_as_it_should()?;
