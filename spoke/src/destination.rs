@@ -584,12 +584,9 @@ impl Worker {
             "Refused a plan"
         );
         self.shared.metrics.refused(&refusal.reason);
-        self.shared.refusals.note(Refused {
-            application: self.key.0.to_string(),
-            namespace: self.key.1.to_string(),
-            signed: true,
-            refusal: refusal.clone(),
-        });
+        let (application, namespace) = (self.key.0.to_string(), self.key.1.to_string());
+        let noted = Refused::new(application, namespace, true, refusal.clone());
+        self.shared.refusals.note(noted);
         self.refusal = Some(refusal);
         self.turning_back = true;
         let nothing = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! How often something may happen: a token bucket, shared by its clones. Decides; does nothing.
+//! How often something may happen, and how much: token buckets, shared by their clones. They decide and do nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +19,36 @@ pub const NEW_DESTINATIONS_AT_ONCE_MAX: u32 = 200;
 /// Time in which it admits one more from then on: the record of a destination stays for good, and
 /// there is room for so many only.
 pub const NEW_DESTINATION_EVERY: Duration = Duration::from_secs(10);
+
+/// Questions about the kinds that the API server serves which pushes may cause at once, after a quiet time.
+pub const DISCOVERIES_AT_ONCE_MAX: u32 = 20;
+/// Time in which they may cause one more from then on: each is answered with two large documents.
+pub const DISCOVERY_EVERY: Duration = Duration::from_secs(1);
+
+/// Sessions with a hub that may end and be dialled anew without a growing wait, after a quiet time.
+pub const SESSIONS_AT_ONCE_MAX: u32 = 20;
+/// Time in which there may be one more from then on: each costs a handshake and a log line.
+pub const SESSION_EVERY: Duration = Duration::from_secs(10);
+
+/// Writes of the list of refusals at once, after a quiet time.
+pub const REFUSAL_WRITES_AT_ONCE_MAX: u32 = 30;
+/// Time in which there is one more from then on; it holds what came meanwhile.
+pub const REFUSAL_WRITE_EVERY: Duration = Duration::from_secs(10);
+
+/// Bytes that admissions write to etcd at once, after a quiet time: as much as the content of a cluster
+/// may have, so that a cluster is filled for the first time without a wait.
+pub const WRITTEN_AT_ONCE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes that they write in a minute from then on. etcd keeps what was replaced for some ten minutes;
+/// with these two it holds far less than the 2 GiB that it has at least.
+pub const WRITTEN_PER_MINUTE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// How long to wait before an admission is tried again for which there was no room.
+pub const WRITTEN_RETRY: Duration = Duration::from_secs(10);
+
+/// Bytes of stored content that pushes may have looked up at once, after a quiet time: all of it once,
+/// as after a start of the hub.
+pub const LOOKED_UP_AT_ONCE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes of it that they may have looked up in a minute from then on. Beyond it the hub is asked.
+pub const LOOKED_UP_PER_MINUTE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// A pace to keep.
 #[derive(Clone, Debug)]
@@ -55,6 +85,21 @@ impl Pace {
         Self::new(NEW_DESTINATIONS_AT_ONCE_MAX, NEW_DESTINATION_EVERY)
     }
 
+    /// The pace of questions about kinds.
+    pub fn of_discoveries() -> Self {
+        Self::new(DISCOVERIES_AT_ONCE_MAX, DISCOVERY_EVERY)
+    }
+
+    /// The pace of sessions.
+    pub fn of_sessions() -> Self {
+        Self::new(SESSIONS_AT_ONCE_MAX, SESSION_EVERY)
+    }
+
+    /// The pace of writing refusals.
+    pub fn of_refusal_writes() -> Self {
+        Self::new(REFUSAL_WRITES_AT_ONCE_MAX, REFUSAL_WRITE_EVERY)
+    }
+
     /// Whether it may happen now; a yes is used up.
     pub fn allows(&self, now: Instant) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take(now)
@@ -73,6 +118,69 @@ impl Bucket {
         let allowed = self.left > 0;
         self.left = self.left.saturating_sub(1);
         allowed
+    }
+}
+
+/// An amount to keep to, in bytes. What is spent may exceed it once: it is known only afterwards.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Mutex<Account>>);
+
+#[derive(Debug)]
+struct Account {
+    at_once_max: i128,
+    per_minute: i128,
+    left: i128,
+    /// When `left` was last right.
+    filled_at: Option<Instant>,
+}
+
+impl Budget {
+    /// At most `at_once_max` bytes at once, and `per_minute` from then on.
+    pub fn new(at_once_max: u64, per_minute: u64) -> Self {
+        let (at_once_max, per_minute) = (i128::from(at_once_max), i128::from(per_minute));
+        let account = Account { at_once_max, per_minute, left: at_once_max, filled_at: None };
+        Self(Arc::new(Mutex::new(account)))
+    }
+
+    /// What admissions may write.
+    pub fn of_writes() -> Self {
+        Self::new(WRITTEN_AT_ONCE_BYTES_MAX, WRITTEN_PER_MINUTE_BYTES_MAX)
+    }
+
+    /// What pushes may have looked up.
+    pub fn of_look_ups() -> Self {
+        Self::new(LOOKED_UP_AT_ONCE_BYTES_MAX, LOOKED_UP_PER_MINUTE_BYTES_MAX)
+    }
+
+    /// Whether something is left now.
+    pub fn has_left(&self, now: Instant) -> bool {
+        let mut account = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        account.fill(now);
+        account.left > 0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn left(&self) -> i128 {
+        self.0.lock().unwrap().left
+    }
+
+    /// That so many bytes were used.
+    pub fn spend(&self, bytes: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).left -= i128::from(bytes);
+    }
+}
+
+impl Account {
+    fn fill(&mut self, now: Instant) {
+        let filled_at = *self.filled_at.get_or_insert(now);
+        let passed_ms = now.saturating_duration_since(filled_at).as_millis();
+        let passed_ms = i128::try_from(passed_ms).unwrap_or(i128::MAX);
+        let more = self.per_minute.saturating_mul(passed_ms) / 60_000;
+        // What is less than a byte stays on the clock.
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(self.at_once_max);
+            self.filled_at = Some(now);
+        }
     }
 }
 
@@ -103,6 +211,21 @@ mod tests {
         assert_eq!(passed(start, 1_000), ADMISSIONS_AT_ONCE_MAX as usize);
         assert_eq!(passed(start + ADMISSION_EVERY, 1_000), 1);
         assert_eq!(passed(start + ADMISSION_EVERY * 5, 1_000), 4);
+    }
+
+    #[test]
+    fn what_is_written_beyond_the_budget_is_made_good_by_time_before_more_is() {
+        let budget = Budget::new(100, 60);
+        let start = Instant::now();
+        assert!(budget.has_left(start));
+        budget.spend(130);
+
+        assert!(!budget.has_left(start));
+        assert!(!budget.has_left(start + Duration::from_secs(30)));
+        assert!(budget.has_left(start + Duration::from_secs(31)));
+        assert!(budget.has_left(start + Duration::from_secs(3_600)));
+        budget.spend(100);
+        assert!(!budget.has_left(start + Duration::from_secs(3_600)), "no more than at once");
     }
 
     #[test]

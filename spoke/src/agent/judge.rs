@@ -306,12 +306,8 @@ impl Agent {
             error = text,
             "Refused a directive"
         );
-        self.shared.refusals.note(Refused {
-            application,
-            namespace,
-            signed,
-            refusal: refusal.clone(),
-        });
+        let noted = Refused::new(application, namespace, signed, refusal.clone());
+        self.shared.refusals.note(noted);
         let Some(key) = key else { return };
         match self.workers.get(&key) {
             Some(worker) => worker.refused(refusal),
@@ -388,12 +384,8 @@ mod tests {
             sequence: Some(7),
             at: jiff::Timestamp::now(),
         };
-        agent.shared.refusals.note(Refused {
-            application: "web".to_owned(),
-            namespace: "shop".to_owned(),
-            signed: true,
-            refusal,
-        });
+        let (application, namespace) = ("web".to_owned(), "shop".to_owned());
+        agent.shared.refusals.note(Refused::new(application, namespace, true, refusal));
 
         agent.say_again(&key());
 

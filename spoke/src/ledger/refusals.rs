@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use attest_common::ids::Timestamp;
 use attest_common::report::{Refusal, error_chain};
@@ -15,13 +15,27 @@ use tokio::sync::Notify;
 
 use crate::cluster::{ApiError, ApiServer};
 use crate::failpoint;
+use crate::pace::Pace;
 use crate::secrets::{self, collection, path};
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-refusals";
-/// Most refusals kept of documents that a pinned hub key signed, and as many of others.
+/// Most refusals kept of each weight.
 pub const REFUSALS_MAX: usize = 64;
-/// Shortest time between two writes.
+/// Reasons that show a hub to have tried what it must not be able to do. What is merely late or twice
+/// happens to honest hubs too.
+const EVIDENCE: [&str; 9] = [
+    "AudienceMismatch",
+    "BlobDigest",
+    "ContentDigest",
+    "CounterRegressed",
+    "PlanDigest",
+    "PolicyFloor",
+    "SequenceEquivocation",
+    "SignatureInvalid",
+    "UntrustedKey",
+];
+/// Shortest time between two writes; see also [`Pace::of_refusal_writes`].
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 const KEY: &str = "refusals.json";
 const HUB_KEY: &str = "hub.json";
@@ -36,8 +50,43 @@ pub struct Refused {
     /// A hub key of the policy signed it: evidence against that hub, where anything else is noise.
     #[serde(default)]
     pub signed: bool,
+    /// When it was refused for the first time, and how often since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_at: Option<Timestamp>,
+    #[serde(default)]
+    pub count: u64,
     #[serde(flatten)]
     pub refusal: Refusal,
+}
+
+/// What a refusal is worth to who asks later. Each has its own room.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// A hub key of the policy signed it, and it shows more than a mistake.
+    Evidence,
+    /// A hub key signed it.
+    Signed,
+    /// Anybody may have sent it.
+    Noise,
+}
+
+impl Refused {
+    /// What was refused just now, for the first time as far as the caller knows.
+    pub fn new(application: String, namespace: String, signed: bool, refusal: Refusal) -> Self {
+        Self { application, namespace, signed, first_at: Some(refusal.at), count: 1, refusal }
+    }
+
+    fn weight(&self) -> Weight {
+        match self.signed {
+            true if EVIDENCE.contains(&self.refusal.reason.as_str()) => Weight::Evidence,
+            true => Weight::Signed,
+            false => Weight::Noise,
+        }
+    }
+
+    fn since(&self) -> Timestamp {
+        self.first_at.unwrap_or(self.refusal.at)
+    }
 }
 
 /// Whether the hub's news was old when this was last written, and since when it was or was not.
@@ -57,6 +106,7 @@ struct Inner {
     list: Mutex<VecDeque<Refused>>,
     hub: Mutex<Option<HubNews>>,
     changed: Notify,
+    writes: Pace,
 }
 
 impl Refusals {
@@ -74,6 +124,7 @@ impl Refusals {
             list: Mutex::new(list.unwrap_or_default()),
             hub: Mutex::new(hub),
             changed: Notify::new(),
+            writes: Pace::of_refusal_writes(),
         })))
     }
 
@@ -104,6 +155,9 @@ impl Refusals {
     pub async fn keep(self) {
         loop {
             self.0.changed.notified().await;
+            while !self.0.writes.allows(Instant::now()) {
+                tokio::time::sleep(WRITE_EVERY).await;
+            }
             while let Err(error) = self.write().await {
                 tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot store refusals");
                 tokio::time::sleep(WRITE_EVERY * 4).await;
@@ -132,28 +186,43 @@ impl Refusals {
     }
 }
 
-/// Adds to the list, and makes room among its own kind: signed or not, and there from the
-/// destination with the most, so that much noise about one drives out nothing about another.
-fn keep(list: &mut VecDeque<Refused>, refused: Refused) {
-    fn of(refused: &Refused) -> (bool, &str, &str) {
-        (refused.signed, refused.application.as_str(), refused.namespace.as_str())
+/// Adds to the list, and makes room among what weighs the same: there from the destination with the
+/// most, so that much noise about one drives out nothing about another. The first of each reason
+/// stays for as long as something else can go.
+fn keep(list: &mut VecDeque<Refused>, mut refused: Refused) {
+    fn of(refused: &Refused) -> (Weight, &str, &str) {
+        (refused.weight(), refused.application.as_str(), refused.namespace.as_str())
     }
-    let signed = refused.signed;
-    list.retain(|known| {
-        of(known) != of(&refused) || known.refusal.reason != refused.refusal.reason
-    });
+    let same = |known: &Refused| {
+        of(known) == of(&refused) && known.refusal.reason == refused.refusal.reason
+    };
+    let known = list.iter().position(same).and_then(|index| list.remove(index));
+    if let Some(known) = known {
+        refused.first_at = Some(known.since());
+        refused.count = refused.count.saturating_add(known.count.max(1));
+    }
+    let weight = refused.weight();
     list.push_back(refused);
-    while list.iter().filter(|known| known.signed == signed).count() > REFUSALS_MAX {
-        let mut counts: BTreeMap<(bool, &str, &str), usize> = BTreeMap::new();
-        for known in list.iter().filter(|known| known.signed == signed) {
-            *counts.entry(of(known)).or_default() += 1;
-        }
-        let most = counts.values().max().copied();
-        let oldest = list
-            .iter()
-            .position(|known| known.signed == signed && counts.get(&of(known)).copied() == most);
-        let Some(oldest) = oldest else { return };
-        list.remove(oldest);
+    let alike = || list.iter().enumerate().filter(|(_, known)| known.weight() == weight);
+    if alike().count() <= REFUSALS_MAX {
+        return;
+    }
+    let (mut counts, mut firsts) = (BTreeMap::new(), BTreeMap::new());
+    for (index, known) in alike() {
+        *counts.entry(of(known)).or_insert(0) += 1;
+        let first = firsts.entry(known.refusal.reason.as_str()).or_insert((known.since(), index));
+        *first = (*first).min((known.since(), index));
+    }
+    let is_first = |index: usize, known: &Refused| {
+        firsts.get(known.refusal.reason.as_str()).is_some_and(|(_, first)| *first == index)
+    };
+    // Of those that are no first or else of all: from the fullest destination the oldest.
+    let goes = alike().min_by_key(|(index, known)| {
+        let count: usize = counts.get(&of(known)).copied().unwrap_or_default();
+        (is_first(*index, known), std::cmp::Reverse(count), *index)
+    });
+    if let Some(index) = goes.map(|(index, _)| index) {
+        list.remove(index);
     }
 }
 
@@ -163,17 +232,13 @@ mod tests {
     use crate::cluster::fake::FakeApi;
 
     fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
-        Refused {
-            application: application.to_owned(),
-            namespace: "shop".to_owned(),
-            signed,
-            refusal: Refusal {
-                reason: reason.to_owned(),
-                message: String::new(),
-                sequence: Some(sequence),
-                at: jiff::Timestamp::UNIX_EPOCH,
-            },
-        }
+        let refusal = Refusal {
+            reason: reason.to_owned(),
+            message: String::new(),
+            sequence: Some(sequence),
+            at: Timestamp::from_second(i64::try_from(sequence).unwrap()).unwrap(),
+        };
+        Refused::new(application.to_owned(), "shop".to_owned(), signed, refusal)
     }
 
     #[test]
@@ -183,7 +248,31 @@ mod tests {
             keep(&mut list, refused(true, "web", "SequenceReplayed", sequence));
         }
 
-        assert_eq!(list, [refused(true, "web", "SequenceReplayed", 999)]);
+        let first_at = Some(Timestamp::UNIX_EPOCH);
+        let last = refused(true, "web", "SequenceReplayed", 999);
+        assert_eq!(list, [Refused { first_at, count: 1_000, ..last }]);
+    }
+
+    #[test]
+    fn signed_noise_about_any_destination_drives_out_no_evidence() {
+        let mut list = VecDeque::new();
+        let evidence = refused(true, "web", "ContentDigest", 7);
+        let replayed = refused(true, "web", "SequenceReplayed", 8);
+        keep(&mut list, evidence.clone());
+        keep(&mut list, replayed.clone());
+        for n in 0..1_000 {
+            keep(&mut list, refused(true, &format!("noise-{n}"), "Expired", 9 + n));
+            keep(&mut list, refused(true, &format!("noise-{n}"), "AudienceMismatch", 9 + n));
+            keep(&mut list, refused(true, "web", "Expired", 9 + n));
+        }
+
+        assert!(list.contains(&evidence) && list.contains(&replayed));
+        assert!(list.contains(&refused(true, "noise-0", "AudienceMismatch", 9)), "the first");
+        assert!(
+            list.contains(&refused(true, "noise-999", "AudienceMismatch", 1_008)),
+            "the newest"
+        );
+        assert_eq!(list.len(), 2 * REFUSALS_MAX);
     }
 
     #[test]
