@@ -128,6 +128,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         room: Room::default(),
         renewal_asked_at: None,
         refusals_pace: Pace::of_refusals(),
+        sessions_pace: Pace::of_sessions(),
     };
     tasks.spawn(connect(link, join_token_file, kube_system_uid, readiness));
     let ended = tasks.join_next().await;

@@ -49,6 +49,10 @@ pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RECONNECT_WINDOW_MAX_MS: u64 = 10 * 60 * 1000;
 /// How often overdue reports, renewal and staleness are looked at.
 const TICK: Duration = Duration::from_secs(5);
+/// Longest version that a hub may say it has, in characters.
+const HUB_VERSION_CHARACTERS_MAX: usize = 80;
+/// Most messages in a row that this build does not know.
+pub const UNKNOWN_IN_A_ROW_MAX: u32 = 64;
 /// Application code of a close that is meant.
 const CLOSE_NORMAL: u32 = 0;
 
@@ -70,6 +74,8 @@ pub struct Link {
     pub renewal_asked_at: Option<Instant>,
     /// How often what cannot be read or believed is logged.
     pub refusals_pace: Pace,
+    /// How often a session that begins makes the next dial as soon as if it had been the first.
+    pub sessions_pace: Pace,
 }
 
 /// What is durably held, as of now: for `Hello`.
@@ -179,10 +185,13 @@ impl Link {
         if negotiate(protocol, protocol).is_none() {
             return Err(LinkError::Protocol(protocol));
         }
-        *attempt = 0;
+        if self.sessions_pace.allows(Instant::now()) {
+            *attempt = 0;
+        }
         *window_ms = reconnect_window_ms.min(RECONNECT_WINDOW_MAX_MS);
         self.metrics.connected.set(1);
         self.metrics.connections.inc();
+        let hub_version = plain(&hub_version, HUB_VERSION_CHARACTERS_MAX);
         tracing::info!(hub = %self.hub, hub_version, protocol, "Connected to the hub");
 
         let mut judged = Heartbeats { nonce: HEXLOWER.encode(&nonce), counter: 0 };
@@ -192,14 +201,19 @@ impl Link {
         let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
         // Ends with the session: what had not arrived then is sent again.
         let mut receiving = JoinSet::new();
+        // What the hub says makes nothing due.
+        let (mut is_due, mut unknown) = (true, 0);
         loop {
-            self.send_due(&mut control, &mut deliveries).await?;
+            if std::mem::take(&mut is_due) {
+                self.send_due(&mut control, &mut deliveries).await?;
+            }
             tokio::select! {
                 message = reader.next::<ToSpoke>() => {
                     let message = message?;
                     let Some(message) = message else {
                         return Err(LinkError::Closed("it finished the control stream".to_owned()));
                     };
+                    check_known(&message, &mut unknown)?;
                     self.hear(message, &mut judged, &mut deliveries, &mut renewal).await?;
                 }
                 stream = connection.accept_uni() => {
@@ -211,8 +225,9 @@ impl Link {
                     receiving.spawn(receive(reader, (arriving, room), pushes, pace));
                 }
                 Some(_) = receiving.join_next(), if !receiving.is_empty() => {}
-                () = self.outbox.changed() => {}
+                () = self.outbox.changed() => is_due = true,
                 _ = tick.tick() => {
+                    is_due = true;
                     self.measure_certificate();
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
@@ -333,6 +348,21 @@ struct Heartbeats {
     counter: u64,
 }
 
+/// A newer hub says things that this build does not know; one that says nothing else is cut off.
+fn check_known(message: &ToSpoke, unknown: &mut u32) -> Result<(), LinkError> {
+    *unknown = if message.body.is_some() { 0 } else { *unknown + 1 };
+    if *unknown > UNKNOWN_IN_A_ROW_MAX {
+        let max = UNKNOWN_IN_A_ROW_MAX as usize;
+        return Err(LinkError::TooManyUnknown { max });
+    }
+    Ok(())
+}
+
+/// What a peer says of itself, fit for a log line.
+fn plain(text: &str, characters_max: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(characters_max).collect()
+}
+
 /// Until another policy is loaded than the one this session rests on.
 async fn changed(mut trust: watch::Receiver<Trust>, loaded: &Loaded) {
     while trust.changed().await.is_ok() {
@@ -433,6 +463,33 @@ mod stubborn_hub;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_a_newer_hub_are_skipped_and_one_that_says_nothing_else_is_cut_off() {
+        let (mut unknown, empty) = (0, ToSpoke { body: None });
+        let known = ToSpoke { body: Some(ToSpokeBody::Acknowledge(1)) };
+        for _ in 0..UNKNOWN_IN_A_ROW_MAX {
+            assert!(check_known(&empty, &mut unknown).is_ok());
+        }
+        assert!(check_known(&known, &mut unknown).is_ok());
+        for _ in 0..UNKNOWN_IN_A_ROW_MAX {
+            assert!(check_known(&empty, &mut unknown).is_ok());
+        }
+
+        let error = check_known(&empty, &mut unknown).unwrap_err();
+
+        assert_eq!(error.reason(), "Limit");
+    }
+
+    #[test]
+    fn what_a_hub_says_of_its_version_is_cut_and_cleaned_before_it_is_logged() {
+        let said = plain(&"\u{1}\u{1b}[2Kv1.2 ".repeat(100_000), HUB_VERSION_CHARACTERS_MAX);
+
+        assert!(
+            said.starts_with("[2Kv1.2 [2K") && said.len() == HUB_VERSION_CHARACTERS_MAX,
+            "{said}"
+        );
+    }
 
     #[test]
     fn reconnects_are_spread_from_nothing_to_a_bounded_maximum() {

@@ -87,13 +87,21 @@ fn transport() -> TransportConfig {
 #[derive(Debug)]
 pub struct FrameReader {
     stream: RecvStream,
+    unread: Unread,
+}
+
+/// What was received and not yet taken as frames.
+#[derive(Debug, Default)]
+struct Unread {
     buffer: Vec<u8>,
+    /// Where it begins: small frames are taken without moving what follows them.
+    begin: usize,
 }
 
 impl FrameReader {
     /// A reader of `stream`.
     pub fn new(stream: RecvStream) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, unread: Unread::default() }
     }
 
     /// The next frame; `None` when the hub finished the stream between frames.
@@ -102,26 +110,35 @@ impl FrameReader {
     /// When a frame is too large or malformed, or the stream ends inside one.
     pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
         loop {
-            if let Some(message) = self.take()? {
+            if let Some(message) = self.unread.take()? {
                 return Ok(Some(message));
             }
             match self.stream.read_chunk(READ_BYTES, true).await.map_err(LinkError::Read)? {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
-                None if self.buffer.is_empty() => return Ok(None),
+                Some(chunk) => self.unread.extend(&chunk.bytes),
+                None if self.unread.buffer.is_empty() => return Ok(None),
                 None => return Err(LinkError::Cut),
             }
         }
     }
+}
+
+impl Unread {
+    fn extend(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..std::mem::take(&mut self.begin));
+        self.buffer.extend_from_slice(bytes);
+    }
 
     fn take<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
-        let prefix = self.buffer.first_chunk::<LENGTH_BYTES>();
-        let Some(prefix) = prefix else { return Ok(None) };
+        let unread = self.buffer.get(self.begin..).unwrap_or_default();
+        let Some(prefix) = unread.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = frame::body_length(*prefix).map_err(LinkError::Frame)?;
         let end = LENGTH_BYTES + length;
-        let Some(body) = self.buffer.get(LENGTH_BYTES..end) else { return Ok(None) };
+        let Some(body) = unread.get(LENGTH_BYTES..end) else { return Ok(None) };
         let message = frame::decode(body).map_err(LinkError::Frame)?;
-        self.buffer.drain(..end);
-        if self.buffer.is_empty() {
+        self.begin += end;
+        if self.begin == self.buffer.len() {
+            self.buffer.clear();
+            self.begin = 0;
             // A large push must not leave its memory behind on a stream that stays open.
             self.buffer.shrink_to(READ_BYTES);
         }
@@ -176,6 +193,8 @@ pub enum LinkError {
     Unexpected { got: &'static str, expected: &'static str },
     #[error("the hub's push exceeds the limit of {max} {what}")]
     Limit { what: &'static str, max: usize },
+    #[error("the hub sent more than {max} messages in a row that this spoke does not know")]
+    TooManyUnknown { max: usize },
     #[error("a blob of the hub is not what its digest says")]
     BlobDigest,
     #[error("the hub closed the session: {0}")]
@@ -205,7 +224,7 @@ impl LinkError {
             Self::Silent => "HubSilent",
             Self::Frame(error) => error.reason(),
             Self::Unexpected { .. } => "UnexpectedMessage",
-            Self::Limit { .. } => "Limit",
+            Self::Limit { .. } | Self::TooManyUnknown { .. } => "Limit",
             Self::BlobDigest => "BlobDigest",
             Self::Closed(_) => "HubClosed",
             Self::Protocol(_) => "ProtocolVersion",
@@ -218,10 +237,33 @@ impl LinkError {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::session::message::Hello;
+    use attest_common::session::message::{Hello, ToSpoke, ToSpokeBody};
 
     use super::*;
     use crate::link::stubborn_hub::StubbornHub;
+
+    #[test]
+    fn frames_are_taken_in_order_however_they_arrive() {
+        let frames: Vec<Vec<u8>> = (1..=3)
+            .map(|n| {
+                let body = Some(ToSpokeBody::Acknowledge(n));
+                frame::encode(&ToSpoke { body }).unwrap()
+            })
+            .collect();
+        let all = frames.concat();
+        for cut in 0..=all.len() {
+            let (mut unread, mut taken) = (Unread::default(), Vec::new());
+            for part in [all.get(..cut).unwrap(), all.get(cut..).unwrap()] {
+                unread.extend(part);
+                while let Some(ToSpoke { body: Some(ToSpokeBody::Acknowledge(n)) }) =
+                    unread.take().unwrap()
+                {
+                    taken.push(n);
+                }
+            }
+            assert_eq!((taken, unread.buffer.len(), unread.begin), (vec![1, 2, 3], 0, 0), "{cut}");
+        }
+    }
 
     #[tokio::test]
     async fn a_hub_that_takes_nothing_holds_up_a_write_for_a_limited_time() {

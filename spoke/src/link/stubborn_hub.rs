@@ -97,6 +97,7 @@ async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one()
         room: Room::default(),
         renewal_asked_at: None,
         refusals_pace: Pace::of_refusals(),
+        sessions_pace: Pace::of_sessions(),
     };
     let (mut attempt, mut window_ms) = (0, 0);
     let mut session = Box::pin(link.session(&mut attempt, &mut window_ms));
