@@ -34,8 +34,9 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::outbox::{Key, Outbox};
 use crate::pace::{
-    ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, NEW_DESTINATION_EVERY, NEW_DESTINATIONS_AT_ONCE_MAX,
-    Pace,
+    ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, Budget, DISCOVERIES_AT_ONCE_MAX, DISCOVERY_EVERY,
+    NEW_DESTINATION_EVERY, NEW_DESTINATIONS_AT_ONCE_MAX, Pace, WRITTEN_AT_ONCE_BYTES_MAX,
+    WRITTEN_PER_MINUTE_BYTES_MAX, WRITTEN_RETRY,
 };
 use crate::policy::{self, Trust};
 use crate::watch::Watches;
@@ -224,6 +225,10 @@ pub(crate) struct Agent {
     admissions: BTreeMap<Key, Pace>,
     /// How often the cluster admits a destination that it has no record of.
     new_destinations: Pace,
+    /// How often pushes make it ask which kinds there are.
+    discoveries: Pace,
+    /// How much stored content they make it read.
+    look_ups: Budget,
     /// How often refusals are written down: of what a pinned hub key signed, and of the rest.
     signed_pace: Pace,
     unsigned_pace: Pace,
@@ -259,6 +264,8 @@ impl Agent {
             unresumed: BTreeMap::new(),
             admissions: BTreeMap::new(),
             new_destinations: Pace::of_new_destinations(),
+            discoveries: Pace::of_discoveries(),
+            look_ups: Budget::of_look_ups(),
             signed_pace: Pace::of_refusals(),
             unsigned_pace: Pace::of_refusals(),
             readiness,
@@ -336,6 +343,10 @@ enum Rejected {
     TooFast,
     /// The same, of destinations that this cluster has no record of.
     TooManyNew,
+    /// The same, in the whole cluster: orders have written too much.
+    TooMuch,
+    /// It may be that the cluster serves its kinds by now, but it was asked too often.
+    TooManyDiscoveries,
     Gate(GateError),
     Ledger(LedgerError),
 }
@@ -343,7 +354,9 @@ enum Rejected {
 impl Rejected {
     fn reason(&self) -> &'static str {
         match self {
-            Self::TooFast | Self::TooManyNew => "AdmissionsTooFast",
+            Self::TooFast | Self::TooManyNew | Self::TooMuch | Self::TooManyDiscoveries => {
+                "AdmissionsTooFast"
+            }
             Self::Gate(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
         }
@@ -360,6 +373,15 @@ impl Rejected {
                 "more than {NEW_DESTINATIONS_AT_ONCE_MAX} new destinations at once, and more than one in {} s",
                 NEW_DESTINATION_EVERY.as_secs()
             ),
+            Self::TooMuch => format!(
+                "orders have written more than {} MiB at once, and more than {} MiB in a minute",
+                WRITTEN_AT_ONCE_BYTES_MAX >> 20,
+                WRITTEN_PER_MINUTE_BYTES_MAX >> 20
+            ),
+            Self::TooManyDiscoveries => format!(
+                "more than {DISCOVERIES_AT_ONCE_MAX} questions about kinds at once, and more than one in {} s",
+                DISCOVERY_EVERY.as_secs()
+            ),
             Self::Gate(error) => error_chain(error),
             Self::Ledger(error) => error_chain(error),
         }
@@ -368,7 +390,8 @@ impl Rejected {
     /// After how long it is worth judging again, when the last wait was `wait`.
     fn retry_after(&self, wait: Duration) -> Option<Duration> {
         match self {
-            Self::TooFast => Some(ADMISSION_EVERY),
+            Self::TooFast | Self::TooManyDiscoveries => Some(ADMISSION_EVERY),
+            Self::TooMuch => Some(WRITTEN_RETRY),
             Self::TooManyNew => Some(NEW_DESTINATION_EVERY),
             Self::Ledger(error) if error.is_transient() => Some(wait),
             Self::Gate(_) | Self::Ledger(_) => None,

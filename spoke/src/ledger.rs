@@ -23,6 +23,7 @@ use crate::cluster::{ApiError, ApiServer};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::outbox::Key;
+use crate::pace::Budget;
 use crate::secrets::{self, Swapped, collection, resource_version};
 use crate::{NAMESPACE, failpoint};
 
@@ -41,6 +42,11 @@ pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
+/// Writes of a record that an order causes: when it is admitted, when it is carried out, and when it has
+/// become the last good one.
+const WRITES_OF_AN_ORDER: u64 = 3;
+/// Bytes of a Secret of the spoke beside what is kept in it.
+const SECRET_OVERHEAD_BYTES: u64 = 2 * 1024;
 /// Characters of a UID.
 const UID_LENGTH: usize = 36;
 /// How often a write is tried against a newer version before giving up.
@@ -86,6 +92,8 @@ struct Inner {
     /// Held while content is stored or deleted: never both at a time.
     content_turn: tokio::sync::Mutex<()>,
     tidy: Notify,
+    /// What orders may still write.
+    writes: Budget,
     /// There is a record more.
     grown: Notify,
     lost: Option<Lost>,
@@ -163,6 +171,7 @@ impl Ledger {
             state: Mutex::new(state),
             content_turn: tokio::sync::Mutex::default(),
             tidy: Notify::new(),
+            writes: Budget::of_writes(),
         }));
         ledger.count();
         Ok(ledger)
@@ -252,7 +261,10 @@ impl Ledger {
     async fn swap(&self, key: &Key, wanted: &Entry) -> Result<(), LedgerError> {
         let version = self.version(key);
         let name = secret_name(key);
-        let body = write(&name, wanted, &version)?;
+        let (body, bytes) = write(&name, wanted, &version)?;
+        if self.is_ordered_anew(key, wanted) {
+            self.0.writes.spend((bytes + SECRET_OVERHEAD_BYTES) * WRITES_OF_AN_ORDER);
+        }
         let is_ours = |found: &Value| {
             read(found).is_ok_and(|(entry, _)| {
                 entry.record == wanted.record && entry.directive == wanted.directive
@@ -292,8 +304,17 @@ impl Ledger {
         self.0.content_turn.lock().await
     }
 
+    /// What orders may still write. Only they are held back by it: whoever undoes an edit is not.
+    pub fn writes(&self) -> &Budget {
+        &self.0.writes
+    }
+
     fn tidy(&self) -> &Notify {
         &self.0.tidy
+    }
+
+    fn is_ordered_anew(&self, key: &Key, wanted: &Entry) -> bool {
+        self.state().others.get(key).is_none_or(|known| known.directive != wanted.directive)
     }
 
     fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
@@ -359,7 +380,8 @@ pub fn secret_name((application, namespace): &Key) -> String {
     format!("attest-destination-{}", hex.chars().take(16).collect::<String>())
 }
 
-fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError> {
+/// The Secret of a destination, and how many bytes are kept in it.
+fn write(name: &str, entry: &Entry, version: &str) -> Result<(Value, u64), LedgerError> {
     let Entry { record, directive, confirmed } = entry;
     let json = to_json(record)?;
     let metadata = json!({
@@ -373,7 +395,8 @@ fn write(name: &str, entry: &Entry, version: &str) -> Result<Value, LedgerError>
     let pairs = pack(confirmed).filter(|pairs| pairs.len() <= room);
     let mut data = BTreeMap::from([(RECORD, json.as_slice()), (DIRECTIVE, directive)]);
     data.extend(pairs.iter().map(|pairs| (CONFIRMED, pairs.as_slice())));
-    Ok(secrets::body(name, version, metadata, &data))
+    let bytes = data.values().map(|value| value.len() as u64).sum();
+    Ok((secrets::body(name, version, metadata, &data), bytes))
 }
 
 fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
@@ -463,7 +486,7 @@ impl LedgerError {
 pub(crate) mod tests {
     use attest_common::ids::Name;
     use attest_common::keys::PrivateKey;
-    use attest_common::record::Owned;
+    use attest_common::record::{Held, Owned};
     use data_encoding::BASE64;
 
     use super::*;
@@ -505,6 +528,17 @@ pub(crate) mod tests {
         }
     }
 
+    /// What a plan needs, by digests of nothing else.
+    pub(crate) fn held(plan: &[u8]) -> Held {
+        Held {
+            plan: Digest::of(plan),
+            plan_digest: Digest::of(b"signed"),
+            release: Digest::of(b"release"),
+            receipts: Vec::new(),
+            content: Digest::of(b"content"),
+        }
+    }
+
     #[test]
     fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
         let pair = Confirmed {
@@ -515,7 +549,7 @@ pub(crate) mod tests {
         let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
         let with_pairs = |directive: Vec<u8>| {
             let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
-            write("a", &entry, "1").unwrap()["data"].get(CONFIRMED).is_some()
+            write("a", &entry, "1").unwrap().0["data"].get(CONFIRMED).is_some()
         };
 
         assert!(with_pairs(b"envelope".to_vec()));
@@ -559,7 +593,7 @@ pub(crate) mod tests {
             confirmed: [(object_key("ConfigMap", "a"), pair)].into(),
         };
 
-        let secret = write("attest-destination-x", &entry, "41").unwrap();
+        let (secret, _) = write("attest-destination-x", &entry, "41").unwrap();
 
         assert_eq!(read(&secret).unwrap(), (entry, "41".to_owned()));
     }
@@ -567,7 +601,7 @@ pub(crate) mod tests {
     #[test]
     fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
         let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
-        let mut secret = write("attest-destination-x", &entry, "").unwrap();
+        let (mut secret, _) = write("attest-destination-x", &entry, "").unwrap();
 
         secret["data"][CONFIRMED] = "!".into();
         assert!(read(&secret).is_ok());
@@ -607,8 +641,9 @@ pub(crate) mod tests {
         let key = (record().application, record().namespace);
         let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
         ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
-        let blobs = [(Digest::of(b"blob"), bytes::Bytes::from_static(b"blob"))].into();
-        ledger.store_content(Digest::of(b"plan"), &blobs).await.unwrap();
+        let held = held(b"plan");
+        let blobs = held.blobs().map(|digest| (*digest, bytes::Bytes::from_static(b"blob")));
+        ledger.store_content(&held, &blobs.collect()).await.unwrap();
         while recorded().await == 0 {
             tokio::task::yield_now().await;
         }
@@ -620,7 +655,30 @@ pub(crate) mod tests {
 
         assert_eq!(ledger.lost(), Some(Lost { recorded: 1, found: 0 }));
         assert_eq!(metrics.state_lost.get(), 1);
-        assert!(ledger.load_content(Digest::of(b"plan")).await.is_ok());
+        assert!(ledger.load_content(&held, |_| true).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_order_is_charged_with_what_it_writes_and_an_edit_that_is_undone_costs_nothing() {
+        let fake = FakeApi::start().await;
+        let ledger = Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await.unwrap();
+        let key = (record().application, record().namespace);
+        let written = async |directive: &[u8]| {
+            let entry = Entry {
+                record: record(),
+                directive: directive.to_vec(),
+                confirmed: BTreeMap::new(),
+            };
+            let before = ledger.writes().left();
+            ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
+            before - ledger.writes().left()
+        };
+
+        let ordered = written(b"first").await;
+
+        assert!(ordered > i128::from(SECRET_OVERHEAD_BYTES * WRITES_OF_AN_ORDER));
+        assert_eq!(written(b"first").await, 0);
+        assert_eq!(written(b"other").await, ordered);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What the hub pushes: judged, made durable, then handed to the worker of its destination; or refused and filed.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use attest_common::envelope::{self, DIRECTIVE_TYPE};
@@ -86,7 +87,7 @@ impl Agent {
         directive: &[u8],
         plan: Option<Digest>,
     ) -> Result<(), Rejected> {
-        let (mut asked_kinds, mut looked_up) = (false, false);
+        let (mut asked_kinds, mut looked_up) = (false, BTreeSet::<Digest>::new());
         let (mut judgements, mut in_time) = (0, false);
         loop {
             let started = Instant::now();
@@ -96,14 +97,19 @@ impl Agent {
             match verdict {
                 Err(error) if error.is_about_kinds() && !asked_kinds => {
                     asked_kinds = true;
+                    if !self.discoveries.allows(Instant::now()) {
+                        return Err(Rejected::TooManyDiscoveries);
+                    }
                     self.discover().await;
                 }
                 Err(error) => return Err(Rejected::Gate(error)),
-                Ok(Verdict::Need(key, _)) if !looked_up => {
-                    looked_up = true;
-                    self.look_up(&key).await;
-                }
                 Ok(Verdict::Need(key, blobs)) => {
+                    let unknown = || blobs.iter().copied().filter(|blob| !looked_up.contains(blob));
+                    let unknown: BTreeSet<Digest> = unknown().collect();
+                    looked_up.extend(&unknown);
+                    if self.look_up(&key, &unknown).await {
+                        continue;
+                    }
                     tracing::debug!(application = %key.0, namespace = %key.1, blobs = blobs.len(), "Blobs are missing");
                     self.shared.outbox.need(key, blobs);
                     return Ok(());
@@ -159,6 +165,9 @@ impl Agent {
         if is_new && !self.new_destinations.allows(Instant::now()) {
             return Err(Rejected::TooManyNew);
         }
+        if !self.shared.ledger.writes().has_left(Instant::now()) {
+            return Err(Rejected::TooMuch);
+        }
         let pace = self.admissions.entry(key).or_insert_with(Pace::of_admissions);
         if pace.allows(Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
@@ -205,9 +214,9 @@ impl Agent {
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
         let judged = self.sequence(&key);
-        let kept = self.shared.ledger.keep_content([held.plan]);
+        let kept = self.shared.ledger.keep_content(&held);
         let bytes = self.blobs.of(&held);
-        self.shared.ledger.store_content(held.plan, &bytes).await.map_err(Rejected::Ledger)?;
+        self.shared.ledger.store_content(&held, &bytes).await.map_err(Rejected::Ledger)?;
         let change = |entry: Option<Entry>| {
             if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
                 return Err(LedgerError::Overtaken);
@@ -340,7 +349,7 @@ mod tests {
     use crate::cluster::fake::FakeApi;
     use crate::gate::tests::directive_of;
     use crate::ledger::tests::record;
-    use crate::pace::NEW_DESTINATIONS_AT_ONCE_MAX;
+    use crate::pace::{NEW_DESTINATIONS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX};
 
     fn retry(sequence: u64) -> Retry {
         let (at, wait) = (Instant::now(), RETRY_MIN);
@@ -413,5 +422,25 @@ mod tests {
         let refused = agent.keep_pace(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
         assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::NEW_DESTINATION_EVERY));
         assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_order_waits_while_orders_have_written_too_much() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        assert!(agent.keep_pace(&directive_of(1)).is_ok());
+
+        agent.shared.ledger.writes().spend(2 * WRITTEN_AT_ONCE_BYTES_MAX);
+
+        let refused = agent.keep_pace(&directive_of(1)).unwrap_err();
+        assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::WRITTEN_RETRY));
+    }
+
+    #[test]
+    fn a_push_that_asks_for_discovery_too_often_waits_and_is_not_refused() {
+        let refused = Rejected::TooManyDiscoveries;
+
+        assert_eq!(refused.reason(), "AdmissionsTooFast");
+        assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::ADMISSION_EVERY));
     }
 }

@@ -7,11 +7,13 @@ use attest_common::ids::Digest;
 use attest_common::record::{Held, Record};
 use attest_common::report::{Refusal, Timings, error_chain, message};
 use attest_common::verify::Ages;
+use bytes::Bytes;
 
 use super::{Agent, IDLE, RETRY_MIN, Rejected};
 use crate::destination::status::{self, RemovalNow, Situation};
 use crate::destination::{Order, Run};
 use crate::gate::{self, Admitting, GateError, Verdict};
+use crate::ledger::content::PIECE_BYTES_MAX;
 use crate::ledger::{Entry, LedgerError};
 use crate::outbox::Key;
 
@@ -80,7 +82,7 @@ impl Agent {
             let here = held.blobs().all(|digest| self.blobs.get(digest).is_some());
             if here {
                 let bytes = self.blobs.of(held);
-                let stored = self.shared.ledger.store_content(held.plan, &bytes).await;
+                let stored = self.shared.ledger.store_content(held, &bytes).await;
                 stored.map_err(Rejected::Ledger)?;
             } else {
                 self.load_blobs(held).await.map_err(Rejected::Ledger)?;
@@ -162,25 +164,52 @@ impl Agent {
         self.worker(key).order(order);
     }
 
-    /// Blobs of what runs here already: the hub need not send them again.
-    pub(super) async fn look_up(&mut self, key: &Key) {
+    /// Looks for blobs in what is stored for this application: the hub need not send them again. Reads
+    /// nothing else, and nothing beyond the budget. True when some were found.
+    pub(super) async fn look_up(&mut self, key: &Key, wanted: &BTreeSet<Digest>) -> bool {
         let held: Vec<Held> = self.shared.ledger.with_records(|records| {
             let mine = records.values().filter(|record| record.application == key.0);
             mine.flat_map(Record::plans).cloned().collect()
         });
-        let mut seen = BTreeSet::new();
-        for held in held.iter().filter(|held| seen.insert(held.plan)) {
-            if let Err(error) = self.load_blobs(held).await {
-                tracing::debug!(reason = error.reason(), "Stored content is not at hand");
+        let mut missing = wanted.clone();
+        for held in held {
+            if !held.blobs().any(|digest| missing.contains(digest)) {
+                continue;
+            }
+            if !self.look_ups.has_left(Instant::now()) {
+                break;
+            }
+            let loaded =
+                self.shared.ledger.load_content(&held, |blob| missing.contains(blob)).await;
+            match loaded {
+                Ok(loaded) => {
+                    self.look_ups.spend(loaded.iter().map(|bytes| bytes.len() as u64).sum());
+                    for digest in self.take_in(loaded) {
+                        missing.remove(&digest);
+                    }
+                }
+                Err(error) => {
+                    self.look_ups.spend(PIECE_BYTES_MAX as u64);
+                    tracing::debug!(reason = error.reason(), "Stored content is not at hand");
+                }
             }
         }
+        missing.len() < wanted.len()
     }
 
     async fn load_blobs(&mut self, held: &Held) -> Result<(), LedgerError> {
-        for bytes in self.shared.ledger.load_content(held.plan).await? {
-            self.blobs.insert(Digest::of(&bytes), bytes);
-        }
+        let loaded = self.shared.ledger.load_content(held, |_| true).await?;
+        self.take_in(loaded);
         Ok(())
+    }
+
+    fn take_in(&mut self, loaded: Vec<Bytes>) -> Vec<Digest> {
+        let taken = loaded.into_iter().map(|bytes| {
+            let digest = Digest::of(&bytes);
+            self.blobs.insert(digest, bytes);
+            digest
+        });
+        taken.collect()
     }
 }
 
@@ -212,7 +241,8 @@ mod tests {
     use crate::agent::tests::{agent, reports};
     use crate::cluster::fake::FakeApi;
     use crate::ledger::ConfirmedPairs;
-    use crate::ledger::tests::record;
+    use crate::ledger::tests::{held, record};
+    use crate::pace::LOOKED_UP_AT_ONCE_BYTES_MAX;
     use attest_common::report::Phase;
 
     fn entry(record: Record, payload: &[u8]) -> Entry {
@@ -234,6 +264,34 @@ mod tests {
 
         assert!(!stands(&refused(7), &admitted) && !stands(&refused(6), &gone_back));
         assert!(stands(&refused(8), &admitted) && stands(&refused(7), &gone_back));
+    }
+
+    #[tokio::test]
+    async fn stored_content_is_read_only_for_what_it_holds_and_within_the_budget() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let bytes = |text: &'static [u8]| (Digest::of(text), Bytes::from_static(text));
+        let held = held(b"plan");
+        let blobs = [bytes(b"plan"), bytes(b"release"), bytes(b"content")].into();
+        agent.shared.ledger.store_content(&held, &blobs).await.unwrap();
+        let record = Record { held: Some(held.clone()), ..record() };
+        let key = (record.application.clone(), record.namespace.clone());
+        let write = |_| Ok(Some(entry(record.clone(), b"order")));
+        agent.shared.ledger.update(&key, write).await.unwrap();
+        let asked = || fake.asked().len();
+
+        let before = asked();
+        assert!(!agent.look_up(&key, &[Digest::of(b"never heard of")].into()).await);
+        assert_eq!(asked(), before, "nothing is read for a digest that no record names");
+        assert!(agent.look_up(&key, &[held.plan].into()).await);
+        assert_eq!(asked(), before + 1, "the rendering is not asked for");
+        assert!(
+            agent.blobs.get(&held.release).is_some() && agent.blobs.get(&held.content).is_none()
+        );
+
+        agent.look_ups.spend(2 * LOOKED_UP_AT_ONCE_BYTES_MAX);
+        assert!(!agent.look_up(&key, &[held.content].into()).await);
+        assert_eq!(asked(), before + 1);
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
-//! Held content: the blobs of one plan, packed into immutable Secrets, so that a spoke that lost its memory needs no hub.
+//! Held content: the blobs of a plan, packed into immutable Secrets, so that a spoke that lost its memory needs no hub.
 //!
+//! Two packs a plan: the rendering, by its own digest, which CI signed; and the envelopes, by the
+//! digest of the plan's. Who signs the same in ever new envelopes does not have it written again.
 //! Nothing read here is believed: it is verified again like anything that comes from the hub.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +9,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use attest_common::ids::Digest;
-use attest_common::record::{Record, Records};
+use attest_common::record::{Held, Record, Records};
 use attest_common::report::error_chain;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -46,7 +48,7 @@ struct Packed {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     stored: BTreeMap<String, u64>,
-    /// How often each plan's content is asked to stay although no record may name it.
+    /// How often each pack is asked to stay although no record may name it.
     kept: BTreeMap<String, usize>,
 }
 
@@ -100,29 +102,44 @@ impl Drop for Kept {
     }
 }
 
+/// What is stored together, by the digest that names it.
+fn packs(held: &Held) -> [(Digest, BTreeSet<Digest>); 2] {
+    let envelopes = [held.plan, held.release].into_iter().chain(held.receipts.iter().copied());
+    [(held.plan, envelopes.collect()), (held.content, [held.content].into())]
+}
+
 /// The pieces that a plan's blobs are stored as, by the names of their Secrets.
 fn pack(
-    plan: Digest,
+    held: &Held,
     blobs: &BTreeMap<Digest, Bytes>,
-) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
-    let packed = Packed { blobs: blobs.values().cloned().collect() };
-    if packed.encoded_len() as u64 > CONTENT_BYTES_MAX {
-        return Err(LedgerError::Limit { what: "bytes of content a plan", max: CONTENT_BYTES_MAX });
+) -> Result<Vec<(String, usize, Vec<u8>)>, LedgerError> {
+    let lost = || LedgerError::Content { plan: held.plan };
+    let (mut size, mut pieces) = (0, Vec::new());
+    for (name, members) in packs(held) {
+        let members = members.iter().map(|digest| blobs.get(digest).cloned().ok_or_else(lost));
+        let packed = Packed { blobs: members.collect::<Result<_, _>>()? };
+        size += packed.encoded_len() as u64;
+        if size > CONTENT_BYTES_MAX {
+            let max = CONTENT_BYTES_MAX;
+            return Err(LedgerError::Limit { what: "bytes of content a plan", max });
+        }
+        let bytes =
+            zstd::bulk::compress(&packed.encode_to_vec(), COMPRESSION_LEVEL).map_err(|_| lost())?;
+        let count = bytes.len().div_ceil(PIECE_BYTES_MAX);
+        let all = bytes.chunks(PIECE_BYTES_MAX).enumerate();
+        pieces.extend(all.map(|(index, piece)| (piece_name(name, index), count, piece.to_vec())));
     }
-    let bytes = zstd::bulk::compress(&packed.encode_to_vec(), COMPRESSION_LEVEL)
-        .map_err(|_| LedgerError::Content { plan })?;
-    if bytes.len().div_ceil(PIECE_BYTES_MAX) > PIECES_MAX {
+    if pieces.len() > PIECES_MAX {
         let max = PIECES_MAX as u64;
         return Err(LedgerError::Limit { what: "pieces of content a plan", max });
     }
-    let pieces = bytes.chunks(PIECE_BYTES_MAX).enumerate();
-    Ok(pieces.map(|(index, piece)| (piece_name(plan, index), piece.to_vec())).collect())
+    Ok(pieces)
 }
 
 impl Ledger {
-    /// Keeps the content of `plans` until what is returned is dropped.
-    pub fn keep_content(&self, plans: impl IntoIterator<Item = Digest>) -> Kept {
-        let stems: Vec<String> = plans.into_iter().map(stem).collect();
+    /// Keeps the content of a plan until what is returned is dropped.
+    pub fn keep_content(&self, held: &Held) -> Kept {
+        let stems: Vec<String> = stems(held).collect();
         let mut state = self.state();
         for stem in &stems {
             *state.content.kept.entry(stem.clone()).or_default() += 1;
@@ -131,7 +148,7 @@ impl Ledger {
         Kept { ledger: self.clone(), stems }
     }
 
-    /// Stores the blobs of the plan with this envelope digest. Done before returns a second time.
+    /// Stores the blobs of a plan. What is there already is not written again.
     ///
     /// The caller keeps the content ([`Self::keep_content`]) until a record names it.
     ///
@@ -140,11 +157,11 @@ impl Ledger {
     /// cluster's share is used up; otherwise what the API server says.
     pub async fn store_content(
         &self,
-        plan: Digest,
+        held: &Held,
         blobs: &BTreeMap<Digest, Bytes>,
     ) -> Result<(), LedgerError> {
-        let pieces = pack(plan, blobs)?;
-        let sizes = || pieces.iter().map(|(name, piece)| (name, piece.len() as u64));
+        let pieces = pack(held, blobs)?;
+        let sizes = || pieces.iter().map(|(name, _, piece)| (name, piece.len() as u64));
         if !self.state().content.has_room(sizes()) {
             self.drop_unused_content().await?;
         }
@@ -153,10 +170,9 @@ impl Ledger {
             let max = CONTENT_TOTAL_BYTES_MAX;
             return Err(LedgerError::Limit { what: "bytes of content in all", max });
         }
-        let count = pieces.len();
         failpoint::reach("before-content-write");
         stream::iter(pieces)
-            .map(|(name, piece)| self.store_piece(name, count, piece))
+            .map(|(name, count, piece)| self.store_piece(name, count, piece))
             .buffer_unordered(IN_FLIGHT_MAX)
             .try_collect::<()>()
             .await?;
@@ -179,7 +195,10 @@ impl Ledger {
             fields.insert("immutable".to_owned(), true.into());
         }
         // Counted before: an error does not say that nothing was written.
-        self.state().content.stored.insert(name, piece.len() as u64);
+        let known = self.state().content.stored.insert(name, piece.len() as u64);
+        if known.is_none() {
+            self.writes().spend(piece.len() as u64);
+        }
         match self.api().create(&collection(), &body).await {
             // Addressed by content: whoever wrote it wrote this, and loading checks.
             Err(error) if !error.is_already_exists() => Err(LedgerError::Api(error)),
@@ -187,16 +206,27 @@ impl Ledger {
         }
     }
 
-    /// The blobs of a plan, each still to be checked against the digest that names it.
+    /// The blobs of a plan, each still to be checked against the digest that names it; only what is
+    /// stored together with a `wanted` one.
     ///
     /// # Errors
     /// [`LedgerError::Content`] when they are not all there.
-    pub async fn load_content(&self, plan: Digest) -> Result<Vec<Bytes>, LedgerError> {
+    pub async fn load_content(
+        &self,
+        held: &Held,
+        wanted: impl Fn(&Digest) -> bool,
+    ) -> Result<Vec<Bytes>, LedgerError> {
+        let packs = packs(held).into_iter().filter(|(_, members)| members.iter().any(&wanted));
+        let loads = packs.map(|(name, _)| self.load_pack(held.plan, name));
+        Ok(futures::future::try_join_all(loads).await?.concat())
+    }
+
+    async fn load_pack(&self, plan: Digest, name: Digest) -> Result<Vec<Bytes>, LedgerError> {
         let lost = || LedgerError::Content { plan };
-        let (first, count) = self.load_piece(plan, 0).await?;
+        let (first, count) = self.load_piece(plan, name, 0).await?;
         let mut bytes = first;
         for index in 1..count.min(PIECES_MAX) {
-            bytes.extend(self.load_piece(plan, index).await?.0);
+            bytes.extend(self.load_piece(plan, name, index).await?.0);
         }
         let mut whole = Vec::new();
         let reader = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(|_| lost())?;
@@ -208,10 +238,11 @@ impl Ledger {
     async fn load_piece(
         &self,
         plan: Digest,
+        name: Digest,
         index: usize,
     ) -> Result<(Vec<u8>, usize), LedgerError> {
         let lost = || LedgerError::Content { plan };
-        let found = self.api().get_optional(&path(&piece_name(plan, index))).await;
+        let found = self.api().get_optional(&path(&piece_name(name, index))).await;
         let secret = found.map_err(LedgerError::Api)?.ok_or_else(lost)?;
         let bytes = secrets::bytes(&secret, PIECE).ok_or_else(lost)?;
         let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES));
@@ -282,22 +313,28 @@ pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
     Ok(Index::of(&api.get_metadata(&all).await?))
 }
 
-/// The plans whose content the records name.
+/// The packs that the records name.
 fn used(records: &Records) -> BTreeSet<String> {
-    records.values().flat_map(Record::plans).map(|held| stem(held.plan)).collect()
+    records.values().flat_map(Record::plans).flat_map(stems).collect()
 }
 
-fn stem(plan: Digest) -> String {
-    format!("attest-content-{}", plan.hex().chars().take(40).collect::<String>())
+fn stems(held: &Held) -> impl Iterator<Item = String> {
+    packs(held).into_iter().map(|(name, _)| stem(name))
 }
 
-fn piece_name(plan: Digest, index: usize) -> String {
-    format!("{}-{index}", stem(plan))
+fn stem(name: Digest) -> String {
+    format!("attest-content-{}", name.hex().chars().take(40).collect::<String>())
+}
+
+fn piece_name(name: Digest, index: usize) -> String {
+    format!("{}-{index}", stem(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::fake::FakeApi;
+    use crate::metrics::Metrics;
 
     fn random_bytes(length: usize, mut seed: u64) -> Bytes {
         let mut next = || {
@@ -309,21 +346,65 @@ mod tests {
         (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect()
     }
 
-    fn blobs(all: impl IntoIterator<Item = Bytes>) -> BTreeMap<Digest, Bytes> {
-        all.into_iter().map(|bytes| (Digest::of(&bytes), bytes)).collect()
+    fn held(envelope: &Bytes, content: &Bytes) -> (Held, BTreeMap<Digest, Bytes>) {
+        let (plan, content_digest) = (Digest::of(envelope), Digest::of(content));
+        let held = Held {
+            plan,
+            plan_digest: Digest::of(b"signed"),
+            release: plan,
+            receipts: Vec::new(),
+            content: content_digest,
+        };
+        (held, [(plan, envelope.clone()), (content_digest, content.clone())].into())
     }
 
     #[test]
     fn content_that_could_not_be_loaded_again_is_refused_before_it_is_stored() {
-        let plan = Digest::of(b"plan");
-        let few = blobs([random_bytes(2 * PIECE_BYTES_MAX, 1), Bytes::from_static(b"x")]);
-        assert_eq!(pack(plan, &few).unwrap().len(), 3);
+        let envelope = Bytes::from_static(b"plan");
+        let packed = |content: Bytes| {
+            let (held, blobs) = held(&envelope, &content);
+            pack(&held, &blobs)
+        };
+        assert_eq!(packed(random_bytes(2 * PIECE_BYTES_MAX, 1)).unwrap().len(), 1 + 3);
 
         let zeros = Bytes::from(vec![0; usize::try_from(CONTENT_BYTES_MAX).unwrap()]);
-        assert_eq!(pack(plan, &blobs([zeros])).unwrap_err().reason(), "Limit");
+        assert_eq!(packed(zeros).unwrap_err().reason(), "Limit");
 
         let incompressible = random_bytes(PIECE_BYTES_MAX * PIECES_MAX + 1, 2);
-        assert_eq!(pack(plan, &blobs([incompressible])).unwrap_err().reason(), "Limit");
+        assert_eq!(packed(incompressible).unwrap_err().reason(), "Limit");
+    }
+
+    #[tokio::test]
+    async fn the_same_rendering_in_another_envelope_is_written_once_and_stays_while_one_names_it() {
+        let fake = FakeApi::start().await;
+        let ledger = Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await.unwrap();
+        let content = random_bytes(PIECE_BYTES_MAX * 2, 3);
+        let (first, blobs) = held(&Bytes::from_static(b"plan"), &content);
+        let kept = ledger.keep_content(&first);
+        ledger.store_content(&first, &blobs).await.unwrap();
+        let before = ledger.state().content.stored.clone();
+
+        let (second, more) = held(&Bytes::from_static(b"plan, and noise"), &content);
+        let kept_too = ledger.keep_content(&second);
+        ledger.store_content(&second, &more).await.unwrap();
+
+        let new: u64 = ledger
+            .state()
+            .content
+            .stored
+            .iter()
+            .filter(|(name, _)| !before.contains_key(*name))
+            .map(|(_, bytes)| bytes)
+            .sum();
+        assert!(new > 0 && new < 100, "{new}");
+        drop(kept);
+        ledger.drop_unused_content().await.unwrap();
+        let loaded = ledger.load_content(&second, |_| true).await.unwrap();
+        assert_eq!(loaded, [Bytes::from_static(b"plan, and noise"), content]);
+        assert!(ledger.load_content(&first, |digest| *digest == first.plan).await.is_err());
+        drop(kept_too);
+        ledger.drop_unused_content().await.unwrap();
+        assert!(ledger.state().content.stored.is_empty());
     }
 
     #[test]
