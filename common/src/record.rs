@@ -265,14 +265,21 @@ pub fn admit_release(
     Ok(())
 }
 
+/// Most destinations of an application whose first plan was turned back and that do not count as its
+/// namespaces: what an operator may get wrong. Each left a namespace and rights there.
+pub const TURNED_BACK_MAX: usize = 8;
+
 /// How many other namespaces this (repository, application) uses in the cluster.
 pub fn other_namespaces(records: &Records, destination: (&Name, &Name), repo: &str) -> usize {
     let (application, namespace) = destination;
-    records
-        .values()
-        .filter(|r| !r.removed && r.application == *application && r.namespace != *namespace)
-        .filter(|r| r.binding.as_deref() == Some(repo))
-        .count()
+    let others = || {
+        records
+            .values()
+            .filter(|r| !r.removed && r.application == *application && r.namespace != *namespace)
+    };
+    let bound = others().filter(|r| r.binding.as_deref() == Some(repo)).count();
+    let turned_back = others().filter(|r| r.binding.is_none() && r.held.is_none()).count();
+    bound + turned_back.saturating_sub(TURNED_BACK_MAX)
 }
 
 /// The other destination, if any, whose inventory holds this object.
@@ -336,6 +343,24 @@ mod tests {
         assert_ne!(account_name(&name("a-b"), &name("c")), account_name(&name("a"), &name("b-c")));
         assert!(account_name(&name(&long), &name(&long)).len() <= 63);
         assert!(Name::new(account_name(&name(&long), &name("x"))).is_ok());
+    }
+
+    #[test]
+    fn namespaces_whose_first_plan_was_turned_back_count_once_they_are_more_than_mistakes() {
+        let in_namespace = |record: Record, index: usize| {
+            let namespace = Name::new(format!("shop-{index}")).unwrap();
+            ((record.application.clone(), namespace.clone()), Record { namespace, ..record })
+        };
+        let bound = record(b"plan", 1, &[]);
+        let repo = bound.binding.clone().unwrap();
+        let empty = Record { binding: None, floor: None, held: None, ..bound.clone() };
+        let others = |turned_back: usize| {
+            let empties = (1..=turned_back).map(|index| in_namespace(empty.clone(), index));
+            let records: Records = empties.chain([in_namespace(bound.clone(), 0)]).collect();
+            other_namespaces(&records, (&bound.application, &Name::new("new").unwrap()), &repo)
+        };
+
+        assert_eq!((others(0), others(TURNED_BACK_MAX), others(TURNED_BACK_MAX + 3)), (1, 1, 4));
     }
 
     fn held(plan: &[u8]) -> Held {

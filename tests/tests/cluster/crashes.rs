@@ -127,7 +127,8 @@ const HUB_WRITES: [(&str, u32, Action); 8] = [
 
 /// Every durable write of the spoke outside registration, refusals and removal, and how often one
 /// release makes it at most: a record is written for the admission, before the first write, for what
-/// was written, and for what went; of two objects the release's own is created and the Deployment updated.
+/// was written, and for what went; of two objects the release's own is created and the Deployment
+/// updated; of what it supersedes the rendering and the envelopes are deleted.
 const SPOKE_WRITES: [(&str, u32); 11] = [
     ("before-content-write", 1),
     ("after-content-write", 1),
@@ -138,8 +139,8 @@ const SPOKE_WRITES: [(&str, u32); 11] = [
     ("after-apply", 2),
     ("before-delete", 1),
     ("after-delete", 1),
-    ("before-content-delete", 1),
-    ("after-content-delete", 1),
+    ("before-content-delete", 2),
+    ("after-content-delete", 2),
 ];
 
 /// What is made anew when an application's rights were taken away: of the two bindings each.
