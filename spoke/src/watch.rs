@@ -323,20 +323,20 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
 /// Whether an error says that this may not be watched at all, or leaves out what nobody will say
 /// again: only a new list can show more then.
 fn refusal(error: &watcher::Error) -> Option<Refused> {
-    let status = match error {
-        watcher::Error::WatchError(status) => status,
+    let code = match error {
+        watcher::Error::WatchError(status) => status.code,
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => match error {
-            kube::Error::Api(status) => status,
-            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+        | watcher::Error::WatchFailed(error) => {
+            if matches!(error, kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) {
                 return Some(Refused::Unreadable);
             }
-            _ => return None,
-        },
+            let kube::Error::Api(status) = error else { return None };
+            status.code
+        }
         watcher::Error::NoResourceVersion => return Some(Refused::Unreadable),
     };
-    match status.code {
+    match code {
         403 => Some(Refused::Forbidden),
         404 => Some(Refused::NotServed),
         _ => None,

@@ -140,7 +140,7 @@ impl<'de> Visitor<'de> for Down {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let (below, mut all) = (Down(self.0.saturating_sub(1)), Vec::new());
+        let (below, mut all) = (Self(self.0.saturating_sub(1)), Vec::new());
         while let Some(item) = items.next_element_seed(below)? {
             all.push(item);
         }
@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for Down {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
-        let (below, mut all) = (Down(self.0.saturating_sub(1)), Map::new());
+        let (below, mut all) = (Self(self.0.saturating_sub(1)), Map::new());
         while let Some(name) = fields.next_key::<String>()? {
             all.insert(name, fields.next_value_seed(below)?);
         }

@@ -210,8 +210,9 @@ fn keep(list: &mut VecDeque<Refused>, mut refused: Refused) {
     let (mut counts, mut firsts) = (BTreeMap::new(), BTreeMap::new());
     for (index, known) in alike() {
         *counts.entry(of(known)).or_insert(0) += 1;
-        let first = firsts.entry(known.refusal.reason.as_str()).or_insert((known.since(), index));
-        *first = (*first).min((known.since(), index));
+        let here = (known.since(), index);
+        let first = firsts.entry(known.refusal.reason.as_str()).or_insert(here);
+        *first = here.min(*first);
     }
     let is_first = |index: usize, known: &Refused| {
         firsts.get(known.refusal.reason.as_str()).is_some_and(|(_, first)| *first == index)
