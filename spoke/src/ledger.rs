@@ -42,9 +42,9 @@ pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
-/// Writes of a record that an order causes: when it is admitted, when it is carried out, and when it has
-/// become the last good one.
-const WRITES_OF_AN_ORDER: u64 = 3;
+/// Most writes of a record that an order causes: when it is admitted, when writing begins, when all is
+/// written, and when it has become the last good one.
+const WRITES_OF_AN_ORDER: u64 = 4;
 /// Bytes of a Secret of the spoke beside what is kept in it.
 const SECRET_OVERHEAD_BYTES: u64 = 2 * 1024;
 /// Characters of a UID.
