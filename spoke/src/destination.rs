@@ -5,6 +5,7 @@
 //! comes back. Workers share nothing but the API server, so one never holds up another.
 
 mod deleting;
+mod early;
 mod mailbox;
 mod recording;
 mod running;
@@ -26,6 +27,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
 use self::deleting::{By, Deleting};
+pub use self::early::Early;
 use self::mailbox::Slot;
 pub use self::mailbox::{Mailbox, Order, Resumes, Run};
 use self::recording::Recorded;
@@ -176,7 +178,7 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self, run: Run) {
+    fn begin(&mut self, mut run: Run) {
         let entry = self.shared.ledger.entry(&self.key);
         if !recording::is_of(entry.as_ref(), &run.held, run.admission.ordered.digest) {
             // Turned back or overtaken while the order waited: what is recorded runs, nothing else.
@@ -192,7 +194,8 @@ impl Worker {
         let known = self.known_kinds();
         let before = self.running.take();
         let recorded = (&self.key, entry.as_ref());
-        let running = Running::begin(run, recorded, &known, before.as_ref(), Instant::now());
+        let early = std::mem::take(&mut run.early);
+        let mut running = Running::begin(run, recorded, &known, before.as_ref(), Instant::now());
         // The spoke may read in the namespace once it has bound itself there.
         if running.preparation != Preparation::Due {
             // After a restart, and only then, objects are waited for that no apply will show.
@@ -200,6 +203,10 @@ impl Worker {
             let scopes = scopes(&running.objects);
             let relist = scopes.values().filter(|_| waits).cloned().collect();
             self.shared.watches.follow(&self.inbox, &scopes, &relist);
+        }
+        let adopt = running.adopts();
+        for check in early {
+            self.jobs.extend(check.job(&mut running.objects, adopt));
         }
         self.running = Some(running);
     }
@@ -298,10 +305,9 @@ impl Worker {
         // What failed is preparing or recording. Neither may keep an object from being put back.
         let held_back = running.problem.as_ref().map(|p| p.retry_at).filter(|at| *at > now);
         let prepared = matches!(running.preparation, Preparation::Done { .. });
-        let sync = &running.admission.plan.sync;
         let rules = Rules {
-            self_heal: sync.self_heal,
-            adopt: sync.adopt && running.admission.admitted.local.adopt,
+            self_heal: running.admission.plan.sync.self_heal,
+            adopt: running.adopts(),
             only_heals: !prepared && held_back.is_some(),
             way_back: running.way_back,
             begun: running.begun,

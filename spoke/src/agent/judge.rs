@@ -1,6 +1,7 @@
 //! What the hub pushes: judged, made durable, then handed to the worker of its destination; or refused and filed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::envelope::{self, DIRECTIVE_TYPE};
@@ -11,7 +12,7 @@ use attest_common::verify::{Ages, Removal, Verified};
 
 use super::resume::{is_empty, is_gone};
 use super::{Agent, RETRIES_MAX, RETRY_MIN, Rejected, Retry};
-use crate::destination::{Order, Run};
+use crate::destination::{Early, Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::refusals::Refused;
@@ -209,11 +210,15 @@ impl Agent {
         mut timings: Timings,
     ) -> Result<(), Rejected> {
         let Admitting { admission, held } = admitting;
+        let admission = Arc::new(admission);
         let ordered = &admission.ordered.directive;
         let key = (ordered.application.clone(), ordered.namespace.clone());
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
         let judged = self.sequence(&key);
+        let running = self.shared.ledger.entry(&key).filter(|_| self.workers.contains_key(&key));
+        let early = running
+            .map(|entry| Early::begin(&self.shared.api, &key, &admission, &entry, &self.kinds()));
         let kept = self.shared.ledger.keep_content(&held);
         let bytes = self.blobs.of(&held);
         self.shared.ledger.store_content(&held, &bytes).await.map_err(Rejected::Ledger)?;
@@ -246,7 +251,8 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, held, resumed: false, timings };
+        let early = early.unwrap_or_default();
+        let run = Run { admission, held, resumed: false, timings, early };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }

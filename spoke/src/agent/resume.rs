@@ -1,6 +1,7 @@
 //! What this cluster holds: brought back to work after a start or a change of the policy, judged anew. Asks no hub.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::ids::Digest;
@@ -99,10 +100,11 @@ impl Agent {
                 self.blobs.remove(held.blobs());
                 self.know_inventory(key, &admission.admitted.objects).await;
                 Order::Run(Box::new(Run {
-                    admission,
+                    admission: Arc::new(admission),
                     held,
                     resumed: true,
                     timings: Timings::default(),
+                    early: Vec::new(),
                 }))
             }
             Verdict::Remove(removal) => {

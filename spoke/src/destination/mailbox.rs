@@ -8,6 +8,7 @@ use attest_common::report::{Refusal, Timings};
 use attest_common::verify::{Admission, Removal, Verified};
 use tokio::sync::Notify;
 
+use super::early::Early;
 use crate::outbox::Key;
 
 /// What a worker is to do now.
@@ -24,11 +25,13 @@ pub enum Order {
 /// An admission and where it came from.
 #[derive(Debug)]
 pub struct Run {
-    pub admission: Verified<Admission>,
+    pub admission: Arc<Verified<Admission>>,
     pub held: Held,
     /// True when it was loaded, not newly admitted.
     pub resumed: bool,
     pub timings: Timings,
+    /// Checks of it that are under way already.
+    pub early: Vec<Early>,
 }
 
 /// Where orders wait. The newest replaces an older one that was not yet taken.

@@ -76,7 +76,7 @@ impl Running {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let Run { admission, held, resumed, timings } = run;
+        let Run { admission, held, resumed, timings, early: _ } = run;
         let (application, namespace) = key;
         let account =
             Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
@@ -108,7 +108,7 @@ impl Running {
             begins: false,
             forgoing: false,
             resumed,
-            admission: Arc::new(admission),
+            admission,
             held,
             account,
             kinds,
@@ -130,6 +130,11 @@ impl Running {
             timings,
             problem: None,
         }
+    }
+
+    /// Whether plan and policy both allow taking over what is there.
+    pub(super) fn adopts(&self) -> bool {
+        self.admission.plan.sync.adopt && self.admission.admitted.local.adopt
     }
 
     /// Requests that were dropped may or may not have been carried out; the watch will tell.

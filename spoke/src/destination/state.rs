@@ -195,7 +195,7 @@ impl Tracked {
         }
     }
 
-    fn standing(&self, adopt: bool) -> Standing {
+    pub fn standing(&self, adopt: bool) -> Standing {
         match self.our_uid() {
             _ if !self.watched => Standing::Shared,
             Some(uid) => Standing::Ours { uid: uid.clone(), adopt },
@@ -345,7 +345,7 @@ impl Planning<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use attest_common::health::Turn;
 
     use super::*;
@@ -384,7 +384,7 @@ mod tests {
         }
     }
 
-    fn applied(rank: u8) -> Tracked {
+    pub(in crate::destination) fn applied(rank: u8) -> Tracked {
         let live =
             Live::Present { uid: "uid".to_owned(), projected: Digest::of(b"live"), version: 5 };
         Tracked {
