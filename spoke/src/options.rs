@@ -27,7 +27,7 @@ pub struct Options {
     )]
     pub service_account_dir: PathBuf,
 
-    /// File with the single-use join token; read only while the cluster has not joined
+    /// File with the single-use join token; read while the cluster has no certificate that counts
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
 
