@@ -10,6 +10,10 @@ use serde::Deserialize;
 pub const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
 /// How every spoke's requests begin to describe themselves.
 const SPOKE_AGENT: &str = "attest-spoke/";
+/// Where it keeps its records.
+const SPOKE_NAMESPACE: &str = "attest-system";
+/// How the namespaces of applications' accounts begin.
+const APPLICATION_NAMESPACES: &str = "attest-applications";
 /// Accounts that a spoke impersonates.
 const APPLICATION_ACCOUNTS: &str = "system:serviceaccount:attest-applications";
 
@@ -52,8 +56,8 @@ impl AuditLog {
         self.after(0)
     }
 
-    /// Every request of a spoke was made with the spoke's account, and every write outside its own
-    /// namespaces and bindings as an application's account. Returns how many objects were written so.
+    /// Every request of a spoke was made with the spoke's account, and every write of an object that
+    /// is not the spoke's own as an application's account. Returns how many objects were written so.
     ///
     /// # Errors
     /// When one was not, or when no request names the spoke: then nothing was looked at.
@@ -74,10 +78,7 @@ impl AuditLog {
                 ensure!(ours, "the spoke acted as {}", account.username);
                 objects += usize::from(event.is_mutating() && !event.is_dry_run());
             } else if event.is_mutating() {
-                let own = object.namespace.is_empty()
-                    || object.namespace.starts_with("attest-")
-                    || matches!(object.resource.as_str(), "rolebindings" | "namespaces");
-                ensure!(own, "the spoke wrote {object:?} as itself");
+                ensure!(object.is_the_spokes_own(), "the spoke wrote {object:?} as itself");
             }
         }
         Ok(objects)
@@ -171,6 +172,24 @@ pub struct AuditObject {
     pub subresource: String,
 }
 
+impl AuditObject {
+    /// True for what the spoke writes in its own name, and for nothing else in the cluster: Namespaces
+    /// and bindings of destinations, accounts of applications, its own Secrets and its own token.
+    fn is_the_spokes_own(&self) -> bool {
+        let closed = ["kube-", "attest-"].iter().any(|prefix| self.namespace.starts_with(prefix));
+        let parts = (self.api_group.as_str(), self.resource.as_str(), self.subresource.as_str());
+        match parts {
+            ("", "namespaces", "") | ("rbac.authorization.k8s.io", "rolebindings", "") => !closed,
+            ("", "serviceaccounts", "") => self.namespace.starts_with(APPLICATION_NAMESPACES),
+            ("", "secrets", "") => self.namespace == SPOKE_NAMESPACE,
+            ("", "serviceaccounts", "token") => {
+                (self.namespace.as_str(), self.name.as_str()) == (SPOKE_NAMESPACE, "attest-spoke")
+            }
+            _ => false,
+        }
+    }
+}
+
 /// How a request was answered.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuditStatus {
@@ -216,5 +235,80 @@ impl AuditEvent {
     /// What it was about; empty when it was about no object.
     pub fn object(&self) -> AuditObject {
         self.object_ref.clone().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn event(user: &str, object: Value) -> Value {
+        json!({
+            "auditID": "1", "stage": "ResponseComplete", "verb": "patch", "requestURI": "/",
+            "user": {"username": SPOKE}, "impersonatedUser": {"username": user},
+            "objectRef": object, "userAgent": "attest-spoke/0.1.0",
+            "requestReceivedTimestamp": "2026-01-01T00:00:00Z",
+        })
+    }
+
+    fn judged(events: &[Value]) -> anyhow::Result<usize> {
+        let file = tempfile::NamedTempFile::new()?;
+        let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
+        std::fs::write(file.path(), lines)?;
+        AuditLog::at(file.path()).spoke_wrote_as_it_should()
+    }
+
+    fn as_itself(object: Value) -> anyhow::Result<usize> {
+        let mut event = event("", object);
+        event.as_object_mut().unwrap().remove("impersonatedUser");
+        judged(&[event])
+    }
+
+    #[test]
+    fn the_spoke_writes_its_own_few_objects_as_itself_and_no_other() {
+        let rbac = "rbac.authorization.k8s.io";
+        let object = |group: &str, resource: &str, namespace: &str, name: &str| json!({"apiGroup": group, "resource": resource, "namespace": namespace, "name": name});
+        let token = |name: &str| {
+            json!({"resource": "serviceaccounts", "subresource": "token",
+                "namespace": "attest-system", "name": name})
+        };
+        for own in [
+            object("", "namespaces", "", "app"),
+            object("", "namespaces", "app", "app"),
+            object(rbac, "rolebindings", "app", "attest-spoke"),
+            object("", "serviceaccounts", "attest-applications", "web"),
+            object("", "serviceaccounts", "attest-applications-shop", "web"),
+            object("", "secrets", "attest-system", "attest-identity"),
+            token("attest-spoke"),
+        ] {
+            assert_eq!(as_itself(own.clone()).unwrap(), 0, "{own}");
+        }
+        for foreign in [
+            object("apiextensions.k8s.io", "customresourcedefinitions", "", "widgets"),
+            object("scheduling.k8s.io", "priorityclasses", "", "urgent"),
+            object(rbac, "clusterroles", "", "attest-workloads"),
+            object("", "secrets", "attest-applications", "words"),
+            object("", "secrets", "app", "words"),
+            object("", "configmaps", "attest-system", "web"),
+            object("", "configmaps", "app", "web"),
+            object("", "serviceaccounts", "app", "web"),
+            object("", "namespaces", "kube-system", "kube-system"),
+            object(rbac, "rolebindings", "attest-system", "attest-spoke"),
+            token("default"),
+        ] {
+            assert!(as_itself(foreign.clone()).is_err(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn objects_of_applications_are_written_as_accounts_of_applications_only() {
+        let map = json!({"resource": "configmaps", "namespace": "app", "name": "web"});
+        let account = "system:serviceaccount:attest-applications:web";
+
+        assert_eq!(judged(&[event(account, map.clone())]).unwrap(), 1);
+        assert!(judged(&[event("system:serviceaccount:kube-system:admin", map)]).is_err());
+        assert!(judged(&[]).is_err(), "nothing was looked at");
     }
 }
