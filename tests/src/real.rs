@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -39,6 +40,37 @@ impl RealSite {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let answer = client.get(format!("http://{}/metrics", self.metrics)).send().await?;
         Ok(answer.error_for_status()?.text().await?)
+    }
+
+    /// The cluster's trust policies.
+    ///
+    /// # Errors
+    /// When the API server cannot be used.
+    pub async fn policies(&self) -> anyhow::Result<kube::Api<DynamicObject>> {
+        let resource = ApiResource {
+            group: "attest.continuu.ms".into(),
+            version: "v1".into(),
+            api_version: "attest.continuu.ms/v1".into(),
+            kind: "AttestTrustPolicy".into(),
+            plural: "attesttrustpolicies".into(),
+        };
+        Ok(kube::Api::all_with(self.cluster.client().await?, &resource))
+    }
+
+    /// Decides, as the cluster's operator, whether plans may ask for `Adopt`.
+    ///
+    /// # Errors
+    /// When the policy cannot be read or written.
+    pub async fn let_plans_adopt(&self, adopt: bool) -> anyhow::Result<()> {
+        let policies = self.policies().await?;
+        let policy = policies.get("local").await?;
+        let mut entries = policy.data.pointer("/spec/applications").cloned().unwrap_or_default();
+        for entry in entries.as_array_mut().context("the policy has no applications")? {
+            entry["adopt"] = Value::Bool(adopt);
+        }
+        let patch = Patch::Merge(serde_json::json!({"spec": {"applications": entries}}));
+        policies.patch("local", &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use attest_common::keys::PrivateKey;
 use attest_common::plan::Operation;
-use attest_common::policy::Mode;
+use attest_common::policy::{Mode, Spec};
 use attest_common::record::Record;
 use attest_common::release::{NamespaceRule, Render};
 use attest_common::report::Report;
@@ -79,6 +79,20 @@ impl Stage {
 
     fn site(&self, name: &str) -> anyhow::Result<&RealSite> {
         self.fleet.sites().iter().find(|site| site.name == name).context("no such cluster")
+    }
+
+    /// Production's operator allows what plans may ask for as `Adopt`.
+    async fn let_production_adopt(&self) -> anyhow::Result<()> {
+        let site = self.production()?;
+        let before = self.hub.connected("production").await?.hello.nonce;
+        site.let_plans_adopt(true).await?;
+        until("the spoke to greet with its new policy", WITHIN, || async {
+            let hello = self.hub.connected("production").await?.hello;
+            let spec: Spec = serde_json::from_slice(&hello.policy)?;
+            let adopts = spec.applications.iter().all(|entry| entry.adopt);
+            Ok((hello.nonce != before && adopts).then_some(()))
+        })
+        .await
     }
 
     fn production(&self) -> anyhow::Result<&RealSite> {
@@ -339,7 +353,9 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     sent.plan.hooks = vec![json!({"name": "backdoor", "image": "evil"})];
     stage.refused("j", &sent, "HookNotAllowed").await?;
 
-    // (k) an object that another application owns, with Adopt set
+    // (k) an object that another application owns, with Adopt set, where the cluster's own policy
+    // leaves adoption to plans
+    stage.let_production_adopt().await?;
     let mut sent =
         stage.resigned(None, |release| release.application = "other".parse().unwrap())?;
     sent.plan.sync.adopt = true;

@@ -85,17 +85,6 @@ impl Stage {
         Ok(Api::namespaced(self.client().await?, NAMESPACE))
     }
 
-    async fn policies(&self) -> anyhow::Result<Api<kube::api::DynamicObject>> {
-        let resource = kube::api::ApiResource {
-            group: "attest.continuu.ms".into(),
-            version: "v1".into(),
-            api_version: "attest.continuu.ms/v1".into(),
-            kind: "AttestTrustPolicy".into(),
-            plural: "attesttrustpolicies".into(),
-        };
-        Ok(Api::all_with(self.client().await?, &resource))
-    }
-
     async fn peer(&self) -> anyhow::Result<Peer> {
         self.hub.as_ref().context("the hub is gone")?.connected(CLUSTER).await
     }
@@ -534,6 +523,65 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goes_like_our_own()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(1)).await?;
+    let theirs: ConfigMap = serde_json::from_value(config("theirs", "theirs"))?;
+    let parameters = PostParams { field_manager: Some("hand".to_owned()), ..Default::default() };
+    let made = stage.configs().await?.create(&parameters, &theirs).await?;
+    let mut more = configs(1);
+    more.push(config("theirs", "ours"));
+
+    // Either alone is not enough.
+    for (plan_asks, policy_allows) in [(true, false), (false, true)] {
+        if policy_allows {
+            let nonce = stage.peer().await?.hello.nonce;
+            stage.site()?.let_plans_adopt(true).await?;
+            stage.greets_anew(&nonce).await?;
+        }
+        let mut delivery = stage.delivery(&more).await?;
+        delivery.plan.sync.adopt = plan_asks;
+        let mark = stage.mark()?;
+        stage.send(&delivery).await?;
+        let report = stage.reported(|report| report.phase == Phase::Refused).await?;
+        let refusal = report.refusal.context("no refusal")?;
+        assert_eq!(refusal.reason, "FieldConflict", "{plan_asks} {policy_allows}");
+        assert!(refusal.message.contains("hand"), "{}", refusal.message);
+        assert_eq!(stage.writes(mark)?, [""; 0]);
+        assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
+    }
+
+    let mut delivery = stage.delivery(&more).await?;
+    delivery.plan.sync.adopt = true;
+    stage.send(&delivery).await?;
+    stage.reported(|report| report.phase == Phase::Synced).await?;
+
+    // It is the object that was there, with our value, ours to heal and to delete.
+    let live = stage.configs().await?.get("theirs").await?;
+    assert_eq!(live.metadata.uid, made.metadata.uid);
+    assert_eq!(stage.value("theirs").await?.as_deref(), Some("ours"));
+    until("it to be in the inventory as ours", WITHIN, || async {
+        let record = stage.record()?.context("no record")?;
+        let mut mine = record.inventory.iter().filter(|owned| owned.key.name == "theirs");
+        Ok(mine.next().filter(|owned| !owned.met && owned.uid == live.metadata.uid).map(|_| ()))
+    })
+    .await?;
+    stage.edit("theirs").await?;
+    until("the edit to be undone", WITHIN, || async {
+        Ok((stage.value("theirs").await?.as_deref() == Some("ours")).then_some(()))
+    })
+    .await?;
+    stage.synced(&configs(1)).await?;
+    until("it to be deleted", WITHIN, || async {
+        Ok(stage.value("theirs").await?.is_none().then_some(()))
+    })
+    .await?;
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_release_ends_it()
 -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
@@ -626,7 +674,7 @@ async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_
 async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
-    let policies = stage.policies().await?;
+    let policies = stage.site()?.policies().await?;
     let mut policy = policies.get("local").await?;
     policies.delete("local", &DeleteParams::default()).await?;
     let log = "No usable trust policy";
@@ -723,7 +771,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     // The operator adds the policy's lines.
     let nonce = stage.peer().await?.hello.nonce;
     let directory = stage.fleet.directory().to_owned();
-    let mut policy = stage.policies().await?.get("local").await?;
+    let mut policy = stage.site()?.policies().await?.get("local").await?;
     let spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
     let mut spec = spec;
     spec["applications"][0]["kinds"] = json!({
