@@ -1,6 +1,8 @@
 //! One spoke on a real API server, driven by a hub that sends what the test says: what it writes, what it
 //! does not write, what it puts back, takes away and refuses, and what it knows after being killed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,6 +19,7 @@ use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
 use http::Request;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -32,6 +35,15 @@ const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
 const ADMISSION_EVERY: Duration = Duration::from_secs(3);
 /// What a Deployment that never gets ready is given; longer than one that does takes.
 const PROGRESS_DEADLINE_S: u64 = 5;
+/// How soon an edit is undone whatever other applications do: far less than their requests hang.
+const UNDONE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a request hangs for which nobody answers.
+const HANGING_WITHIN: Duration = Duration::from_secs(25);
+/// Requests of one worker at a time, as the spoke has it, and more objects than that.
+const REQUESTS_AT_ONCE: usize = 8;
+const REQUESTS_OF_ONE: usize = 20;
+const OTHER: &str = "other";
+const OTHER_NAMESPACE: &str = "app-other";
 const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
 const POD: &str = "attest-system/attest-spoke";
@@ -103,6 +115,17 @@ impl Stage {
         Ok(delivery)
     }
 
+    /// The same as another application in a namespace of its own, ordered for the first time.
+    async fn delivery_of_another(&self, more: &[Value]) -> anyhow::Result<Delivery> {
+        let all = self.base.iter().chain(more).cloned().collect();
+        let content = Some(attest_common::manifest::write(all)?);
+        let name = OTHER.parse()?;
+        let how = Resigned { key: &self.ci, render: CLUSTER, content };
+        let (again, content) =
+            self.carried.signed_again(how, |release| release.application = name)?;
+        again.delivery_of(&self.peer().await?, CLUSTER, OTHER_NAMESPACE, content)
+    }
+
     async fn send(&self, delivery: &Delivery) -> anyhow::Result<()> {
         let peer = self.peer().await?;
         self.hub.as_ref().context("the hub is gone")?.push(&peer, delivery).await
@@ -112,7 +135,8 @@ impl Stage {
     async fn reported(&self, wanted: impl Fn(&Report) -> bool) -> anyhow::Result<Report> {
         let (hub, peer) = (self.hub.as_ref().context("the hub is gone")?, self.peer().await?);
         let sequence = self.sequence;
-        let report = hub.report(&peer, |r| r.sequence == Some(sequence) && wanted(r)).await;
+        let mine = |r: &Report| r.application.as_str() == "web-app" && r.sequence == Some(sequence);
+        let report = hub.report(&peer, |r| mine(r) && wanted(r)).await;
         if report.is_err() {
             let last = hub.report(&peer, |_| true).await?;
             return report.context(format!("the last report was {last:#?}\n{}", self.log()?));
@@ -259,6 +283,18 @@ impl Stage {
     async fn value(&self, name: &str) -> anyhow::Result<Option<String>> {
         let found = self.configs().await?.get_opt(name).await?;
         Ok(found.and_then(|config| config.data?.get("key").cloned()))
+    }
+
+    /// Edits a field of ours a few times.
+    async fn edits_are_undone_at_once(&self) -> anyhow::Result<()> {
+        for name in ["config-0", "config-1", "config-0"] {
+            self.edit(name).await?;
+            until("the edit to be undone at once", UNDONE_WITHIN, || async {
+                Ok((self.value(name).await?.as_deref() == Some("signed")).then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn edit(&self, name: &str) -> anyhow::Result<()> {
@@ -579,6 +615,125 @@ async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goe
     .await?;
     stage.fleet.every_write_was_made_as_it_should()?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_hangs_or_fails_in_every_request_keeps_no_other_from_its_own()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(2)).await?;
+    let namespaces: Api<Namespace> = Api::all(stage.client().await?);
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER_NAMESPACE}});
+    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+    let others: Api<ConfigMap> = Api::namespaced(stage.client().await?, OTHER_NAMESPACE);
+    let webhook = Webhook::put(&stage.client().await?, &others).await?;
+
+    // More requests than a worker makes at a time, and none of them is answered.
+    let delivery = stage.delivery_of_another(&configs(REQUESTS_OF_ONE)).await?;
+    let before = webhook.asked();
+    stage.send(&delivery).await?;
+    until("the other application to hang", WITHIN, || async {
+        Ok((webhook.asked() >= before + REQUESTS_AT_ONCE).then_some(()))
+    })
+    .await?;
+    stage.edits_are_undone_at_once().await?;
+    let begun = Instant::now();
+    stage.synced(&configs(3)).await?;
+    assert!(begun.elapsed() < HANGING_WITHIN, "{:?}", begun.elapsed());
+    stage.edits_are_undone_at_once().await?;
+
+    // Now they are answered at once, with an error, and asked again.
+    webhook.fail();
+    let is_other = |report: &Report| report.application.as_str() == OTHER;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    hub.report(&peer, |r| is_other(r) && r.message.contains("webhook")).await?;
+    stage.edits_are_undone_at_once().await?;
+    assert!(
+        others
+            .list(&ListParams::default().fields("metadata.name=config-0"))
+            .await?
+            .items
+            .is_empty()
+    );
+
+    // Without the obstacle it goes on by itself.
+    webhook.remove().await?;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    hub.report(&peer, |r| is_other(r) && r.phase == Phase::Synced).await?;
+    assert!(others.get_opt("config-0").await?.is_some());
+    stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
+}
+
+/// An admission webhook for the ConfigMaps of the other application: it answers nothing.
+struct Webhook {
+    asked: Arc<AtomicUsize>,
+    fails: Arc<tokio::sync::Notify>,
+    configurations: Api<ValidatingWebhookConfiguration>,
+}
+
+impl Webhook {
+    /// Returns once the API server asks it.
+    async fn put(client: &Client, asked_for: &Api<ConfigMap>) -> anyhow::Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("https://{}/", listener.local_addr()?);
+        let (asked, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+        let (count, failing) = (Arc::clone(&asked), Arc::clone(&fails));
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            let mut holds = true;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((stream, _)) = accepted else { break };
+                        count.fetch_add(1, Ordering::Relaxed);
+                        held.extend(holds.then_some(stream));
+                    }
+                    () = failing.notified() => {
+                        holds = false;
+                        held.clear();
+                    }
+                }
+            }
+        });
+        let webhook = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": "never"},
+            "webhooks": [{
+                "name": "never.example.com", "clientConfig": {"url": url}, "failurePolicy": "Fail",
+                "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 30,
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": OTHER_NAMESPACE}},
+                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"],
+                    "operations": ["CREATE", "UPDATE"]}],
+            }],
+        });
+        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+        configurations.create(&PostParams::default(), &serde_json::from_value(webhook)?).await?;
+        let probe: ConfigMap = serde_json::from_value(config("probe", "x"))?;
+        until("the webhook to be asked", WITHIN, || async {
+            let dry_run = PostParams { dry_run: true, ..Default::default() };
+            let _ = tokio::time::timeout(SETTLE, asked_for.create(&dry_run, &probe)).await;
+            Ok((asked.load(Ordering::Relaxed) > 0).then_some(()))
+        })
+        .await?;
+        Ok(Self { asked, fails, configurations })
+    }
+
+    /// How many connections were made to it.
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// From now on it hangs up.
+    fn fail(&self) {
+        self.fails.notify_one();
+    }
+
+    async fn remove(&self) -> anyhow::Result<()> {
+        self.configurations.delete("never", &DeleteParams::default()).await?;
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
