@@ -413,6 +413,24 @@ mod tests {
     }
 
     #[test]
+    fn verification_that_is_not_enabled_is_disabled_whatever_else_is_asked_for() {
+        for (verification, mode) in [
+            (json!({"enabled": false}), Mode::Disabled),
+            (json!({"enabled": false, "policy": "Strict"}), Mode::Disabled),
+            (json!({"policy": "Disabled"}), Mode::Disabled),
+            (json!({"enabled": true, "policy": "Audit"}), Mode::Audit),
+            (json!({"enabled": true}), Mode::Strict),
+        ] {
+            let mut manifest = product_manifest();
+            manifest["spec"]["verification"] = verification.clone();
+
+            let application = lower(&manifest, &known()).unwrap();
+
+            assert_eq!(application.asked.mode, mode, "{verification}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_by_its_path() {
         type Edit = fn(&mut Value);
         let cases: [(Edit, &str, &str); 14] = [
