@@ -252,25 +252,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_product_document_promises_is_there_from_the_start() {
-        let text = Metrics::new().unwrap().text();
-
-        for name in [
-            "attest_gitops_applications_total",
-            "attest_gitops_applications_by_phase_synced",
-            "attest_gitops_application_sync_duration_seconds",
-            "attest_gitops_deployments_total",
-            "attest_gitops_deployment_duration_seconds",
-            "attest_gitops_deployments_success_total",
-            "attest_gitops_verifications_total",
-            "attest_gitops_signature_verifications_failed_total",
-            "attest_gitops_policy_validations_total",
-        ] {
-            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
-        }
-    }
-
-    #[test]
     fn reasons_that_others_choose_cannot_grow_without_end() {
         let metrics = Metrics::new().unwrap();
 

@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_gitops::api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
 use serde_json::{Value, json};
@@ -11,6 +11,9 @@ use crate::ci::Repository;
 use crate::fixture::PATIENCE;
 use crate::fixture::{Fixture, options};
 use crate::spoke::Spoke;
+
+/// Long enough for an order to arrive, should there be one.
+const QUIET: Duration = Duration::from_millis(700);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_of_which_a_part_dies_ends_as_failed() {
@@ -157,6 +160,59 @@ async fn health_readiness_and_metrics_answer_plainly() {
     assert!(fixture.metrics().await.contains("attest_fleet_clusters{state=\"Accepted\"} 0"));
     let addresses = std::fs::read_to_string(fixture.home().join("addresses.json")).unwrap();
     assert!(addresses.contains(&health.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_product_document_promises_is_exported_from_the_start() {
+    let fixture = Fixture::start().await;
+
+    let text = fixture.metrics().await;
+
+    for (name, kind) in [
+        ("attest_gitops_applications_total", "gauge"),
+        ("attest_gitops_applications_by_phase_synced", "gauge"),
+        ("attest_gitops_application_sync_duration_seconds", "histogram"),
+        ("attest_gitops_deployments_total", "counter"),
+        ("attest_gitops_deployment_duration_seconds", "histogram"),
+        ("attest_gitops_deployments_success_total", "counter"),
+        ("attest_gitops_verifications_total", "counter"),
+        ("attest_gitops_signature_verifications_failed_total", "counter"),
+        ("attest_gitops_policy_validations_total", "counter"),
+    ] {
+        assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}: {text}");
+        let sample = |line: &str| line.starts_with(name);
+        assert!(text.lines().any(sample), "{name} has no value: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_that_is_switched_off_is_not_ordered_where_a_cluster_insists_on_it() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.release(&fixture.ci, "v1", 100);
+    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let mut manifest = repository.manifest(None);
+    manifest["spec"]["verification"] = json!({"enabled": false});
+
+    let (status, answer) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+
+    assert_eq!(status, 200, "{answer}");
+    let seen = fixture
+        .until("/v1/applications/web-app", |seen| {
+            seen["destinations"][0]["reason"] == "PolicyFloor"
+        })
+        .await;
+    let conditions = seen["conditions"].as_array().unwrap();
+    let verified = conditions.iter().find(|condition| condition["type"] == "Verified").unwrap();
+    assert_eq!(
+        (&verified["status"], &verified["reason"]),
+        (&json!("False"), &json!("PolicyFloor"))
+    );
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(message.contains("Disabled") && message.contains("Strict"), "{message}");
+    let refused = "attest_gitops_policy_validations_total{result=\"refused\"} 1";
+    assert!(fixture.metrics().await.contains(refused), "{}", fixture.metrics().await);
+    assert!(spoke.receive_within(QUIET).await.is_none());
 }
 
 #[test]
