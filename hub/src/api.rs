@@ -13,9 +13,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::handler::Handler;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{MethodFilter, MethodRouter, on};
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 
@@ -28,57 +29,52 @@ use crate::api::documents::{BODY_BYTES_MAX, Failure};
 use crate::hub::Hub;
 use crate::store::StoreError;
 
-/// Every route of the API, as method and path. `docs/openapi.yaml` describes the same.
-pub const ROUTES: [(&str, &str); 23] = [
-    ("get", "/v1/version"),
-    ("post", "/v1/tokens"),
-    ("get", "/v1/tokens"),
-    ("delete", "/v1/tokens/{id}"),
-    ("get", "/v1/clusters"),
-    ("get", "/v1/clusters/{name}"),
-    ("delete", "/v1/clusters/{name}"),
-    ("post", "/v1/clusters/{name}/accept"),
-    ("post", "/v1/clusters/{name}/revoke"),
-    ("post", "/v1/clusters/{name}/evict"),
-    ("put", "/v1/applications"),
-    ("get", "/v1/applications"),
-    ("get", "/v1/applications/{name}"),
-    ("delete", "/v1/applications/{name}"),
-    ("post", "/v1/applications/{name}/sync"),
-    ("get", "/v1/applications/{name}/history"),
-    ("get", "/v1/applications/{name}/diff"),
-    ("put", "/v1/repositories"),
-    ("get", "/v1/repositories"),
-    ("delete", "/v1/repositories"),
-    ("put", "/v1/keys"),
-    ("get", "/v1/keys"),
-    ("delete", "/v1/keys/{alias}"),
-];
+/// A method, an address, and who answers.
+type Route = (MethodFilter, &'static str, MethodRouter<Arc<Hub>>);
+
+/// Every route of the API. `docs/openapi.yaml` describes the same.
+fn routes() -> [Route; 23] {
+    [
+        route(MethodFilter::GET, "/v1/version", settings::version),
+        route(MethodFilter::POST, "/v1/tokens", clusters::make_token),
+        route(MethodFilter::GET, "/v1/tokens", clusters::tokens),
+        route(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
+        route(MethodFilter::GET, "/v1/clusters", clusters::list),
+        route(MethodFilter::GET, "/v1/clusters/{name}", clusters::one),
+        route(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
+        route(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
+        route(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
+        route(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
+        route(MethodFilter::PUT, "/v1/applications", applications::apply),
+        route(MethodFilter::GET, "/v1/applications", applications::list),
+        route(MethodFilter::GET, "/v1/applications/{name}", applications::one),
+        route(MethodFilter::DELETE, "/v1/applications/{name}", applications::remove),
+        route(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
+        route(MethodFilter::GET, "/v1/applications/{name}/history", applications::history),
+        route(MethodFilter::GET, "/v1/applications/{name}/diff", applications::diff),
+        route(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
+        route(MethodFilter::GET, "/v1/repositories", settings::repositories),
+        route(MethodFilter::DELETE, "/v1/repositories", settings::delete_repository),
+        route(MethodFilter::PUT, "/v1/keys", settings::put_key),
+        route(MethodFilter::GET, "/v1/keys", settings::keys),
+        route(MethodFilter::DELETE, "/v1/keys/{alias}", settings::delete_key),
+    ]
+}
+
+fn route<H, T>(method: MethodFilter, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Arc<Hub>>,
+    T: 'static,
+{
+    (method, path, on(method, handler))
+}
 
 /// The API of one hub.
 pub fn router(hub: Arc<Hub>) -> Router {
-    Router::new()
-        .route("/v1/version", get(settings::version))
-        .route("/v1/tokens", post(clusters::make_token).get(clusters::tokens))
-        .route("/v1/tokens/{id}", delete(clusters::revoke_token))
-        .route("/v1/clusters", get(clusters::list))
-        .route("/v1/clusters/{name}", get(clusters::one).delete(clusters::remove))
-        .route("/v1/clusters/{name}/accept", post(clusters::accept))
-        .route("/v1/clusters/{name}/revoke", post(clusters::revoke))
-        .route("/v1/clusters/{name}/evict", post(clusters::evict))
-        .route("/v1/applications", put(applications::apply).get(applications::list))
-        .route("/v1/applications/{name}", get(applications::one).delete(applications::remove))
-        .route("/v1/applications/{name}/sync", post(applications::sync))
-        .route("/v1/applications/{name}/history", get(applications::history))
-        .route("/v1/applications/{name}/diff", get(applications::diff))
-        .route(
-            "/v1/repositories",
-            put(settings::put_repository)
-                .get(settings::repositories)
-                .delete(settings::delete_repository),
-        )
-        .route("/v1/keys", put(settings::put_key).get(settings::keys))
-        .route("/v1/keys/{alias}", delete(settings::delete_key))
+    let add = |router: Router<Arc<Hub>>, (_, path, handler): Route| router.route(path, handler);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(hub.clone(), serve::admitted))

@@ -1,8 +1,8 @@
-use std::collections::BTreeSet;
-
+use axum::routing::MethodFilter;
+use http::Method;
 use serde_json::Value;
 
-use super::ROUTES;
+use super::routes;
 
 const DESCRIPTION: &str = include_str!("../../../docs/openapi.yaml");
 const DOCUMENTS: &str = include_str!("documents.rs");
@@ -14,17 +14,22 @@ fn description() -> Value {
 #[test]
 fn the_description_and_the_router_name_the_same_routes() {
     let description = description();
-    let mut described = BTreeSet::new();
+    let mut described = Vec::new();
     for (path, methods) in description["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
-            described.insert((method.clone(), path.clone()));
+            let method = method.to_uppercase().parse::<Method>().unwrap();
+            described.push((path.as_str(), MethodFilter::try_from(method).unwrap()));
         }
     }
 
-    let routed: BTreeSet<_> =
-        ROUTES.map(|(method, path)| (method.to_owned(), path.to_owned())).into();
+    let routed = routes().map(|(method, path, _)| (path, method));
 
-    assert_eq!(described, routed);
+    let missing = |these: &[(&str, MethodFilter)], there: &[(&str, MethodFilter)]| {
+        let missing = these.iter().filter(|route| !there.contains(route));
+        missing.map(|route| format!("{route:?}")).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&described, &routed), [""; 0], "described, but not routed");
+    assert_eq!(missing(&routed, &described), [""; 0], "routed, but not described");
 }
 
 #[test]
