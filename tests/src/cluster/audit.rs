@@ -269,7 +269,9 @@ mod tests {
     #[test]
     fn the_spoke_writes_its_own_few_objects_as_itself_and_no_other() {
         let rbac = "rbac.authorization.k8s.io";
-        let object = |group: &str, resource: &str, namespace: &str, name: &str| json!({"apiGroup": group, "resource": resource, "namespace": namespace, "name": name});
+        let object = |group: &str, resource: &str, namespace: &str, name: &str| -> Value {
+            json!({"apiGroup": group, "resource": resource, "namespace": namespace, "name": name})
+        };
         let token = |name: &str| {
             json!({"resource": "serviceaccounts", "subresource": "token",
                 "namespace": "attest-system", "name": name})
