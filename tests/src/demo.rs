@@ -1,7 +1,7 @@
 //! The main job, shown: a hub, two clusters, one signed commit, and what a hub cannot do.
 //!
-//! Every fact it prints was read from an API server or the hub just before; a step that does not
-//! come true ends it with an error. [`Sabotage`] breaks one step on purpose, for the test that
+//! It prints what it does, and as its results what an API server or the hub said just before; a step
+//! that does not come true ends it with an error. [`Sabotage`] breaks one step on purpose, for the test that
 //! proves the demo can fail.
 
 use std::ffi::OsString;
@@ -42,6 +42,8 @@ pub enum Sabotage {
     Tampered,
     /// The spoke is stopped before the hand edit.
     Heal,
+    /// Somebody writes with a spoke's credential.
+    Audit,
 }
 
 /// What becomes of hub and clusters after the last step.
@@ -60,6 +62,8 @@ pub struct Demo<'a> {
     sabotage: Option<Sabotage>,
     started: Instant,
     print: &'a fn(&str),
+    /// The commit that CI signed and pushed.
+    pushed: String,
 }
 
 /// Runs every step. `None` without Kubernetes programs.
@@ -78,14 +82,14 @@ pub async fn run(
     let Some(fleet) = RealFleet::start_with(&clusters, Agents::External, &mut tell).await? else {
         return Ok(None);
     };
-    let mut demo = Demo { fleet, sabotage, started, print };
+    let mut demo = Demo { fleet, sabotage, started, print, pushed: String::new() };
     demo.show_clusters().await?;
     demo.sign()?;
     demo.deploy().await?;
     demo.refuse_unsigned().await?;
     demo.refuse_tampered().await?;
     demo.heal().await?;
-    demo.audit()?;
+    demo.audit().await?;
     demo.go_on(ending)?;
     Ok(Some(demo.fleet))
 }
@@ -124,7 +128,7 @@ impl Demo<'_> {
         Ok(())
     }
 
-    fn sign(&self) -> anyhow::Result<()> {
+    fn sign(&mut self) -> anyhow::Result<()> {
         self.step("2. CI builds, tests, scans and signs");
         self.fleet.write_sample()?;
         let tree = self.fleet.repository().tree();
@@ -142,7 +146,7 @@ impl Demo<'_> {
         }
         names.sort();
         ensure!(names.len() == 4, "expected a release and three receipts, found {names:?}");
-        self.say(&format!("commit {} carries {}", short(&commit), names.join(" ")));
+        self.pushed = commit;
         Ok(())
     }
 
@@ -168,6 +172,9 @@ impl Demo<'_> {
                 "a destination names no signer: {destination}"
             );
         }
+        let revision = seen.get("revision").and_then(Value::as_str).unwrap_or_default();
+        ensure!(revision == self.pushed, "the hub read {revision}, not {}", self.pushed);
+        self.say(&format!("the hub has read commit {}, the one that was pushed", short(revision)));
         for site in self.fleet.sites() {
             let image = image(site).await?;
             ensure!(image.contains(":v1@sha256:"), "{}: {image}", site.name);
@@ -192,11 +199,9 @@ impl Demo<'_> {
             self.edit_image("v1", "backdoor")?;
             self.fleet.repository().commit_and_push("Quick fix")?
         };
-        let change =
-            self.fleet.repository().git(&["show", "--format=", "-U0", &commit, "--", "k8s"])?;
-        let changed = change.lines().filter(|line| line.contains("image:"));
-        let changed: Vec<&str> = changed.map(str::trim_end).collect();
-        self.say(&format!("commit {} changes {}", short(&commit), changed.join(" to ")));
+        (self.print)(
+            "   $ sed -i 's/myapp:v1/myapp:backdoor/' k8s/base/deployment.yaml && git commit && git push",
+        );
         let _: Value = self.fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
         let refused = until("the hub to refuse the commit", REFUSED_WITHIN, || async {
             let seen: Value =
@@ -210,7 +215,7 @@ impl Demo<'_> {
         let text =
             |field: &str| refused.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         ensure!(text("message").contains("myapp:backdoor"), "the hub does not say why: {refused}");
-        self.say(&format!("hub: {}: {}", text("reason"), text("message")));
+        self.say(&format!("hub: {}: {}: {}", short(&commit), text("reason"), text("message")));
         self.still_v1().await?;
         self.fleet.repository().git(&["revert", "--no-edit", "HEAD"])?;
         self.fleet.repository().git(&["push", "-q", "origin", "HEAD:main"])?;
@@ -299,8 +304,11 @@ impl Demo<'_> {
         Ok(())
     }
 
-    fn audit(&self) -> anyhow::Result<()> {
+    async fn audit(&self) -> anyhow::Result<()> {
         self.step("7. What the API servers' audit logs say of all this");
+        if self.sabotage == Some(Sabotage::Audit) {
+            self.write_as_the_spoke().await?;
+        }
         for site in self.fleet.sites() {
             let objects = site.cluster.audit().spoke_wrote_as_it_should()?;
             ensure!(objects > 0, "{}: no object was written", site.name);
@@ -310,6 +318,26 @@ impl Demo<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// What somebody who has a spoke's credential would try. Returns once the audit log has it.
+    async fn write_as_the_spoke(&self) -> anyhow::Result<()> {
+        let config = self.fleet.operator().config();
+        let home = config.parent().context("no directory")?;
+        let kubeconfig = home.join("spokes/production/kubeconfig");
+        let kubeconfig = kubeconfig.display().to_string();
+        let site =
+            self.fleet.sites().iter().find(|s| s.name == "production").context("production")?;
+        let kubectl = Binaries::find()?.context("no Kubernetes programs")?;
+        let create = ["create", "configmap", "backdoor", "--namespace", "app-production"];
+        // That it is forbidden is nothing the log must say: that it was tried is.
+        Command::new(kubectl.directory().join("kubectl"))
+            .args(["--kubeconfig", &kubeconfig])
+            .args(create)
+            .output()?;
+        let tried =
+            || async { Ok(site.cluster.audit().spoke_wrote_as_it_should().is_err().then_some(())) };
+        until("the audit log to have it", REFUSED_WITHIN, tried).await
     }
 
     fn go_on(&self, ending: Ending) -> anyhow::Result<()> {

@@ -81,3 +81,8 @@ fn the_demo_fails_when_the_taken_hub_sends_nothing_forged() {
 fn the_demo_fails_when_nobody_heals() {
     fails("heal", "\n6. ", "the edit to be undone");
 }
+
+#[test]
+fn the_demo_fails_when_somebody_writes_with_a_spokes_credential() {
+    fails("audit", "\n7. ", "somebody else acted as a spoke");
+}
