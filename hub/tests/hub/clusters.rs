@@ -49,4 +49,11 @@ async fn an_evicted_cluster_is_not_accepted_but_told_to_join_anew() {
     let keys = Keys::new(1);
     let again = join(&fixture, token["token"].as_str().unwrap(), &keys, Bend::default()).await;
     assert_eq!(refused(&again), "Joined");
+
+    // Or, when its identity is to stay, by a token for that.
+    fixture.call("POST", "/v1/clusters/staging/evict", None).await;
+    let named = json!({"cluster": "staging", "ttlSeconds": 60, "autoAccept": true, "identity": keys.cluster()});
+    let (_, token) = fixture.call("POST", "/v1/tokens", Some(named)).await;
+    let again = join(&fixture, token["token"].as_str().unwrap(), &keys, Bend::default()).await;
+    assert_eq!(refused(&again), "Joined");
 }
