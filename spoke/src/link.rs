@@ -228,6 +228,9 @@ impl Link {
                 () = self.outbox.changed() => is_due = true,
                 _ = tick.tick() => {
                     is_due = true;
+                    if *attempt > 0 && self.sessions_pace.allows(Instant::now()) {
+                        *attempt = 0;
+                    }
                     self.measure_certificate();
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
