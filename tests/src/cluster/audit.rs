@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    fn event(user: &str, object: Value) -> Value {
+    fn event(user: &str, object: &Value) -> Value {
         json!({
             "auditID": "1", "stage": "ResponseComplete", "verb": "patch", "requestURI": "/",
             "user": {"username": SPOKE}, "impersonatedUser": {"username": user},
@@ -260,7 +260,7 @@ mod tests {
         AuditLog::at(file.path()).spoke_wrote_as_it_should()
     }
 
-    fn as_itself(object: Value) -> anyhow::Result<usize> {
+    fn as_itself(object: &Value) -> anyhow::Result<usize> {
         let mut event = event("", object);
         event.as_object_mut().unwrap().remove("impersonatedUser");
         judged(&[event])
@@ -285,7 +285,7 @@ mod tests {
             object("", "secrets", "attest-system", "attest-identity"),
             token("attest-spoke"),
         ] {
-            assert_eq!(as_itself(own.clone()).unwrap(), 0, "{own}");
+            assert_eq!(as_itself(&own).unwrap(), 0, "{own}");
         }
         for foreign in [
             object("apiextensions.k8s.io", "customresourcedefinitions", "", "widgets"),
@@ -300,7 +300,7 @@ mod tests {
             object(rbac, "rolebindings", "attest-system", "attest-spoke"),
             token("default"),
         ] {
-            assert!(as_itself(foreign.clone()).is_err(), "{foreign}");
+            assert!(as_itself(&foreign).is_err(), "{foreign}");
         }
     }
 
@@ -309,8 +309,8 @@ mod tests {
         let map = json!({"resource": "configmaps", "namespace": "app", "name": "web"});
         let account = "system:serviceaccount:attest-applications:web";
 
-        assert_eq!(judged(&[event(account, map.clone())]).unwrap(), 1);
-        assert!(judged(&[event("system:serviceaccount:kube-system:admin", map)]).is_err());
+        assert_eq!(judged(&[event(account, &map)]).unwrap(), 1);
+        assert!(judged(&[event("system:serviceaccount:kube-system:admin", &map)]).is_err());
         assert!(judged(&[]).is_err(), "nothing was looked at");
     }
 }
