@@ -50,8 +50,8 @@ pub(crate) enum JoinError {
     #[error("{count} clusters are named `{name}`; give the id of one of them: {ids}")]
     Ambiguous { name: Name, count: usize, ids: String },
     #[error(
-        "cluster `{0}` was evicted and can only join anew: \
-         `attest gitops cluster add {0} --replace --kubeconfig F`"
+        "cluster `{0}` was evicted and comes back by a new token only: \
+         `attest gitops cluster rejoin {0} --kubeconfig F`"
     )]
     Evicted(Name),
     #[error(

@@ -42,7 +42,7 @@ async fn an_evicted_cluster_is_not_accepted_but_told_to_join_anew() {
     let (status, failure) = fixture.call("POST", "/v1/clusters/staging/accept", Some(accept)).await;
 
     assert_eq!((status, &failure["reason"]), (409, &json!("ClusterEvicted")), "{failure}");
-    assert!(failure["message"].as_str().unwrap().contains("cluster add staging --replace"));
+    assert!(failure["message"].as_str().unwrap().contains("cluster rejoin staging"));
     let replacing =
         json!({"cluster": "staging", "ttlSeconds": 60, "autoAccept": true, "replace": true});
     let (_, token) = fixture.call("POST", "/v1/tokens", Some(replacing)).await;

@@ -168,7 +168,7 @@ fn path(name: &str) -> String {
 
 /// What brings an evicted cluster back.
 fn join_anew(name: &str) -> String {
-    format!("attest gitops cluster add {name} --replace --kubeconfig F")
+    format!("attest gitops cluster rejoin {name} --kubeconfig F")
 }
 
 /// The one cluster with this id or name; who names one of several must say which.
