@@ -42,5 +42,5 @@ demo *arguments:
 # Figures on this machine: `just bench change`
 bench *arguments:
     bash kind-clusters/tools/build.sh
-    cargo build --release --workspace --bins --locked
-    cargo run --release --locked -p attest-tests --bin attest-bench -- {{arguments}}
+    cargo build --profile bench --workspace --bins --locked
+    cargo run --profile bench --locked -p attest-tests --bin attest-bench -- {{arguments}}
