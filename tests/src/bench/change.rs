@@ -105,10 +105,11 @@ impl Taken {
     }
 
     fn print(&self, clusters: usize, print: &mut dyn FnMut(String)) {
-        let (when, target) = match self.controllers {
-            Controllers::Wait => ("", "p99 <= 250 ms (100 ms later)"),
-            Controllers::Work => (", controllers on the same cores", ""),
+        let when = match self.controllers {
+            Controllers::Wait => "",
+            Controllers::Work => ", controllers at work",
         };
+        let target = "p99 <= 250 ms (100 ms later)";
         print(heading());
         print(self.total.line(
             &format!("commit to applied, {clusters} clusters{when}"),
