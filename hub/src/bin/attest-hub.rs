@@ -8,9 +8,6 @@ use attest_gitops::{log, run};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Threads for what blocks: Git, rendering, the database. Each costs memory even when it does nothing.
 const BLOCKING_THREADS_MAX: usize = 64;
 /// How long such a thread waits for more.

@@ -89,13 +89,13 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     print(heading());
     let idle_bytes = hub.resident_bytes()?;
     let (half, half_bytes) = halfway.context("no sessions")?;
+    // All that the hub grew by, shared: sessions, and what there is once however many spokes there are.
     let mut idle = Figures::default();
-    idle.add(bytes_each(half_bytes, idle_bytes, spokes - half) / 1024.0);
+    idle.add(bytes_each(before, idle_bytes, spokes) / 1024.0);
     print(idle.line("hub memory of an idle connected spoke", "KiB", "<= 64 KiB"));
-    // Threads, caches and what the allocator keeps: there once, however many spokes there are.
-    let mut all = Figures::default();
-    all.add(bytes_each(before, idle_bytes, 1) / 1024.0 / 1024.0);
-    print(all.line(&format!("growth of the hub with {spokes} of them, all of it"), "MiB", ""));
+    let mut more = Figures::default();
+    more.add(bytes_each(half_bytes, idle_bytes, spokes - half) / 1024.0);
+    print(more.line("what one more costs", "KiB", ""));
     fan_out(&api, &signed.repository.url(), &names, &hub, &mut arrivals, print).await?;
     tokio::time::sleep(SETTLE).await;
     let mut after = Figures::default();
