@@ -8,5 +8,6 @@ pub mod drift;
 pub mod figures;
 pub mod idle;
 pub mod memory;
+pub mod plain;
 pub mod signed;
 pub mod verify;

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
+use serde_json::Value;
 
 /// Services in the workload; each brings one object of every kind.
 pub const SERVICES: usize = 6;
@@ -29,6 +30,21 @@ pub fn write(repository: &Path, repository_url: &str, environments: &[&str]) -> 
     }
     std::fs::write(repository.join("attest.yaml"), recipe(repository_url, environments))?;
     Ok(())
+}
+
+/// The Deployments of W as `repository` holds them.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn deployments(repository: &Path) -> anyhow::Result<Vec<Value>> {
+    let mut deployments = Vec::new();
+    for index in 0..SERVICES {
+        let name = format!("k8s/service-{index}.yaml");
+        let bytes = std::fs::read(repository.join(&name))?;
+        let objects = attest_gitops::render::read_yaml(&name, &bytes, &mut Vec::new())?;
+        deployments.extend(objects.into_iter().filter(|object| object["kind"] == "Deployment"));
+    }
+    Ok(deployments)
 }
 
 fn recipe(repository_url: &str, environments: &[&str]) -> String {
@@ -111,5 +127,6 @@ mod tests {
         assert_eq!(objects.len(), OBJECTS);
         assert!((20_000..40_000).contains(&bytes), "{bytes} bytes");
         attest_common::manifest::write(objects).unwrap();
+        assert_eq!(deployments(directory.path()).unwrap().len(), SERVICES);
     }
 }
