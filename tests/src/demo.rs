@@ -249,6 +249,20 @@ impl Demo<'_> {
         let (status, body) = self.fleet.hub().ready().await?;
         ensure!(status == 200, "the honest hub is not ready: {status} {body}");
         self.say(&format!("the honest hub is back: GET /ready says {status} {body}"));
+        let shown = until("the honest hub to show it", REFUSED_WITHIN, || async {
+            let seen: Value =
+                self.fleet.api().call("GET", "/v1/applications/web-app", None).await?;
+            let destinations = seen.get("destinations").and_then(Value::as_array).cloned();
+            let shown = destinations.into_iter().flatten().find(|shown| {
+                shown.get("cluster") == Some(&json!("production"))
+                    && shown.get("phase") == Some(&json!("Refused"))
+            });
+            Ok(shown)
+        })
+        .await?;
+        let of = |field: &str| shown.get(field).and_then(Value::as_str).unwrap_or_default();
+        self.say(&format!("and shows production: {} ({})", of("phase"), of("reason")));
+        (self.print)("   What was tried stays shown until production admits the next release.");
         Ok(())
     }
 
