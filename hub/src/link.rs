@@ -3,8 +3,8 @@
 //! A session is level-triggered: whatever wakes it, it compares what the fleet says with what it has
 //! sent and sends the difference. Joining is `join`; certificates and ALPN are `attest_certs`.
 
-mod claims;
 mod error;
+mod pace;
 mod push;
 mod reports;
 pub mod reset;
@@ -25,8 +25,8 @@ use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
-use claims::Claims;
 pub use error::LinkError;
+use pace::Pace;
 use reports::Reports;
 pub use wire::WRITE_TIMEOUT;
 pub(crate) use wire::{FrameReader, send};
@@ -52,6 +52,17 @@ pub const HELLO_DESTINATIONS_MAX: usize = 4_096;
 pub const POLICY_BYTES_MAX: usize = 512 * 1024;
 /// Blobs that one `Need` may name.
 pub const NEEDS_MAX: usize = 128;
+/// Most sessions of one cluster in [`PACE_SPAN`] that are believed to hold what this hub does not know: each
+/// costs a durable write and a ledger entry. A hub that came back from a backup hears it once of each spoke.
+const CLAIMS_MAX: u32 = 8;
+/// Most sessions of one cluster in [`PACE_SPAN`] of which the hub keeps a changed policy or version: each costs a
+/// durable write.
+const INTRODUCTIONS_MAX: u32 = 8;
+/// Span over which [`CLAIMS_MAX`] and its like count.
+const PACE_SPAN: Duration = Duration::from_secs(10 * 60);
+/// Shortest time between two renewals of one cluster's certificate: each costs a signature and a durable write, and
+/// certificates live for days.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// Bytes a connection may send before it is acknowledged.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -129,7 +140,9 @@ impl Door {
         let shared = Arc::new(Shared {
             reports: reports::start(self.hub.clone()),
             pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
-            claims: Claims::default(),
+            claims: Pace::new(CLAIMS_MAX, PACE_SPAN),
+            introductions: Pace::new(INTRODUCTIONS_MAX, PACE_SPAN),
+            renewals: Pace::new(1, RENEW_EVERY),
         });
         loop {
             let incoming = tokio::select! {
@@ -186,7 +199,12 @@ impl Door {
 struct Shared {
     reports: Reports,
     pushes: Arc<Semaphore>,
-    claims: Claims,
+    /// Sessions that hold what this hub has forgotten.
+    claims: Pace,
+    /// Sessions that say something new of their cluster.
+    introductions: Pace,
+    /// Certificates that are asked for.
+    renewals: Pace,
 }
 
 fn server_config(hub: &Hub, tls: &Bundle) -> Result<quinn::ServerConfig, LinkError> {

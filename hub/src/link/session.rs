@@ -33,8 +33,6 @@ use crate::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
-/// Shortest time between two renewals on one connection; certificates live for days.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// How many reconnects a second the hub likes to see.
 const RECONNECTS_PER_SECOND: u64 = 500;
 /// Narrowest window over which spokes spread their reconnects.
@@ -70,8 +68,6 @@ struct Session<'a> {
     control: quinn::SendStream,
     /// Pushes under way; each ends with what is to be sent again, and the blobs that went with it.
     pushes: JoinSet<Option<(Pending, Vec<Digest>)>>,
-    /// When a certificate was last asked for on this connection.
-    renewed: Option<Instant>,
     /// Waits before pushes that failed are repeated: at most one a destination.
     repeats: JoinSet<()>,
 }
@@ -94,7 +90,7 @@ async fn run_session(
         let protocol = negotiate(hello.protocol_min, hello.protocol_max)
             .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
         let held = believed(hub, shared, &cluster, held).await?;
-        let is_news = introduce(hub, &cluster, hello).await?;
+        let is_news = introduce(hub, shared, &cluster, hello).await?;
         let welcome = Welcome {
             protocol,
             hub_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,18 +121,8 @@ async fn run_session(
     }
 
     let (pushes, repeats) = (JoinSet::new(), JoinSet::new());
-    let mut session = Session {
-        hub,
-        shared,
-        connection,
-        cluster,
-        number,
-        nonce,
-        control,
-        pushes,
-        renewed: None,
-        repeats,
-    };
+    let mut session =
+        Session { hub, shared, connection, cluster, number, nonce, control, pushes, repeats };
     session.sync().await?;
     let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
     let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
@@ -273,9 +259,15 @@ async fn believed(
     Ok(held)
 }
 
-/// Keeps what a spoke says of itself: versions, and its policy as a hint. True when the policy is news.
-async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<bool, LinkError> {
-    let cluster = cluster.clone();
+/// Keeps what a spoke says of itself: versions, and its policy as a hint. True when the policy is news. What changes
+/// too often counts all the same, but is durable only with a later greeting: a hub that starts anew is greeted by all.
+async fn introduce(
+    hub: &Arc<Hub>,
+    shared: &Arc<Shared>,
+    cluster: &ClusterId,
+    hello: Hello,
+) -> Result<bool, LinkError> {
+    let (shared, cluster) = (shared.clone(), cluster.clone());
     hub.blocking(move |hub| {
         let writing = hub.directory.writing();
         let stored = hub.records.stored::<ClusterRecord>(cluster.as_str())?;
@@ -299,10 +291,10 @@ async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<
         if let Some(hint) = hint {
             let policy = PolicyRecord { cluster: cluster.clone(), spec: hint.spec.clone() };
             let former: Option<PolicyRecord> = hub.records.get(cluster.as_str())?;
-            is_news = former.as_ref() != Some(&policy);
-            if is_news {
+            if former.as_ref() != Some(&policy) {
                 changes.push(records::put(&policy));
             }
+            is_news = hub.fleet.hint(&cluster).is_none_or(|former| former.spec != hint.spec);
             hub.fleet.set_hint(&cluster, hint);
         } else {
             tracing::warn!(
@@ -311,9 +303,18 @@ async fn introduce(hub: &Arc<Hub>, cluster: &ClusterId, hello: Hello) -> Result<
                 "A spoke says no policy that this hub can read; its former one is used"
             );
         }
-        if !changes.is_empty() {
+        if changes.is_empty() {
+            return Ok(is_news);
+        }
+        if shared.introductions.may(&cluster, Instant::now()) {
             hub.records.commit("introduction", &changes)?;
             writing.note(&record);
+        } else {
+            tracing::warn!(
+                cluster = cluster.as_str(),
+                reason = "IntroducedTooOften",
+                "A spoke says something new of itself again and again; it is not written for now"
+            );
         }
         Ok(is_news)
     })
@@ -393,12 +394,9 @@ impl Session<'_> {
 
     /// A new certificate for the spoke's new key; the former one ends when this one is first used.
     async fn renew(&mut self, request: Vec<u8>) -> Result<(), LinkError> {
-        let now = Instant::now();
-        if self.renewed.is_some_and(|at| now.duration_since(at) < RENEW_EVERY) {
-            // Each costs a signature and a durable write.
+        if !self.shared.renewals.may(&self.cluster, Instant::now()) {
             return self.say(ToSpokeBody::Renewed(Renewed { chain_der: Vec::new() })).await;
         }
-        self.renewed = Some(now);
         let cluster = self.cluster.clone();
         let renewed = self.hub.blocking(move |hub| join::renew(hub, &cluster, &request)).await;
         let chain_der = match renewed {

@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use attest_common::ids::Digest;
 use attest_common::plan::{Operation, Sync};
+use attest_common::policy::Spec;
 use attest_common::report::Phase;
-use attest_common::session::message::{Renewed, ToHubBody, ToSpokeBody};
+use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::verify::{self, Ages, Spoke as Judge};
 use attest_gitops::link::WRITE_TIMEOUT;
+use attest_gitops::store::records::PolicyRecord;
 use serde_json::json;
 
 use crate::ci::Repository;
 use crate::fixture::{Applied, Fixture, applied, synced};
-use crate::spoke::{Keys, Spoke};
+use crate::spoke::{Keys, Spoke, policy};
 
 const APPLICATION: &str = "/v1/applications/web-app";
 const QUIET: Duration = Duration::from_millis(700);
@@ -265,7 +267,8 @@ async fn a_spoke_without_a_common_protocol_version_is_told_so() {
     let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
     let connect = |speaks| {
         let (fixture, cluster, bundle) = (&fixture, &spoke.cluster, &bundle);
-        async move { Spoke::connect_speaking(fixture, "staging", cluster, bundle, &[], speaks).await }
+        let bend = move |hello: &mut Hello| (hello.protocol_min, hello.protocol_max) = speaks;
+        async move { Spoke::connect_saying(fixture, "staging", cluster, bundle, &[], bend).await }
     };
 
     let newer = connect((2, 9)).await.err().unwrap();
@@ -273,6 +276,40 @@ async fn a_spoke_without_a_common_protocol_version_is_told_so() {
 
     assert!(newer.contains("ProtocolVersion") && older.contains("ProtocolVersion"), "{newer}");
     assert!(connect((0, 9)).await.is_ok(), "one version in common is enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_changes_at_every_reconnect_counts_at_once_and_is_written_a_few_times() {
+    let mut fixture = Fixture::start().await;
+    let (first, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = first.cluster.clone();
+    let named = |spec: &Spec| spec.applications[0].names[0].clone();
+    let counts = |fixture: &Fixture| {
+        let hub = &fixture.running.as_ref().unwrap().hub;
+        named(&hub.fleet.hint(&cluster).unwrap().spec)
+    };
+    let written = |fixture: &Fixture| {
+        let hub = &fixture.running.as_ref().unwrap().hub;
+        named(&hub.records.get::<PolicyRecord>(cluster.as_str()).unwrap().unwrap().spec)
+    };
+    let greet = async |fixture: &Fixture, number: usize| {
+        let bend = |hello: &mut Hello| {
+            let mut spec = policy(fixture, "staging");
+            spec.applications[0].names = vec![format!("web-{number}")];
+            hello.policy = serde_json::to_vec(&spec).unwrap();
+        };
+        Spoke::connect_saying(fixture, "staging", &cluster, &bundle, &[], bend).await.unwrap();
+    };
+
+    for number in 0..30 {
+        greet(&fixture, number).await;
+    }
+
+    assert_eq!(counts(&fixture), "web-29");
+    assert_eq!(written(&fixture), "web-6", "with the greeting of the first connection they are eight");
+    fixture.restart().await;
+    greet(&fixture, 29).await;
+    assert_eq!(written(&fixture), "web-29");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -431,8 +468,10 @@ async fn a_renewed_certificate_ends_the_former_one_when_it_is_first_used() {
     let keys = Keys::new(1);
 
     let first = renewed(&mut spoke, &keys).await;
-    // Each costs a signature and a durable write: on one connection one a minute.
+    // Each costs a signature and a durable write: one a minute, also on another connection.
     assert!(renewed(&mut spoke, &keys).await.chain_der.is_empty());
+    let mut again = Spoke::connect(&fixture, "staging", &cluster, &old, &[]).await.unwrap();
+    assert!(renewed(&mut again, &keys).await.chain_der.is_empty());
 
     let chain: Vec<_> = first.chain_der.into_iter().map(Into::into).collect();
     let pem = attest_certs::bundle::chain_to_pem(&chain);

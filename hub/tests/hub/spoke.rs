@@ -282,17 +282,17 @@ impl Spoke {
         bundle: &Bundle,
         held: &[Holds<'_>],
     ) -> Result<Self, String> {
-        Self::connect_speaking(fixture, name, cluster, bundle, held, (1, 1)).await
+        Self::connect_saying(fixture, name, cluster, bundle, held, |_| ()).await
     }
 
-    /// The same, with the protocol versions from and to which it speaks.
-    pub(crate) async fn connect_speaking(
+    /// The same, with a greeting that is bent.
+    pub(crate) async fn connect_saying(
         fixture: &Fixture,
         name: &str,
         cluster: &ClusterId,
         bundle: &Bundle,
         held: &[Holds<'_>],
-        (protocol_min, protocol_max): (u32, u32),
+        bend: impl FnOnce(&mut Hello),
     ) -> Result<Self, String> {
         let endpoint = endpoint(spoke_session(&[fixture.pin()], bundle).unwrap());
         let address = fixture.addresses().spokes;
@@ -302,9 +302,9 @@ impl Spoke {
             connection.open_bi().await.map_err(|error| error.to_string())?;
         let spec = policy(fixture, name);
         let nonce = vec![9; 16];
-        let hello = Hello {
-            protocol_min,
-            protocol_max,
+        let mut hello = Hello {
+            protocol_min: 1,
+            protocol_max: 1,
             cluster_id: cluster.to_string(),
             agent_version: "0.1.0".to_owned(),
             nonce: nonce.clone(),
@@ -321,6 +321,7 @@ impl Spoke {
                 .collect(),
             kubernetes_version: "v1.37.2".to_owned(),
         };
+        bend(&mut hello);
         let hello = ToHub { body: Some(ToHubBody::Hello(hello)) };
         // A hub that does not admit closes at once: the reason is in the close, not in the write.
         let _ = send.write_all(&frame::encode(&hello).unwrap()).await;
