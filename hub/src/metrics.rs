@@ -41,6 +41,7 @@ pub struct Metrics {
     pub push_bytes: IntCounter,
     pub reports: IntCounter,
     pub reports_unreadable: IntCounter,
+    pub reports_unordered: IntCounter,
     /// By `reason`: what spokes refused.
     pub refusals: IntCounterVec,
     /// By `reason`: what the hub itself did not plan.
@@ -126,6 +127,10 @@ impl Metrics {
             reports_unreadable: make.counter(
                 "attest_fleet_reports_unreadable_total",
                 "Reports set aside because this hub cannot read them.",
+            )?,
+            reports_unordered: make.counter(
+                "attest_fleet_reports_unordered_total",
+                "Reports of destinations that this hub never ordered; they are not kept.",
             )?,
             refusals: make.counters(
                 "attest_fleet_refusals_total",

@@ -8,6 +8,8 @@ use attest_common::ids::{ClusterId, DestinationKey};
 use attest_common::report::{self, OBJECTS_LISTED_MAX, Phase, Report};
 use tokio::sync::mpsc;
 
+use super::PACE_SPAN;
+use super::pace::Pace;
 use crate::hub::{Hub, now};
 use crate::log::CONTROLLER;
 use crate::status::runs_what_was_ordered;
@@ -18,6 +20,9 @@ use crate::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
 pub(crate) const QUEUE_MAX: usize = 1_024;
 /// Most reports of one durable write.
 pub(crate) const BATCH_MAX: usize = 256;
+
+/// Most reports of one cluster in [`PACE_SPAN`] that are logged as never ordered: a spoke sends them at each reconnect.
+const UNORDERED_LOGGED_MAX: u32 = 8;
 
 /// Longest word of a report that is kept: a reason, a name, a version.
 const WORD_CHARACTERS_MAX: usize = 120;
@@ -52,13 +57,15 @@ impl Reports {
 pub(crate) fn start(hub: Arc<Hub>) -> Reports {
     let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
     let writer = hub.clone();
+    let unordered = Arc::new(Pace::new(UNORDERED_LOGGED_MAX, PACE_SPAN));
     let writing = async move {
         let mut batch: Vec<Arrived> = Vec::new();
         while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let arrived = std::mem::take(&mut batch);
             let acknowledgements: Vec<_> =
                 arrived.iter().map(|a| (a.number, a.acknowledge.clone())).collect();
-            match hub.blocking(move |hub| keep(hub, arrived)).await {
+            let unordered = unordered.clone();
+            match hub.blocking(move |hub| keep(hub, arrived, &unordered)).await {
                 Ok(()) => {
                     for (number, acknowledge) in acknowledgements {
                         // A full queue belongs to a spoke that does not read: it sends again.
@@ -77,7 +84,7 @@ pub(crate) fn start(hub: Arc<Hub>) -> Reports {
     Reports { queue }
 }
 
-fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
+fn keep(hub: &Hub, arrived: Vec<Arrived>, unordered: &Pace) -> Result<(), StoreError> {
     let mut newest: BTreeMap<DestinationKey, ReportRecord> = BTreeMap::new();
     let mut results = BTreeMap::new();
     for Arrived { cluster, report, at, .. } in arrived {
@@ -85,7 +92,10 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
         let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
         let destination = record.destination();
         // What was never ordered is nobody's business to store.
-        let Some(head) = hub.fleet.head(&destination) else { continue };
+        let Some(head) = hub.fleet.head(&destination) else {
+            note_unordered(hub, &destination, &record, unordered);
+            continue;
+        };
         let former = newest
             .get(&destination)
             .cloned()
@@ -120,6 +130,30 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>) -> Result<(), StoreError> {
         hub.pipeline.wake_status(application.as_str());
     }
     Ok(())
+}
+
+/// A spoke tells of what this hub never ordered there: somebody else has ordered with this hub's key, or the hub has
+/// forgotten it. That something is gone which is unknown here is no news.
+fn note_unordered(hub: &Hub, destination: &DestinationKey, record: &ReportRecord, logged: &Pace) {
+    let report = &record.report;
+    if report.phase == Phase::Removed {
+        return;
+    }
+    hub.metrics.reports_unordered.inc();
+    if !logged.may(&record.cluster, Instant::now()) {
+        return;
+    }
+    let refusal = report.refusal.as_ref();
+    tracing::warn!(
+        target: CONTROLLER,
+        application = destination.application.as_str(),
+        destination = destination.to_string(),
+        reason = "ReportOfUnordered",
+        phase = report.phase.as_str(),
+        reported = refusal.map_or(report.reason.as_str(), |refusal| refusal.reason.as_str()),
+        "A cluster reports what this hub never ordered: {}",
+        refusal.map_or(report.message.as_str(), |refusal| refusal.message.as_str())
+    );
 }
 
 /// Words of a spoke end in terminals and logs: they are cut and lose their control characters here, once.

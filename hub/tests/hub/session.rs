@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use attest_common::ids::Digest;
 use attest_common::plan::{Operation, Sync};
 use attest_common::policy::Spec;
-use attest_common::report::Phase;
+use attest_common::report::{Phase, Report};
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::verify::{self, Ages, Spoke as Judge};
 use attest_gitops::link::WRITE_TIMEOUT;
-use attest_gitops::store::records::PolicyRecord;
+use attest_gitops::store::records::{PolicyRecord, ReportRecord};
 use serde_json::json;
 
 use crate::ci::Repository;
 use crate::fixture::{Applied, Fixture, applied, synced};
-use crate::spoke::{Keys, Spoke, policy};
+use crate::spoke::{Keys, Spoke, policy, report_of};
 
 const APPLICATION: &str = "/v1/applications/web-app";
 const QUIET: Duration = Duration::from_millis(700);
@@ -279,6 +279,25 @@ async fn a_spoke_without_a_common_protocol_version_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_report_of_what_this_hub_never_ordered_is_counted_and_not_kept() {
+    let (Applied { fixture, mut spoke, .. }, received) = synced().await;
+    let of = |phase, reason| {
+        let namespace = "app-fresh".parse().unwrap();
+        Report { namespace, ..report_of(&received, phase, reason) }
+    };
+
+    // What is gone is gone here too.
+    spoke.tell(&of(Phase::Removed, "Removed")).await;
+    spoke.tell(&of(Phase::Refused, "CounterRegressed")).await;
+
+    let metrics = fixture.metrics().await;
+    assert!(metrics.contains("attest_fleet_reports_unordered_total 1"), "{metrics}");
+    assert!(!metrics.contains("CounterRegressed"), "{metrics}");
+    let hub = &fixture.running.as_ref().unwrap().hub;
+    assert_eq!(hub.records.all::<ReportRecord>().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_changes_at_every_reconnect_counts_at_once_and_is_written_a_few_times() {
     let mut fixture = Fixture::start().await;
     let (first, bundle) = Spoke::new(&fixture, "staging", 1).await;
@@ -306,7 +325,11 @@ async fn a_policy_that_changes_at_every_reconnect_counts_at_once_and_is_written_
     }
 
     assert_eq!(counts(&fixture), "web-29");
-    assert_eq!(written(&fixture), "web-6", "with the greeting of the first connection they are eight");
+    assert_eq!(
+        written(&fixture),
+        "web-6",
+        "with the greeting of the first connection they are eight"
+    );
     fixture.restart().await;
     greet(&fixture, 29).await;
     assert_eq!(written(&fixture), "web-29");

@@ -122,7 +122,8 @@ impl Stage {
         let report = self.refused_at("production", case, sent, reason).await?;
         ensure!(report.running.is_some(), "{case}: the report forgets what runs");
         let application = sent.directive.application.as_str();
-        self.honest_hub_shows(application, reason).await.with_context(|| case.to_owned())
+        let shows = |fleet: &mut RealFleet| has_condition(fleet, application, reason);
+        self.honest_hub_shows(shows).await.with_context(|| case.to_owned())
     }
 
     /// Sends it and waits for the refusal where it must show: in the cluster's own record, read by the
@@ -185,25 +186,23 @@ impl Stage {
         Ok(report)
     }
 
-    /// The hub is its owner's again, and everybody who asks it sees what was refused last.
-    async fn honest_hub_shows(self, application: &str, reason: &str) -> anyhow::Result<Self> {
+    /// The hub is its owner's again, and shows what was refused last to everybody who looks.
+    async fn honest_hub_shows(
+        self,
+        shows: impl Fn(&mut RealFleet) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Self> {
         let Self { mut fleet, hub, peer, .. } = self;
         // A connection keeps the address in use.
         drop(peer);
         hub.end().await?;
         fleet.hub().restart().await?;
-        let shown = until("the refusal as a condition", WITHIN, || async {
-            let seen = fleet.operator().json(&["gitops", "app", "get", application])?;
-            let all = seen["conditions"].as_array().cloned().unwrap_or_default();
-            let found = all.iter().any(|condition| {
-                condition["type"] == "Verified"
-                    && condition["status"] == "False"
-                    && condition["reason"] == reason
-            });
-            Ok(found.then_some(()))
+        let shown = std::sync::Mutex::new(&mut fleet);
+        let shown = until("the honest hub to show it", WITHIN, || async {
+            let mut fleet = shown.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
+            Ok(shows(&mut fleet)?.then_some(()))
         });
         if let Err(error) = shown.await {
-            let seen = fleet.operator().attest(&["gitops", "app", "get", application])?;
+            let seen = fleet.operator().attest(&["gitops", "app", "get", "web-app"])?;
             return Err(error.context(seen));
         }
         // A hub that says goodbye is dialled again at once; a killed one is missed later.
@@ -219,6 +218,17 @@ impl Stage {
         let peer = hub.connected("production").await?;
         Ok(Self { fleet, hub, peer, ..self })
     }
+}
+
+/// Whether the operator sees the refusal as a condition.
+fn has_condition(fleet: &RealFleet, application: &str, reason: &str) -> anyhow::Result<bool> {
+    let seen = fleet.operator().json(&["gitops", "app", "get", application])?;
+    let all = seen["conditions"].as_array().cloned().unwrap_or_default();
+    Ok(all.iter().any(|condition| {
+        condition["type"] == "Verified"
+            && condition["status"] == "False"
+            && condition["reason"] == reason
+    }))
 }
 
 /// A second application of the same fleet, from a repository of its own.
@@ -375,6 +385,13 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let sent = stage.older.delivery(&stage.hub.connected("staging").await?, "staging", fresh)?;
     stage.refused_at("staging", "g2", &sent, "CounterRegressed").await?;
     assert_eq!(record(&stage.fleet, "staging", "web-app", fresh)?, None);
+    // The honest hub never ordered anything there: it has no status for it, and says so where operators look.
+    let logged = |fleet: &mut RealFleet| {
+        let log = fleet.hub().process().output();
+        let mut lines = log.lines().filter(|line| line.contains("\"ReportOfUnordered\""));
+        Ok(lines.any(|line| line.contains(fresh) && line.contains("\"CounterRegressed\"")))
+    };
+    stage = stage.honest_hub_shows(logged).await.context("g2")?;
 
     // (h) another repository's signed release of the same name
     let sent = stage.resigned(None, |release| {
