@@ -86,8 +86,8 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     tasks.spawn(hub.clone().part("door for spokes", async move { door.serve().await }));
     tasks.spawn(hub.clone().part("pipeline", pipeline::run(hub.clone())));
     tasks.spawn(serving("API", hub.clone(), api::serve(api)));
-    tasks.spawn(serving("health", hub.clone(), http::serve_health(hub.clone(), health)));
-    tasks.spawn(serving("metrics", hub.clone(), http::serve_metrics(hub.clone(), metrics)));
+    tasks.spawn(hub.clone().part("health", http::serve_health(hub.clone(), health)));
+    tasks.spawn(hub.clone().part("metrics", http::serve_metrics(hub.clone(), metrics)));
     tracing::info!(
         target: "attest_gitops::controller",
         api = addresses.api.to_string(),

@@ -1,16 +1,28 @@
 //! `/health` and `/ready` on one port, `/metrics` on another. Read-only; says nothing that is secret.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::serve::Listener;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::Metrics;
+
+/// Connections of one port at once.
+const STATUS_CONNECTIONS_MAX: usize = 64;
+/// How long a client may take to ask and to be answered.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
 #[derive(Clone, Debug)]
@@ -91,13 +103,30 @@ pub async fn serve(
         }),
     );
     for (listener, router) in [(health, status), (metrics, counters)] {
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(error = %error, "A status port closed");
-            }
-        });
+        tokio::spawn(answer(listener, router));
     }
     Ok(addresses)
+}
+
+/// One request a connection. When there are too many the oldest gives way: who stays silent keeps nobody out.
+async fn answer(mut listener: TcpListener, router: Router) {
+    let mut connections = VecDeque::new();
+    loop {
+        // Waits when the system refuses to accept.
+        let (stream, _) = Listener::accept(&mut listener).await;
+        if connections.len() >= STATUS_CONNECTIONS_MAX {
+            connections.pop_front();
+        }
+        let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
+        server.http1().keep_alive(false);
+        let service = TowerToHyperService::new(router.clone());
+        let answer = async move {
+            let answer = server.serve_connection(TokioIo::new(stream), service);
+            // Whoever does not ask, or read the answer, in time has lost nothing.
+            let _ = tokio::time::timeout(STATUS_TIMEOUT, answer).await;
+        };
+        connections.push_back(AbortOnDropHandle::new(tokio::spawn(answer)));
+    }
 }
 
 /// Writes the addresses for whoever started the spoke with port 0.
@@ -139,6 +168,9 @@ impl HttpError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -154,6 +186,30 @@ mod tests {
         readiness.joined(Ok(()));
         readiness.resumed(false);
         assert!(readiness.get().is_err());
+    }
+
+    #[tokio::test]
+    async fn clients_that_stay_silent_keep_no_other_from_being_answered_and_are_not_kept() {
+        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let served = serve((free, free), Readiness::default(), Metrics::new().unwrap());
+        let addresses = served.await.unwrap();
+        for (address, path) in [(addresses.health, "/health"), (addresses.metrics, "/metrics")] {
+            let mut silent = Vec::new();
+            for _ in 0..2 * STATUS_CONNECTIONS_MAX {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: spoke\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            for first in silent.iter_mut().take(STATUS_CONNECTIONS_MAX) {
+                assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "it gave way");
+            }
+        }
     }
 
     #[tokio::test]

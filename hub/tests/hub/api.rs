@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attest_gitops::api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
+use attest_gitops::http::{STATUS_CONNECTIONS_MAX, STATUS_TIMEOUT};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::ci::Repository;
 use crate::fixture::PATIENCE;
@@ -278,6 +280,30 @@ async fn who_connects_and_stays_silent_closes_the_api_to_nobody_else() {
 
     assert!(asked.elapsed() < API_HANDSHAKE_TIMEOUT, "it waited for the others to give up");
     drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_to_a_status_port_and_stays_silent_keeps_nobody_from_an_answer_and_gives_way()
+{
+    let fixture = Fixture::start().await;
+    let addresses = fixture.addresses();
+    for (address, path) in [(addresses.health, "/ready"), (addresses.metrics, "/metrics")] {
+        let mut silent = Vec::new();
+        for _ in 0..STATUS_CONNECTIONS_MAX * 2 {
+            silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+
+        let asked = Instant::now();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.get(format!("http://{address}{path}")).send().await.unwrap();
+
+        assert_eq!(answer.status(), 200);
+        assert!(asked.elapsed() < STATUS_TIMEOUT, "it waited for the others to give up");
+        for first in silent.iter_mut().take(STATUS_CONNECTIONS_MAX) {
+            assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "it is kept");
+        }
+        assert!(asked.elapsed() < STATUS_TIMEOUT, "they gave way only when their time was over");
+    }
 }
 
 /// One port that is taken for both protocols.
