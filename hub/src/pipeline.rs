@@ -72,7 +72,7 @@ type Due = (String, Task, Arc<Mutex<Memory>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Poll {
     No,
-    /// The interval is over: what it said to another application a moment ago will do.
+    /// The interval is over, or the hub has just started: what it said to another application a moment ago will do.
     Due,
     Now,
 }
@@ -158,11 +158,21 @@ impl Pipeline {
     /// `asked_for` lets a new release be deployed where the application waits for an operator.
     /// [`Pipeline::has_looked`] knows the number that is returned.
     pub fn look(&self, application: &str, asked_for: bool) -> u64 {
+        self.ask(application, Poll::Now, asked_for)
+    }
+
+    /// An application was there when the hub started: it is looked at now. What its repository said to another one a
+    /// moment ago will do.
+    pub(crate) fn begin(&self, application: &str) {
+        self.ask(application, Poll::Due, false);
+    }
+
+    fn ask(&self, application: &str, poll: Poll, asked_for: bool) -> u64 {
         let mut slots = self.slots();
         let slot = slots.entry(application.to_owned()).or_insert_with(|| Slot {
             dirty: true,
             plan: true,
-            poll: Poll::Now,
+            poll,
             asked_for,
             running: false,
             asked: 0,
@@ -172,7 +182,7 @@ impl Pipeline {
             next_poll: Instant::now() + self.interval,
             memory: Arc::default(),
         });
-        (slot.dirty, slot.plan, slot.poll) = (true, true, Poll::Now);
+        (slot.dirty, slot.plan, slot.poll) = (true, true, slot.poll.max(poll));
         slot.asked_for |= asked_for;
         slot.asked += 1;
         let number = slot.asked;
@@ -373,6 +383,19 @@ mod tests {
             let early_max = interval * JITTER_PERCENT / 100;
             assert!(interval - early_max <= after && after <= interval, "{after:?}");
         }
+    }
+
+    #[test]
+    fn applications_that_are_there_at_the_start_share_an_answer_unless_an_operator_asks_for_one() {
+        let pipeline = Pipeline::new(Duration::from_secs(300));
+        pipeline.begin("web-api");
+        pipeline.begin("web-app");
+        pipeline.look("web-app", true);
+
+        let (due, _) = pipeline.take();
+
+        let polls: Vec<_> = due.iter().map(|(name, task, _)| (name.as_str(), task.poll)).collect();
+        assert_eq!(polls, [("web-api", Poll::Due), ("web-app", Poll::Now)]);
     }
 
     #[test]

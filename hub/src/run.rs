@@ -77,7 +77,7 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
 
     let known: Vec<ApplicationRecord> = hub.blocking(|hub| hub.records.all()).await?;
     for record in &known {
-        hub.pipeline.look(record.application.name.as_str(), false);
+        hub.pipeline.begin(record.application.name.as_str());
     }
     hub.directory.measure(&hub.metrics);
     let mut tasks = JoinSet::new();
