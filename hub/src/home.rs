@@ -33,6 +33,7 @@ const DATABASE_FILE: &str = "hub.redb";
 const ADDRESSES_FILE: &str = "addresses.json";
 const GIT_DIRECTORY: &str = "git";
 const OPERATORS_DIRECTORY: &str = "operators";
+const TEMPORARY_DIRECTORY: &str = "temporary";
 const AUTHORITY_CERTIFICATE_FILE: &str = "ca.crt";
 const AUTHORITY_KEY_FILE: &str = "ca.key";
 const TLS_STEM: &str = "hub";
@@ -212,7 +213,30 @@ fn load(directory: &Path) -> Result<Home, HomeError> {
     Ok(Home { directory: directory.to_path_buf(), advertise, authority, tls, signing })
 }
 
+/// Where the hub of the home `directory` keeps what it needs for a moment: copies to render, keys for ssh.
+pub fn temporary(directory: &Path) -> PathBuf {
+    directory.join(TEMPORARY_DIRECTORY)
+}
+
 impl Home {
+    /// Makes [`temporary`] anew. What is there was left by a hub that was killed: only who has the database may ask.
+    ///
+    /// # Errors
+    /// When the directory cannot be removed or made.
+    pub fn empty_temporary(&self) -> Result<(), HomeError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+
+        let directory = temporary(&self.directory);
+        match fs::remove_dir_all(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error(&directory, source));
+            }
+            _ => {}
+        }
+        let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&directory);
+        made.map_err(|source| file_error(&directory, source))
+    }
+
     /// The database file.
     pub fn database(&self) -> PathBuf {
         self.directory.join(DATABASE_FILE)

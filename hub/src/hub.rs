@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::fleet::Fleet;
-use crate::home::{Advertise, Home, Operators};
+use crate::home::{Advertise, Home, HomeError, Operators};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::render::Kustomize;
@@ -90,6 +90,7 @@ impl Hub {
     /// When the store cannot be opened or does not take the epoch.
     pub fn start(home: Home, settings: Settings) -> Result<Arc<Self>, StartError> {
         let records = Records::new(Arc::new(open_store(&home.database())?));
+        home.empty_temporary()?;
         let epoch = records.begin_epoch()?;
         records.drop_unused_blobs()?;
         let git = home.git();
@@ -242,6 +243,8 @@ pub fn micros(begun: Instant) -> u64 {
 #[non_exhaustive]
 pub enum StartError {
     #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the metrics contradict each other")]
     Metrics(#[source] prometheus::Error),
@@ -251,6 +254,7 @@ impl StartError {
     /// A stable word for logs.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Home(error) => error.reason(),
             Self::Store(error) => error.reason(),
             Self::Metrics(_) => "Metrics",
         }

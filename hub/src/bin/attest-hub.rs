@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use attest_gitops::config::Options;
-use attest_gitops::{log, run};
+use attest_gitops::{home, log, run};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +32,10 @@ fn hub(options: &Options) -> anyhow::Result<()> {
         anyhow::Error::msg(attest_common::report::error_chain(error))
     };
     log::start(&options.log_level).map_err(|error| said(&error))?;
+    // Copies to render and keys for ssh: what a killed hub leaves there, the next one removes.
+    let temporary = home::temporary(&options.home);
+    tempfile::env::override_temp_dir(&temporary)
+        .map_err(|other| anyhow::anyhow!("{} is used already", other.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)

@@ -178,7 +178,7 @@ fn copy(tree: &Tree) -> Result<tempfile::TempDir, RenderError> {
     let failed =
         |action, path: &Path, source| RenderError::Files { action, path: path.to_owned(), source };
     let copy = tempfile::Builder::new().prefix("attest-render-").tempdir();
-    let copy = copy.map_err(|error| failed("create", &std::env::temp_dir(), error))?;
+    let copy = copy.map_err(|error| failed("create", &tempfile::env::temp_dir(), error))?;
     let signed_before = format!("{ATTEST_DIRECTORY}/");
     for (path, bytes) in tree.iter() {
         if path == RECIPE_FILE || path.starts_with(&signed_before) {

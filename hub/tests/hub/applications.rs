@@ -1,7 +1,6 @@
 //! Applications through the API: what may be asked for, what is answered, and what a later word undoes.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -122,16 +121,7 @@ async fn a_command_that_waits_ends_when_its_time_is_over_though_the_hub_has_not_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rendering_that_the_machine_spoiled_is_tried_again_without_a_new_commit() {
     let mut fixture = Fixture::new();
-    std::fs::create_dir(&fixture.programs).unwrap();
-    let program = fixture.programs.join("kustomize");
-    let spoiled = fixture.programs.join("spoiled");
-    let script = format!(
-        "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n[ -e {} ] && kill -9 $$\n\
-         echo '{{apiVersion: v1, kind: ConfigMap, metadata: {{name: web}}}}'\n",
-        spoiled.display()
-    );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let spoiled = fixture.kustomize_that_does_when_spoiled("kill -9 $$");
     std::fs::write(&spoiled, "").unwrap();
     assert!(fixture.spawn(None));
     let repository = Repository::create(&fixture.repositories(), "web-app");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -89,6 +90,22 @@ impl Fixture {
             assert!(begun.elapsed() < PATIENCE, "the hub does not start");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// For a hub of its own process: a kustomize that renders the same whatever it is given, and runs `line` first while
+    /// the file is there that is returned.
+    pub(crate) fn kustomize_that_does_when_spoiled(&self, line: &str) -> PathBuf {
+        std::fs::create_dir(&self.programs).unwrap();
+        let program = self.programs.join("kustomize");
+        let spoiled = self.programs.join("spoiled");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n[ -e {} ] && {line}\n\
+             echo '{{apiVersion: v1, kind: ConfigMap, metadata: {{name: web}}}}'\n",
+            spoiled.display()
+        );
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        spoiled
     }
 
     /// Ends the process without a word, while others look at this.
