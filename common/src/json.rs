@@ -60,6 +60,21 @@ pub fn value(bytes: &[u8], depth_max: usize) -> Result<Value, JsonError> {
     Ok(value)
 }
 
+/// The same JSON text with the characters escaped that `is_escaped` names. They can stand inside strings only: it must
+/// name none that JSON itself is written with.
+pub fn escaped(json: &str, is_escaped: impl Fn(char) -> bool) -> String {
+    let mut written = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_escaped(c) {
+            let mut units = [0; 2];
+            written.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            written.push(c);
+        }
+    }
+    written
+}
+
 #[derive(Clone, Copy)]
 struct Strict {
     depth_left: usize,
@@ -189,6 +204,18 @@ mod tests {
     fn ordinary_documents_are_read() {
         assert_eq!(reason(r#"{"a":[1,-2,0.5,true,null,"x"],"b":{"a":1}}"#), "accepted");
         assert_eq!(reason(" {} \n"), "accepted");
+    }
+
+    #[test]
+    fn characters_that_are_escaped_say_the_same() {
+        let said = "a \u{85} \u{2028} ä \u{1f600} \\u0085 \n";
+        let json = serde_json::to_string(said).unwrap();
+
+        let written = escaped(&json, |c| c > 'ä' || c.is_control());
+
+        assert_eq!(written, r#""a \u0085 \u2028 ä \ud83d\ude00 \\u0085 \n""#);
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), said);
+        assert_eq!(escaped(&json, |_| false), json);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attest_common::json::escaped;
 use attest_common::projection::FIELD_MANAGER;
 use attest_common::report::error_chain;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
@@ -378,16 +379,10 @@ fn yaml_of(value: &Value) -> String {
             '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
         )
     };
-    if !json.contains(is_read_otherwise) {
-        return json;
+    match json.contains(is_read_otherwise) {
+        true => escaped(&json, is_read_otherwise),
+        false => json,
     }
-    json.chars().fold(String::with_capacity(json.len()), |mut written, c| {
-        match c {
-            c if is_read_otherwise(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => written.push(c),
-        }
-        written
-    })
 }
 
 /// Path of an object, or of the collection when `name` is empty.

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+use attest_common::json::escaped;
 use serde::Serialize;
 
 /// Exit code of a command that failed.
@@ -137,17 +138,6 @@ fn shown(text: &str) -> String {
     text.replace(commands_terminal, "\u{fffd}")
 }
 
-/// JSON of the same value that a terminal only shows. Such characters stand inside strings only.
-fn json_shown(json: &str) -> String {
-    json.chars().fold(String::with_capacity(json.len()), |mut written, c| {
-        match c {
-            c if commands_terminal(c) => written.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => written.push(c),
-        }
-        written
-    })
-}
-
 /// Where results and talk go. A reader that has gone away is remembered, not shouted at.
 #[derive(Debug)]
 pub(crate) struct Printer {
@@ -222,7 +212,9 @@ impl Printer {
                     self.note("there is none yet");
                 }
             }
-            Format::Json => self.line(&json_shown(&serde_json::to_string_pretty(document)?)),
+            Format::Json => {
+                self.line(&escaped(&serde_json::to_string_pretty(document)?, commands_terminal))
+            }
             Format::Yaml => self.text(&serde_saphyr::to_string(document)?),
             Format::Name => {
                 for row in table().rows {
@@ -275,8 +267,9 @@ mod tests {
             "v1\u{fffd}]52;c;aGk=\u{fffd}\u{fffd}2J \u{fffd}ok\u{fffd}\nnext\tcolumn"
         );
         let json = serde_json::to_string_pretty(&[said]).unwrap();
-        assert!(!json_shown(&json).contains(commands_terminal));
-        let read: Vec<String> = serde_json::from_str(&json_shown(&json)).unwrap();
+        let json = escaped(&json, commands_terminal);
+        assert!(!json.contains(commands_terminal));
+        let read: Vec<String> = serde_json::from_str(&json).unwrap();
         assert_eq!(read, [said]);
     }
 
