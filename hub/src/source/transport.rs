@@ -330,7 +330,7 @@ fn ssh_command(
         return Err(SourceError::SshKeyMissing { url: url.to_string() });
     };
     let identity = tempfile::Builder::new().prefix("attest-ssh-").tempdir();
-    let identity = identity.map_err(|error| files("create", &std::env::temp_dir(), error))?;
+    let identity = identity.map_err(|error| files("create", &tempfile::env::temp_dir(), error))?;
     let key = secret_file(&identity.path().join("key"), &ssh.private_key)?;
     let known_hosts = secret_file(&identity.path().join("known_hosts"), &ssh.known_hosts)?;
 
@@ -542,16 +542,40 @@ mod tests {
 
     #[test]
     fn programs_are_started_by_their_full_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let bare = directory.path().join("a.git");
-        std::fs::create_dir(&bare).unwrap();
-        let file_directories = vec![directory.path().to_owned()];
-        let policy = UrlPolicy { file_directories, ..UrlPolicy::default() };
-        let url = RepositoryUrl::parse(&format!("file://{}", bare.display()), &policy).unwrap();
+        let (_directory, url) = bare();
 
         let command = file_command(&url, Service::Read);
 
         assert!(Path::new(command.get_program()).is_absolute(), "{command:?}");
         assert_eq!(full_name("there-is-no-such-program"), "there-is-no-such-program");
+    }
+
+    #[test]
+    fn git_is_told_to_read_a_repository_that_somebody_else_owns() {
+        let (_directory, url) = bare();
+        let told = file_command(&url, Service::Read);
+        let mut not_told = Command::new("git");
+        not_told.args(["upload-pack", url.path()]);
+
+        let [told, not_told] = [told, not_told].map(|mut command| {
+            // By it git's own tests make every repository somebody else's.
+            command.env("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1").stdin(Stdio::null());
+            command.output().unwrap()
+        });
+
+        assert!(told.stdout.starts_with(b"000eversion 2"), "{told:?}");
+        assert!(not_told.stdout.is_empty(), "{not_told:?}");
+        assert!(String::from_utf8_lossy(&not_told.stderr).contains("safe.directory"));
+    }
+
+    fn bare() -> (tempfile::TempDir, RepositoryUrl) {
+        let directory = tempfile::tempdir().unwrap();
+        let bare = directory.path().join("a.git");
+        let made = Command::new("git").args(["init", "--quiet", "--bare"]).arg(&bare).status();
+        assert!(made.unwrap().success());
+        let file_directories = vec![directory.path().to_owned()];
+        let policy = UrlPolicy { file_directories, ..UrlPolicy::default() };
+        let url = RepositoryUrl::parse(&format!("file://{}", bare.display()), &policy).unwrap();
+        (directory, url)
     }
 }

@@ -22,12 +22,10 @@ fn a_directory_is_read_like_a_server_and_never_counts_as_pushable() {
 }
 
 #[test]
-fn a_repository_that_somebody_else_owns_is_read() {
+fn a_repository_is_read_whoever_owns_it() {
     let repository = Repository::sample();
-    if std::os::unix::fs::chown(repository.bare(), Some(12345), None).is_err() {
-        eprintln!("skipped: only root can give a directory away");
-        return;
-    }
+    // Only root can give it away. That git is told to read it all the same is tested beside the command.
+    let _ = std::os::unix::fs::chown(repository.bare(), Some(12345), None);
     let (cached, remote) = (cached(), file_remote(&repository.bare()));
 
     let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();

@@ -30,6 +30,17 @@ impl Repository {
         made
     }
 
+    /// The sample with tag `v1` at its first commit, and a second one on `main`. Both commits.
+    pub(crate) fn tagged() -> (Self, String, String) {
+        let made = Self::sample();
+        let first = made.git(&["rev-parse", "HEAD"]);
+        made.git(&["tag", "-a", "v1", "-m", "release"]);
+        made.git(&["push", "--quiet", "origin", "v1"]);
+        made.write("k8s/deployment.yaml", "kind: Deployment # 2\n");
+        let second = made.commit_and_push("second");
+        (made, first, second)
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.directory.path()
     }

@@ -40,12 +40,7 @@ fn a_new_commit_is_received_on_the_connection_that_asked_for_its_name() {
 
 #[test]
 fn a_branch_a_tag_and_head_are_in_the_cache_after_one_look() {
-    let repository = Repository::sample();
-    let first = repository.git(&["rev-parse", "HEAD"]);
-    repository.git(&["tag", "-a", "v1", "-m", "release"]);
-    repository.git(&["push", "--quiet", "origin", "v1"]);
-    repository.write("k8s/deployment.yaml", "kind: Deployment # 2\n");
-    let second = repository.commit_and_push("second");
+    let (repository, first, second) = Repository::tagged();
     let mut remotes = vec![file_remote(&repository.bare())];
     let servers = [Sshd::start(), Sshd::start_old()];
     let ssh = servers.iter().flatten().map(|sshd| ssh::with(sshd, &repository, "reader", "host"));

@@ -38,12 +38,7 @@ fn a_repository_is_polled_and_fetched_over_ssh() {
 #[test]
 fn a_server_of_the_first_protocol_gives_out_branches_and_tags() {
     let Some(sshd) = Sshd::start_old() else { return };
-    let repository = Repository::sample();
-    let first = repository.git(&["rev-parse", "HEAD"]);
-    repository.git(&["tag", "-a", "v1", "-m", "release"]);
-    repository.git(&["push", "--quiet", "origin", "v1"]);
-    repository.write("k8s/deployment.yaml", "kind: Deployment # 2\n");
-    let second = repository.commit_and_push("second");
+    let (repository, first, second) = Repository::tagged();
     let remote = with(&sshd, &repository, "reader", "host");
 
     for (revision, commit) in [("v1", &first), ("main", &second), ("HEAD", &second)] {
