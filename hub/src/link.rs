@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 pub use error::LinkError;
 use pace::Pace;
+pub use push::PROGRESS_TIMEOUT;
 use reports::Reports;
 pub use wire::WRITE_TIMEOUT;
 pub(crate) use wire::{FrameReader, send};

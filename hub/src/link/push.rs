@@ -19,7 +19,7 @@ use crate::store::records::CompressedBlob;
 const HELD_BEHIND_MAX: usize = 20;
 /// Longest time without progress of a push: until there is a stream for it, and until each of its frames is taken.
 /// A spoke gives a whole push as long.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The blobs that go with a directive: those of its plan that the spoke lacks.
 pub(super) async fn prepare(

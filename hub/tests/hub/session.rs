@@ -8,7 +8,7 @@ use attest_common::policy::Spec;
 use attest_common::report::{Phase, Report};
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::verify::{self, Ages, Spoke as Judge};
-use attest_gitops::link::WRITE_TIMEOUT;
+use attest_gitops::link::{PROGRESS_TIMEOUT, WRITE_TIMEOUT};
 use attest_gitops::store::records::{PolicyRecord, ReportRecord};
 use serde_json::json;
 
@@ -79,6 +79,21 @@ async fn a_push_that_the_spoke_did_not_take_is_sent_again_whole_on_the_same_conn
     assert_eq!(received.directive.sequence, 1);
     assert!(received.blobs.contains_key(&plan.content.sha256), "with its blobs");
     assert!(spoke.receive_within(QUIET).await.is_none(), "it arrived and was sent again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_is_not_read_on_is_given_up_after_its_time_and_sent_again() {
+    let Applied { fixture: _fixture, spoke, .. } = applied().await;
+    let begun = Instant::now();
+    let mut unread = spoke.connection.accept_uni().await.unwrap();
+
+    let given_up = tokio::time::timeout(2 * PROGRESS_TIMEOUT, unread.received_reset()).await;
+
+    assert!(given_up.expect("it is waited for").unwrap().is_some());
+    assert!(begun.elapsed() >= PROGRESS_TIMEOUT, "it had its time");
+    let received = spoke.receive().await;
+    let plan = received.plan.as_ref().unwrap();
+    assert!(received.blobs.contains_key(&plan.content.sha256), "with its blobs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
