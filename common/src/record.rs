@@ -139,6 +139,11 @@ impl Record {
         Some((record, directive.into_bytes()))
     }
 
+    /// True when nothing runs there, and no object is or may be this destination's.
+    pub fn is_idle(&self) -> bool {
+        self.held.is_none() && self.inventory.is_empty()
+    }
+
     /// Every plan that may have to run.
     pub fn plans(&self) -> impl Iterator<Item = &Held> {
         let former = self.former.iter().flat_map(|f| f.held.iter().chain(&f.last_good));
@@ -266,7 +271,7 @@ pub fn admit_release(
 }
 
 /// Most destinations of an application whose first plan was turned back and that do not count as its
-/// namespaces: what an operator may get wrong. Each left a namespace and rights there.
+/// namespaces: what an operator may get wrong. Each left a namespace there.
 pub const TURNED_BACK_MAX: usize = 8;
 
 /// How many other namespaces this (repository, application) uses in the cluster.

@@ -1,20 +1,22 @@
 //! The account that writes one application's objects: its namespace, itself, and the two bindings (S1).
 //!
-//! The spoke may create exactly these four objects outside its own namespace; an admission policy
-//! of the cluster holds it to that. Everything else is written in the account's name.
+//! The spoke may create exactly these four objects outside its own namespace, and delete all of them but
+//! the namespace; an admission policy of the cluster holds it to that. Everything else is written in the
+//! account's name.
 
 use attest_common::ids::Name;
 use attest_common::record::account_name;
 use futures::future::{join, try_join};
 use serde_json::{Value, json};
 
-use crate::cluster::{ApiError, ApiServer, object_path};
+use crate::cluster::{ApiError, ApiServer, As, object_path};
 use crate::{ACCOUNT, NAMESPACE, failpoint};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
 /// ClusterRole that the spoke gets there, to watch.
 pub const READ_ROLE: &str = "attest-workloads-read";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 /// Who writes an application's objects in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,15 +75,28 @@ impl Account {
 
     async fn bind(&self, api: &ApiServer) -> Result<bool, ApiError> {
         let destination = self.destination.as_str();
-        const RBAC: &str = "rbac.authorization.k8s.io/v1";
-        let workloads = self.binding(&self.name, WORKLOADS_ROLE, &self.namespace, &self.name);
-        let read = self.binding(ACCOUNT, READ_ROLE, NAMESPACE, ACCOUNT);
         let (workloads, read) = try_join(
-            create(api, RBAC, "rolebindings", Some(destination), workloads),
-            create(api, RBAC, "rolebindings", Some(destination), read),
+            create(api, RBAC, "rolebindings", Some(destination), self.workloads_binding()),
+            create(api, RBAC, "rolebindings", Some(destination), self.read_binding()),
         )
         .await?;
         Ok(workloads || read)
+    }
+
+    /// Deletes account and binding where nothing of the application runs, and the spoke's own binding too
+    /// when `alone`, because nothing else runs in the namespace. Only what is still as it was made here goes.
+    /// The namespace stays: by now it may hold what others made, and would take that along.
+    ///
+    /// # Errors
+    /// [`ApiError`]; what is left can be deleted by the next attempt.
+    pub async fn withdraw(&self, api: &ApiServer, alone: bool) -> Result<(), ApiError> {
+        let destination = Some(self.destination.as_str());
+        remove(api, RBAC, "rolebindings", destination, &self.workloads_binding()).await?;
+        if alone {
+            remove(api, RBAC, "rolebindings", destination, &self.read_binding()).await?;
+        }
+        let namespace = Some(self.namespace.as_str());
+        remove(api, "v1", "serviceaccounts", namespace, &self.account_object()).await
     }
 
     fn namespace_object(&self) -> Value {
@@ -100,6 +115,14 @@ impl Account {
             },
             "automountServiceAccountToken": false,
         })
+    }
+
+    fn workloads_binding(&self) -> Value {
+        self.binding(&self.name, WORKLOADS_ROLE, &self.namespace, &self.name)
+    }
+
+    fn read_binding(&self) -> Value {
+        self.binding(ACCOUNT, READ_ROLE, NAMESPACE, ACCOUNT)
     }
 
     fn binding(&self, name: &str, role: &str, subject_namespace: &str, subject: &str) -> Value {
@@ -127,5 +150,104 @@ async fn create(
         Ok(_) => Ok(true),
         Err(error) if error.is_already_exists() => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Deletes an object of this name that is as it was made; any other is somebody's.
+async fn remove(
+    api: &ApiServer,
+    api_version: &str,
+    plural: &str,
+    namespace: Option<&str>,
+    made: &Value,
+) -> Result<(), ApiError> {
+    let text = |object: &Value, field: &str| {
+        object.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let path = object_path(api_version, plural, namespace, &text(made, "/metadata/name"));
+    let found = api.get_optional(&path).await?.filter(|found| holds(found, made));
+    let Some(found) = found else { return Ok(()) };
+    match api.delete(&path, As::Spoke, &text(&found, "/metadata/uid")).await {
+        Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+        // Gone, or meanwhile another object: then it is not ours.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether everything that `made` says is so in `found`, whatever else that says. Lists are whole.
+fn holds(found: &Value, made: &Value) -> bool {
+    match (found, made) {
+        (Value::Object(found), Value::Object(made)) => made
+            .iter()
+            .all(|(field, made)| found.get(field).is_some_and(|found| holds(found, made))),
+        (Value::Array(found), Value::Array(made)) => {
+            found.len() == made.len() && found.iter().zip(made).all(|(f, m)| holds(f, m))
+        }
+        (found, made) => found == made,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fake::FakeApi;
+
+    fn account(application: &str) -> Account {
+        let name = |name| Name::new(name).unwrap();
+        Account::new(&name(application), &name("shop"), "attest-applications")
+    }
+
+    async fn names(api: &ApiServer, account: &Account) -> Vec<&'static str> {
+        let at = |plural, namespace: &str, name: &str| {
+            let version = if plural == "rolebindings" { RBAC } else { "v1" };
+            object_path(version, plural, Some(namespace), name)
+        };
+        let places = [
+            ("namespace", object_path("v1", "namespaces", None, "shop")),
+            ("account", at("serviceaccounts", &account.namespace, &account.name)),
+            ("workloads", at("rolebindings", "shop", &account.name)),
+            ("read", at("rolebindings", "shop", ACCOUNT)),
+        ];
+        let mut there = Vec::new();
+        for (what, path) in places {
+            there.extend(api.get_optional(&path).await.unwrap().map(|_| what));
+        }
+        there
+    }
+
+    #[tokio::test]
+    async fn what_was_made_for_an_application_goes_again_but_never_the_namespace() {
+        let fake = FakeApi::start().await;
+        let (api, web, other) = (fake.open().await, account("web"), account("other"));
+        web.prepare(&api).await.unwrap();
+        other.prepare(&api).await.unwrap();
+
+        web.withdraw(&api, false).await.unwrap();
+
+        assert_eq!(names(&api, &web).await, ["namespace", "read"]);
+        assert_eq!(names(&api, &other).await, ["namespace", "account", "workloads", "read"]);
+        other.withdraw(&api, true).await.unwrap();
+        assert_eq!(names(&api, &other).await, ["namespace"]);
+        other.withdraw(&api, true).await.unwrap();
+        assert!(web.prepare(&api).await.unwrap(), "and is made anew");
+    }
+
+    #[tokio::test]
+    async fn an_object_of_the_same_name_that_says_something_else_is_left_alone() {
+        let fake = FakeApi::start().await;
+        let (api, web) = (fake.open().await, account("web"));
+        let mut bound = web.workloads_binding();
+        let more = json!({"kind": "ServiceAccount", "name": "robot", "namespace": "shop"});
+        bound["subjects"].as_array_mut().unwrap().push(more);
+        let mut somebody = web.account_object();
+        somebody["metadata"]["annotations"] = json!({"team": "shop"});
+        let bindings = object_path(RBAC, "rolebindings", Some("shop"), "");
+        let accounts = object_path("v1", "serviceaccounts", Some(&web.namespace), "");
+        api.create(&bindings, &bound).await.unwrap();
+        api.create(&accounts, &somebody).await.unwrap();
+
+        web.withdraw(&api, true).await.unwrap();
+
+        assert_eq!(names(&api, &web).await, ["account", "workloads"]);
     }
 }

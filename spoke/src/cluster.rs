@@ -230,8 +230,9 @@ impl ApiServer {
         Ok(Applied { created: status == StatusCode::CREATED, live })
     }
 
-    /// Asks to delete an application's object if it still has this UID, and returns the answer: the
-    /// object itself while it is still there, a `Status` once it is not. Only `apply` calls this.
+    /// Asks to delete an object if it still has this UID, and returns the answer: the object itself
+    /// while it is still there, a `Status` once it is not. Only `apply` calls this for what an application
+    /// owns, and `account` for what the spoke itself made for it.
     pub(crate) async fn delete(
         &self,
         path: &str,

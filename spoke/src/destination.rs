@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::kinds::Kinds;
 use attest_common::manifest::ObjectKey;
+use attest_common::record::Record;
 use attest_common::report::{Phase, Refusal, Report, error_chain};
 use attest_common::verify::{Removal, Verified};
 use futures::future::BoxFuture;
@@ -49,6 +50,8 @@ use crate::watch::{Inbox, News, Watches, absent, observe};
 pub const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// How long an order may be behind the record that it was written with.
 const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
+/// Bytes that etcd keeps of an account and two bindings that are made and deleted again, at most.
+const RIGHTS_BYTES: u64 = 6 * 2 * 1024;
 /// How long a worker with nothing to do sleeps at most.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
@@ -81,8 +84,9 @@ struct Worker {
     running: Option<Running>,
     /// Since when the record holds something else than what runs here.
     overtaken: Option<Instant>,
-    /// A plan was refused and what ran before is not loaded yet: nothing is told until then.
-    turning_back: bool,
+    /// A plan was refused, to be written by this account, and what ran before is not loaded yet: nothing
+    /// is told until then.
+    turning_back: Option<Account>,
     removal: Option<Removing>,
     frozen: Option<(String, String)>,
     refusal: Option<Refusal>,
@@ -116,6 +120,8 @@ enum Done {
     Recorded(Result<Recorded, LedgerError>),
     /// A plan is refused durably; whether something else is to be brought back to work.
     TurnedBack(Result<bool, LedgerError>),
+    /// What was made for a plan that is refused has gone, or stays for a reason that is logged.
+    Withdrawn,
     Deleted(ObjectKey, Result<Deleted, ApplyError>),
 }
 
@@ -129,7 +135,7 @@ impl Worker {
             jobs: FuturesUnordered::new(),
             running: None,
             overtaken: None,
-            turning_back: false,
+            turning_back: None,
             removal: None,
             frozen: None,
             refusal: None,
@@ -167,7 +173,7 @@ impl Worker {
             None => {}
             Some(Order::Freeze { reason, message }) => {
                 self.drop_flights();
-                self.turning_back = false;
+                self.turning_back = None;
                 self.frozen = Some((reason, message));
             }
             Some(Order::Remove(removal)) => self.begin_removal(*removal),
@@ -185,7 +191,7 @@ impl Worker {
             return self.shared.resumes.ask(&self.key);
         }
         self.drop_flights();
-        self.turning_back = false;
+        self.turning_back = None;
         self.frozen = None;
         self.removal = None;
         if !run.resumed {
@@ -228,7 +234,7 @@ impl Worker {
 
     fn begin_removal(&mut self, removal: Verified<Removal>) {
         self.jobs.clear();
-        self.turning_back = false;
+        self.turning_back = None;
         self.frozen = None;
         self.refusal = None;
         let former = self.running.take();
@@ -403,6 +409,7 @@ impl Worker {
             Done::Looked(key, result) => self.finish_look(&key, result, now),
             Done::Recorded(result) => self.finish_record(result, now),
             Done::TurnedBack(result) => self.finish_turn_back(result),
+            Done::Withdrawn => {}
             Done::Deleted(key, result) => self.finish_delete(&key, result, now),
         }
     }
@@ -594,10 +601,10 @@ impl Worker {
         let noted = Refused::new(application, namespace, true, refusal.clone());
         self.shared.refusals.note(noted);
         self.refusal = Some(refusal);
-        self.turning_back = true;
         let nothing = BTreeMap::new();
         self.shared.watches.follow(&self.inbox, &nothing, &BTreeSet::new());
-        let Running { held, resumed, admission, .. } = refused;
+        let Running { held, resumed, admission, account, .. } = refused;
+        self.turning_back = Some(account);
         let order = (held, admission.ordered.digest);
         self.jobs.push(recording::turned_back(&self.shared.ledger, &self.key, order, resumed));
     }
@@ -605,17 +612,57 @@ impl Worker {
     fn finish_turn_back(&mut self, result: Result<bool, LedgerError>) {
         match result {
             Ok(true) => self.shared.resumes.ask(&self.key),
-            Ok(false) => self.turning_back = false,
+            Ok(false) => {
+                let account = self.turning_back.take();
+                self.jobs.extend(account.map(|account| self.withdrawal(account)));
+            }
             Err(error) => {
-                self.turning_back = false;
+                self.turning_back = None;
                 self.frozen = Some((error.reason().to_owned(), error_chain(&error)));
             }
         }
     }
 
+    /// Takes away what was made for a plan of which nothing was written, unless something of the
+    /// application is or may be here. Tried until it is done, or an order comes.
+    fn withdrawal(&self, account: Account) -> Job {
+        let Shared { api, ledger, .. } = self.shared.clone();
+        let key = self.key.clone();
+        let in_use = move || {
+            ledger.with_records(|records| {
+                let is_idle = |key: &Key| records.get(key).is_none_or(Record::is_idle);
+                let mut here = records.keys().filter(|(_, namespace)| *namespace == key.1);
+                (!is_idle(&key), !here.all(is_idle))
+            })
+        };
+        // A hub may order the same again, to be made and taken away each time.
+        self.shared.ledger.writes().spend(RIGHTS_BYTES);
+        Box::pin(async move {
+            let mut failure = None;
+            while let (false, namespace_in_use) = in_use()
+                && let Err(error) = account.withdraw(&api, !namespace_in_use).await
+            {
+                let text = error_chain(&error);
+                if !error.is_transient() {
+                    tracing::warn!(
+                        application = %account.application, namespace = %account.destination,
+                        reason = error.reason(), error = %text,
+                        "Cannot take back the rights of an application that does not run"
+                    );
+                    break;
+                }
+                let now = Instant::now();
+                let next = Failure::after(failure.as_ref(), error.reason(), text, now);
+                tokio::time::sleep(next.retry_at.saturating_duration_since(now)).await;
+                failure = Some(next);
+            }
+            Done::Withdrawn
+        })
+    }
+
     /// Reports when something changed. Returns when a change that can wait is due.
     fn report(&mut self, now: Instant) -> Option<Instant> {
-        if self.turning_back {
+        if self.turning_back.is_some() {
             return None;
         }
         if self.running.is_none()

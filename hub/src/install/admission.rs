@@ -28,26 +28,32 @@ pub(super) fn manifests(kinds: &Kinds) -> Vec<Value> {
     all
 }
 
-/// The spoke binds two roles, each to whom it is for.
+/// The spoke binds two roles, each to whom it is for, and takes away nothing but such bindings.
 fn bindings(kinds: &Kinds) -> Value {
     let accounts: Vec<&String> = kinds.by_accounts.keys().collect();
     let shape = format!(
-        "object.roleRef.apiGroup == 'rbac.authorization.k8s.io' && \
-         object.roleRef.kind == 'ClusterRole' && \
-         has(object.subjects) && size(object.subjects) == 1 && \
-         object.subjects[0].kind == 'ServiceAccount' && \
-         ((object.roleRef.name == '{WORKLOADS_ROLE}' && object.subjects[0].namespace in {accounts}) || \
-         (object.roleRef.name == '{WORKLOADS_READ_ROLE}' && \
-         object.subjects[0].namespace == '{SYSTEM_NAMESPACE}' && \
-         object.subjects[0].name == '{SPOKE_NAME}'))",
+        "variables.it.roleRef.apiGroup == 'rbac.authorization.k8s.io' && \
+         variables.it.roleRef.kind == 'ClusterRole' && \
+         has(variables.it.subjects) && size(variables.it.subjects) == 1 && \
+         variables.it.subjects[0].kind == 'ServiceAccount' && \
+         ((variables.it.roleRef.name == '{WORKLOADS_ROLE}' && variables.it.subjects[0].namespace in {accounts}) || \
+         (variables.it.roleRef.name == '{WORKLOADS_READ_ROLE}' && \
+         variables.it.subjects[0].namespace == '{SYSTEM_NAMESPACE}' && \
+         variables.it.subjects[0].name == '{SPOKE_NAME}'))",
         accounts = list(&accounts)
     );
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": constraints("rbac.authorization.k8s.io", "v1", &["rolebindings"]),
+        "matchConstraints": constraints(
+            ("rbac.authorization.k8s.io", "rolebindings"),
+            &["CREATE", "UPDATE", "DELETE"]
+        ),
         "matchConditions": [by_spoke()],
+        "variables": [
+            {"name": "it", "expression": "request.operation == 'DELETE' ? oldObject : object"}
+        ],
         "validations": [
-            {"expression": open("object.metadata.namespace"), "message": CLOSED},
+            {"expression": open("request.namespace"), "message": CLOSED},
             {
                 "expression": shape,
                 "message": "the spoke may bind attest-workloads to one application account, or \
@@ -61,7 +67,7 @@ fn bindings(kinds: &Kinds) -> Value {
 fn namespaces() -> Value {
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": constraints("", "v1", &["namespaces"]),
+        "matchConstraints": constraints(("", "namespaces"), &["CREATE", "UPDATE"]),
         "matchConditions": [by_spoke()],
         "variables": [
             {"name": "before", "expression": "oldObject == null ? {} : oldObject.metadata.?labels.orValue({})"},
@@ -126,10 +132,10 @@ fn list(names: &[&String]) -> String {
     format!("[{}]", quoted.join(", "))
 }
 
-fn constraints(group: &str, version: &str, resources: &[&str]) -> Value {
+fn constraints((group, resource): (&str, &str), operations: &[&str]) -> Value {
     json!({"matchPolicy": "Equivalent", "resourceRules": [{
-        "apiGroups": [group], "apiVersions": [version], "resources": resources,
-        "operations": ["CREATE", "UPDATE"], "scope": "*"
+        "apiGroups": [group], "apiVersions": ["v1"], "resources": [resource],
+        "operations": operations, "scope": "*"
     }]})
 }
 

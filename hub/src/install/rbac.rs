@@ -51,7 +51,7 @@ fn spoke_rules() -> Vec<Value> {
     let bound = [WORKLOADS_ROLE, WORKLOADS_READ_ROLE];
     vec![
         json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "create", "patch"]}),
-        json!({"apiGroups": [RBAC], "resources": ["rolebindings"], "verbs": ["get", "create", "patch"]}),
+        json!({"apiGroups": [RBAC], "resources": ["rolebindings"], "verbs": WRITE}),
         json!({"apiGroups": [RBAC], "resources": ["clusterroles"], "resourceNames": bound, "verbs": ["bind"]}),
         json!({"apiGroups": ["attest.continuu.ms"], "resources": ["attesttrustpolicies"], "verbs": READ}),
     ]
@@ -71,7 +71,7 @@ fn system_rules() -> Vec<Value> {
 
 /// What the spoke may do where the application accounts live. Impersonation cannot leave the namespace.
 fn account_rules() -> Vec<Value> {
-    let verbs = ["get", "create", "patch", "impersonate"];
+    let verbs = ["get", "create", "patch", "delete", "impersonate"];
     vec![json!({"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": verbs})]
 }
 

@@ -222,7 +222,7 @@ pub(super) fn is_empty(record: &Record) -> bool {
 
 /// True when a removal was carried out to its end: only binding and floor are left.
 pub(super) fn is_gone(record: &Record) -> bool {
-    record.removed && record.held.is_none() && record.inventory.is_empty()
+    record.removed && record.is_idle()
 }
 
 /// Whether a refusal is newer than what is held. One with the record's own sequence is when the

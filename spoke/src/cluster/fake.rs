@@ -217,16 +217,25 @@ impl World {
                 }
                 (StatusCode::OK, self.put(path.to_owned(), body))
             }
-            "DELETE" => match self.objects.remove(path) {
-                Some(object) => (StatusCode::OK, object),
-                None => refused(StatusCode::NOT_FOUND, "NotFound"),
-            },
+            "DELETE" => {
+                let Some(stored) = self.objects.get(path) else {
+                    return refused(StatusCode::NOT_FOUND, "NotFound");
+                };
+                let wants = &body["preconditions"]["uid"];
+                if !wants.is_null() && stored["metadata"]["uid"] != *wants {
+                    return refused(StatusCode::CONFLICT, "Conflict");
+                }
+                (StatusCode::OK, self.objects.remove(path).unwrap())
+            }
             _ => refused(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
         }
     }
 
     fn put(&mut self, path: String, mut object: Value) -> Value {
         self.version += 1;
+        let former = self.objects.get(&path).map(|former| former["metadata"]["uid"].clone());
+        object["metadata"]["uid"] =
+            former.unwrap_or_else(|| format!("uid-{}", self.version).into());
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         self.objects.insert(path, object.clone());
         object

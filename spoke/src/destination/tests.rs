@@ -8,6 +8,7 @@ use attest_common::record::{Held, Owned, Record};
 use super::*;
 use crate::agent::tests::agent;
 use crate::cluster::fake::FakeApi;
+use crate::cluster::object_path;
 use crate::ledger::tests::{object_key, record};
 use crate::ledger::{ConfirmedPairs, Entry};
 
@@ -29,6 +30,68 @@ async fn worker(fake: &FakeApi, record: Record, directive: &[u8]) -> Worker {
     Worker::new(shared, key)
 }
 
+fn account(worker: &Worker) -> Account {
+    Account::new(&worker.key.0, &worker.key.1, "attest-applications")
+}
+
+/// Of a destination whose first plan is refused: what the API server still has then.
+async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>) -> [bool; 3] {
+    let fake = FakeApi::start().await;
+    let first = Record {
+        held: Some(held(b"plan")),
+        former: Record::way_back(None, &held(b"plan")),
+        inventory,
+        ..record()
+    };
+    let mut worker = worker(&fake, first, &order_of(b"first")).await;
+    let (api, account) = (worker.shared.api.clone(), account(&worker));
+    account.prepare(&api).await.unwrap();
+    if let Some(record) = other {
+        let key = (record.application.clone(), record.namespace.clone());
+        let entry = Entry { record, directive: Vec::new(), confirmed: ConfirmedPairs::new() };
+        worker.shared.ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
+    }
+    worker.turning_back = Some(account.clone());
+    let order = (held(b"plan"), Digest::of(b"first"));
+    let resumed = true;
+    let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, resumed);
+    let turned_back = job.await;
+    let before = worker.shared.ledger.writes().left();
+    worker.finish(turned_back);
+    assert_eq!(worker.shared.ledger.writes().left(), before - i128::from(RIGHTS_BYTES));
+    while let Some(done) = worker.jobs.next().await {
+        worker.finish(done);
+    }
+
+    let path = |name: &str| {
+        let namespace = Some(account.destination.as_str());
+        object_path("rbac.authorization.k8s.io/v1", "rolebindings", namespace, name)
+    };
+    let own = path(&account.name);
+    let read = path(crate::ACCOUNT);
+    let namespace = object_path("v1", "namespaces", None, account.destination.as_str());
+    let mut there = [true; 3];
+    for (there, path) in there.iter_mut().zip([own, read, namespace]) {
+        *there = api.get_optional(&path).await.unwrap().is_some();
+    }
+    there
+}
+
+#[tokio::test]
+async fn rights_that_were_given_for_a_first_plan_go_when_it_is_refused_unwritten() {
+    let ran =
+        Record { application: "other".parse().unwrap(), held: Some(held(b"ran")), ..record() };
+    let idle = Record { held: None, inventory: Vec::new(), ..ran.clone() };
+    let perhaps = record().inventory;
+    assert!(!perhaps.is_empty());
+
+    assert_eq!(rights_after_a_first_plan(vec![], None).await, [false, false, true]);
+    assert_eq!(rights_after_a_first_plan(vec![], Some(idle)).await, [false, false, true]);
+    assert_eq!(rights_after_a_first_plan(vec![], Some(ran)).await, [false, true, true]);
+    // A process that ended may have written it: the rights to delete it stay.
+    assert_eq!(rights_after_a_first_plan(perhaps, None).await, [true, true, true]);
+}
+
 #[tokio::test]
 async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks_for_it() {
     let fake = FakeApi::start().await;
@@ -43,7 +106,7 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
         ..ran.clone()
     };
     let mut worker = worker(&fake, refused, &order_of(b"newer")).await;
-    worker.turning_back = true;
+    worker.turning_back = Some(account(&worker));
 
     let order = (held(b"refused"), Digest::of(b"newer"));
     let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, false);
@@ -52,7 +115,7 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!((entry.record, &entry.directive[..]), (ran, &b"order"[..]));
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
-    assert!(worker.turning_back, "nothing is told before what ran is loaded");
+    assert!(worker.turning_back.is_some(), "nothing is told before what ran is loaded");
 }
 
 #[tokio::test]
@@ -86,7 +149,7 @@ async fn a_refused_plan_that_was_ordered_again_meanwhile_is_left_to_the_newer_or
         ..ran
     };
     let mut worker = worker(&fake, again.clone(), &order_of(b"newer")).await;
-    worker.turning_back = true;
+    worker.turning_back = Some(account(&worker));
 
     let order = (held(b"plan"), Digest::of(b"older"));
     let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, false);
@@ -101,9 +164,10 @@ async fn what_ran_is_asked_for_also_when_the_record_had_gone_back_to_it_already(
     let fake = FakeApi::start().await;
     let ran = Record { held: Some(held(b"ran")), ..record() };
     let mut worker = worker(&fake, ran, &order_of(b"order")).await;
-    worker.turning_back = true;
+    worker.turning_back = Some(account(&worker));
     let entry = worker.shared.ledger.entry(&worker.key);
-    let is_of = |plan, order| recording::is_of(entry.as_ref(), &held(plan), Digest::of(order));
+    let is_of =
+        |plan, order| recording::is_of(entry.as_ref(), &held(plan), Digest::of(order));
     assert!(is_of(b"ran", b"order"));
     assert!(!is_of(b"plan", b"order") && !is_of(b"ran", b"newer"), "such an order is old news");
 

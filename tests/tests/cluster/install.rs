@@ -115,7 +115,34 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
         .may_not("GET", "/apis/apps/v1/namespaces/default/deployments/x", &Value::Null)
         .await?;
     as_account.may_not("POST", bindings, &workloads).await?;
+    its_own_bindings_and_nothing_else_go(&admin, &spoke).await?;
     Ok(())
+}
+
+/// After what was made for a plan that is refused, and before that: nobody else's.
+async fn its_own_bindings_and_nothing_else_go(
+    admin: &Client,
+    spoke: &Caller,
+) -> anyhow::Result<()> {
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/rolebindings";
+    let operator = Caller { client: admin.clone() };
+    let theirs = binding("theirs", "attest-workloads", &json!([subject("shop", "default")]));
+    operator.may("POST", bindings, &theirs).await?;
+
+    spoke.may_not("DELETE", &format!("{bindings}/theirs"), &Value::Null).await?;
+    let closed = format!(
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/{SYSTEM_NAMESPACE}/rolebindings/{SPOKE_NAME}"
+    );
+    spoke.may_not("DELETE", &closed, &Value::Null).await?;
+    spoke.may_not("DELETE", bindings, &Value::Null).await?;
+    spoke.may_not("DELETE", "/api/v1/namespaces/shop", &Value::Null).await?;
+    let stranger = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/default");
+    spoke.may_not("DELETE", &stranger, &Value::Null).await?;
+
+    spoke.may("DELETE", &format!("{bindings}/attest-web"), &Value::Null).await?;
+    spoke.may("DELETE", &format!("{bindings}/attest-read"), &Value::Null).await?;
+    let account = format!("/api/v1/namespaces/attest-applications/serviceaccounts/{ACCOUNT}");
+    spoke.may("DELETE", &account, &Value::Null).await
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use attest_tests::real::{Agents, RealFleet, RealSite};
 use attest_tests::wait::until;
 use http::Request;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -492,6 +492,33 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     );
     assert_eq!(stage.writes(mark)?, [""; 0]);
     assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
+
+    // Where nothing ran before, neither account nor bindings stay for it; the namespace does.
+    let client = stage.client().await?;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER_NAMESPACE}});
+    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+    let others: Api<ConfigMap> = Api::namespaced(client.clone(), OTHER_NAMESPACE);
+    others.create(&parameters, &theirs).await?;
+    let delivery = stage.delivery_of_another(&[config("theirs", "ours")]).await?;
+    stage.send(&delivery).await?;
+    let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
+    let is_refused = |r: &Report| r.application.as_str() == OTHER && r.phase == Phase::Refused;
+    hub.report(&peer, is_refused).await?;
+    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), OTHER_NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client, "attest-applications");
+    until("the rights to be taken back", WITHIN, || async {
+        let mut made = accounts.list_metadata(&ListParams::default()).await?.items.into_iter();
+        let has_account = made.any(|account| {
+            let mut annotations = account.metadata.annotations.into_iter().flatten();
+            annotations.any(|(_, value)| value == OTHER_NAMESPACE)
+        });
+        let bound = bindings.list_metadata(&ListParams::default()).await?.items;
+        Ok((bound.is_empty() && !has_account).then_some(()))
+    })
+    .await?;
+    assert!(others.get_opt("theirs").await?.is_some());
 
     // What ran before is still kept, also by a spoke that has to read it all back.
     stage.edit("config-1").await?;
