@@ -104,11 +104,23 @@ struct StateLost {
 struct Refusal {
     application: Option<String>,
     namespace: Option<String>,
+    /// A hub key of the policy signed what was refused.
+    #[serde(default)]
+    signed: bool,
+    /// When it was refused for the first time, and how often since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first_at: Option<Timestamp>,
+    #[serde(default = "once")]
+    count: u64,
     reason: String,
     message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
     at: Timestamp,
+}
+
+fn once() -> u64 {
+    1
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
@@ -163,25 +175,40 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
     printer.table(&destinations(&status.destinations));
     if !status.refusals.is_empty() {
         printer.line("");
-        let mut table = Table::new(&["refused", "sequence", "reason", "age", "message"]);
-        for refusal in &status.refusals {
-            table.row([
-                place(refusal),
-                or_none(refusal.sequence),
-                refusal.reason.clone(),
-                age(refusal.at),
-                refusal.message.clone(),
-            ]);
-        }
-        printer.table(&table);
+        printer.table(&refused(&status.refusals));
     }
     Ok(())
 }
 
+fn refused(refusals: &[Refusal]) -> Table {
+    let mut table = Table::new(&["refused", "sequence", "reason", "last seen", "message"]);
+    for refusal in refusals {
+        table.row([
+            place(refusal),
+            or_none(refusal.sequence),
+            refusal.reason.clone(),
+            last_seen(refusal),
+            refusal.message.clone(),
+        ]);
+    }
+    table
+}
+
+/// `12s`, or `12s (x31 over 5h)`, as kubectl has it for events.
+fn last_seen(refusal: &Refusal) -> String {
+    let last = age(refusal.at);
+    match (refusal.count, refusal.first_at) {
+        (count, Some(first)) if count > 1 => format!("{last} (x{count} over {})", age(first)),
+        (_, _) => last,
+    }
+}
+
 fn place(refusal: &Refusal) -> String {
-    match (&refusal.application, &refusal.namespace) {
+    // Empty when what was refused could not be read.
+    let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    match (said(&refusal.application), said(&refusal.namespace)) {
         (Some(application), Some(namespace)) => format!("{application}/{namespace}"),
-        (Some(application), None) => application.clone(),
+        (Some(application), None) => application,
         (None, _) => NONE.to_owned(),
     }
 }
@@ -363,4 +390,47 @@ async fn reset(
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refusal(more: &serde_json::Value) -> Refusal {
+        let hour_ago = Timestamp::now() - jiff::SignedDuration::from_mins(61);
+        let mut stored = json!({
+            "application": "web", "namespace": "shop", "reason": "Expired", "message": "late",
+            "sequence": 7, "at": hour_ago.to_string(),
+        });
+        stored.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(stored).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_that_came_again_says_how_often_and_since_when() {
+        let first_at = Timestamp::now() - jiff::SignedDuration::from_hours(49);
+        let first_at = first_at.to_string();
+        let again = refusal(&json!({"signed": true, "firstAt": first_at, "count": 31}));
+        let once = refusal(&json!({"signed": true, "firstAt": first_at, "count": 1}));
+
+        assert_eq!(last_seen(&again), "1h (x31 over 2d)");
+        assert_eq!(last_seen(&once), "1h");
+        let rows = refused(std::slice::from_ref(&again)).into_rows();
+        assert_eq!(place(&refusal(&json!({"application": "", "namespace": ""}))), NONE);
+        assert_eq!(rows, [["web/shop", "7", "Expired", "1h (x31 over 2d)", "late"]]);
+        let document = serde_json::to_value(&again).unwrap();
+        assert_eq!(
+            (&document["firstAt"], &document["count"], &document["signed"]),
+            (&json!(first_at), &json!(31), &json!(true))
+        );
+    }
+
+    #[test]
+    fn what_an_older_spoke_wrote_of_a_refusal_is_one() {
+        let document = serde_json::to_value(refusal(&json!({}))).unwrap();
+
+        assert_eq!((document["count"].as_u64(), document.get("firstAt")), (Some(1), None));
+    }
 }
