@@ -7,6 +7,7 @@
 mod admission;
 pub mod apply;
 mod definition;
+pub mod namespaces;
 mod rbac;
 mod spoke;
 pub mod trust;
@@ -24,6 +25,8 @@ pub const SPOKE_NAME: &str = "attest-spoke";
 pub const SPOKE_USER: &str = "system:serviceaccount:attest-system:attest-spoke";
 /// Field manager of everything installed here.
 pub const FIELD_MANAGER: &str = "attest-install";
+/// Label that says so of every object, with [`FIELD_MANAGER`] as its value.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Secret with the join token; the spoke deletes it after joining.
 pub const JOIN_SECRET: &str = "attest-join";
 /// Key of the token in [`JOIN_SECRET`].
@@ -177,7 +180,7 @@ fn object(kind: (&str, &str), namespace: Option<&str>, name: &str, body: Value) 
 }
 
 fn labels() -> Value {
-    json!({"app.kubernetes.io/part-of": "attest", "app.kubernetes.io/managed-by": FIELD_MANAGER})
+    json!({"app.kubernetes.io/part-of": "attest", MANAGED_BY_LABEL: FIELD_MANAGER})
 }
 
 /// Marks an object that exists only because of an entry of the policy, and goes with it.

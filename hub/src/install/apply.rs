@@ -99,7 +99,8 @@ impl std::fmt::Display for Target {
     }
 }
 
-fn resource(kind: &str) -> Option<(ApiResource, bool)> {
+/// A kind that an installation consists of, and whether it is namespaced.
+pub(super) fn resource(kind: &str) -> Option<(ApiResource, bool)> {
     let (group, version, kind, plural, namespaced) = KINDS.iter().find(|row| row.2 == kind)?;
     let api_version =
         if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") };
@@ -273,7 +274,7 @@ pub enum InstallError {
 }
 
 impl InstallError {
-    fn refused(target: &Target, source: kube::Error) -> Self {
+    pub(super) fn refused(target: &Target, source: kube::Error) -> Self {
         Self::Refused { object: target.to_string(), source: Box::new(source) }
     }
 

@@ -13,17 +13,18 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use attest_certs::{Authority, Issued, SigningRequest};
+use attest_gitops::install::apply::Target;
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
 use attest_tests::process::{Process, Spec, remove_at_end};
 use attest_tests::wait::until;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -386,11 +387,82 @@ async fn an_operator_who_lacks_one_right_is_told_which_before_anything_changes()
         assert!(is_untouched(&client).await?, "{verb} {resource}");
     }
 
+    // What changes a spoke's records asks for its own before it looks for them.
+    for line in ["accept-state", "reset web-app -n shop"] {
+        let line = format!("attest spoke {line} --yes --kubeconfig {}", kubeconfig.display());
+        let text = said(&desk.types(&line).await?);
+        let refused = "what a change of the spoke's records needs: update secrets in attest-system";
+        assert!(text.contains(refused), "{text}");
+    }
+
     // With all of them it is ready.
     allow_all_but(&client, "fleet", None).await?;
     let told = preflight_tells(&desk, &kubeconfig, "--dry-run", &["can be registered"]).await;
     assert!(told?);
     assert!(is_untouched(&client).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn namespaces_that_somebody_else_made_are_not_taken_for_our_own() -> anyhow::Result<()> {
+    let Some((_fakelet, cluster)) = site("before").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let client = cluster.client().await?;
+    let kubeconfig = desk.install_kubeconfig(&cluster)?;
+    let apply = async |manifest: Value| -> anyhow::Result<()> {
+        let target = Target::of(&manifest)?;
+        let (api, parameters) = (target.api(&client), PatchParams::apply("somebody"));
+        api.patch(&target.name, &parameters, &Patch::Apply(&manifest)).await?;
+        Ok(())
+    };
+    let add = async || -> anyhow::Result<String> {
+        Ok(said(&desk.add("staging", &kubeconfig, "--dry-run").await?))
+    };
+    let mut namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "attest-system"}});
+
+    apply(namespace.clone()).await?;
+    let text = add().await?;
+    assert!(text.contains("namespace attest-system was not made by an installation"), "{text}");
+    assert!(text.contains("kubectl label namespace attest-system app.kubernetes.io/"), "{text}");
+
+    namespace["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "attest-install"});
+    apply(namespace).await?;
+    let place = json!({"name": "readers", "namespace": "attest-system"});
+    apply(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": place,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}]
+    }))
+    .await?;
+    apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": place})).await?;
+    apply(json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "attest-spoke", "namespace": "attest-system"}
+    }))
+    .await?;
+    apply(json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+        "metadata": {
+            "name": "kept", "namespace": "attest-system",
+            "annotations": {"kubernetes.io/service-account.name": "attest-spoke"}
+        }
+    }))
+    .await?;
+    let text = add().await?;
+    for stranger in ["RoleBinding/attest-system/readers", "ServiceAccount/attest-system/readers"] {
+        assert!(text.contains(stranger), "{stranger}: {text}");
+    }
+    assert!(text.contains("Secret/attest-system/kept"), "{text}");
+
+    let system: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    system.delete("kept", &DeleteParams::default()).await?;
+    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), "attest-system");
+    bindings.delete("readers", &DeleteParams::default()).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
+    accounts.delete("readers", &DeleteParams::default()).await?;
+    let text = add().await?;
+    assert!(text.contains("cluster/staging can be registered"), "{text}");
     Ok(())
 }
 
@@ -563,8 +635,7 @@ async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Resu
     ])?;
     // The cluster's owner runs the spoke with an account token of hers.
     let client = cluster.client().await?;
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
-        Api::namespaced(client.clone(), "attest-system");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
     let request = serde_json::from_value(serde_json::json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}

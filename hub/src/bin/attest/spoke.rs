@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::block_on;
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table};
-use crate::target::{TargetArgs, TargetCluster};
+use crate::target::{Right, TargetArgs, TargetCluster};
 
 const DESTINATIONS: &str = "attest.continuu.ms/record=destination";
 const RECORD_KEY: &str = "record.json";
@@ -293,9 +293,22 @@ fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
     (found < recorded).then_some(StateLost { recorded, found })
 }
 
-async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyhow::Result<()> {
+/// The cluster, once it is known that a change of the spoke's records does not stop half-way.
+async fn to_be_changed(target: &TargetArgs) -> anyhow::Result<TargetCluster> {
     let cluster = TargetCluster::open(target).await?;
     cluster.look().await?;
+    let rights = [
+        Right::of_spoke("list", "secrets", ""),
+        Right::of_spoke("get", "secrets", ""),
+        Right::of_spoke("update", "secrets", ""),
+        Right::of_spoke("deletecollection", "pods", ""),
+    ];
+    cluster.check_rights("a change of the spoke's records", &rights).await?;
+    Ok(cluster)
+}
+
+async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyhow::Result<()> {
+    let cluster = to_be_changed(target).await?;
     let records = records(&cluster).await?;
     let identity = identity(&cluster).await?;
     let lost = lost(&identity, records.len()).zip(identity);
@@ -362,8 +375,7 @@ async fn reset(
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let (application, namespace) = key;
-    let cluster = TargetCluster::open(target).await?;
-    cluster.look().await?;
+    let cluster = to_be_changed(target).await?;
     let found = records(&cluster)
         .await?
         .into_iter()

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use attest_gitops::install::apply::{self, Target};
+use attest_gitops::install::namespaces::Stranger;
 use attest_gitops::install::{
     IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, POLICY_NAME, SPOKE_NAME,
-    SYSTEM_NAMESPACE,
+    SYSTEM_NAMESPACE, namespaces,
 };
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
@@ -16,6 +17,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
+
+use crate::printer::Printer;
 
 /// Oldest Kubernetes with everything an installation needs (ValidatingAdmissionPolicy `v1`).
 pub(crate) const KUBERNETES_MINOR_MIN: u32 = 30;
@@ -171,16 +174,11 @@ impl TargetCluster {
         Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE)
     }
 
-    /// Whether the operator may do everything that an installation of these manifests does, and `more`.
+    /// Whether the operator may do all of this, which `purpose` needs.
     ///
     /// # Errors
     /// Names every right that is missing.
-    pub(crate) async fn check_rights(
-        &self,
-        manifests: &[Value],
-        more: &[Right],
-    ) -> anyhow::Result<()> {
-        let asked = rights(manifests, more)?;
+    pub(crate) async fn check_rights(&self, purpose: &str, asked: &[Right]) -> anyhow::Result<()> {
         let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
         let answers = asked.iter().map(|right| {
             let reviews = reviews.clone();
@@ -199,10 +197,30 @@ impl TargetCluster {
         let missing: Vec<String> = missing.into_iter().flatten().collect();
         if !missing.is_empty() {
             bail!(
-                "context `{}` may not do what an installation needs: {}",
+                "context `{}` may not do what {purpose} needs: {}",
                 self.context,
                 missing.join("; ")
             );
+        }
+        Ok(())
+    }
+
+    /// What somebody else has in the namespaces that these manifests are to have for themselves. A namespace
+    /// that is not ours is refused, and what stands in one of ours too where no spoke has joined; later it
+    /// is told.
+    pub(crate) async fn check_namespaces(
+        &self,
+        manifests: &[Value],
+        has_joined: bool,
+        printer: &Printer,
+    ) -> anyhow::Result<()> {
+        let strangers = namespaces::strangers(&self.client, manifests).await?;
+        let is_refused = |stranger: &&Stranger| !has_joined || stranger.is_namespace();
+        let (refused, told): (Vec<_>, Vec<_>) = strangers.iter().partition(is_refused);
+        told.iter().for_each(|stranger| printer.warning(&stranger.to_string()));
+        if !refused.is_empty() {
+            let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
+            bail!("context `{}` has what must be new: {}", self.context, all.join("; "));
         }
         Ok(())
     }
@@ -365,19 +383,29 @@ impl std::fmt::Display for Right {
     }
 }
 
-/// Everything that is done to the cluster from the first write on, so that none of it stops half-way.
-fn rights(manifests: &[Value], more: &[Right]) -> anyhow::Result<Vec<Right>> {
+/// What [`TargetCluster::check_rights`] is asked of an installation for.
+pub(crate) const INSTALLATION: &str = "an installation";
+
+/// Everything that installing these manifests does to the cluster from the first write on, and `more`, so
+/// that none of it stops half-way.
+pub(crate) fn installation_rights(
+    manifests: &[Value],
+    more: &[Right],
+) -> anyhow::Result<Vec<Right>> {
     let mut all = vec![Right::of_spoke("get", "secrets", "")];
     for manifest in manifests {
         let Target { resource, namespace, .. } = Target::of(manifest)?;
         all.extend(["create", "patch"].map(|verb| Right::to(verb, &resource, namespace.clone())));
         match resource.kind.as_str() {
-            "CustomResourceDefinition" => all.push(Right::to("get", &resource, None)),
+            "CustomResourceDefinition" | "Namespace" => all.push(Right::to("get", &resource, None)),
             "AttestTrustPolicy" => {
                 all.push(Right { subresource: "status", ..Right::to("patch", &resource, None) });
             }
             _ => {}
         }
+    }
+    for (kind, namespace) in namespaces::listed(manifests)? {
+        all.push(Right::to("list", &kind, Some(namespace)));
     }
     for kind in apply::pruned_kinds() {
         all.extend(["list", "delete"].map(|verb| Right::to(verb, &kind, None)));

@@ -18,7 +18,7 @@ use crate::context::{Config, Hub};
 use crate::gitops::{HubArgs, read_public_key, read_small};
 use crate::human::confirm;
 use crate::printer::{Output, Printer, Table};
-use crate::target::{TargetArgs, TargetCluster};
+use crate::target::{INSTALLATION, TargetArgs, TargetCluster, installation_rights};
 
 /// Whom a cluster believes
 #[derive(Debug, clap::Args)]
@@ -251,8 +251,10 @@ async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
         format!("{} cannot be used; --cluster-name NAME fills in a name", file.display())
     })?;
     let manifests = Installation { policy: &spec, agent: Agent::External }.manifests();
-    cluster.check_rights(&manifests, &[]).await?;
+    cluster.check_rights(INSTALLATION, &installation_rights(&manifests, &[])?).await?;
     apply::rehearse(&cluster.client, &manifests).await?;
+    let joined = seen.spoke.as_ref().is_some_and(|spoke| spoke.joined);
+    cluster.check_namespaces(&manifests, joined, printer).await?;
 
     printer.note("to be installed:");
     for manifest in &manifests {

@@ -26,7 +26,9 @@ use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
 use crate::human::{confirm, duration, quoted};
 use crate::printer::Printer;
-use crate::target::{Right, Seen, TargetArgs, TargetCluster, write_private};
+use crate::target::{
+    INSTALLATION, Right, Seen, TargetArgs, TargetCluster, installation_rights, write_private,
+};
 use crate::trust::{Narrowing, generate, read_policy};
 
 /// How long the join token of `cluster add` is good for, in seconds, beyond the wait itself.
@@ -128,9 +130,12 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
     });
     let plan = Plan { args: &args, policy: &policy, hub: &entry.spoke_address };
     let rehearsed = plan.manifests(Some("token"));
-    cluster.check_rights(&rehearsed, &plan.rights(&standing)).await?;
+    let rights = installation_rights(&rehearsed, &plan.rights(&standing))?;
+    cluster.check_rights(INSTALLATION, &rights).await?;
     apply::rehearse(&cluster.client, &rehearsed).await?;
     printer.note("[preflight] rights suffice");
+    let has_joined = !matches!(standing, Standing::New);
+    cluster.check_namespaces(&rehearsed, has_joined, printer).await?;
 
     plan.show(&rehearsed, printer)?;
     if args.dry_run {

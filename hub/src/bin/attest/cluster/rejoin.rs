@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::gitops::HubArgs;
 use crate::human::until;
 use crate::printer::Printer;
-use crate::target::{TargetArgs, TargetCluster, write_private};
+use crate::target::{Right, TargetArgs, TargetCluster, write_private};
 
 /// How long the token is good for, in seconds, beyond the wait itself.
 const TOKEN_SPARE_S: u64 = 300;
@@ -111,6 +111,14 @@ async fn check(cluster: &TargetCluster, known: &Cluster) -> anyhow::Result<()> {
             known.id
         );
     }
+    let rights = [
+        Right::of_spoke("get", "secrets", ""),
+        Right::of_spoke("create", "secrets", ""),
+        Right::of_spoke("patch", "secrets", ""),
+        Right::of_spoke("list", "pods", ""),
+        Right::of_spoke("deletecollection", "pods", ""),
+    ];
+    cluster.check_rights("a rejoin", &rights).await?;
     if !cluster.has_pods().await? {
         bail!(
             "no pod of the spoke is in context `{context}`; for a spoke outside the cluster give \
