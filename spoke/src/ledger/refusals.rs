@@ -155,7 +155,7 @@ impl Refusals {
     pub async fn keep(self) {
         loop {
             self.0.changed.notified().await;
-            while !self.0.writes.allows(Instant::now()) {
+            while !self.may_write(Instant::now()) {
                 tokio::time::sleep(WRITE_EVERY).await;
             }
             while let Err(error) = self.write().await {
@@ -164,6 +164,11 @@ impl Refusals {
             }
             tokio::time::sleep(WRITE_EVERY).await;
         }
+    }
+
+    /// Whether it is time for a write; a yes is used up.
+    fn may_write(&self, now: Instant) -> bool {
+        self.0.writes.allows(now)
     }
 
     async fn write(&self) -> Result<(), ApiError> {
@@ -231,6 +236,7 @@ fn keep(list: &mut VecDeque<Refused>, mut refused: Refused) {
 mod tests {
     use super::*;
     use crate::cluster::fake::FakeApi;
+    use crate::pace::{REFUSAL_WRITE_EVERY, REFUSAL_WRITES_AT_ONCE_MAX};
 
     fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
         let refusal = Refusal {
@@ -289,6 +295,21 @@ mod tests {
 
         assert!(list.contains(&evidence) && list.contains(&other));
         assert_eq!(list.len(), REFUSALS_MAX + 1);
+    }
+
+    #[tokio::test]
+    async fn the_list_is_written_often_at_once_and_then_once_in_a_while() {
+        let fake = FakeApi::start().await;
+        let refusals = Refusals::load(fake.open().await).await.unwrap();
+        let start = Instant::now();
+        let written = |at: Instant| (0..1_000).filter(|_| refusals.may_write(at)).count();
+
+        assert_eq!(written(start), REFUSAL_WRITES_AT_ONCE_MAX as usize);
+        assert_eq!(written(start + REFUSAL_WRITE_EVERY - Duration::from_millis(1)), 0);
+        assert_eq!(written(start + REFUSAL_WRITE_EVERY), 1);
+        assert_eq!(written(start + REFUSAL_WRITE_EVERY * 4), 3);
+        let quiet = REFUSAL_WRITE_EVERY * (REFUSAL_WRITES_AT_ONCE_MAX + 10);
+        assert_eq!(written(start + quiet), REFUSAL_WRITES_AT_ONCE_MAX as usize);
     }
 
     #[tokio::test]
