@@ -266,8 +266,9 @@ impl ApiServer {
             .uri(path)
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, media_type);
-        if let Some(value) = impersonated(user) {
-            request = request.header(IMPERSONATE, value);
+        if let As::Account(name) = user {
+            // One that cannot be said fails the request: without it, it would be made with the spoke's rights.
+            request = request.header(IMPERSONATE, name);
         }
         let bytes = body.map(|value| yaml_of(value).into_bytes()).unwrap_or_default();
         self.call(verb, path, request, bytes).await
@@ -361,13 +362,6 @@ impl std::fmt::Debug for ApiServer {
     }
 }
 
-fn impersonated(user: As<'_>) -> Option<HeaderValue> {
-    match user {
-        As::Spoke => None,
-        As::Account(name) => HeaderValue::from_str(name).ok(),
-    }
-}
-
 /// JSON that YAML 1.1 reads as the same values, as an API server reads what is to be applied. YAML takes
 /// some characters that JSON leaves as they are for line breaks, which it folds, and refuses others:
 /// those are escaped (<https://yaml.org/spec/1.1/#id868518>; both read `\uXXXX` alike). They can only
@@ -440,6 +434,18 @@ mod tests {
         let asked = (0..100).map(|_| api.delete("/api/v1/namespaces/n/pods/a", user, "uid"));
         futures::future::join_all(asked).await;
         assert_eq!(fake.underway_most(), ACCOUNT_REQUESTS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_request_in_a_name_that_cannot_be_said_is_not_made_in_the_spokes_own() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+
+        let user = As::Account("system:serviceaccount:attest-applications:a\nb");
+        let error = api.delete("/api/v1/namespaces/n/pods/a", user, "uid").await.unwrap_err();
+
+        assert!(matches!(error, ApiError::Request { .. }), "{error}");
+        assert_eq!(fake.asked(), [""; 0]);
     }
 
     #[tokio::test]
