@@ -64,7 +64,7 @@ impl Outbox {
     /// Asks for blobs. A later request of the same destination replaces it.
     pub fn need(&self, key: Key, blobs: Vec<Digest>) {
         let mut state = self.state();
-        if state.needs.len() < REPORTS_MAX {
+        if state.needs.len() < REPORTS_MAX || state.needs.contains_key(&key) {
             state.needs.insert(key, blobs);
         }
         drop(state);
@@ -232,6 +232,21 @@ mod tests {
 
         assert_eq!(new.len(), 1);
         assert_eq!(connection.due(&outbox, now + RESEND_AFTER).len(), 1);
+    }
+
+    #[test]
+    fn a_later_request_for_blobs_replaces_the_former_also_when_there_is_no_more_room() {
+        let outbox = Outbox::default();
+        let key =
+            |index: usize| (Name::new("web").unwrap(), Name::new(format!("shop-{index}")).unwrap());
+        for index in 0..=REPORTS_MAX {
+            outbox.need(key(index), vec![Digest::of(b"former")]);
+        }
+        outbox.need(key(0), vec![Digest::of(b"later")]);
+
+        let needs = outbox.take_needs();
+        assert_eq!(needs.len(), REPORTS_MAX);
+        assert_eq!(needs[&key(0)], [Digest::of(b"later")]);
     }
 
     #[test]

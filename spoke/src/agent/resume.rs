@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_common::ids::Digest;
 use attest_common::record::{Held, Record};
@@ -10,13 +10,17 @@ use attest_common::report::{Refusal, Timings, error_chain, message};
 use attest_common::verify::Ages;
 use bytes::Bytes;
 
-use super::{Agent, IDLE, RETRY_MIN, Rejected};
+use super::{Agent, RETRY_MIN, Rejected};
 use crate::destination::status::{self, RemovalNow, Situation};
 use crate::destination::{Order, Run};
 use crate::gate::{self, Admitting, GateError, Verdict};
 use crate::ledger::content::PIECE_BYTES_MAX;
 use crate::ledger::{Entry, LedgerError};
 use crate::outbox::Key;
+
+/// How often the hub is asked for held content that is not stored any more. A question can be lost with
+/// its session, and until it is answered nothing of the application is put back.
+const CONTENT_ASKED_EVERY: Duration = Duration::from_secs(5 * 60);
 
 impl Agent {
     /// Brings every held destination back to work, or stops all when the policy does not allow any.
@@ -66,7 +70,7 @@ impl Agent {
                     && let Some(held) = &entry.record.held
                 {
                     self.shared.outbox.need(key.clone(), held.blobs().copied().collect());
-                    self.unresumed.insert(key.clone(), Instant::now() + IDLE);
+                    self.unresumed.insert(key.clone(), Instant::now() + CONTENT_ASKED_EVERY);
                 }
                 self.freeze(key, error.reason(), &error.text());
             }
@@ -294,6 +298,26 @@ mod tests {
         agent.look_ups.spend(2 * LOOKED_UP_AT_ONCE_BYTES_MAX);
         assert!(!agent.look_up(&key, &[held.content].into()).await);
         assert_eq!(asked(), before + 1);
+    }
+
+    #[tokio::test]
+    async fn content_that_is_lost_is_asked_for_again_when_the_question_was_lost_too() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let held = held(b"plan");
+        let record = Record { held: Some(held.clone()), ..record() };
+        let key = (record.application.clone(), record.namespace.clone());
+        let write = |_| Ok(Some(entry(record.clone(), b"order")));
+        agent.shared.ledger.update(&key, write).await.unwrap();
+        let wanted: Vec<Digest> = held.blobs().copied().collect();
+
+        for _ in 0..2 {
+            agent.resume(&key).await;
+            let asked = agent.shared.outbox.take_needs();
+            assert_eq!(asked, [(key.clone(), wanted.clone())].into());
+            let (due, _) = agent.due(Instant::now() + CONTENT_ASKED_EVERY);
+            assert_eq!(due, std::slice::from_ref(&key));
+        }
     }
 
     #[tokio::test]
