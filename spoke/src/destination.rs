@@ -186,7 +186,7 @@ impl Worker {
 
     fn begin(&mut self, mut run: Run) {
         let entry = self.shared.ledger.entry(&self.key);
-        if !recording::is_of(entry.as_ref(), &run.held, run.admission.ordered.digest) {
+        if !recording::is_of(entry.as_ref(), Some(&run.held), run.admission.ordered.digest) {
             // Turned back or overtaken while the order waited: what is recorded runs, nothing else.
             return self.shared.resumes.ask(&self.key);
         }
@@ -233,6 +233,11 @@ impl Worker {
     }
 
     fn begin_removal(&mut self, removal: Verified<Removal>) {
+        let entry = self.shared.ledger.entry(&self.key);
+        if !recording::is_of(entry.as_ref(), None, removal.ordered.digest) {
+            // Another process has admitted a release meanwhile: nothing of that may be deleted.
+            return self.shared.resumes.ask(&self.key);
+        }
         self.jobs.clear();
         self.turning_back = None;
         self.frozen = None;
@@ -240,7 +245,6 @@ impl Worker {
         let former = self.running.take();
         let (application, namespace) = &self.key;
         let account = Account::new(application, namespace, &removal.accounts_namespace);
-        let entry = self.shared.ledger.entry(&self.key);
         let inventory = entry.map(|entry| entry.record.inventory).unwrap_or_default();
         let inventory = with_met(inventory, former.as_ref().map(|former| &former.objects));
         let deleting = Deleting::of(&inventory, &self.known_kinds());

@@ -330,7 +330,7 @@ pub(crate) mod tests {
     use attest_common::policy::Spec;
 
     use super::*;
-    use crate::ledger::tests::object_key;
+    use crate::ledger::tests::{object_key, record as recorded};
     use crate::policy::tests::object;
 
     const NOW: &str = "2026-11-22T12:00:00Z";
@@ -351,6 +351,34 @@ pub(crate) mod tests {
             plan: Some(Digest::of(b"plan")),
             issued_at: NOW.parse().unwrap(),
             expires_at: "2026-11-22T13:00:00Z".parse().unwrap(),
+        }
+    }
+
+    /// The removal of what [`crate::ledger::tests::record`] records, as it was sent and as it is judged.
+    pub(crate) fn removal() -> (Vec<u8>, Verified<Removal>) {
+        let ordered = Directive { operation: Operation::Remove, plan: None, ..directive_of(8) };
+        let hub = PrivateKey::from_seed(&[1; 32]).unwrap();
+        let directive = envelope::seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&hub]);
+        let mut spec = object()["spec"].clone();
+        spec["applications"] = serde_json::json!([{
+            "names": ["*"], "repos": ["*"], "namespaces": ["*"], "minimumMode": "Strict",
+            "requiredAttestations": ["build"], "remove": {"allow": true},
+        }]);
+        let policy = serde_json::from_value::<Spec>(spec).unwrap().load().unwrap();
+        let record = Record { binding: Some("https://git.example/web".to_owned()), ..recorded() };
+        let key = (record.application.clone(), record.namespace.clone());
+        let view = View {
+            policy: &policy,
+            cluster: &"c-0123456789abcdef".parse().unwrap(),
+            records: &Records::from([(key, record)]),
+            kinds: &Kinds::built_in(),
+            now: NOW.parse().unwrap(),
+            ages: Ages::Judge,
+            lost: None,
+        };
+        match judge(&directive, None, |_| None, &view) {
+            Ok(Verdict::Remove(removal)) => (directive, *removal),
+            other => panic!("{other:?}"),
         }
     }
 

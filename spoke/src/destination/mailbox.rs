@@ -22,6 +22,17 @@ pub enum Order {
     Freeze { reason: String, message: String },
 }
 
+impl Order {
+    /// True for what was admitted just now, or ends all that was.
+    fn is_news(&self) -> bool {
+        match self {
+            Self::Run(run) => !run.resumed,
+            Self::Remove(_) => true,
+            Self::Freeze { .. } => false,
+        }
+    }
+}
+
 /// An admission and where it came from.
 #[derive(Debug)]
 pub struct Run {
@@ -51,9 +62,14 @@ pub(super) struct Slot {
 }
 
 impl Mailbox {
-    /// Gives an order.
+    /// Gives an order. A refusal that waits is older than what was admitted after it.
     pub fn order(&self, order: Order) {
-        self.change(|slot| slot.order = Some(order));
+        self.change(|slot| {
+            if order.is_news() {
+                slot.refusal = None;
+            }
+            slot.order = Some(order);
+        });
     }
 
     /// Says that a document for this destination was refused.
@@ -103,5 +119,37 @@ impl Resumes {
     pub async fn asked(&self) -> BTreeSet<Key> {
         self.0.arrived.notified().await;
         std::mem::take(&mut *self.0.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::tests::removal;
+
+    #[test]
+    fn a_refusal_that_waits_is_forgotten_for_what_was_admitted_after_it_and_for_nothing_else() {
+        let refusal = || Refusal {
+            reason: "Expired".to_owned(),
+            message: String::new(),
+            sequence: Some(7),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let freeze = || Order::Freeze { reason: String::new(), message: String::new() };
+        let remove = || Order::Remove(Box::new(removal().1));
+        let told = |order: Order, before: bool| {
+            let mailbox = Mailbox::default();
+            if before {
+                mailbox.refused(refusal());
+            }
+            mailbox.order(order);
+            if !before {
+                mailbox.refused(refusal());
+            }
+            mailbox.take().refusal.is_some()
+        };
+
+        assert!(!told(remove(), true));
+        assert!(told(remove(), false) && told(freeze(), true));
     }
 }

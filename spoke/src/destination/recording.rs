@@ -130,9 +130,10 @@ pub(super) fn removed(ledger: &Ledger, key: &Key) -> Job {
 }
 
 /// Whether the record is of this very order: not of a newer one, and not gone back.
-pub(super) fn is_of(entry: Option<&Entry>, held: &Held, directive: Digest) -> bool {
+/// Without a plan, the order is a removal.
+pub(super) fn is_of(entry: Option<&Entry>, held: Option<&Held>, directive: Digest) -> bool {
     entry.is_some_and(|entry| {
-        entry.record.held.as_ref() == Some(held)
+        entry.record.held.as_ref() == held
             && gate::payload_digest(&entry.directive) == Some(directive)
     })
 }
@@ -149,7 +150,7 @@ pub(super) fn turned_back(
     let (ledger, key) = (ledger.clone(), key.clone());
     Box::pin(async move {
         let change = |entry: Option<Entry>| {
-            let mine = entry.filter(|e| is_of(Some(e), &refused, directive));
+            let mine = entry.filter(|e| is_of(Some(e), Some(&refused), directive));
             Ok(mine.and_then(|Entry { record, confirmed, .. }| {
                 let (record, directive) = record.turned_back(keep_inventory)?;
                 Some(Entry { record, directive, confirmed })

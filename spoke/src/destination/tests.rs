@@ -9,6 +9,7 @@ use super::*;
 use crate::agent::tests::agent;
 use crate::cluster::fake::FakeApi;
 use crate::cluster::object_path;
+use crate::gate::tests::removal;
 use crate::ledger::tests::{object_key, record};
 use crate::ledger::{ConfirmedPairs, Entry};
 
@@ -167,7 +168,7 @@ async fn what_ran_is_asked_for_also_when_the_record_had_gone_back_to_it_already(
     worker.turning_back = Some(account(&worker));
     let entry = worker.shared.ledger.entry(&worker.key);
     let is_of =
-        |plan, order| recording::is_of(entry.as_ref(), &held(plan), Digest::of(order));
+        |plan, order| recording::is_of(entry.as_ref(), Some(&held(plan)), Digest::of(order));
     assert!(is_of(b"ran", b"order"));
     assert!(!is_of(b"plan", b"order") && !is_of(b"ran", b"newer"), "such an order is old news");
 
@@ -176,4 +177,25 @@ async fn what_ran_is_asked_for_also_when_the_record_had_gone_back_to_it_already(
     worker.finish(job.await);
 
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
+}
+
+#[tokio::test]
+async fn a_removal_that_waited_while_another_process_admitted_a_release_deletes_nothing() {
+    let (directive, ordered) = removal();
+    let fake = FakeApi::start().await;
+    let newer = Record { held: Some(held(b"newer")), ..record() };
+    let mut late = worker(&fake, newer, &order_of(b"newer")).await;
+
+    late.take(Slot { order: Some(Order::Remove(Box::new(ordered))), ..Slot::default() });
+    late.advance();
+
+    assert!(late.removal.is_none() && late.jobs.is_empty());
+    assert_eq!(late.shared.resumes.asked().await, [late.key.clone()].into());
+
+    let (fake, removed) = (FakeApi::start().await, Record { removed: true, ..record() });
+    let mut in_time = worker(&fake, removed, &directive).await;
+    let (_, ordered) = removal();
+    in_time.take(Slot { order: Some(Order::Remove(Box::new(ordered))), ..Slot::default() });
+    in_time.advance();
+    assert!(in_time.removal.is_some() && !in_time.jobs.is_empty());
 }
