@@ -64,6 +64,16 @@ impl Trust {
         }
     }
 
+    /// Whether it says what `other` says: then nothing that rests on it is to be looked at again.
+    fn is_same(&self, other: &Self) -> bool {
+        let said = |trust: &Self| {
+            let loaded = trust.loaded.as_ref();
+            let loaded = loaded.map(|l| (l.spec_json.clone(), l.cluster_id.clone()));
+            (loaded, trust.problem.as_ref().map(|p| error_chain(&**p)))
+        };
+        said(self) == said(other)
+    }
+
     pub(crate) fn of(object: &Value, kube_system_uid: &str) -> Self {
         match read(object, kube_system_uid) {
             Ok(loaded) => Self { loaded: Some(Arc::new(loaded)), problem: None },
@@ -146,6 +156,10 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
                 continue;
             }
         };
+        // Listed again after an API server was away, or changed in nothing that is read here.
+        if told.borrow().is_same(&trust) {
+            continue;
+        }
         match trust.loaded() {
             Ok(loaded) => tracing::info!(
                 cluster = %loaded.policy.cluster_name,
@@ -225,6 +239,26 @@ pub(crate) mod tests {
             Trust::of(&object(), "uid-2").loaded(),
             Err(TrustError::OtherCluster { .. })
         ));
+    }
+
+    #[test]
+    fn a_policy_that_says_the_same_again_is_told_to_nobody() {
+        let with = |pointer: &str, value: &str| {
+            let mut object = object();
+            *object.pointer_mut(pointer).unwrap() = value.into();
+            Trust::of(&object, "uid-1")
+        };
+        let mut noted = object();
+        noted["metadata"] = json!({"resourceVersion": "8", "annotations": {"team": "shop"}});
+        let (noted, known) = (Trust::of(&noted, "uid-1"), Trust::of(&object(), "uid-1"));
+        let missing = Trust { loaded: None, problem: Some(Arc::new(TrustError::Missing)) };
+
+        assert!(noted.is_same(&known) && missing.is_same(&missing.clone()));
+        assert!(!with("/spec/environment", "other").is_same(&known));
+        assert!(!with("/status/clusterId", "c-fedcba9876543210").is_same(&known));
+        assert!(!with("/spec/kubeSystemUid", "uid-2").is_same(&known));
+        assert!(!missing.is_same(&known));
+        assert!(!missing.is_same(&Trust::default()), "that it is missing is news once");
     }
 
     #[test]
