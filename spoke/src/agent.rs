@@ -44,6 +44,8 @@ use crate::watch::Watches;
 /// First and longest wait before something that failed at the API server is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// First wait before held destinations that could not be loaded are tried again; the longest is [`RETRY_MAX`].
+const RESUME_RETRY_MIN: Duration = Duration::from_secs(2);
 /// Most destinations of which a push waits to be judged again; the hub sends anew what is refused.
 const RETRIES_MAX: usize = DESTINATIONS_MAX;
 /// How long the agent sleeps at most.
@@ -221,6 +223,8 @@ pub(crate) struct Agent {
     retries: BTreeMap<Key, Retry>,
     /// Held destinations that could not be loaded yet.
     unresumed: BTreeMap<Key, Instant>,
+    /// How long they wait for an API server that is away.
+    resume_wait: Duration,
     /// How often each destination admits something.
     admissions: BTreeMap<Key, Pace>,
     /// How often the cluster admits a destination that it has no record of.
@@ -262,6 +266,7 @@ impl Agent {
             working: JoinSet::new(),
             retries: BTreeMap::new(),
             unresumed: BTreeMap::new(),
+            resume_wait: RESUME_RETRY_MIN,
             admissions: BTreeMap::new(),
             new_destinations: Pace::of_new_destinations(),
             discoveries: Pace::of_discoveries(),
@@ -305,10 +310,7 @@ impl Agent {
     async fn retry(&mut self) {
         let now = Instant::now();
         let (resumes, pushes) = self.due(now);
-        for key in resumes {
-            self.unresumed.remove(&key);
-            self.resume(&key).await;
-        }
+        self.resume_each(resumes).await;
         for key in pushes {
             if let Some(Retry { directive, plan, wait, .. }) = self.retries.remove(&key) {
                 self.decide(directive, plan, (wait * 2).min(RETRY_MAX)).await;

@@ -10,7 +10,7 @@ use attest_common::report::{Refusal, Timings, error_chain, message};
 use attest_common::verify::Ages;
 use bytes::Bytes;
 
-use super::{Agent, RETRY_MIN, Rejected};
+use super::{Agent, RESUME_RETRY_MIN, RETRY_MAX, Rejected};
 use crate::destination::status::{self, RemovalNow, Situation};
 use crate::destination::{Order, Run};
 use crate::gate::{self, Admitting, GateError, Verdict};
@@ -28,19 +28,40 @@ impl Agent {
         let trust = self.trust.borrow().clone();
         let keys: Vec<Key> = self.shared.ledger.with_records(|r| r.keys().cloned().collect());
         self.readiness.resumed(trust.loaded().is_ok());
-        let stop = trust.bound(&self.cluster).err();
+        let Some(error) = trust.bound(&self.cluster).err() else {
+            return self.resume_each(keys).await;
+        };
         for key in keys {
-            match &stop {
-                Some(error) => self.freeze(&key, error.reason(), &error_chain(error)),
-                None => self.resume(&key).await,
-            }
+            self.freeze(&key, error.reason(), &error_chain(&error));
         }
     }
 
-    pub(super) async fn resume(&mut self, key: &Key) {
-        let Some(entry) = self.shared.ledger.entry(key) else { return };
+    /// Brings these back to work. One that finds the API server away speaks for all; but the others have
+    /// their turn before it has its next, so that whatever ails it alone holds up nobody.
+    pub(super) async fn resume_each(&mut self, keys: Vec<Key>) {
+        let mut away = false;
+        for key in keys {
+            if away {
+                self.unresumed.insert(key, Instant::now() + self.resume_wait / 2);
+                continue;
+            }
+            self.unresumed.remove(&key);
+            away = !self.resume(&key).await;
+            if !away {
+                self.resume_wait = RESUME_RETRY_MIN;
+            }
+        }
+        if away {
+            self.resume_wait = (self.resume_wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Brings a held destination back to work. False when the API server is away; then it is tried again.
+    pub(super) async fn resume(&mut self, key: &Key) -> bool {
+        let Some(entry) = self.shared.ledger.entry(key) else { return true };
         if is_gone(&entry.record) {
-            return self.say_gone(key, &entry);
+            self.say_gone(key, &entry);
+            return true;
         }
         match self.load(key, &entry).await {
             Ok(Some(order)) => {
@@ -63,7 +84,8 @@ impl Agent {
                     reason = error.reason(), error = %error_chain(&error),
                     "Cannot load what is held; trying again"
                 );
-                self.unresumed.insert(key.clone(), Instant::now() + RETRY_MIN * 4);
+                self.unresumed.insert(key.clone(), Instant::now() + self.resume_wait);
+                return false;
             }
             Err(error) => {
                 if matches!(&error, Rejected::Ledger(LedgerError::Content { .. }))
@@ -75,6 +97,7 @@ impl Agent {
                 self.freeze(key, error.reason(), &error.text());
             }
         }
+        true
     }
 
     /// Judges again what this cluster holds, by the policy as it is now; only times do not count.
@@ -298,6 +321,66 @@ mod tests {
         agent.look_ups.spend(2 * LOOKED_UP_AT_ONCE_BYTES_MAX);
         assert!(!agent.look_up(&key, &[held.content].into()).await);
         assert_eq!(asked(), before + 1);
+    }
+
+    #[tokio::test]
+    async fn of_many_destinations_that_cannot_be_loaded_one_asks_ever_more_rarely() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let name = |name: &str| attest_common::ids::Name::new(name).unwrap();
+        for namespace in ["one", "two", "three"] {
+            let held = Some(held(b"plan"));
+            let record = Record { held, namespace: name(namespace), ..record() };
+            let key = (record.application.clone(), record.namespace.clone());
+            let write = |_| Ok(Some(entry(record.clone(), b"order")));
+            agent.shared.ledger.update(&key, write).await.unwrap();
+        }
+        fake.forbid("/api/v1/namespaces/attest-system/secrets");
+        let keys: Vec<Key> =
+            agent.shared.ledger.with_records(|records| records.keys().cloned().collect());
+
+        for wait in [RESUME_RETRY_MIN, RESUME_RETRY_MIN * 2, RESUME_RETRY_MIN * 4] {
+            let (before, begun) = (fake.asked().len(), Instant::now());
+            agent.resume_each(keys.clone()).await;
+            // The one that asked: two packs of content, asked for at a time.
+            assert!(fake.asked().len() <= before + 2);
+            assert_eq!(agent.unresumed.len(), 3);
+            assert!(agent.unresumed.values().all(|at| *at >= begun + wait / 2));
+        }
+        for _ in 0..10 {
+            agent.resume_each(keys.clone()).await;
+        }
+        assert_eq!(agent.resume_wait, RETRY_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_destination_that_alone_cannot_be_loaded_holds_up_no_other() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let mut keys = Vec::new();
+        for (namespace, plan) in [("bad", &b"bad"[..]), ("good", b"good"), ("other", b"other")] {
+            let namespace = attest_common::ids::Name::new(namespace).unwrap();
+            let record = Record { held: Some(held(plan)), namespace, ..record() };
+            let key = (record.application.clone(), record.namespace.clone());
+            let write = |_| Ok(Some(entry(record.clone(), b"order")));
+            agent.shared.ledger.update(&key, write).await.unwrap();
+            keys.push(key);
+        }
+        let hex = Digest::of(b"bad").hex();
+        agent.resume(&keys[0]).await;
+        let asked = fake.asked();
+        let its_own = asked.iter().find(|path| path.contains(&hex[..16])).unwrap();
+        fake.forbid(its_own);
+
+        agent.resume_each(keys.clone()).await;
+        let (next, _) = agent.due(Instant::now() + RESUME_RETRY_MIN / 2);
+        assert_eq!(next, keys[1..]);
+        agent.shared.outbox.take_needs();
+        agent.resume_each(next).await;
+
+        // Nothing is stored for them here, and so they ask the hub.
+        let asked: Vec<Key> = agent.shared.outbox.take_needs().into_keys().collect();
+        assert_eq!(asked, keys[1..]);
     }
 
     #[tokio::test]
