@@ -164,7 +164,8 @@ impl World {
         };
         if *method != Method::GET && self.answers_lost > 0 {
             self.answers_lost -= 1;
-            return refused(StatusCode::GATEWAY_TIMEOUT, "Timeout");
+            // Not one after which the client asks again by itself.
+            return refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
         }
         outcome
     }

@@ -48,6 +48,8 @@ struct Packed {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     stored: BTreeMap<String, u64>,
+    /// Those that the API server said to this process are there when it stored them.
+    confirmed: BTreeSet<String>,
     /// How often each pack is asked to stay although no record may name it.
     kept: BTreeMap<String, usize>,
 }
@@ -61,7 +63,7 @@ impl Index {
             let bytes = annotations.and_then(|a| a.get(BYTES)?.as_str()?.parse().ok());
             Some((name.to_owned(), bytes.unwrap_or(PIECE_BYTES_MAX as u64)))
         });
-        Self { stored: stored.collect(), kept: BTreeMap::new() }
+        Self { stored: stored.collect(), ..Self::default() }
     }
 
     /// Whether pieces of these sizes, some of which may be there already, fit the cluster's share.
@@ -148,7 +150,9 @@ impl Ledger {
         Kept { ledger: self.clone(), stems }
     }
 
-    /// Stores the blobs of a plan. What is there already is not written again.
+    /// Stores the blobs of a plan. What this process stored before is not sent again: also a create that
+    /// is refused because the Secret is there goes through the log of etcd with all its bytes. What
+    /// somebody else deletes is noticed when it is loaded, and stored again then.
     ///
     /// The caller keeps the content ([`Self::keep_content`]) until a record names it.
     ///
@@ -186,6 +190,9 @@ impl Ledger {
         count: usize,
         piece: Vec<u8>,
     ) -> Result<(), LedgerError> {
+        if self.state().content.confirmed.contains(&name) {
+            return Ok(());
+        }
         let metadata = json!({
             "labels": {RECORD_LABEL: "content"},
             "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
@@ -195,15 +202,15 @@ impl Ledger {
             fields.insert("immutable".to_owned(), true.into());
         }
         // Counted before: an error does not say that nothing was written.
-        let known = self.state().content.stored.insert(name, piece.len() as u64);
-        if known.is_none() {
-            self.writes().spend(piece.len() as u64);
-        }
+        self.state().content.stored.insert(name.clone(), piece.len() as u64);
+        self.writes().spend(piece.len() as u64);
         match self.api().create(&collection(), &body).await {
             // Addressed by content: whoever wrote it wrote this, and loading checks.
-            Err(error) if !error.is_already_exists() => Err(LedgerError::Api(error)),
-            Ok(_) | Err(_) => Ok(()),
+            Err(error) if !error.is_already_exists() => return Err(LedgerError::Api(error)),
+            Ok(_) | Err(_) => {}
         }
+        self.state().content.confirmed.insert(name);
+        Ok(())
     }
 
     /// The blobs of a plan, each still to be checked against the digest that names it; only what is
@@ -243,7 +250,11 @@ impl Ledger {
     ) -> Result<(Vec<u8>, usize), LedgerError> {
         let lost = || LedgerError::Content { plan };
         let found = self.api().get_optional(&path(&piece_name(name, index))).await;
-        let secret = found.map_err(LedgerError::Api)?.ok_or_else(lost)?;
+        let Some(secret) = found.map_err(LedgerError::Api)? else {
+            // Who deleted this may have deleted more.
+            self.state().content.confirmed.clear();
+            return Err(lost());
+        };
         let bytes = secrets::bytes(&secret, PIECE).ok_or_else(lost)?;
         let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES));
         let count = pieces.and_then(Value::as_str).and_then(|text| text.parse().ok());
@@ -297,6 +308,8 @@ impl Ledger {
                 state.content.is_unused(&name, &used(&state.records))
             };
             if still {
+                // Before: an error does not say that it is still there.
+                self.state().content.confirmed.remove(&name);
                 failpoint::reach("before-content-delete");
                 self.api().delete_own(&path(&name)).await.map_err(LedgerError::Api)?;
                 failpoint::reach("after-content-delete");
@@ -335,6 +348,7 @@ mod tests {
     use super::*;
     use crate::cluster::fake::FakeApi;
     use crate::metrics::Metrics;
+    use crate::pace::Budget;
 
     fn random_bytes(length: usize, mut seed: u64) -> Bytes {
         let mut next = || {
@@ -405,6 +419,73 @@ mod tests {
         drop(kept_too);
         ledger.drop_unused_content().await.unwrap();
         assert!(ledger.state().content.stored.is_empty());
+    }
+
+    /// Creates that the API server was asked for.
+    fn creates(fake: &FakeApi) -> usize {
+        fake.asked().iter().filter(|asked| **asked == collection()).count()
+    }
+
+    #[tokio::test]
+    async fn content_that_is_there_is_not_sent_again_and_all_that_is_sent_is_charged() {
+        let fake = FakeApi::start().await;
+        let open = async || Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await;
+        let content = random_bytes(PIECE_BYTES_MAX, 4);
+        let spent = |ledger: &Ledger| Budget::of_writes().left() - ledger.writes().left();
+        let ledger = open().await.unwrap();
+        let (first, blobs) = held(&Bytes::from_static(b"plan"), &content);
+        fake.lose_answers(1);
+        assert!(ledger.store_content(&first, &blobs).await.is_err());
+        let (sent, charged) = (creates(&fake), spent(&ledger));
+        assert!(charged > 0);
+
+        ledger.store_content(&first, &blobs).await.unwrap();
+        assert!(creates(&fake) > sent && spent(&ledger) > charged, "what became of it was unknown");
+        let (sent, charged) = (creates(&fake), spent(&ledger));
+        for noise in 0..20 {
+            let (again, more) = held(&Bytes::from(format!("plan {noise}")), &content);
+            ledger.store_content(&again, &more).await.unwrap();
+        }
+        assert_eq!(creates(&fake), sent + 20, "the envelopes");
+        assert!(spent(&ledger) - charged < 20 * 100);
+
+        let after = open().await.unwrap();
+        after.store_content(&first, &blobs).await.unwrap();
+        assert!(spent(&after) > i128::try_from(PIECE_BYTES_MAX).unwrap());
+        let sent = creates(&fake);
+        after.store_content(&first, &blobs).await.unwrap();
+        assert_eq!(creates(&fake), sent);
+    }
+
+    #[tokio::test]
+    async fn content_that_somebody_deleted_is_stored_again_once_it_was_missed() {
+        let fake = FakeApi::start().await;
+        let ledger = Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await.unwrap();
+        let (held, blobs) = held(&Bytes::from_static(b"plan"), &random_bytes(100, 5));
+        ledger.store_content(&held, &blobs).await.unwrap();
+        for name in [held.plan, held.content] {
+            ledger.api().delete_own(&path(&piece_name(name, 0))).await.unwrap();
+        }
+
+        let missed = ledger.load_content(&held, |_| true).await.unwrap_err();
+        ledger.store_content(&held, &blobs).await.unwrap();
+
+        assert_eq!(missed.reason(), "ContentLost");
+        assert!(ledger.load_content(&held, |_| true).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn content_whose_deletion_was_not_answered_is_stored_again() {
+        let fake = FakeApi::start().await;
+        let ledger = Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await.unwrap();
+        let (held, blobs) = held(&Bytes::from_static(b"plan"), &random_bytes(100, 6));
+        ledger.store_content(&held, &blobs).await.unwrap();
+        fake.lose_answers(1);
+        assert!(ledger.drop_unused_content().await.is_err());
+
+        ledger.store_content(&held, &blobs).await.unwrap();
+
+        assert!(ledger.load_content(&held, |_| true).await.is_ok());
     }
 
     #[test]
