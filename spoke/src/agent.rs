@@ -233,7 +233,9 @@ pub(crate) struct Agent {
     discoveries: Pace,
     /// How much stored content they make it read.
     look_ups: Budget,
-    /// How often refusals are written down: of what a pinned hub key signed, and of the rest.
+    /// How often refusals are written down: those that show a forgery, those of what else a pinned hub
+    /// key signed, and the rest. Much of one keeps out nothing of another.
+    evidence_pace: Pace,
     signed_pace: Pace,
     unsigned_pace: Pace,
     readiness: Readiness,
@@ -271,6 +273,7 @@ impl Agent {
             new_destinations: Pace::of_new_destinations(),
             discoveries: Pace::of_discoveries(),
             look_ups: Budget::of_look_ups(),
+            evidence_pace: Pace::of_refusals(),
             signed_pace: Pace::of_refusals(),
             unsigned_pace: Pace::of_refusals(),
             readiness,

@@ -15,7 +15,7 @@ use super::{Agent, RETRIES_MAX, RETRY_MIN, Rejected, Retry};
 use crate::destination::{Early, Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
-use crate::ledger::refusals::Refused;
+use crate::ledger::refusals::{Refused, Weight};
 use crate::ledger::{self, Entry, LedgerError, Lost};
 use crate::link::push::Pushed;
 use crate::outbox::Key;
@@ -292,14 +292,25 @@ impl Agent {
             .with_records(|records| records.get(key).map(|record| (record.epoch, record.sequence)))
     }
 
+    /// The first evidence of each reason always: there are few reasons, and the list keeps it.
+    fn may_write_down(&self, weight: Weight, reason: &str) -> bool {
+        let now = Instant::now();
+        match weight {
+            Weight::Evidence => {
+                self.evidence_pace.allows(now) || !self.shared.refusals.has_evidence(reason)
+            }
+            Weight::Signed => self.signed_pace.allows(now),
+            Weight::Noise => self.unsigned_pace.allows(now),
+        }
+    }
+
     /// Files a refusal: metric, log, the cluster's own list, and the report to the hub.
     /// Each is counted; the rest happens at a bounded pace.
     fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, (u64, u64))>) {
         let reason = error.reason();
         self.shared.metrics.refused(reason);
         let signed = self.is_signed(directive);
-        let pace = if signed { &self.signed_pace } else { &self.unsigned_pace };
-        if !pace.allows(Instant::now()) {
+        if !self.may_write_down(Weight::of(signed, reason), reason) {
             return;
         }
         let text = error.text();
@@ -348,14 +359,19 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use attest_common::ids::Name;
+    use attest_common::keys::PrivateKey;
+    use attest_common::plan::to_bytes;
     use attest_common::report::Phase;
+    use attest_common::verify::VerifyError;
 
     use super::*;
     use crate::agent::tests::{agent, reports};
     use crate::cluster::fake::FakeApi;
     use crate::gate::tests::directive_of;
     use crate::ledger::tests::record;
-    use crate::pace::{NEW_DESTINATIONS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX};
+    use crate::pace::{
+        NEW_DESTINATIONS_AT_ONCE_MAX, REFUSALS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX,
+    };
 
     fn retry(sequence: u64) -> Retry {
         let (at, wait) = (Instant::now(), RETRY_MIN);
@@ -428,6 +444,35 @@ mod tests {
         let refused = agent.keep_pace(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
         assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::NEW_DESTINATION_EVERY));
         assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn evidence_of_a_forgery_is_written_down_whatever_else_was_refused_before() {
+        let fake = FakeApi::start().await;
+        let agent = agent(&fake).await;
+        let hub = PrivateKey::from_seed(&[1; 32]).unwrap();
+        let directive = envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive_of(1)), &[&hub]);
+        let refuse = |error: fn() -> VerifyError, namespace: &str| {
+            let key = (Name::new("web").unwrap(), Name::new(namespace).unwrap());
+            let error = Rejected::Gate(GateError::Verify(error()));
+            agent.refuse(&error, &directive, Some((key, (1, 1))));
+        };
+        let is_listed = |namespace: &str, reason: &str| {
+            let newest = agent.shared.refusals.newest("web", namespace);
+            newest.is_some_and(|refusal| refusal.reason == reason)
+        };
+
+        for _ in 0..4 * REFUSALS_AT_ONCE_MAX {
+            refuse(|| VerifyError::RemoveNotAllowed, "noise");
+        }
+        refuse(|| VerifyError::PlanDigest, "shop-1");
+        assert!(is_listed("shop-1", "PlanDigest"), "noise keeps out no evidence");
+        for n in 0..4 * REFUSALS_AT_ONCE_MAX {
+            refuse(|| VerifyError::PlanDigest, &format!("evidence-{n}"));
+        }
+        refuse(|| VerifyError::BlobDigest { what: "receipt" }, "shop-2");
+        assert!(is_listed("shop-2", "BlobDigest"), "nor evidence the first of another reason");
+        assert!(is_listed("shop-1", "PlanDigest"), "the first of a reason stays");
     }
 
     #[tokio::test]

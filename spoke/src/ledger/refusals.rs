@@ -60,14 +60,25 @@ pub struct Refused {
 }
 
 /// What a refusal is worth to who asks later. Each has its own room.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Weight {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
     /// A hub key of the policy signed it, and it shows more than a mistake.
     Evidence,
     /// A hub key signed it.
     Signed,
     /// Anybody may have sent it.
     Noise,
+}
+
+impl Weight {
+    /// Of a refusal for this reason. `signed`: a hub key of the policy signed what was refused.
+    pub fn of(signed: bool, reason: &str) -> Self {
+        match signed {
+            true if EVIDENCE.contains(&reason) => Self::Evidence,
+            true => Self::Signed,
+            false => Self::Noise,
+        }
+    }
 }
 
 impl Refused {
@@ -77,11 +88,7 @@ impl Refused {
     }
 
     fn weight(&self) -> Weight {
-        match self.signed {
-            true if EVIDENCE.contains(&self.refusal.reason.as_str()) => Weight::Evidence,
-            true => Weight::Signed,
-            false => Weight::Noise,
-        }
+        Weight::of(self.signed, &self.refusal.reason)
     }
 
     fn since(&self) -> Timestamp {
@@ -132,6 +139,13 @@ impl Refusals {
     pub fn note(&self, refused: Refused) {
         keep(&mut self.0.list.lock().unwrap_or_else(PoisonError::into_inner), refused);
         self.0.changed.notify_one();
+    }
+
+    /// Whether the list holds evidence of this reason already. The first of each stays in it.
+    pub fn has_evidence(&self, reason: &str) -> bool {
+        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter()
+            .any(|known| known.weight() == Weight::Evidence && known.refusal.reason == reason)
     }
 
     /// Whether the hub is stale now; written when that is news.
