@@ -161,13 +161,15 @@ impl Agent {
     /// A hub may order the same again and again, each time with a good signature.
     fn keep_pace(&mut self, directive: &Directive) -> Result<(), Rejected> {
         let key = (directive.application.clone(), directive.namespace.clone());
-        // A record is for good, and so is the room that it takes.
-        let is_new = !self.shared.ledger.with_records(|records| records.contains_key(&key));
-        if is_new && !self.new_destinations.allows(Instant::now()) {
-            return Err(Rejected::TooManyNew);
-        }
         if !self.shared.ledger.writes().has_left(Instant::now()) {
             return Err(Rejected::TooMuch);
+        }
+        // A record is for good, and so is the room that it takes. Who was given it and could not use it
+        // yet is not asked for more.
+        let is_new = !self.admissions.contains_key(&key)
+            && !self.shared.ledger.with_records(|records| records.contains_key(&key));
+        if is_new && !self.new_destinations.allows(Instant::now()) {
+            return Err(Rejected::TooManyNew);
         }
         let pace = self.admissions.entry(key).or_insert_with(Pace::of_admissions);
         if pace.allows(Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
@@ -444,6 +446,28 @@ mod tests {
         let refused = agent.keep_pace(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
         assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::NEW_DESTINATION_EVERY));
         assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_order_that_waits_uses_up_no_room_for_new_destinations() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let left = |agent: &Agent| {
+            let all = 0..=NEW_DESTINATIONS_AT_ONCE_MAX;
+            let pace = agent.new_destinations.clone();
+            all.filter(|_| pace.allows(Instant::now())).count()
+        };
+        // Admitted and not recorded yet, however often that is tried.
+        for _ in 0..5 {
+            assert!(agent.keep_pace(&directive_of(1)).is_ok());
+        }
+        agent.shared.ledger.writes().spend(2 * WRITTEN_AT_ONCE_BYTES_MAX);
+        let new = Directive { namespace: Name::new("shop-2").unwrap(), ..directive_of(1) };
+        for _ in 0..5 {
+            assert!(matches!(agent.keep_pace(&new), Err(Rejected::TooMuch)));
+        }
+
+        assert_eq!(left(&agent), NEW_DESTINATIONS_AT_ONCE_MAX as usize - 1);
     }
 
     #[tokio::test]
