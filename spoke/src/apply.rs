@@ -184,16 +184,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Wri
     failpoint::reach("after-apply");
     let (live, created) = match answer {
         Ok(applied) => (applied.live, applied.created),
-        Err(error) if error.is_other_object() && matches!(force, Force::Of(_)) => {
-            return Err(ApplyError::Replaced(object.key().clone()));
-        }
-        Err(error) if error.is_field_conflict() && matches!(force, Force::No) => {
-            return Err(ApplyError::FieldConflict {
-                object: object.key().clone(),
-                managers: "see the object's managedFields".to_owned(),
-            });
-        }
-        Err(error) => return Err(failed(object.key(), error)),
+        Err(error) => return Err(unwritten(object.key(), error, &force)),
     };
     let observation = observe(&object.key().group, &object.key().kind, &live);
     let Live::Present { uid, projected, .. } = &observation.live else {
@@ -201,6 +192,18 @@ pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Wri
     };
     let confirmed = Confirmed { desired: desired(object), uid: uid.clone(), projected: *projected };
     Ok(Written { created, confirmed, observation })
+}
+
+/// Why a write was refused.
+fn unwritten(key: &ObjectKey, error: ApiError, force: &Force) -> ApplyError {
+    match force {
+        Force::Of(_) if error.is_other_object() => ApplyError::Replaced(key.clone()),
+        Force::No if error.is_field_conflict() => ApplyError::FieldConflict {
+            object: key.clone(),
+            managers: "see the object's managedFields".to_owned(),
+        },
+        Force::No | Force::Of(_) | Force::Any => failed(key, error),
+    }
 }
 
 /// Proof that something may be deleted: an admission whose rendering no longer holds it, or a removal.
@@ -380,9 +383,14 @@ impl ApplyError {
 
     /// True when the answer says nothing about the object. Quota answers 409 when it was just changed.
     pub fn is_transient(&self) -> bool {
+        self.is_conflict() || matches!(self, Self::Api(error) if error.is_transient())
+    }
+
+    /// True when something was faster: what was found before may not be so any more.
+    pub fn is_conflict(&self) -> bool {
         match self {
             Self::Replaced(_) => true,
-            Self::Api(error) => error.is_transient() || error.is_conflict(),
+            Self::Api(error) => error.is_conflict(),
             Self::FieldConflict { .. } | Self::KindUnknown | Self::Gone => false,
         }
     }
@@ -403,6 +411,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cluster::Details;
 
     #[test]
     fn an_object_is_the_same_when_only_bookkeeping_differs() {
@@ -450,6 +459,39 @@ mod tests {
 
         assert_eq!(deleted(&answer), Deleted::Leaving("finalizers example.com/drain".to_owned()));
         assert_eq!(deleted(&json!({"kind": "Status", "status": "Success"})), Deleted::Gone);
+    }
+
+    #[test]
+    fn a_forced_write_that_met_a_quota_or_another_writer_says_so() {
+        let key = ObjectKey {
+            group: String::new(),
+            kind: "ConfigMap".to_owned(),
+            namespace: Some("shop".to_owned()),
+            name: "a".to_owned(),
+        };
+        let conflict = |message: &str| ApiError::Status {
+            verb: "patch",
+            path: "/x".to_owned(),
+            code: 409,
+            status_reason: "Conflict".to_owned(),
+            message: message.to_owned(),
+            details: Details::of(&json!({"message": message, "details": {"name": "a"}})),
+        };
+        let force = Force::Of("1".to_owned());
+        let said = |message: &str| {
+            let error = unwritten(&key, conflict(message), &force);
+            assert!(error.is_transient() && error.is_conflict() && error.reason() == "Conflict");
+            error.to_string()
+        };
+
+        assert!(
+            said("Operation cannot be fulfilled on resourcequotas \"q\"")
+                .contains("resourcequotas")
+        );
+        assert!(said("the object has been modified").contains("has been modified"));
+        assert!(
+            said("uid mismatch: no existing object was found").contains("was deleted, or replaced")
+        );
     }
 
     #[test]

@@ -82,6 +82,9 @@ pub enum ApiError {
     Request { path: String, message: String },
 }
 
+/// What an API server says, in words only, to an apply that names a UID when there is no object.
+const UID_MISMATCH: &str = "uid mismatch";
+
 /// What a refusal says beyond its code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Details {
@@ -91,6 +94,8 @@ pub struct Details {
     pub field_conflict: bool,
     /// A cause of it is that the object has another UID.
     pub other_uid: bool,
+    /// It says that there is no object to have the UID that was named.
+    pub no_object: bool,
 }
 
 impl Details {
@@ -106,6 +111,10 @@ impl Details {
             named: name.is_some_and(|name| !name.is_empty()),
             field_conflict: causes_of("reason", "FieldManagerConflict"),
             other_uid: causes_of("field", "metadata.uid"),
+            no_object: status
+                .get("message")
+                .and_then(Value::as_str)
+                .is_some_and(|message| message.contains(UID_MISMATCH)),
         }
     }
 }
@@ -132,10 +141,11 @@ impl ApiError {
     }
 
     /// The answer to an apply that names a UID, when another object of this name lives (422), or
-    /// none does (409).
+    /// none does (409). Quotas and writers who were faster are answered with 409 too.
     pub fn is_other_object(&self) -> bool {
         matches!(self, Self::Status { details, .. } if details.other_uid)
-            || (self.is_conflict() && !self.is_field_conflict())
+            || (self.is_conflict()
+                && matches!(self, Self::Status { details, .. } if details.no_object))
     }
 
     /// 404.
@@ -222,11 +232,21 @@ mod tests {
             {"reason": "FieldValueInvalid", "message": "field is immutable", "field": "metadata.uid"}]}});
         let invalid = json!({"reason": "Invalid", "details": {"name": "a", "kind": "ConfigMap", "causes": [
             {"reason": "FieldValueInvalid", "message": "must be positive", "field": "spec.replicas"}]}});
-        let none = json!({"reason": "Conflict", "details": {"name": "a", "kind": "configmaps"}});
+        let conflict = |what: &str| {
+            let message = format!("Operation cannot be fulfilled on configmaps \"a\": {what}");
+            json!({"reason": "Conflict", "details": {"name": "a", "kind": "configmaps"}, "message": message})
+        };
+        let none = conflict(
+            "uid mismatch: the provided object specified uid 1, and no existing object was found",
+        );
+        let faster = conflict(
+            "the object has been modified; please apply your changes to the latest version and try again",
+        );
 
         assert!(refused(422, &another).is_other_object());
         assert!(refused(409, &none).is_other_object());
         assert!(!refused(422, &invalid).is_other_object());
+        assert!(!refused(409, &faster).is_other_object());
     }
 
     #[test]
@@ -238,5 +258,6 @@ mod tests {
 
         assert!(refused(409, &fields).is_field_conflict());
         assert!(!refused(409, &quota).is_field_conflict());
+        assert!(!refused(409, &quota).is_other_object());
     }
 }

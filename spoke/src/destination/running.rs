@@ -210,7 +210,8 @@ impl Running {
             tracked.passed = None;
             self.dirty |= !std::mem::replace(&mut tracked.met, true);
         }
-        if matches!(error, ApplyError::Replaced(_)) {
+        // Another object, or another writer: what was found is asked about anew.
+        if error.is_conflict() {
             tracked.passed = None;
         }
         tracked.failure = Some(if error.is_not_ready() && settling {
