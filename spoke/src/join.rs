@@ -51,7 +51,7 @@ pub async fn run(
         if standing == Standing::Member {
             return;
         }
-        link.measure_certificate();
+        link.note_certificate();
         let loaded = link.trust.borrow_and_update().loaded().cloned();
         if standing == Standing::Expired {
             readiness.joined(Err(expired(loaded.as_deref().ok())));

@@ -98,6 +98,7 @@ pub async fn run(link: &mut Link) {
     let mut attempt = 0;
     let mut window_ms = 0;
     while link.identity.standing(SystemTime::now()) == Standing::Member {
+        link.note_certificate();
         let outcome = link.session(&mut attempt, &mut window_ms).await;
         link.metrics.connected.set(0);
         let Err(error) = outcome;
@@ -231,7 +232,6 @@ impl Link {
                     if *attempt > 0 && self.sessions_pace.allows(Instant::now()) {
                         *attempt = 0;
                     }
-                    self.measure_certificate();
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
                         quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
@@ -241,12 +241,10 @@ impl Link {
         }
     }
 
-    /// How long the certificate lasts; below zero once it has ended.
-    pub(crate) fn measure_certificate(&self) {
+    /// When the certificate expires, for who asks the metrics, with or without a session.
+    pub(crate) fn note_certificate(&self) {
         let ends = self.identity.tls.as_ref().and_then(Tls::expires_at);
-        let left_s = ends.and_then(|at| jiff::Timestamp::try_from(at).ok());
-        let left_s = left_s.map(|at| at.as_second() - jiff::Timestamp::now().as_second());
-        self.metrics.certificate_expiry_seconds.set(left_s.unwrap_or_default());
+        self.metrics.certificate_expires(ends.and_then(|at| jiff::Timestamp::try_from(at).ok()));
     }
 
     fn hello(&self, nonce: &[u8; 16], loaded: &Loaded) -> Hello {

@@ -1,5 +1,9 @@
 //! What the spoke counts. Labels are words from fixed lists, never names that a remote side chose.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use attest_common::ids::Timestamp;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -33,7 +37,9 @@ pub struct Metrics {
     pub objects: IntGauge,
     pub watches: IntGauge,
     pub state_lost: IntGauge,
-    pub certificate_expiry_seconds: IntGauge,
+    certificate_expiry_seconds: IntGauge,
+    /// Seconds since 1970; 0 without a certificate.
+    certificate_expires_at: Arc<AtomicI64>,
 }
 
 impl Metrics {
@@ -83,6 +89,7 @@ impl Metrics {
                 "certificate_expiry_seconds",
                 "Seconds until the certificate expires; below zero since",
             )?,
+            certificate_expires_at: Arc::default(),
             registry: registry.clone(),
         };
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -98,8 +105,22 @@ impl Metrics {
         }
     }
 
-    /// Everything in the Prometheus text format.
+    /// When the certificate expires. What is left of it is reckoned whenever it is asked for.
+    pub fn certificate_expires(&self, at: Option<Timestamp>) {
+        self.certificate_expires_at.store(at.map_or(0, Timestamp::as_second), Ordering::Relaxed);
+    }
+
+    /// Everything in the Prometheus text format, as of now.
     pub fn text(&self) -> String {
+        self.text_at(Timestamp::now())
+    }
+
+    fn text_at(&self, now: Timestamp) -> String {
+        let left_s = match self.certificate_expires_at.load(Ordering::Relaxed) {
+            0 => 0,
+            at => at.saturating_sub(now.as_second()),
+        };
+        self.certificate_expiry_seconds.set(left_s);
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
@@ -145,6 +166,24 @@ impl Register<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_of_a_certificate_is_as_of_when_it_is_asked_for() {
+        let metrics = Metrics::new().unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let left = |second| {
+            let text = metrics.text_at(at(second));
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("attest_spoke_certificate_expiry_seconds "));
+            line.unwrap().rsplit_once(' ').unwrap().1.to_owned()
+        };
+        assert_eq!(left(1_000), "0");
+
+        metrics.certificate_expires(Some(at(2_000)));
+
+        assert_eq!([left(1_000), left(1_999), left(2_500)], ["1000", "1", "-500"]);
+    }
 
     #[test]
     fn a_refusal_is_counted_by_its_reason_and_a_bad_signature_twice() {

@@ -60,6 +60,14 @@ impl StubbornHub {
         Bundle::from_pem(&attest_certs::bundle::chain_to_pem(&chain), &request.key_pem).unwrap()
     }
 
+    /// A spoke that is a member of the fleet.
+    async fn identity(&self, api: &ApiServer) -> Identity {
+        let mut identity = Identity::load_or_create(api).await.unwrap();
+        let bundle = Self::spoke(&self.authority, &identity.cluster);
+        identity.store_tls(api, bundle).await.unwrap();
+        identity
+    }
+
     pub(crate) fn spoke_tls(&self) -> rustls::ClientConfig {
         tls::spoke_session(&[self.authority.pin()], &self.spoke).unwrap()
     }
@@ -74,17 +82,9 @@ impl StubbornHub {
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-#[tokio::test]
-async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
-    let hub = StubbornHub::granting(0);
-    let fake = FakeApi::start().await;
-    let api = fake.open().await;
-    let mut identity = Identity::load_or_create(&api).await.unwrap();
-    let bundle = StubbornHub::spoke(&hub.authority, &identity.cluster);
-    identity.store_tls(&api, bundle).await.unwrap();
-    let (told, trust) = watch::channel(hub.trust());
-    let mut link = Link {
-        hub: hub.address.clone(),
+fn link(hub: &str, api: ApiServer, identity: Identity, trust: watch::Receiver<Trust>) -> Link {
+    Link {
+        hub: hub.to_owned(),
         api,
         identity,
         trust,
@@ -98,7 +98,37 @@ async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one()
         renewal_asked_at: None,
         refusals_pace: Pace::of_refusals(),
         sessions_pace: Pace::of_sessions(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_spoke_tells_how_long_its_certificate_lasts_though_it_has_no_session() {
+    let hub = StubbornHub::granting(0);
+    let fake = FakeApi::start().await;
+    let api = fake.open().await;
+    let identity = hub.identity(&api).await;
+    let (_told, trust) = watch::channel(hub.trust());
+    let mut link = link(&hub.address, api, identity, trust);
+    let metrics = link.metrics.clone();
+
+    let ended = tokio::time::timeout(Duration::from_millis(100), run(&mut link)).await;
+
+    assert!(ended.is_err() && metrics.connected.get() == 0, "the hub does not answer");
+    let text = metrics.text();
+    let left =
+        text.lines().find(|line| line.starts_with("attest_spoke_certificate_expiry_seconds "));
+    let left_s: u64 = left.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap();
+    assert!(left_s > DAY.as_secs() / 2 && left_s <= DAY.as_secs(), "{left_s}");
+}
+
+#[tokio::test]
+async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
+    let hub = StubbornHub::granting(0);
+    let fake = FakeApi::start().await;
+    let api = fake.open().await;
+    let identity = hub.identity(&api).await;
+    let (told, trust) = watch::channel(hub.trust());
+    let mut link = link(&hub.address, api, identity, trust);
     let (mut attempt, mut window_ms) = (0, 0);
     let mut session = Box::pin(link.session(&mut attempt, &mut window_ms));
     let waiting = tokio::time::timeout(Duration::from_millis(300), &mut session).await;
