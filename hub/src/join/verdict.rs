@@ -63,9 +63,7 @@ pub(crate) fn judge(
                 certificate_expires_at: None,
                 ..record
             };
-            let mut changes = vec![records::replace(&stored, &changed)];
-            changes.extend(forget_answer(hub, &changed)?);
-            ("evict", changed, changes)
+            ("evict", changed.clone(), vec![records::replace(&stored, &changed)])
         }
         // What was revoked stays out, also when nobody wants to see it any more.
         Verdict::Remove if record.state == ClusterState::Revoked => {
@@ -81,6 +79,9 @@ pub(crate) fn judge(
         }
     };
     let living = hub.directory.named(name).is_some_and(|living| living.id == named.id);
+    if closes {
+        changes.extend(dead_tokens(hub, &changed, living)?);
+    }
     if what == "remove" && living && hub.records.default_cluster()?.as_ref() == Some(name) {
         let mut others: Vec<_> = hub
             .directory
@@ -125,10 +126,18 @@ pub(crate) fn is_evicted(hub: &Hub, record: &ClusterRecord) -> Result<bool, Stor
     Ok(token.is_none_or(|token| token.revoked))
 }
 
-/// An evicted cluster's token gives out no certificate any more.
-fn forget_answer(hub: &Hub, record: &ClusterRecord) -> Result<Option<Change>, JoinError> {
-    let token = hub.records.get::<TokenRecord>(&record.token_id)?;
-    Ok(token.map(|token| records::put(&TokenRecord { revoked: true, ..token })))
+/// Revokes every token by which the cluster could come back without another word of the operator: what
+/// it has used gives out no certificate again, and what was made for it, or for its name while the name
+/// is its own, lets nobody in.
+fn dead_tokens(hub: &Hub, record: &ClusterRecord, living: bool) -> Result<Vec<Change>, StoreError> {
+    let lets_in = |token: &TokenRecord| match (&token.used, &token.identity) {
+        (Some(used), _) => used.cluster == record.id && record.state == ClusterState::Pending,
+        (None, Some(identity)) => *identity == record.id,
+        (None, None) => living && token.cluster == record.name,
+    };
+    let all: Vec<TokenRecord> = hub.records.all()?;
+    let dead = all.into_iter().filter(|token| !token.revoked && lets_in(token));
+    Ok(dead.map(|token| records::put(&TokenRecord { revoked: true, ..token })).collect())
 }
 
 /// What goes with a cluster: its policy hint and its reports; its ledgers stay, so that sequences only rise.

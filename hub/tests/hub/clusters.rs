@@ -57,3 +57,37 @@ async fn an_evicted_cluster_is_not_accepted_but_told_to_join_anew() {
     let again = join(&fixture, token["token"].as_str().unwrap(), &keys, Bend::default()).await;
     assert_eq!(refused(&again), "Joined");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_from_before_the_operator_shut_a_cluster_out_does_not_bring_it_back() {
+    for (method, word) in [("POST", "/evict"), ("POST", "/revoke"), ("DELETE", "")] {
+        let fixture = Fixture::start().await;
+        let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+        let keys = Keys::new(1);
+        let mut tokens = Vec::new();
+        for (cluster, identity, replace) in [
+            ("staging", Some(keys.cluster()), false),
+            ("staging", None, true),
+            ("production", None, false),
+        ] {
+            let asked = json!({
+                "cluster": cluster, "ttlSeconds": 60, "autoAccept": true, "replace": replace, "identity": identity
+            });
+            let (status, token) = fixture.call("POST", "/v1/tokens", Some(asked)).await;
+            assert_eq!(status, 201, "{token}");
+            tokens.push(token["token"].as_str().unwrap().to_owned());
+        }
+
+        let body = (word == "/revoke").then(|| json!({"reason": "lost"}));
+        let path = format!("/v1/clusters/staging{word}");
+        assert_eq!(fixture.call(method, &path, body).await.0, 200, "{path}");
+
+        for token in &tokens[..2] {
+            let answer = join(&fixture, token, &keys, Bend::default()).await;
+            assert_eq!(refused(&answer), "TokenRevoked", "{path}");
+        }
+        // What is for another name stays good.
+        let other = join(&fixture, &tokens[2], &Keys::new(2), Bend::default()).await;
+        assert_eq!(refused(&other), "Joined", "{path}");
+    }
+}

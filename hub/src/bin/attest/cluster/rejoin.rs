@@ -75,26 +75,38 @@ pub(super) async fn rejoin(
     let cluster = TargetCluster::open(&target).await?;
     check(&cluster, &known).await?;
     let token = token(&client, &known, timeout + TOKEN_SPARE_S).await?;
-    let brought = bring(&cluster, secret(&token)?).await;
-    if brought.is_err() {
-        // Nobody will use it any more.
+    let brought = async {
+        bring(&cluster, secret(&token)?).await?;
+        printer.note("[rejoin] the spoke has a new join token, and starts again");
+        connected(&client, &known, &cluster, timeout).await
+    };
+    if let Err(error) = brought.await {
+        // Nobody waits for it any more: what comes by it later would come unseen.
         let path = format!("/v1/tokens/{}", token.id);
         let _ = client.act(reqwest::Method::DELETE, &path, None::<&()>).await;
+        return Err(error);
     }
-    brought?;
-    printer.note("[rejoin] the spoke has a new join token, and starts again");
+    printer.line(&format!("cluster/{name} rejoined"));
+    Ok(())
+}
+
+async fn connected(
+    client: &Client,
+    known: &Cluster,
+    cluster: &TargetCluster,
+    timeout: u64,
+) -> anyhow::Result<()> {
     let late = Instant::now() + Duration::from_secs(timeout);
     while !client.get::<Cluster>(&path(known.id.as_str())).await?.connected {
         if Instant::now() >= late {
             bail!(
-                "the spoke has not connected within {timeout} s; `kubectl --context {} -n \
+                "the spoke has not connected within {timeout} s, and its token is revoked; `kubectl --context {} -n \
                  {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more",
                 cluster.context
             );
         }
         tokio::time::sleep(POLL_EVERY).await;
     }
-    printer.line(&format!("cluster/{name} rejoined"));
     Ok(())
 }
 
