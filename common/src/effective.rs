@@ -20,12 +20,11 @@ pub const IMAGE_PIN: &str = "image-pin";
 
 /// Whose labels and annotations on a namespace decide what it may do and where its pods run: Kubernetes
 /// itself and the platforms built on it, with all that lies below these names.
-const RESERVED_DOMAINS: [&str; 4] = ["kubernetes.io", "k8s.io", "openshift.io", "cattle.io"];
-/// What of them only describes.
-const DESCRIBING: [&str; 2] = ["app.kubernetes.io", "kubectl.kubernetes.io"];
-
-/// Labels and annotations under this prefix decide what pods of a namespace may do.
-pub const POD_SECURITY_PREFIX: &str = "pod-security.kubernetes.io/";
+pub const RESERVED_DOMAINS: [&str; 4] = ["kubernetes.io", "k8s.io", "openshift.io", "cattle.io"];
+/// Those of them that only describe.
+pub const DESCRIBING_DOMAINS: [&str; 2] = ["app.kubernetes.io", "kubectl.kubernetes.io"];
+/// The label by which the API server itself says a namespace's name.
+pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Objects ready to be applied, and what people should know about them.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,12 +123,11 @@ fn place(
 }
 
 fn is_reserved(label: &str) -> bool {
-    let Some((domain, name)) = label.split_once('/') else { return false };
+    let Some((domain, _)) = label.split_once('/') else { return false };
     let is_below = |reserved: &&str| {
         domain.strip_suffix(*reserved).is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
     };
-    let describes =
-        DESCRIBING.contains(&domain) || (domain, name) == ("kubernetes.io", "metadata.name");
+    let describes = DESCRIBING_DOMAINS.contains(&domain) || label == NAME_LABEL;
     !describes && RESERVED_DOMAINS.iter().any(is_below)
 }
 

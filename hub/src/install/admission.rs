@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::effective::POD_SECURITY_PREFIX;
+use attest_common::effective::{DESCRIBING_DOMAINS, NAME_LABEL, RESERVED_DOMAINS};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,7 +12,8 @@ use super::{
 };
 
 const VERSION: &str = "admissionregistration.k8s.io/v1";
-const POD_SECURITY: &str = "the spoke does not say what pods of a namespace may do";
+const RESERVED: &str = "the spoke does not say what a namespace may do and where its pods run: labels and annotations \
+     of Kubernetes and of the platforms built on it are not its own";
 const CLOSED: &str = "namespaces that begin with kube- or attest- are closed to applications";
 
 /// Policies with their bindings.
@@ -70,22 +71,39 @@ fn namespaces() -> Value {
         "matchConstraints": constraints(("", "namespaces"), &["CREATE", "UPDATE"]),
         "matchConditions": [by_spoke()],
         "variables": [
-            {"name": "before", "expression": "oldObject == null ? {} : oldObject.metadata.?labels.orValue({})"},
-            {"name": "after", "expression": "object.metadata.?labels.orValue({})"}
+            before("labels"), after("labels"),
+            before("annotations"), after("annotations")
         ],
         "validations": [
             {"expression": open("object.metadata.name"), "message": CLOSED},
-            {"expression": same_pod_security(), "message": POD_SECURITY}
+            {"expression": same_reserved("labels"), "message": RESERVED},
+            {"expression": same_reserved("annotations"), "message": RESERVED}
         ]
     })
 }
 
-/// What pods of a namespace may do bounds a taken spoke as well: it must not be the spoke's to change.
-fn same_pod_security() -> String {
+fn before(place: &str) -> Value {
+    let expression =
+        format!("oldObject == null ? {{}} : oldObject.metadata.?{place}.orValue({{}})");
+    json!({"name": format!("{place}_before"), "expression": expression})
+}
+
+fn after(place: &str) -> Value {
+    let expression = format!("object.metadata.?{place}.orValue({{}})");
+    json!({"name": format!("{place}_after"), "expression": expression})
+}
+
+/// What is not the application's to say, which the spoke refuses itself, is not a taken spoke's either.
+fn same_reserved(place: &str) -> String {
+    let quoted = |texts: Vec<String>| format!("['{}']", texts.join("', '"));
+    // A name has one `/` at most.
+    let domains = quoted(RESERVED_DOMAINS.map(|domain| format!(".{domain}/")).to_vec());
+    let describing = quoted(DESCRIBING_DOMAINS.map(|domain| format!("{domain}/")).to_vec());
     let kept = |of: &str, by: &str| {
         format!(
-            "variables.{of}.all(k, !k.startsWith('{POD_SECURITY_PREFIX}') || \
-             variables.{by}[?k] == optional.of(variables.{of}[k]))"
+            "variables.{place}_{of}.all(k, !{domains}.exists(d, ('.' + k).contains(d)) || \
+             {describing}.exists(d, k.startsWith(d)) || k == '{NAME_LABEL}' || \
+             variables.{place}_{by}[?k] == optional.of(variables.{place}_{of}[k]))"
         )
     };
     format!("{} && {}", kept("after", "before"), kept("before", "after"))

@@ -293,7 +293,7 @@ impl Caller {
     }
 }
 
-/// Pod Security bounds a taken spoke too, where an operator has set it.
+/// What an operator has said of a namespace bounds a taken spoke too.
 async fn what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(
     admin: &Client,
     spoke: &Caller,
@@ -318,6 +318,30 @@ async fn what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(
     spoke.may("PATCH", applied, &namespace("bounded")).await?;
     let kept = all.get("bounded").await?.metadata.labels.unwrap_or_default();
     assert_eq!(kept["pod-security.kubernetes.io/enforce"], "restricted");
+
+    let said = |place: &str, name: &str| {
+        let mut made = namespace("bounded");
+        made["metadata"][place] = json!({name: "x"});
+        made
+    };
+    for (name, reserved) in [
+        ("scheduler.alpha.kubernetes.io/node-selector", true),
+        ("kubernetes.io/enforce-mountable-secrets", true),
+        ("openshift.io/sa.scc.uid-range", true),
+        ("field.cattle.io/projectId", true),
+        ("x.k8s.io/a", true),
+        ("app.kubernetes.io/part-of", false),
+        ("notkubernetes.io/a", false),
+        ("team", false),
+    ] {
+        for place in ["labels", "annotations"] {
+            if reserved {
+                spoke.may_not("PATCH", applied, &said(place, name)).await?;
+            } else {
+                spoke.may("PATCH", applied, &said(place, name)).await?;
+            }
+        }
+    }
     Ok(())
 }
 
