@@ -30,6 +30,8 @@ pub const SYNC_INTERVAL_MS: u64 = 60_000;
 /// First and longest wait before dialling again; full jitter in between.
 pub const RECONNECT_MIN_MS: u64 = 200;
 pub const RECONNECT_MAX_MS: u64 = 30_000;
+/// Application code of a close: the spoke is not, or no longer, admitted.
+pub const CLOSE_NOT_ADMITTED: u32 = 2;
 
 /// The version both ends speak, or none.
 pub fn negotiate(peer_min: u32, peer_max: u32) -> Option<u32> {

@@ -74,7 +74,7 @@ const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// The connection gave way to a newer one of the same cluster.
 pub const CLOSE_REPLACED: VarInt = VarInt::from_u32(1);
 /// The spoke is not, or no longer, admitted.
-pub const CLOSE_NOT_ADMITTED: VarInt = VarInt::from_u32(2);
+pub const CLOSE_NOT_ADMITTED: VarInt = VarInt::from_u32(attest_common::session::CLOSE_NOT_ADMITTED);
 /// The spoke broke the protocol.
 pub const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(3);
 /// The hub ends, or its certificate or the spoke's does: come back.

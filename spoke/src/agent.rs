@@ -8,7 +8,6 @@ pub(crate) mod kinds;
 mod resume;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ use crate::destination::{self, Mailbox, Resumes, Shared};
 use crate::gate::GateError;
 use crate::http::{self, HttpError, Readiness};
 use crate::identity::{Identity, IdentityError};
-use crate::join;
+use crate::join::{self, Door};
 use crate::ledger::refusals::Refusals;
 use crate::ledger::{DESTINATIONS_MAX, Ledger, LedgerError, Lost};
 use crate::link::push::{Pushed, Room};
@@ -130,25 +129,20 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         kubernetes_version,
         room: Room::default(),
         renewal_asked_at: None,
+        may_hold_token: true,
         refusals_pace: Pace::of_refusals(),
         sessions_pace: Pace::of_sessions(),
     };
-    tasks.spawn(connect(link, join_token_file, kube_system_uid, readiness));
+    tasks.spawn(connect(link, Door::new(join_token_file, kube_system_uid), readiness));
     let ended = tasks.join_next().await;
     Err(AgentError::Ended(ended.and_then(Result::err)))
 }
 
-async fn connect(
-    mut link: Link,
-    join_token_file: Option<PathBuf>,
-    kube_system_uid: String,
-    readiness: Readiness,
-) {
+async fn connect(mut link: Link, mut door: Door, readiness: Readiness) {
     loop {
-        join::run(&mut link, join_token_file.as_deref(), &kube_system_uid, &readiness).await;
+        join::run(&mut link, &mut door, &readiness).await;
         readiness.joined(Ok(()));
-        join::forget_token(&link.api).await;
-        link::run(&mut link).await;
+        link::run(&mut link, &mut door).await;
     }
 }
 

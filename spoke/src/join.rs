@@ -1,10 +1,10 @@
 //! Joining a fleet: once in a spoke's life, with a single-use token, over a connection pinned to the hub's CA.
-//! Again only when its certificate has expired, by another such token; the identity stays.
+//! Again only when its certificate has expired or the hub takes it no more, by another such token; the identity stays.
 //!
 //! The token's secret never travels; what does is a proof bound to this TLS connection. What the
 //! hub answers is checked against the local policy before it is stored.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use attest_certs::{SigningRequest, peer_identity, tls};
@@ -32,19 +32,30 @@ pub const JOIN_SECRET: &str = "attest-join";
 /// The reason of a spoke whose certificate has expired.
 const EXPIRED: &str = "CertificateExpired";
 
+/// What a spoke joins with.
+#[derive(Debug)]
+pub struct Door {
+    token_file: Option<PathBuf>,
+    kube_system_uid: String,
+    /// Id of the token that was used, or that the hub took no more.
+    spent: Option<String>,
+}
+
+impl Door {
+    /// The token is read from the file whenever there is need of one.
+    pub fn new(token_file: Option<PathBuf>, kube_system_uid: String) -> Self {
+        Self { token_file, kube_system_uid, spent: None }
+    }
+}
+
 /// Joins, asking again for as long as it takes. Returns at once for a member of the fleet, and
 /// otherwise when a certificate is stored.
-pub async fn run(
-    link: &mut Link,
-    token_file: Option<&Path>,
-    kube_system_uid: &str,
-    readiness: &Readiness,
-) {
-    let fingerprint = join::fingerprint(link.identity.key.public().bytes());
+pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
     if link.identity.tls.is_none() {
+        let fingerprint = join::fingerprint(link.identity.key.public().bytes());
         tracing::info!(cluster_id = %link.identity.cluster, fingerprint, "Joining the fleet");
     }
-    let (mut attempt, mut spent) = (0, None);
+    let mut attempt = 0;
     // Looked at anew each time: a clock that was wrong may have been set right.
     loop {
         let standing = link.identity.standing(SystemTime::now());
@@ -56,25 +67,13 @@ pub async fn run(
         if standing == Standing::Expired {
             readiness.joined(Err(expired(loaded.as_deref().ok())));
         }
-        let outcome = match (&loaded, token_file) {
-            (Err(error), _) => Err(JoinError::Trust(error.clone())),
-            (Ok(_), None) => Err(JoinError::NoTokenFile),
-            (Ok(loaded), Some(file)) => {
-                let (api, hub, identity) = (&link.api, &link.hub, &mut link.identity);
-                let mut joining = Joining { api, hub, loaded, kube_system_uid, identity };
-                joining.once(file, &mut spent).await
-            }
+        let outcome = match &loaded {
+            Err(error) => Err(JoinError::Trust(error.clone())),
+            Ok(loaded) => once(link, door, loaded).await,
         };
         let wait_ms = match outcome {
-            Ok(Progress::Joined) => {
-                tracing::info!(cluster_id = %link.identity.cluster, "Joined the fleet");
-                return;
-            }
+            Ok(Progress::Joined) => return,
             Ok(Progress::Pending { retry_ms }) => {
-                tracing::info!(
-                    fingerprint,
-                    "Waiting to be accepted; run `attest gitops cluster accept NAME --fingerprint {fingerprint}`"
-                );
                 attempt = 0;
                 retry_ms.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS)
             }
@@ -95,6 +94,46 @@ pub async fn run(
             _ = link.trust.changed() => {}
         }
     }
+}
+
+/// Joins once more, if there is a token for it: the hub takes the certificate no more, which is kept until
+/// another one is stored.
+pub async fn again(link: &mut Link, door: &mut Door) {
+    let loaded = link.trust.borrow().loaded().cloned();
+    let Ok(loaded) = loaded else { return };
+    match once(link, door, &loaded).await {
+        Ok(Progress::Joined | Progress::Pending { .. }) => {}
+        // Nobody has brought a token.
+        Err(JoinError::NoTokenFile | JoinError::TokenFile { .. } | JoinError::TokenSpent) => {}
+        Err(error) => tracing::warn!(
+            reason = error.reason(),
+            error = %error_chain(&error),
+            "Has not joined again; trying again"
+        ),
+    }
+}
+
+async fn once(link: &mut Link, door: &mut Door, loaded: &Loaded) -> Result<Progress, JoinError> {
+    let Door { token_file, kube_system_uid, spent } = door;
+    let file = token_file.as_deref().ok_or(JoinError::NoTokenFile)?;
+    let (api, hub, identity) = (&link.api, &link.hub, &mut link.identity);
+    let mut joining = Joining { api, hub, loaded, kube_system_uid, identity };
+    let progress = joining.once(file, spent).await?;
+    match progress {
+        Progress::Joined => {
+            tracing::info!(cluster_id = %link.identity.cluster, "Joined the fleet");
+            link.may_hold_token = false;
+            forget_token(&link.api).await;
+        }
+        Progress::Pending { .. } => {
+            let fingerprint = join::fingerprint(link.identity.key.public().bytes());
+            tracing::info!(
+                fingerprint,
+                "Waiting to be accepted; run `attest gitops cluster accept NAME --fingerprint {fingerprint}`"
+            );
+        }
+    }
+    Ok(progress)
 }
 
 /// What a spoke says whose certificate has ended, and what helps.
@@ -134,7 +173,7 @@ struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    /// `spent` is the id of the token that the hub took no more.
+    /// `spent` is the id of the token that was used, or that the hub took no more.
     async fn once(
         &mut self,
         token_file: &Path,
@@ -161,6 +200,7 @@ impl Joining<'_> {
         match answer.map_err(|_| JoinError::Link(LinkError::Silent))??.outcome {
             Some(JoinOutcome::Joined(joined)) => {
                 self.store(joined, &request, &trust_domain?).await?;
+                *spent = Some(token.id().to_owned());
                 Ok(Progress::Joined)
             }
             Some(JoinOutcome::PendingRetryMs(retry_ms)) => Ok(Progress::Pending { retry_ms }),
@@ -275,7 +315,7 @@ pub enum JoinError {
     },
     #[error("the join token is not usable")]
     Token(#[source] TokenError),
-    #[error("the hub has refused this join token; bring another one")]
+    #[error("this join token was used, or the hub has refused it; bring another one")]
     TokenSpent,
     #[error("cannot make a TLS key")]
     KeyGeneration,

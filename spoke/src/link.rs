@@ -19,8 +19,8 @@ use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{
-    GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RECONNECT_MAX_MS,
-    RECONNECT_MIN_MS, negotiate,
+    CLOSE_NOT_ADMITTED, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    RECONNECT_MAX_MS, RECONNECT_MIN_MS, negotiate,
 };
 use attest_common::verify::{self, Ages};
 use data_encoding::HEXLOWER;
@@ -34,6 +34,7 @@ use self::quic::{FrameReader, LinkError};
 use self::renewal::Renewal;
 use crate::cluster::ApiServer;
 use crate::identity::{Identity, Standing, Tls};
+use crate::join::{self, Door};
 use crate::metrics::Metrics;
 use crate::outbox::{Deliveries, Outbox};
 use crate::pace::Pace;
@@ -72,6 +73,8 @@ pub struct Link {
     pub room: Room,
     /// When a renewal was last asked for, in this session or one before.
     pub renewal_asked_at: Option<Instant>,
+    /// True until the join token is deleted that a process before this one may have used.
+    pub may_hold_token: bool,
     /// How often what cannot be read or believed is logged.
     pub refusals_pace: Pace,
     /// How often a session that begins makes the next dial as soon as if it had been the first.
@@ -93,8 +96,8 @@ impl SeenSource {
     }
 }
 
-/// Keeps a session with the hub for as long as the certificate lasts.
-pub async fn run(link: &mut Link) {
+/// Keeps a session with the hub for as long as the certificate lasts, or another one comes by a token at the door.
+pub async fn run(link: &mut Link, door: &mut Door) {
     let mut attempt = 0;
     let mut window_ms = 0;
     while link.identity.standing(SystemTime::now()) == Standing::Member {
@@ -114,6 +117,9 @@ pub async fn run(link: &mut Link) {
             "No session with the hub"
         );
         attempt = attempt.saturating_add(1);
+        if matches!(error, LinkError::NotAdmitted(_)) {
+            join::again(link, door).await;
+        }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
             // Another policy may pin another hub, which did not ask for this wait.
@@ -153,10 +159,12 @@ impl Link {
         let tls = tls::spoke_session(&pins(loaded)?, &bundle).map_err(LinkError::Tls)?;
         let (endpoint, connection) = quic::dial(&self.hub, tls).await?;
         let outcome = self.talk(&connection, loaded, &bundle, attempt).await;
+        // Before this end closes too, which would be all that is seen.
+        let outcome = outcome.map_err(|error| closed(&connection, error));
         connection.close(VarInt::from_u32(CLOSE_NORMAL), b"");
         // So that the hub hears of the close.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
-        outcome.map_err(|error| closed(&connection, error))
+        outcome
     }
 
     async fn loaded(&mut self) -> Arc<Loaded> {
@@ -194,6 +202,11 @@ impl Link {
         self.metrics.connections.inc();
         let hub_version = plain(&hub_version, HUB_VERSION_CHARACTERS_MAX);
         tracing::info!(hub = %self.hub, hub_version, protocol, "Connected to the hub");
+        // Not before: a certificate that the hub takes no more is replaced by it.
+        if self.may_hold_token {
+            join::forget_token(&self.api).await;
+            self.may_hold_token = false;
+        }
 
         let mut judged = Heartbeats { nonce: HEXLOWER.encode(&nonce), counter: 0 };
         let mut deliveries = Deliveries::default();
@@ -423,8 +436,12 @@ fn to_hub(body: ToHubBody) -> ToHub {
 fn closed(connection: &Connection, error: LinkError) -> LinkError {
     match connection.close_reason() {
         Some(quinn::ConnectionError::ApplicationClosed(close)) => {
-            let said = String::from_utf8_lossy(&close.reason);
-            LinkError::Closed(attest_common::report::message(&said))
+            let said = attest_common::report::message(&String::from_utf8_lossy(&close.reason));
+            if close.error_code == VarInt::from_u32(CLOSE_NOT_ADMITTED) {
+                LinkError::NotAdmitted(said)
+            } else {
+                LinkError::Closed(said)
+            }
         }
         Some(_) | None => error,
     }

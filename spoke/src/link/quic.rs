@@ -199,6 +199,11 @@ pub enum LinkError {
     BlobDigest,
     #[error("the hub closed the session: {0}")]
     Closed(String),
+    #[error(
+        "the hub does not let this cluster in any more ({0}); `attest gitops cluster get` tells why, \
+         `attest gitops cluster rejoin` brings it back"
+    )]
+    NotAdmitted(String),
     #[error("the hub and this spoke share no protocol version (hub offers {0})")]
     Protocol(u32),
     #[error("the TLS identity cannot be used")]
@@ -227,6 +232,7 @@ impl LinkError {
             Self::Limit { .. } | Self::TooManyUnknown { .. } => "Limit",
             Self::BlobDigest => "BlobDigest",
             Self::Closed(_) => "HubClosed",
+            Self::NotAdmitted(_) => "NotAdmitted",
             Self::Protocol(_) => "ProtocolVersion",
             Self::Pin(_) => "PinFormat",
             Self::Renewed => "Renewed",

@@ -262,6 +262,20 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     assert_eq!(installed.data["spec"], trusted);
     assert_eq!(installed.data["status"]["clusterId"], before["id"]);
     until("the join token to be gone", SOON, gone).await?;
+
+    // The same where the certificate would last, and the hub takes it no more.
+    desk.operator.attest(&["gitops", "cluster", "evict", "staging", "-y"])?;
+    until("the spoke to say that it is not let in", SOON, || async {
+        let log = fakelet.output("attest-system/attest-spoke");
+        Ok(log.contains("NotAdmitted").then_some(()))
+    })
+    .await?;
+    let output = desk.operator.try_attest(&rejoin)?;
+    let why = format!("{}\n{}", said(&output), fakelet.output("attest-system/attest-spoke"));
+    assert!(output.status.success(), "{why}");
+    let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
+    assert_eq!((&after["id"], &after["state"]), (&before["id"], &serde_json::json!("Accepted")));
+    until("the join token to be gone", SOON, gone).await?;
     cluster.audit().spoke_wrote_as_it_should()?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use attest_gitops::install::{
 };
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config};
@@ -229,14 +229,6 @@ impl TargetCluster {
     pub(crate) async fn forget_identity(&self) -> anyhow::Result<()> {
         let deleted = self.secrets().delete(IDENTITY_SECRET, &DeleteParams::default()).await;
         ignore_missing(deleted.map(|_| ())).context("cannot delete the spoke's old identity")
-    }
-
-    /// Forgets the spoke's certificate and keeps its identity: it joins again when it next starts.
-    pub(crate) async fn forget_certificate(&self) -> anyhow::Result<()> {
-        let without = Patch::Merge(json!({"data": {IDENTITY_CHAIN_KEY: null}}));
-        let patched =
-            self.secrets().patch(IDENTITY_SECRET, &PatchParams::default(), &without).await;
-        patched.map(drop).context("cannot take the old certificate from the spoke's identity")
     }
 
     /// True when a pod of the spoke exists.
