@@ -28,7 +28,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
 use self::deleting::{By, Deleting};
-pub use self::early::Early;
+pub use self::early::Checks;
 use self::mailbox::Slot;
 pub use self::mailbox::{Mailbox, Order, Resumes, Run};
 use self::recording::Recorded;
@@ -200,7 +200,7 @@ impl Worker {
         let known = self.known_kinds();
         let before = self.running.take();
         let recorded = (&self.key, entry.as_ref());
-        let early = std::mem::take(&mut run.early);
+        let checks = std::mem::take(&mut run.checks);
         let mut running = Running::begin(run, recorded, &known, before.as_ref(), Instant::now());
         // The spoke may read in the namespace once it has bound itself there.
         if running.preparation != Preparation::Due {
@@ -211,7 +211,7 @@ impl Worker {
             self.shared.watches.follow(&self.inbox, &scopes, &relist);
         }
         let adopt = running.adopts();
-        for check in early {
+        for check in checks.each {
             self.jobs.extend(check.job(&mut running.objects, adopt));
         }
         self.running = Some(running);

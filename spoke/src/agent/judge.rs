@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use attest_common::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::ids::Digest;
 use attest_common::plan::Directive;
+use attest_common::record::Record;
 use attest_common::report::{Refusal, Timings, message};
 use attest_common::verify::{Ages, Removal, Verified};
 
 use super::resume::{is_empty, is_gone};
 use super::{Agent, RETRIES_MAX, RETRY_MIN, Rejected, Retry};
-use crate::destination::{Early, Order, Run};
+use crate::destination::{Checks, Order, Run};
 use crate::failpoint;
 use crate::gate::{self, Admitting, GateError, Verdict, View};
 use crate::ledger::refusals::{Refused, Weight};
@@ -219,11 +220,13 @@ impl Agent {
         let started = Instant::now();
         let judged = self.sequence(&key);
         let running = self.shared.ledger.entry(&key).filter(|_| self.workers.contains_key(&key));
-        let early = running
-            .map(|entry| Early::begin(&self.shared.api, &key, &admission, &entry, &self.kinds()));
+        let mut checks = running
+            .map(|entry| Checks::begin(&self.shared.api, &key, &admission, &entry, &self.kinds()))
+            .unwrap_or_default();
         let kept = self.shared.ledger.keep_content(&held);
         let bytes = self.blobs.of(&held);
         self.shared.ledger.store_content(&held, &bytes).await.map_err(Rejected::Ledger)?;
+        let begins = checks.all_passed().await;
         let change = |entry: Option<Entry>| {
             if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
                 return Err(LedgerError::Overtaken);
@@ -233,6 +236,9 @@ impl Agent {
                 .map_err(|_| LedgerError::TooLarge {
                 objects: admission.admitted.objects.len(),
             })?;
+            // Nothing stands against its first write: it is begun with this record.
+            let former = record.former.filter(|_| !begins);
+            let record = Record { former, ..record };
             ledger::check_room(&record)?;
             let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
@@ -253,8 +259,7 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let early = early.unwrap_or_default();
-        let run = Run { admission, held, resumed: false, timings, early };
+        let run = Run { admission, held, resumed: false, timings, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{Agent, RESUME_RETRY_MIN, RETRY_MAX, Rejected};
 use crate::destination::status::{self, RemovalNow, Situation};
-use crate::destination::{Order, Run};
+use crate::destination::{Checks, Order, Run};
 use crate::gate::{self, Admitting, GateError, Verdict};
 use crate::ledger::content::PIECE_BYTES_MAX;
 use crate::ledger::{Entry, LedgerError};
@@ -131,7 +131,7 @@ impl Agent {
                     held,
                     resumed: true,
                     timings: Timings::default(),
-                    early: Vec::new(),
+                    checks: Checks::default(),
                 }))
             }
             Verdict::Remove(removal) => {

@@ -1,9 +1,10 @@
 //! Checks of a plan that begin while its record is still being written: a dry run changes nothing, so it
-//! need not wait. Only the answers are handed on; what follows from them is decided where every other
-//! check is. Nothing depends on this but time.
+//! need not wait. Only the answers are handed on; what follows from them is decided where that of every other
+//! check is, but for one thing: a record of a plan whose every check has passed says at once that it begins.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use attest_common::effective;
 use attest_common::kinds::Kinds;
@@ -21,15 +22,18 @@ use crate::drift::Need;
 use crate::ledger::Entry;
 use crate::outbox::Key;
 
-/// A check that is under way. Dropped, it ends.
-#[derive(Debug)]
-pub struct Early {
-    key: ObjectKey,
-    standing: Standing,
-    answer: AbortOnDropHandle<Result<Passed, ApplyError>>,
+/// Longest wait of an admission for answers that would let it begin at once.
+const ANSWERS_WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// The checks of an admission that were begun before its record is written.
+#[derive(Debug, Default)]
+pub struct Checks {
+    pub(super) each: Vec<Early>,
+    /// They are all that is to be checked before the first write.
+    complete: bool,
 }
 
-impl Early {
+impl Checks {
     /// Begins to check what an admission changes in objects that are known to be ours: their account
     /// has its rights, and what the check asks does not hang on anything that comes before it. At
     /// most [`IN_FLIGHT_MAX`]; the others are checked in their turn.
@@ -39,30 +43,76 @@ impl Early {
         admission: &Arc<Verified<Admission>>,
         entry: &Entry,
         known: &Kinds,
-    ) -> Vec<Self> {
+    ) -> Self {
         let accounts_namespace = &admission.admitted.local.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
         let kinds = effective::with_definitions(&admission.admitted.objects, known);
         let recorded = (&entry.record.inventory[..], &entry.confirmed);
         let objects = track(admission, &kinds, &account, recorded, None);
         let adopt = admission.plan.sync.adopt && admission.admitted.local.adopt;
-        let changed = objects.into_iter().filter_map(|(key, tracked)| {
-            let standing = tracked.standing(adopt);
-            let ours = matches!(standing, Standing::Ours { .. }) && tracked.confirmed.is_some();
-            (ours && tracked.need() == Need::Apply).then_some((key, standing, tracked))
-        });
-        let begin = |(key, standing, tracked): (ObjectKey, Standing, Tracked)| {
+        let changes = |tracked: &Tracked| tracked.need() == Need::Apply;
+        let ours = |tracked: &Tracked| {
+            let definition = tracked.definition.as_ref().and_then(|key| objects.get(key));
+            matches!(tracked.standing(adopt), Standing::Ours { .. })
+                && tracked.confirmed.is_some()
+                && !definition.is_some_and(changes)
+        };
+        let begin = |(key, tracked): (&ObjectKey, &Tracked)| {
             let target = Target {
                 admission: Arc::clone(admission),
                 index: tracked.index,
-                path: tracked.path,
+                path: tracked.path.clone(),
                 user: Some(account.user()),
             };
+            let standing = tracked.standing(adopt);
             let (api, asked) = (api.clone(), standing.clone());
             let asking = async move { apply::check(&api, &target, asked).await };
-            Self { key, standing, answer: AbortOnDropHandle::new(tokio::spawn(asking)) }
+            let answer = Answer::Awaited(AbortOnDropHandle::new(tokio::spawn(asking)));
+            Early { key: key.clone(), standing, answer }
         };
-        changed.take(IN_FLIGHT_MAX).map(begin).collect()
+        let changed = objects.iter().filter(|(_, tracked)| changes(tracked));
+        let each: Vec<Early> = changed
+            .clone()
+            .filter(|(_, tracked)| ours(tracked))
+            .take(IN_FLIGHT_MAX)
+            .map(begin)
+            .collect();
+        let complete = entry.record.former.is_none() && each.len() == changed.count();
+        Self { each, complete }
+    }
+
+    /// Whether everything that the admission changes may be written: then it needs no way back. Waits
+    /// a moment for the answers, which the first write would have to wait for anyway.
+    pub async fn all_passed(&mut self) -> bool {
+        if !self.complete || self.each.is_empty() {
+            return false;
+        }
+        let answers = futures::future::join_all(self.each.iter_mut().map(Early::answered));
+        let _ = tokio::time::timeout(ANSWERS_WAIT_MAX, answers).await;
+        self.each.iter().all(|early| matches!(early.answer, Answer::Given(Ok(_))))
+    }
+}
+
+/// A check that is under way. Dropped, it ends.
+#[derive(Debug)]
+pub(super) struct Early {
+    key: ObjectKey,
+    standing: Standing,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Awaited(AbortOnDropHandle<Result<Passed, ApplyError>>),
+    Given(Result<Passed, ApplyError>),
+}
+
+impl Early {
+    async fn answered(&mut self) {
+        if let Answer::Awaited(asking) = &mut self.answer {
+            // It is never aborted while somebody waits for it.
+            self.answer = Answer::Given(asking.await.unwrap_or(Err(ApplyError::Gone)));
+        }
     }
 
     /// The check as a request of the worker; `None` when it asked something else than is to be asked.
@@ -71,15 +121,19 @@ impl Early {
         objects: &mut BTreeMap<ObjectKey, Tracked>,
         adopt: bool,
     ) -> Option<Job> {
-        let Self { key, standing, answer } = self;
-        let tracked = objects.get_mut(&key).filter(|tracked| {
-            tracked.need() == Need::Apply && !tracked.busy && tracked.standing(adopt) == standing
+        let tracked = objects.get_mut(&self.key).filter(|tracked| {
+            tracked.need() == Need::Apply
+                && !tracked.busy
+                && tracked.standing(adopt) == self.standing
         })?;
         tracked.busy = true;
         Some(Box::pin(async move {
-            // It is never aborted while somebody waits for it.
-            let answer = answer.await.unwrap_or(Err(ApplyError::Gone));
-            Done::Checked(key, answer)
+            match self.answer {
+                Answer::Given(answer) => Done::Checked(self.key, answer),
+                Answer::Awaited(asking) => {
+                    Done::Checked(self.key, asking.await.unwrap_or(Err(ApplyError::Gone)))
+                }
+            }
         }))
     }
 }
@@ -97,7 +151,30 @@ mod tests {
         Early {
             key: object_key("ConfigMap", "a"),
             standing: Standing::Ours { uid: uid.to_owned(), adopt: false },
-            answer: AbortOnDropHandle::new(tokio::spawn(async move { Ok(passed) })),
+            answer: Answer::Awaited(AbortOnDropHandle::new(tokio::spawn(
+                async move { Ok(passed) },
+            ))),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plan_begins_at_once_when_all_its_checks_have_passed_in_time() {
+        let fails = || Early { answer: Answer::Given(Err(ApplyError::Gone)), ..early("uid") };
+        let hangs = || {
+            let answer = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+            Early { answer: Answer::Awaited(answer), ..early("uid") }
+        };
+        let table = [
+            ("all passed", vec![early("a"), early("b")], true, true),
+            ("one fails", vec![early("a"), fails()], true, false),
+            ("one hangs", vec![early("a"), hangs()], true, false),
+            ("others are to be checked", vec![early("a")], false, false),
+            ("nothing changes", vec![], true, false),
+        ];
+
+        for (case, each, complete, expected) in table {
+            let mut checks = Checks { each, complete };
+            assert_eq!(checks.all_passed().await, expected, "{case}");
         }
     }
 

@@ -8,7 +8,7 @@ use attest_common::report::{Refusal, Timings};
 use attest_common::verify::{Admission, Removal, Verified};
 use tokio::sync::Notify;
 
-use super::early::Early;
+use super::early::Checks;
 use crate::outbox::Key;
 
 /// What a worker is to do now.
@@ -42,7 +42,7 @@ pub struct Run {
     pub resumed: bool,
     pub timings: Timings,
     /// Checks of it that are under way already.
-    pub early: Vec<Early>,
+    pub checks: Checks,
 }
 
 /// Where orders wait. The newest replaces an older one that was not yet taken.

@@ -76,7 +76,7 @@ impl Running {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let Run { admission, held, resumed, timings, early: _ } = run;
+        let Run { admission, held, resumed, timings, checks: _ } = run;
         let (application, namespace) = key;
         let account =
             Account::new(application, namespace, &admission.admitted.local.accounts_namespace);

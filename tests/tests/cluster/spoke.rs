@@ -1113,7 +1113,8 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
     let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
     stage.synced(&configs(3)).await?;
 
-    for (round, failpoint) in [
+    let known = ["before-record-write", "after-record-write", "before-apply", "after-apply"];
+    let fresh = [
         "before-content-write",
         "after-content-write",
         "before-record-write",
@@ -1123,16 +1124,20 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         "after-apply",
         "before-delete",
         "after-delete",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        // Each time one object is changed, one is new, and the last round's new one goes.
+    ];
+    // What changes known objects only begins with the record of its admission.
+    let rounds = known.map(|failpoint| (failpoint, false)).into_iter();
+    let rounds = rounds.chain(fresh.map(|failpoint| (failpoint, true)));
+    let mut former: Option<String> = None;
+    for (round, (failpoint, brings)) in rounds.enumerate() {
+        // Each time one object is changed. In most rounds one is new, and the last round's new one goes.
         stage.start_external(Some(failpoint)).await?;
         let fresh = format!("fresh-{round}");
         let mut more = configs(3);
         more[1] = config("config-1", &fresh);
-        more.push(config(&fresh, "signed"));
+        if brings {
+            more.push(config(&fresh, "signed"));
+        }
         let delivery = stage.delivery(&more).await?;
         stage.send(&delivery).await?;
         let spoke = stage.fleet.sites_mut().first_mut().and_then(|site| site.spoke.as_mut());
@@ -1147,8 +1152,9 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         let report = stage.reported(|report| report.phase == Phase::Synced).await?;
         assert_eq!(report.refusal, None, "{failpoint}");
         assert_eq!(stage.value("config-1").await?.as_deref(), Some(fresh.as_str()), "{failpoint}");
-        assert_eq!(stage.value(&fresh).await?.as_deref(), Some("signed"), "{failpoint}");
-        if let Some(former) = round.checked_sub(1).map(|round| format!("fresh-{round}")) {
+        let is_there = stage.value(&fresh).await?.as_deref() == Some("signed");
+        assert_eq!(is_there, brings, "{failpoint}");
+        if let Some(former) = former.replace(fresh).filter(|_| brings) {
             until("what is no longer rendered to go", WITHIN, || async {
                 Ok(stage.value(&former).await?.is_none().then_some(()))
             })
@@ -1165,6 +1171,32 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         .context(failpoint)?;
     }
     stage.fleet.every_write_was_made_as_it_should()?;
+    Ok(())
+}
+
+/// One write before the first apply and one after the last, where other changes take one more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_known_objects_that_nothing_stands_against_begins_with_its_admission()
+-> anyhow::Result<()> {
+    let Some(mut stage) = Stage::set().await? else { return Ok(()) };
+    stage.synced(&configs(3)).await?;
+    let mut changed = configs(3);
+    changed[1] = config("config-1", "changed");
+    let mark = stage.fleet.sites()[0].cluster.audit().mark();
+
+    stage.synced(&changed).await?;
+
+    let record = stage.record()?.context("no record")?;
+    assert_eq!(record.former, None);
+    let events = stage.fleet.sites()[0].cluster.audit().since(mark)?.into_iter();
+    let before_the_apply: Vec<String> = events
+        .filter(|event| event.is_mutating() && !event.is_dry_run() && event.is_success())
+        .filter(AuditEvent::is_of_spoke)
+        .map(|event| event.object().name)
+        .take_while(|name| name != "config-1")
+        .collect();
+    let records = before_the_apply.iter().filter(|name| name.starts_with("attest-destination-"));
+    assert_eq!(records.count(), 1, "{before_the_apply:?}");
     Ok(())
 }
 
