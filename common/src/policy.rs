@@ -321,6 +321,11 @@ impl Spec {
     }
 }
 
+/// Whether a namespace is one that no policy opens: those of Kubernetes and of ATTEST.
+pub fn is_closed(namespace: &Name) -> bool {
+    FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix))
+}
+
 impl Policy {
     /// What holds for an application from a repository in a namespace, or why it may not be there.
     pub fn local(
@@ -329,9 +334,7 @@ impl Policy {
         repo: &str,
         namespace: &Name,
     ) -> Result<Local, PolicyError> {
-        let forbidden =
-            FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix));
-        if forbidden {
+        if is_closed(namespace) {
             return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
         }
         let by_name = |e: &&Entry| matches_any(&e.names, application.as_str());
@@ -354,8 +357,7 @@ impl Policy {
     /// What can be said before the release is open, whatever the repository: the lowest mode floor
     /// of the entries that name this application and namespace, or why none does.
     pub fn names(&self, application: &Name, namespace: &Name) -> Result<Mode, PolicyError> {
-        let forbidden =
-            FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix));
+        let forbidden = is_closed(namespace);
         let mut named =
             self.entries.iter().filter(|e| matches_any(&e.names, application.as_str())).peekable();
         if named.peek().is_none() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use attest_common::ids::Name;
 use attest_common::keys::KeyId;
 use attest_common::plan::{AskedPolicy, SyncPolicy};
-use attest_common::policy::Mode;
+use attest_common::policy::{Mode, is_closed};
 use attest_common::receipt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -207,6 +207,13 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
         };
         let cluster = cluster(&format!("{at}.cluster"), destination.cluster.as_deref(), known)?;
         let namespace = a_name(&format!("{at}.namespace"), &destination.namespace)?;
+        if is_closed(&namespace) {
+            let message = format!(
+                "`{namespace}` is closed to applications in every cluster, as all of kube-* and attest-*"
+            );
+            let field = format!("{at}.namespace");
+            return Err(LowerError::new("NamespaceNotAllowed", field, message));
+        }
         let path = destination.path.as_deref();
         let path = path.map(|path| directory(&format!("{at}.path"), path)).transpose()?;
         if !places.insert((cluster.clone(), namespace.clone())) {
@@ -433,7 +440,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_by_its_path() {
         type Edit = fn(&mut Value);
-        let cases: [(Edit, &str, &str); 14] = [
+        let cases: [(Edit, &str, &str); 16] = [
             (|m| m["spec"]["sauce"] = json!(1), "spec.sauce", "FieldUnknown"),
             (
                 |m| m["spec"]["syncPolicy"]["automated"]["prun"] = json!(true),
@@ -456,6 +463,16 @@ mod tests {
                 |m| m["spec"]["verification"]["trustedKeys"][0] = json!("nobody"),
                 "spec.verification.trustedKeys[0]",
                 "KeyUnknown",
+            ),
+            (
+                |m| m["spec"]["destination"]["namespace"] = json!("kube-system"),
+                "spec.destination.namespace",
+                "NamespaceNotAllowed",
+            ),
+            (
+                |m| m["spec"]["destination"]["namespace"] = json!("attest-applications"),
+                "spec.destination.namespace",
+                "NamespaceNotAllowed",
             ),
             (
                 |m| m["spec"]["destination"]["cluster"] = json!("moon"),
