@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
+use attest_common::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::report::Phase;
 use tokio::sync::Notify;
 
+use crate::hub::now;
 use crate::planner::{Held, Hint, is_overtaken};
 use crate::store::StoreError;
 use crate::store::records::{CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord};
@@ -29,7 +30,6 @@ struct Session {
     number: u64,
     connection: quinn::Connection,
     wake: Arc<Notify>,
-    heard: Instant,
     /// What the spoke durably holds.
     held: BTreeMap<DestinationKey, Held>,
     /// What was sent on this connection.
@@ -51,7 +51,8 @@ struct Pushed {
 #[derive(Debug, Default)]
 struct State {
     sessions: BTreeMap<ClusterId, Session>,
-    last_heard: BTreeMap<ClusterId, Instant>,
+    /// When those that are not connected were last heard of.
+    last_heard: BTreeMap<ClusterId, Timestamp>,
     heads: BTreeMap<ClusterId, BTreeMap<DestinationKey, Arc<LedgerEntry>>>,
     /// Which destinations have heads, by application.
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
@@ -107,6 +108,8 @@ impl Fleet {
             state.put_head(destination, entry);
         }
         for report in records.all::<ReportRecord>()? {
+            let heard = state.last_heard.entry(report.cluster.clone()).or_default();
+            *heard = report.received_at.max(*heard);
             state.reports.insert(report.destination(), Arc::new(report));
         }
         for record in records.all::<PolicyRecord>()? {
@@ -139,7 +142,6 @@ impl Fleet {
             number,
             connection,
             wake: wake.clone(),
-            heard: Instant::now(),
             held,
             pushed: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -155,10 +157,9 @@ impl Fleet {
     /// A session is over. Nothing happens when a newer one has taken its place.
     pub fn disconnect(&self, cluster: &ClusterId, number: u64) {
         let mut state = self.state();
-        if state.sessions.get(cluster).is_some_and(|session| session.number == number)
-            && let Some(session) = state.sessions.remove(cluster)
-        {
-            state.last_heard.insert(cluster.clone(), session.heard);
+        if state.sessions.get(cluster).is_some_and(|session| session.number == number) {
+            state.sessions.remove(cluster);
+            state.last_heard.insert(cluster.clone(), now());
         }
     }
 
@@ -177,20 +178,17 @@ impl Fleet {
         state.reports.retain(|destination, _| destination.cluster != *cluster);
     }
 
-    /// Something arrived from a spoke.
-    pub fn heard(&self, cluster: &ClusterId) {
-        if let Some(session) = self.state().sessions.get_mut(cluster) {
-            session.heard = Instant::now();
-        }
-    }
-
-    /// Whether a spoke is connected, and how long ago it was last heard of.
+    /// Whether a spoke is connected, and how long ago it was last heard of. One that is connected is heard
+    /// all the time: its connection ends when it is not. After a start of the hub, the last stored report counts.
     pub fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
         let state = self.state();
-        match state.sessions.get(cluster) {
-            Some(session) => (true, Some(session.heard.elapsed())),
-            None => (false, state.last_heard.get(cluster).map(Instant::elapsed)),
+        if state.sessions.contains_key(cluster) {
+            return (true, Some(Duration::ZERO));
         }
+        let age_ms =
+            |then: &Timestamp| now().as_millisecond().saturating_sub(then.as_millisecond());
+        let age = |then| Duration::from_millis(u64::try_from(age_ms(then)).unwrap_or(0));
+        (false, state.last_heard.get(cluster).map(age))
     }
 
     /// How many spokes are connected.

@@ -1,8 +1,9 @@
 //! From what is known to what people see: phases, conditions, history. Reads, decides nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use attest_common::ids::{DestinationKey, Name, Timestamp};
+use attest_common::ids::{DestinationKey, Digest, Name, Timestamp};
 use attest_common::plan::Operation;
 use attest_common::report::{Phase, Report};
 
@@ -18,6 +19,10 @@ use crate::store::records::{ApplicationRecord, LedgerEntry, ReportRecord};
 
 /// Most history lines of one destination.
 pub const HISTORY_MAX: usize = 50;
+/// Most orders of a destination among which the one is looked for whose plan runs.
+const ORDERS_LOOKED_AT_MAX: usize = 8;
+/// For how long the last word of a cluster that is not connected counts as what runs there.
+const LAST_WORD_AGE_MAX: Duration = Duration::from_secs(60);
 
 const SYNCED: &str = "Synced";
 const OUT_OF_SYNC: &str = "OutOfSync";
@@ -78,7 +83,12 @@ fn outlook(
     destinations: &[ShownDestination],
 ) -> (&'static str, Vec<Condition>) {
     let phase = worst(destinations.iter().map(|d| d.phase.as_str()));
-    let conditions = conditions(view, destinations, record, phase);
+    let is_silent = |destination: &&ShownDestination| {
+        let presence = destination.cluster_id.as_ref().map(|id| hub.fleet.presence(id));
+        presence.is_some_and(|(connected, age)| !connected && is_old(age))
+    };
+    let silent = destinations.iter().find(is_silent).map(|d| d.cluster.as_str());
+    let conditions = conditions(view, destinations, record, phase, silent);
     (phase, hub.transitions.stamp(record.application.name.as_str(), conditions, now()))
 }
 
@@ -105,7 +115,7 @@ fn destinations(
         });
         let name = destination.cluster.to_string();
         let facts = Facts::of(hub, key.as_ref(), waiting, problem(view), view.is_some());
-        shown.push(facts.shown(name, destination.namespace.to_string(), key, detail));
+        shown.push(facts.shown(hub, name, destination.namespace.to_string(), key, detail));
     }
     // Places that are being removed.
     let heads = hub.fleet.heads_for(&applied.name);
@@ -118,7 +128,7 @@ fn destinations(
         let Some(cluster) = hub.directory.get(&key.cluster) else { continue };
         let facts = Facts::of(hub, Some(&key), None, None, true);
         let (name, namespace) = (cluster.name.to_string(), key.namespace.to_string());
-        shown.push(facts.shown(name, namespace, Some(key), detail));
+        shown.push(facts.shown(hub, name, namespace, Some(key), detail));
     }
     (shown, generation)
 }
@@ -137,6 +147,11 @@ pub(crate) fn is_removed(head: &LedgerEntry, report: Option<&ReportRecord>) -> b
 pub(crate) fn runs_what_was_ordered(report: &Report, head: &LedgerEntry) -> bool {
     let ordered = head.planned.as_ref().map(|planned| planned.plan);
     ordered.is_some() && report.running.as_ref().map(|running| running.plan) == ordered
+}
+
+/// Whether what a cluster said so long ago says nothing of what runs there now.
+fn is_old(last_heard: Option<Duration>) -> bool {
+    last_heard.is_none_or(|age| age > LAST_WORD_AGE_MAX)
 }
 
 fn problem(view: Option<&View>) -> Option<&Waiting> {
@@ -179,9 +194,8 @@ impl<'a> Facts<'a> {
             let phase = match waiting.reason.as_str() {
                 "AwaitingReceipts" => AWAITING_RECEIPTS,
                 "AwaitingSync" => OUT_OF_SYNC,
-                "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterRevoked" => {
-                    UNKNOWN
-                }
+                "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterEvicted"
+                | "ClusterRevoked" => UNKNOWN,
                 _ => REFUSED,
             };
             return owned(phase, &waiting.reason, &waiting.message);
@@ -227,6 +241,7 @@ impl<'a> Facts<'a> {
 
     fn shown(
         &self,
+        hub: &Hub,
         cluster: String,
         namespace: String,
         key: Option<DestinationKey>,
@@ -240,6 +255,12 @@ impl<'a> Facts<'a> {
             let age_ms = now().as_millisecond() - record.received_at.as_millisecond();
             u64::try_from(age_ms).unwrap_or(0)
         });
+        let running = report.and_then(|report| report.running.clone());
+        let deployed_commit =
+            key.as_ref().zip(running.as_ref()).and_then(|(key, running)| match detail {
+                Detail::Objects => commit_of(hub, key, &running.plan),
+                Detail::Overview => head.and_then(|head| commit_in(head, &running.plan)),
+            });
         ShownDestination {
             cluster,
             cluster_id: key.map(|key| key.cluster),
@@ -248,8 +269,8 @@ impl<'a> Facts<'a> {
             reason,
             message,
             health: report.map(|report| report.health.as_str().to_owned()),
-            running: report.and_then(|report| report.running.clone()),
-            deployed_commit: self.deployed_commit(),
+            running,
+            deployed_commit,
             refusal: report.and_then(|report| report.refusal.clone()),
             epoch: head.map(|head| head.epoch),
             sequence: head.map(|head| head.sequence),
@@ -268,13 +289,6 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Commit of the directive whose plan runs there now.
-    fn deployed_commit(&self) -> Option<String> {
-        let running = self.report.as_ref()?.report.running.as_ref()?;
-        let planned = self.head.as_ref()?.planned.as_ref()?;
-        (planned.plan == running.plan).then(|| planned.commit.clone())
-    }
-
     fn timings(&self) -> Option<ChangeTimings> {
         let head = self.head.as_ref()?;
         let record = self.report.as_ref().filter(|r| r.report.sequence == Some(head.sequence))?;
@@ -289,6 +303,20 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// Commit that a plan was made from, when it is among the newest that were ordered at a destination. Blocks.
+pub(crate) fn commit_of(hub: &Hub, destination: &DestinationKey, plan: &Digest) -> Option<String> {
+    let newest = hub.fleet.head(destination)?;
+    commit_in(&newest, plan).or_else(|| {
+        let orders = hub.records.ledger(destination, ORDERS_LOOKED_AT_MAX).ok()?;
+        orders.iter().find_map(|order| commit_in(order, plan))
+    })
+}
+
+fn commit_in(order: &LedgerEntry, plan: &Digest) -> Option<String> {
+    let planned = order.planned.as_ref()?;
+    (planned.plan == *plan).then(|| planned.commit.clone())
+}
+
 fn worst<'a>(phases: impl Iterator<Item = &'a str>) -> &'static str {
     let rank = |phase: &str| ORDER.iter().position(|known| *known == phase).unwrap_or(0);
     let worst = phases.map(rank).max();
@@ -300,6 +328,7 @@ fn conditions(
     destinations: &[ShownDestination],
     record: &ApplicationRecord,
     phase: &str,
+    silent: Option<&str>,
 ) -> Vec<Condition> {
     let made = |kind: &str, status: &str, reason: &str, message: String| Condition {
         kind: kind.to_owned(),
@@ -341,14 +370,21 @@ fn conditions(
         },
     };
     let all_well = phase == SYNCED && unwell.is_none() && source.status == "True";
-    let ready = if all_well {
-        made("Ready", "True", "Ready", "runs everywhere as Git and CI say".to_owned())
-    } else {
-        let cause = [&verified, &source, &synced, &healthy]
-            .into_iter()
-            .find(|condition| condition.status != "True");
-        let reason = cause.map_or("Pending", |cause| cause.reason.as_str());
-        made("Ready", "False", reason, cause.map(|c| c.message.clone()).unwrap_or_default())
+    let ready = match silent {
+        _ if !all_well => {
+            let cause = [&verified, &source, &synced, &healthy]
+                .into_iter()
+                .find(|condition| condition.status != "True");
+            let reason = cause.map_or("Pending", |cause| cause.reason.as_str());
+            made("Ready", "False", reason, cause.map(|c| c.message.clone()).unwrap_or_default())
+        }
+        Some(cluster) => {
+            let message = format!(
+                "cluster {cluster} is not connected: nobody knows whether what it last said still holds"
+            );
+            made("Ready", "Unknown", "SpokeDisconnected", message)
+        }
+        None => made("Ready", "True", "Ready", "runs everywhere as Git and CI say".to_owned()),
     };
     let mut all = vec![ready, verified, synced, healthy, source];
     if record.deleting {
@@ -460,7 +496,81 @@ impl Transitions {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::plan::{AskedPolicy, SyncPolicy};
+    use attest_common::policy::Mode;
+
     use super::*;
+    use crate::lower;
+
+    fn record() -> ApplicationRecord {
+        let application = lower::Application {
+            name: "web".parse().unwrap(),
+            namespace: "default".into(),
+            repo_url: "https://git.example/web".into(),
+            revision: "main".into(),
+            path: "k8s".into(),
+            destinations: Vec::new(),
+            asked: AskedPolicy {
+                mode: Mode::Strict,
+                required_attestations: std::collections::BTreeSet::new(),
+                trusted_keys: None,
+            },
+            sync: SyncPolicy::default(),
+            automated: true,
+        };
+        ApplicationRecord {
+            application,
+            manifest: serde_json::Value::Null,
+            generation: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+            deleting: false,
+        }
+    }
+
+    fn destination(cluster: &str, phase: &str) -> ShownDestination {
+        serde_json::from_value(serde_json::json!({
+            "cluster": cluster, "namespace": "web", "phase": phase, "reason": phase,
+            "message": "what it says", "health": "Current", "connected": true,
+            "running": {
+                "plan": format!("sha256:{}", "1".repeat(64)),
+                "release": format!("sha256:{}", "2".repeat(64)),
+                "content": format!("sha256:{}", "3".repeat(64)),
+                "version": "v1", "counter": 17, "signedCommit": "aaaabbbbccccdddd",
+                "signers": ["ci"], "since": "2026-01-01T00:00:00Z"
+            },
+            "drifted": [], "healsTotal": 0, "objects": [], "warnings": []
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn ready_says_when_git_cannot_be_read_and_when_a_cluster_has_long_been_silent() {
+        let unread = View {
+            problem: Some(Waiting::new("RepositoryUnreachable", "nobody answers")),
+            ..View::default()
+        };
+        for (view, phase, silent, status, reason) in [
+            (View::default(), SYNCED, None, "True", "Ready"),
+            (unread.clone(), SYNCED, None, "False", "RepositoryUnreachable"),
+            (View::default(), SYNCED, Some("staging"), "Unknown", "SpokeDisconnected"),
+            // What is known to be wrong says more than that nobody knows.
+            (View::default(), DEGRADED, Some("staging"), "False", DEGRADED),
+            (unread, SYNCED, Some("staging"), "False", "RepositoryUnreachable"),
+        ] {
+            let shown = [destination("staging", phase), destination("production", SYNCED)];
+            let all = conditions(Some(&view), &shown, &record(), phase, silent);
+            let ready = all.iter().find(|condition| condition.kind == "Ready").unwrap();
+            assert_eq!((ready.status.as_str(), ready.reason.as_str()), (status, reason));
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_silent_that_was_heard_of_long_ago_or_never() {
+        assert!(!is_old(Some(Duration::ZERO)));
+        assert!(!is_old(Some(LAST_WORD_AGE_MAX)));
+        assert!(is_old(Some(LAST_WORD_AGE_MAX + Duration::from_secs(1))));
+        assert!(is_old(None));
+    }
 
     #[test]
     fn an_application_is_as_well_as_its_worst_destination() {

@@ -336,7 +336,6 @@ impl Session<'_> {
         frame: ToHub,
         acknowledge: &mpsc::Sender<u64>,
     ) -> Result<(), LinkError> {
-        self.hub.fleet.heard(&self.cluster);
         match frame.body {
             Some(ToHubBody::Report(report)) => self.report(report, acknowledge).await,
             Some(ToHubBody::Need(need)) => self.need(&need),

@@ -15,6 +15,7 @@ use super::order::{Order, Plans};
 use super::{Task, destination_key};
 use crate::api::documents::ChangeTimings;
 use crate::hub::{Hub, micros, now};
+use crate::join;
 use crate::log::CONTROLLER;
 use crate::lower::{Application, Destination};
 use crate::planner::{self, Decision, Evidence, Hint, Rendered, Situation, Waiting};
@@ -291,8 +292,18 @@ impl Look<'_> {
         match record.state {
             ClusterState::Accepted => {}
             ClusterState::Pending => {
-                let message =
-                    format!("cluster {name} waits for `attest gitops cluster accept {name}`");
+                // A store that does not answer leaves the weaker word.
+                if matches!(join::is_evicted(self.hub, &record), Ok(true)) {
+                    let message = format!(
+                        "cluster {name} was evicted; `attest gitops cluster rejoin {name} --kubeconfig F` \
+                         lets it in again"
+                    );
+                    return wait("ClusterEvicted", message);
+                }
+                let message = format!(
+                    "cluster {name} waits for `attest gitops cluster accept {name} --fingerprint SHA256:…`, \
+                     with the fingerprint that its spoke logs"
+                );
                 return wait("ClusterPending", message);
             }
             ClusterState::Revoked => {

@@ -1,8 +1,11 @@
 //! Clusters through the API: which one is meant, and what a word about it leads to.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::fixture::Fixture;
+use crate::command::Operator;
+use crate::fixture::{Applied, Fixture, synced};
 use crate::spoke::{Bend, Keys, Spoke, join, refused};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,6 +32,37 @@ async fn of_several_clusters_with_one_name_only_the_one_whose_id_is_given_is_rem
     assert_eq!(left["items"][0]["id"], json!(new.cluster()));
     assert_eq!(left["items"][0]["default"], true);
     assert_eq!(fixture.call("DELETE", "/v1/clusters/staging", None).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connected_cluster_is_seen_now_and_after_a_restart_when_it_last_reported() {
+    let (Applied { mut fixture, spoke, .. }, _) = synced().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let seen = fixture.get("/v1/clusters/staging").await;
+    assert_eq!((&seen["connected"], &seen["lastSeenAgeMs"]), (&json!(true), &json!(0)), "{seen}");
+    let listed = Operator::new(&fixture).attest(&["gitops", "cluster", "list"]).code(0).data();
+    assert!(listed.contains(" now "), "{listed}");
+    drop(spoke);
+
+    fixture.restart().await;
+
+    let seen = fixture.get("/v1/clusters/staging").await;
+    assert_eq!(seen["connected"], json!(false), "{seen}");
+    assert!(seen["lastSeenAgeMs"].as_u64().is_some_and(|ms| ms >= 50), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_of_an_evicted_cluster_names_the_command_that_lets_it_in_again() {
+    let (Applied { fixture, spoke: _spoke, .. }, _) = synced().await;
+
+    fixture.call("POST", "/v1/clusters/staging/evict", None).await;
+
+    let application = "/v1/applications/web-app";
+    let evicted = |seen: &serde_json::Value| seen["destinations"][0]["reason"] == "ClusterEvicted";
+    let seen = fixture.until(application, evicted).await;
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(message.contains("cluster rejoin staging --kubeconfig"), "{message}");
+    assert_eq!(seen["phase"], "Unknown", "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -198,6 +198,14 @@ fn state(cluster: &Cluster) -> &str {
     }
 }
 
+fn last_seen(cluster: &Cluster) -> String {
+    match cluster.last_seen_age_ms {
+        Some(_) if cluster.connected => "now".to_owned(),
+        Some(ms) => format!("{} ago", duration(ms)),
+        None => "never".to_owned(),
+    }
+}
+
 fn clusters(clusters: &[Cluster], format: Format) -> Table {
     let wide = format == Format::Wide;
     let mut header = vec!["name", "state", "default", "environment", "last seen", "kubernetes"];
@@ -207,13 +215,12 @@ fn clusters(clusters: &[Cluster], format: Format) -> Table {
     }
     let mut table = Table::new(&header);
     for cluster in clusters {
-        let seen = cluster.last_seen_age_ms.map(|ms| format!("{} ago", duration(ms)));
         let mut row = vec![
             cluster.name.clone(),
             state(cluster).to_owned(),
             if cluster.default { "*" } else { "" }.to_owned(),
             or_none(cluster.environment.as_ref()),
-            seen.unwrap_or_else(|| "never".to_owned()),
+            last_seen(cluster),
             or_none(cluster.kubernetes_version.as_ref()),
             cluster.applications.to_string(),
             age(cluster.registered_at),
@@ -240,14 +247,13 @@ async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyh
         return show(watch, printer, ask, row).await;
     }
     let cluster = ask().await?;
-    let seen = cluster.last_seen_age_ms.map(|ms| format!("{} ago", duration(ms)));
     let lines = [
         ("Name", cluster.name.clone()),
         ("ID", cluster.id.to_string()),
         ("State", state(&cluster).to_owned()),
         ("Default", if cluster.default { "yes" } else { "no" }.to_owned()),
         ("Environment", or_none(cluster.environment.as_ref())),
-        ("Last seen", seen.unwrap_or_else(|| "never".to_owned())),
+        ("Last seen", last_seen(&cluster)),
         ("Agent", or_none(cluster.agent_version.as_ref())),
         ("Kubernetes", or_none(cluster.kubernetes_version.as_ref())),
         (

@@ -7,33 +7,52 @@ use serde_json::Value;
 use crate::human::{NONE, age, duration, or_none, short};
 use crate::printer::{Format, Table};
 
+/// Characters of a message that a row shows; `-o wide` shows all of it.
+const ROW_MESSAGE_CHARACTERS_MAX: usize = 80;
+
 /// A row an application.
 pub(super) fn table(applications: &[Application], format: Format) -> Table {
-    let mut header = vec!["name", "phase", "synced", "revision", "age"];
+    let mut header = vec!["name", "phase", "synced", "ready", "revision", "age"];
     if format == Format::Wide {
-        header.extend(["namespace", "destinations", "message"]);
+        header.extend(["namespace", "destinations"]);
     }
+    header.push("message");
     let mut table = Table::new(&header);
     for application in applications {
         let destinations = &application.destinations;
         let synced = destinations.iter().filter(|d| d.phase == "Synced").count();
+        let ready = application.conditions.iter().find(|condition| condition.kind == "Ready");
         let mut row = vec![
             application.name.clone(),
             application.phase.clone(),
             format!("{synced}/{}", destinations.len()),
+            ready.map_or("Unknown", |ready| ready.status.as_str()).to_owned(),
             application.revision.as_deref().map_or_else(|| NONE.to_owned(), short),
             age(application.created_at),
         ];
         if format == Format::Wide {
             let places: Vec<String> =
                 destinations.iter().map(|d| format!("{}/{}", d.cluster, d.namespace)).collect();
-            let trouble = destinations.iter().find(|d| d.phase != "Synced");
-            let message = trouble.map(|d| d.message.clone()).filter(|m| !m.is_empty());
-            row.extend([application.namespace.clone(), places.join(","), or_none(message)]);
+            row.extend([application.namespace.clone(), places.join(",")]);
         }
+        let why = ready.filter(|ready| ready.status != "True").map(|ready| {
+            let Condition { reason, message, .. } = ready;
+            let whole =
+                if message.is_empty() { reason.clone() } else { format!("{reason}: {message}") };
+            if format == Format::Wide { whole } else { cut(&whole) }
+        });
+        row.push(or_none(why));
         table.row(row);
     }
     table
+}
+
+/// What of a message fits into a row.
+fn cut(message: &str) -> String {
+    match message.char_indices().nth(ROW_MESSAGE_CHARACTERS_MAX) {
+        Some((at, _)) => format!("{}…", message.split_at(at).0),
+        None => message.to_owned(),
+    }
 }
 
 /// What a watch prints: a line a destination.
@@ -140,11 +159,11 @@ impl Page {
         }
         self.field(2, "Health", &or_none(destination.health.as_ref()));
         let news = match destination.report_age_ms {
-            Some(ms) => format!("{} old", duration(ms)),
-            None => "never heard".to_owned(),
+            Some(ms) => format!("last report {} ago", duration(ms)),
+            None => "no report".to_owned(),
         };
         let link = if destination.connected { "connected" } else { "not connected" };
-        self.field(2, "News", &format!("{news}, {link}"));
+        self.field(2, "News", &format!("{link}, {news}"));
         if let (Some(epoch), Some(sequence)) = (destination.epoch, destination.sequence) {
             self.field(2, "Directive", &format!("{epoch}.{sequence}"));
         }

@@ -50,7 +50,7 @@ fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
         "Commit:       ddddccccbbbb (signed from aaaabbbbcccc)",
         "Signed by:    ci, scanner",
         "Since:        2026-01-01T00:00:00Z",
-        "News:         4s old, not connected",
+        "News:         not connected, last report 4s ago",
         "Directive:    1.4",
         "Refused:      UntrustedKey: the plan is signed by nobody known",
     ] {
@@ -67,6 +67,29 @@ fn a_row_says_how_many_destinations_are_synced() {
 
     let rows = table(&[two], Format::Wide).into_rows();
 
-    assert_eq!(rows[0][..4], ["web-app", "Refused", "1/2", "0123456789ab"]);
-    assert_eq!(rows[0][6], "staging/app-staging,staging/app-staging");
+    assert_eq!(rows[0][..5], ["web-app", "Refused", "1/2", "Unknown", "0123456789ab"]);
+    assert_eq!(rows[0][7], "staging/app-staging,staging/app-staging");
+}
+
+#[test]
+fn a_row_says_whether_the_application_is_ready_and_why_not() {
+    let mut one = application();
+    let mut message = |status: &str, message: String, format| {
+        one.conditions = serde_json::from_value(json!([{
+            "type": "Ready", "status": status, "reason": "RepositoryUnreachable",
+            "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"
+        }]))
+        .unwrap();
+        let row = table(std::slice::from_ref(&one), format).into_rows().remove(0);
+        (row[3].clone(), row.last().unwrap().clone())
+    };
+    let said = |ready: &str, message: &str| (ready.to_owned(), message.to_owned());
+
+    assert_eq!(message("True", "as CI says".into(), Format::Table), said("True", NONE));
+    let why = "RepositoryUnreachable: nobody answers";
+    assert_eq!(message("False", "nobody answers".into(), Format::Table), said("False", why));
+    let long = "é".repeat(200);
+    let shown = message("False", long.clone(), Format::Table).1;
+    assert_eq!(shown.chars().count(), ROW_MESSAGE_CHARACTERS_MAX + 1);
+    assert!(message("False", long.clone(), Format::Wide).1.ends_with(&long));
 }
