@@ -59,10 +59,15 @@ impl Said {
         String::from_utf8(self.0.stdout).unwrap()
     }
 
+    /// All that was printed.
+    pub(crate) fn text(self) -> String {
+        let (out, err) = (&self.0.stdout, &self.0.stderr);
+        format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    }
+
     #[track_caller]
     pub(crate) fn says(self, word: &str) {
-        let (out, err) = (&self.0.stdout, &self.0.stderr);
-        let said = format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err));
+        let said = self.text();
         assert!(said.contains(word), "no {word:?} in {said}");
     }
 }

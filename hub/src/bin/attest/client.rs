@@ -188,6 +188,15 @@ pub(crate) fn refusal(error: &anyhow::Error) -> Option<&Refused> {
     error.downcast_ref::<Refused>()
 }
 
+/// What to say of an error that came at the end of a wait: nothing more, when the answer was merely not there yet.
+pub(crate) fn late(error: anyhow::Error, told: String) -> anyhow::Error {
+    let cut_short = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<reqwest::Error>();
+        error.is_some_and(|error| error.is_timeout() && !error.is_connect())
+    };
+    if error.chain().any(cut_short) { anyhow!(told) } else { error.context(told) }
+}
+
 /// True when the hub says that there is no such thing.
 pub(crate) fn is_missing(error: &anyhow::Error) -> bool {
     refusal(error).is_some_and(|refused| refused.status == StatusCode::NOT_FOUND)
@@ -221,6 +230,25 @@ mod tests {
             assert_eq!(answer_within(until, now), limit);
         }
         assert_eq!(answer_within(Some(now), now + second), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_not_waited_for_does_not_make_the_hub_unreachable() {
+        attest_certs::install_provider();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let get = async || {
+            let request = http.get(format!("http://{address}")).timeout(Duration::from_millis(50));
+            anyhow::Error::new(request.send().await.unwrap_err()).context("cannot reach the hub")
+        };
+        let silent = get().await;
+        drop(listener);
+        let closed = get().await;
+
+        assert_eq!(format!("{:#}", late(silent, "not done".to_owned())), "not done");
+        let said = format!("{:#}", late(closed, "not done".to_owned()));
+        assert!(said.starts_with("not done: cannot reach the hub"), "{said}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `attest gitops app sync`: asks the hub to look now, waits for the outcome, and says where the time went.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -7,7 +8,7 @@ use attest_gitops::api::documents::{Application, ChangeTimings, Condition, Desti
 
 use super::page::{table, trouble};
 use super::{POLL_EVERY, path};
-use crate::client::{Client, refusal};
+use crate::client::{Client, is_missing, late, refusal};
 use crate::gitops::{HubArgs, wait_seconds};
 use crate::human::milliseconds;
 use crate::printer::{Format, Output, Printer, Table};
@@ -33,13 +34,15 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     if wait {
         client = client.until(until);
     }
+    let before = if wait { ordered_before(&client, &path).await? } else { BTreeMap::new() };
     let mut application = loop {
         let asked: anyhow::Result<Application> =
             client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
         match asked {
             Err(error) if wait && Instant::now() >= until => {
                 let next = format!("`attest gitops app get {name}` shows what comes of it");
-                return Err(late(error, timeout, &format!("the look at {name} goes on; {next}")));
+                let told = format!("the look at {name} goes on; {next}");
+                return Err(late(error, not_done(timeout, &told)));
             }
             // A first fetch takes its time: the look goes on, and one more waits for it.
             Err(error) if wait && is_unfinished(&error) => {
@@ -61,8 +64,9 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     }
     if matches!(output.format, Format::Table | Format::Wide) {
         printer.line(&format!("application/{name} {}", application.phase));
-        if wait {
-            printer.table(&timings(&application));
+        let timings = timings(&application, &before);
+        if wait && !timings.is_empty() {
+            printer.table(&timings);
         }
     } else {
         let row = || table(std::slice::from_ref(&application), output.format);
@@ -112,20 +116,47 @@ async fn settled(
             printer.note(&now);
             told = now;
         }
-        if Instant::now() >= until {
-            bail!("not done within {timeout_s} s: {told}");
+        if Instant::now() + POLL_EVERY >= until {
+            bail!("{}", not_done(timeout_s, &told));
         }
         tokio::time::sleep(POLL_EVERY).await;
         application = match client.get(path).await {
-            Err(error) if Instant::now() >= until => return Err(late(error, timeout_s, &told)),
+            Err(error) if Instant::now() >= until => {
+                return Err(late(error, not_done(timeout_s, &told)));
+            }
             answered => answered?,
         };
     }
 }
 
-/// An error that came because the time was over.
-fn late(error: anyhow::Error, timeout_s: u64, told: &str) -> anyhow::Error {
-    error.context(format!("not done within {timeout_s} s: {told}"))
+fn not_done(timeout_s: u64, told: &str) -> String {
+    format!("not done within {timeout_s} s: {told}")
+}
+
+/// Orders by cluster and namespace.
+type Orders = BTreeMap<(String, String), (u64, u64)>;
+
+/// The orders that destinations had already reported on.
+async fn ordered_before(client: &Client, path: &str) -> anyhow::Result<Orders> {
+    match client.get::<Application>(path).await {
+        Ok(application) => Ok(reported_orders(&application)),
+        // Who looks says so.
+        Err(error) if is_missing(&error) => Ok(Orders::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn reported_orders(application: &Application) -> Orders {
+    let reported = application.destinations.iter().filter(|d| d.timings.is_some());
+    reported.filter_map(|destination| Some((place(destination), order(destination)?))).collect()
+}
+
+fn place(destination: &Destination) -> (String, String) {
+    (destination.cluster.clone(), destination.namespace.clone())
+}
+
+fn order(destination: &Destination) -> Option<(u64, u64)> {
+    destination.epoch.zip(destination.sequence)
 }
 
 /// Phases that nothing but a new commit or an operator ends.
@@ -136,13 +167,16 @@ fn is_final(phase: &str) -> bool {
     )
 }
 
-/// Where the time of the newest change went, a row a destination.
-fn timings(application: &Application) -> Table {
+/// Where the time went of what was not reported on before, a row a destination.
+fn timings(application: &Application, before: &Orders) -> Table {
     let mut header = vec!["destination", "git", "render", "verify", "plan", "push to report"];
     header.extend(["spoke verify", "spoke record", "spoke apply", "requests", "total"]);
     let mut table = Table::new(&header);
     for destination in &application.destinations {
         let Some(timings) = destination.timings else { continue };
+        if before.get(&place(destination)).copied() == order(destination) {
+            continue;
+        }
         let ChangeTimings {
             git_us,
             render_us,
@@ -173,6 +207,33 @@ fn timings(application: &Application) -> Table {
 mod tests {
     use super::*;
     use crate::client::Refused;
+
+    #[test]
+    fn only_what_was_ordered_since_says_where_its_time_went() {
+        let seen = |sequence: u64, timings: Option<ChangeTimings>| -> Application {
+            serde_json::from_value(serde_json::json!({
+                "name": "web", "namespace": "default", "manifest": {}, "phase": "Synced",
+                "conditions": [], "generation": 1, "createdAt": "2026-01-01T00:00:00Z",
+                "destinations": [{
+                    "cluster": "staging", "namespace": "web", "phase": "Synced",
+                    "reason": "Synced", "message": "", "epoch": 1, "sequence": sequence,
+                    "connected": true, "drifted": [], "healsTotal": 0, "objects": [],
+                    "warnings": [], "timings": timings
+                }]
+            }))
+            .unwrap()
+        };
+        let done = Some(ChangeTimings::default());
+        for (before, after, rows) in [
+            (seen(4, done), seen(4, done), 0),
+            (seen(4, done), seen(5, done), 1),
+            // Ordered by a poll a moment ago, and not reported on yet.
+            (seen(5, None), seen(5, done), 1),
+            (seen(4, done), seen(5, None), 0),
+        ] {
+            assert_eq!(timings(&after, &reported_orders(&before)).into_rows().len(), rows);
+        }
+    }
 
     #[test]
     fn only_a_look_that_is_not_finished_is_asked_for_again() {
