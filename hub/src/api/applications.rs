@@ -4,39 +4,49 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest_common::difference::differences;
-use attest_common::ids::{ClusterId, Name};
+use attest_common::difference::{Difference, differences};
+use attest_common::ids::{ClusterId, DestinationKey, Name};
 use attest_common::keys::PublicKey;
 use attest_common::manifest;
-use attest_common::report::Phase;
+use attest_common::report::{Phase, Running};
 use axum::Json;
 use axum::extract::{Path, State};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::documents::{Application, Diff, Failure, HistoryEntry, List};
+use super::documents::{
+    Application, Diff, Failure, HistoryEntry, List, REMOVAL_ALLOWED, REMOVAL_UNCONFIRMED,
+};
 use super::{Body, Refusal};
 use crate::hub::{Hub, now};
 use crate::lower::{self, Known};
-use crate::pipeline::places;
+use crate::pipeline::{destination_key, places};
+use crate::planner::{Rendered, Waiting};
 use crate::status::{self, Detail};
-use crate::store::records::{self, ApplicationRecord, ClusterState, KeyRecord};
+use crate::store::StoreError;
+use crate::store::records::{
+    self, ApplicationRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
+};
 
 /// Longest wait of `sync` for a repository.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(45);
 const LOOK_POLL: Duration = Duration::from_millis(10);
+/// Most destinations named in one message.
+const PLACES_NAMED_MAX: usize = 10;
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
 pub(super) async fn apply(
     State(hub): State<Arc<Hub>>,
+    uri: Uri,
     Body(manifest): Body<Value>,
 ) -> Answer<Application> {
-    let shown = hub.blocking(move |hub| apply_manifest(hub, manifest)).await?;
+    let may_remove = uri.query() == Some(REMOVAL_ALLOWED);
+    let shown = hub.blocking(move |hub| apply_manifest(hub, manifest, may_remove)).await?;
     Ok(Json(shown))
 }
 
-fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
+fn apply_manifest(hub: &Hub, manifest: Value, may_remove: bool) -> Result<Application, Refusal> {
     let application = lower::lower(&manifest, &known(hub)?)
         .map_err(|error| Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, Failure::from(error)))?;
     let former = hub.records.stored::<ApplicationRecord>(application.name.as_str())?;
@@ -55,7 +65,12 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
             return Err(Refusal::of(StatusCode::CONFLICT, failure));
         }
     }
-    may_be_removed(hub, &application.name, &places(hub, &application))?;
+    let leaving = leaving(hub, &application.name, &places(hub, &application));
+    may_be_removed(hub, &leaving)?;
+    if !may_remove && let Some(losses) = losses(hub, &leaving) {
+        let message = format!("this removes {name} from {losses}");
+        return Err(Refusal::new(StatusCode::CONFLICT, REMOVAL_UNCONFIRMED, message));
+    }
     let record = ApplicationRecord {
         generation: former.as_ref().map_or(1, |former| {
             let same = former.value.application == application;
@@ -79,23 +94,51 @@ fn apply_manifest(hub: &Hub, manifest: Value) -> Result<Application, Refusal> {
     Ok(Application { outcome: Some(outcome.to_owned()), ..shown })
 }
 
-/// Refuses what a cluster's own policy would refuse for ever: to order removal where the hub may not.
-fn may_be_removed(
-    hub: &Hub,
-    application: &Name,
-    kept: &BTreeSet<(ClusterId, Name)>,
-) -> Result<(), Refusal> {
-    for (place, head) in hub.fleet.heads_for(application) {
-        let is_kept = kept.contains(&(place.cluster.clone(), place.namespace.clone()));
-        if is_kept || !hub.directory.is_living(&place.cluster) {
-            continue;
-        }
+/// A destination that an application is to leave, and what its spoke last said of it.
+type Leaving = (DestinationKey, Arc<LedgerEntry>, Option<Arc<ReportRecord>>);
+
+/// Where it may run and is to run no longer.
+fn leaving(hub: &Hub, application: &Name, kept: &BTreeSet<(ClusterId, Name)>) -> Vec<Leaving> {
+    let mut heads = hub.fleet.heads_for(application);
+    heads.retain(|(place, head)| {
+        // An order that stands is not given anew.
+        head.planned.is_some()
+            && !kept.contains(&(place.cluster.clone(), place.namespace.clone()))
+            && hub.directory.is_living(&place.cluster)
+    });
+    let all = heads.into_iter().map(|(place, head)| {
         let report = hub.fleet.report(&place);
-        // An order that stands is not given anew; what never ran there has nothing to remove.
-        let runs_nothing = report
-            .as_ref()
-            .is_some_and(|r| r.report.phase == Phase::Refused && r.report.running.is_none());
-        let Some(planned) = head.planned.as_ref().filter(|_| !runs_nothing) else { continue };
+        (place, head, report)
+    });
+    // What never ran there has nothing to remove.
+    let runs_nothing = |report: &ReportRecord| {
+        report.report.phase == Phase::Refused && report.report.running.is_none()
+    };
+    all.filter(|(_, _, report)| !report.as_deref().is_some_and(runs_nothing)).collect()
+}
+
+/// The places that are left, and how much of the application is there, for who has to agree.
+fn losses(hub: &Hub, leaving: &[Leaving]) -> Option<String> {
+    let named = leaving.iter().take(PLACES_NAMED_MAX).map(|(place, _, report)| {
+        let cluster = hub.directory.name_of(&place.cluster);
+        let objects = match report.as_ref().map(|report| report.report.objects_total) {
+            Some(1) => "1 object".to_owned(),
+            Some(count) => format!("{count} objects"),
+            None => "nothing reported yet".to_owned(),
+        };
+        format!("{cluster}/{} ({objects})", place.namespace)
+    });
+    let named: Vec<String> = named.collect();
+    let more = leaving.len().saturating_sub(named.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!named.is_empty()).then(|| named.join(", ") + &more)
+}
+
+/// Refuses what a cluster's own policy would refuse for ever: to order removal where the hub may not.
+fn may_be_removed(hub: &Hub, leaving: &[Leaving]) -> Result<(), Refusal> {
+    for (place, head, _) in leaving {
+        let application = &place.application;
+        let Some(planned) = &head.planned else { continue };
         let Some(hint) = hub.fleet.hint(&place.cluster) else { continue };
         let local = hint.policy.local(application, &planned.repo, &place.namespace);
         if local.is_ok_and(|local| local.remove_allowed) {
@@ -173,7 +216,8 @@ pub(super) async fn remove(
         .blocking(move |hub| {
             let stored = hub.records.stored::<ApplicationRecord>(&name)?;
             let stored = stored.ok_or_else(|| unknown(&name))?;
-            may_be_removed(hub, &stored.value.application.name, &BTreeSet::new())?;
+            let leaving = leaving(hub, &stored.value.application.name, &BTreeSet::new());
+            may_be_removed(hub, &leaving)?;
             let deleting = ApplicationRecord { deleting: true, ..stored.value.clone() };
             if deleting != stored.value {
                 let change = records::replace(&stored, &deleting);
@@ -236,44 +280,63 @@ pub(super) async fn diff(
     Ok(Json(List::new("Diff", found)))
 }
 
-/// What runs (as ordered) against what the newest commit renders to.
+/// What runs, as the spokes last said, against what the newest commit renders to.
 fn diffs(hub: &Hub, name: &str) -> Result<Vec<Diff>, Refusal> {
     let record = record(hub, name)?;
     let view = hub.pipeline.view(name);
+    let shown = status::application(hub, &record, Detail::Overview);
     let mut all = Vec::new();
-    for destination in &record.application.destinations {
+    // In the same order; those that are being removed come after them.
+    for (destination, shown) in record.application.destinations.iter().zip(&shown.destinations) {
         let place = (destination.cluster.clone(), destination.namespace.clone());
-        let cluster = hub.directory.named(&destination.cluster);
-        let head = cluster.and_then(|cluster| {
-            hub.fleet.head(&crate::pipeline::destination_key(
-                &record.application.name,
-                &cluster.id,
-                &destination.namespace,
-            ))
+        let key = hub.directory.named(&destination.cluster).map(|cluster| {
+            destination_key(&record.application.name, &cluster.id, &destination.namespace)
         });
-        let planned = head.as_ref().and_then(|head| head.planned.as_ref());
-        let running = match planned {
-            Some(planned) => hub.fleet.blob(&hub.records, &planned.content)?,
-            None => None,
-        };
-        let running = match running {
-            Some(blob) => manifest::read(&blob.bytes()?).unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let report = key.as_ref().and_then(|key| hub.fleet.report(key));
+        let running = report.as_ref().and_then(|report| report.report.running.as_ref());
+        let from = key.as_ref().zip(running);
         let rendered = view.as_ref().and_then(|view| view.rendered.get(&place));
+        let compared = match rendered {
+            Some(rendered) => compare(hub, running, rendered)?,
+            None => Err(Waiting::new("Pending", "not looked at since the hub started")),
+        };
         let waiting = view.as_ref().and_then(|view| view.waiting.get(&place));
         let problem = waiting.or_else(|| view.as_ref().and_then(|view| view.problem.as_ref()));
+        let problem = problem.or_else(|| compared.as_ref().err()).cloned();
+        let differences = compared.unwrap_or_default();
+        // What was ordered and does not run yet.
+        let is_late = shown.phase != "Synced" && !differences.is_empty();
+        let late = || is_late.then(|| Waiting::new(&shown.reason, shown.message.as_str()));
+        let problem = problem.or_else(late);
         all.push(Diff {
             cluster: destination.cluster.to_string(),
             namespace: destination.namespace.to_string(),
-            from: planned.map(|planned| planned.commit.clone()),
+            from: from.and_then(|(key, running)| status::commit_of(hub, key, &running.plan)),
             to: view.as_ref().and_then(|view| view.revision.clone()),
-            differences: rendered
-                .map(|rendered| differences(&running, &rendered.objects))
-                .unwrap_or_default(),
-            reason: problem.map(|problem| problem.reason.clone()),
-            message: problem.map(|problem| problem.message.clone()),
+            differences,
+            reason: problem.as_ref().map(|problem| problem.reason.clone()),
+            message: problem.map(|problem| problem.message),
         });
     }
     Ok(all)
+}
+
+/// The differences, or why what runs cannot be compared.
+fn compare(
+    hub: &Hub,
+    running: Option<&Running>,
+    rendered: &Rendered,
+) -> Result<Result<Vec<Difference>, Waiting>, StoreError> {
+    let Some(Running { content, .. }) = running else {
+        return Ok(Ok(differences(&[], &rendered.objects)));
+    };
+    if *content == rendered.digest {
+        return Ok(Ok(Vec::new()));
+    }
+    let Some(blob) = hub.fleet.blob(&hub.records, content)? else {
+        let message = format!("the hub does not have what runs there ({content})");
+        return Ok(Err(Waiting::new("ContentUnknown", message)));
+    };
+    let objects = manifest::read(&blob.bytes()?).unwrap_or_default();
+    Ok(Ok(differences(&objects, &rendered.objects)))
 }

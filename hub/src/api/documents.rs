@@ -90,7 +90,7 @@ pub struct Cluster {
     /// `Pending`, `Accepted`, `Evicted` or `Revoked`.
     pub state: String,
     pub connected: bool,
-    /// Milliseconds since the hub last heard anything; absent when never.
+    /// Milliseconds since the hub last heard anything, 0 while connected; absent when never.
     pub last_seen_age_ms: Option<u64>,
     pub environment: Option<String>,
     pub agent_version: Option<String>,
@@ -183,6 +183,11 @@ pub struct Condition {
     pub message: String,
     pub last_transition_time: Timestamp,
 }
+
+/// Why `PUT /v1/applications` is refused that takes a running destination away.
+pub const REMOVAL_UNCONFIRMED: &str = "RemovalUnconfirmed";
+/// The query with which it is not.
+pub const REMOVAL_ALLOWED: &str = "remove=true";
 
 /// `GET /v1/applications[/NAME]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -278,7 +283,7 @@ pub struct Diff {
     pub from: Option<String>,
     pub to: Option<String>,
     pub differences: Vec<Difference>,
-    /// Why the newest commit is not deployed, when it is not.
+    /// Why the newest commit does not run there, or cannot be compared with what does.
     pub reason: Option<String>,
     pub message: Option<String>,
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::ci::Repository;
 use crate::command::Operator;
-use crate::fixture::{Applied, Fixture, synced};
+use crate::fixture::{Applied, Fixture, applied, synced};
 use crate::spoke::{Spoke, report_of};
 
 const APPLICATION: &str = "/v1/applications/web-app";
@@ -92,6 +92,52 @@ async fn a_look_that_could_not_read_the_repository_says_so_though_what_runs_is_i
 
     assert_eq!(status, 200);
     assert_eq!((&seen["phase"], source_read(&seen)), (&json!("Synced"), "False"), "{seen}");
+    let listed = Operator::new(&fixture).attest(&["gitops", "app", "list"]).code(0).data();
+    let row = listed.lines().nth(1).unwrap();
+    assert!(row.contains(" False ") && row.contains(" RepositoryUrlRefused: "), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_ordered_and_not_reported_differs_from_what_runs() {
+    let (Applied { fixture, repository, commit, mut spoke, .. }, _) = synced().await;
+    let operator = Operator::new(&fixture);
+    let diff = ["gitops", "app", "diff", "web-app"];
+    let newest = repository.release(&fixture.ci, "v2", 200);
+    let received = spoke.receive().await;
+    let seen = fixture.until(APPLICATION, |seen| seen["revision"] == json!(newest)).await;
+
+    operator.attest(&diff).code(1).says("AwaitingReport");
+    let (_, found) = fixture.call("GET", &format!("{APPLICATION}/diff"), None).await;
+
+    let found = &found["items"][0];
+    assert_eq!((&found["from"], &found["to"]), (&json!(commit), &json!(newest)), "{found}");
+    // Which commit runs is known although it is not the newest that was ordered.
+    assert_eq!(seen["destinations"][0]["deployedCommit"], json!(commit), "{seen}");
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;
+    operator.attest(&diff).code(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_is_taken_away_is_named_and_removed_only_on_confirmation() {
+    let (Applied { fixture, repository, spoke, .. }, _) = synced().await;
+    let operator = Operator::new(&fixture);
+    let mut moved = repository.manifest(None);
+    moved["spec"]["destination"]["namespace"] = json!("elsewhere");
+    let file = operator.file("moved.yaml");
+    std::fs::write(&file, moved.to_string()).unwrap();
+    let apply = ["gitops", "app", "apply", "-f", file.to_str().unwrap()];
+
+    let (status, failure) = fixture.call("PUT", "/v1/applications", Some(moved)).await;
+    operator.attest(&apply).code(3).says("removes web-app from staging/app-staging (1 object)");
+
+    assert_eq!((status, &failure["reason"]), (409, &json!("RemovalUnconfirmed")), "{failure}");
+    assert!(spoke.receive_within(Duration::from_millis(500)).await.is_none());
+    let confirmed = [&apply[..], &["--yes"]].concat();
+    operator.attest(&confirmed).code(0).says("application/web-app configured");
+    assert_eq!(spoke.receive().await.directive.operation, Operation::Remove);
+    // What is ordered already is not asked about again.
+    operator.attest(&apply).code(0).says("application/web-app unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,11 +157,35 @@ async fn a_command_that_waits_ends_when_its_time_is_over_though_the_hub_has_not_
     let said = operator.attest(&sync).code(1);
 
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    said.says("not done within 2 s");
+    let said = said.text();
+    assert!(said.contains("not done within 2 s: the look at web-app goes on"), "{said}");
+    assert!(!said.contains("cannot reach"), "{said}");
     operator
         .attest(&["gitops", "app", "sync", "web-app", "--timeout", "0"])
         .code(2)
         .says("--timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_runs_out_says_what_it_waits_for() {
+    let Applied { fixture, spoke, .. } = applied().await;
+    spoke.receive().await;
+    let sync = ["gitops", "app", "sync", "web-app", "--wait", "--timeout", "1"];
+
+    let said = Operator::new(&fixture).attest(&sync).code(1).text();
+
+    assert!(said.contains("not done within 1 s: staging/app-staging Progressing"), "{said}");
+    assert!(!said.contains("cannot reach"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_orders_nothing_says_nothing_of_where_time_went() {
+    let (Applied { fixture, spoke: _spoke, .. }, _) = synced().await;
+    let sync = ["gitops", "app", "sync", "web-app", "--wait"];
+
+    let said = Operator::new(&fixture).attest(&sync).code(0).text();
+
+    assert!(said.contains("application/web-app Synced") && !said.contains("TOTAL"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

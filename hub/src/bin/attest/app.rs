@@ -9,14 +9,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use attest_gitops::api::documents::{Application, HistoryEntry, List};
+use attest_gitops::api::documents::{
+    Application, HistoryEntry, List, REMOVAL_ALLOWED, REMOVAL_UNCONFIRMED,
+};
 use attest_gitops::render::read_yaml;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
 
 use self::page::{described, destinations, table, trouble};
-use crate::client::{block_on, is_missing};
+use crate::client::{block_on, is_missing, late, refusal};
 use crate::gitops::{HubArgs, segment, show, wait_seconds};
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table, Watch};
@@ -39,6 +41,9 @@ enum Command {
         /// File with AttestApplication manifests; `-` reads standard input
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
+        /// Do not ask before an application is removed from where it is no longer to run
+        #[arg(short, long)]
+        yes: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -82,7 +87,7 @@ enum Command {
 
 pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
-        Command::Apply { file, output } => apply(&file, output, hub, printer),
+        Command::Apply { file, yes, output } => apply(&file, yes, output, hub, printer),
         Command::List(watch) => {
             let client = hub.client()?;
             let ask = async || client.get::<List<Application>>("/v1/applications").await;
@@ -110,6 +115,7 @@ fn path(name: &str) -> String {
 
 fn apply(
     file: &std::path::Path,
+    yes: bool,
     output: Output,
     hub: &HubArgs,
     printer: &Printer,
@@ -119,8 +125,19 @@ fn apply(
     let mut applied = Vec::new();
     for manifest in &manifests {
         let name = manifest.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        let application: Application = block_on(client.put("/v1/applications", manifest))
-            .with_context(|| format!("application {name} is not applied"))?;
+        let answered: anyhow::Result<Application> =
+            block_on(client.put("/v1/applications", manifest));
+        let answered = match answered.as_ref().err().and_then(refusal) {
+            Some(refused) if refused.reason == REMOVAL_UNCONFIRMED => {
+                if yes {
+                    printer.note(&refused.message);
+                }
+                confirm_loss(&format!("Apply {name}? {}.", refused.message), yes, printer)?;
+                block_on(client.put(&format!("/v1/applications?{REMOVAL_ALLOWED}"), manifest))
+            }
+            Some(_) | None => answered,
+        };
+        let application = answered.with_context(|| format!("application {name} is not applied"))?;
         if matches!(output.format, Format::Table | Format::Wide) {
             let outcome = application.outcome.as_deref().unwrap_or("applied").to_ascii_lowercase();
             printer.line(&format!("application/{} {outcome}", application.name));
@@ -232,7 +249,10 @@ async fn delete(
     };
     let until = Instant::now() + wait;
     let client = client.until(until);
-    let late = || format!("application {name} is still being removed after {} s", wait.as_secs());
+    let still = |told: &str| {
+        let told = if told.is_empty() { String::new() } else { format!(": {told}") };
+        format!("application {name} is still being removed after {} s{told}", wait.as_secs())
+    };
     let mut told = String::new();
     loop {
         let left: Application = match client.get(&path).await {
@@ -241,7 +261,7 @@ async fn delete(
                 printer.line(&format!("application/{name} removed"));
                 return Ok(());
             }
-            Err(error) if Instant::now() >= until => return Err(error.context(late())),
+            Err(error) if Instant::now() >= until => return Err(late(error, still(&told))),
             Err(error) => return Err(error),
         };
         if let Some(refused) = left.destinations.iter().find(|d| d.phase == "Refused") {
@@ -258,8 +278,8 @@ async fn delete(
             printer.note(&now);
             told = now;
         }
-        if Instant::now() >= until {
-            bail!("{}: {told}", late());
+        if Instant::now() + POLL_EVERY >= until {
+            bail!("{}", still(&told));
         }
         tokio::time::sleep(POLL_EVERY).await;
     }
