@@ -166,7 +166,7 @@ async fn a_token_for_a_registered_identity_gives_it_a_new_certificate_and_lets_n
     fixture.call("DELETE", "/v1/clusters/staging", None).await;
     let token = token["token"].as_str().unwrap();
     let outcome = join(&fixture, token, &keys, Bend::default()).await;
-    assert_eq!(refused(&outcome), "ClusterUnknown");
+    assert_eq!(refused(&outcome), "TokenRevoked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
