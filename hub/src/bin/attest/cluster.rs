@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::{ClusterId, Timestamp};
+use attest_common::ids::{ClusterId, Name, Timestamp};
 use attest_gitops::api::documents::{
     AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest,
 };
@@ -395,6 +395,19 @@ async fn registered(client: &Client, name: &str) -> anyhow::Result<Option<Cluste
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The hub's entry, under another name, of the cluster with this spoke or else this UID of `kube-system`. One that was
+/// shut out holds nothing any more.
+fn held_as_another<'a>(
+    clusters: &'a [Cluster],
+    name: &Name,
+    spoke: Option<&ClusterId>,
+    kube_system_uid: &str,
+) -> Option<&'a Cluster> {
+    let others = || clusters.iter().filter(|c| c.name != name.as_str() && c.state != "Revoked");
+    let by_spoke = spoke.and_then(|id| others().find(|other| is_same(other, id)));
+    by_spoke.or_else(|| others().find(|other| other.kube_system_uid == kube_system_uid))
 }
 
 /// True when the entry is for the spoke with this id.

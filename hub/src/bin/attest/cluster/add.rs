@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use attest_common::ids::{ClusterId, Name};
 use attest_common::policy::Spec;
-use attest_gitops::api::documents::{Token, TokenRequest};
+use attest_gitops::api::documents::{Cluster, List, Token, TokenRequest};
 use attest_gitops::install::apply::{self, Target};
 use attest_gitops::install::{Agent, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, trust};
 use k8s_openapi::api::authentication::v1::TokenRequest as AccountTokenRequest;
@@ -20,7 +20,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{POLL_EVERY, has_expired, is_same, join_anew, registered, rejoin_line};
+use super::{
+    POLL_EVERY, has_expired, held_as_another, is_same, join_anew, registered, rejoin_line, state,
+};
 use crate::client::Client;
 use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
@@ -92,6 +94,7 @@ enum AgentPlace {
 }
 
 /// What the preflight found out about the two ends.
+#[derive(Debug)]
 enum Standing {
     /// Nothing there: a token is needed.
     New,
@@ -120,8 +123,17 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
     ));
     let policy = trust::complete(policy, Some(&args.name), &seen.kube_system_uid)?;
     check_policy(&policy, entry, args.trust_policy.is_some(), printer)?;
-    let standing = standing(&args, &client, &seen).await?;
+    let clusters: List<Cluster> = client.get("/v1/clusters").await?;
+    let ends = Ends::of(&args.name, args.replace, &clusters.items, &seen, &entry.ca_pin)?;
+    let standing = ends.standing()?;
     printer.note(&match &standing {
+        Standing::New | Standing::Rejoin if let Some(other) = ends.elsewhere => format!(
+            "[preflight] this cluster is registered as {} ({}, {}); it joins anew as {}",
+            other.name,
+            other.id,
+            state(other),
+            args.name
+        ),
         Standing::New => {
             format!("[preflight] the name {} is free at hub {}", args.name, entry.name)
         }
@@ -143,7 +155,14 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
         return Ok(());
     }
     confirm(&format!("Install this into context {}?", cluster.context), args.yes, printer)?;
-    Run { plan: &plan, client: &client, cluster: &cluster, printer }.register(&standing).await
+    Run { plan: &plan, client: &client, cluster: &cluster, printer }.register(&standing).await?;
+    if let Some(other) = ends.elsewhere.filter(|_| !matches!(standing, Standing::Same(_))) {
+        printer.note(&format!(
+            "the cluster is still listed as {} too; `attest gitops cluster rm {}` ends that",
+            other.name, other.id
+        ));
+    }
+    Ok(())
 }
 
 /// A policy from a file must be for this hub, or the cluster would never listen to it.
@@ -177,58 +196,85 @@ fn check_policy(
     Ok(())
 }
 
-async fn standing(args: &AddArgs, client: &Client, seen: &Seen) -> anyhow::Result<Standing> {
-    // The name of a cluster that was shut out is free again; its identity is not.
-    let known = registered(client, args.name.as_str()).await?;
-    let known = known.filter(|known| known.state != "Revoked");
-    // An identity without a certificate is an attempt that did not get far: it just goes on.
-    let here: Option<ClusterId> = match seen.spoke.as_ref().filter(|spoke| spoke.joined) {
-        Some(spoke) => {
-            Some(spoke.cluster_id.parse().context("the cluster's identity Secret is malformed")?)
-        }
-        None => None,
-    };
-    let our_hub = || {
+/// What the hub and the cluster say of each other before anything changes.
+struct Ends<'a> {
+    name: &'a Name,
+    replace: bool,
+    /// The hub's entry of this name. The name of a cluster that was shut out is free again; its identity is not.
+    known: Option<&'a Cluster>,
+    /// The hub's entry of this very cluster under another name.
+    elsewhere: Option<&'a Cluster>,
+    /// The identity of the spoke there, once a hub has admitted it; before, an attempt just goes on.
+    here: Option<ClusterId>,
+    /// True when the policy there names this hub.
+    our_hub: bool,
+}
+
+impl<'a> Ends<'a> {
+    fn of(
+        name: &'a Name,
+        replace: bool,
+        clusters: &'a [Cluster],
+        seen: &Seen,
+        ca_pin: &str,
+    ) -> anyhow::Result<Self> {
+        let known = clusters.iter().find(|c| c.name == name.as_str() && c.state != "Revoked");
+        let here: Option<ClusterId> = match seen.spoke.as_ref().filter(|spoke| spoke.joined) {
+            Some(spoke) => {
+                let id = spoke.cluster_id.parse();
+                Some(id.context("the cluster's identity Secret is malformed")?)
+            }
+            None => None,
+        };
+        let elsewhere = held_as_another(clusters, name, here.as_ref(), &seen.kube_system_uid);
         let pins = seen.policy.as_ref().and_then(|spec| spec.pointer("/hub/caPins"));
         let pins = pins.and_then(Value::as_array);
-        pins.is_some_and(|pins| pins.iter().any(|pin| *pin == *client.hub().ca_pin))
-    };
-    match (known, here) {
-        (Some(known), Some(here)) if is_same(&known, &here) && known.state == "Accepted" => {
-            if known.certificate_expires_at.is_some_and(has_expired) && !known.connected {
-                bail!(
-                    "{} is registered, and its certificate has expired: `{}`",
-                    args.name,
-                    rejoin_line(&known.name)
-                );
+        let our_hub = pins.is_some_and(|pins| pins.iter().any(|pin| *pin == *ca_pin));
+        Ok(Self { name, replace, known, elsewhere, here, our_hub })
+    }
+
+    fn standing(&self) -> anyhow::Result<Standing> {
+        let Self { name, replace, known, elsewhere, ref here, our_hub } = *self;
+        match (known, here) {
+            (Some(known), Some(here)) if is_same(known, here) && known.state == "Accepted" => {
+                if known.certificate_expires_at.is_some_and(has_expired) && !known.connected {
+                    bail!(
+                        "{name} is registered, and its certificate has expired: `{}`",
+                        rejoin_line(&known.name)
+                    );
+                }
+                Ok(Standing::Same(here.clone()))
             }
-            Ok(Standing::Same(here))
-        }
-        (Some(known), _) if known.state == "Evicted" && !args.replace => {
-            bail!("{} was evicted; to let it in again: `{}`", args.name, join_anew(&known.name))
-        }
-        (Some(known), Some(here)) if is_same(&known, &here) && !args.replace => bail!(
-            "{} is registered and waits to be let in: `attest gitops cluster accept {} \
-             --fingerprint {}`",
-            args.name,
-            args.name,
-            known.fingerprint
-        ),
-        (Some(_), None) if args.replace => Ok(Standing::New),
-        (Some(_), Some(_)) if args.replace => Ok(Standing::Rejoin),
-        (Some(known), _) => bail!(
-            "the name {} is taken by cluster {} ({}); choose another name, remove that one with \
-             `attest gitops cluster rm {}`, or replace it with --replace",
-            args.name,
-            known.id,
-            known.state,
-            args.name
-        ),
-        (None, None) => Ok(Standing::New),
-        // The same hub has forgotten it: `cluster rm` came before.
-        (None, Some(_)) if args.replace || our_hub() => Ok(Standing::Rejoin),
-        (None, Some(here)) => {
-            bail!("this cluster is registered with another hub, as {here}; --replace takes it over")
+            (Some(known), _) if known.state == "Evicted" && !replace => {
+                bail!("{name} was evicted; to let it in again: `{}`", join_anew(&known.name))
+            }
+            (Some(known), Some(here)) if is_same(known, here) && !replace => bail!(
+                "{name} is registered and waits to be let in: `attest gitops cluster accept {name} \
+                 --fingerprint {}`",
+                known.fingerprint
+            ),
+            (Some(_), None) if replace => Ok(Standing::New),
+            (Some(_), Some(_)) if replace => Ok(Standing::Rejoin),
+            (Some(known), _) => bail!(
+                "the name {name} is taken by cluster {} ({}); choose another name, remove that one \
+                 with `attest gitops cluster rm {name}`, or replace it with --replace",
+                known.id,
+                known.state
+            ),
+            (None, _) if let Some(other) = elsewhere.filter(|_| !replace) => bail!(
+                "this cluster is registered as {} already ({}, {}). Is it the wrong kubeconfig? \
+                 --replace takes it from {} and registers it as {name}",
+                other.name,
+                other.id,
+                state(other),
+                other.name
+            ),
+            (None, None) => Ok(Standing::New),
+            // The same hub has forgotten it: `cluster rm` came before.
+            (None, Some(_)) if replace || our_hub => Ok(Standing::Rejoin),
+            (None, Some(here)) => bail!(
+                "this cluster is registered with another hub, as {here}; --replace takes it over"
+            ),
         }
     }
 }
@@ -479,4 +525,88 @@ impl Run<'_> {
 
 fn elapsed(started: Instant) -> String {
     duration(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::SpokeSeen;
+
+    const HERE: &str = "c-00000000000000aa";
+    const UID: &str = "uid-of-staging";
+
+    fn cluster(name: &str, id: &str, state: &str, uid: &str) -> Cluster {
+        serde_json::from_value(json!({
+            "name": name, "id": id, "state": state, "connected": true, "fingerprint": "SHA256:f",
+            "applications": 0, "default": false, "registeredAt": "2026-11-23T00:00:00Z",
+            "kubeSystemUid": uid
+        }))
+        .unwrap()
+    }
+
+    /// A cluster that this hub has admitted, or one whose spoke is gone.
+    fn seen(with_spoke: bool) -> Seen {
+        let spoke = SpokeSeen { cluster_id: HERE.to_owned(), joined: true };
+        Seen {
+            kubernetes_version: "v1.37.2".to_owned(),
+            kube_system_uid: UID.to_owned(),
+            spoke: with_spoke.then_some(spoke),
+            policy: Some(json!({"hub": {"caPins": ["pin"]}})),
+        }
+    }
+
+    fn standing_of(
+        name: &str,
+        replace: bool,
+        clusters: &[Cluster],
+        seen: &Seen,
+    ) -> anyhow::Result<Standing> {
+        Ends::of(&name.parse().unwrap(), replace, clusters, seen, "pin")?.standing()
+    }
+
+    #[test]
+    fn a_cluster_that_is_registered_under_another_name_is_not_taken_over_without_replace() {
+        let by_spoke = [cluster("staging", HERE, "Accepted", "another")];
+        let by_uid = [cluster("staging", "c-00000000000000bb", "Accepted", UID)];
+
+        for (clusters, seen) in
+            [(&by_spoke, seen(true)), (&by_uid, seen(true)), (&by_uid, seen(false))]
+        {
+            let error = standing_of("qa", false, clusters, &seen).unwrap_err().to_string();
+
+            assert!(error.contains("registered as staging already"), "{error}");
+            assert!(error.contains("--replace"), "{error}");
+        }
+        let taken = standing_of("qa", true, &by_spoke, &seen(true));
+        assert!(matches!(taken, Ok(Standing::Rejoin)));
+        let taken = standing_of("qa", true, &by_uid, &seen(false));
+        assert!(matches!(taken, Ok(Standing::New)));
+    }
+
+    #[test]
+    fn a_cluster_that_the_hub_has_forgotten_or_shut_out_joins_anew() {
+        let shut_out = [cluster("staging", HERE, "Revoked", UID)];
+        let other = [cluster("production", "c-00000000000000bb", "Accepted", "another")];
+
+        for clusters in [&[], shut_out.as_slice(), &other] {
+            for name in ["qa", "staging"] {
+                let standing = standing_of(name, false, clusters, &seen(true));
+                assert!(matches!(standing, Ok(Standing::Rejoin)), "{standing:?}");
+                let standing = standing_of(name, false, clusters, &seen(false));
+                assert!(matches!(standing, Ok(Standing::New)), "{standing:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_name_goes_on_though_an_older_entry_names_the_same_cluster() {
+        let clusters = [
+            cluster("staging", "c-00000000000000bb", "Accepted", UID),
+            cluster("qa", HERE, "Accepted", UID),
+        ];
+
+        let standing = standing_of("qa", false, &clusters, &seen(true));
+
+        assert!(matches!(standing, Ok(Standing::Same(_))), "{standing:?}");
+    }
 }
