@@ -89,6 +89,12 @@ impl Installation<'_> {
     }
 }
 
+/// What an agent in the cluster has and one outside it has not: were both there, two spokes of one identity would take the
+/// session from each other for ever.
+pub fn in_cluster_only() -> [Value; 2] {
+    [spoke::deployment("", ""), spoke::join_secret("")]
+}
+
 /// The join token's Secret, for a spoke that was installed by other means.
 pub fn join_secret(token: &str) -> Value {
     spoke::join_secret(token)

@@ -189,6 +189,34 @@ pub async fn prune(client: &Client, manifests: &[Value]) -> Result<Vec<Target>, 
     Ok(removed)
 }
 
+/// Which of the manifests' objects are there.
+///
+/// # Errors
+/// The first request that the API server refuses.
+pub async fn present(client: &Client, manifests: &[Value]) -> Result<Vec<Target>, InstallError> {
+    let mut found = Vec::new();
+    for manifest in manifests {
+        let target = Target::of(manifest)?;
+        let got = target.api(client).get_opt(&target.name).await;
+        if got.map_err(|source| InstallError::refused(&target, source))?.is_some() {
+            found.push(target);
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes an object and, by way of the API server, what it made.
+///
+/// # Errors
+/// When the API server refuses; not when the object is gone already.
+pub async fn delete(client: &Client, target: &Target) -> Result<(), InstallError> {
+    match target.api(client).delete(&target.name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(source) => Err(InstallError::refused(target, source)),
+    }
+}
+
 /// Writes the id of the spoke that the policy is for.
 ///
 /// # Errors

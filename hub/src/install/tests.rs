@@ -108,6 +108,20 @@ fn an_external_agent_gets_neither_deployment_nor_token() {
 }
 
 #[test]
+fn what_only_an_agent_in_the_cluster_has_is_known_by_name() {
+    let policy = policy(&json!([entry(&json!({}))]));
+    let named = |manifests: &[Value]| -> BTreeSet<String> {
+        manifests.iter().map(|m| apply::Target::of(m).unwrap().to_string()).collect()
+    };
+    let inside = named(&Installation { policy: &policy, agent: in_cluster() }.manifests());
+    let outside = named(&Installation { policy: &policy, agent: Agent::External }.manifests());
+
+    let superseded = named(&in_cluster_only());
+
+    assert_eq!(superseded, &inside - &outside);
+}
+
+#[test]
 fn what_an_entry_brought_into_its_namespace_is_marked_to_go_with_it() {
     let policy = policy(&json!([entry(&json!({"entry": "platform"})), entry(&json!({}))]));
     let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();

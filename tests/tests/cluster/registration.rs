@@ -19,7 +19,8 @@ use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
 use attest_tests::process::{Process, Spec, remove_at_end};
 use attest_tests::wait::until;
-use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
@@ -223,8 +224,7 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
         Ok((ended.not_after <= SystemTime::now()).then_some(()))
     })
     .await?;
-    let pods: Api<k8s_openapi::api::core::v1::Pod> =
-        Api::namespaced(client.clone(), "attest-system");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     let log = until("the spoke to say what is wrong", SOON, || async {
         let log = fakelet.output("attest-system/attest-spoke");
@@ -624,6 +624,43 @@ async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
         Ok((connected == &Value::Bool(false)).then_some(()))
     })
     .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::Result<()> {
+    let Some((_fakelet, cluster)) = site("moving").await? else { return Ok(()) };
+    let desk = Desk::new(&["staging"]).await?;
+    let kubeconfig = cluster.kubeconfig();
+    let output = desk.add("staging", &kubeconfig, "").await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let client = cluster.client().await?;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "attest-system");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
+
+    let rehearsed = desk.add("staging", &kubeconfig, "--agent external --dry-run").await?;
+
+    let named = "to be removed, as the spoke runs outside: Deployment/attest-system/attest-spoke";
+    assert!(said(&rehearsed).contains(named), "{}", said(&rehearsed));
+    assert!(deployments.get_opt("attest-spoke").await?.is_some());
+
+    // Nobody starts the printed line: the cluster must be without a spoke all the same.
+    let line = format!(
+        "attest gitops cluster add staging --kubeconfig {} --agent external --timeout 10",
+        kubeconfig.display()
+    );
+    let moved = desk.types(&line).await?;
+
+    assert!(said(&moved).contains("attest-spoke --kubeconfig"), "{}", said(&moved));
+    assert!(deployments.get_opt("attest-spoke").await?.is_none(), "{}", said(&moved));
+    assert!(secret(&client, "attest-join").await?.is_none());
+    assert!(pods.list(&ListParams::default()).await?.items.is_empty());
+
+    // The commonest mistake: the kubeconfig of a cluster that has a name already.
+    let mistaken = desk.add("production", &kubeconfig, "").await?;
+
+    assert!(!mistaken.status.success());
+    assert!(said(&mistaken).contains("registered as staging already"), "{}", said(&mistaken));
     Ok(())
 }
 

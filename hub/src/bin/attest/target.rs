@@ -344,6 +344,11 @@ impl Right {
         Self { verb, group: String::new(), resource: resource.to_owned(), subresource, namespace }
     }
 
+    /// On objects of the target's kind, where it is.
+    pub(crate) fn of(verb: &'static str, target: &Target) -> Self {
+        Self::to(verb, &target.resource, target.namespace.clone())
+    }
+
     fn to(verb: &'static str, resource: &ApiResource, namespace: Option<String>) -> Self {
         let ApiResource { group, plural, .. } = resource;
         Self { verb, group: group.clone(), resource: plural.clone(), subresource: "", namespace }

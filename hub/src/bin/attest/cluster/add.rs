@@ -11,7 +11,9 @@ use attest_common::ids::{ClusterId, Name};
 use attest_common::policy::Spec;
 use attest_gitops::api::documents::{Cluster, List, Token, TokenRequest};
 use attest_gitops::install::apply::{self, Target};
-use attest_gitops::install::{Agent, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, trust};
+use attest_gitops::install::{
+    Agent, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, in_cluster_only, trust,
+};
 use k8s_openapi::api::authentication::v1::TokenRequest as AccountTokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -140,7 +142,11 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
         Standing::Same(id) => format!("[preflight] {} is registered already, as {id}", args.name),
         Standing::Rejoin => "[preflight] the spoke there will join anew".to_owned(),
     });
-    let plan = Plan { args: &args, policy: &policy, hub: &entry.spoke_address };
+    let superseded = match args.agent {
+        AgentPlace::InCluster => Vec::new(),
+        AgentPlace::External => apply::present(&cluster.client, &in_cluster_only()).await?,
+    };
+    let plan = Plan { args: &args, policy: &policy, hub: &entry.spoke_address, superseded };
     let rehearsed = plan.manifests(Some("token"));
     let rights = installation_rights(&rehearsed, &plan.rights(&standing))?;
     cluster.check_rights(INSTALLATION, &rights).await?;
@@ -284,6 +290,8 @@ struct Plan<'a> {
     args: &'a AddArgs,
     policy: &'a Spec,
     hub: &'a str,
+    /// Objects of a spoke in the cluster, which is to run outside from now on.
+    superseded: Vec<Target>,
 }
 
 impl Plan<'_> {
@@ -300,6 +308,7 @@ impl Plan<'_> {
     /// What is done beside applying manifests.
     fn rights(&self, standing: &Standing) -> Vec<Right> {
         let mut rights = vec![Right::of_spoke("list", "pods", "")];
+        rights.extend(self.superseded.iter().map(|target| Right::of("delete", target)));
         if matches!(standing, Standing::New | Standing::Rejoin) {
             rights.push(Right::of_spoke("deletecollection", "pods", ""));
         }
@@ -316,6 +325,9 @@ impl Plan<'_> {
         printer.note("to be installed:");
         for manifest in manifests {
             printer.note(&format!("  {}", Target::of(manifest)?));
+        }
+        for target in &self.superseded {
+            printer.note(&format!("to be removed, as the spoke runs outside: {target}"));
         }
         printer.note("with this trust policy:");
         for line in trust::to_yaml(self.policy)?.lines() {
@@ -390,6 +402,7 @@ impl Run<'_> {
             token.map(|token| token.token.as_deref().context("the hub's answer has no token"));
         let secret = secret.transpose()?;
         let manifests = plan.manifests(secret);
+        self.supersede().await?;
         if matches!(standing, Standing::Rejoin) {
             cluster.forget_identity().await?;
         }
@@ -407,6 +420,23 @@ impl Run<'_> {
         }
         if plan.args.agent == AgentPlace::External {
             self.external(secret).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the spoke in the cluster, before one outside has its identity.
+    async fn supersede(&self) -> anyhow::Result<()> {
+        let Self { plan, cluster, printer, .. } = self;
+        for target in &plan.superseded {
+            apply::delete(&cluster.client, target).await?;
+            printer.note(&format!("[install] {target} removed: the spoke runs outside"));
+        }
+        let until = Instant::now() + Duration::from_secs(plan.args.timeout);
+        while !plan.superseded.is_empty() && cluster.has_pods().await? {
+            if Instant::now() >= until {
+                bail!("pods of the former spoke still run in {SYSTEM_NAMESPACE}");
+            }
+            tokio::time::sleep(POLL_EVERY).await;
         }
         Ok(())
     }
