@@ -11,6 +11,7 @@ use attest_common::ids::{ClusterId, Name, Timestamp};
 use attest_gitops::api::documents::{
     AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest,
 };
+use attest_gitops::install::SYSTEM_NAMESPACE;
 use attest_gitops::install::apply::write_cluster_id;
 use clap::Subcommand;
 use reqwest::Method;
@@ -23,6 +24,8 @@ use crate::target::{TargetArgs, TargetCluster, write_private};
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
 const TOKEN_MINUTES_DEFAULT: u64 = 15;
+/// In a printed line, where it is not known how the operator reaches the cluster.
+const ANY_KUBECONFIG: &str = "--kubeconfig F";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -135,7 +138,8 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
             confirm_loss(&question, yes, printer)?;
             block_on(client.act(Method::DELETE, &path(found.id.as_str()), None::<&()>))?;
             printer.line(&format!("cluster/{name} removed"));
-            printer.note("the spoke and its policy are still installed there; `kubectl delete namespace attest-system` removes the spoke");
+            let left: List<Cluster> = block_on(client.get("/v1/clusters"))?;
+            printer.note(&what_is_left(&found, &left.items));
             Ok(())
         }
         Command::Accept(args) => block_on(Box::pin(accept(args, hub, printer))),
@@ -154,7 +158,7 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
             block_on(hub.client()?.act(Method::POST, &path, None::<&()>))?;
             printer.line(&format!("cluster/{name} evicted"));
             printer.note("to let it in again:");
-            printer.note(&format!("  {}", join_anew(&name)));
+            printer.note(&format!("  {}", rejoin_line(&name, ANY_KUBECONFIG)));
             Ok(())
         }
         Command::Rejoin(args) => block_on(Box::pin(rejoin::rejoin(args, hub, printer))),
@@ -164,11 +168,6 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
 
 fn path(name: &str) -> String {
     format!("/v1/clusters/{}", segment(name))
-}
-
-/// What brings an evicted cluster back.
-fn join_anew(name: &str) -> String {
-    format!("attest gitops cluster rejoin {name} --kubeconfig F")
 }
 
 /// The one cluster with this id or name; who names one of several must say which.
@@ -278,7 +277,7 @@ async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyh
 
 fn certificate(name: &str, expires_at: Timestamp) -> String {
     if has_expired(expires_at) {
-        format!("expired {} ago; `{}`", age(expires_at), rejoin_line(name))
+        format!("expired {} ago; `{}`", age(expires_at), rejoin_line(name, ANY_KUBECONFIG))
     } else {
         format!("expires in {}, renewed by the spoke itself", until(expires_at))
     }
@@ -289,9 +288,27 @@ fn has_expired(expires_at: Timestamp) -> bool {
     expires_at <= Timestamp::now()
 }
 
-/// What gives a cluster a new certificate.
-fn rejoin_line(name: &str) -> String {
-    format!("attest gitops cluster rejoin {name} --kubeconfig F")
+/// What gives a cluster a new certificate, also one that was evicted. `flags` reach the cluster.
+fn rejoin_line(name: &str, flags: &str) -> String {
+    format!("attest gitops cluster rejoin {name} {flags}")
+}
+
+/// What is left in the cluster of an entry that is gone, when these are left.
+fn what_is_left(removed: &Cluster, clusters: &[Cluster]) -> String {
+    let here = |other: &&Cluster| {
+        other.kube_system_uid == removed.kube_system_uid && other.state != "Revoked"
+    };
+    match clusters.iter().find(here) {
+        Some(other) => format!(
+            "the same cluster is registered as {} ({}) too, and its spoke goes on as that",
+            other.name, other.id
+        ),
+        None => format!(
+            "the spoke and its policy are still installed there; `kubectl {ANY_KUBECONFIG} delete \
+             namespace {SYSTEM_NAMESPACE}`, F being {}'s kubeconfig, removes the spoke",
+            removed.name
+        ),
+    }
 }
 
 async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -305,7 +322,8 @@ async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::R
     {
         bail!(
             "the cluster has no trust policy yet; first `attest trust new --environment E \
-             --cluster-name {name} -o policy.yaml`, then `attest trust install policy.yaml --kubeconfig F`"
+             --cluster-name {name} -o policy.yaml`, then `attest trust install policy.yaml {}`",
+            cluster.flags
         );
     }
     let request = AcceptRequest { fingerprint };
@@ -413,4 +431,38 @@ fn held_as_another<'a>(
 /// True when the entry is for the spoke with this id.
 fn is_same(cluster: &Cluster, id: &ClusterId) -> bool {
     cluster.id == *id
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    pub(super) fn cluster(name: &str, id: &str, state: &str, uid: &str) -> Cluster {
+        serde_json::from_value(json!({
+            "name": name, "id": id, "state": state, "connected": true, "fingerprint": "SHA256:f",
+            "applications": 0, "default": false, "registeredAt": "2026-11-23T00:00:00Z",
+            "kubeSystemUid": uid
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn nobody_is_told_to_remove_a_spoke_that_serves_another_entry() {
+        let removed = cluster("qa", "c-00000000000000aa", "Accepted", "uid");
+        let another = cluster("production", "c-00000000000000bb", "Accepted", "another");
+        let shut_out = cluster("qa", "c-00000000000000cc", "Revoked", "uid");
+        let same = cluster("staging", "c-00000000000000dd", "Accepted", "uid");
+
+        let alone = what_is_left(&removed, &[another, shut_out]);
+        let shared = what_is_left(&removed, &[same]);
+
+        assert!(
+            alone.contains("`kubectl --kubeconfig F delete namespace attest-system`"),
+            "{alone}"
+        );
+        assert!(shared.contains("registered as staging (c-00000000000000dd)"), "{shared}");
+        assert!(!shared.contains("delete"), "{shared}");
+    }
 }

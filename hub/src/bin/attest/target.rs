@@ -18,6 +18,7 @@ use kube::core::ApiResource;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
+use crate::human::quoted;
 use crate::printer::Printer;
 
 /// Oldest Kubernetes with everything an installation needs (ValidatingAdmissionPolicy `v1`).
@@ -36,11 +37,27 @@ pub(crate) struct TargetArgs {
     pub(crate) context: Option<String>,
 }
 
+impl TargetArgs {
+    /// The flags as given, for a line that the operator is to type; what to fill in when there were none.
+    pub(crate) fn as_typed(&self) -> String {
+        let Self { kubeconfig, context } = self;
+        let kubeconfig = kubeconfig.as_ref().map(|file| format!("--kubeconfig {}", quoted(file)));
+        let context = context.as_ref().map(|name| format!("--context {}", quoted(Path::new(name))));
+        match (kubeconfig, context) {
+            (Some(kubeconfig), Some(context)) => format!("{kubeconfig} {context}"),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => "--kubeconfig F".to_owned(),
+        }
+    }
+}
+
 /// A cluster that can be asked, with the operator's rights.
 pub(crate) struct TargetCluster {
     pub(crate) client: Client,
     /// Name of the context in use.
     pub(crate) context: String,
+    /// Kubeconfig and context in use, as `kubectl` and `attest` take them.
+    pub(crate) flags: String,
     /// Address of the API server.
     pub(crate) server: String,
     entry: kube::config::Cluster,
@@ -116,7 +133,9 @@ impl TargetCluster {
         let server = entry.server.clone().unwrap_or_default();
         let client = Client::try_from(config)
             .with_context(|| format!("cannot use context `{context}` of {shown}"))?;
-        Ok(Self { client, context, server, entry })
+        let used =
+            TargetArgs { kubeconfig: args.kubeconfig.clone(), context: Some(context.clone()) };
+        Ok(Self { client, context, flags: used.as_typed(), server, entry })
     }
 
     /// Reaches the cluster and looks at what is there.
@@ -236,6 +255,12 @@ impl TargetCluster {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
         let listed = pods.list(&spoke_pods()).await.context("cannot list the spoke's pods")?;
         Ok(!listed.items.is_empty())
+    }
+
+    /// The line that shows the log of the spoke in the cluster.
+    pub(crate) fn logs(&self) -> String {
+        let flags = &self.flags;
+        format!("kubectl {flags} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}")
     }
 
     /// Deletes the spoke's pods; its Deployment makes new ones. Without a Deployment nothing happens.
@@ -420,6 +445,20 @@ pub(crate) fn installation_rights(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_printed_line_names_the_cluster_as_it_was_given() {
+        for (kubeconfig, context, typed) in [
+            (Some("/home/me/prod"), Some("a"), "--kubeconfig /home/me/prod --context a"),
+            (Some("my config"), None, "--kubeconfig 'my config'"),
+            (None, Some("a b"), "--context 'a b'"),
+            (None, None, "--kubeconfig F"),
+        ] {
+            let context = context.map(str::to_owned);
+            let args = TargetArgs { kubeconfig: kubeconfig.map(PathBuf::from), context };
+            assert_eq!(args.as_typed(), typed);
+        }
+    }
 
     #[test]
     fn a_version_without_admission_policies_is_too_old() {

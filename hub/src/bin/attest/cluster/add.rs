@@ -22,9 +22,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{
-    POLL_EVERY, has_expired, held_as_another, is_same, join_anew, registered, rejoin_line, state,
-};
+use super::{POLL_EVERY, has_expired, held_as_another, is_same, registered, rejoin_line, state};
 use crate::client::Client;
 use crate::context::{self, Config, Hub};
 use crate::gitops::HubArgs;
@@ -127,7 +125,7 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
     check_policy(&policy, entry, args.trust_policy.is_some(), printer)?;
     let clusters: List<Cluster> = client.get("/v1/clusters").await?;
     let ends = Ends::of(&args.name, args.replace, &clusters.items, &seen, &entry.ca_pin)?;
-    let standing = ends.standing()?;
+    let standing = ends.standing(&cluster.flags)?;
     printer.note(&match &standing {
         Standing::New | Standing::Rejoin if let Some(other) = ends.elsewhere => format!(
             "[preflight] this cluster is registered as {} ({}, {}); it joins anew as {}",
@@ -239,20 +237,24 @@ impl<'a> Ends<'a> {
         Ok(Self { name, replace, known, elsewhere, here, our_hub })
     }
 
-    fn standing(&self) -> anyhow::Result<Standing> {
+    /// `flags` are those that reach the cluster.
+    fn standing(&self, flags: &str) -> anyhow::Result<Standing> {
         let Self { name, replace, known, elsewhere, ref here, our_hub } = *self;
         match (known, here) {
             (Some(known), Some(here)) if is_same(known, here) && known.state == "Accepted" => {
                 if known.certificate_expires_at.is_some_and(has_expired) && !known.connected {
                     bail!(
                         "{name} is registered, and its certificate has expired: `{}`",
-                        rejoin_line(&known.name)
+                        rejoin_line(&known.name, flags)
                     );
                 }
                 Ok(Standing::Same(here.clone()))
             }
             (Some(known), _) if known.state == "Evicted" && !replace => {
-                bail!("{name} was evicted; to let it in again: `{}`", join_anew(&known.name))
+                bail!(
+                    "{name} was evicted; to let it in again: `{}`",
+                    rejoin_line(&known.name, flags)
+                )
             }
             (Some(known), Some(here)) if is_same(known, here) && !replace => bail!(
                 "{name} is registered and waits to be let in: `attest gitops cluster accept {name} \
@@ -534,10 +536,7 @@ impl Run<'_> {
     fn late(&self, awaited: &str, told: &str) -> anyhow::Error {
         let Self { plan, cluster, .. } = self;
         let logs = match plan.args.agent {
-            AgentPlace::InCluster => format!(
-                "`kubectl --context {} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more",
-                cluster.context
-            ),
+            AgentPlace::InCluster => format!("`{}` tells more", cluster.logs()),
             AgentPlace::External => "its log tells more".to_owned(),
         };
         anyhow!(
@@ -559,20 +558,12 @@ fn elapsed(started: Instant) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::cluster;
     use super::*;
     use crate::target::SpokeSeen;
 
     const HERE: &str = "c-00000000000000aa";
     const UID: &str = "uid-of-staging";
-
-    fn cluster(name: &str, id: &str, state: &str, uid: &str) -> Cluster {
-        serde_json::from_value(json!({
-            "name": name, "id": id, "state": state, "connected": true, "fingerprint": "SHA256:f",
-            "applications": 0, "default": false, "registeredAt": "2026-11-23T00:00:00Z",
-            "kubeSystemUid": uid
-        }))
-        .unwrap()
-    }
 
     /// A cluster that this hub has admitted, or one whose spoke is gone.
     fn seen(with_spoke: bool) -> Seen {
@@ -591,7 +582,7 @@ mod tests {
         clusters: &[Cluster],
         seen: &Seen,
     ) -> anyhow::Result<Standing> {
-        Ends::of(&name.parse().unwrap(), replace, clusters, seen, "pin")?.standing()
+        Ends::of(&name.parse().unwrap(), replace, clusters, seen, "pin")?.standing("--context a")
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use attest_common::ids::Name;
-use attest_gitops::api::documents::{Cluster, Token, TokenRequest};
-use attest_gitops::install::{SPOKE_NAME, SYSTEM_NAMESPACE, apply, join_secret};
+use attest_gitops::api::documents::{Cluster, List, Token, TokenRequest};
+use attest_gitops::install::{apply, join_secret};
 use tokio::time::Instant;
 
 use super::{POLL_EVERY, path};
@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::gitops::HubArgs;
 use crate::human::until;
 use crate::printer::Printer;
-use crate::target::{Right, TargetArgs, TargetCluster, write_private};
+use crate::target::{Right, Seen, TargetArgs, TargetCluster, write_private};
 
 /// How long the token is good for, in seconds, beyond the wait itself.
 const TOKEN_SPARE_S: u64 = 300;
@@ -58,7 +58,8 @@ pub(super) async fn rejoin(
         ),
         other => bail!(
             "{name} is {other}, and its identity stays out; `attest gitops cluster add {name} \
-             --replace --kubeconfig F` registers the cluster as a new one"
+             --replace {}` registers the cluster as a new one",
+            target.as_typed()
         ),
     }
     if let Some(file) = token_output {
@@ -73,7 +74,8 @@ pub(super) async fn rejoin(
         return Ok(());
     }
     let cluster = TargetCluster::open(&target).await?;
-    check(&cluster, &known).await?;
+    let clusters: List<Cluster> = client.get("/v1/clusters").await?;
+    check(&cluster, &known, &clusters.items).await?;
     let token = token(&client, &known, timeout + TOKEN_SPARE_S).await?;
     let brought = async {
         bring(&cluster, secret(&token)?).await?;
@@ -100,9 +102,8 @@ async fn connected(
     while !client.get::<Cluster>(&path(known.id.as_str())).await?.connected {
         if Instant::now() >= late {
             bail!(
-                "the spoke has not connected within {timeout} s, and its token is revoked; `kubectl --context {} -n \
-                 {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}` tells more",
-                cluster.context
+                "the spoke has not connected within {timeout} s, and its token is revoked; `{}` tells more",
+                cluster.logs()
             );
         }
         tokio::time::sleep(POLL_EVERY).await;
@@ -111,17 +112,14 @@ async fn connected(
 }
 
 /// The kubeconfig must be that of this cluster, and its spoke the one that is registered.
-async fn check(cluster: &TargetCluster, known: &Cluster) -> anyhow::Result<()> {
-    let seen = cluster.look().await?;
-    let (name, context) = (&known.name, &cluster.context);
-    let found = seen.spoke.as_ref().map(|spoke| spoke.cluster_id.as_str());
-    if found != Some(known.id.as_str()) || seen.kube_system_uid != known.kube_system_uid {
-        bail!(
-            "context `{context}` holds {}, not {name} ({}); `attest gitops cluster add {name} \
-             --replace` registers it anew",
-            found.unwrap_or("no spoke's identity"),
-            known.id
-        );
+async fn check(
+    cluster: &TargetCluster,
+    known: &Cluster,
+    clusters: &[Cluster],
+) -> anyhow::Result<()> {
+    let context = &cluster.context;
+    if let Some(mismatch) = mismatch(known, clusters, &cluster.look().await?, &cluster.flags) {
+        bail!("context `{context}` {mismatch}");
     }
     let rights = [
         Right::of_spoke("get", "secrets", ""),
@@ -138,6 +136,25 @@ async fn check(cluster: &TargetCluster, known: &Cluster) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the cluster that was looked at is instead of the known one. Only for that very cluster is a new registration of any
+/// use: for another one it would move the name.
+fn mismatch(known: &Cluster, clusters: &[Cluster], seen: &Seen, flags: &str) -> Option<String> {
+    let Cluster { name, id, .. } = known;
+    let spoke = seen.spoke.as_ref().map(|spoke| spoke.cluster_id.as_str());
+    if seen.kube_system_uid == known.kube_system_uid {
+        return (spoke != Some(id.as_str())).then(|| {
+            let found = spoke.unwrap_or("no spoke's identity");
+            format!(
+                "holds {found}, not {name} ({id}); `attest gitops cluster add {name} --replace \
+                 {flags}` registers it anew"
+            )
+        });
+    }
+    let same = |other: &&Cluster| other.kube_system_uid == seen.kube_system_uid;
+    let found = clusters.iter().find(same).map_or("one that the hub does not know", |c| &c.name);
+    Some(format!("is another cluster, {found}; give the kubeconfig of {name}"))
 }
 
 async fn token(client: &Client, known: &Cluster, ttl_seconds: u64) -> anyhow::Result<Token> {
@@ -159,4 +176,34 @@ fn secret(token: &Token) -> anyhow::Result<&str> {
 async fn bring(cluster: &TargetCluster, token: &str) -> anyhow::Result<()> {
     apply::apply(&cluster.client, &[join_secret(token)], |_| {}).await?;
     cluster.restart_spoke().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::cluster;
+    use super::*;
+    use crate::target::SpokeSeen;
+
+    #[test]
+    fn a_kubeconfig_of_another_cluster_is_not_offered_the_name() {
+        let staging = cluster("staging", "c-00000000000000aa", "Accepted", "uid-of-staging");
+        let production = cluster("production", "c-00000000000000bb", "Accepted", "uid-of-another");
+        let clusters = [staging.clone(), production];
+        let told = |uid: &str, spoke: Option<&str>| {
+            let seen = Seen {
+                kubernetes_version: "v1.37.2".to_owned(),
+                kube_system_uid: uid.to_owned(),
+                spoke: spoke.map(|id| SpokeSeen { cluster_id: id.to_owned(), joined: true }),
+                policy: None,
+            };
+            mismatch(&staging, &clusters, &seen, "--kubeconfig prod")
+        };
+
+        let another = told("uid-of-another", Some("c-00000000000000bb")).unwrap();
+        assert!(another.contains("another cluster, production"), "{another}");
+        assert!(!another.contains("--replace"), "{another}");
+        let lost = told("uid-of-staging", None).unwrap();
+        assert!(lost.contains("cluster add staging --replace --kubeconfig prod`"), "{lost}");
+        assert_eq!(told("uid-of-staging", Some("c-00000000000000aa")), None);
+    }
 }
