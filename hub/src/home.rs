@@ -116,6 +116,8 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     let write = |name: &str, bytes: &[u8]| {
         write_private(&directory.join(name), bytes).map_err(HomeError::Bundle)
     };
+    // A home that was made in a working tree: `git add .` there must not take its keys along.
+    write(".gitignore", b"*\n")?;
     write(AUTHORITY_CERTIFICATE_FILE, authority.certificate_pem().as_bytes())?;
     write(AUTHORITY_KEY_FILE, authority.key_pem().as_bytes())?;
     issue_tls(&authority, hosts)?.save(directory, TLS_STEM).map_err(HomeError::Bundle)?;
@@ -356,7 +358,7 @@ fn file_error(path: &Path, source: io::Error) -> HomeError {
 pub enum HomeError {
     #[error("{} exists already and is not empty; choose another --home, or remove it if no hub needs it", .0.display())]
     Exists(PathBuf),
-    #[error("{} holds no hub; create one with `attest hub init --home {}`", .0.display(), .0.display())]
+    #[error("{} holds no hub; create one with `attest hub init --home {} --advertise HOST:PORT`", .0.display(), .0.display())]
     Missing(PathBuf),
     #[error(
         "no operator's certificate can have the serial `{0}`; `attest hub operator list` shows those there are"
@@ -452,6 +454,23 @@ mod tests {
     }
 
     #[test]
+    fn a_home_in_a_working_tree_is_never_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            let mut git = std::process::Command::new("git");
+            let output = git.args(arguments).current_dir(directory.path()).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        git(&["init", "-q"]);
+
+        create(&directory.path().join(".attest-hub"), &advertise()).unwrap();
+        git(&["add", "."]);
+
+        assert_eq!(git(&["status", "--porcelain"]), "");
+    }
+
+    #[test]
     fn addresses_that_nobody_can_reach_are_refused_by_flag() {
         let directory = tempfile::tempdir().unwrap();
         for bad in ["", "hub", "hub:", "hub:0", "hub:99999", "a b:1", "::1:4433"] {
@@ -468,6 +487,10 @@ mod tests {
 
         let error = open(&directory.path().join("nothing")).unwrap_err();
 
-        assert!(error.to_string().contains("attest hub init"), "{error}");
+        let line = format!(
+            "`attest hub init --home {} --advertise HOST:PORT`",
+            directory.path().join("nothing").display()
+        );
+        assert!(error.to_string().contains(&line), "{error}");
     }
 }

@@ -38,8 +38,8 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct InitArgs {
     /// Directory for everything the hub keeps; it must not exist yet
-    #[arg(long, env = "ATTEST_HOME", value_name = "DIR")]
-    home: Option<PathBuf>,
+    #[arg(long, env = "ATTEST_HOME", value_name = "DIR", default_value = HOME_DEFAULT)]
+    home: PathBuf,
     /// Address that spokes dial, over UDP
     #[arg(long, value_name = "HOST:PORT")]
     advertise: String,
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
-    let InitArgs { home, advertise, api_advertise, name } = args;
+    let InitArgs { home: directory, advertise, api_advertise, name } = args;
     let (host, _) = split(&advertise).context("--advertise")?;
     let api = api_advertise.unwrap_or_else(|| format!("{host}:{API_PORT}"));
     split(&api).context("--api-advertise")?;
@@ -79,7 +79,6 @@ fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
     if config.hubs.iter().any(|hub| hub.name == name) {
         bail!("the context has a hub `{name}` already; choose another --name");
     }
-    let directory = home.unwrap_or_else(|| PathBuf::from(HOME_DEFAULT));
     let advertise = Advertise { spoke_address: advertise, api_url: format!("https://{api}") };
     let created = home::create(&directory, &advertise)?;
 
