@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -18,12 +19,23 @@ pub const CONTROLLER: &str = "attest_gitops::controller";
 /// # Errors
 /// When `level` is not a filter, or logging was set up already.
 pub fn start(level: &str) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(level).map_err(|_| LogError::Level(level.to_owned()))?;
+    let filter = filter(level)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .event_format(Lines)
         .try_init()
         .map_err(|_| LogError::Twice)
+}
+
+/// A word alone is a level: read as the name of a module, as libraries do, a mistyped one would silence everything.
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let wrong = || LogError::Level(level.to_owned());
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let mut parts = level.split(',').map(str::trim);
+    if parts.any(|part| !part.contains(['=', '[']) && !is_level(part)) {
+        return Err(wrong());
+    }
+    EnvFilter::try_new(level).map_err(|_| wrong())
 }
 
 /// Why there are no log lines.
@@ -145,6 +157,18 @@ mod tests {
 
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn a_word_alone_must_be_a_level() {
+        for good in ["info", "WARN", "off", "attest_gitops=debug", "warn,attest_gitops=trace"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["blah", "warning", "verbose", "info,attest_gitops", "attest_gitops=debugg", ""]
+        {
+            let error = filter(bad).unwrap_err();
+            assert!(error.to_string().contains("error, warn, info, debug or trace"), "{error}");
         }
     }
 
