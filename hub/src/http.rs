@@ -26,12 +26,12 @@ pub const STATUS_CONNECTIONS_MAX: usize = 64;
 /// How long a client may take to ask and to be answered.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Listens on `address`.
+/// Listens on `address`, which `flag` gives.
 ///
 /// # Errors
 /// [`HttpError`] when the address is taken.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, HttpError> {
-    TcpListener::bind(address).await.map_err(|source| HttpError { address, source })
+pub async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, HttpError> {
+    TcpListener::bind(address).await.map_err(|source| HttpError { flag, address, source })
 }
 
 /// Serves `/health` and `/ready` until the hub ends.
@@ -91,8 +91,9 @@ async fn metrics(State(hub): State<Arc<Hub>>) -> impl IntoResponse {
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}; is another program using that port?")]
+#[error("cannot listen on {address}; choose another address with {flag}")]
 pub struct HttpError {
+    flag: &'static str,
     address: SocketAddr,
     #[source]
     source: io::Error,

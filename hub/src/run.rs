@@ -57,8 +57,8 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     // Before the store is opened: a hub that cannot listen begins no epoch.
     let spokes = link::bind(options.listen_spokes.0)?;
     let api = api::bind(options.listen_api.0).await?;
-    let health = http::listen(options.listen_health.0).await?;
-    let metrics = http::listen(options.listen_metrics.0).await?;
+    let health = http::listen("--listen-health", options.listen_health.0).await?;
+    let metrics = http::listen("--listen-metrics", options.listen_metrics.0).await?;
     let directory = options.home.clone();
     let hub = tokio::task::spawn_blocking(move || Hub::start(home, settings))
         .await

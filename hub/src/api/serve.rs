@@ -234,7 +234,7 @@ impl Listener for Ready {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    #[error("cannot listen on {address}; is another program using that port?")]
+    #[error("cannot listen on {address}; choose another address with --listen-api")]
     Listen {
         address: SocketAddr,
         #[source]

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    #[error("cannot listen for spokes on {address} (UDP); is another hub running there?")]
+    #[error("cannot listen on {address} (UDP); choose another address with --listen-spokes")]
     Listen {
         address: SocketAddr,
         #[source]

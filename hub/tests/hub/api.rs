@@ -257,7 +257,7 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let address = tcp.local_addr().unwrap().to_string();
     for door in DOORS {
         let text = start(&home, Some((door, &address)));
-        assert!(text.contains(&address) && text.contains("another "), "{door}: {text}");
+        assert!(text.contains(&address) && text.contains(&format!("with {door}")), "{text}");
     }
     drop((tcp, udp));
     let running = runtime.block_on(attest_gitops::run::start(&options)).unwrap();
