@@ -18,8 +18,8 @@ use crate::source::{Tree, clean_directory};
 
 pub use kustomize::{KUSTOMIZATION_FILES, Kustomize};
 pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX, RENDERERS_MAX};
-pub(crate) use yaml::options as yaml_options;
 pub use yaml::{Warning, YAML_DOCUMENTS_MAX, YAML_FILE_BYTES_MAX, read_yaml};
+pub(crate) use yaml::{options as yaml_options, problem as yaml_problem, twice as yaml_twice};
 
 /// Most warnings that are kept for one rendering.
 pub const WARNINGS_MAX: usize = 100;

@@ -69,7 +69,12 @@ fn every_mistake_names_its_file_and_field() {
         ("notAfter: 720h", "notAfter: 30d", "release.notAfter:"),
         ("notAfter: 720h", "notAfter: 99999999999999999999h", "release.notAfter:"),
         ("renders:\n", "renders: []\nrest:\n", "rest"),
-        ("sourceRoot: k8s", "sourceRoot: k8s\nsourceRoot: k9s", "sourceRoot"),
+        (
+            "sourceRoot: k8s",
+            "sourceRoot: k8s\nsourceRoot: k9s",
+            "sourceRoot: key `sourceRoot` is given twice at line",
+        ),
+        ("from: build", "from: build, from: test", "images[0].from: key `from` is given twice"),
     ];
 
     for (from, to, expected) in table {

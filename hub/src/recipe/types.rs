@@ -216,7 +216,12 @@ pub(crate) fn read(file: &str, bytes: &[u8]) -> Result<Written, RecipeError> {
         })
     });
     read.or_else(|error| {
-        let field = if field.is_empty() || field == "." { "document".to_owned() } else { field };
-        here.syntax(field, crate::source::one_line(&error.to_string()))
+        // Of a key that is there twice, the path ends before the key.
+        let field = match (crate::render::yaml_twice(&error), field.strip_suffix('?')) {
+            (Some(key), Some(parent)) => format!("{parent}{key}"),
+            (None, _) | (_, None) if field.is_empty() || field == "." => "document".to_owned(),
+            (None, _) | (_, None) => field,
+        };
+        here.syntax(field, crate::render::yaml_problem(&error))
     })
 }

@@ -58,8 +58,8 @@ fn what_nobody_means_is_refused_with_its_line() {
         laughs.push_str(&format!("{name}: &{name} [{nine}]\n"));
     }
     let table = [
-        ("a: 1\na: 2\n", "2"),
-        ("a: {b: 1, b: 2}\n", "1"),
+        ("a: 1\na: 2\n", "x.yaml: key `a` is given twice at line 2"),
+        ("a: {b: 1, b: 2}\n", "x.yaml: key `b` is given twice at line 1"),
         ("0xB: 1\n11: 2\n", ""),
         ("a: 1\nn: 2\n", "line 2: key \"n\""),
         ("yes: 1\n", "line 1: key \"yes\""),

@@ -74,10 +74,25 @@ pub fn read_yaml(
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let values: Vec<Value> = match serde_saphyr::from_multiple_with_options(text, options()) {
         Ok(values) => values,
-        Err(error) => return refuse(crate::source::one_line(&error.to_string())),
+        Err(error) => return refuse(problem(&error)),
     };
     look_for_ambiguity(file, text, warnings)?;
     Ok(values)
+}
+
+/// What is wrong, in words for the author of the file.
+pub(crate) fn problem(error: &serde_saphyr::Error) -> String {
+    let Some(key) = twice(error) else { return crate::source::one_line(&error.to_string()) };
+    let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+    crate::source::one_line(&format!("key `{key}` is given twice{}", at.unwrap_or_default()))
+}
+
+/// The key that a mapping has twice.
+pub(crate) fn twice(error: &serde_saphyr::Error) -> Option<&str> {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, .. } => key.as_deref(),
+        _ => None,
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
