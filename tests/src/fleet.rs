@@ -356,7 +356,7 @@ impl Repository {
     pub fn commit_and_push(&self, message: &str) -> anyhow::Result<String> {
         self.git(&["add", "-A"])?;
         self.git(&["commit", "-q", "--allow-empty", "-m", message])?;
-        self.git(&["push", "-q", "origin", "HEAD:main"])?;
+        self.git(&["push", "-qu", "origin", "HEAD:main"])?;
         self.git(&["rev-parse", "HEAD"])
     }
 
@@ -411,4 +411,21 @@ pub fn generate_key(operator: &Operator, file: &Path) -> anyhow::Result<PathBuf>
     let public = file.with_extension("pub");
     std::fs::write(&public, shown.get(start..).unwrap_or_default().trim_end().to_owned() + "\n")?;
     Ok(public)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_push_works_in_the_tree_that_the_demo_leaves() {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = Repository::create(directory.path()).unwrap();
+        repository.commit_and_push("First").unwrap();
+
+        repository.git(&["commit", "-q", "--allow-empty", "-m", "By hand"]).unwrap();
+        repository.git(&["push", "-q"]).unwrap();
+
+        assert_eq!(repository.git(&["status", "-sb"]).unwrap(), "## main...origin/main");
+    }
 }
