@@ -89,9 +89,10 @@ pub(crate) fn problem(error: &serde_saphyr::Error) -> String {
 
 /// The key that a mapping has twice.
 pub(crate) fn twice(error: &serde_saphyr::Error) -> Option<&str> {
-    match error.without_snippet() {
-        serde_saphyr::Error::DuplicateMappingKey { key, .. } => key.as_deref(),
-        _ => None,
+    if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error.without_snippet() {
+        key.as_deref()
+    } else {
+        None
     }
 }
 
