@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -19,15 +20,24 @@ const LIBRARIES: &str =
 
 /// Sends log lines to standard error. A second call changes nothing.
 pub fn install(level: &str) {
-    let filter = EnvFilter::try_new(format!("{LIBRARIES},{level}"))
-        .unwrap_or_else(|_| EnvFilter::new(format!("{LIBRARIES},info")));
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(level))
         .with_writer(std::io::stderr)
         .event_format(Lines)
         .finish();
     // Only a test that already installed one gets an error here.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// A cluster is not left alone for a mistyped level, nor does it fall silent: a word alone that is none,
+/// which libraries would read as the name of a module, means `info`.
+fn filter(level: &str) -> EnvFilter {
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_known = |part: &str| part.contains(['=', '[']) || is_level(part);
+    let level = Some(level).filter(|level| level.split(',').map(str::trim).all(is_known));
+    level
+        .and_then(|level| EnvFilter::try_new(format!("{LIBRARIES},{level}")).ok())
+        .unwrap_or_else(|| EnvFilter::new(format!("{LIBRARIES},info")))
 }
 
 /// The format.
@@ -122,6 +132,22 @@ mod tests {
 
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn a_level_that_is_none_means_info() {
+        let levels = |level: &str| filter(level).max_level_hint();
+        for (given, understood) in [
+            ("debug", LevelFilter::DEBUG),
+            ("warn", LevelFilter::WARN),
+            ("attest_spoke=trace", LevelFilter::TRACE),
+            ("blah", LevelFilter::INFO),
+            ("warning", LevelFilter::INFO),
+            ("", LevelFilter::INFO),
+            ("attest_spoke=debugg", LevelFilter::INFO),
+        ] {
+            assert_eq!(levels(given), Some(understood), "{given}");
         }
     }
 
