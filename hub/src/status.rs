@@ -496,36 +496,7 @@ impl Transitions {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::plan::{AskedPolicy, SyncPolicy};
-    use attest_common::policy::Mode;
-
     use super::*;
-    use crate::lower;
-
-    fn record() -> ApplicationRecord {
-        let application = lower::Application {
-            name: "web".parse().unwrap(),
-            namespace: "default".into(),
-            repo_url: "https://git.example/web".into(),
-            revision: "main".into(),
-            path: "k8s".into(),
-            destinations: Vec::new(),
-            asked: AskedPolicy {
-                mode: Mode::Strict,
-                required_attestations: std::collections::BTreeSet::new(),
-                trusted_keys: None,
-            },
-            sync: SyncPolicy::default(),
-            automated: true,
-        };
-        ApplicationRecord {
-            application,
-            manifest: serde_json::Value::Null,
-            generation: 1,
-            created_at: Timestamp::UNIX_EPOCH,
-            deleting: false,
-        }
-    }
 
     fn destination(cluster: &str, phase: &str) -> ShownDestination {
         serde_json::from_value(serde_json::json!({
@@ -558,7 +529,8 @@ mod tests {
             (unread, SYNCED, Some("staging"), "False", "RepositoryUnreachable"),
         ] {
             let shown = [destination("staging", phase), destination("production", SYNCED)];
-            let all = conditions(Some(&view), &shown, &record(), phase, silent);
+            let record = ApplicationRecord::sample("web", "https://git.example/web");
+            let all = conditions(Some(&view), &shown, &record, phase, silent);
             let ready = all.iter().find(|condition| condition.kind == "Ready").unwrap();
             assert_eq!((ready.status.as_str(), ready.reason.as_str()), (status, reason));
         }

@@ -314,9 +314,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use attest_common::plan::{AskedPolicy, SyncPolicy};
-    use attest_common::policy::Mode;
-
     use super::*;
     use crate::home::{self, Advertise};
     use crate::hub::Settings;
@@ -334,7 +331,9 @@ mod tests {
         let names: Vec<String> = (0..10).map(|number| format!("web-{number}")).collect();
         let memories: Vec<Mutex<Memory>> = names.iter().map(|_| Mutex::default()).collect();
         for name in &names {
-            hub.records.commit("application", &[records::put(&application(name, &url))]).unwrap();
+            hub.records
+                .commit("application", &[records::put(&ApplicationRecord::sample(name, &url))])
+                .unwrap();
             hub.pipeline.look(name, false);
         }
         let look = |poll: Poll| {
@@ -457,34 +456,6 @@ mod tests {
             can_push: Some(false),
             problem: None,
             checked_at: None,
-        }
-    }
-
-    fn application(name: &str, url: &str) -> ApplicationRecord {
-        let name: Name = name.parse().unwrap();
-        let destination =
-            Destination { cluster: name.clone(), namespace: name.clone(), path: None };
-        let application = Application {
-            name,
-            namespace: "default".into(),
-            repo_url: url.into(),
-            revision: "main".into(),
-            path: "k8s".into(),
-            destinations: vec![destination],
-            asked: AskedPolicy {
-                mode: Mode::Strict,
-                required_attestations: BTreeSet::new(),
-                trusted_keys: None,
-            },
-            sync: SyncPolicy::default(),
-            automated: true,
-        };
-        ApplicationRecord {
-            application,
-            manifest: serde_json::Value::Null,
-            generation: 1,
-            created_at: now(),
-            deleting: false,
         }
     }
 

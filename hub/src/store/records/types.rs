@@ -121,6 +121,44 @@ pub struct ApplicationRecord {
     pub deleting: bool,
 }
 
+#[cfg(test)]
+impl ApplicationRecord {
+    /// One that follows `main` of `url` and goes to the cluster and the namespace of its own name.
+    pub(crate) fn sample(name: &str, url: &str) -> Self {
+        use attest_common::plan::{AskedPolicy, SyncPolicy};
+
+        let name: Name = name.parse().unwrap();
+        let destination = crate::lower::Destination {
+            cluster: name.clone(),
+            namespace: name.clone(),
+            path: None,
+        };
+        let asked = AskedPolicy {
+            mode: policy::Mode::Strict,
+            required_attestations: std::collections::BTreeSet::new(),
+            trusted_keys: None,
+        };
+        let application = Application {
+            name,
+            namespace: "default".into(),
+            repo_url: url.into(),
+            revision: "main".into(),
+            path: "k8s".into(),
+            destinations: vec![destination],
+            asked,
+            sync: SyncPolicy::default(),
+            automated: true,
+        };
+        Self {
+            application,
+            manifest: serde_json::Value::Null,
+            generation: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+            deleting: false,
+        }
+    }
+}
+
 impl Record for ApplicationRecord {
     const TABLE: Table = Table::Applications;
 
