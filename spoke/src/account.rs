@@ -127,7 +127,7 @@ impl Account {
 
     fn binding(&self, name: &str, role: &str, subject_namespace: &str, subject: &str) -> Value {
         json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "apiVersion": RBAC, "kind": "RoleBinding",
             "metadata": {"name": name, "namespace": self.destination.as_str()},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
             "subjects": [{"kind": "ServiceAccount", "name": subject, "namespace": subject_namespace}],
