@@ -7,20 +7,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::envelope::{DIRECTIVE_TYPE, seal};
-use crate::health::Health;
-use crate::ids::{ClusterId, Digest, Name, Timestamp};
-use crate::keys::PrivateKey;
-use crate::manifest::{self, ObjectKey};
-use crate::plan::{
+use crate::basics::envelope::{DIRECTIVE_TYPE, seal};
+use crate::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use crate::basics::keys::PrivateKey;
+use crate::basics::terms::Mode;
+use crate::documents::manifest::{self, ObjectKey};
+use crate::documents::plan::{
     AskedPolicy, ContentBlob, Directive, Head, Operation, Plan, SignedBlob, Strategy, Sync,
     SyncPolicy, to_bytes,
 };
-use crate::policy::Mode;
-use crate::release::{NamespaceRule, RENDERING_TYPE};
-use crate::report::{ObjectState, Phase, Refusal, Report, Running, Timings};
+use crate::documents::release::{NamespaceRule, RENDERING_TYPE};
+use crate::objects::health::Health;
 use crate::session::frame;
 use crate::session::message::{Hello, Seen, ToHub, ToHubBody};
+use crate::session::report::{ObjectState, Phase, Refusal, Report, Running, Timings};
 use crate::verify::Check;
 
 fn name(text: &str) -> Name {

@@ -1,34 +1,21 @@
-//! What both ends of an ATTEST fleet agree on: documents, keys, verification, and the words on the wire.
+//! The rules and documents that both ends of an ATTEST fleet share. Pure: no I/O, no clock, no environment.
 //!
-//! Pure. Nothing here performs I/O, reads a clock or an environment; whoever calls brings bytes and `now`.
-//! The flow is a ladder, each rung made only from the one below:
+//! The caller supplies bytes and `now`. Each type is made only from the one before it:
 //!
 //! ```text
-//! objects ─manifest─▶ rendering ─verify(release, receipts, keys)─▶ Verified<Release>
-//!         ─plan─▶ Plan, Directive ═ wire ═▶ verify again, local trust ─▶ Verified<Admission> ─▶ applied ─▶ Report
+//! objects ─manifest─▶ rendering ─verify::release─▶ Verified<Admitted>
+//!         ─plan─▶ Plan, Directive ═ wire ═▶ verify::directive, plan, admission ─▶ Verified<Admission> ─▶ applied ─▶ Report
 //! ```
 //!
-//! Reading order: `ids`, `json`, `keys`, `envelope`, `statement`, `release`, `manifest`, `kinds`,
-//! `policy`, `plan`, `record`, `verify`, `effective`, `projection`, `health`, `report`, `session`.
+//! Modules in reading order; each uses only those before it:
+//! [`basics`], [`documents`], [`trust`], [`objects`], [`record`], [`verify`], [`session`].
 
-pub mod difference;
-pub mod effective;
-pub mod envelope;
-pub mod health;
-pub mod ids;
-pub mod json;
-pub mod keys;
-pub mod kinds;
-pub mod manifest;
-pub mod plan;
-pub mod policy;
-pub mod projection;
-pub mod receipt;
+pub mod basics;
+pub mod documents;
+pub mod objects;
 pub mod record;
-pub mod release;
-pub mod report;
 pub mod session;
-pub mod statement;
+pub mod trust;
 pub mod verify;
 
 #[cfg(test)]

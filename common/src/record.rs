@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Name, Timestamp};
-use crate::keys::KeyId;
-use crate::manifest::ObjectKey;
-use crate::plan::Directive;
-use crate::receipt::CLOCK_SKEW_MAX_MS;
+use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::basics::keys::KeyId;
+use crate::documents::manifest::ObjectKey;
+use crate::documents::plan::Directive;
+use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
 
 /// Most objects one destination's inventory may hold.
 pub const INVENTORY_MAX: usize = 5_000;
@@ -337,7 +337,7 @@ impl RecordError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::PrivateKey;
+    use crate::basics::keys::PrivateKey;
 
     #[test]
     fn two_destinations_never_share_an_account() {

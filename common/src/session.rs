@@ -10,6 +10,7 @@
 pub mod frame;
 pub mod join;
 pub mod message;
+pub mod report;
 
 /// Newest protocol version this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -9,24 +9,29 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use crate::effective::{self, EffectiveError};
-use crate::envelope::{
+use crate::basics::envelope::{
     self, DIRECTIVE_TYPE, EnvelopeError, Opened, PLAN_TYPE, STATEMENT_TYPE, SYNC_TYPE, Unopened,
 };
-use crate::ids::{ClusterId, Digest, Name, Timestamp};
-use crate::json::{self, JsonError};
-use crate::keys::{KeyId, PublicKey};
-use crate::kinds::Kinds;
-use crate::manifest::{self, ManifestError, Object};
-use crate::plan::{
+use crate::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use crate::basics::json::{self, JsonError};
+use crate::basics::keys::{KeyId, PublicKey};
+use crate::basics::terms::{Mode, Role};
+use crate::documents::manifest::{self, ManifestError, Object};
+use crate::documents::plan::{
     AskedPolicy, DIRECTIVE_LIFETIME_MAX_MS, Directive, HEADS_MAX, Operation, Plan, RECEIPTS_MAX,
     SYNC_LIFETIME_MAX_MS, SignedBlob, Sync,
 };
-use crate::policy::{Local, Mode, Policy, PolicyError, Role};
-use crate::receipt::{self, CLOCK_SKEW_MAX_MS, ReceiptError, STANDARD_GRACE_MS, Subjected};
+use crate::documents::receipt::{
+    self, CLOCK_SKEW_MAX_MS, ReceiptError, STANDARD_GRACE_MS, Subjected,
+};
+use crate::documents::release::{
+    self, NamespaceRule, RENDERING_TYPE, Release, ReleaseError, Render,
+};
+use crate::documents::statement::{Statement, StatementError};
+use crate::objects::kinds::Kinds;
+use crate::objects::placement::{self, PlacementError};
 use crate::record::{self, Order, RecordError, Records};
-use crate::release::{self, NamespaceRule, RENDERING_TYPE, Release, ReleaseError, Render};
-use crate::statement::{Statement, StatementError};
+use crate::trust::policy::{Local, Policy, PolicyError};
 
 /// A counter at or above this is read as seconds since 1970; below, it is a plain number.
 pub const UNIX_SECONDS_COUNTER_MIN: u64 = 1_000_000_000;
@@ -316,8 +321,8 @@ fn judged(
     if objects.len() as u64 != render.objects {
         return Err(VerifyError::ObjectCount { got: objects.len(), signed: render.objects });
     }
-    let ready = effective::effective(objects, namespace, &render, &local, mode, kinds)
-        .map_err(VerifyError::Effective)?;
+    let ready = placement::place_objects(objects, namespace, &render, &local, mode, kinds)
+        .map_err(VerifyError::Placement)?;
     checks.push(check("Objects", format!("{} objects for {namespace}", ready.objects.len())));
     warnings.extend(ready.warnings);
     let OpenedRelease { id, release, .. } = opened;
@@ -772,7 +777,7 @@ pub enum VerifyError {
     #[error("the rendering is not acceptable: {0}")]
     Manifest(ManifestError),
     #[error(transparent)]
-    Effective(EffectiveError),
+    Placement(PlacementError),
     #[error("the release is for application `{signed}`, not `{asked}`")]
     ApplicationMismatch { asked: Name, signed: Name },
     #[error("mode {asked} is asked for, below this cluster's {floor}")]
@@ -847,7 +852,7 @@ impl VerifyError {
             Self::Policy(error) => error.reason(),
             Self::Record(error) => error.reason(),
             Self::Manifest(error) => error.reason(),
-            Self::Effective(error) => error.reason(),
+            Self::Placement(error) => error.reason(),
             Self::ApplicationMismatch { .. } => "ApplicationMismatch",
             Self::PolicyFloor { .. } => "PolicyFloor",
             Self::UntrustedKey { .. } => "UntrustedKey",

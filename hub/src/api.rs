@@ -133,7 +133,7 @@ impl From<StoreError> for Refusal {
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         };
-        Self::new(status, error.reason(), attest_common::report::error_chain(&error))
+        Self::new(status, error.reason(), attest_common::basics::text::error_chain(&error))
     }
 }
 
@@ -159,11 +159,14 @@ where
             }
         })?;
         // Strict: a key that stands twice would mean two things.
-        let value = attest_common::json::value(&bytes, attest_common::json::OBJECT_DEPTH_MAX)
-            .map_err(|error| {
-                let message = attest_common::report::error_chain(&error);
-                Refusal::new(StatusCode::BAD_REQUEST, error.reason(), message)
-            })?;
+        let value = attest_common::basics::json::value(
+            &bytes,
+            attest_common::basics::json::OBJECT_DEPTH_MAX,
+        )
+        .map_err(|error| {
+            let message = attest_common::basics::text::error_chain(&error);
+            Refusal::new(StatusCode::BAD_REQUEST, error.reason(), message)
+        })?;
         serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {
             let failure = Failure {
                 reason: "FieldInvalid".to_owned(),

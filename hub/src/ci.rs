@@ -15,8 +15,8 @@ mod trust;
 
 use std::path::PathBuf;
 
-use attest_common::ids::IdError;
-use attest_common::receipt::ReceiptError;
+use attest_common::basics::ids::IdError;
+use attest_common::documents::receipt::ReceiptError;
 use attest_common::verify::VerifyError;
 
 use crate::recipe::RecipeError;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use attest_common::ids::{ClusterId, Name};
+use attest_common::basics::ids::{ClusterId, Name};
 
 use crate::metrics::Metrics;
 use crate::store::StoreError;

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
-use attest_common::report::Phase;
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::session::report::Phase;
 use tokio::sync::Notify;
 
 use crate::hub::now;

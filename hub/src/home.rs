@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use attest_certs::authority::{HUB_LIFETIME, Host, OPERATOR_LIFETIME};
 use attest_certs::bundle::write_private;
 use attest_certs::{Authority, AuthorityError, Bundle, BundleError};
-use attest_common::ids::Timestamp;
-use attest_common::keys::{KeyError, PrivateKey};
+use attest_common::basics::ids::Timestamp;
+use attest_common::basics::keys::{KeyError, PrivateKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use attest_certs::Authority;
-use attest_common::ids::{ClusterId, DestinationKey, Timestamp};
-use attest_common::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Timestamp};
+use attest_common::documents::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;

@@ -14,7 +14,7 @@ pub mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attest_common::policy::{Entry, GroupResource, Spec, accounts_namespace};
+use attest_common::trust::policy::{Entry, GroupResource, Spec, accounts_namespace};
 use serde_json::{Map, Value, json};
 
 /// Namespace of the spoke.

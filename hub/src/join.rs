@@ -15,8 +15,8 @@ use attest_certs::authority::SPOKE_LIFETIME;
 use attest_certs::bundle::chain_from_pem;
 use attest_certs::request::RequestedKey;
 use attest_certs::tls::{JOIN_EXPORTER_BYTES, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL};
-use attest_common::ids::{ClusterId, Digest, Timestamp};
-use attest_common::keys::PublicKey;
+use attest_common::basics::ids::{ClusterId, Digest, Timestamp};
+use attest_common::basics::keys::PublicKey;
 use attest_common::session::GREETING_TIMEOUT_MS;
 use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds};
 use attest_common::session::message::{
@@ -89,7 +89,7 @@ async fn answer(hub: &Arc<Hub>, connection: &Connection) -> Result<(), LinkError
                 reason = error.reason(),
                 from = from.to_string(),
                 "A cluster may not join: {}",
-                attest_common::report::error_chain(&error)
+                attest_common::basics::text::error_chain(&error)
             );
             JoinOutcome::Refused(JoinRefused {
                 reason: error.reason().to_owned(),

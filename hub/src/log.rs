@@ -136,7 +136,7 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.keep(field, attest_common::report::error_chain(value));
+        self.keep(field, attest_common::basics::text::error_chain(value));
     }
 }
 

@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attest_common::ids::Name;
-use attest_common::keys::KeyId;
-use attest_common::plan::{AskedPolicy, SyncPolicy};
-use attest_common::policy::{Mode, is_closed};
-use attest_common::receipt;
+use attest_common::basics::ids::Name;
+use attest_common::basics::keys::KeyId;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
+use attest_common::documents::receipt;
+use attest_common::trust::policy::is_closed;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{ClusterId, DestinationKey, Name};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use tokio::sync::{Notify, Semaphore};
 
 use answers::Answers;

@@ -6,17 +6,19 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use attest_common::difference;
-use attest_common::envelope::{self, STATEMENT_TYPE};
-use attest_common::ids::{DestinationKey, Digest, Timestamp};
-use attest_common::keys::{KeyId, PublicKey};
-use attest_common::kinds::Kinds;
-use attest_common::manifest::{self, Object};
-use attest_common::plan::{ContentBlob, Operation, Plan, SignedBlob, Strategy};
-use attest_common::policy::{self, Policy, Role};
-use attest_common::release::{self, RELEASE_TYPE, RENDERING_TYPE, Release, Render};
-use attest_common::report;
-use attest_common::statement::Statement;
+use attest_common::basics::envelope::{self, STATEMENT_TYPE};
+use attest_common::basics::ids::{DestinationKey, Digest, Timestamp};
+use attest_common::basics::keys::{KeyId, PublicKey};
+use attest_common::basics::terms::Role;
+use attest_common::basics::text;
+use attest_common::documents::manifest::{self, Object};
+use attest_common::documents::plan::{ContentBlob, Operation, Plan, SignedBlob, Strategy};
+use attest_common::documents::release::{self, RELEASE_TYPE, RENDERING_TYPE, Release, Render};
+use attest_common::documents::statement::Statement;
+use attest_common::objects::difference;
+use attest_common::objects::kinds::Kinds;
+use attest_common::session::report;
+use attest_common::trust::policy::{self, Policy};
 use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
 
 use crate::lower::Application;
@@ -167,11 +169,7 @@ impl Waiting {
     }
 
     fn refused(error: &VerifyError) -> Self {
-        Self {
-            reason: error.reason().to_owned(),
-            message: report::error_chain(error),
-            counted: true,
-        }
+        Self { reason: error.reason().to_owned(), message: text::error_chain(error), counted: true }
     }
 }
 
@@ -261,11 +259,7 @@ fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
         release.counter, release.version
     );
     message.push_str(&named_differences(situation, newest));
-    Waiting {
-        reason: "ContentDigest".to_owned(),
-        message: report::message(&message),
-        counted: true,
-    }
+    Waiting { reason: "ContentDigest".to_owned(), message: text::message(&message), counted: true }
 }
 
 /// The first differences between what a release signed and what the commit holds, for a message.
@@ -306,7 +300,7 @@ fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Wait
         ),
     };
     let message = format!("commit {commit} is not deployed: {more}");
-    Waiting::new("AwaitingReceipts", report::message(&message))
+    Waiting::new("AwaitingReceipts", text::message(&message))
 }
 
 fn running(head: Option<&LedgerEntry>) -> Option<&crate::store::records::Planned> {
@@ -359,7 +353,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     };
     let plan = plan(application, &admitted, &material);
     if running(situation.head)
-        .is_some_and(|p| p.plan == Digest::of(&attest_common::plan::to_bytes(&plan)))
+        .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
     {
         return again_or_nothing(situation);
     }

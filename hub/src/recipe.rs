@@ -8,8 +8,8 @@ mod types;
 
 use std::collections::BTreeSet;
 
-use attest_common::ids::Name;
-use attest_common::release::GLOB_BYTES_MAX;
+use attest_common::basics::ids::Name;
+use attest_common::documents::release::GLOB_BYTES_MAX;
 
 use crate::source::{RepositoryUrl, clean_directory};
 

@@ -10,7 +10,7 @@ mod yaml;
 
 use std::path::PathBuf;
 
-use attest_common::manifest::{self, ManifestError, Object};
+use attest_common::documents::manifest::{self, ManifestError, Object};
 use serde_json::Value;
 
 use crate::recipe::ImageChange;

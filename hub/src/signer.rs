@@ -1,9 +1,9 @@
 //! Holds the hub's key: plans, directives and syncs become signed bytes here and nowhere else.
 
-use attest_common::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, SYNC_TYPE};
-use attest_common::ids::Digest;
-use attest_common::keys::{PrivateKey, PublicKey};
-use attest_common::plan::{self, Directive, Plan, Sync};
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, SYNC_TYPE};
+use attest_common::basics::ids::Digest;
+use attest_common::basics::keys::{PrivateKey, PublicKey};
+use attest_common::documents::plan::{self, Directive, Plan, Sync};
 
 /// A document as signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +55,8 @@ impl Signer {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::ids::{ClusterId, Name};
-    use attest_common::plan::{HEADS_MAX, Head};
+    use attest_common::basics::ids::{ClusterId, Name};
+    use attest_common::documents::plan::{HEADS_MAX, Head};
     use attest_common::session::frame::encode;
     use attest_common::session::message::{ToSpoke, ToSpokeBody};
 

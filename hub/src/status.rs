@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use attest_common::ids::{DestinationKey, Digest, Name, Timestamp};
-use attest_common::plan::Operation;
-use attest_common::report::{Phase, Report};
+use attest_common::basics::ids::{DestinationKey, Digest, Name, Timestamp};
+use attest_common::documents::plan::Operation;
+use attest_common::session::report::{Phase, Report};
 
 use crate::api::documents::{
     Application, ChangeTimings, Condition, Destination as ShownDestination, HistoryEntry,

@@ -4,7 +4,7 @@
 //! the namespace; an admission policy of the cluster holds it to that. Everything else is written in the
 //! account's name.
 
-use attest_common::ids::Name;
+use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
 use futures::future::{join, try_join};
 use serde_json::{Value, json};

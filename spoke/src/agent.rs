@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{ClusterId, Digest};
-use attest_common::kinds::Kinds;
-use attest_common::report::error_chain;
+use attest_common::basics::ids::{ClusterId, Digest};
+use attest_common::basics::text::error_chain;
+use attest_common::objects::kinds::Kinds;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -432,7 +432,7 @@ impl AgentError {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use attest_common::report::Report;
+    use attest_common::session::report::Report;
 
     use super::*;
     use crate::cluster::fake::FakeApi;

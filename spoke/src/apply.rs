@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use attest_common::manifest::{Object, ObjectKey};
-use attest_common::projection::FIELD_MANAGER;
+use attest_common::documents::manifest::{Object, ObjectKey};
+use attest_common::objects::projection::FIELD_MANAGER;
 use attest_common::verify::{Admission, Removal, Verified};
 use serde_json::Value;
 
@@ -303,8 +303,8 @@ pub async fn our_uid(
 }
 
 /// Digest of an object as it is to be.
-pub fn desired(object: &Object) -> attest_common::ids::Digest {
-    attest_common::ids::Digest::of(object.value().to_string().as_bytes())
+pub fn desired(object: &Object) -> attest_common::basics::ids::Digest {
+    attest_common::basics::ids::Digest::of(object.value().to_string().as_bytes())
 }
 
 /// True when two objects differ in nothing that people wrote. Two moments show two statuses.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
 use attest_common::record::Held;
 use bytes::Bytes;
 

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::json::escaped;
-use attest_common::projection::FIELD_MANAGER;
-use attest_common::report::error_chain;
+use attest_common::basics::json::escaped;
+use attest_common::basics::text::error_chain;
+use attest_common::objects::projection::FIELD_MANAGER;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
 use kube::Client;

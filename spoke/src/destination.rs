@@ -18,10 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use attest_common::kinds::Kinds;
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::kinds::Kinds;
 use attest_common::record::Record;
-use attest_common::report::{Phase, Refusal, Report, error_chain};
+use attest_common::session::report::{Phase, Refusal, Report};
 use attest_common::verify::{Removal, Verified};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};

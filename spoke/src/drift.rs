@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
 
 use crate::ledger::Confirmed;
 

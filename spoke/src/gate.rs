@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attest_common::envelope::{self, DIRECTIVE_TYPE};
-use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
-use attest_common::json;
-use attest_common::kinds::Kinds;
-use attest_common::manifest::ObjectKey;
-use attest_common::plan::{Directive, Operation, Plan};
-use attest_common::policy::Policy;
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
+use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::basics::json;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::documents::plan::{Directive, Operation, Plan};
+use attest_common::objects::kinds::Kinds;
 use attest_common::record::{Floor, Held, INVENTORY_MAX, Order, Owned, Record, Records};
+use attest_common::trust::policy::Policy;
 use attest_common::verify::{
     self, Admission, Ages, Material, Ordered, Removal, Spoke, Verified, VerifyError,
 };
@@ -325,9 +325,9 @@ impl GateError {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use attest_common::keys::PrivateKey;
-    use attest_common::plan::to_bytes;
-    use attest_common::policy::Spec;
+    use attest_common::basics::keys::PrivateKey;
+    use attest_common::documents::plan::to_bytes;
+    use attest_common::trust::policy::Spec;
 
     use super::*;
     use crate::ledger::tests::{object_key, record as recorded};

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use attest_certs::{Bundle, peer_identity};
-use attest_common::ids::ClusterId;
-use attest_common::keys::PrivateKey;
+use attest_common::basics::ids::ClusterId;
+use attest_common::basics::keys::PrivateKey;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use attest_certs::{SigningRequest, peer_identity, tls};
-use attest_common::ids::Digest;
-use attest_common::report::error_chain;
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::error_chain;
 use attest_common::session::join::{self, JoinToken, TokenError};
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
@@ -208,7 +208,7 @@ impl Joining<'_> {
                 if reason.starts_with("Token") {
                     *spent = Some(token.id().to_owned());
                 }
-                let said = attest_common::report::message(&format!("{reason}: {message}"));
+                let said = attest_common::basics::text::message(&format!("{reason}: {message}"));
                 Err(JoinError::Refused(said))
             }
             None => Err(JoinError::Link(LinkError::Unexpected {
@@ -271,7 +271,7 @@ impl Joining<'_> {
         if cluster_name != policy.cluster_name.as_str() {
             // A name is for people; what may run here follows from the local policy's name alone.
             tracing::warn!(
-                hub = attest_common::report::message(&cluster_name),
+                hub = attest_common::basics::text::message(&cluster_name),
                 local = %policy.cluster_name,
                 "The hub calls this cluster by another name"
             );

@@ -10,10 +10,10 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use attest_common::ids::Digest;
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Record, Records};
-use attest_common::report::error_chain;
 use attest_common::session::message::Seen;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -484,8 +484,8 @@ impl LedgerError {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use attest_common::ids::Name;
-    use attest_common::keys::PrivateKey;
+    use attest_common::basics::ids::Name;
+    use attest_common::basics::keys::PrivateKey;
     use attest_common::record::{Held, Owned};
     use data_encoding::BASE64;
 

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, Pin, tls};
+use attest_common::basics::text::error_chain;
 use attest_common::record::Records;
-use attest_common::report::error_chain;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
@@ -436,7 +436,8 @@ fn to_hub(body: ToHubBody) -> ToHub {
 fn closed(connection: &Connection, error: LinkError) -> LinkError {
     match connection.close_reason() {
         Some(quinn::ConnectionError::ApplicationClosed(close)) => {
-            let said = attest_common::report::message(&String::from_utf8_lossy(&close.reason));
+            let said =
+                attest_common::basics::text::message(&String::from_utf8_lossy(&close.reason));
             if close.error_code == VarInt::from_u32(CLOSE_NOT_ADMITTED) {
                 LinkError::NotAdmitted(said)
             } else {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use attest_common::report::error_chain;
+use attest_common::basics::text::error_chain;
 use attest_spoke::agent;
 use attest_spoke::options::Options;
 use clap::Parser;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::{Digest, Name};
-use attest_common::report::{OBJECTS_LISTED_MAX, REPORT_BYTES_MAX, Report};
+use attest_common::basics::ids::{Digest, Name};
+use attest_common::session::report::{OBJECTS_LISTED_MAX, REPORT_BYTES_MAX, Report};
 use tokio::sync::Notify;
 
 /// Most destinations whose reports are kept; beyond it the oldest report gives way.
@@ -156,9 +156,9 @@ impl Deliveries {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::health::Health;
-    use attest_common::ids::Timestamp;
-    use attest_common::report::{Phase, Timings};
+    use attest_common::basics::ids::Timestamp;
+    use attest_common::objects::health::Health;
+    use attest_common::session::report::{Phase, Timings};
 
     use super::*;
 

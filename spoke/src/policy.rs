@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::ids::ClusterId;
-use attest_common::policy::{Policy, PolicyError, Spec};
-use attest_common::report::error_chain;
+use attest_common::basics::ids::ClusterId;
+use attest_common::basics::text::error_chain;
+use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use futures::StreamExt;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
@@ -207,7 +207,7 @@ impl TrustError {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use attest_common::keys::PrivateKey;
+    use attest_common::basics::keys::PrivateKey;
     use serde_json::json;
 
     use super::*;

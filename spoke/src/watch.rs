@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::health::{self, Verdict};
-use attest_common::ids::Digest;
-use attest_common::manifest::ObjectKey;
-use attest_common::projection;
-use attest_common::report::error_chain;
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::health::{self, Verdict};
+use attest_common::objects::projection;
 use futures::StreamExt;
 use kube::Api;
 use kube::api::ApiResource;

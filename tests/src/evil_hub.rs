@@ -13,24 +13,25 @@ use anyhow::{Context, bail};
 use attest_certs::Bundle;
 use attest_certs::authority::{Authority, SPOKE_LIFETIME};
 use attest_certs::tls::{Admission, admit};
-use attest_common::difference::differences;
-use attest_common::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
-use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
-use attest_common::keys::PrivateKey;
-use attest_common::manifest;
-use attest_common::plan::{
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
+use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::manifest;
+use attest_common::documents::plan::{
     AskedPolicy, CAP_FULL_PERCENT, ContentBlob, Directive, Operation, Plan, SignedBlob, Strategy,
     SyncPolicy, to_bytes,
 };
-use attest_common::policy::{Mode, Spec};
-use attest_common::release::{RENDERING_TYPE, Release};
-use attest_common::report::Report;
+use attest_common::documents::release::{RENDERING_TYPE, Release};
+use attest_common::documents::statement::{Statement, Subject};
+use attest_common::objects::difference::differences;
 use attest_common::session::frame::{self, BLOB_PIECE_BYTES_MAX};
 use attest_common::session::message::{
     Blob, Hello, Push, Renewed, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
+use attest_common::session::report::Report;
 use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
-use attest_common::statement::{Statement, Subject};
+use attest_common::trust::policy::Spec;
 use attest_gitops::link::reset::endpoint_config;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};

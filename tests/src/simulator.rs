@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use attest_certs::{Bundle, Pin, SigningRequest};
-use attest_common::envelope;
-use attest_common::health::Health;
-use attest_common::ids::{ClusterId, Digest, Timestamp};
-use attest_common::keys::PrivateKey;
-use attest_common::plan::Directive;
-use attest_common::policy::Spec;
-use attest_common::report::{Phase, Report, Running, Timings};
+use attest_common::basics::envelope;
+use attest_common::basics::ids::{ClusterId, Digest, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::documents::plan::Directive;
+use attest_common::objects::health::Health;
 use attest_common::session::frame::{self, LENGTH_BYTES};
 use attest_common::session::join::{self, JoinToken};
 use attest_common::session::message::{
     Hello, JoinAnswer, JoinOutcome, JoinRequest, NumberedReport, ToHub, ToHubBody, ToSpoke,
     ToSpokeBody, join_proof_message,
 };
+use attest_common::session::report::{Phase, Report, Running, Timings};
 use attest_common::session::{
     IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
     UNIDIRECTIONAL_STREAMS_MAX,
 };
+use attest_common::trust::policy::Spec;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
 use tokio::sync::mpsc;

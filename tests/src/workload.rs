@@ -126,7 +126,7 @@ mod tests {
 
         assert_eq!(objects.len(), OBJECTS);
         assert!((20_000..40_000).contains(&bytes), "{bytes} bytes");
-        attest_common::manifest::write(objects).unwrap();
+        attest_common::documents::manifest::write(objects).unwrap();
         assert_eq!(deployments(directory.path()).unwrap().len(), SERVICES);
     }
 }

@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::ids::Digest;
+use crate::basics::ids::Digest;
 
 /// What every token begins with.
 pub const TOKEN_PREFIX: &str = "at1";

@@ -1,16 +1,17 @@
 //! The gate, case by case: one honest delivery, and every way to bend it that has its own reason.
 
+use crate::basics::terms;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::envelope::seal;
-use crate::keys::PrivateKey;
-use crate::plan::{self, ContentBlob, SignedBlob, SyncPolicy, to_bytes};
-use crate::policy::{Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec};
+use crate::basics::envelope::seal;
+use crate::basics::keys::PrivateKey;
+use crate::documents::plan::{self, ContentBlob, SignedBlob, SyncPolicy, to_bytes};
+use crate::documents::release::{Evidence, ImageDigest, ReleaseSource, Renderer, Target};
+use crate::documents::statement::Subject;
 use crate::record::{Floor, Record};
-use crate::release::{Evidence, ImageDigest, ReleaseSource, Renderer, Target};
-use crate::statement::Subject;
+use crate::trust::policy::{Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec};
 
 const NOW: &str = "2026-11-22T12:00:00Z";
 const COUNTER: u64 = 1_795_000_000;
@@ -147,7 +148,7 @@ fn world() -> World {
         "buildDefinition": {"buildType": receipt::BUILD_TYPE,
             "externalParameters": {"application": "web-app"},
             "resolvedDependencies": [{"uri": REPO, "digest": {"gitCommit": "c".repeat(40)}}]},
-        "runDetails": {"builder": {"id": receipt::BUILDER_ID}}});
+        "runDetails": {"builder": {"id": terms::BUILDER_ID}}});
     let scan =
         json!({"scanner": {"result": []}, "metadata": {"scanFinishedOn": "2026-11-22T11:00:00Z"}});
     let receipts = vec![

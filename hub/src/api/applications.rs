@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest_common::difference::{Difference, differences};
-use attest_common::ids::{ClusterId, DestinationKey, Name};
-use attest_common::keys::PublicKey;
-use attest_common::manifest;
-use attest_common::report::{Phase, Running};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
+use attest_common::basics::keys::PublicKey;
+use attest_common::documents::manifest;
+use attest_common::objects::difference::{Difference, differences};
+use attest_common::session::report::{Phase, Running};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};

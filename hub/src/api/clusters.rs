@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attest_common::ids::{ClusterId, Name};
+use attest_common::basics::ids::{ClusterId, Name};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -40,7 +40,7 @@ impl From<JoinError> for Refusal {
             | JoinError::TooMany
             | JoinError::Lifetime => StatusCode::UNPROCESSABLE_ENTITY,
         };
-        Self::new(status, error.reason(), attest_common::report::error_chain(&error))
+        Self::new(status, error.reason(), attest_common::basics::text::error_chain(&error))
     }
 }
 

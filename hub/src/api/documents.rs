@@ -3,9 +3,9 @@
 //! Lists are versioned (`apiVersion`, `kind`, `items`) so that `-o json` is a stable interface.
 //! `docs/openapi.yaml` describes the same documents; a test keeps the two equal.
 
-use attest_common::difference::Difference;
-use attest_common::ids::{ClusterId, Timestamp};
-use attest_common::report::{ObjectState, Refusal, Running, Timings};
+use attest_common::basics::ids::{ClusterId, Timestamp};
+use attest_common::objects::difference::Difference;
+use attest_common::session::report::{ObjectState, Refusal, Running, Timings};
 use serde::{Deserialize, Serialize};
 
 /// `apiVersion` of every document.

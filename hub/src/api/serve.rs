@@ -142,7 +142,7 @@ pub(super) async fn admitted(
         })
         .await;
     let revoked = revoked.map_err(|error| {
-        let error = attest_common::report::error_chain(&error);
+        let error = attest_common::basics::text::error_chain(&error);
         tracing::error!(reason = "OperatorUnreadable", "An operator was refused: {error}");
         let message = "what the hub keeps of this operator's certificate cannot be read; on the hub's \
                        machine, give the files in the home's `operators` to the hub's user";

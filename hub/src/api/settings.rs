@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use attest_common::keys::PublicKey;
-use attest_common::report::error_chain;
+use attest_common::basics::keys::PublicKey;
+use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
 use axum::Json;
 use axum::extract::{Path, State};

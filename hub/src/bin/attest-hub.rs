@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn hub(options: &Options) -> anyhow::Result<()> {
     let said = |error: &(dyn std::error::Error + 'static)| {
-        anyhow::Error::msg(attest_common::report::error_chain(error))
+        anyhow::Error::msg(attest_common::basics::text::error_chain(error))
     };
     log::start(&options.log_level).map_err(|error| said(&error))?;
     // Copies to render and keys for ssh: what a killed hub leaves there, the next one removes.

@@ -5,15 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attest_common::envelope::{self, STATEMENT_TYPE};
-use attest_common::ids::{Digest, Name, Timestamp};
-use attest_common::keys::PrivateKey;
-use attest_common::policy::Mode;
-use attest_common::receipt::{self, BUILD_TYPE, BUILDER_ID, Subjected};
-use attest_common::release::{
+use attest_common::basics::envelope::{self, STATEMENT_TYPE};
+use attest_common::basics::ids::{Digest, Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::BUILDER_ID;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::receipt::{self, BUILD_TYPE, Subjected};
+use attest_common::documents::release::{
     NamespaceRule, RELEASE_TYPE, RENDERING_TYPE, Release, ReleaseSource, Render, Renderer, Target,
 };
-use attest_common::statement::{Statement, Subject};
+use attest_common::documents::statement::{Statement, Subject};
 use attest_common::verify::{VerifyError, fitting_render};
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use super::{CiError, Rendered, StepReport, StoredRelease};
 use crate::recipe::{self, Recipe, RecipeRender};
 use crate::source::RepositoryUrl;
 
-pub use attest_common::release::Evidence;
+pub use attest_common::documents::release::Evidence;
 
 /// Bytes of test names that a receipt carries; its envelope has a limit.
 const TEST_NAMES_BYTES_MAX: usize = 64 * 1024;
@@ -362,7 +363,7 @@ fn describe(one: &Rendered, only: Option<&Name>) -> Result<Render, CiError> {
         namespace: namespace_rule(&one.recipe)?,
         images: one.images.clone(),
         mutations: pins
-            .then(|| attest_common::effective::IMAGE_PIN.to_owned())
+            .then(|| attest_common::objects::placement::IMAGE_PIN.to_owned())
             .into_iter()
             .collect(),
     })

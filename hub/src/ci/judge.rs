@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use attest_common::difference::differences;
-use attest_common::ids::{Name, Timestamp};
-use attest_common::kinds::Kinds;
-use attest_common::manifest::{self, Object};
-use attest_common::plan::AskedPolicy;
-use attest_common::policy::{Mode, Policy, Role, Spec};
-use attest_common::release::{NamespaceRule, Release};
+use attest_common::basics::ids::{Name, Timestamp};
+use attest_common::basics::terms::{Mode, Role};
+use attest_common::documents::manifest::{self, Object};
+use attest_common::documents::plan::AskedPolicy;
+use attest_common::documents::release::{NamespaceRule, Release};
+use attest_common::objects::difference::differences;
+use attest_common::objects::kinds::Kinds;
+use attest_common::trust::policy::{Policy, Spec};
 use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
 use serde::Serialize;
 
@@ -181,7 +182,7 @@ impl Case<'_> {
         let signed: Vec<&StoredRelease> =
             candidates.iter().filter(|stored| self.is_signed(stored)).copied().collect();
         let candidates = if signed.is_empty() { candidates } else { signed };
-        let digest = attest_common::ids::Digest::of(content);
+        let digest = attest_common::basics::ids::Digest::of(content);
         // As a hub chooses: of the statements whose rendering this is, the highest counter; else the newest.
         let equal = candidates.iter().find(|stored| stored.statement.covers(&digest));
         let Some(stored) = equal.or_else(|| candidates.first()) else {
@@ -319,7 +320,7 @@ pub fn compare(
             rows.push(row("WorkingTree", true, format!("{} renders the signed bytes", one.path)));
             continue;
         }
-        let digest = attest_common::ids::Digest::of(signed);
+        let digest = attest_common::basics::ids::Digest::of(signed);
         let made_by = releases
             .iter()
             .find(|stored| stored.statement.covers(&digest))

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::ids::Digest;
-use attest_common::manifest;
-use attest_common::release::ImageDigest;
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest;
+use attest_common::documents::release::ImageDigest;
 
 use super::CiError;
 use crate::recipe::{ImageChange, Recipe, RecipeRender};

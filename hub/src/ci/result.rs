@@ -1,6 +1,6 @@
 //! What a step left behind, read by the format that the recipe names.
 //!
-//! Only facts are read here; what a receipt must say is decided by `attest_common::receipt`. Nothing is taken on
+//! Only facts are read here; what a receipt must say is decided by `attest_common::documents::receipt`. Nothing is taken on
 //! faith: an image's digest is computed from its blobs, tests are counted, a scan must list its findings.
 
 mod junit;
@@ -9,7 +9,7 @@ mod scan;
 
 use std::path::{Path, PathBuf};
 
-use attest_common::ids::{Digest, Timestamp};
+use attest_common::basics::ids::{Digest, Timestamp};
 use serde_json::Value;
 
 use crate::recipe::ResultFormat;
@@ -71,7 +71,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, ResultError> {
 
 fn json(path: &Path) -> Result<Value, ResultError> {
     let bytes = bytes(path)?;
-    attest_common::json::value(&bytes, attest_common::json::OBJECT_DEPTH_MAX)
+    attest_common::basics::json::value(&bytes, attest_common::basics::json::OBJECT_DEPTH_MAX)
         .map_err(|error| malformed(path, &format!("is not acceptable JSON: {}", chain(&error))))
 }
 

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use attest_common::keys::{KeyError, PEM_BYTES_MAX, PrivateKey};
+use attest_common::basics::keys::{KeyError, PEM_BYTES_MAX, PrivateKey};
 use zeroize::Zeroizing;
 
 use crate::source::ATTEST_DIRECTORY;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 
 use super::result::{self, Found, ResultError};
 use super::signer::{KEY_FILE_VARIABLE, KEY_VARIABLE};

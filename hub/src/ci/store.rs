@@ -7,10 +7,10 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use attest_common::envelope::{self, STATEMENT_TYPE};
-use attest_common::ids::{Digest, Timestamp};
-use attest_common::release::{RELEASE_TYPE, Release};
-use attest_common::statement::Statement;
+use attest_common::basics::envelope::{self, STATEMENT_TYPE};
+use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::documents::release::{RELEASE_TYPE, Release};
+use attest_common::documents::statement::Statement;
 
 use super::{CiError, SignedFile};
 use crate::recipe::Counter;
@@ -377,9 +377,10 @@ mod tests {
         let store = Store::new(directory.path(), "web");
         let rendering = (String::from("all"), b"{}\n".to_vec());
         let renders = BTreeSet::from([String::from("all")]);
-        let subject = attest_common::statement::Subject::new("manifests/all", Digest::of(b"{}\n"));
+        let subject =
+            attest_common::documents::statement::Subject::new("manifests/all", Digest::of(b"{}\n"));
         let needed = Statement::new(vec![subject], RELEASE_TYPE, serde_json::Value::Null);
-        let key = attest_common::keys::PrivateKey::from_seed(&[7; 32]).unwrap();
+        let key = attest_common::basics::keys::PrivateKey::from_seed(&[7; 32]).unwrap();
         let needed = envelope::seal(STATEMENT_TYPE, &needed.to_bytes(), &[&key]);
         let file =
             |bytes: &[u8]| vec![SignedFile { name: "release.json".into(), bytes: bytes.to_vec() }];

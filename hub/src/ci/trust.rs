@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use attest_common::ids::Name;
-use attest_common::keys::{KeyError, KeyId, PrivateKey, PublicKey};
-use attest_common::policy::{Policy, PolicyError, Role, Spec};
+use attest_common::basics::ids::Name;
+use attest_common::basics::keys::{KeyError, KeyId, PrivateKey, PublicKey};
+use attest_common::basics::terms::Role;
+use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use serde::Deserialize;
 
 use crate::install::{self, trust::Wanted};

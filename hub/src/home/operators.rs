@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attest_certs::Issued;
 use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{HomeError, file_error, read};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::effective::{DESCRIBING_DOMAINS, NAME_LABEL, RESERVED_DOMAINS};
+use attest_common::objects::placement::{DESCRIBING_DOMAINS, NAME_LABEL, RESERVED_DOMAINS};
 use serde_json::{Value, json};
 
 use super::{

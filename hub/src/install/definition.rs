@@ -1,9 +1,9 @@
 //! `AttestTrustPolicy`: its CustomResourceDefinition and the one object of it.
 //!
 //! The schema bounds and names every field, so that a misspelt one is refused by the API server;
-//! what the fields mean, and what contradicts what, is decided by `attest_common::policy`.
+//! what the fields mean, and what contradicts what, is decided by `attest_common::trust::policy`.
 
-use attest_common::policy::{ENTRIES_MAX, KEYS_MAX, Spec};
+use attest_common::trust::policy::{ENTRIES_MAX, KEYS_MAX, Spec};
 use serde_json::{Value, json};
 
 use super::{POLICY_NAME, object};

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use attest_common::ids::Name;
-use attest_common::policy::ACCOUNTS_NAMESPACE;
+use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
+use attest_common::trust::policy::ACCOUNTS_NAMESPACE;
 use kube::api::{DynamicObject, ListParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};

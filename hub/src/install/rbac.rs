@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::kinds::WORKLOAD_KINDS;
-use attest_common::policy::{ACCOUNTS_NAMESPACE, GroupResource};
+use attest_common::objects::kinds::WORKLOAD_KINDS;
+use attest_common::trust::policy::{ACCOUNTS_NAMESPACE, GroupResource};
 use serde_json::{Value, json};
 
 use super::{

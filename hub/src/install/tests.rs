@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attest_common::policy::Spec;
+use attest_common::trust::policy::Spec;
 use serde_json::{Value, json};
 
 use super::*;

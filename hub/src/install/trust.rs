@@ -1,10 +1,11 @@
 //! Trust policies as files: read strictly, generated with the defaults of `cluster add`, explained in sentences.
 //!
-//! What a policy means is decided by `attest_common::policy`; nothing here decides.
+//! What a policy means is decided by `attest_common::trust::policy`; nothing here decides.
 
-use attest_common::ids::Name;
-use attest_common::policy::{
-    Entry, HubSpec, KeySpec, KindsSpec, Mode, PolicyError, RemoveSpec, Role, RollbackSpec, Spec,
+use attest_common::basics::ids::Name;
+use attest_common::basics::terms::{Mode, Role};
+use attest_common::trust::policy::{
+    Entry, HubSpec, KeySpec, KindsSpec, PolicyError, RemoveSpec, RollbackSpec, Spec,
     accounts_namespace,
 };
 use serde::Deserialize;
@@ -199,7 +200,7 @@ fn explain_entry(entry: &Entry, lines: &mut Vec<String>) {
     if entry.minimum_mode < Mode::Strict {
         lines.push(format!("! {} lets some failed checks pass.", entry.minimum_mode));
     }
-    let kinds = |kinds: &[attest_common::policy::GroupResource]| {
+    let kinds = |kinds: &[attest_common::trust::policy::GroupResource]| {
         let shown = kinds.iter().map(|kind| match kind.group.as_str() {
             "" => kind.resource.clone(),
             group => format!("{}.{group}", kind.resource),
@@ -308,7 +309,7 @@ pub fn complete(
 
 #[cfg(test)]
 mod tests {
-    use attest_common::keys::PrivateKey;
+    use attest_common::basics::keys::PrivateKey;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Why a cluster may not join, or a verdict cannot be carried out.
 
 use attest_certs::{AuthorityError, RequestError};
-use attest_common::ids::{ClusterId, Name};
+use attest_common::basics::ids::{ClusterId, Name};
 use attest_common::session::join::TOKEN_LIFETIME_MAX_S;
 
 use super::CLUSTERS_MAX;

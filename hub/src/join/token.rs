@@ -1,6 +1,6 @@
 //! Makes join tokens, and drops those nobody can use any more. Blocks.
 
-use attest_common::ids::{Digest, Name};
+use attest_common::basics::ids::{Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
 
 use super::{JoinError, TOKENS_MAX};

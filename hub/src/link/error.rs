@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use attest_certs::TlsError;
-use attest_common::ids::{ClusterId, Digest};
+use attest_common::basics::ids::{ClusterId, Digest};
 use attest_common::session::frame::FrameError;
 use quinn::VarInt;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::ClusterId;
+use attest_common::basics::ids::ClusterId;
 
 /// So many times a cluster in a span of time. What it keeps is one entry for each cluster that came in that span.
 #[derive(Debug)]

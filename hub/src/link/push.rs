@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
 use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
 use attest_common::session::message::{Blob, Push, ToSpokeBody};
 use bytes::Bytes;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{ClusterId, DestinationKey};
-use attest_common::report::{self, OBJECTS_LISTED_MAX, Phase, Report};
+use attest_common::basics::ids::{ClusterId, DestinationKey};
+use attest_common::basics::text;
+use attest_common::session::report::{self, OBJECTS_LISTED_MAX, Phase, Report};
 use tokio::sync::mpsc;
 
 use super::PACE_SPAN;
@@ -75,7 +76,7 @@ pub(crate) fn start(hub: Arc<Hub>) -> Reports {
                 Err(error) => tracing::error!(
                     reason = error.reason(),
                     "Reports were not kept; spokes send them again: {}",
-                    report::error_chain(&error)
+                    text::error_chain(&error)
                 ),
             }
         }
@@ -158,12 +159,12 @@ fn note_unordered(hub: &Hub, destination: &DestinationKey, record: &ReportRecord
 
 /// Words of a spoke end in terminals and logs: they are cut and lose their control characters here, once.
 fn presentable(mut report: Report) -> Report {
-    let word = |text: &str| report::message(text).chars().take(WORD_CHARACTERS_MAX).collect();
+    let word = |text: &str| text::message(text).chars().take(WORD_CHARACTERS_MAX).collect();
     report.reason = word(&report.reason);
-    report.message = report::message(&report.message);
+    report.message = text::message(&report.message);
     if let Some(refusal) = &mut report.refusal {
         refusal.reason = word(&refusal.reason);
-        refusal.message = report::message(&refusal.message);
+        refusal.message = text::message(&refusal.message);
     }
     if let Some(running) = &mut report.running {
         running.version = word(&running.version);
@@ -172,10 +173,10 @@ fn presentable(mut report: Report) -> Report {
         running.signers.iter_mut().for_each(|signer| *signer = word(signer));
     }
     report.objects.truncate(OBJECTS_LISTED_MAX);
-    report.objects.iter_mut().for_each(|o| o.message = report::message(&o.message));
+    report.objects.iter_mut().for_each(|o| o.message = text::message(&o.message));
     report.drifted.truncate(OBJECTS_LISTED_MAX);
     report.warnings.truncate(OBJECTS_LISTED_MAX);
-    report.warnings.iter_mut().for_each(|warning| *warning = report::message(warning));
+    report.warnings.iter_mut().for_each(|warning| *warning = text::message(warning));
     report
 }
 
@@ -239,19 +240,19 @@ fn announce(hub: &Hub, destination: &DestinationKey, record: &ReportRecord) {
         destination = destination.to_string(),
         reason = refusal.reason,
         sequence = refusal.sequence,
-        "The cluster refused: {}", report::message(&refusal.message)
+        "The cluster refused: {}", text::message(&refusal.message)
     );
 }
 
 #[cfg(test)]
 mod tests {
-    use attest_common::health::Health;
+    use attest_common::objects::health::Health;
 
     use super::*;
 
     #[test]
     fn what_a_spoke_says_cannot_steer_a_terminal_or_fill_a_screen() {
-        let name = |text: &str| attest_common::ids::Name::new(text).unwrap();
+        let name = |text: &str| attest_common::basics::ids::Name::new(text).unwrap();
         let report = Report {
             v: 1,
             application: name("web"),

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::PeerIdentity;
-use attest_common::ids::{ClusterId, DestinationKey, Digest};
-use attest_common::policy;
-use attest_common::report::{self, REPORT_BYTES_MAX, Report};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::basics::text;
 use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Renewed, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
+use attest_common::session::report::{self, REPORT_BYTES_MAX, Report};
 use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX, negotiate};
+use attest_common::trust::policy;
 use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -53,7 +54,7 @@ pub(super) async fn session(
             cluster = peer.id.name(),
             reason = error.reason(),
             "A session ended: {}",
-            report::error_chain(&error)
+            text::error_chain(&error)
         );
     }
 }
@@ -282,7 +283,7 @@ async fn introduce(
         if record != stored.value {
             changes.push(records::replace(&stored, &record));
         }
-        let spec: Option<policy::Spec> = attest_common::json::document(&hello.policy).ok();
+        let spec: Option<policy::Spec> = attest_common::basics::json::document(&hello.policy).ok();
         let hint = spec.and_then(|spec| {
             let policy = spec.load().ok()?;
             Some(Hint { spec, policy })
@@ -405,7 +406,7 @@ impl Session<'_> {
                     cluster = self.cluster.as_str(),
                     reason = error.reason(),
                     "A certificate was not renewed: {}",
-                    report::error_chain(&error)
+                    text::error_chain(&error)
                 );
                 Vec::new()
             }
@@ -430,7 +431,7 @@ impl Session<'_> {
                         destination = pending.destination.to_string(),
                         reason = error.reason(),
                         "A directive cannot be sent: {}",
-                        report::error_chain(&error)
+                        text::error_chain(&error)
                     );
                     // Not asked for again before the wait is over.
                     hub.fleet.begin_push(number, &pending, &[]);
@@ -453,7 +454,7 @@ impl Session<'_> {
                     destination = pending.destination.to_string(),
                     reason = error.reason(),
                     "A push did not arrive: {}",
-                    report::error_chain(&error)
+                    text::error_chain(&error)
                 );
                 let sent: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
                 Some((pending, sent))

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{DestinationKey, Digest};
-use attest_common::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
+use attest_common::basics::ids::{DestinationKey, Digest};
+use attest_common::documents::plan::{
+    CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation,
+};
 
 use super::places;
 use super::reconcile::{Look, forget, read_heads};
@@ -43,7 +45,7 @@ impl Plans {
         commit: &str,
     ) -> Result<Planned, StoreError> {
         let Proposal { plan, blobs, admitted } = proposal;
-        let payload = Digest::of(&attest_common::plan::to_bytes(plan));
+        let payload = Digest::of(&attest_common::documents::plan::to_bytes(plan));
         if let Some(planned) = self.planned.get(&payload) {
             return Ok(planned.clone());
         }

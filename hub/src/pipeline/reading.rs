@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{Digest, Name, Timestamp};
-use attest_common::report;
+use attest_common::basics::ids::{Digest, Name, Timestamp};
+use attest_common::basics::text;
+use attest_common::session::report;
 
 use super::Poll;
 use super::answers::Answer;
@@ -202,7 +203,7 @@ pub(crate) fn remote(hub: &Hub, url: &str) -> Result<Remote, Waiting> {
     let record = hub
         .records
         .get::<RepositoryRecord>(parsed.normalised())
-        .map_err(|error| Waiting::new(error.reason(), report::error_chain(&error)))?;
+        .map_err(|error| Waiting::new(error.reason(), text::error_chain(&error)))?;
     let Some(record) = record else {
         return Ok(Remote { url: parsed, credentials: Credentials::default() });
     };
@@ -236,7 +237,7 @@ pub(super) fn check_push_credentials(hub: &Hub) {
         tracing::error!(
             reason = error.reason(),
             "Whether credentials may push is not known: {what}: {}",
-            report::error_chain(error)
+            text::error_chain(error)
         );
     };
     let all = match hub.records.all::<RepositoryRecord>() {
@@ -284,7 +285,7 @@ fn note_push_answer(
     match answer {
         Ok(can_push) => (record.can_push, record.problem) = (Some(can_push), None),
         Err(error) => {
-            record.problem = Some((error.reason().to_owned(), report::error_chain(&error)));
+            record.problem = Some((error.reason().to_owned(), text::error_chain(&error)));
         }
     }
     record.checked_at = Some(now());
@@ -296,11 +297,11 @@ fn note_push_answer(
 }
 
 fn source_waiting(error: &SourceError) -> Waiting {
-    Waiting::new(error.reason(), report::error_chain(error))
+    Waiting::new(error.reason(), text::error_chain(error))
 }
 
 fn render_waiting(error: &RenderError) -> Waiting {
-    Waiting::new(error.reason(), report::error_chain(error))
+    Waiting::new(error.reason(), text::error_chain(error))
 }
 
 #[cfg(test)]

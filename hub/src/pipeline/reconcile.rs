@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
-use attest_common::plan::Operation;
-use attest_common::policy;
-use attest_common::report::{self, Phase};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name};
+use attest_common::basics::text;
+use attest_common::documents::plan::Operation;
+use attest_common::session::report::{self, Phase};
+use attest_common::trust::policy;
 
 use super::order::{Order, Plans};
 use super::{Task, destination_key};
@@ -145,7 +146,7 @@ pub(super) fn failed(name: &str, error: &StoreError) {
         target: CONTROLLER,
         application = name,
         reason = error.reason(),
-        "Cannot reconcile AttestApplication {name}: {}", report::error_chain(error)
+        "Cannot reconcile AttestApplication {name}: {}", text::error_chain(error)
     );
 }
 

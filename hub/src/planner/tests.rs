@@ -1,14 +1,16 @@
-use attest_common::ids::{ClusterId, Name};
-use attest_common::keys::PrivateKey;
-use attest_common::plan::{AskedPolicy, SyncPolicy};
-use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Spec};
-use attest_common::receipt::{
-    BUILD_TYPE, BUILDER_ID, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
+use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::BUILDER_ID;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
+use attest_common::documents::receipt::{
+    BUILD_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
 };
-use attest_common::release::{
+use attest_common::documents::release::{
     Evidence as Pinned, ImageDigest, NamespaceRule, ReleaseSource, Renderer, Target,
 };
-use attest_common::statement::Subject;
+use attest_common::documents::statement::Subject;
+use attest_common::trust::policy::{Entry, HubSpec, KeySpec, Spec};
 use serde_json::json;
 
 use super::*;
@@ -240,7 +242,7 @@ impl World {
             issued_at: self.now,
             expires_at: "2026-11-23T12:00:00Z".parse().unwrap(),
             planned: Some(Planned {
-                plan: Digest::of(&attest_common::plan::to_bytes(&plan)),
+                plan: Digest::of(&attest_common::documents::plan::to_bytes(&plan)),
                 envelope: Digest::of(b"envelope"),
                 blobs: vec![],
                 release: plan.release.id,

@@ -3,7 +3,7 @@
 //! Entries are applied one after the other, so a later one sees what an earlier one wrote. Where images
 //! are in an object is `attest_common`'s knowledge.
 
-use attest_common::manifest::{Object, for_each_image};
+use attest_common::documents::manifest::{Object, for_each_image};
 use serde_json::Value;
 
 use crate::recipe::ImageChange;

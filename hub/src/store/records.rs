@@ -5,7 +5,7 @@ mod types;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest, Name};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

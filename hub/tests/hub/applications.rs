@@ -4,10 +4,10 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use attest_common::health::Health;
-use attest_common::manifest::ObjectKey;
-use attest_common::plan::Operation;
-use attest_common::report::{ObjectState, Phase};
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::documents::plan::Operation;
+use attest_common::objects::health::Health;
+use attest_common::session::report::{ObjectState, Phase};
 use attest_gitops::render::read_yaml;
 use serde_json::{Value, json};
 

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use attest_common::envelope::{self, STATEMENT_TYPE};
-use attest_common::ids::{Digest, Name, Timestamp};
-use attest_common::keys::PrivateKey;
-use attest_common::manifest;
-use attest_common::receipt::{
-    BUILD_TYPE, BUILDER_ID, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
+use attest_common::basics::envelope::{self, STATEMENT_TYPE};
+use attest_common::basics::ids::{Digest, Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::BUILDER_ID;
+use attest_common::documents::manifest;
+use attest_common::documents::receipt::{
+    BUILD_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
 };
-use attest_common::release::{
+use attest_common::documents::release::{
     Evidence, ImageDigest, NamespaceRule, RELEASE_TYPE, RENDERING_TYPE, Release, ReleaseSource,
     Render, Renderer, Target,
 };
-use attest_common::statement::{Statement, Subject};
+use attest_common::documents::statement::{Statement, Subject};
 use attest_gitops::render::{Kustomize, render};
 use attest_gitops::source::{RepositoryUrl, Tree};
 use serde_json::{Value, json};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::Bundle;
-use attest_common::ids::Digest;
-use attest_common::report::Phase;
+use attest_common::basics::ids::Digest;
+use attest_common::session::report::Phase;
 use serde_json::json;
 use tokio::sync::Mutex;
 

@@ -54,7 +54,7 @@ async fn proofs_that_do_not_hold_are_refused_and_five_of_them_revoke_the_token()
     let keys = Keys::new(1);
     let unknown = "at1.aaaaaaaaaa.aaaaaaaaaaaaaaaaaaaaaaaaaa";
     let check: String =
-        attest_common::ids::Digest::of(unknown.as_bytes()).hex().chars().take(4).collect();
+        attest_common::basics::ids::Digest::of(unknown.as_bytes()).hex().chars().take(4).collect();
 
     let bent = |bend| join(&fixture, &token, &keys, bend);
     let identity = bent(Bend { identity_proof: true, ..Bend::default() }).await;

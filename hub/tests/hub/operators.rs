@@ -2,7 +2,7 @@
 
 use attest_certs::Bundle;
 use attest_certs::tls::operator_https;
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 use attest_gitops::home;
 use serde_json::Value;
 

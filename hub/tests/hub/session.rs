@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use attest_common::ids::Digest;
-use attest_common::plan::{Operation, Sync};
-use attest_common::policy::Spec;
-use attest_common::report::{Phase, Report};
+use attest_common::basics::ids::Digest;
+use attest_common::documents::plan::{Operation, Sync};
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
+use attest_common::session::report::{Phase, Report};
+use attest_common::trust::policy::Spec;
 use attest_common::verify::{self, Ages, Spoke as Judge};
 use attest_gitops::link::{PROGRESS_TIMEOUT, WRITE_TIMEOUT};
 use attest_gitops::store::records::{PolicyRecord, ReportRecord};
@@ -112,7 +112,7 @@ async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
         policy: &spoke.policy,
         cluster: &cluster,
         records: &records,
-        now: attest_common::ids::Timestamp::now(),
+        now: attest_common::basics::ids::Timestamp::now(),
         ages: Ages::Judge,
     };
     let nonce = data_encoding::HEXLOWER.encode(&spoke.nonce);

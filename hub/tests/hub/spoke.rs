@@ -9,19 +9,20 @@ use attest_certs::request::SigningRequest;
 use attest_certs::tls::{
     HUB_SERVER_NAME, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL, spoke_join, spoke_session,
 };
-use attest_common::health::Health;
-use attest_common::ids::{ClusterId, Digest, Name, Timestamp};
-use attest_common::keys::{KeyId, PrivateKey};
-use attest_common::plan::{Directive, Plan};
-use attest_common::policy::{Entry, HubSpec, KeySpec, Mode, Policy, RemoveSpec, Role, Spec};
+use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use attest_common::basics::keys::{KeyId, PrivateKey};
+use attest_common::basics::terms::{Mode, Role};
+use attest_common::documents::plan::{Directive, Plan};
+use attest_common::objects::health::Health;
 use attest_common::record::{Record, Records};
-use attest_common::report::{Phase, Refusal, Report, Running, Timings};
 use attest_common::session::frame;
 use attest_common::session::join::{JoinToken, proof};
 use attest_common::session::message::{
     Hello, JoinAnswer, JoinOutcome, JoinRequest, Need, NumberedReport, Push, Seen, ToHub,
     ToHubBody, ToSpoke, ToSpokeBody, join_proof_message,
 };
+use attest_common::session::report::{Phase, Refusal, Report, Running, Timings};
+use attest_common::trust::policy::{Entry, HubSpec, KeySpec, Policy, RemoveSpec, Spec};
 use attest_common::verify::{self, Ages, Spoke as Judge};
 use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest_common::envelope::{self, DIRECTIVE_TYPE};
-use attest_common::ids::Digest;
-use attest_common::plan::Directive;
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::message;
+use attest_common::documents::plan::Directive;
 use attest_common::record::Record;
-use attest_common::report::{Refusal, Timings, message};
+use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Ages, Removal, Verified};
 
 use super::resume::{is_empty, is_gone};
@@ -365,10 +366,10 @@ fn micros(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::ids::Name;
-    use attest_common::keys::PrivateKey;
-    use attest_common::plan::to_bytes;
-    use attest_common::report::Phase;
+    use attest_common::basics::ids::Name;
+    use attest_common::basics::keys::PrivateKey;
+    use attest_common::documents::plan::to_bytes;
+    use attest_common::session::report::Phase;
     use attest_common::verify::VerifyError;
 
     use super::*;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{PoisonError, RwLock};
 
-use attest_common::kinds::{Kind, Kinds};
-use attest_common::manifest::{Object, ObjectKey};
+use attest_common::documents::manifest::{Object, ObjectKey};
+use attest_common::objects::kinds::{Kind, Kinds};
 use serde_json::Value;
 
 use super::{Agent, complain};

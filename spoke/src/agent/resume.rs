@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::{error_chain, message};
 use attest_common::record::{Held, Record};
-use attest_common::report::{Refusal, Timings, error_chain, message};
+use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::Ages;
 use bytes::Bytes;
 
@@ -263,8 +264,8 @@ fn stands(refusal: &Refusal, entry: &Entry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::envelope::{DIRECTIVE_TYPE, seal};
-    use attest_common::keys::PrivateKey;
+    use attest_common::basics::envelope::{DIRECTIVE_TYPE, seal};
+    use attest_common::basics::keys::PrivateKey;
 
     use super::*;
     use crate::agent::tests::{agent, reports};
@@ -272,7 +273,7 @@ mod tests {
     use crate::ledger::ConfirmedPairs;
     use crate::ledger::tests::{held, record};
     use crate::pace::LOOKED_UP_AT_ONCE_BYTES_MAX;
-    use attest_common::report::Phase;
+    use attest_common::session::report::Phase;
 
     fn entry(record: Record, payload: &[u8]) -> Entry {
         let key = PrivateKey::from_seed(&[1; 32]).unwrap();
@@ -327,7 +328,7 @@ mod tests {
     async fn of_many_destinations_that_cannot_be_loaded_one_asks_ever_more_rarely() {
         let fake = FakeApi::start().await;
         let mut agent = agent(&fake).await;
-        let name = |name: &str| attest_common::ids::Name::new(name).unwrap();
+        let name = |name: &str| attest_common::basics::ids::Name::new(name).unwrap();
         for namespace in ["one", "two", "three"] {
             let held = Some(held(b"plan"));
             let record = Record { held, namespace: name(namespace), ..record() };
@@ -359,7 +360,7 @@ mod tests {
         let mut agent = agent(&fake).await;
         let mut keys = Vec::new();
         for (namespace, plan) in [("bad", &b"bad"[..]), ("good", b"good"), ("other", b"other")] {
-            let namespace = attest_common::ids::Name::new(namespace).unwrap();
+            let namespace = attest_common::basics::ids::Name::new(namespace).unwrap();
             let record = Record { held: Some(held(plan)), namespace, ..record() };
             let key = (record.application.clone(), record.namespace.clone());
             let write = |_| Ok(Some(entry(record.clone(), b"order")));

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use attest_common::json::OBJECT_DEPTH_MAX;
+use attest_common::basics::json::OBJECT_DEPTH_MAX;
 use kube::api::{ApiResource, ObjectMeta};
 use kube::core::DynamicResourceScope;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use attest_common::kinds::{Kinds, apply_rank};
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::kinds::{Kinds, apply_rank};
 use attest_common::record::Owned;
-use attest_common::report::error_chain;
 
 use super::state::Failure;
 use super::status::Obstacle;
@@ -252,7 +252,7 @@ pub(super) fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max:
 
 #[cfg(test)]
 mod tests {
-    use attest_common::ids::Name;
+    use attest_common::basics::ids::Name;
     use serde_json::json;
 
     use super::*;

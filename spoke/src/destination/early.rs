@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::effective;
-use attest_common::kinds::Kinds;
-use attest_common::manifest::ObjectKey;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::kinds::Kinds;
+use attest_common::objects::placement;
 use attest_common::verify::{Admission, Verified};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -46,7 +46,7 @@ impl Checks {
     ) -> Self {
         let accounts_namespace = &admission.admitted.local.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
-        let kinds = effective::with_definitions(&admission.admitted.objects, known);
+        let kinds = placement::with_definitions(&admission.admitted.objects, known);
         let recorded = (&entry.record.inventory[..], &entry.confirmed);
         let objects = track(admission, &kinds, &account, recorded, None);
         let adopt = admission.plan.sync.adopt && admission.admitted.local.adopt;
@@ -140,7 +140,7 @@ impl Early {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::ids::Digest;
+    use attest_common::basics::ids::Digest;
 
     use super::super::state::tests::applied;
     use super::*;

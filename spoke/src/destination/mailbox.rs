@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use attest_common::record::Held;
-use attest_common::report::{Refusal, Timings};
+use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, Removal, Verified};
 use tokio::sync::Notify;
 

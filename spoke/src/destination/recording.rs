@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use attest_common::ids::Digest;
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Held, Owned};
 
 use super::running::Running;

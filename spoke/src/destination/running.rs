@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use attest_common::effective;
-use attest_common::ids::Timestamp;
-use attest_common::kinds::Kinds;
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::ids::Timestamp;
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::kinds::Kinds;
+use attest_common::objects::placement;
 use attest_common::record::{Held, Owned};
-use attest_common::report::{Timings, error_chain};
+use attest_common::session::report::Timings;
 use attest_common::verify::{Admission, Verified};
 
 use super::deleting::{self, Deleting};
@@ -80,7 +81,7 @@ impl Running {
         let (application, namespace) = key;
         let account =
             Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
-        let kinds = effective::with_definitions(&admission.admitted.objects, known).into_owned();
+        let kinds = placement::with_definitions(&admission.admitted.objects, known).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
         let inventory = with_met(inventory, tracked_before);

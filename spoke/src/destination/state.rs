@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use attest_common::health::{Health, Turning, Verdict};
-use attest_common::ids::Digest;
-use attest_common::manifest::ObjectKey;
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::health::{Health, Turning, Verdict};
 
 use crate::apply::{Passed, Standing};
 use crate::drift::{self, HealBudget, Live, Need};
@@ -346,7 +346,7 @@ impl Planning<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use attest_common::health::Turn;
+    use attest_common::objects::health::Turn;
 
     use super::*;
     use crate::ledger::tests::object_key;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::health::{self, Health};
-use attest_common::ids::{Digest, Timestamp};
-use attest_common::manifest::ObjectKey;
-use attest_common::report::{
-    OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, Running, Timings, message,
+use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::basics::text::message;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::health::{self, Health};
+use attest_common::session::report::{
+    OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, Running, Timings,
 };
 use attest_common::verify::Admission;
 
@@ -225,7 +226,7 @@ fn listed(objects: &BTreeMap<ObjectKey, Tracked>) -> Vec<ObjectState> {
 mod tests {
     use std::time::Instant;
 
-    use attest_common::ids::Name;
+    use attest_common::basics::ids::Name;
 
     use super::*;
     use crate::ledger::tests::object_key;

@@ -1,8 +1,8 @@
 //! A worker and its record, where they part: at an API server that can be told what to hold.
 
-use attest_common::envelope::{DIRECTIVE_TYPE, seal};
-use attest_common::ids::Digest;
-use attest_common::keys::PrivateKey;
+use attest_common::basics::envelope::{DIRECTIVE_TYPE, seal};
+use attest_common::basics::ids::Digest;
+use attest_common::basics::keys::PrivateKey;
 use attest_common::record::{Held, Owned, Record};
 
 use super::*;

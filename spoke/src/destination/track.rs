@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use attest_common::health::{self, Health};
-use attest_common::kinds::{self, Kinds};
-use attest_common::manifest::ObjectKey;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::health::{self, Health};
+use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
 use attest_common::verify::Admission;
 

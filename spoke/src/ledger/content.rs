@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::time::Duration;
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
+use attest_common::basics::text::error_chain;
 use attest_common::record::{Held, Record, Records};
-use attest_common::report::error_chain;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;

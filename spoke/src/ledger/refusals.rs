@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::ids::Timestamp;
-use attest_common::report::{Refusal, error_chain};
+use attest_common::basics::ids::Timestamp;
+use attest_common::basics::text::error_chain;
+use attest_common::session::report::Refusal;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;

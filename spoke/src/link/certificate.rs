@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use attest_certs::{Bundle, PeerIdentity, Pin, Role, SigningRequest, peer_identity, tls};
-use attest_common::ids::ClusterId;
+use attest_common::basics::ids::ClusterId;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use attest_common::envelope::ENVELOPE_BYTES_MAX;
-use attest_common::ids::Digest;
-use attest_common::manifest::RENDERING_BYTES_MAX;
-use attest_common::plan::RECEIPTS_MAX;
+use attest_common::basics::envelope::ENVELOPE_BYTES_MAX;
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest::RENDERING_BYTES_MAX;
+use attest_common::documents::plan::RECEIPTS_MAX;
 use attest_common::session::message::{Blob, ToSpoke, ToSpokeBody};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::{Authority, Bundle, SigningRequest, tls};
-use attest_common::ids::ClusterId;
+use attest_common::basics::ids::ClusterId;
 use attest_common::session::join::{JoinToken, TOKEN_RANDOM_BYTES};
 use attest_common::session::message::{JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};

@@ -61,7 +61,7 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     for (chunk, names) in identities.chunks(CONCURRENT).zip(names.chunks(CONCURRENT)) {
         let mut opening = Vec::new();
         for (identity, name) in chunk.iter().zip(names) {
-            policy.cluster_name = Some(attest_common::ids::Name::new(name.clone())?);
+            policy.cluster_name = Some(attest_common::basics::ids::Name::new(name.clone())?);
             let policy = policy.clone();
             let arrivals = Some(sender.clone());
             let (endpoint, pin) = (&endpoint, api.pin);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use attest_common::keys::PublicKey;
+use attest_common::basics::keys::PublicKey;
 
 use crate::fleet::{Operator, Repository, generate_key};
 use crate::workload;

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{anyhow, ensure};
-use attest_common::ids::{Name, Timestamp};
-use attest_common::keys::PrivateKey;
-use attest_common::kinds::Kinds;
-use attest_common::plan::AskedPolicy;
-use attest_common::policy::{
-    Entry, HubSpec, KeySpec, KindsSpec, Mode, Policy, RemoveSpec, Role, RollbackSpec, Spec,
+use attest_common::basics::ids::{Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::{Mode, Role};
+use attest_common::basics::text::error_chain;
+use attest_common::documents::plan::AskedPolicy;
+use attest_common::objects::kinds::Kinds;
+use attest_common::trust::policy::{
+    Entry, HubSpec, KeySpec, KindsSpec, Policy, RemoveSpec, RollbackSpec, Spec,
 };
-use attest_common::report::error_chain;
 use attest_common::verify::{self, Ages, Material, Place};
 
 use super::figures::{Figures, heading};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 use serde::Deserialize;
 
 /// The account every spoke acts as.

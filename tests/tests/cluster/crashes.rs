@@ -528,7 +528,7 @@ fn release(ci: &Ci, number: u64) -> anyhow::Result<()> {
 /// Puts into a stopped hub's store what `drop_unused_blobs` has to drop at the next start.
 fn leave_an_unused_blob(home: &Path) -> anyhow::Result<()> {
     let store = RedbStore::open(&home.join("hub.redb"))?;
-    let key = attest_common::ids::Digest::of(b"unused").hex();
+    let key = attest_common::basics::ids::Digest::of(b"unused").hex();
     let value = [&6_u64.to_be_bytes()[..], b"unused"].concat();
     let put = Change::Put { table: Table::Blobs, key, expected: Expected::Anything, value };
     Ok(store.commit("test", &[put])?)

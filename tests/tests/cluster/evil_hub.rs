@@ -8,12 +8,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use attest_common::keys::PrivateKey;
-use attest_common::plan::Operation;
-use attest_common::policy::{Mode, Spec};
+use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::plan::Operation;
+use attest_common::documents::release::{NamespaceRule, Render};
 use attest_common::record::Record;
-use attest_common::release::{NamespaceRule, Render};
-use attest_common::report::Report;
+use attest_common::session::report::Report;
+use attest_common::trust::policy::Spec;
 use attest_tests::cluster::audit::{AuditEvent, Mark};
 use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned, with_content};
 use attest_tests::fleet::Repository;
@@ -109,7 +110,7 @@ impl Stage {
     fn resigned(
         &self,
         content: Option<Vec<u8>>,
-        bend: impl FnOnce(&mut attest_common::release::Release),
+        bend: impl FnOnce(&mut attest_common::documents::release::Release),
     ) -> anyhow::Result<Delivery> {
         let how = Resigned { key: &self.ci, render: "production", content };
         let (again, content) = self.newest.signed_again(how, bend)?;
@@ -320,7 +321,7 @@ fn changed(content: &[u8], change: impl Fn(&mut Value)) -> anyhow::Result<Vec<u8
         change(&mut object);
         objects.push(object);
     }
-    Ok(attest_common::manifest::write(objects)?)
+    Ok(attest_common::documents::manifest::write(objects)?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -359,7 +360,7 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     // (d) a receipt less
     let mut sent = stage.honest()?;
     let withheld = sent.plan.receipts.pop().context("receipts")?;
-    sent.blobs.retain(|blob| attest_common::ids::Digest::of(blob) != withheld.sha256);
+    sent.blobs.retain(|blob| attest_common::basics::ids::Digest::of(blob) != withheld.sha256);
     stage = stage.refused("d", &sent, "ReceiptMissing").await?;
 
     // (e) an object in a foreign namespace, even when CI signed it

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use attest_common::policy::Spec;
+use attest_common::trust::policy::Spec;
 use attest_gitops::install::apply::{apply, prune, rehearse, write_cluster_id};
 use attest_gitops::install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE};
 use attest_tests::cluster::{self, Cluster};

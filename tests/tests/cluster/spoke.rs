@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use attest_common::health::Health;
-use attest_common::keys::PrivateKey;
-use attest_common::plan::Operation;
+use attest_common::basics::keys::PrivateKey;
+use attest_common::documents::plan::Operation;
+use attest_common::objects::health::Health;
 use attest_common::record::Record;
-use attest_common::report::{Phase, Report};
+use attest_common::session::report::{Phase, Report};
 use attest_tests::cluster::audit::{AuditEvent, Mark};
 use attest_tests::cluster::fakelet::READY_ANNOTATION;
 use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned};
@@ -104,7 +104,7 @@ impl Stage {
     /// The sample and `more`, signed by CI as the next release, ready to be sent or bent first.
     async fn delivery(&mut self, more: &[Value]) -> anyhow::Result<Delivery> {
         let all = self.base.iter().chain(more).cloned().collect();
-        let content = attest_common::manifest::write(all)?;
+        let content = attest_common::documents::manifest::write(all)?;
         let how = Resigned { key: &self.ci, render: CLUSTER, content: Some(content) };
         let (again, content) = self.carried.signed_again(how, |_| {})?;
         self.sequence += 1;
@@ -118,7 +118,7 @@ impl Stage {
     /// The same as another application in a namespace of its own, ordered for the first time.
     async fn delivery_of_another(&self, more: &[Value]) -> anyhow::Result<Delivery> {
         let all = self.base.iter().chain(more).cloned().collect();
-        let content = Some(attest_common::manifest::write(all)?);
+        let content = Some(attest_common::documents::manifest::write(all)?);
         let name = OTHER.parse()?;
         let how = Resigned { key: &self.ci, render: CLUSTER, content };
         let (again, content) =

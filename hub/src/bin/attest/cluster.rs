@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::{ClusterId, Name, Timestamp};
+use attest_common::basics::ids::{ClusterId, Name, Timestamp};
 use attest_gitops::api::documents::{
     AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest,
 };

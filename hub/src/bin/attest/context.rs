@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::Name;
-use attest_common::keys::PublicKey;
+use attest_common::basics::ids::Name;
+use attest_common::basics::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 /// Names another file.
@@ -183,7 +183,7 @@ pub(crate) fn create_private_directory(directory: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::keys::PrivateKey;
+    use attest_common::basics::keys::PrivateKey;
 
     use super::*;
 

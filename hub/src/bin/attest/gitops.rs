@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use attest_common::keys::PublicKey;
+use attest_common::basics::keys::PublicKey;
 use attest_gitops::api::documents::{Key, KeyRequest, List};
 use clap::Subcommand;
 use clap::builder::RangedU64ValueParser;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::Path;
 
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 
 use crate::Exit;
 use crate::printer::Printer;

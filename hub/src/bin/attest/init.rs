@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::Name;
+use attest_common::basics::ids::Name;
 use attest_gitops::source::{RECIPE_FILE, RepositoryUrl, WorkTree};
 
 use crate::human::quoted;

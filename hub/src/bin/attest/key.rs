@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use attest_common::keys::{PEM_BYTES_MAX, PrivateKey, PublicKey};
+use attest_common::basics::keys::{PEM_BYTES_MAX, PrivateKey, PublicKey};
 use attest_gitops::ci::{KEY_FILE, KEY_FILE_VARIABLE, configuration_directory};
 use attest_gitops::source::WorkTree;
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub(crate) struct GenArgs {
     file: Option<PathBuf>,
     /// Put the key into the configuration directory as keys/NAME.key
     #[arg(long)]
-    name: Option<attest_common::ids::Name>,
+    name: Option<attest_common::basics::ids::Name>,
     #[command(flatten)]
     output: Output,
 }

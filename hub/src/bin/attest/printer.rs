@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-use attest_common::json::escaped;
+use attest_common::basics::json::escaped;
 use serde::Serialize;
 
 /// Exit code of a command that failed.

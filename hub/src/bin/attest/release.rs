@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use attest_common::ids::{Digest, Name};
-use attest_common::keys::PublicKey;
-use attest_common::release::content_digest;
+use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::keys::PublicKey;
+use attest_common::documents::release::content_digest;
 use attest_common::verify::open_release;
 use attest_gitops::ci::{CiError, Draft, Repository, Store, StoredRelease, first_difference};
 use attest_gitops::render::{Kustomize, render};

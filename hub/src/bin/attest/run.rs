@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use attest_common::ids::{Digest, Name, Timestamp};
-use attest_common::keys::PrivateKey;
+use attest_common::basics::ids::{Digest, Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
 use attest_gitops::ci::result::Found;
 use attest_gitops::ci::{
     CiError, Draft, Origin, Question, Rendered, Repository, StepReport, Store, Trust, judge,

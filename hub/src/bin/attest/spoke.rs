@@ -5,7 +5,7 @@
 use anyhow::{Context as _, bail};
 use attest_certs::bundle::chain_from_pem;
 use attest_certs::peer_identity;
-use attest_common::ids::{Name, Timestamp};
+use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::record::Record;
 use attest_gitops::install::{IDENTITY_CHAIN_KEY, IDENTITY_SECRET};
 use clap::Subcommand;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::{ClusterId, Name};
-use attest_common::keys::PublicKey;
-use attest_common::policy::Spec;
+use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::keys::PublicKey;
+use attest_common::trust::policy::Spec;
 use attest_gitops::api::documents::List;
 use attest_gitops::install::apply::{self, Target};
 use attest_gitops::install::{Agent, Installation, trust};

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use attest_common::ids::{Name, Timestamp};
+use attest_common::basics::ids::{Name, Timestamp};
 use attest_gitops::ci::{
     Answer, Question, Repository, Row, Store, Trust, compare, context_file, judge,
     known_environment,

@@ -23,8 +23,8 @@ pub(crate) fn version(args: Args, printer: &Printer) -> anyhow::Result<()> {
     let Args { output } = args;
     let versions = Versions {
         version: env!("CARGO_PKG_VERSION"),
-        rendering: attest_common::release::RENDERING_TYPE,
-        release: attest_common::release::RELEASE_TYPE,
+        rendering: attest_common::documents::release::RENDERING_TYPE,
+        release: attest_common::documents::release::RELEASE_TYPE,
     };
     printer.result(output.format, &versions, || {
         let mut table = Table::new(&["name", "version"]);

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use attest_common::ids::Digest;
+use attest_common::basics::ids::Digest;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 

@@ -1,10 +1,10 @@
 //! Scanner reports as the predicate of in-toto's vulns v0.2.
 //!
-//! Findings are carried over, never judged: what is too severe is decided by `attest_common::receipt`.
+//! Findings are carried over, never judged: what is too severe is decided by `attest_common::documents::receipt`.
 
 use std::path::Path;
 
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 use serde_json::{Value, json};
 
 use super::{ResultError, malformed};

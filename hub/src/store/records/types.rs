@@ -1,9 +1,10 @@
 //! The records themselves, one type a table. Shapes only.
 
-use attest_common::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
-use attest_common::plan::Operation;
-use attest_common::policy;
-use attest_common::report::Report;
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::basics::terms;
+use attest_common::documents::plan::Operation;
+use attest_common::session::report::Report;
+use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
@@ -125,7 +126,7 @@ pub struct ApplicationRecord {
 impl ApplicationRecord {
     /// One that follows `main` of `url` and goes to the cluster and the namespace of its own name.
     pub(crate) fn sample(name: &str, url: &str) -> Self {
-        use attest_common::plan::{AskedPolicy, SyncPolicy};
+        use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
 
         let name: Name = name.parse().unwrap();
         let destination = crate::lower::Destination {
@@ -134,7 +135,7 @@ impl ApplicationRecord {
             path: None,
         };
         let asked = AskedPolicy {
-            mode: policy::Mode::Strict,
+            mode: terms::Mode::Strict,
             required_attestations: std::collections::BTreeSet::new(),
             trusted_keys: None,
         };

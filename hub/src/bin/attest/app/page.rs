@@ -1,6 +1,6 @@
 //! How an application looks: its row in a list, its line in a watch, its page.
 
-use attest_common::health::Health;
+use attest_common::objects::health::Health;
 use attest_gitops::api::documents::{Application, Condition, Destination};
 use serde_json::Value;
 

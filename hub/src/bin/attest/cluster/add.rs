@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use attest_common::ids::{ClusterId, Name};
-use attest_common::policy::Spec;
+use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::trust::policy::Spec;
 use attest_gitops::api::documents::{Cluster, List, Token, TokenRequest};
 use attest_gitops::install::apply::{self, Target};
 use attest_gitops::install::{

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::Name;
+use attest_common::basics::ids::Name;
 use attest_gitops::api::documents::{Cluster, List, Token, TokenRequest};
 use attest_gitops::install::{apply, join_secret};
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use attest_common::ids::Timestamp;
+use attest_common::basics::ids::Timestamp;
 use attest_gitops::api::documents::List;
 use attest_gitops::home::{self, Created};
 use clap::Subcommand;

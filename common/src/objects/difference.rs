@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::manifest::{Object, ObjectKey};
+use crate::documents::manifest::{Object, ObjectKey};
 
 /// Longest value shown, in characters.
 pub const SHOWN_CHARACTERS_MAX: usize = 120;

@@ -7,7 +7,7 @@
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::ids::Digest;
+use crate::basics::ids::Digest;
 
 /// Field manager of every write a spoke makes.
 pub const FIELD_MANAGER: &str = "attest-spoke";

@@ -5,12 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Name, Timestamp};
-use crate::statement::{Statement, StatementError};
+use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::documents::statement::{Statement, StatementError};
 
 /// Predicate type of a release statement.
 pub const RELEASE_TYPE: &str = "https://attest.continuu.ms/release/v1";
-/// Media type of Rendering v1, see [`crate::manifest`].
+/// Media type of Rendering v1, see [`crate::documents::manifest`].
 pub const RENDERING_TYPE: &str = "application/vnd.attest.manifests.v1+jsonl";
 /// Most renderings in a release.
 pub const RENDERS_MAX: usize = 256;
@@ -61,7 +61,7 @@ pub struct Renderer {
 pub struct Evidence {
     /// Name of the attestation: `build`, `test`, `security-scan`.
     pub attestation: String,
-    /// [`crate::envelope::Opened::id`] of the receipt.
+    /// [`crate::basics::envelope::Opened::id`] of the receipt.
     pub receipt: Digest,
 }
 

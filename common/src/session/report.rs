@@ -5,13 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Health;
-use crate::ids::{Digest, Name, Timestamp};
-use crate::manifest::ObjectKey;
+use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::documents::manifest::ObjectKey;
+use crate::objects::health::Health;
 use crate::verify::Check;
 
-/// Longest message in a report, in characters.
-pub const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 /// Most objects listed one by one; the rest are counted.
 pub const OBJECTS_LISTED_MAX: usize = 200;
 /// Largest encoded report in bytes.
@@ -133,25 +131,4 @@ pub struct Timings {
     pub record_us: u64,
     pub apply_us: u64,
     pub requests: u64,
-}
-
-/// Cuts a message to what a report may carry and strips control characters.
-pub fn message(text: &str) -> String {
-    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    plain.take(MESSAGE_CHARACTERS_MAX).collect()
-}
-
-/// An error and its sources in one line, for a report or a log field.
-pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let said = inner.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = inner.source();
-    }
-    message(&text)
 }

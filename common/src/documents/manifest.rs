@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::json::{self, JsonError, OBJECT_DEPTH_MAX};
+use crate::basics::json::{self, JsonError, OBJECT_DEPTH_MAX};
 
 /// Most objects in a rendering.
 pub const OBJECTS_MAX: usize = 5_000;
@@ -184,7 +184,8 @@ fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
     if !path_safe(group) || !path_safe(version) || !path_safe(kind) {
         return Err(shape("apiVersion"));
     }
-    if !name_safe || namespace.as_deref().is_some_and(|n| crate::ids::Name::new(n).is_err()) {
+    if !name_safe || namespace.as_deref().is_some_and(|n| crate::basics::ids::Name::new(n).is_err())
+    {
         return Err(shape("metadata.name"));
     }
     let key = ObjectKey {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::Digest;
-use crate::json::{self, JsonError};
+use crate::basics::ids::Digest;
+use crate::basics::json::{self, JsonError};
 
 /// `_type` of the only accepted statement version.
 pub const STATEMENT_V1: &str = "https://in-toto.io/Statement/v1";

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::manifest::ObjectKey;
-use crate::policy::Entry;
+use crate::documents::manifest::ObjectKey;
+use crate::trust::policy::Entry;
 
 /// What is known about a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{IdError, Name};
-use crate::keys::{KeyError, KeyId, PublicKey};
-use crate::receipt::{self, BUILDER_ID};
-use crate::release::{GLOB_BYTES_MAX, glob_matches};
+use crate::basics::ids::{IdError, Name};
+use crate::basics::keys::{KeyError, KeyId, PublicKey};
+use crate::basics::terms::{BUILDER_ID, Mode, Role};
+use crate::documents::receipt;
+use crate::documents::release::{GLOB_BYTES_MAX, glob_matches};
 
 /// Most keys in a policy.
 pub const KEYS_MAX: usize = 256;
@@ -60,41 +61,6 @@ pub struct KeySpec {
     pub environments: Vec<Name>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builder_ids: Option<Vec<String>>,
-}
-
-/// What a CI key may sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Role {
-    Builder,
-    Tester,
-    Scanner,
-    Releaser,
-}
-
-impl Role {
-    /// Every CI role.
-    pub const ALL: [Self; 4] = [Self::Builder, Self::Tester, Self::Scanner, Self::Releaser];
-}
-
-/// How strictly failures are treated. Ordered: a later one is stricter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Mode {
-    Disabled,
-    Audit,
-    Standard,
-    Strict,
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Disabled => "Disabled",
-            Self::Audit => "Audit",
-            Self::Standard => "Standard",
-            Self::Strict => "Strict",
-        })
-    }
 }
 
 /// What some applications may do here.

@@ -8,17 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use data_encoding::{BASE64, BASE64URL};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::Digest;
-use crate::json::{self, JsonError};
-use crate::keys::{KeyId, PrivateKey, PublicKey};
+use crate::basics::ids::Digest;
+use crate::basics::json::{self, JsonError};
+use crate::basics::keys::{KeyId, PrivateKey, PublicKey};
 
 /// Payload type of in-toto statements: receipts and release statements.
 pub const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
-/// Payload type of a [`crate::plan::Plan`].
+/// Payload type of a [`crate::documents::plan::Plan`].
 pub const PLAN_TYPE: &str = "application/vnd.attest.plan.v1+json";
-/// Payload type of a [`crate::plan::Directive`].
+/// Payload type of a [`crate::documents::plan::Directive`].
 pub const DIRECTIVE_TYPE: &str = "application/vnd.attest.directive.v1+json";
-/// Payload type of a [`crate::plan::Sync`].
+/// Payload type of a [`crate::documents::plan::Sync`].
 pub const SYNC_TYPE: &str = "application/vnd.attest.sync.v1+json";
 
 /// Largest receipt, release statement or directive envelope, in bytes.

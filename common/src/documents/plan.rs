@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{ClusterId, Digest, Name, Timestamp};
-use crate::keys::KeyId;
-use crate::policy::Mode;
-use crate::release::NamespaceRule;
+use crate::basics::ids::{ClusterId, Digest, Name, Timestamp};
+use crate::basics::keys::KeyId;
+use crate::basics::terms::Mode;
+use crate::documents::release::NamespaceRule;
 
 /// Longest time between a directive's issue and its expiry.
 pub const DIRECTIVE_LIFETIME_MAX_MS: i64 = 24 * 60 * 60 * 1000;
@@ -49,7 +49,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct SignedBlob {
-    /// [`crate::envelope::Opened::id`]: what was signed.
+    /// [`crate::basics::envelope::Opened::id`]: what was signed.
     pub id: Digest,
     /// SHA-256 of the envelope file: what travels.
     pub sha256: Digest,

@@ -5,10 +5,10 @@
 
 use serde_json::Value;
 
-use crate::ids::{Digest, Timestamp};
-use crate::policy::{Mode, Role};
-use crate::release::{Release, Render};
-use crate::statement::Statement;
+use crate::basics::ids::{Digest, Timestamp};
+use crate::basics::terms::{Mode, Role};
+use crate::documents::release::{Release, Render};
+use crate::documents::statement::Statement;
 
 /// SLSA provenance, version 1.
 pub const PROVENANCE_TYPE: &str = "https://slsa.dev/provenance/v1";
@@ -18,8 +18,6 @@ pub const TEST_RESULT_TYPE: &str = "https://in-toto.io/attestation/test-result/v
 pub const VULNS_TYPE: &str = "https://in-toto.io/attestation/vulns/v0.2";
 /// `buildType` of a provenance written by `attest run`.
 pub const BUILD_TYPE: &str = "https://attest.continuu.ms/run/v1";
-/// Builder id of `attest run`, and the default of a policy that names none.
-pub const BUILDER_ID: &str = "https://attest.continuu.ms/builder/v1";
 /// Parameters a provenance may carry; an unknown one may mean a build nobody allowed (SLSA, verifying artifacts).
 pub const EXTERNAL_PARAMETERS: [&str; 4] = ["application", "repository", "step", "environment"];
 /// Oldest scan that a release may be admitted with.

@@ -14,7 +14,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::ids::Digest;
+use crate::basics::ids::Digest;
 
 /// Longest PEM text that is looked at.
 pub const PEM_BYTES_MAX: usize = 4096;

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use data_encoding::BASE64;
 use serde_json::Value;
 
-use crate::ids::{Digest, Name};
-use crate::kinds::{self, Kinds};
-use crate::manifest::{self, Object, ObjectKey};
-use crate::policy::{GroupResource, Local, Mode};
-use crate::release::{ImageDigest, Render};
+use crate::basics::ids::{Digest, Name};
+use crate::basics::terms::Mode;
+use crate::documents::manifest::{self, Object, ObjectKey};
+use crate::documents::release::{ImageDigest, Render};
+use crate::objects::kinds::{self, Kinds};
+use crate::trust::policy::{GroupResource, Local};
 
 /// Name of the mutation that writes a digest behind an image's tag.
 pub const IMAGE_PIN: &str = "image-pin";
@@ -28,7 +29,7 @@ pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Objects ready to be applied, and what people should know about them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Effective {
+pub struct Placed {
     pub objects: Vec<Object>,
     pub warnings: Vec<String>,
 }
@@ -36,14 +37,14 @@ pub struct Effective {
 /// Places and pins `objects`, checking each against what the destination may hold.
 ///
 /// `kinds` is what the caller knows of the cluster; CRDs among `objects` add to it.
-pub fn effective(
+pub fn place_objects(
     objects: Vec<Object>,
     namespace: &Name,
     render: &Render,
     local: &Local,
     mode: Mode,
     kinds: &Kinds,
-) -> Result<Effective, EffectiveError> {
+) -> Result<Placed, PlacementError> {
     let kinds = with_definitions(&objects, kinds);
     let digests = digests_by_reference(&render.images)?;
     let may_pin = render.mutations.iter().any(|name| name == IMAGE_PIN);
@@ -51,15 +52,15 @@ pub fn effective(
     let mut seen = BTreeSet::new();
     let mut ready = Vec::new();
     for object in objects {
-        let object = place(object, namespace, local, &kinds)?;
+        let object = place_object(object, namespace, local, &kinds)?;
         if !seen.insert(object.key().clone()) {
-            return Err(EffectiveError::Duplicate(object.key().clone()));
+            return Err(PlacementError::Duplicate(object.key().clone()));
         }
         check_secrets(&object, local)?;
         let object = pin(as_stored(object), &digests, may_pin, mode, &mut warnings)?;
         ready.push(object);
     }
-    Ok(Effective { objects: ready, warnings })
+    Ok(Placed { objects: ready, warnings })
 }
 
 /// `kinds` and those that CRDs among `objects` define.
@@ -75,15 +76,15 @@ pub fn with_definitions<'a>(objects: &[Object], kinds: &'a Kinds) -> Cow<'a, Kin
     known
 }
 
-fn place(
+fn place_object(
     object: Object,
     namespace: &Name,
     local: &Local,
     kinds: &Kinds,
-) -> Result<Object, EffectiveError> {
+) -> Result<Object, PlacementError> {
     let key = object.key().clone();
     if key.group == "attest.continuu.ms" {
-        return Err(EffectiveError::KindNeverAllowed(key));
+        return Err(PlacementError::KindNeverAllowed(key));
     }
     // The destination's own Namespace object may carry labels and annotations for it.
     let own_namespace =
@@ -93,15 +94,15 @@ fn place(
         return Ok(object);
     }
     let Some(kind) = kinds.get(&key.group, &key.kind) else {
-        return Err(EffectiveError::KindUnknown(key));
+        return Err(PlacementError::KindUnknown(key));
     };
     let resource = GroupResource { group: key.group.clone(), resource: kind.plural.clone() };
     if !kind.namespaced {
         if key.namespace.is_some() {
-            return Err(EffectiveError::NamespaceOnClusterScoped(key));
+            return Err(PlacementError::NamespaceOnClusterScoped(key));
         }
         if !local.cluster_scoped.contains(&resource) {
-            return Err(EffectiveError::KindNotAllowed {
+            return Err(PlacementError::KindNotAllowed {
                 object: key,
                 list: "clusterScoped",
                 resource,
@@ -111,11 +112,11 @@ fn place(
     }
     let allowed = kinds::is_workload(&key.group, &key.kind) || local.extra.contains(&resource);
     if !allowed {
-        return Err(EffectiveError::KindNotAllowed { object: key, list: "extra", resource });
+        return Err(PlacementError::KindNotAllowed { object: key, list: "extra", resource });
     }
     match key.namespace.as_deref() {
         Some(written) if written != namespace.as_str() => {
-            Err(EffectiveError::NamespaceNotAllowed { object: key, namespace: namespace.clone() })
+            Err(PlacementError::NamespaceNotAllowed { object: key, namespace: namespace.clone() })
         }
         Some(_) => Ok(object),
         None => Ok(object.placed(namespace.as_str())),
@@ -132,25 +133,25 @@ fn is_reserved(label: &str) -> bool {
 }
 
 /// What a namespace may do and where its pods run is its operator's word, never the application's.
-fn check_reserved(namespace: &Object) -> Result<(), EffectiveError> {
+fn check_reserved(namespace: &Object) -> Result<(), PlacementError> {
     for place in ["labels", "annotations"] {
         let all = namespace.value().pointer(&format!("/metadata/{place}"));
         let mut names = all.and_then(Value::as_object).into_iter().flat_map(|all| all.keys());
         if let Some(label) = names.find(|name| is_reserved(name)) {
             let object = namespace.key().clone();
-            return Err(EffectiveError::LabelNotAllowed { object, label: label.clone() });
+            return Err(PlacementError::LabelNotAllowed { object, label: label.clone() });
         }
     }
     Ok(())
 }
 
 /// Tokens of service accounts are made by the API server; a rendering that brings one steals an identity.
-fn check_secrets(object: &Object, local: &Local) -> Result<(), EffectiveError> {
+fn check_secrets(object: &Object, local: &Local) -> Result<(), PlacementError> {
     let key = object.key();
     let secrets = GroupResource { group: String::new(), resource: "secrets".to_owned() };
     let is_secret = key.group.is_empty() && key.kind == "Secret";
     if is_secret && !local.extra.contains(&secrets) {
-        return Err(EffectiveError::KindNotAllowed {
+        return Err(PlacementError::KindNotAllowed {
             object: key.clone(),
             list: "extra",
             resource: secrets,
@@ -163,7 +164,7 @@ fn check_secrets(object: &Object, local: &Local) -> Result<(), EffectiveError> {
         && key.kind == "ServiceAccount"
         && object.value().get("secrets").is_some();
     if token || account_with_secrets {
-        return Err(EffectiveError::KindNeverAllowed(key.clone()));
+        return Err(PlacementError::KindNeverAllowed(key.clone()));
     }
     Ok(())
 }
@@ -190,12 +191,12 @@ fn as_stored(object: Object) -> Object {
     })
 }
 
-fn digests_by_reference(images: &[ImageDigest]) -> Result<BTreeMap<&str, Digest>, EffectiveError> {
+fn digests_by_reference(images: &[ImageDigest]) -> Result<BTreeMap<&str, Digest>, PlacementError> {
     let mut digests = BTreeMap::new();
     for image in images {
         let former = digests.insert(image.reference.as_str(), image.digest);
         if former.is_some_and(|digest| digest != image.digest) {
-            return Err(EffectiveError::ImageAmbiguous(image.reference.clone()));
+            return Err(PlacementError::ImageAmbiguous(image.reference.clone()));
         }
     }
     Ok(digests)
@@ -207,7 +208,7 @@ fn pin(
     may_pin: bool,
     mode: Mode,
     warnings: &mut Vec<String>,
-) -> Result<Object, EffectiveError> {
+) -> Result<Object, PlacementError> {
     let key: ObjectKey = object.key().clone();
     if manifest::pod_spec_pointers(&key.group, &key.kind).is_empty() {
         return Ok(object);
@@ -227,7 +228,7 @@ fn pin(
         });
     });
     match failure {
-        Some(image) => Err(EffectiveError::ImageUnpinned { object: key, image }),
+        Some(image) => Err(PlacementError::ImageUnpinned { object: key, image }),
         None => Ok(object),
     }
 }
@@ -254,7 +255,7 @@ fn pinned(
 /// Why an object may not be applied at this destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum EffectiveError {
+pub enum PlacementError {
     #[error("{object} is not in namespace `{namespace}`, the only one of this destination")]
     NamespaceNotAllowed { object: ObjectKey, namespace: Name },
     #[error("{0} is cluster-scoped and yet names a namespace")]
@@ -282,7 +283,7 @@ pub enum EffectiveError {
     ImageAmbiguous(String),
 }
 
-impl EffectiveError {
+impl PlacementError {
     /// A stable word for conditions, metrics, logs and the CLI.
     pub fn reason(&self) -> &'static str {
         match self {

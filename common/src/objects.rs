@@ -1,0 +1,7 @@
+//! Kubernetes objects: known kinds, placement in a destination, owned fields, health, differences.
+
+pub mod difference;
+pub mod health;
+pub mod kinds;
+pub mod placement;
+pub mod projection;

@@ -1,0 +1,3 @@
+//! The trust policy that a cluster's operator installs.
+
+pub mod policy;
