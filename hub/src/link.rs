@@ -19,7 +19,6 @@ use attest_certs::tls::{Admission, admit, hub_quic};
 use attest_certs::{Bundle, PeerIdentity};
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::text;
-use attest_common::session::report;
 use attest_common::session::{BIDIRECTIONAL_STREAMS_MAX, GREETING_TIMEOUT_MS, IDLE_TIMEOUT_MS};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};

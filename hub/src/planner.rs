@@ -17,7 +17,6 @@ use attest_common::documents::release::{self, RELEASE_TYPE, RENDERING_TYPE, Rele
 use attest_common::documents::statement::Statement;
 use attest_common::objects::difference;
 use attest_common::objects::kinds::Kinds;
-use attest_common::session::report;
 use attest_common::trust::policy::{self, Policy};
 use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
 

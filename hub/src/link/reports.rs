@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::text;
-use attest_common::session::report::{self, OBJECTS_LISTED_MAX, Phase, Report};
+use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
 use tokio::sync::mpsc;
 
 use super::PACE_SPAN;

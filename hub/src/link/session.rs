@@ -11,7 +11,7 @@ use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Renewed, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
-use attest_common::session::report::{self, REPORT_BYTES_MAX, Report};
+use attest_common::session::report::{REPORT_BYTES_MAX, Report};
 use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX, negotiate};
 use attest_common::trust::policy;
 use quinn::Connection;

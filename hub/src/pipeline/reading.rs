@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{Digest, Name, Timestamp};
 use attest_common::basics::text;
-use attest_common::session::report;
 
 use super::Poll;
 use super::answers::Answer;

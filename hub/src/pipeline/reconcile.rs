@@ -9,7 +9,7 @@ use std::time::Instant;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name};
 use attest_common::basics::text;
 use attest_common::documents::plan::Operation;
-use attest_common::session::report::{self, Phase};
+use attest_common::session::report::Phase;
 use attest_common::trust::policy;
 
 use super::order::{Order, Plans};

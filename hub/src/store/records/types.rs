@@ -1,7 +1,6 @@
 //! The records themselves, one type a table. Shapes only.
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
-use attest_common::basics::terms;
 use attest_common::documents::plan::Operation;
 use attest_common::session::report::Report;
 use attest_common::trust::policy;
