@@ -1,13 +1,13 @@
-# Short names for what one types often. `bash .ci/run` is the whole list of checks.
+# Shortcuts for common commands. `bash .ci/run` runs every check.
 
 default:
     @just --list
 
-# Everything CI checks
+# Every check of CI
 ci:
     bash .ci/run
 
-# All tests, on real control planes; arguments go to cargo test
+# All tests, on real control planes; arguments are passed to cargo test
 test *arguments:
     bash tests/run.sh {{arguments}}
 
@@ -35,11 +35,11 @@ clusters number="2":
 clusters-down:
     bash kind-clusters/down.sh
 
-# The main job, shown on real API servers
+# The demo, on real API servers
 demo *arguments:
     bash kind-clusters/demo.sh {{arguments}}
 
-# Figures on this machine: `just bench change`
+# Benchmarks on this machine: `just bench change`
 bench *arguments:
     bash kind-clusters/tools/build.sh
     cargo build --profile bench --workspace --bins --locked

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The main job on real API servers: a hub and two clusters, one signed commit, and what a hub cannot do.
+# Runs the demo on real API servers: a hub, two clusters, a signed commit, and attacks by a compromised hub.
 #
-# Needs Rust. Installs git, a C compiler and Python where it is root on Debian and they are missing, builds
-# the rest (Kubernetes once, about 12 minutes on two cores; ATTEST itself), then runs the demo.
-# Arguments go to it: --once ends it after the last step, --help says more.
+# Requires Rust. As root on Debian, installs git, a C compiler and Python if they are missing. Builds the
+# Kubernetes programs (once, about 12 minutes on two cores) and ATTEST, then starts the demo.
+# Arguments are passed to the demo: --once exits after the last step, --help lists all options.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-talk() { printf 'attest: %s\n' "$*" >&2; }
+info() { printf 'attest: %s\n' "$*" >&2; }
 
 bash kind-clusters/tools/needs.sh
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -16,7 +16,7 @@ directories=$(bash kind-clusters/tools/build.sh)
 export ATTEST_KUBE_BIN=${directories%%:*}
 export PATH=$directories:$PATH
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/attest/target}
-talk "building attest, attest-hub, attest-spoke and the demo (a few minutes the first time)"
+info "building attest, attest-hub, attest-spoke and the demo (a few minutes the first time)"
 cargo build --quiet --workspace --bins --locked
 export ATTEST_PROGRAMS=$CARGO_TARGET_DIR/debug
 exec "$CARGO_TARGET_DIR/debug/attest-demo" "$@"

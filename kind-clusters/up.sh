@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Brings up Kubernetes control planes on loopback, without Docker, and leaves them running.
+# Starts Kubernetes control planes on loopback, without Docker, and leaves them running.
 #
 #   kind-clusters/up.sh                  hub, staging and production
-#   kind-clusters/up.sh 2                the first two of them; more than three are named cluster-4, …
-#   kind-clusters/up.sh blue green       clusters of these names
+#   kind-clusters/up.sh 2                the first two of them; from the fourth on, names are cluster-4, …
+#   kind-clusters/up.sh blue green       clusters with these names
 #
-# Clusters that are running stay as they are. Prints one line a cluster: its name, a tab, and its
-# kubeconfig (context <name>-cluster). Files are in $ATTEST_CLUSTERS_DIR, else in
-# .attest-demo/clusters of the checkout. Pods of an image named attest-spoke run the program in
-# $ATTEST_SPOKE, when that is set.
+# Running clusters are left unchanged. Prints one line per cluster: its name, a tab, and its kubeconfig
+# (context <name>-cluster). Files are in $ATTEST_CLUSTERS_DIR, by default .attest-demo/clusters of the
+# checkout. If $ATTEST_SPOKE is set, pods with an image named attest-spoke run that program.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -19,7 +18,7 @@ if [ $# -eq 1 ] && [[ $1 =~ ^[0-9]+$ ]]; then
 elif [ $# -gt 0 ]; then
   names=("$@")
 fi
-[ ${#names[@]} -gt 0 ] || { echo "attest: how many clusters?" >&2; exit 3; }
+[ ${#names[@]} -gt 0 ] || { echo "attest: the number of clusters must be at least 1" >&2; exit 3; }
 
 directories=$(bash "$here/tools/build.sh")
 export ATTEST_KUBE_BIN=${directories%%:*}

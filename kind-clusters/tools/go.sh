@@ -1,9 +1,9 @@
-# A Go toolchain that can build the programs, if this machine has one; to be sourced.
+# Finds a Go toolchain that can build the programs; to be sourced.
 #
-# Kubernetes 1.37 needs Go 1.26: what a distribution calls `go` is often older.
+# Kubernetes 1.37 requires Go 1.26; the version packaged by a distribution is often older.
 go_minor_min=26
 
-# Prints the first that is new enough: on PATH, where go.dev's archive goes, in the cache.
+# Prints the first recent enough one: on PATH, in the install location of go.dev's archive, in the cache.
 go_here() {
   local candidate minor
   for candidate in "$(command -v go || true)" /usr/local/go/bin/go "$1/go/bin/go"; do

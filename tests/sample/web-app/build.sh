@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the image: an OCI image layout in out/image, from src/ alone.
+# Builds the image: an OCI image layout in out/image, from src/ only.
 #
-# The same source gives the same bytes on every machine: times, owners, modes and order are fixed.
-# The layer holds the program; what runs it (a base with a shell) is left out to keep the sample small.
+# The build is reproducible on every machine: timestamps, owners, modes and order are fixed.
+# The layer contains only the program; a base image with a shell is omitted to keep the sample small.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")"
@@ -11,7 +11,7 @@ layout=out/image
 rm -rf "$layout"
 mkdir -p "$layout/blobs/sha256" out/root/app
 
-# Moves standard input to its place among the blobs; prints "digest size".
+# Stores standard input as a blob; prints "digest size".
 store() {
   local file=out/blob digest
   cat >"$file"

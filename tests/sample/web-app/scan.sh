@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares packages.txt with advisories.txt and writes out/scan.json, the predicate of an in-toto
-# vulns v0.2 attestation. Exit 1 when a listed version is found, 2 when a file cannot be read.
+# vulns v0.2 attestation. Exits with 1 if a listed version is found, 2 if a file cannot be read.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")"
@@ -8,7 +8,7 @@ mkdir -p out
 
 now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
 
-# When the advisories were last brought up to date: their last commit, else the file's own time.
+# Prints when the advisories were last updated: the time of their last commit, else of the file.
 updated() {
   local committed=
   if git diff --quiet HEAD -- advisories.txt 2>/dev/null; then
@@ -17,7 +17,7 @@ updated() {
   printf '%s' "${committed:-$(date -u -r advisories.txt +%Y-%m-%dT%H:%M:%SZ)}"
 }
 
-# Both files become words that need no escaping in JSON; anything else ends the scan.
+# Reads a file as words that need no escaping in JSON; anything else is an error.
 words() {
   awk -v fields="$2" -v file="$1" '
     /^[ \t]*(#|$)/ { next }
@@ -29,7 +29,7 @@ words() {
 started=$(now)
 packages=$(words packages.txt 2)
 advisories=$(words advisories.txt 4)
-[ -n "$packages" ] || { echo "packages.txt: lists nothing, so nothing can be said" >&2; exit 2; }
+[ -n "$packages" ] || { echo "packages.txt lists no packages; cannot scan" >&2; exit 2; }
 found=$(awk '
   NR == FNR { installed[$1 " " $2] = 1; next }
   installed[$1 " " $2]' <(printf '%s\n' "$packages") <(printf '%s\n' "$advisories"))

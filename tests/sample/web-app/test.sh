@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test_* function of tests/*.sh and writes out/junit.xml. Exit 1 when one fails.
+# Runs every test_* function of tests/*.sh and writes out/junit.xml. Exits with 1 if one fails.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")"
@@ -12,14 +12,14 @@ tests=0 failures=0 cases='' started=$EPOCHREALTIME
 for file in tests/*.sh; do
   for name in $(sed -n 's/^\(test_[a-z0-9_]*\)().*/\1/p' "$file"); do
     tests=$((tests + 1)) case_started=$EPOCHREALTIME
-    if said=$(bash -euo pipefail -c '. "$1"; "$2"' test "$file" "$name" 2>&1); then
+    if output=$(bash -euo pipefail -c '. "$1"; "$2"' test "$file" "$name" 2>&1); then
       printf 'ok      %s\n' "$name"
       cases+="  <testcase classname=\"$file\" name=\"$name\" time=\"$(seconds_since "$case_started")\"/>"$'\n'
     else
       failures=$((failures + 1))
-      printf 'FAILED  %s\n%s\n' "$name" "$said"
+      printf 'FAILED  %s\n%s\n' "$name" "$output"
       cases+="  <testcase classname=\"$file\" name=\"$name\" time=\"$(seconds_since "$case_started")\">"
-      cases+="<failure message=\"failed\">$(xml_text <<<"$said")</failure></testcase>"$'\n'
+      cases+="<failure message=\"failed\">$(xml_text <<<"$output")</failure></testcase>"$'\n'
     fi
   done
 done

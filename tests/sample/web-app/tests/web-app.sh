@@ -1,10 +1,10 @@
-# Tests of src/web-app. Each runs in a shell of its own; a command that fails, fails the test.
+# Tests of src/web-app. Each runs in a separate shell; a failing command fails the test.
 
 request() { printf '%s\r\nHost: localhost\r\n\r\n' "$1" | sh src/web-app; }
 body() { sed '1,/^\r*$/d'; }
 
-contains() { grep -qF -- "$1" <<<"$2" || { printf 'expected: %s\nseen:\n%s\n' "$1" "$2"; return 1; }; }
-lacks() { ! grep -qF -- "$1" <<<"$2" || { printf 'not expected: %s\nseen:\n%s\n' "$1" "$2"; return 1; }; }
+contains() { grep -qF -- "$1" <<<"$2" || { printf 'expected: %s\ngot:\n%s\n' "$1" "$2"; return 1; }; }
+lacks() { ! grep -qF -- "$1" <<<"$2" || { printf 'unexpected: %s\ngot:\n%s\n' "$1" "$2"; return 1; }; }
 
 test_the_page_greets_with_the_configured_words() {
   local seen; seen=$(GREETING=Welcome ENVIRONMENT=staging request "GET / HTTP/1.0")
