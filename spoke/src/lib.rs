@@ -4,32 +4,29 @@
 //! `attest_common::verify` before anything is written. Everything it must remember lies in Secrets
 //! of its cluster; its disk holds nothing.
 //!
-//! Reading order: `options`, `agent` (what runs), `policy`, `identity`, `join`, `link` (the hub),
-//! `gate`, `ledger`, `secrets` (decide and remember), `destination` (one application in one namespace),
-//! `account`, `apply`, `drift`, `watch` (the cluster), `outbox`, `http`, `metrics`, `log`.
+//! A folder uses only those that stand before it, in this order:
+//!
+//! 1. `log`, `http`, `metrics`, `failpoint`, `pace`: what every part uses.
+//! 2. `cluster`: the API server, and reading, writing and watching objects.
+//! 3. `trust`: the trust policy of the cluster and the identity of this spoke.
+//! 4. `ledger`: what is durable.
+//! 5. `session`: the hub.
+//! 6. `destination`: one application in one namespace.
+//! 7. `admission`: what is judged, and which destination it goes to.
+//! 8. `process`: what runs.
 
-pub mod account;
-pub mod agent;
-pub mod apply;
-pub mod blobs;
+pub mod admission;
 pub mod cluster;
 pub mod destination;
-pub mod drift;
 pub mod failpoint;
-pub mod gate;
 pub mod http;
-pub mod identity;
-pub mod join;
 pub mod ledger;
-pub mod link;
 pub mod log;
 pub mod metrics;
-pub mod options;
-pub mod outbox;
 pub mod pace;
-pub mod policy;
-mod secrets;
-pub mod watch;
+pub mod process;
+pub mod session;
+pub mod trust;
 
 /// Namespace of the spoke itself: its Secrets and its service account.
 pub const NAMESPACE: &str = "attest-system";

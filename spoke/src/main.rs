@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use attest_common::basics::text::error_chain;
-use attest_spoke::agent;
-use attest_spoke::options::Options;
+use attest_spoke::process::options::Options;
+use attest_spoke::process::run::run;
 use clap::Parser;
 
 /// How long a stopping spoke waits for what is in flight.
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         let outcome = tokio::select! {
-            outcome = agent::run(options) => outcome,
+            outcome = run(options) => outcome,
             () = stopped() => Ok(()),
         };
         tokio::time::sleep(FAREWELL).await;

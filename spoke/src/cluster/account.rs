@@ -9,7 +9,8 @@ use attest_common::record::account_name;
 use futures::future::{join, try_join};
 use serde_json::{Value, json};
 
-use crate::cluster::{ApiError, ApiServer, As, object_path};
+use super::client::{ApiServer, As, object_path};
+use super::error::ApiError;
 use crate::{ACCOUNT, NAMESPACE, failpoint};
 
 /// ClusterRole that the account gets in its destination namespace.

@@ -3,12 +3,6 @@
 //! Requests are plain HTTP with JSON, because impersonation and "created or only changed?" are
 //! headers and status codes that a typed client hides.
 
-pub mod answer;
-mod credentials;
-pub mod error;
-#[cfg(test)]
-pub(crate) mod fake;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +18,12 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tower::util::MapRequestLayer;
 
-use self::credentials::FileToken;
-pub use self::error::{ApiError, ClusterError, Details};
+use super::answer;
+use super::credentials::{self, FileToken};
+use super::error::{ApiError, ClusterError, Details, REQUEST_TIMEOUT};
 use crate::metrics::Metrics;
 use crate::{ACCOUNT, NAMESPACE};
 
-/// Longest a request other than a watch may take.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most requests that are made in the accounts of applications at a time. A worker makes eight of
 /// them: a few applications whose requests hang must not keep the others from healing.
 pub const ACCOUNT_REQUESTS_MAX: usize = 32;
@@ -335,7 +328,7 @@ impl ApiServer {
         }
     }
 
-    async fn keep_token_once(&self) -> Result<(), ClusterError> {
+    pub(super) async fn keep_token_once(&self) -> Result<(), ClusterError> {
         let Some(token) = &self.token else { return Ok(()) };
         if token.is_due(jiff::Timestamp::now()) {
             token.replace(&self.fresh_token().await?);
@@ -395,8 +388,8 @@ mod tests {
     use kube::Api;
     use kube::api::WatchParams;
 
-    use super::fake::FakeApi;
     use super::*;
+    use crate::cluster::fake::FakeApi;
 
     #[test]
     fn paths_name_group_namespace_and_object() {

@@ -11,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::ClusterError;
+use super::error::ClusterError;
 use crate::{NAMESPACE, failpoint};
 
 /// The token of a kubeconfig, in memory and in its file.

@@ -1,42 +1,13 @@
 //! What the API server serves, learnt when something needs a kind that is not known yet.
 
-use std::collections::BTreeSet;
 use std::sync::{PoisonError, RwLock};
 
-use attest_common::documents::manifest::{Object, ObjectKey};
+use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kind, Kinds};
 use serde_json::Value;
 
-use super::{Agent, complain};
-use crate::cluster::{ApiError, ApiServer};
-use crate::outbox::Key;
-
-impl Agent {
-    /// Asks the API server for the kinds that are needed to delete what an inventory holds beyond
-    /// `rendered`.
-    pub(super) async fn know_inventory(&self, key: &Key, rendered: &[Object]) {
-        let kinds = self.kinds();
-        let stays: BTreeSet<&ObjectKey> = rendered.iter().map(Object::key).collect();
-        let unknown = self.shared.ledger.with_records(|records| {
-            let owned = records.get(key).into_iter().flat_map(|record| &record.inventory);
-            let goes = owned.into_iter().filter(|owned| !stays.contains(&owned.key));
-            goes.into_iter().any(|o| kinds.get(&o.key.group, &o.key.kind).is_none())
-        });
-        if unknown {
-            self.discover().await;
-        }
-    }
-
-    pub(super) async fn discover(&self) {
-        if let Err(error) = discover(&self.shared.api, &self.shared.kinds).await {
-            complain("Cannot ask the API server for its kinds", &error);
-        }
-    }
-
-    pub(super) fn kinds(&self) -> Kinds {
-        self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
+use super::client::ApiServer;
+use super::error::ApiError;
 
 /// Asks the API server what it serves, and adds that to what is known.
 pub(crate) async fn discover(api: &ApiServer, kinds: &RwLock<Kinds>) -> Result<(), ApiError> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
 
-use crate::ledger::Confirmed;
+use serde::{Deserialize, Serialize};
 
 /// Heals of one object that happen at once; after that they are spaced.
 pub const HEALS_AT_ONCE_MAX: u32 = 300;
@@ -18,6 +18,16 @@ pub const HEAL_SPACE_MIN: Duration = Duration::from_secs(1);
 pub const HEAL_SPACE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Without a heal for this long, an object is no longer contested.
 pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(6 * 60);
+
+/// That an object was applied as desired, and how it looked then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Digest of the object as it was to be.
+    pub desired: Digest,
+    pub uid: String,
+    /// Digest of the live object projected on our fields.
+    pub projected: Digest,
+}
 
 /// What the watch says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]

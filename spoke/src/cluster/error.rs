@@ -1,8 +1,12 @@
 //! Why the API server cannot be used, or did not do what was asked.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
+
+/// Longest a request other than a watch may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the API server cannot be reached at all.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +66,7 @@ pub enum ApiError {
         message: String,
         details: Details,
     },
-    #[error("{verb} {path}: no answer within {} s", super::REQUEST_TIMEOUT.as_secs())]
+    #[error("{verb} {path}: no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout { verb: &'static str, path: String },
     #[error("{verb} {path}: the API server cannot be reached")]
     Transport {

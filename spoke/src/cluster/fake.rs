@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Access, ApiServer};
+use super::client::{Access, ApiServer};
 use crate::metrics::Metrics;
 
 /// The server, and the kubeconfig that leads to it.

@@ -16,17 +16,16 @@ use attest_common::verify::{Admission, Verified};
 
 use super::deleting::{self, Deleting};
 use super::mailbox::Run;
-use super::sight::Sight;
-use super::state::{DEFINITION_WAIT, Failure, Step, Tracked};
-use super::status::RunningNow;
+use super::objects::{DEFINITION_WAIT, Failure, Step, Tracked};
+use super::report::RunningNow;
+use super::requests::{Done, Job};
 use super::track::{track, with_met};
-use super::{Done, Job};
-use crate::account::Account;
-use crate::apply::{self, ApplyError, Force, Target};
-use crate::cluster::ApiServer;
-use crate::ledger::{ConfirmedPairs, Entry};
-use crate::outbox::Key;
-use crate::watch::{Refused, Scope};
+use super::watch_status::Sight;
+use crate::cluster::account::Account;
+use crate::cluster::apply::{self, ApplyError, Force, Target};
+use crate::cluster::client::ApiServer;
+use crate::cluster::watch::{Refused, Scope};
+use crate::ledger::records::{ConfirmedPairs, Entry, Key};
 
 /// An admission being carried out.
 pub(super) struct Running {

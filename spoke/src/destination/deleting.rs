@@ -9,13 +9,14 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kinds, apply_rank};
 use attest_common::record::Owned;
 
-use super::state::Failure;
-use super::status::Obstacle;
-use super::{Done, Job, Shared};
-use crate::account::Account;
-use crate::agent::kinds;
-use crate::apply::{self, ApplyError, Authority, Deleted};
-use crate::cluster::{ApiServer, object_path};
+use super::objects::Failure;
+use super::report::Obstacle;
+use super::requests::{Done, Job};
+use super::shared::Shared;
+use crate::cluster::account::Account;
+use crate::cluster::apply::{self, ApplyError, Authority, Deleted};
+use crate::cluster::client::{ApiServer, object_path};
+use crate::cluster::discovery;
 use crate::pace::Pace;
 
 /// How often rights that are missing are given again, however many objects miss them.
@@ -192,7 +193,7 @@ async fn delete(
     let plural = match item.plural {
         Some(plural) => plural,
         None => {
-            kinds::discover(api, kinds).await.map_err(ApplyError::Api)?;
+            discovery::discover(api, kinds).await.map_err(ApplyError::Api)?;
             let known = kinds.read().unwrap_or_else(PoisonError::into_inner);
             let kind = known.get(&key.group, &key.kind).ok_or(ApplyError::KindUnknown)?;
             kind.plural.clone()
@@ -202,7 +203,7 @@ async fn delete(
     match delete_at(api, by, key, (&item.version, &plural), uid).await {
         // Not the object: its version is not served any more. Another one may be.
         Err(ApplyError::Api(error)) if error.is_not_found() => {
-            let served = kinds::served(api, key).await.map_err(ApplyError::Api)?;
+            let served = discovery::served(api, key).await.map_err(ApplyError::Api)?;
             let (version, plural) = served.ok_or(ApplyError::KindUnknown)?;
             delete_at(api, by, key, (&version, &plural), uid).await
         }
@@ -251,125 +252,4 @@ pub(super) fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max:
 }
 
 #[cfg(test)]
-mod tests {
-    use attest_common::basics::ids::Name;
-    use serde_json::json;
-
-    use super::*;
-    use crate::cluster::fake::FakeApi;
-    use crate::ledger::tests::object_key;
-
-    #[test]
-    fn an_update_may_not_delete_most_of_a_large_inventory() {
-        assert!(!prune_is_too_much(9, 9, 30));
-        assert!(!prune_is_too_much(3, 10, 30));
-        assert!(prune_is_too_much(4, 10, 30));
-        assert!(!prune_is_too_much(10, 10, 100));
-    }
-
-    fn owned(kind: &str, name: &str) -> Owned {
-        Owned {
-            key: object_key(kind, name),
-            version: "v1".to_owned(),
-            uid: Some("uid".to_owned()),
-            met: false,
-        }
-    }
-
-    fn deleting(objects: &[(&str, u8)]) -> Deleting {
-        let inventory: Vec<Owned> = objects.iter().map(|(name, _)| owned("x", name)).collect();
-        let mut deleting = Deleting::of(&inventory, &Kinds::built_in());
-        for (name, rank) in objects {
-            deleting.items.get_mut(&object_key("x", name)).unwrap().rank = *rank;
-        }
-        deleting
-    }
-
-    fn names(deleting: &Deleting, now: Instant) -> Vec<String> {
-        deleting.steps(now, 8).0.into_iter().map(|key| key.name).collect()
-    }
-
-    #[tokio::test]
-    async fn what_lived_in_a_namespace_that_is_gone_is_gone_though_its_uid_was_never_recorded() {
-        let fake = FakeApi::start().await;
-        let (api, key) = (fake.open().await, object_key("ConfigMap", "a"));
-        let path = object_path("v1", "configmaps", Some("shop"), "a");
-        fake.forbid(&path);
-
-        assert_eq!(apply::our_uid(&api, &key, &path).await.unwrap(), None);
-
-        let namespace = json!({"metadata": {"name": "shop"}});
-        api.create(&object_path("v1", "namespaces", None, ""), &namespace).await.unwrap();
-        let error = apply::our_uid(&api, &key, &path).await.unwrap_err();
-        assert!(error.is_forbidden(), "{error}");
-    }
-
-    #[tokio::test]
-    async fn bindings_that_somebody_deleted_are_made_again_for_a_removal_and_no_namespace_is() {
-        let fake = FakeApi::start().await;
-        let (api, name) = (fake.open().await, |name| Name::new(name).unwrap());
-        let account = Account::new(&name("web"), &name("shop"), "attest-accounts");
-        let path = object_path("v1", "configmaps", Some("shop"), "a");
-        fake.forbid(&path);
-        let forbidden = ApplyError::Api(api.get(&path).await.unwrap_err());
-        let pace = Pace::new(1, RIGHTS_EVERY);
-
-        restore_rights(&api, &account, &ApplyError::KindUnknown, &pace).await;
-        assert!(api.get(&path).await.unwrap_err().is_forbidden());
-        for _ in 0..3 {
-            restore_rights(&api, &account, &forbidden, &pace).await;
-        }
-
-        assert!(api.get(&path).await.unwrap_err().is_absent(), "the rights are there again");
-        let asked = |end: &str| fake.asked().iter().filter(|path| path.ends_with(end)).count();
-        assert_eq!((asked("/rolebindings"), asked("/namespaces")), (2, 0));
-    }
-
-    #[test]
-    fn deleting_goes_from_the_highest_rank_down() {
-        let now = Instant::now();
-        let mut deleting = deleting(&[("config", 5), ("web", 7), ("api", 7)]);
-
-        assert_eq!(names(&deleting, now), ["api", "web"]);
-        deleting.finish(&object_key("x", "api"), Ok(Deleted::Gone), now);
-        deleting.finish(&object_key("x", "web"), Ok(Deleted::Gone), now);
-        assert_eq!(names(&deleting, now), ["config"]);
-    }
-
-    #[test]
-    fn an_object_that_is_still_leaving_is_asked_again_and_lower_ranks_wait_for_it() {
-        let now = Instant::now();
-        let mut deleting = deleting(&[("operator", 7), ("widget", 8)]);
-        let widget = object_key("x", "widget");
-
-        let leaving = Deleted::Leaving("finalizers example.com/drain".to_owned());
-        assert!(!deleting.finish(&widget, Ok(leaving), now));
-        let (next, wake) = deleting.steps(now, 8);
-        assert_eq!(next, []);
-        let again = wake.unwrap();
-        assert_eq!(names(&deleting, again), ["widget"]);
-        assert!(matches!(
-            deleting.obstacle(),
-            Some(Obstacle::Leaving(key, "finalizers example.com/drain")) if *key == widget
-        ));
-
-        assert!(deleting.finish(&widget, Ok(Deleted::Gone), again));
-        assert_eq!(names(&deleting, again), ["operator"]);
-    }
-
-    #[test]
-    fn an_unknown_kind_is_not_released_but_fails_until_it_is_known() {
-        let now = Instant::now();
-        let key = object_key("Widget", "w");
-        let mut deleting = Deleting::of(&[owned("Widget", "w")], &Kinds::built_in());
-        assert_eq!(deleting.done, []);
-
-        deleting.finish(&key, Err(ApplyError::KindUnknown), now);
-
-        let Some(Obstacle::Failing(_, failure)) = deleting.obstacle() else { panic!() };
-        assert_eq!(failure.reason, "KindUnknown");
-        let retry_at = failure.retry_at;
-        assert_eq!(deleting.steps(now, 8), (vec![], Some(retry_at)));
-        assert_eq!(names(&deleting, retry_at), ["w"]);
-    }
-}
+mod tests;

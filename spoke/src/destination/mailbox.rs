@@ -8,8 +8,8 @@ use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, Removal, Verified};
 use tokio::sync::Notify;
 
-use super::early::Checks;
-use crate::outbox::Key;
+use super::speculative::Checks;
+use crate::ledger::records::Key;
 
 /// What a worker is to do now.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Resumes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::tests::removal;
+    use crate::admission::gate::tests::removal;
 
     #[test]
     fn a_refusal_that_waits_is_forgotten_for_what_was_admitted_after_it_and_for_nothing_else() {

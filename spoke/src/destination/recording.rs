@@ -7,21 +7,10 @@ use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Held, Owned};
 
-use super::running::Running;
-use super::state::{RETRY_MIN, Tracked};
-use super::{Done, Job};
-use crate::gate;
-use crate::ledger::{ConfirmedPairs, Entry, Ledger};
-use crate::outbox::Key;
-
-/// What became of a write to the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recorded {
-    /// The record says what this worker knows.
-    Done,
-    /// It holds something else than what this worker runs: another process, or a newer order.
-    Superseded,
-}
+use super::applying::Running;
+use super::objects::{RETRY_MIN, Tracked};
+use super::requests::{Done, Job, Recorded};
+use crate::ledger::records::{ConfirmedPairs, Entry, Key, Ledger};
 
 impl Recorded {
     fn unless(superseded: &AtomicBool) -> Self {
@@ -133,8 +122,7 @@ pub(super) fn removed(ledger: &Ledger, key: &Key) -> Job {
 /// Without a plan, the order is a removal.
 pub(super) fn is_of(entry: Option<&Entry>, held: Option<&Held>, directive: Digest) -> bool {
     entry.is_some_and(|entry| {
-        entry.record.held.as_ref() == held
-            && gate::payload_digest(&entry.directive) == Some(directive)
+        entry.record.held.as_ref() == held && entry.directive_digest() == Some(directive)
     })
 }
 
@@ -174,7 +162,7 @@ pub(super) fn turned_back(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::tests::object_key;
+    use crate::ledger::records::tests::object_key;
 
     #[test]
     fn the_inventory_follows_the_version_that_an_object_was_written_by() {

@@ -11,9 +11,9 @@ use attest_common::session::report::{
 };
 use attest_common::verify::Admission;
 
-use super::state::{Failure, Tracked};
-use crate::drift::Need;
-use crate::outbox::Key;
+use super::objects::{Failure, Tracked};
+use crate::cluster::drift::Need;
+use crate::ledger::records::Key;
 
 /// What a report is made from.
 #[derive(Clone, Copy, Debug)]
@@ -229,7 +229,7 @@ mod tests {
     use attest_common::basics::ids::Name;
 
     use super::*;
-    use crate::ledger::tests::object_key;
+    use crate::ledger::records::tests::object_key;
 
     #[test]
     fn a_removal_that_does_not_end_says_which_object_it_waits_for_and_why() {

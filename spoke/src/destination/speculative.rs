@@ -12,15 +12,14 @@ use attest_common::objects::placement;
 use attest_common::verify::{Admission, Verified};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::state::{IN_FLIGHT_MAX, Tracked};
+use super::objects::{IN_FLIGHT_MAX, Tracked};
+use super::requests::{Done, Job};
 use super::track::track;
-use super::{Done, Job};
-use crate::account::Account;
-use crate::apply::{self, ApplyError, Passed, Standing, Target};
-use crate::cluster::ApiServer;
-use crate::drift::Need;
-use crate::ledger::Entry;
-use crate::outbox::Key;
+use crate::cluster::account::Account;
+use crate::cluster::apply::{self, ApplyError, Passed, Standing, Target};
+use crate::cluster::client::ApiServer;
+use crate::cluster::drift::Need;
+use crate::ledger::records::{Entry, Key};
 
 /// Longest wait of an admission for answers that would let it begin at once.
 const ANSWERS_WAIT_MAX: Duration = Duration::from_millis(50);
@@ -142,9 +141,9 @@ impl Early {
 mod tests {
     use attest_common::basics::ids::Digest;
 
-    use super::super::state::tests::applied;
+    use super::super::objects::tests::applied;
     use super::*;
-    use crate::ledger::tests::object_key;
+    use crate::ledger::records::tests::object_key;
 
     fn early(uid: &str) -> Early {
         let passed = Passed { force: true, met: false };

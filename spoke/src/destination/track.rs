@@ -8,13 +8,13 @@ use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
 use attest_common::verify::Admission;
 
-use super::state::Tracked;
-use crate::account::Account;
-use crate::apply;
-use crate::cluster::object_path;
-use crate::drift::{HealBudget, Live};
-use crate::ledger::ConfirmedPairs;
-use crate::watch::Scope;
+use super::objects::Tracked;
+use crate::cluster::account::Account;
+use crate::cluster::apply;
+use crate::cluster::client::object_path;
+use crate::cluster::drift::{HealBudget, Live};
+use crate::cluster::watch::Scope;
+use crate::ledger::records::ConfirmedPairs;
 
 /// The objects of an admission, with what is known of each from the inventory and from what ran before.
 pub(super) fn track(

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::state::Failure;
-use crate::watch::{Refused, Scope};
+use super::objects::Failure;
+use crate::cluster::watch::{Refused, Scope};
 
 /// Scopes whose watch is refused or cannot be read. What is in them is not known until a list completes.
 #[derive(Clone, Debug, Default)]

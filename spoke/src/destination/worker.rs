@@ -1,21 +1,7 @@
-//! One application in one namespace: a worker that brings the cluster to what was admitted and keeps it there.
-//!
-//! Nothing is decided about trust here; a worker gets `Verified` values only. What to do next is
-//! `state`, what it looks like to others is `status`; this file makes the requests and takes in what
-//! comes back. Workers share nothing but the API server, so one never holds up another.
-
-mod deleting;
-mod early;
-mod mailbox;
-mod recording;
-mod running;
-mod sight;
-pub mod state;
-pub mod status;
-mod track;
+//! The worker of a destination: makes the requests that are due and takes in what comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::text::error_chain;
@@ -24,28 +10,26 @@ use attest_common::objects::kinds::Kinds;
 use attest_common::record::Record;
 use attest_common::session::report::{Phase, Refusal, Report};
 use attest_common::verify::{Removal, Verified};
-use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
-use self::deleting::{By, Deleting};
-pub use self::early::Checks;
-use self::mailbox::Slot;
-pub use self::mailbox::{Mailbox, Order, Resumes, Run};
-use self::recording::Recorded;
-use self::running::{Preparation, Running};
-use self::state::{Failure, IN_FLIGHT_MAX, NOT_READY_FOR, Rules};
-use self::status::{RemovalNow, Situation};
-use self::track::{scopes, with_met};
-use crate::account::Account;
-use crate::apply::{ApplyError, Authority, Deleted, Passed, Written};
-use crate::cluster::{ApiError, ApiServer};
-use crate::drift::{Live, Need};
-use crate::ledger::refusals::{Refusals, Refused};
-use crate::ledger::{Ledger, LedgerError};
-use crate::metrics::Metrics;
-use crate::outbox::{Key, Outbox};
-use crate::watch::{Inbox, News, Watches, absent, observe};
+use super::applying::{Preparation, Running};
+use super::deleting::{By, Deleting};
+use super::mailbox::{Mailbox, Order, Run, Slot};
+use super::objects::{self, Failure, IN_FLIGHT_MAX, NOT_READY_FOR, Rules};
+use super::recording;
+use super::report::{self, RemovalNow, Situation};
+use super::requests::{Done, Job, Recorded};
+use super::shared::Shared;
+use super::track::{scopes, with_met};
+use crate::cluster::account::Account;
+use crate::cluster::apply::{ApplyError, Authority, Deleted, Passed, Written};
+use crate::cluster::drift::{Live, Need};
+use crate::cluster::error::ApiError;
+use crate::cluster::watch::{Inbox, News, absent, observe};
+use crate::ledger::error::LedgerError;
+use crate::ledger::records::Key;
+use crate::ledger::refusals::Refused;
 
 /// Shortest time between two reports that say nothing urgent.
 pub const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -55,20 +39,6 @@ const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
 const RIGHTS_BYTES: u64 = 6 * 2 * 1024;
 /// How long a worker with nothing to do sleeps at most.
 const IDLE: Duration = Duration::from_secs(60 * 60);
-
-/// What all workers use.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    pub api: ApiServer,
-    pub ledger: Ledger,
-    pub refusals: Refusals,
-    pub watches: Watches,
-    pub outbox: Outbox,
-    pub metrics: Metrics,
-    /// What the API server serves, as far as it was asked.
-    pub kinds: Arc<RwLock<Kinds>>,
-    pub resumes: Resumes,
-}
 
 /// The worker of a destination, which never ends, and where its orders go.
 pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = ()> + Send) {
@@ -103,27 +73,6 @@ struct Removing {
     recording: bool,
     done: bool,
     problem: Option<Failure>,
-}
-
-/// A request on its way.
-type Job = BoxFuture<'static, Done>;
-
-/// A request that came back.
-enum Done {
-    Prepared(Result<bool, ApiError>),
-    Checked(ObjectKey, Result<Passed, ApplyError>),
-    Wrote {
-        key: ObjectKey,
-        heal: bool,
-        result: Result<Written, ApplyError>,
-    },
-    Looked(ObjectKey, Result<Option<Value>, ApiError>),
-    Recorded(Result<Recorded, LedgerError>),
-    /// A plan is refused durably; whether something else is to be brought back to work.
-    TurnedBack(Result<bool, LedgerError>),
-    /// What was made for a plan that is refused has gone, or stays for a reason that is logged.
-    Withdrawn,
-    Deleted(ObjectKey, Result<Deleted, ApplyError>),
 }
 
 impl Worker {
@@ -323,7 +272,7 @@ impl Worker {
             way_back: running.way_back,
             begun: running.begun,
         };
-        let (steps, wake) = state::steps(&running.objects, rules, now, room);
+        let (steps, wake) = objects::steps(&running.objects, rules, now, room);
         if !steps.is_empty() {
             running.settled = false;
         }
@@ -357,7 +306,7 @@ impl Worker {
         let room = IN_FLIGHT_MAX.saturating_sub(self.jobs.len());
         let running = self.running.as_mut()?;
         let applied = running.objects.values().all(|t| t.need() == Need::Nothing && !t.busy);
-        if !applied || !status::is_settled(status::overall(&running.objects)) {
+        if !applied || !report::is_settled(report::overall(&running.objects)) {
             return None;
         }
         if !running.settled {
@@ -478,7 +427,7 @@ impl Worker {
         running.dirty |= tracked.confirmed.as_ref() != Some(&confirmed)
             || tracked.owned_uid.as_ref() != Some(&confirmed.uid);
         tracked.owned_uid = Some(confirmed.uid.clone());
-        tracked.met = state::is_met(tracked.met, tracked.passed, created);
+        tracked.met = objects::is_met(tracked.met, tracked.passed, created);
         tracked.confirmed = Some(confirmed);
         tracked.see(observation);
         if heal {
@@ -677,7 +626,7 @@ impl Worker {
         {
             return None;
         }
-        let report = status::report(&self.situation());
+        let report = report::report(&self.situation());
         let repeat = std::mem::take(&mut self.repeat);
         if let Some((last, at)) = &self.last_report {
             let same = Report { observed_at: report.observed_at, ..last.clone() } == report;

@@ -2,35 +2,32 @@
 //!
 //! Every change is a compare-and-swap by resourceVersion and is durable before anything acts on it.
 
-pub mod content;
-pub mod refusals;
-
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use attest_common::basics::ids::Digest;
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
+use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Record, Records};
 use attest_common::session::message::Seen;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::cluster::{ApiError, ApiServer};
-use crate::identity::Identity;
+use super::error::LedgerError;
+use super::index::{self, Index, RECORD_LABEL};
+use crate::cluster::client::ApiServer;
+use crate::cluster::drift::Confirmed;
+use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::outbox::Key;
 use crate::pace::Budget;
-use crate::secrets::{self, Swapped, collection, resource_version};
-use crate::{NAMESPACE, failpoint};
+use crate::trust::identity::Identity;
+use crate::trust::secrets::{self, Swapped, collection, resource_version};
 
 /// Most records that are read in one request; each may be as large as a Secret.
 pub const RECORDS_LISTED_MAX: usize = 32;
-/// Label that tells the spoke's Secrets apart.
-pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
 /// Most destinations of one cluster.
 pub const DESTINATIONS_MAX: usize = 4_096;
 /// Largest record as JSON, in bytes; a Secret holds 1 MiB in all.
@@ -41,7 +38,7 @@ pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
 pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
-const COMPRESSION_LEVEL: i32 = 3;
+pub(super) const COMPRESSION_LEVEL: i32 = 3;
 /// Most writes of a record that an order causes: when it is admitted, when writing begins, when all is
 /// written, and when it has become the last good one.
 const WRITES_OF_AN_ORDER: u64 = 4;
@@ -58,15 +55,8 @@ const RECORD: &str = "record.json";
 const DIRECTIVE: &str = "directive";
 const CONFIRMED: &str = "confirmed";
 
-/// That an object was applied as desired, and how it looked then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confirmed {
-    /// Digest of the object as it was to be.
-    pub desired: Digest,
-    pub uid: String,
-    /// Digest of the live object projected on our fields.
-    pub projected: Digest,
-}
+/// An application and a namespace.
+pub type Key = (Name, Name);
 
 /// Confirmed pairs of one destination. Only a shortcut: without it everything is applied again.
 pub type ConfirmedPairs = BTreeMap<ObjectKey, Confirmed>;
@@ -78,6 +68,13 @@ pub struct Entry {
     /// Envelope of the directive that put `record.held` there.
     pub directive: Vec<u8>,
     pub confirmed: ConfirmedPairs,
+}
+
+impl Entry {
+    /// Digest by which the directive is known; `None` when its envelope cannot be read.
+    pub fn directive_digest(&self) -> Option<Digest> {
+        envelope::peek(&self.directive, DIRECTIVE_TYPE).map(|(payload, _)| Digest::of(&payload))
+    }
 }
 
 /// The records of this cluster.
@@ -116,11 +113,11 @@ impl Lost {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    records: Records,
+pub(super) struct State {
+    pub(super) records: Records,
     /// Everything else, by the same key.
     others: BTreeMap<Key, Other>,
-    content: content::Index,
+    pub(super) content: Index,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -143,7 +140,7 @@ impl Ledger {
         recorded: u64,
     ) -> Result<Self, LedgerError> {
         // Content first: what another process stores meanwhile is then named by a record below.
-        let content = content::list(&api).await.map_err(LedgerError::Api)?;
+        let content = index::list(&api).await.map_err(LedgerError::Api)?;
         let mut state = State { content, ..State::default() };
         let mut next = String::new();
         loop {
@@ -300,7 +297,7 @@ impl Ledger {
         &self.0.api
     }
 
-    async fn content_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(super) async fn content_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.content_turn.lock().await
     }
 
@@ -309,7 +306,7 @@ impl Ledger {
         &self.0.writes
     }
 
-    fn tidy(&self) -> &Notify {
+    pub(super) fn tidy(&self) -> &Notify {
         &self.0.tidy
     }
 
@@ -336,7 +333,7 @@ impl Ledger {
         self.0.metrics.objects.set(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -432,274 +429,5 @@ fn unpack(packed: &[u8]) -> Option<ConfirmedPairs> {
     Some(pairs.into_iter().collect())
 }
 
-/// Why something is not durable.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LedgerError {
-    #[error("cannot read or write the spoke's Secrets")]
-    Api(#[source] ApiError),
-    #[error("the record was changed by somebody else")]
-    Overtaken,
-    #[error(
-        "Secret {NAMESPACE}/{secret} is not a readable record; \
-         restore it, or `attest spoke reset` the destination"
-    )]
-    Unreadable { secret: String },
-    #[error("an inventory of {objects} objects does not fit a Secret")]
-    TooLarge { objects: usize },
-    #[error("more than {max} {what}")]
-    Limit { what: &'static str, max: u64 },
-    #[error("stored content of plan {plan} is missing or damaged")]
-    Content { plan: Digest },
-}
-
-impl LedgerError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Api(error) => error.reason(),
-            Self::Overtaken => "RecordOvertaken",
-            Self::Unreadable { .. } => "RecordUnreadable",
-            Self::TooLarge { .. } | Self::Limit { .. } => "Limit",
-            Self::Content { .. } => "ContentLost",
-        }
-    }
-
-    /// True when trying again later may help.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            // Rights to its own Secrets are missing for a moment while an API server starts or a
-            // token is renewed, and never for anything that a document says.
-            Self::Api(error) => {
-                error.is_transient() || error.is_forbidden() || error.is_unauthorized()
-            }
-            Self::Overtaken => true,
-            Self::Unreadable { .. }
-            | Self::TooLarge { .. }
-            | Self::Limit { .. }
-            | Self::Content { .. } => false,
-        }
-    }
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
-    use attest_common::basics::ids::Name;
-    use attest_common::basics::keys::PrivateKey;
-    use attest_common::record::{Held, Owned};
-    use data_encoding::BASE64;
-
-    use super::*;
-    use crate::cluster::error::Details;
-    use crate::cluster::fake::FakeApi;
-
-    pub(crate) fn object_key(kind: &str, name: &str) -> ObjectKey {
-        ObjectKey {
-            group: String::new(),
-            kind: kind.to_owned(),
-            namespace: Some("shop".to_owned()),
-            name: name.to_owned(),
-        }
-    }
-
-    pub(crate) fn record() -> Record {
-        Record {
-            v: 1,
-            application: Name::new("web").unwrap(),
-            namespace: Name::new("shop").unwrap(),
-            hub_key: PrivateKey::from_seed(&[1; 32]).unwrap().public().id(),
-            epoch: 1,
-            sequence: 7,
-            directive: Digest::of(b"directive"),
-            binding: Some("https://git.example/web".to_owned()),
-            floor: None,
-            held: None,
-            last_good: None,
-            inventory: vec![Owned {
-                key: object_key("ConfigMap", "a"),
-                version: "v1".to_owned(),
-                uid: None,
-                met: false,
-            }],
-            removed: false,
-            recorded_at: None,
-            since: None,
-            former: None,
-        }
-    }
-
-    /// What a plan needs, by digests of nothing else.
-    pub(crate) fn held(plan: &[u8]) -> Held {
-        Held {
-            plan: Digest::of(plan),
-            plan_digest: Digest::of(b"signed"),
-            release: Digest::of(b"release"),
-            receipts: Vec::new(),
-            content: Digest::of(b"content"),
-        }
-    }
-
-    #[test]
-    fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
-        let pair = Confirmed {
-            desired: Digest::of(b"d"),
-            uid: "u".to_owned(),
-            projected: Digest::of(b"p"),
-        };
-        let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
-        let with_pairs = |directive: Vec<u8>| {
-            let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
-            write("a", &entry, "1").unwrap().0["data"].get(CONFIRMED).is_some()
-        };
-
-        assert!(with_pairs(b"envelope".to_vec()));
-        assert!(!with_pairs(vec![b'x'; SECRET_BYTES_MAX]));
-    }
-
-    #[test]
-    fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
-        let of = |count: usize, uid: Option<String>| {
-            let owned = |index| Owned {
-                key: object_key("ConfigMap", &format!("{index:06}")),
-                version: "v1".to_owned(),
-                uid: uid.clone(),
-                met: false,
-            };
-            Record { inventory: (0..count).map(owned).collect(), ..record() }
-        };
-        let size = |count, uid| serde_json::to_vec(&of(count, uid)).unwrap().len();
-        let each = size(2, None) - size(1, None);
-        let count = (RECORD_BYTES_MAX - size(0, None)) / each;
-        let uid = Some("3f2a1b0c-1111-2222-3333-444455556666".to_owned());
-        assert!(to_json(&of(count, None)).is_ok());
-        assert!(to_json(&of(count, uid.clone())).is_err());
-
-        assert_eq!(check_room(&of(count, None)).unwrap_err().reason(), "Limit");
-
-        let fewer = count / 2;
-        assert!(check_room(&of(fewer, None)).is_ok() && to_json(&of(fewer, uid)).is_ok());
-    }
-
-    #[test]
-    fn a_destination_reads_back_from_its_secret() {
-        let pair = Confirmed {
-            desired: Digest::of(b"d"),
-            uid: "u".to_owned(),
-            projected: Digest::of(b"p"),
-        };
-        let entry = Entry {
-            record: record(),
-            directive: b"envelope".to_vec(),
-            confirmed: [(object_key("ConfigMap", "a"), pair)].into(),
-        };
-
-        let (secret, _) = write("attest-destination-x", &entry, "41").unwrap();
-
-        assert_eq!(read(&secret).unwrap(), (entry, "41".to_owned()));
-    }
-
-    #[test]
-    fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
-        let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
-        let (mut secret, _) = write("attest-destination-x", &entry, "").unwrap();
-
-        secret["data"][CONFIRMED] = "!".into();
-        assert!(read(&secret).is_ok());
-        secret["data"][RECORD] = BASE64.encode(b"{\"v\":1}").into();
-        assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
-    }
-
-    #[test]
-    fn a_write_without_rights_or_a_good_token_is_tried_again() {
-        let transient = |code: u16| {
-            let error = ApiError::Status {
-                verb: "update",
-                path: String::new(),
-                code,
-                status_reason: String::new(),
-                message: String::new(),
-                details: Details::default(),
-            };
-            LedgerError::Api(error).is_transient()
-        };
-
-        assert!([401, 403, 429, 500, 503].into_iter().all(transient));
-        assert!(![400, 404, 409, 413, 422].into_iter().any(transient));
-    }
-
-    #[tokio::test]
-    async fn lost_records_are_missed_and_the_content_they_named_is_kept() {
-        let fake = FakeApi::start().await;
-        let api = fake.open().await;
-        let metrics = Metrics::new().unwrap();
-        let recorded = || async { Identity::load_or_create(&api).await.unwrap().destinations };
-        let open = async |recorded: u64| {
-            Ledger::load(api.clone(), metrics.clone(), recorded).await.unwrap()
-        };
-        let ledger = open(recorded().await).await;
-        tokio::spawn(ledger.clone().keep_count(0));
-        let key = (record().application, record().namespace);
-        let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
-        ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
-        let held = held(b"plan");
-        let blobs = held.blobs().map(|digest| (*digest, bytes::Bytes::from_static(b"blob")));
-        ledger.store_content(&held, &blobs.collect()).await.unwrap();
-        while recorded().await == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(open(1).await.lost(), None);
-
-        api.delete_own(&secrets::path(&secret_name(&key))).await.unwrap();
-        let ledger = open(recorded().await).await;
-        ledger.drop_unused_content().await.unwrap();
-
-        assert_eq!(ledger.lost(), Some(Lost { recorded: 1, found: 0 }));
-        assert_eq!(metrics.state_lost.get(), 1);
-        assert!(ledger.load_content(&held, |_| true).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn an_order_is_charged_with_what_it_writes_and_an_edit_that_is_undone_costs_nothing() {
-        let fake = FakeApi::start().await;
-        let ledger = Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await.unwrap();
-        let key = (record().application, record().namespace);
-        let written = async |directive: &[u8]| {
-            let entry = Entry {
-                record: record(),
-                directive: directive.to_vec(),
-                confirmed: BTreeMap::new(),
-            };
-            let before = ledger.writes().left();
-            ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
-            before - ledger.writes().left()
-        };
-
-        let ordered = written(b"first").await;
-
-        assert!(ordered > i128::from(SECRET_OVERHEAD_BYTES * WRITES_OF_AN_ORDER));
-        assert_eq!(written(b"first").await, 0);
-        assert_eq!(written(b"other").await, ordered);
-    }
-
-    #[tokio::test]
-    async fn records_are_read_in_pages_and_all_of_them() {
-        let fake = FakeApi::start().await;
-        let open = async || {
-            let metrics = Metrics::new().unwrap();
-            Ledger::load(fake.open().await, metrics, 0).await.unwrap()
-        };
-        let ledger = open().await;
-        let count = 2 * RECORDS_LISTED_MAX + 1;
-        for index in 0..count {
-            let record =
-                Record { namespace: Name::new(format!("shop-{index}")).unwrap(), ..record() };
-            let key = (record.application.clone(), record.namespace.clone());
-            let entry = Entry { record, directive: vec![], confirmed: BTreeMap::new() };
-            ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
-        }
-
-        assert_eq!(open().await.with_records(|records| records.len()), count);
-        let pages = fake.asked().into_iter().filter(|asked| asked.contains("%3Ddestination"));
-        assert_eq!(pages.count(), 1 + 3);
-    }
-}
+pub(crate) mod tests;

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::cluster::{ApiError, ApiServer};
+use crate::cluster::client::ApiServer;
+use crate::cluster::error::ApiError;
 use crate::failpoint;
 use crate::pace::Pace;
-use crate::secrets::{self, collection, path};
+use crate::trust::secrets::{self, collection, path};
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-refusals";

@@ -3,12 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::TICK;
 use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
 
 /// Time without a verified sync after which the hub counts as stale.
 pub const HUB_STALE_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// How often staleness is looked at.
+const TICK: Duration = Duration::from_secs(5);
 
 /// When the hub was last known to be what it says, by a verified sync.
 #[derive(Clone, Debug)]

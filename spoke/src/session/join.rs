@@ -17,18 +17,16 @@ use attest_common::session::message::{
 use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
 use quinn::VarInt;
 
-use crate::cluster::ApiServer;
-use crate::failpoint;
+use super::certificate::{Expected, certificate};
+use super::link::Link;
+use super::quic::{self, FrameReader, LinkError, pins};
+use super::reconnect::{random, reconnect_ms};
+use super::token;
+use crate::cluster::client::ApiServer;
 use crate::http::Readiness;
-use crate::identity::{Identity, IdentityError, Standing};
-use crate::link::certificate::{Expected, certificate};
-use crate::link::quic::{self, FrameReader, LinkError};
-use crate::link::{Link, pins, random};
-use crate::policy::Loaded;
-use crate::secrets;
+use crate::trust::identity::{Identity, IdentityError, Standing};
+use crate::trust::policy::Loaded;
 
-/// The Secret that brings the token into the cluster; deleted after joining.
-pub const JOIN_SECRET: &str = "attest-join";
 /// The reason of a spoke whose certificate has expired.
 const EXPIRED: &str = "CertificateExpired";
 
@@ -86,7 +84,7 @@ pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
                 };
                 tracing::warn!(reason, error = %error_chain(&error), "{what}");
                 attempt += 1;
-                crate::link::reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
+                reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
             }
         };
         tokio::select! {
@@ -123,7 +121,7 @@ async fn once(link: &mut Link, door: &mut Door, loaded: &Loaded) -> Result<Progr
         Progress::Joined => {
             tracing::info!(cluster_id = %link.identity.cluster, "Joined the fleet");
             link.may_hold_token = false;
-            forget_token(&link.api).await;
+            token::forget(&link.api).await;
         }
         Progress::Pending { .. } => {
             let fingerprint = join::fingerprint(link.identity.key.public().bytes());
@@ -143,20 +141,6 @@ fn expired(loaded: Option<&Loaded>) -> String {
         "{EXPIRED}: this cluster's certificate has expired; what runs is kept, and the hub is reached again \
          after `attest gitops cluster rejoin {name} --kubeconfig F`"
     )
-}
-
-/// Deletes the join token, which was used up. Also after a start: the process may have died before.
-pub async fn forget_token(api: &ApiServer) {
-    failpoint::reach("before-join-delete");
-    let deleted = api.delete_own(&secrets::path(JOIN_SECRET)).await;
-    failpoint::reach("after-join-delete");
-    if let Err(error) = deleted {
-        tracing::warn!(
-            reason = error.reason(),
-            error = %error_chain(&error),
-            "Cannot delete the join token"
-        );
-    }
 }
 
 enum Progress {
@@ -304,7 +288,7 @@ fn hub_trust_domain(connection: &quinn::Connection) -> Result<String, JoinError>
 #[non_exhaustive]
 pub enum JoinError {
     #[error("the hub to join is not known")]
-    Trust(#[source] crate::policy::TrustError),
+    Trust(#[source] crate::trust::policy::TrustError),
     #[error("give --join-token-file FILE with a token of `attest gitops cluster token create`")]
     NoTokenFile,
     #[error("cannot read the join token {path}")]

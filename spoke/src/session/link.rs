@@ -3,24 +3,17 @@
 //! Pushes go to `agent`, which judges them; reports come from `outbox`. Nothing here changes the
 //! cluster, and losing the hub changes nothing but how old its news is.
 
-pub mod certificate;
-mod freshness;
-pub mod push;
-pub mod quic;
-mod renewal;
-
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use attest_certs::{Bundle, Pin, tls};
+use attest_certs::{Bundle, tls};
 use attest_common::basics::text::error_chain;
 use attest_common::record::Records;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{
-    CLOSE_NOT_ADMITTED, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-    RECONNECT_MAX_MS, RECONNECT_MIN_MS, negotiate,
+    CLOSE_NOT_ADMITTED, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, negotiate,
 };
 use attest_common::verify::{self, Ages};
 use data_encoding::HEXLOWER;
@@ -28,17 +21,17 @@ use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use self::freshness::{Freshness, HUB_STALE_AFTER};
-use self::push::{Pushed, Room};
-use self::quic::{FrameReader, LinkError};
-use self::renewal::Renewal;
-use crate::cluster::ApiServer;
-use crate::identity::{Identity, Standing, Tls};
-use crate::join::{self, Door};
+use super::freshness::Freshness;
+use super::outbox::{Deliveries, Outbox};
+use super::push::{self, Pushed, Room};
+use super::quic::{self, FrameReader, LinkError, pins};
+use super::renewal::Renewal;
+use super::token;
+use crate::cluster::client::ApiServer;
 use crate::metrics::Metrics;
-use crate::outbox::{Deliveries, Outbox};
 use crate::pace::Pace;
-use crate::policy::{Loaded, Trust};
+use crate::trust::identity::{Identity, Tls};
+use crate::trust::policy::{Loaded, Trust};
 
 /// Most pushes that wait to be judged.
 pub const PUSHES_MAX: usize = 2;
@@ -48,7 +41,7 @@ pub const PUSHES_ARRIVING_MAX: usize = 2;
 pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Widest window a hub may ask reconnects to be spread over.
 pub const RECONNECT_WINDOW_MAX_MS: u64 = 10 * 60 * 1000;
-/// How often overdue reports, renewal and staleness are looked at.
+/// How often overdue reports and renewal are looked at.
 const TICK: Duration = Duration::from_secs(5);
 /// Longest version that a hub may say it has, in characters.
 const HUB_VERSION_CHARACTERS_MAX: usize = 80;
@@ -96,44 +89,17 @@ impl SeenSource {
     }
 }
 
-/// Keeps a session with the hub for as long as the certificate lasts, or another one comes by a token at the door.
-pub async fn run(link: &mut Link, door: &mut Door) {
-    let mut attempt = 0;
-    let mut window_ms = 0;
-    while link.identity.standing(SystemTime::now()) == Standing::Member {
-        link.note_certificate();
-        let outcome = link.session(&mut attempt, &mut window_ms).await;
-        link.metrics.connected.set(0);
-        let Err(error) = outcome;
-        let wait_ms = if matches!(error, LinkError::Renewed | LinkError::PolicyChanged) {
-            RECONNECT_MIN_MS
-        } else {
-            reconnect_ms(attempt, window_ms, random())
-        };
-        tracing::warn!(
-            reason = error.reason(),
-            error = %error_chain(&error),
-            wait_ms,
-            "No session with the hub"
-        );
-        attempt = attempt.saturating_add(1);
-        if matches!(error, LinkError::NotAdmitted(_)) {
-            join::again(link, door).await;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-            // Another policy may pin another hub, which did not ask for this wait.
-            Ok(()) = link.trust.changed() => {}
-        }
-    }
-}
-
-enum Never {}
+/// What a session never returns.
+#[derive(Debug)]
+pub enum Never {}
 
 impl Link {
     /// One session, until it ends or the policy is another one: nothing that a hub does or leaves
     /// undone may keep this spoke from the hub that its policy pins now.
-    async fn session(
+    ///
+    /// # Errors
+    /// [`LinkError`], always: why it ended.
+    pub async fn session(
         &mut self,
         attempt: &mut u32,
         window_ms: &mut u64,
@@ -204,7 +170,7 @@ impl Link {
         tracing::info!(hub = %self.hub, hub_version, protocol, "Connected to the hub");
         // Not before: a certificate that the hub takes no more is replaced by it.
         if self.may_hold_token {
-            join::forget_token(&self.api).await;
+            token::forget(&self.api).await;
             self.may_hold_token = false;
         }
 
@@ -304,7 +270,9 @@ impl Link {
             Some(ToSpokeBody::Sync(envelope)) => self.hear_sync(&envelope, judged),
             Some(ToSpokeBody::Acknowledge(number)) => deliveries.acknowledge(number),
             Some(ToSpokeBody::Renewed(renewed)) => {
-                if let Some(bundle) = self.renewed(renewed.chain_der, renewal) {
+                let bundle =
+                    renewal.renewed(renewed.chain_der, &self.trust.borrow(), &self.identity);
+                if let Some(bundle) = bundle {
                     match self.identity.store_tls(&self.api, bundle).await {
                         Ok(()) => return Err(LinkError::Renewed),
                         Err(error) => tracing::warn!(
@@ -448,12 +416,6 @@ fn closed(connection: &Connection, error: LinkError) -> LinkError {
     }
 }
 
-/// The pins of the trust policy.
-pub(crate) fn pins(loaded: &Loaded) -> Result<Vec<Pin>, LinkError> {
-    let pins = loaded.policy.ca_pins.iter().map(|pin| pin.parse().map_err(LinkError::Pin));
-    pins.collect()
-}
-
 fn nonce() -> [u8; 16] {
     let mut nonce = [0; 16];
     // Without randomness no sync will be accepted, which is the safe side.
@@ -461,27 +423,27 @@ fn nonce() -> [u8; 16] {
     nonce
 }
 
-pub(crate) fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let _ = getrandom::fill(&mut bytes);
-    u64::from_le_bytes(bytes)
-}
-
-/// How long to wait before dialling again: full jitter over a range that doubles with every failed
-/// attempt, or over the window the hub advertised when a session that worked has ended.
-pub fn reconnect_ms(attempt: u32, window_ms: u64, random: u64) -> u64 {
-    let doubled = RECONNECT_MIN_MS.saturating_mul(1_u64.checked_shl(attempt).unwrap_or(u64::MAX));
-    let backoff_ms = doubled.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS);
-    let range_ms = if attempt == 0 { backoff_ms.max(window_ms) } else { backoff_ms };
-    random % (range_ms + 1)
-}
-
-#[cfg(test)]
-mod stubborn_hub;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::stubborn_hub::{StubbornHub, member};
+    use crate::trust::policy::tests::object;
+
+    #[tokio::test]
+    async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
+        let hub = StubbornHub::granting(0);
+        let (mut link, told, _fake) = member(&hub).await;
+        let (mut attempt, mut window_ms) = (0, 0);
+        let mut session = Box::pin(link.session(&mut attempt, &mut window_ms));
+        let waiting = tokio::time::timeout(Duration::from_millis(300), &mut session).await;
+        assert!(waiting.is_err(), "the hub does not answer");
+
+        told.send_replace(Trust::of(&object(), "uid-1"));
+
+        let ended = tokio::time::timeout(Duration::from_secs(2), session).await;
+        let Err(error) = ended.unwrap();
+        assert_eq!(error.reason(), "PolicyChanged");
+    }
 
     #[test]
     fn messages_of_a_newer_hub_are_skipped_and_one_that_says_nothing_else_is_cut_off() {
@@ -508,18 +470,5 @@ mod tests {
             said.starts_with("[2Kv1.2 [2K") && said.len() == HUB_VERSION_CHARACTERS_MAX,
             "{said}"
         );
-    }
-
-    #[test]
-    fn reconnects_are_spread_from_nothing_to_a_bounded_maximum() {
-        let longest = |attempt, window| {
-            (0..1_000_u64).map(|r| reconnect_ms(attempt, window, r * 37)).max().unwrap()
-        };
-
-        assert!(longest(0, 0) <= RECONNECT_MIN_MS);
-        assert!(longest(3, 0) <= 8 * RECONNECT_MIN_MS);
-        assert!(longest(u32::MAX, 0) <= RECONNECT_MAX_MS);
-        assert!(longest(0, 5_000) > 4_000 && longest(0, 5_000) <= 5_000);
-        assert_eq!(reconnect_ms(9, 0, 0), 0);
     }
 }

@@ -7,17 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::ids::Digest;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, REPORT_BYTES_MAX, Report};
 use tokio::sync::Notify;
+
+use crate::ledger::records::Key;
 
 /// Most destinations whose reports are kept; beyond it the oldest report gives way.
 pub const REPORTS_MAX: usize = 4_096;
 /// After this time without an acknowledgement a report is sent again.
 pub const RESEND_AFTER: Duration = Duration::from_secs(30);
-
-/// An application and a namespace.
-pub type Key = (Name, Name);
 
 /// Shared by everyone who reports.
 #[derive(Clone, Debug, Default)]
@@ -156,6 +155,8 @@ impl Deliveries {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::basics::ids::Name;
+
     use attest_common::basics::ids::Timestamp;
     use attest_common::objects::health::Health;
     use attest_common::session::report::{Phase, Timings};

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use attest_certs::Pin;
 use attest_certs::tls::HUB_SERVER_NAME;
 use attest_common::session::frame::{self, FrameError, LENGTH_BYTES};
 use attest_common::session::{
@@ -15,6 +16,8 @@ use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, RecvStream, SendStream,
     TokioRuntime, TransportConfig, VarInt,
 };
+
+use crate::trust::policy::Loaded;
 
 /// Bytes the hub may have on the way on one stream.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -241,12 +244,18 @@ impl LinkError {
     }
 }
 
+/// The pins of the trust policy.
+pub(crate) fn pins(loaded: &Loaded) -> Result<Vec<Pin>, LinkError> {
+    let pins = loaded.policy.ca_pins.iter().map(|pin| pin.parse().map_err(LinkError::Pin));
+    pins.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use attest_common::session::message::{Hello, ToSpoke, ToSpokeBody};
 
     use super::*;
-    use crate::link::stubborn_hub::StubbornHub;
+    use crate::session::stubborn_hub::StubbornHub;
 
     #[test]
     fn frames_are_taken_in_order_however_they_arrive() {

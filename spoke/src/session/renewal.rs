@@ -5,7 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 use attest_certs::{Bundle, SigningRequest, peer_identity};
 
 use super::certificate::{self, certificate};
-use super::{Link, pins, random};
+use super::quic::pins;
+use super::reconnect::random;
+use crate::trust::identity::Identity;
+use crate::trust::policy::Trust;
 
 /// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
 const RENEW_AT_PERCENT: u64 = 66;
@@ -42,36 +45,40 @@ impl Renewal {
         self.pending = Some(request);
         Some(csr)
     }
-}
 
-impl Link {
     /// The new certificate, when it is ours and fits the key that asked for it.
-    pub(super) fn renewed(&self, chain_der: Vec<Vec<u8>>, renewal: &mut Renewal) -> Option<Bundle> {
-        let request = renewal.pending.take()?;
-        let accepted = self.accept(chain_der, &request);
+    pub(super) fn renewed(
+        &mut self,
+        chain_der: Vec<Vec<u8>>,
+        trust: &Trust,
+        identity: &Identity,
+    ) -> Option<Bundle> {
+        let request = self.pending.take()?;
+        let accepted = accept(chain_der, &request, trust, identity);
         if let Err(reason) = &accepted {
             tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
         }
         accepted.ok()
     }
+}
 
-    fn accept(
-        &self,
-        chain_der: Vec<Vec<u8>>,
-        request: &SigningRequest,
-    ) -> Result<Bundle, &'static str> {
-        let loaded = self.trust.borrow().loaded().cloned().map_err(|error| error.reason())?;
-        let pins = pins(&loaded).map_err(|error| error.reason())?;
-        let own = self.identity.tls.as_ref().ok_or("CertificateIdentity")?;
-        let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
-        let expected = certificate::Expected {
-            cluster: &self.identity.cluster,
-            trust_domain: own.id.trust_domain(),
-            pins: &pins,
-            now: SystemTime::now(),
-        };
-        certificate(chain_der, request, &expected)
-    }
+fn accept(
+    chain_der: Vec<Vec<u8>>,
+    request: &SigningRequest,
+    trust: &Trust,
+    identity: &Identity,
+) -> Result<Bundle, &'static str> {
+    let loaded = trust.loaded().cloned().map_err(|error| error.reason())?;
+    let pins = pins(&loaded).map_err(|error| error.reason())?;
+    let own = identity.tls.as_ref().ok_or("CertificateIdentity")?;
+    let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
+    let expected = certificate::Expected {
+        cluster: &identity.cluster,
+        trust_domain: own.id.trust_domain(),
+        pins: &pins,
+        now: SystemTime::now(),
+    };
+    certificate(chain_der, request, &expected)
 }
 
 /// Share of its life after which a certificate is renewed: two thirds, give or take a tenth.

@@ -5,17 +5,24 @@ use std::time::Duration;
 
 use attest_certs::{Authority, Bundle, SigningRequest, tls};
 use attest_common::basics::ids::ClusterId;
-use attest_common::session::join::{JoinToken, TOKEN_RANDOM_BYTES};
-use attest_common::session::message::{JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined};
+use attest_common::session::CLOSE_NOT_ADMITTED;
+use attest_common::session::message::{JoinAnswer, JoinOutcome, JoinRequest};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Endpoint, ServerConfig, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, ServerConfig, TransportConfig, VarInt};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use super::*;
+use super::freshness::Freshness;
+use super::link::{Link, PUSHES_MAX, SeenSource};
+use super::outbox::Outbox;
+use super::push::Room;
+use super::quic::{self, FrameReader};
 use crate::cluster::fake::FakeApi;
-use crate::identity::Identity;
-use crate::policy::tests::object;
+use crate::metrics::Metrics;
+use crate::pace::Pace;
+use crate::trust::identity::Identity;
+use crate::trust::policy::Trust;
+use crate::trust::policy::tests::object;
 
 pub(crate) struct StubbornHub {
     pub(crate) address: String,
@@ -74,10 +81,10 @@ impl StubbornHub {
     }
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A spoke with a certificate that the hub has issued.
-async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, FakeApi) {
+pub(crate) async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, FakeApi) {
     let fake = FakeApi::start().await;
     let api = fake.open().await;
     let mut identity = Identity::load_or_create(&api).await.unwrap();
@@ -104,42 +111,12 @@ async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, FakeApi) {
     (link, told, fake)
 }
 
-#[tokio::test]
-async fn a_spoke_tells_how_long_its_certificate_lasts_though_it_has_no_session() {
-    let hub = StubbornHub::granting(0);
-    let (mut link, _told, _fake) = member(&hub).await;
-    let metrics = link.metrics.clone();
-
-    let mut door = Door::new(None, "uid-1".to_owned());
-    let ended = tokio::time::timeout(Duration::from_millis(100), run(&mut link, &mut door)).await;
-
-    assert!(ended.is_err() && metrics.connected.get() == 0, "the hub does not answer");
-    let text = metrics.text();
-    let left =
-        text.lines().find(|line| line.starts_with("attest_spoke_certificate_expiry_seconds "));
-    let left_s: u64 = left.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap();
-    assert!(left_s > DAY.as_secs() / 2 && left_s <= DAY.as_secs(), "{left_s}");
-}
-
-#[tokio::test]
-async fn a_hub_that_grants_no_stream_does_not_keep_the_spoke_from_the_next_one() {
-    let hub = StubbornHub::granting(0);
-    let (mut link, told, _fake) = member(&hub).await;
-    let (mut attempt, mut window_ms) = (0, 0);
-    let mut session = Box::pin(link.session(&mut attempt, &mut window_ms));
-    let waiting = tokio::time::timeout(Duration::from_millis(300), &mut session).await;
-    assert!(waiting.is_err(), "the hub does not answer");
-
-    told.send_replace(Trust::of(&object(), "uid-1"));
-
-    let ended = tokio::time::timeout(Duration::from_secs(2), session).await;
-    let Err(error) = ended.unwrap();
-    assert_eq!(error.reason(), "PolicyChanged");
-}
-
 impl StubbornHub {
     /// Lets nobody in, until somebody joins: answers that with `outcome`.
-    async fn joined(&mut self, outcome: impl Fn(&Authority, JoinRequest) -> JoinOutcome) {
+    pub(crate) async fn joined(
+        &mut self,
+        outcome: impl Fn(&Authority, JoinRequest) -> JoinOutcome,
+    ) {
         loop {
             let connection = self.accepted.recv().await.unwrap();
             if !is_join(&connection) {
@@ -156,63 +133,13 @@ impl StubbornHub {
     }
 }
 
-fn is_join(connection: &Connection) -> bool {
+pub(crate) fn is_join(connection: &Connection) -> bool {
     let data = connection.handshake_data().unwrap().downcast::<HandshakeData>().unwrap();
     data.protocol.as_deref() == Some(tls::ALPN_JOIN)
 }
 
-fn leaf(connection: &Connection) -> Vec<u8> {
+pub(crate) fn leaf(connection: &Connection) -> Vec<u8> {
     let chain = connection.peer_identity().unwrap();
     let chain = chain.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>().unwrap();
     chain[0].to_vec()
-}
-
-#[tokio::test]
-async fn a_spoke_whose_good_certificate_the_hub_takes_no_more_comes_back_by_another_token() {
-    let mut hub = StubbornHub::granting(1);
-    let (mut link, _told, _fake) = member(&hub).await;
-    let cluster = link.identity.cluster.clone();
-    let before = link.identity.tls.as_ref().unwrap().bundle.chain()[0].to_vec();
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("token");
-    let token = |n: u8| JoinToken::from_random(&[n; TOKEN_RANDOM_BYTES]);
-    std::fs::write(&file, token(1).text().as_bytes()).unwrap();
-    let running = tokio::spawn({
-        let mut door = Door::new(Some(file.clone()), "uid-1".to_owned());
-        async move { run(&mut link, &mut door).await }
-    });
-    let refuse = |_: &Authority, _| {
-        let (reason, message) = ("TokenRevoked".to_owned(), String::new());
-        JoinOutcome::Refused(JoinRefused { reason, message })
-    };
-
-    hub.joined(refuse).await;
-
-    // What is spent is not asked with again, and the certificate is kept and tried.
-    for _ in 0..2 {
-        let connection = hub.accepted.recv().await.unwrap();
-        assert!(!is_join(&connection));
-        assert_eq!(leaf(&connection), before);
-        connection.close(VarInt::from_u32(CLOSE_NOT_ADMITTED), b"ClusterPending");
-    }
-
-    std::fs::write(&file, token(2).text().as_bytes()).unwrap();
-    let hub_key = Trust::of(&object(), "uid-1").loaded().unwrap().policy.hub_keys.clone();
-    let hub_key_id = hub_key.keys().next().unwrap().to_string();
-    let admit = |authority: &Authority, asked: JoinRequest| {
-        assert_eq!(asked.token_id, token(2).id());
-        let issued = authority.issue_spoke(&asked.csr_der, cluster.as_str(), DAY).unwrap();
-        JoinOutcome::Joined(Joined {
-            cluster_id: cluster.to_string(),
-            chain_der: [&issued.chain[0], authority.certificate()].map(|c| c.to_vec()).to_vec(),
-            cluster_name: "staging".to_owned(),
-            hub_key_id: hub_key_id.clone(),
-        })
-    };
-    hub.joined(admit).await;
-
-    let connection = hub.accepted.recv().await.unwrap();
-    assert!(!is_join(&connection));
-    assert_ne!(leaf(&connection), before, "by the new certificate");
-    running.abort();
 }

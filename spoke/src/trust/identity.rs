@@ -13,8 +13,9 @@ use attest_common::basics::keys::PrivateKey;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::cluster::{ApiError, ApiServer};
-use crate::secrets::{self, Swapped, resource_version};
+use super::secrets::{self, Swapped, resource_version};
+use crate::cluster::client::ApiServer;
+use crate::cluster::error::ApiError;
 use crate::{NAMESPACE, failpoint};
 
 /// Name of the Secret.

@@ -16,7 +16,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::cluster::ApiServer;
+use crate::cluster::client::ApiServer;
 
 /// Name of the one policy that counts.
 const NAME: &str = "local";

@@ -8,7 +8,8 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::NAMESPACE;
-use crate::cluster::{ApiError, ApiServer, object_path};
+use crate::cluster::client::{ApiServer, object_path};
+use crate::cluster::error::ApiError;
 
 /// What became of a write.
 #[derive(Debug)]

@@ -6,12 +6,12 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::record::{Held, Owned, Record};
 
 use super::*;
-use crate::agent::tests::agent;
+use crate::admission::agent::tests::agent;
+use crate::admission::gate::tests::removal;
+use crate::cluster::client::object_path;
 use crate::cluster::fake::FakeApi;
-use crate::cluster::object_path;
-use crate::gate::tests::removal;
-use crate::ledger::tests::{object_key, record};
-use crate::ledger::{ConfirmedPairs, Entry};
+use crate::ledger::records::tests::{object_key, record};
+use crate::ledger::records::{ConfirmedPairs, Entry};
 
 fn held(plan: &[u8]) -> Held {
     let digest = Digest::of(plan);

@@ -1,0 +1,79 @@
+//! The loop of the agent: pushes, changes of the policy, questions of workers, and what is to be tried again.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::agent::{Agent, RETRY_MAX, Retry};
+use crate::session::push::Pushed;
+
+/// How long the agent sleeps at most.
+const IDLE: Duration = Duration::from_secs(60 * 60);
+
+impl Agent {
+    /// Judges what is pushed and brings to work what is held. Ends only by a mistake.
+    pub(crate) async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
+        self.trust.mark_changed();
+        let resumes = self.shared.resumes.clone();
+        loop {
+            let wake = self.next_wake().saturating_duration_since(Instant::now());
+            tokio::select! {
+                changed = self.trust.changed() => match changed {
+                    Ok(()) => self.resume_all().await,
+                    Err(_) => return,
+                },
+                push = pushed.recv() => match push {
+                    Some(push) => self.take(push).await,
+                    None => return,
+                },
+                keys = resumes.asked() => for key in keys {
+                    self.resume(&key).await;
+                },
+                () = tokio::time::sleep(wake) => self.retry().await,
+                // A worker that is gone heals nothing: better to begin anew.
+                Some(_) = self.working.join_next(), if !self.working.is_empty() => return,
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let retries = self.retries.values().map(|retry| retry.at);
+        let soonest = retries.chain(self.unresumed.values().copied()).min();
+        soonest.unwrap_or_else(|| Instant::now() + IDLE)
+    }
+
+    async fn retry(&mut self) {
+        let now = Instant::now();
+        let (resumes, pushes) = self.due(now);
+        self.resume_each(resumes).await;
+        for key in pushes {
+            if let Some(Retry { directive, plan, wait, .. }) = self.retries.remove(&key) {
+                self.decide(directive, plan, (wait * 2).min(RETRY_MAX)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::agent::tests::agent;
+    use crate::cluster::fake::FakeApi;
+    use crate::session::link::PUSHES_MAX;
+
+    #[tokio::test]
+    async fn the_agent_ends_with_a_worker_so_that_the_process_begins_anew() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let (_pushes, pushed) = mpsc::channel(PUSHES_MAX);
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        agent.working.spawn(async move { ended.await.unwrap() });
+        let running = tokio::spawn(agent.run(pushed));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!running.is_finished());
+
+        drop(end);
+
+        tokio::time::timeout(Duration::from_secs(5), running).await.unwrap().unwrap();
+    }
+}

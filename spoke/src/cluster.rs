@@ -1,0 +1,15 @@
+//! The cluster: its API server, and reading, writing and watching the objects of applications in it.
+//!
+//! Nothing here decides what is written; `destination` does.
+
+pub mod account;
+pub mod answer;
+pub mod apply;
+pub mod client;
+mod credentials;
+pub mod discovery;
+pub mod drift;
+pub mod error;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod watch;

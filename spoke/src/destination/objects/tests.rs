@@ -1,0 +1,332 @@
+use attest_common::objects::health::Turn;
+
+use super::*;
+use crate::ledger::records::tests::object_key;
+
+fn tracked(rank: u8) -> Tracked {
+    Tracked {
+        index: 0,
+        rank,
+        gates: true,
+        desired: Digest::of(b"desired"),
+        path: String::new(),
+        scope: Scope {
+            group: String::new(),
+            version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            plural: "configmaps".to_owned(),
+            namespace: Some("shop".to_owned()),
+        },
+        watched: true,
+        definition: None,
+        owned_uid: None,
+        met: false,
+        expires: false,
+        unfinished: false,
+        confirmed: None,
+        live: Live::Unknown,
+        health: Health::NotFound,
+        message: String::new(),
+        turning: None,
+        passed: None,
+        failure: None,
+        busy: false,
+        budget: HealBudget::default(),
+        drifted_at: None,
+    }
+}
+
+pub(in crate::destination) fn applied(rank: u8) -> Tracked {
+    let live = Live::Present { uid: "uid".to_owned(), projected: Digest::of(b"live"), version: 5 };
+    Tracked {
+        owned_uid: Some("uid".to_owned()),
+        confirmed: Some(Confirmed {
+            desired: Digest::of(b"desired"),
+            uid: "uid".to_owned(),
+            projected: Digest::of(b"live"),
+        }),
+        live,
+        health: Health::Current,
+        ..tracked(rank)
+    }
+}
+
+fn edited(projected: &[u8], version: u64) -> Observation {
+    Observation {
+        live: Live::Present { uid: "uid".to_owned(), projected: Digest::of(projected), version },
+        verdict: verdict(Health::Current),
+        at: Instant::now(),
+    }
+}
+
+fn verdict(health: Health) -> Verdict {
+    Verdict { health, message: String::new(), gates: true, turn: None }
+}
+
+const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
+
+fn rules(now: Instant) -> Rules {
+    Rules { self_heal: true, adopt: false, only_heals: false, way_back: false, begun: now }
+}
+
+fn names(steps: &[Step]) -> Vec<String> {
+    let name = |step: &Step| match step {
+        Step::Check(key, _) => format!("check {}", key.name),
+        Step::Write { key, force, .. } => format!("write {} {force}", key.name),
+        Step::Look(key) => format!("look {}", key.name),
+        Step::Begin => "begin".to_owned(),
+    };
+    steps.iter().map(name).collect()
+}
+
+fn of<const N: usize>(objects: [(&str, Tracked); N]) -> BTreeMap<ObjectKey, Tracked> {
+    objects.into_iter().map(|(name, t)| (object_key("ConfigMap", name), t)).collect()
+}
+
+#[test]
+fn every_object_is_checked_before_the_first_is_written() {
+    let now = Instant::now();
+    let objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check b"]);
+}
+
+#[test]
+fn an_object_whose_check_got_no_answer_is_not_yet_checked() {
+    let now = Instant::now();
+    let failure = Failure::after(None, "ApiServerTimeout", String::new(), now);
+    let transient = Failure { transient: true, ..failure.clone() };
+    let mut objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+    let mut fails = |failure: Failure| {
+        objects.get_mut(&object_key("ConfigMap", "b")).unwrap().failure = Some(failure);
+        names(&steps(&objects, rules(now), now, 8).0)
+    };
+
+    assert_eq!(fails(transient), Vec::<String>::new());
+    assert_eq!(fails(failure), ["write a false"], "what is invalid is set aside");
+}
+
+#[test]
+fn lower_ranks_are_written_first_and_a_failed_object_holds_nobody_up() {
+    let now = Instant::now();
+    let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+    let mut objects = of([("a", ready(1)), ("b", ready(2))]);
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
+
+    let failure = Failure::after(None, "Invalid", "no".to_owned(), now);
+    let retry_at = failure.retry_at;
+    objects.get_mut(&object_key("ConfigMap", "a")).unwrap().failure = Some(failure);
+    let (next, wake) = steps(&objects, rules(now), now, 8);
+    assert_eq!(names(&next), ["write b false"]);
+    assert_eq!(wake, Some(retry_at));
+}
+
+#[test]
+fn an_unchanged_object_costs_no_request_and_an_edited_one_exactly_one_forced_write() {
+    let now = Instant::now();
+    let mut objects = of([("a", applied(1)), ("b", applied(1))]);
+    assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+
+    let a = objects.get_mut(&object_key("ConfigMap", "a")).unwrap();
+    assert!(a.see(edited(b"edited", 6)));
+    assert!(!a.see(edited(b"edited", 7)), "one drift, however many events");
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a true"]);
+
+    objects.get_mut(&object_key("ConfigMap", "a")).unwrap().busy = true;
+    assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+}
+
+#[test]
+fn what_is_edited_is_forced_by_its_uid_and_nothing_is_forced_into_an_empty_place() {
+    let now = Instant::now();
+    let mut objects = of([("a", applied(1))]);
+    let object = objects.get_mut(&object_key("ConfigMap", "a")).unwrap();
+    object.see(edited(b"edited", 6));
+    assert_eq!(object.uid_in_place().map(String::as_str), Some("uid"));
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a true"]);
+
+    let gone = Live::Gone { uid: "uid".to_owned() };
+    objects.get_mut(&object_key("ConfigMap", "a")).unwrap().live = gone;
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
+}
+
+#[test]
+fn heals_go_on_and_find_room_while_nothing_new_may_begin() {
+    let now = Instant::now();
+    let mut drifted = applied(1);
+    drifted.see(edited(b"edited", 6));
+    let objects = of([("a", tracked(1)), ("b", drifted)]);
+
+    let only_heals = Rules { only_heals: true, ..rules(now) };
+    assert_eq!(names(&steps(&objects, only_heals, now, 1).0), ["write b true"]);
+}
+
+#[test]
+fn nothing_new_is_written_while_the_record_leads_back_and_heals_are_not_held_up() {
+    let now = Instant::now();
+    let unwritten = Rules { way_back: true, ..rules(now) };
+    let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+    let mut drifted = applied(1);
+    drifted.see(edited(b"edited", 6));
+    let mut objects = of([("a", ready(1)), ("b", ready(1)), ("c", tracked(1))]);
+
+    assert_eq!(names(&steps(&objects, unwritten, now, 8).0), ["check c"]);
+    objects.insert(object_key("ConfigMap", "c"), drifted);
+    assert_eq!(names(&steps(&objects, unwritten, now, 1).0), ["write c true", "begin"]);
+    objects.remove(&object_key("ConfigMap", "c"));
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false", "write b false"]);
+}
+
+#[test]
+fn without_self_heal_drift_is_left_alone() {
+    let now = Instant::now();
+    let mut drifted = applied(1);
+    drifted.see(edited(b"edited", 6));
+
+    let off = Rules { self_heal: false, ..rules(now) };
+    assert_eq!(steps(&of([("a", drifted)]), off, now, 8).0, []);
+}
+
+#[test]
+fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
+    let now = Instant::now();
+    let mut replaced = applied(1);
+    replaced.see(Observation {
+        live: Live::Present { uid: "other".to_owned(), projected: Digest::of(b""), version: 9 },
+        ..edited(b"", 9)
+    });
+
+    let (next, _) = steps(&of([("a", replaced)]), rules(now), now, 8);
+
+    assert_eq!(
+        next,
+        [Step::Check(
+            object_key("ConfigMap", "a"),
+            Standing::Unknown { adopt: false, unfinished: false }
+        )]
+    );
+}
+
+#[test]
+fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
+    let now = Instant::now();
+    let passed = Some(Passed { force: false, met: true });
+    let mut met = Tracked { met: true, passed, ..applied(1) };
+    met.see(edited(b"edited", 6));
+    let adopting = Rules { adopt: true, ..rules(now) };
+
+    for (rules, adopt) in [(rules(now), false), (adopting, true)] {
+        assert_eq!(
+            steps(&of([("a", met.clone())]), rules, now, 8).0,
+            [Step::Check(
+                object_key("ConfigMap", "a"),
+                Standing::Unknown { adopt, unfinished: false }
+            )]
+        );
+    }
+}
+
+#[test]
+fn an_object_stays_met_until_our_own_apply_makes_it() {
+    let ours = Some(Passed { force: true, met: false });
+    let met = Some(Passed { force: false, met: true });
+
+    assert!(is_met(false, met, false));
+    assert!(is_met(true, ours, false));
+    assert!(is_met(true, None, false));
+    assert!(!is_met(true, met, true));
+    assert!(!is_met(false, ours, false));
+}
+
+#[test]
+fn an_unfinished_apply_is_told_from_an_object_that_was_never_ours() {
+    let ours = Tracked { unfinished: true, ..tracked(1) };
+    let theirs = Tracked { met: true, ..ours.clone() };
+
+    assert_eq!(ours.standing(false), Standing::Unknown { adopt: false, unfinished: true });
+    assert_eq!(theirs.standing(false), Standing::Unknown { adopt: false, unfinished: false });
+    let uid = "uid".to_owned();
+    assert_eq!(applied(1).standing(false), Standing::Ours { uid, adopt: false });
+}
+
+#[test]
+fn what_goes_on_too_long_changes_an_objects_health_by_itself() {
+    let now = Instant::now();
+    let mut object = applied(1);
+    let turn = Turn {
+        cause: "ReplicaFailure".to_owned(),
+        after: Duration::from_secs(60),
+        health: Health::Failed,
+        message: "no quota".to_owned(),
+    };
+    let short = Verdict { turn: Some(turn), ..verdict(Health::InProgress) };
+    object.see(Observation { verdict: short, at: now, ..edited(b"live", 6) });
+
+    assert_eq!(object.turn(now), Some(now + Duration::from_secs(60)));
+    assert_eq!(object.health, Health::InProgress);
+    assert_eq!(object.turn(now + Duration::from_secs(60)), None);
+    assert_eq!((object.health, object.message.as_str()), (Health::Failed, "no quota"));
+
+    object.see(edited(b"live", 7));
+    assert_eq!((object.turn(now), object.health), (None, Health::Current));
+}
+
+#[test]
+fn the_destinations_own_namespace_is_never_forced_even_when_we_made_it() {
+    let now = Instant::now();
+    let mut own = Tracked { watched: false, ..applied(1) };
+    assert_eq!(own.standing(true), Standing::Shared);
+
+    own.see(edited(b"edited", 6));
+    let (next, _) = steps(&of([("shop", own)]), rules(now), now, 8);
+    assert_eq!(next, [Step::Check(object_key("ConfigMap", "shop"), Standing::Shared)]);
+}
+
+#[test]
+fn a_job_that_ran_and_went_by_its_ttl_is_not_run_again() {
+    let finished = Tracked { expires: true, ..applied(1) };
+    let running = Tracked { health: Health::InProgress, ..finished.clone() };
+    let kept = Tracked { expires: false, ..applied(1) };
+    let restarted = Tracked { live: Live::Unknown, ..finished.clone() };
+    let gone = || Observation {
+        live: Live::Gone { uid: "uid".to_owned() },
+        verdict: Verdict::absent("batch", "Job"),
+        ..edited(b"", 9)
+    };
+    for (mut job, need, health) in [
+        (finished, Need::Nothing, Health::Current),
+        (running, Need::Heal, Health::NotFound),
+        (kept, Need::Heal, Health::NotFound),
+        // Whether it was done cannot be known any more; running it twice is worse.
+        (restarted, Need::Nothing, Health::Current),
+    ] {
+        job.see(gone());
+
+        assert_eq!((job.need(), job.health), (need, health));
+    }
+}
+
+#[test]
+fn objects_wait_for_the_definition_of_their_kind_but_not_for_ever() {
+    let now = Instant::now();
+    let definition = object_key("CustomResourceDefinition", "widgets");
+    let widget = Tracked { definition: Some(definition.clone()), ..tracked(8) };
+    let installing = Tracked { health: Health::InProgress, ..applied(1) };
+    let mut objects = of([("w", widget)]);
+    objects.insert(definition.clone(), installing);
+
+    assert_eq!(steps(&objects, rules(now), now, 8).0, []);
+    let late = now + DEFINITION_WAIT;
+    assert_eq!(names(&steps(&objects, rules(now), late, 8).0), ["check w"]);
+    objects.get_mut(&definition).unwrap().health = Health::Current;
+    assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check w"]);
+}
+
+#[test]
+fn no_more_is_asked_at_a_time_than_there_is_room_for() {
+    let now = Instant::now();
+    let objects: BTreeMap<ObjectKey, Tracked> =
+        (0..20).map(|i| (object_key("ConfigMap", &format!("c{i}")), tracked(5))).collect();
+
+    assert_eq!(steps(&objects, rules(now), now, IN_FLIGHT_MAX).0.len(), IN_FLIGHT_MAX);
+}

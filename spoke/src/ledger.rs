@@ -1,0 +1,7 @@
+//! What the spoke durably knows, in Secrets of its cluster: records, content, and the last refusals. Stores; does not decide.
+
+pub mod content;
+pub mod error;
+pub mod index;
+pub mod records;
+pub mod refusals;

@@ -1,0 +1,56 @@
+//! Why something is not durable.
+
+use attest_common::basics::ids::Digest;
+
+use crate::NAMESPACE;
+use crate::cluster::error::ApiError;
+
+/// Why something is not durable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    #[error("cannot read or write the spoke's Secrets")]
+    Api(#[source] ApiError),
+    #[error("the record was changed by somebody else")]
+    Overtaken,
+    #[error(
+        "Secret {NAMESPACE}/{secret} is not a readable record; \
+         restore it, or `attest spoke reset` the destination"
+    )]
+    Unreadable { secret: String },
+    #[error("an inventory of {objects} objects does not fit a Secret")]
+    TooLarge { objects: usize },
+    #[error("more than {max} {what}")]
+    Limit { what: &'static str, max: u64 },
+    #[error("stored content of plan {plan} is missing or damaged")]
+    Content { plan: Digest },
+}
+
+impl LedgerError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api(error) => error.reason(),
+            Self::Overtaken => "RecordOvertaken",
+            Self::Unreadable { .. } => "RecordUnreadable",
+            Self::TooLarge { .. } | Self::Limit { .. } => "Limit",
+            Self::Content { .. } => "ContentLost",
+        }
+    }
+
+    /// True when trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // Rights to its own Secrets are missing for a moment while an API server starts or a
+            // token is renewed, and never for anything that a document says.
+            Self::Api(error) => {
+                error.is_transient() || error.is_forbidden() || error.is_unauthorized()
+            }
+            Self::Overtaken => true,
+            Self::Unreadable { .. }
+            | Self::TooLarge { .. }
+            | Self::Limit { .. }
+            | Self::Content { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Starts the spoke: everything it reads first, then the tasks that run for as long as the process lives.
+
+use std::sync::{Arc, RwLock};
+
+use attest_common::basics::text::error_chain;
+use attest_common::objects::kinds::Kinds;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+
+use super::connect::connect;
+use super::options::Options;
+use crate::admission::agent::{Agent, RETRY_MAX, RETRY_MIN};
+use crate::cluster::client::{Access, ApiServer};
+use crate::cluster::error::{ApiError, ClusterError};
+use crate::cluster::watch::Watches;
+use crate::destination::mailbox::Resumes;
+use crate::destination::shared::Shared;
+use crate::http::{self, HttpError, Readiness};
+use crate::ledger::error::LedgerError;
+use crate::ledger::records::{Ledger, Lost};
+use crate::ledger::refusals::Refusals;
+use crate::metrics::Metrics;
+use crate::pace::Pace;
+use crate::session::freshness::Freshness;
+use crate::session::join::Door;
+use crate::session::link::{Link, PUSHES_MAX, SeenSource};
+use crate::session::outbox::Outbox;
+use crate::session::push::Room;
+use crate::trust::identity::{Identity, IdentityError};
+use crate::trust::policy::{self, Trust};
+
+/// Runs the spoke. Returns only when it cannot start, or a part of it has ended.
+///
+/// # Errors
+/// [`AgentError`], naming the flag or object to look at.
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let Options {
+        hub,
+        kubeconfig,
+        service_account_dir,
+        join_token_file,
+        listen_health,
+        listen_metrics,
+        addresses_file,
+        log_level: _,
+    } = options;
+    let metrics = Metrics::new().map_err(AgentError::Metrics)?;
+    let readiness = Readiness::default();
+    let listen = (listen_health, listen_metrics);
+    let addresses =
+        http::serve(listen, readiness.clone(), metrics.clone()).await.map_err(AgentError::Http)?;
+    if let Some(path) = &addresses_file {
+        http::write_addresses(path, addresses).map_err(AgentError::Http)?;
+    }
+    let access = kubeconfig.map_or(Access::ServiceAccount(service_account_dir), Access::Kubeconfig);
+    let api = ApiServer::open(&access, metrics.clone()).await.map_err(AgentError::Cluster)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        health = %addresses.health,
+        metrics = %addresses.metrics,
+        "Spoke started"
+    );
+    // None of these ends but by a mistake; then the process does, and is started again.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(api.clone().keep_token());
+    let kube_system_uid = policy::kube_system_uid(&api).await;
+    let (told, trust) = watch::channel(Trust::default());
+    tasks.spawn(policy::follow(api.clone(), kube_system_uid.clone(), told));
+    let identity = identity(&api).await?;
+    let (ledger, refusals) = remembered(&api, &metrics, identity.destinations).await?;
+    let freshness = Freshness::default();
+    tasks.spawn(refusals.clone().keep());
+    tasks.spawn(ledger.clone().keep_tidy());
+    tasks.spawn(ledger.clone().keep_count(identity.destinations));
+    tasks.spawn(freshness.clone().watch(metrics.clone(), refusals.clone()));
+    match ledger.lost() {
+        Some(lost) => say_what_was_lost(lost),
+        // What was stored and not recorded before the process ended.
+        None => ledger.tidy_content(),
+    }
+    let (outbox, seen) = (Outbox::default(), SeenSource::default());
+    seen.set(ledger.seen());
+    let (pushes, pushed) = mpsc::channel(PUSHES_MAX);
+    let shared = Shared {
+        watches: Watches::new(api.clone(), metrics.clone()),
+        api: api.clone(),
+        ledger,
+        refusals,
+        outbox: outbox.clone(),
+        metrics: metrics.clone(),
+        kinds: Arc::new(RwLock::new(Kinds::built_in())),
+        resumes: Resumes::default(),
+    };
+    let cluster = identity.cluster.clone();
+    let agent = Agent::new(shared, cluster, trust.clone(), seen.clone(), readiness.clone());
+    tasks.spawn(agent.run(pushed));
+    let kubernetes_version = kubernetes_version(&api).await;
+    let link = Link {
+        hub,
+        api,
+        identity,
+        trust,
+        outbox,
+        pushes,
+        seen,
+        metrics,
+        freshness,
+        kubernetes_version,
+        room: Room::default(),
+        renewal_asked_at: None,
+        may_hold_token: true,
+        refusals_pace: Pace::of_refusals(),
+        sessions_pace: Pace::of_sessions(),
+    };
+    tasks.spawn(connect(link, Door::new(join_token_file, kube_system_uid), readiness));
+    let ended = tasks.join_next().await;
+    Err(AgentError::Ended(ended.and_then(Result::err)))
+}
+
+async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
+    let mut wait = RETRY_MIN;
+    loop {
+        match Identity::load_or_create(api).await {
+            Ok(identity) => return Ok(identity),
+            Err(IdentityError::Api(error))
+                if error.is_transient() || error.is_forbidden() || error.is_unauthorized() =>
+            {
+                complain("Cannot read the identity; trying again", &error);
+            }
+            Err(error) => return Err(AgentError::Identity(error)),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+async fn remembered(
+    api: &ApiServer,
+    metrics: &Metrics,
+    recorded: u64,
+) -> Result<(Ledger, Refusals), AgentError> {
+    let mut wait = RETRY_MIN;
+    loop {
+        let ledger = Ledger::load(api.clone(), metrics.clone(), recorded).await;
+        let refusals = Refusals::load(api.clone()).await;
+        match (ledger, refusals) {
+            (Ok(ledger), Ok(refusals)) => return Ok((ledger, refusals)),
+            (Err(LedgerError::Api(error)), _) | (Ok(_), Err(error)) => {
+                complain("Cannot read the records; trying again", &error);
+            }
+            // What an unreadable record forbids is unknown, so nothing may be admitted.
+            (Err(error), _) => return Err(AgentError::Ledger(error)),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+fn say_what_was_lost(lost: Lost) {
+    tracing::error!(
+        reason = "StateLost",
+        recorded = lost.recorded,
+        found = lost.found,
+        "Records of this spoke are gone, and with them what it has seen; nothing is admitted until \
+         `attest spoke accept-state` is run with the cluster's credentials"
+    );
+}
+
+async fn kubernetes_version(api: &ApiServer) -> String {
+    let version = api.get("/version").await.unwrap_or_default();
+    version.get("gitVersion").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn complain(what: &str, error: &ApiError) {
+    tracing::warn!(reason = error.reason(), error = %error_chain(error), "{what}");
+}
+
+/// Why the spoke cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    #[error("cannot register metrics")]
+    Metrics(#[source] prometheus::Error),
+    #[error("cannot serve health and metrics")]
+    Http(#[source] HttpError),
+    #[error("cannot reach the cluster")]
+    Cluster(#[source] ClusterError),
+    #[error("cannot establish this spoke's identity")]
+    Identity(#[source] IdentityError),
+    #[error("cannot read what this spoke has recorded")]
+    Ledger(#[source] LedgerError),
+    #[error("a task that must not end has ended")]
+    Ended(#[source] Option<JoinError>),
+}
+
+impl AgentError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Metrics(_) => "Metrics",
+            Self::Http(error) => error.reason(),
+            Self::Cluster(error) => error.reason(),
+            Self::Identity(error) => error.reason(),
+            Self::Ledger(error) => error.reason(),
+            Self::Ended(_) => "TaskEnded",
+        }
+    }
+}

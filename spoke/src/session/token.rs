@@ -1,0 +1,24 @@
+//! The join token in the cluster: deleted once it is used up.
+
+use attest_common::basics::text::error_chain;
+
+use crate::cluster::client::ApiServer;
+use crate::failpoint;
+use crate::trust::secrets;
+
+/// The Secret that brings the token into the cluster; deleted after joining.
+pub const JOIN_SECRET: &str = "attest-join";
+
+/// Deletes the join token, which was used up. Also after a start: the process may have died before.
+pub async fn forget(api: &ApiServer) {
+    failpoint::reach("before-join-delete");
+    let deleted = api.delete_own(&secrets::path(JOIN_SECRET)).await;
+    failpoint::reach("after-join-delete");
+    if let Err(error) = deleted {
+        tracing::warn!(
+            reason = error.reason(),
+            error = %error_chain(&error),
+            "Cannot delete the join token"
+        );
+    }
+}
