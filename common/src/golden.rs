@@ -13,7 +13,7 @@ use crate::basics::keys::PrivateKey;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::{self, ObjectKey};
 use crate::documents::plan::{
-    AskedPolicy, ContentBlob, Directive, Head, Operation, Plan, SignedBlob, Strategy, Sync,
+    ContentBlob, Directive, Head, Operation, Plan, RequestedPolicy, SignedBlob, Strategy, Sync,
     SyncPolicy, to_bytes,
 };
 use crate::documents::release::{NamespaceRule, RENDERING_TYPE};
@@ -54,7 +54,7 @@ fn plan() -> Plan {
         },
         receipts: vec![blob("build"), blob("test")],
         namespace: NamespaceRule::Fixed { value: name("app-production") },
-        policy: AskedPolicy {
+        policy: RequestedPolicy {
             mode: Mode::Strict,
             required_attestations: ["build", "test"].map(String::from).into(),
             trusted_keys: Some([hub_key().public().id()].into()),

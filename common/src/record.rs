@@ -39,7 +39,7 @@ pub fn account_name(application: &Name, namespace: &Name) -> String {
 }
 
 /// Which destinations a cluster has: by (application, namespace).
-pub type Records = BTreeMap<(Name, Name), Record>;
+pub type DestinationRecords = BTreeMap<(Name, Name), Record>;
 
 /// State of one destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -194,31 +194,33 @@ pub struct Owned {
     pub met: bool,
 }
 
-/// Whether a directive is news.
+/// The position of a directive relative to the newest one admitted for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Newer than anything seen.
-    News,
-    /// Exactly the one already held.
-    Again,
+pub enum DirectiveOrder {
+    /// Newer than every directive seen.
+    Newer,
+    /// The same directive again.
+    Repeated,
 }
 
-/// Compares a directive with what is held for its destination.
-pub fn order(
+/// Compares a directive with the newest one admitted for its destination.
+pub fn compare_order(
     directive: &Directive,
     digest: Digest,
     hub_key: KeyId,
     record: Option<&Record>,
-) -> Result<Order, RecordError> {
+) -> Result<DirectiveOrder, RecordError> {
     let Some(record) = record.filter(|r| r.hub_key == hub_key) else {
-        return Ok(Order::News);
+        return Ok(DirectiveOrder::Newer);
     };
     let seen = (record.epoch, record.sequence);
     let got = (directive.epoch, directive.sequence);
     match got.cmp(&seen) {
-        // A higher epoch never permits a lower sequence: the ledger goes on, it is not begun again.
-        std::cmp::Ordering::Greater if directive.sequence > record.sequence => Ok(Order::News),
-        std::cmp::Ordering::Equal if digest == record.directive => Ok(Order::Again),
+        // A higher epoch never permits a lower sequence: sequences continue across epochs.
+        std::cmp::Ordering::Greater if directive.sequence > record.sequence => {
+            Ok(DirectiveOrder::Newer)
+        }
+        std::cmp::Ordering::Equal if digest == record.directive => Ok(DirectiveOrder::Repeated),
         std::cmp::Ordering::Equal => Err(RecordError::SequenceEquivocation(record.sequence)),
         std::cmp::Ordering::Greater | std::cmp::Ordering::Less => {
             Err(RecordError::SequenceReplayed { got: directive.sequence, seen: record.sequence })
@@ -226,9 +228,8 @@ pub fn order(
     }
 }
 
-/// Whether this clock may judge times at all: one that is behind what was recorded here would take
-/// what has long expired.
-pub fn clock(records: &Records, now: Timestamp) -> Result<(), RecordError> {
+/// Checks that the clock is not behind the newest recorded time: such a clock would accept expired documents.
+pub fn check_clock(records: &DestinationRecords, now: Timestamp) -> Result<(), RecordError> {
     let Some(recorded_at) = records.values().filter_map(|record| record.recorded_at).max() else {
         return Ok(());
     };
@@ -240,7 +241,7 @@ pub fn clock(records: &Records, now: Timestamp) -> Result<(), RecordError> {
 ///
 /// A namespace without a floor starts at the highest of the same repository and application here.
 pub fn admit_release(
-    records: &Records,
+    records: &DestinationRecords,
     destination: (&Name, &Name),
     repo: &str,
     counter: u64,
@@ -275,7 +276,11 @@ pub fn admit_release(
 pub const TURNED_BACK_MAX: usize = 8;
 
 /// How many other namespaces this (repository, application) uses in the cluster.
-pub fn other_namespaces(records: &Records, destination: (&Name, &Name), repo: &str) -> usize {
+pub fn other_namespaces(
+    records: &DestinationRecords,
+    destination: (&Name, &Name),
+    repo: &str,
+) -> usize {
     let (application, namespace) = destination;
     let others = || {
         records
@@ -287,35 +292,29 @@ pub fn other_namespaces(records: &Records, destination: (&Name, &Name), repo: &s
     bound + turned_back.saturating_sub(TURNED_BACK_MAX)
 }
 
-/// The other destination, if any, whose inventory holds this object.
-pub fn owner_elsewhere<'a>(
-    records: &'a Records,
-    destination: (&Name, &Name),
-    key: &ObjectKey,
-) -> Option<&'a Record> {
-    records
-        .values()
-        .filter(|r| (&r.application, &r.namespace) != destination)
-        .find(|r| r.inventory.iter().any(|owned| owned.key == *key))
-}
-
-/// Why a directive or release may not follow what is held.
+/// A directive or release that contradicts the records of this cluster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
     #[error(
-        "this clock says {now}, and at {recorded_at} something was recorded here; set the clock right, \
-         or run `attest spoke accept-state` if it was wrong then"
+        "the clock reads {now}, before the last recorded change at {recorded_at}; correct the clock, \
+         or run `attest spoke accept-state` if it was wrong at that time"
     )]
     ClockRollback { now: Timestamp, recorded_at: Timestamp },
-    #[error("the directive's sequence {got} is not newer than {seen}, which this cluster has seen")]
+    #[error(
+        "the directive's sequence {got} is not newer than {seen}, which this cluster has already seen"
+    )]
     SequenceReplayed { got: u64, seen: u64 },
-    #[error("two different directives carry sequence {0}; the hub's key may be in two hands")]
+    #[error(
+        "two different directives carry sequence {0}; the hub's signing key may have been copied"
+    )]
     SequenceEquivocation(u64),
-    #[error("this destination is bound to {bound}; `attest spoke reset` on the cluster lifts that")]
+    #[error(
+        "this destination is bound to repository {bound}; run `attest spoke reset` on the cluster to remove the binding"
+    )]
     SourceChanged { bound: String },
     #[error(
-        "release counter {got} is below {floor} (or another release has it already); \
+        "release counter {got} is below the minimum {floor}, or equal to it for another release; \
          `attest release --from {got}` signs the same content with a new counter"
     )]
     CounterRegressed { got: u64, floor: u64 },
@@ -361,7 +360,8 @@ mod tests {
         let empty = Record { binding: None, floor: None, held: None, ..bound.clone() };
         let others = |turned_back: usize| {
             let empties = (1..=turned_back).map(|index| in_namespace(empty.clone(), index));
-            let records: Records = empties.chain([in_namespace(bound.clone(), 0)]).collect();
+            let records: DestinationRecords =
+                empties.chain([in_namespace(bound.clone(), 0)]).collect();
             other_namespaces(&records, (&bound.application, &Name::new("new").unwrap()), &repo)
         };
 

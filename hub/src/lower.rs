@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::KeyId;
 use attest_common::basics::terms::Mode;
-use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
+use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
 use attest_common::documents::receipt;
 use attest_common::trust::policy::is_closed;
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ pub struct Application {
     pub path: String,
     /// Never empty.
     pub destinations: Vec<Destination>,
-    pub asked: AskedPolicy,
+    pub asked: RequestedPolicy,
     pub sync: SyncPolicy,
     /// False when a new commit waits for `app sync`.
     pub automated: bool,
@@ -244,7 +244,7 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
     Err(LowerError::new("ClusterUnknown", field, message))
 }
 
-fn asked(spec: &crd::Spec, known: &Known) -> Result<AskedPolicy, LowerError> {
+fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError> {
     let verification = spec.verification.as_ref();
     let inner = verification.and_then(|v| v.receipt_verification.as_ref());
     if inner.is_some() && spec.receipt_verification.is_some() {
@@ -267,7 +267,7 @@ fn asked(spec: &crd::Spec, known: &Known) -> Result<AskedPolicy, LowerError> {
         Some(inner) => ("spec.verification.receiptVerification", Some(inner)),
         None => ("spec.receiptVerification", spec.receipt_verification.as_ref()),
     };
-    Ok(AskedPolicy {
+    Ok(RequestedPolicy {
         mode,
         required_attestations: attestations(at, receipts)?,
         trusted_keys: trusted_keys(verification.and_then(|v| v.trusted_keys.as_deref()), known)?,

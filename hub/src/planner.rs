@@ -18,7 +18,9 @@ use attest_common::documents::statement::Statement;
 use attest_common::objects::difference;
 use attest_common::objects::kinds::Kinds;
 use attest_common::trust::policy::{self, Policy};
-use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
+use attest_common::verify::{
+    self, Admitted, Ages, DestinationContext, Material, Verified, VerifyError,
+};
 
 use crate::lower::Application;
 use crate::store::records::LedgerEntry;
@@ -222,7 +224,7 @@ fn releasers(situation: &Situation<'_>, candidate: &Candidate) -> BTreeMap<KeyId
     let Situation { application, destination, hint, .. } = *situation;
     let asked = application.asked.trusted_keys.as_ref();
     let repo = &candidate.release.source.repo;
-    if let Ok(local) = hint.policy.local(&application.name, repo, &destination.namespace) {
+    if let Ok(local) = hint.policy.effective(&application.name, repo, &destination.namespace) {
         return local.keys_for(Role::Releaser, asked);
     }
     let keys = hint.policy.ci_keys().iter();
@@ -336,13 +338,13 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     let known = planned.is_some_and(|planned| Some(planned.release) == id);
     let mut kinds = Kinds::built_in();
     kinds.guess(rendered.objects.iter().map(Object::key), &hint.spec.applications);
-    let place = Place {
+    let place = DestinationContext {
         policy: &hint.policy,
         application: &application.name,
         namespace: &destination.namespace,
         kinds: &kinds,
         now,
-        ages: if known { Ages::Skip } else { Ages::Judge },
+        ages: if known { Ages::Skip } else { Ages::Enforce },
     };
     let material =
         Material { release: &candidate.envelope, receipts: &receipts, content: &rendered.bytes };

@@ -19,8 +19,8 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
-    AskedPolicy, CAP_FULL_PERCENT, ContentBlob, Directive, Operation, Plan, SignedBlob, Strategy,
-    SyncPolicy, to_bytes,
+    CAP_FULL_PERCENT, ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob,
+    Strategy, SyncPolicy, to_bytes,
 };
 use attest_common::documents::release::{RENDERING_TYPE, Release};
 use attest_common::documents::statement::{Statement, Subject};
@@ -400,7 +400,7 @@ impl Carried {
             },
             receipts: self.receipts.iter().map(|r| blob(r)).collect::<Result<_, _>>()?,
             namespace: signed.namespace.clone(),
-            policy: AskedPolicy {
+            policy: RequestedPolicy {
                 mode: Mode::Strict,
                 required_attestations: std::collections::BTreeSet::new(),
                 trusted_keys: None,

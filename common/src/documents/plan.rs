@@ -37,7 +37,7 @@ pub struct Plan {
     pub content: ContentBlob,
     pub receipts: Vec<SignedBlob>,
     pub namespace: NamespaceRule,
-    pub policy: AskedPolicy,
+    pub policy: RequestedPolicy,
     pub sync: SyncPolicy,
     pub strategy: Strategy,
     /// Checks to run around the rollout. Refused until a spoke knows how to confine them.
@@ -66,14 +66,14 @@ pub struct ContentBlob {
     pub media_type: String,
 }
 
-/// What the application's owner asks of verification; it can only tighten the cluster's policy.
+/// The verification policy that the application's owner requests. It can only tighten the cluster's policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct AskedPolicy {
+pub struct RequestedPolicy {
     pub mode: Mode,
     #[serde(default)]
     pub required_attestations: BTreeSet<String>,
-    /// Full key ids. Absent narrows nothing; present and empty admits nobody.
+    /// Full key ids. Absent, every key of the policy counts; present and empty, none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trusted_keys: Option<BTreeSet<KeyId>>,
 }

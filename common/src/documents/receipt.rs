@@ -46,9 +46,9 @@ pub fn rule(name: &str) -> Option<AttestationRule> {
     RULES.into_iter().find(|rule| rule.name == name)
 }
 
-/// What a receipt is judged against.
+/// What a receipt is checked against.
 #[derive(Clone, Copy, Debug)]
-pub struct Subjected<'a> {
+pub struct ReceiptContext<'a> {
     pub release: &'a Release,
     pub render: &'a Render,
     pub content: Digest,
@@ -57,14 +57,14 @@ pub struct Subjected<'a> {
     pub mode: Mode,
     pub now: Timestamp,
     /// False once the release already runs here: ages are judged at first admission only.
-    pub judge_ages: bool,
+    pub enforce_ages: bool,
 }
 
 /// Checks one receipt's statement. `Ok` carries warnings, empty in the ordinary case.
 pub fn check(
     name: &str,
     statement: &Statement,
-    about: &Subjected<'_>,
+    about: &ReceiptContext<'_>,
 ) -> Result<Vec<String>, ReceiptError> {
     let rule = rule(name).ok_or_else(|| ReceiptError::AttestationUnknown(short(name)))?;
     if statement.predicate_type != rule.predicate_type {
@@ -82,7 +82,7 @@ pub fn check(
     }
 }
 
-fn build(statement: &Statement, about: &Subjected<'_>) -> Result<(), ReceiptError> {
+fn build(statement: &Statement, about: &ReceiptContext<'_>) -> Result<(), ReceiptError> {
     covers_rendering("build", statement, about)?;
     let wrong = |field: &'static str, found: &Value| ReceiptError::Build {
         field,
@@ -112,7 +112,7 @@ fn build(statement: &Statement, about: &Subjected<'_>) -> Result<(), ReceiptErro
     if names_source { Ok(()) } else { Err(ReceiptError::SourceMismatch) }
 }
 
-fn test(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, ReceiptError> {
+fn test(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>, ReceiptError> {
     covers_rendering("test", statement, about)?;
     let result = statement.predicate.get("result").and_then(Value::as_str).unwrap_or("missing");
     let failed = statement.predicate.get("failedTests").and_then(Value::as_array);
@@ -126,7 +126,7 @@ fn test(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, Rec
     }
 }
 
-fn scan(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, ReceiptError> {
+fn scan(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>, ReceiptError> {
     for image in &about.render.images {
         if !statement.covers(&image.digest) {
             return Err(ReceiptError::SubjectIncomplete { image: short(&image.reference) });
@@ -136,7 +136,7 @@ fn scan(statement: &Statement, about: &Subjected<'_>) -> Result<Vec<String>, Rec
         covers_rendering("security-scan", statement, about)?;
     }
     let mut warnings = Vec::new();
-    if about.judge_ages {
+    if about.enforce_ages {
         let finished = statement
             .predicate
             .pointer("/metadata/scanFinishedOn")
@@ -200,7 +200,7 @@ fn tenths(text: &str) -> Option<u32> {
 fn covers_rendering(
     attestation: &'static str,
     statement: &Statement,
-    about: &Subjected<'_>,
+    about: &ReceiptContext<'_>,
 ) -> Result<(), ReceiptError> {
     if statement.covers_named(&about.render.subject, &about.content) {
         Ok(())

@@ -14,7 +14,7 @@ use crate::basics::terms::Mode;
 use crate::documents::manifest::{self, Object, ObjectKey};
 use crate::documents::release::{ImageDigest, Render};
 use crate::objects::kinds::{self, Kinds};
-use crate::trust::policy::{GroupResource, Local};
+use crate::trust::policy::{EffectivePolicy, GroupResource};
 
 /// Name of the mutation that writes a digest behind an image's tag.
 pub const IMAGE_PIN: &str = "image-pin";
@@ -41,7 +41,7 @@ pub fn place_objects(
     objects: Vec<Object>,
     namespace: &Name,
     render: &Render,
-    local: &Local,
+    effective_policy: &EffectivePolicy,
     mode: Mode,
     kinds: &Kinds,
 ) -> Result<Placed, PlacementError> {
@@ -52,11 +52,11 @@ pub fn place_objects(
     let mut seen = BTreeSet::new();
     let mut ready = Vec::new();
     for object in objects {
-        let object = place_object(object, namespace, local, &kinds)?;
+        let object = place_object(object, namespace, effective_policy, &kinds)?;
         if !seen.insert(object.key().clone()) {
             return Err(PlacementError::Duplicate(object.key().clone()));
         }
-        check_secrets(&object, local)?;
+        check_secrets(&object, effective_policy)?;
         let object = pin(as_stored(object), &digests, may_pin, mode, &mut warnings)?;
         ready.push(object);
     }
@@ -79,7 +79,7 @@ pub fn with_definitions<'a>(objects: &[Object], kinds: &'a Kinds) -> Cow<'a, Kin
 fn place_object(
     object: Object,
     namespace: &Name,
-    local: &Local,
+    effective_policy: &EffectivePolicy,
     kinds: &Kinds,
 ) -> Result<Object, PlacementError> {
     let key = object.key().clone();
@@ -101,7 +101,7 @@ fn place_object(
         if key.namespace.is_some() {
             return Err(PlacementError::NamespaceOnClusterScoped(key));
         }
-        if !local.cluster_scoped.contains(&resource) {
+        if !effective_policy.cluster_scoped.contains(&resource) {
             return Err(PlacementError::KindNotAllowed {
                 object: key,
                 list: "clusterScoped",
@@ -110,7 +110,8 @@ fn place_object(
         }
         return Ok(object);
     }
-    let allowed = kinds::is_workload(&key.group, &key.kind) || local.extra.contains(&resource);
+    let allowed =
+        kinds::is_workload(&key.group, &key.kind) || effective_policy.extra.contains(&resource);
     if !allowed {
         return Err(PlacementError::KindNotAllowed { object: key, list: "extra", resource });
     }
@@ -146,11 +147,14 @@ fn check_reserved(namespace: &Object) -> Result<(), PlacementError> {
 }
 
 /// Tokens of service accounts are made by the API server; a rendering that brings one steals an identity.
-fn check_secrets(object: &Object, local: &Local) -> Result<(), PlacementError> {
+fn check_secrets(
+    object: &Object,
+    effective_policy: &EffectivePolicy,
+) -> Result<(), PlacementError> {
     let key = object.key();
     let secrets = GroupResource { group: String::new(), resource: "secrets".to_owned() };
     let is_secret = key.group.is_empty() && key.kind == "Secret";
-    if is_secret && !local.extra.contains(&secrets) {
+    if is_secret && !effective_policy.extra.contains(&secrets) {
         return Err(PlacementError::KindNotAllowed {
             object: key.clone(),
             list: "extra",

@@ -167,9 +167,9 @@ pub struct Policy {
     entries: Vec<Entry>,
 }
 
-/// What holds for one application in one namespace: all matching entries, combined to the strictest.
+/// The policy for one application in one namespace: all matching entries, combined to the strictest.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Local {
+pub struct EffectivePolicy {
     pub minimum_mode: Mode,
     pub required: BTreeSet<String>,
     pub keys: Vec<CiKey>,
@@ -184,22 +184,22 @@ pub struct Local {
     pub accounts_namespace: String,
 }
 
-impl Local {
-    /// The keys that may speak in `role`, narrowed to `asked` when the plan names keys.
+impl EffectivePolicy {
+    /// Returns the keys with a role, narrowed to `requested` when the plan names keys.
     pub fn keys_for(
         &self,
         role: Role,
-        asked: Option<&BTreeSet<KeyId>>,
+        requested: Option<&BTreeSet<KeyId>>,
     ) -> BTreeMap<KeyId, PublicKey> {
         self.keys
             .iter()
             .filter(|key| key.roles.contains(&role))
-            .filter(|key| asked.is_none_or(|ids| ids.contains(&key.public.id())))
+            .filter(|key| requested.is_none_or(|ids| ids.contains(&key.public.id())))
             .map(|key| (key.public.id(), key.public.clone()))
             .collect()
     }
 
-    /// Builder ids that any of `signers` may speak for.
+    /// Returns the builder ids that the keys of `signers` may use.
     pub fn builder_ids(&self, signers: &BTreeSet<KeyId>) -> Vec<String> {
         let mine = self.keys.iter().filter(|key| signers.contains(&key.public.id()));
         mine.flat_map(|key| key.builder_ids.clone()).collect()
@@ -208,6 +208,27 @@ impl Local {
     /// The policy's name for a key.
     pub fn key_name(&self, id: &KeyId) -> Option<&str> {
         self.keys.iter().find(|key| key.public.id() == *id).map(|key| key.name.as_str())
+    }
+
+    /// Returns the stricter of two policies, field by field.
+    fn tightened(self, other: &Self) -> Self {
+        Self {
+            minimum_mode: self.minimum_mode.max(other.minimum_mode),
+            required: self.required.union(&other.required).cloned().collect(),
+            keys: self.keys.into_iter().filter(|key| other.keys.contains(key)).collect(),
+            cluster_scoped: self
+                .cluster_scoped
+                .intersection(&other.cluster_scoped)
+                .cloned()
+                .collect(),
+            extra: self.extra.intersection(&other.extra).cloned().collect(),
+            last_good: self.last_good.min(other.last_good),
+            remove_allowed: self.remove_allowed && other.remove_allowed,
+            prune_percent_max: self.prune_percent_max.min(other.prune_percent_max),
+            adopt: self.adopt && other.adopt,
+            namespaces_max: self.namespaces_max.min(other.namespaces_max),
+            accounts_namespace: self.accounts_namespace,
+        }
     }
 }
 
@@ -293,13 +314,13 @@ pub fn is_closed(namespace: &Name) -> bool {
 }
 
 impl Policy {
-    /// What holds for an application from a repository in a namespace, or why it may not be there.
-    pub fn local(
+    /// Returns the policy for an application from a repository in a namespace, or why it is not allowed there.
+    pub fn effective(
         &self,
         application: &Name,
         repo: &str,
         namespace: &Name,
-    ) -> Result<Local, PolicyError> {
+    ) -> Result<EffectivePolicy, PolicyError> {
         if is_closed(namespace) {
             return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
         }
@@ -317,11 +338,13 @@ impl Policy {
         let mut matching = sourced.into_iter().filter(by_namespace);
         let first =
             matching.next().ok_or_else(|| PolicyError::NamespaceNotAllowed(namespace.clone()))?;
-        Ok(matching.fold(self.one(first), |local, entry| tighten(local, &self.one(entry))))
+        Ok(matching.fold(self.entry_policy(first), |policy, entry| {
+            policy.tightened(&self.entry_policy(entry))
+        }))
     }
 
-    /// What can be said before the release is open, whatever the repository: the lowest mode floor
-    /// of the entries that name this application and namespace, or why none does.
+    /// Returns the lowest minimum mode of the entries that name this application and namespace, for any
+    /// repository, or why there is none. Needs no release.
     pub fn names(&self, application: &Name, namespace: &Name) -> Result<Mode, PolicyError> {
         let forbidden = is_closed(namespace);
         let mut named =
@@ -340,15 +363,10 @@ impl Policy {
         &self.keys
     }
 
-    /// The namespaces that hold application accounts, one an entry.
-    pub fn accounts_namespaces(&self) -> BTreeSet<String> {
-        self.entries.iter().map(accounts_namespace).collect()
-    }
-
-    fn one(&self, entry: &Entry) -> Local {
+    fn entry_policy(&self, entry: &Entry) -> EffectivePolicy {
         let counts =
             |key: &&CiKey| entry.keys.as_ref().is_none_or(|names| names.contains(&key.name));
-        Local {
+        EffectivePolicy {
             minimum_mode: entry.minimum_mode,
             required: entry.required_attestations.iter().cloned().collect(),
             keys: self.keys.iter().filter(counts).cloned().collect(),
@@ -370,22 +388,6 @@ pub fn accounts_namespace(entry: &Entry) -> String {
         || ACCOUNTS_NAMESPACE.to_owned(),
         |name| format!("{ACCOUNTS_NAMESPACE}-{name}"),
     )
-}
-
-fn tighten(a: Local, b: &Local) -> Local {
-    Local {
-        minimum_mode: a.minimum_mode.max(b.minimum_mode),
-        required: a.required.union(&b.required).cloned().collect(),
-        keys: a.keys.into_iter().filter(|key| b.keys.contains(key)).collect(),
-        cluster_scoped: a.cluster_scoped.intersection(&b.cluster_scoped).cloned().collect(),
-        extra: a.extra.intersection(&b.extra).cloned().collect(),
-        last_good: a.last_good.min(b.last_good),
-        remove_allowed: a.remove_allowed && b.remove_allowed,
-        prune_percent_max: a.prune_percent_max.min(b.prune_percent_max),
-        adopt: a.adopt && b.adopt,
-        namespaces_max: a.namespaces_max.min(b.namespaces_max),
-        accounts_namespace: a.accounts_namespace,
-    }
 }
 
 /// A lone `*` matches any value; other patterns are globs whose `*` never crosses a `/`.

@@ -1,16 +1,27 @@
 //! The gate, case by case: one honest delivery, and every way to bend it that has its own reason.
 
-use crate::basics::terms;
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::basics::envelope::seal;
+use crate::basics::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE, SYNC_TYPE, seal};
+use crate::basics::ids::{ClusterId, Digest};
 use crate::basics::keys::PrivateKey;
-use crate::documents::plan::{self, ContentBlob, SignedBlob, SyncPolicy, to_bytes};
-use crate::documents::release::{Evidence, ImageDigest, ReleaseSource, Renderer, Target};
-use crate::documents::statement::Subject;
-use crate::record::{Floor, Record};
+use crate::basics::terms::{self, Mode, Role};
+use crate::documents::manifest;
+use crate::documents::plan::{
+    self, ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob, Sync, SyncPolicy,
+    to_bytes,
+};
+use crate::documents::receipt;
+use crate::documents::release::{
+    self, Evidence, ImageDigest, NamespaceRule, RENDERING_TYPE, Release, ReleaseSource, Render,
+    Renderer, Target,
+};
+use crate::documents::statement::{Statement, Subject};
+use crate::record::{DestinationRecords, Floor, Record};
 use crate::trust::policy::{Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec};
 
 const NOW: &str = "2026-11-22T12:00:00Z";
@@ -58,12 +69,12 @@ struct World {
     objects_signed: Option<u64>,
     receipt_key: u8,
     release_key: u8,
-    asked: AskedPolicy,
+    asked: RequestedPolicy,
     render: String,
     directive: Directive,
     hooks: Vec<Value>,
     hub_key: u8,
-    records: Records,
+    records: DestinationRecords,
     now: Timestamp,
 }
 
@@ -182,7 +193,7 @@ fn world() -> World {
         objects_signed: None,
         receipt_key: CI,
         release_key: CI,
-        asked: AskedPolicy {
+        asked: RequestedPolicy {
             mode: Mode::Strict,
             required_attestations: BTreeSet::new(),
             trusted_keys: None,
@@ -205,7 +216,7 @@ fn world() -> World {
         },
         hooks: Vec::new(),
         hub_key: HUB,
-        records: Records::new(),
+        records: DestinationRecords::new(),
         now: now(),
     }
 }
@@ -282,12 +293,12 @@ impl World {
         let sealed_directive = seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&key(self.hub_key)]);
         let policy = self.spec.load().map_err(VerifyError::Policy)?;
         let cluster = ClusterId::of_identity_key(&[9; 32]);
-        let spoke = Spoke {
+        let spoke = SpokeContext {
             policy: &policy,
             cluster: &cluster,
             records: &self.records,
             now: self.now,
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
         let ordered = super::directive(&sealed_directive, &spoke)?;
         let plan = super::plan(&sealed_plan, plan_digest, &policy)?;
@@ -780,12 +791,12 @@ fn removing_needs_the_local_policy_and_something_to_remove() {
             Directive { operation: Operation::Remove, plan: None, ..world.directive.clone() };
         let sealed = seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&key(HUB)]);
         let policy = world.spec.load().unwrap();
-        let spoke = Spoke {
+        let spoke = SpokeContext {
             policy: &policy,
             cluster: &world.directive.cluster,
             records: &world.records,
             now: world.now,
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
         let ordered = super::directive(&sealed, &spoke).unwrap();
         removal(&ordered, &spoke).map_or_else(|e| e.reason(), |_| "Admitted")
@@ -819,12 +830,12 @@ fn a_clock_may_be_two_minutes_behind_what_was_recorded_and_no_more() {
 fn a_sync_must_answer_this_connection() {
     let world = world();
     let policy = world.spec.load().unwrap();
-    let spoke = Spoke {
+    let spoke = SpokeContext {
         policy: &policy,
         cluster: &world.directive.cluster,
         records: &world.records,
         now: now(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
     };
     let ask = |bend: fn(&mut Sync)| {
         let mut document = Sync {
@@ -854,13 +865,13 @@ fn modes() -> impl Strategy<Value = Mode> {
 }
 
 /// What any hub may ask: every mode, attestations known and unknown, keys of ours and of strangers.
-fn asked() -> impl Strategy<Value = AskedPolicy> {
+fn asked() -> impl Strategy<Value = RequestedPolicy> {
     let attestations =
         proptest::sample::subsequence(vec!["build", "test", "security-scan", "blessing"], 0..=4);
     let keys = proptest::sample::subsequence(vec![CI, HUB, STRANGER, STAGING_CI], 0..=4);
     (modes(), attestations, proptest::option::of(keys)).prop_map(|(mode, attestations, keys)| {
         let ids = |keys: Vec<u8>| keys.into_iter().map(|seed| key(seed).public().id()).collect();
-        AskedPolicy {
+        RequestedPolicy {
             mode,
             required_attestations: attestations.into_iter().map(String::from).collect(),
             trusted_keys: keys.map(ids),
@@ -906,12 +917,12 @@ proptest! {
     fn no_bytes_make_the_gate_panic(bytes in hostile(), at: usize, byte: u8) {
         let world = world();
         let policy = world.spec.load().unwrap();
-        let spoke = Spoke {
+        let spoke = SpokeContext {
             policy: &policy,
             cluster: &world.directive.cluster,
             records: &world.records,
             now: now(),
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
         let mut broken = to_bytes(&world.directive);
         let at = at % broken.len();

@@ -140,7 +140,7 @@ fn may_be_removed(hub: &Hub, leaving: &[Leaving]) -> Result<(), Refusal> {
         let application = &place.application;
         let Some(planned) = &head.planned else { continue };
         let Some(hint) = hub.fleet.hint(&place.cluster) else { continue };
-        let local = hint.policy.local(application, &planned.repo, &place.namespace);
+        let local = hint.policy.effective(application, &planned.repo, &place.namespace);
         if local.is_ok_and(|local| local.remove_allowed) {
             continue;
         }

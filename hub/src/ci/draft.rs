@@ -10,7 +10,7 @@ use attest_common::basics::ids::{Digest, Name, Timestamp};
 use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::BUILDER_ID;
 use attest_common::basics::terms::Mode;
-use attest_common::documents::receipt::{self, BUILD_TYPE, Subjected};
+use attest_common::documents::receipt::{self, BUILD_TYPE, ReceiptContext};
 use attest_common::documents::release::{
     NamespaceRule, RELEASE_TYPE, RENDERING_TYPE, Release, ReleaseSource, Render, Renderer, Target,
 };
@@ -210,14 +210,14 @@ impl Draft {
         let digests = self.digests();
         for render in &self.release.renders {
             let Some(content) = digests.get(&render.name) else { continue };
-            let about = Subjected {
+            let about = ReceiptContext {
                 release: &self.release,
                 render,
                 content: *content,
                 builder_ids: &[BUILDER_ID.to_owned()],
                 mode: Mode::Strict,
                 now: self.now,
-                judge_ages: true,
+                enforce_ages: true,
             };
             for receipt in &self.receipts {
                 receipt::check(&receipt.attestation, &receipt.statement, &about).map_err(

@@ -8,12 +8,14 @@ use std::collections::BTreeSet;
 use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::basics::terms::{Mode, Role};
 use attest_common::documents::manifest::{self, Object};
-use attest_common::documents::plan::AskedPolicy;
+use attest_common::documents::plan::RequestedPolicy;
 use attest_common::documents::release::{NamespaceRule, Release};
 use attest_common::objects::difference::differences;
 use attest_common::objects::kinds::Kinds;
 use attest_common::trust::policy::{Policy, Spec};
-use attest_common::verify::{self, Admitted, Ages, Material, Place, Verified, VerifyError};
+use attest_common::verify::{
+    self, Admitted, Ages, DestinationContext, Material, Verified, VerifyError,
+};
 use serde::Serialize;
 
 use super::trust::{TrustError, usable};
@@ -217,15 +219,15 @@ impl Case<'_> {
         let receipts: Vec<&[u8]> = stored.files.iter().map(|(_, bytes)| bytes.as_slice()).collect();
         let material = Material { release: &stored.envelope, receipts: &receipts, content };
         let kinds = self.kinds(content);
-        let place = Place {
+        let place = DestinationContext {
             policy: self.policy,
             application,
             namespace,
             kinds: &kinds,
             now: self.question.now,
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
-        let asked = AskedPolicy {
+        let asked = RequestedPolicy {
             mode: Mode::Strict,
             required_attestations: BTreeSet::new(),
             trusted_keys: None,

@@ -2,7 +2,7 @@ use attest_common::basics::ids::{ClusterId, Name};
 use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::BUILDER_ID;
 use attest_common::basics::terms::Mode;
-use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
+use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
 use attest_common::documents::receipt::{
     BUILD_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
 };
@@ -139,7 +139,7 @@ impl World {
                     namespace: name("app-staging"),
                     path: None,
                 }],
-                asked: AskedPolicy {
+                asked: RequestedPolicy {
                     mode: Mode::Strict,
                     required_attestations: Default::default(),
                     trusted_keys: None,

@@ -7,7 +7,7 @@ use attest_common::documents::plan::{Operation, Sync};
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::session::report::{Phase, Report};
 use attest_common::trust::policy::Spec;
-use attest_common::verify::{self, Ages, Spoke as Judge};
+use attest_common::verify::{self, Ages, SpokeContext};
 use attest_gitops::link::{PROGRESS_TIMEOUT, WRITE_TIMEOUT};
 use attest_gitops::store::records::{PolicyRecord, ReportRecord};
 use serde_json::json;
@@ -108,12 +108,12 @@ async fn the_heartbeat_answers_the_spokes_nonce_and_lists_what_is_newest() {
 
     let ToSpokeBody::Sync(envelope) = spoke.hear().await else { panic!("no sync") };
     let records = Default::default();
-    let judge = Judge {
+    let judge = SpokeContext {
         policy: &spoke.policy,
         cluster: &cluster,
         records: &records,
         now: attest_common::basics::ids::Timestamp::now(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
     };
     let nonce = data_encoding::HEXLOWER.encode(&spoke.nonce);
     let sync: Sync = verify::sync(&envelope, &judge, &nonce, 0).unwrap().into_inner();

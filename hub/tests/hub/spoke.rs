@@ -14,7 +14,7 @@ use attest_common::basics::keys::{KeyId, PrivateKey};
 use attest_common::basics::terms::{Mode, Role};
 use attest_common::documents::plan::{Directive, Plan};
 use attest_common::objects::health::Health;
-use attest_common::record::{Record, Records};
+use attest_common::record::{DestinationRecords, Record};
 use attest_common::session::frame;
 use attest_common::session::join::{JoinToken, proof};
 use attest_common::session::message::{
@@ -23,7 +23,7 @@ use attest_common::session::message::{
 };
 use attest_common::session::report::{Phase, Refusal, Report, Running, Timings};
 use attest_common::trust::policy::{Entry, HubSpec, KeySpec, Policy, RemoveSpec, Spec};
-use attest_common::verify::{self, Ages, Spoke as Judge};
+use attest_common::verify::{self, Ages, SpokeContext};
 use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
@@ -259,7 +259,7 @@ pub(crate) struct Spoke {
     pub(crate) policy: Policy,
     pub(crate) nonce: Vec<u8>,
     /// What it holds: a directive that a real spoke would refuse as old fails the test.
-    records: Mutex<Records>,
+    records: Mutex<DestinationRecords>,
     send: SendStream,
     receive: RecvStream,
     number: u64,
@@ -419,12 +419,12 @@ impl Spoke {
             blobs.insert(digest, bytes);
         }
         let mut records = self.records.lock().unwrap();
-        let judge = Judge {
+        let judge = SpokeContext {
             policy: &self.policy,
             cluster: &self.cluster,
             records: &records,
             now: Timestamp::now(),
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
         let ordered = verify::directive(&push.directive, &judge).unwrap();
         let Directive { application, namespace, epoch, sequence, .. } = ordered.directive.clone();

@@ -11,10 +11,12 @@ use attest_common::basics::json;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::documents::plan::{Directive, Operation, Plan};
 use attest_common::objects::kinds::Kinds;
-use attest_common::record::{Floor, Held, INVENTORY_MAX, Order, Owned, Record, Records};
+use attest_common::record::{
+    DestinationRecords, DirectiveOrder, Floor, Held, INVENTORY_MAX, Owned, Record,
+};
 use attest_common::trust::policy::Policy;
 use attest_common::verify::{
-    self, Admission, Ages, Material, Ordered, Removal, Spoke, Verified, VerifyError,
+    self, Admission, Ages, Material, Ordered, Removal, SpokeContext, Verified, VerifyError,
 };
 use bytes::Bytes;
 
@@ -29,7 +31,7 @@ pub const DIRECTIVE_BYTES_MAX: usize = 16 * 1024;
 pub struct View<'a> {
     pub policy: &'a Policy,
     pub cluster: &'a ClusterId,
-    pub records: &'a Records,
+    pub records: &'a DestinationRecords,
     pub kinds: &'a Kinds,
     pub now: Timestamp,
     /// `Skip` when loading what was already admitted.
@@ -70,14 +72,14 @@ pub fn judge(
 ) -> Result<Verdict, GateError> {
     check_size(directive)?;
     let View { policy, cluster, records, kinds, now, ages, lost } = *view;
-    let spoke = Spoke { policy, cluster, records, now, ages };
+    let spoke = SpokeContext { policy, cluster, records, now, ages };
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
     let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
-    if let (Some(lost), Ages::Judge) = (lost, ages) {
+    if let (Some(lost), Ages::Enforce) = (lost, ages) {
         // Whether this is a replay cannot be known: that was in the records.
         return Err(GateError::StateLost(lost));
     }
-    if ordered.order == Order::Again && ages == Ages::Judge {
+    if ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce {
         return Ok(Verdict::Again(key));
     }
     if !records.contains_key(&key) && records.len() >= DESTINATIONS_MAX {
@@ -95,7 +97,7 @@ pub fn judge(
     };
     let plan = verify::plan(&plan_bytes, plan_digest, policy).map_err(GateError::Verify)?;
     // What the local policy forbids by name alone needs no blobs to be refused.
-    verify::allowed(policy, &key.0, &key.1, &plan.policy).map_err(GateError::Verify)?;
+    verify::check_allowed(policy, &key.0, &key.1, &plan.policy).map_err(GateError::Verify)?;
     let missing = missing(&plan, &blobs);
     if !missing.is_empty() {
         return Ok(Verdict::Need(key, missing));
@@ -158,7 +160,7 @@ impl Delivered {
 }
 
 /// No object may belong to another destination, whatever the plan asks (S16).
-fn check_owners(admission: &Admission, records: &Records) -> Result<(), GateError> {
+fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(), GateError> {
     let Directive { application, namespace, .. } = &admission.ordered.directive;
     let others = records
         .values()

@@ -180,7 +180,7 @@ impl Agent {
     }
 
     fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
-        self.judge_as(directive, plan, Ages::Judge, self.shared.ledger.lost())
+        self.judge_as(directive, plan, Ages::Enforce, self.shared.ledger.lost())
     }
 
     /// The gate's word by the policy and the records as they are now.

@@ -78,8 +78,11 @@ impl Running {
     ) -> Self {
         let Run { admission, held, resumed, timings, checks: _ } = run;
         let (application, namespace) = key;
-        let account =
-            Account::new(application, namespace, &admission.admitted.local.accounts_namespace);
+        let account = Account::new(
+            application,
+            namespace,
+            &admission.admitted.effective_policy.accounts_namespace,
+        );
         let kinds = placement::with_definitions(&admission.admitted.objects, known).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
@@ -134,7 +137,7 @@ impl Running {
 
     /// Whether plan and policy both allow taking over what is there.
     pub(super) fn adopts(&self) -> bool {
-        self.admission.plan.sync.adopt && self.admission.admitted.local.adopt
+        self.admission.plan.sync.adopt && self.admission.admitted.effective_policy.adopt
     }
 
     /// Requests that were dropped may or may not have been carried out; the watch will tell.
@@ -167,7 +170,7 @@ impl Running {
     pub(super) fn is_guarded(&self) -> bool {
         let to_delete = self.leftovers.iter().filter(|o| !deleting::is_never_deleted(o)).count();
         let inventory = self.objects.len() + self.leftovers.len();
-        let percent_max = self.admission.admitted.local.prune_percent_max;
+        let percent_max = self.admission.admitted.effective_policy.prune_percent_max;
         deleting::prune_is_too_much(to_delete, inventory, percent_max)
     }
 

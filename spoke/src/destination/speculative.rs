@@ -43,12 +43,12 @@ impl Checks {
         entry: &Entry,
         known: &Kinds,
     ) -> Self {
-        let accounts_namespace = &admission.admitted.local.accounts_namespace;
+        let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
         let kinds = placement::with_definitions(&admission.admitted.objects, known);
         let recorded = (&entry.record.inventory[..], &entry.confirmed);
         let objects = track(admission, &kinds, &account, recorded, None);
-        let adopt = admission.plan.sync.adopt && admission.admitted.local.adopt;
+        let adopt = admission.plan.sync.adopt && admission.admitted.effective_policy.adopt;
         let changes = |tracked: &Tracked| tracked.need() == Need::Apply;
         let ours = |tracked: &Tracked| {
             let definition = tracked.definition.as_ref().and_then(|key| objects.get(key));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use attest_common::basics::ids::Digest;
 use attest_common::basics::text::error_chain;
-use attest_common::record::{Held, Record, Records};
+use attest_common::record::{DestinationRecords, Held, Record};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
@@ -280,7 +280,7 @@ impl Ledger {
 }
 
 /// The packs that the records name.
-fn used(records: &Records) -> BTreeSet<String> {
+fn used(records: &DestinationRecords) -> BTreeSet<String> {
     records.values().flat_map(Record::plans).flat_map(stems).collect()
 }
 

@@ -11,7 +11,7 @@ use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
-use attest_common::record::{Record, Records};
+use attest_common::record::{DestinationRecords, Record};
 use attest_common::session::message::Seen;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -114,7 +114,7 @@ impl Lost {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub(super) records: Records,
+    pub(super) records: DestinationRecords,
     /// Everything else, by the same key.
     others: BTreeMap<Key, Other>,
     pub(super) content: Index,
@@ -203,7 +203,7 @@ impl Ledger {
     }
 
     /// Runs `look` on all records, without waiting for anybody.
-    pub fn with_records<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
+    pub fn with_records<T>(&self, look: impl FnOnce(&DestinationRecords) -> T) -> T {
         look(&self.state().records)
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, tls};
 use attest_common::basics::text::error_chain;
-use attest_common::record::Records;
+use attest_common::record::DestinationRecords;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
@@ -297,13 +297,13 @@ impl Link {
 
     fn hear_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
         let Ok(loaded) = self.trust.borrow().loaded().cloned() else { return };
-        let records = Records::new();
-        let spoke = verify::Spoke {
+        let records = DestinationRecords::new();
+        let spoke = verify::SpokeContext {
             policy: &loaded.policy,
             cluster: &self.identity.cluster,
             records: &records,
             now: jiff::Timestamp::now(),
-            ages: Ages::Judge,
+            ages: Ages::Enforce,
         };
         match verify::sync(envelope, &spoke, &judged.nonce, judged.counter) {
             Ok(sync) => {

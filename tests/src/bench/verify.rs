@@ -7,12 +7,12 @@ use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::{Mode, Role};
 use attest_common::basics::text::error_chain;
-use attest_common::documents::plan::AskedPolicy;
+use attest_common::documents::plan::RequestedPolicy;
 use attest_common::objects::kinds::Kinds;
 use attest_common::trust::policy::{
     Entry, HubSpec, KeySpec, KindsSpec, Policy, RemoveSpec, RollbackSpec, Spec,
 };
-use attest_common::verify::{self, Ages, Material, Place};
+use attest_common::verify::{self, Ages, DestinationContext, Material};
 
 use super::figures::{Figures, heading};
 use super::signed::{self, ENVIRONMENT, Signed};
@@ -67,18 +67,18 @@ fn judge(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, Stri
     let receipts: Vec<&[u8]> = signed.receipts.iter().map(Vec::as_slice).collect();
     let material = Material { release, receipts: &receipts, content: &signed.content };
     let name = |text: &str| Name::new(text).map_err(|e| e.to_string());
-    let asked = AskedPolicy {
+    let asked = RequestedPolicy {
         mode: Mode::Strict,
         required_attestations: BTreeSet::new(),
         trusted_keys: None,
     };
-    let place = Place {
+    let place = DestinationContext {
         policy,
         application: &name("workload")?,
         namespace: &name("workload")?,
         kinds: &Kinds::built_in(),
         now: Timestamp::now(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
     };
     let admitted =
         verify::release(&material, ENVIRONMENT, &asked, &place).map_err(|e| error_chain(&e))?;

@@ -125,7 +125,8 @@ pub struct ApplicationRecord {
 impl ApplicationRecord {
     /// One that follows `main` of `url` and goes to the cluster and the namespace of its own name.
     pub(crate) fn sample(name: &str, url: &str) -> Self {
-        use attest_common::documents::plan::{AskedPolicy, SyncPolicy};
+        use attest_common::basics::terms;
+        use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
 
         let name: Name = name.parse().unwrap();
         let destination = crate::lower::Destination {
@@ -133,7 +134,7 @@ impl ApplicationRecord {
             namespace: name.clone(),
             path: None,
         };
-        let asked = AskedPolicy {
+        let asked = RequestedPolicy {
             mode: terms::Mode::Strict,
             required_attestations: std::collections::BTreeSet::new(),
             trusted_keys: None,

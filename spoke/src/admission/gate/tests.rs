@@ -43,10 +43,10 @@ pub(crate) fn removal() -> (Vec<u8>, Verified<Removal>) {
     let view = View {
         policy: &policy,
         cluster: &"c-0123456789abcdef".parse().unwrap(),
-        records: &Records::from([(key, record)]),
+        records: &DestinationRecords::from([(key, record)]),
         kinds: &Kinds::built_in(),
         now: NOW.parse().unwrap(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
         lost: None,
     };
     match judge(&directive, None, |_| None, &view) {
@@ -63,7 +63,7 @@ fn directive() -> Vec<u8> {
 #[test]
 fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
     let spec: Spec = serde_json::from_value(object()["spec"].clone()).unwrap();
-    let (policy, records) = (spec.load().unwrap(), Records::new());
+    let (policy, records) = (spec.load().unwrap(), DestinationRecords::new());
     let (cluster, kinds) = ("c-0123456789abcdef".parse().unwrap(), Kinds::built_in());
     let view = |lost| View {
         policy: &policy,
@@ -71,7 +71,7 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
         records: &records,
         kinds: &kinds,
         now: NOW.parse().unwrap(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
         lost,
     };
     let judged = |lost| judge(&directive(), Some(Digest::of(b"envelope")), |_| None, &view(lost));

@@ -1,0 +1,133 @@
+//! Admission of a directive: plan, release, receipts and content together, against the records of this cluster.
+
+use std::collections::BTreeMap;
+
+use super::directive::{Ordered, SpokeContext};
+use super::release::{Admitted, DeliveredBlobs, admit, check_allowed, target_release};
+use super::{Ages, DestinationContext, Material, Verified, VerifyError};
+use crate::basics::envelope::{STATEMENT_TYPE, Unopened};
+use crate::basics::ids::Digest;
+use crate::documents::plan::{Directive, Plan};
+use crate::documents::release::{NamespaceRule, Release};
+use crate::objects::kinds::Kinds;
+use crate::record;
+
+/// Everything a spoke needs to act. Its writer to the API server takes nothing else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admission {
+    pub ordered: Ordered,
+    pub plan: Plan,
+    pub admitted: Admitted,
+}
+
+/// Verifies what a directive orders: plan, release, receipts, content, binding and counter floor.
+pub fn admission(
+    ordered: &Verified<Ordered>,
+    plan: &Verified<Plan>,
+    material: &Material<'_>,
+    spoke: &SpokeContext<'_>,
+    kinds: &Kinds,
+) -> Result<Verified<Admission>, VerifyError> {
+    let Directive { application, namespace, .. } = &ordered.directive;
+    if ordered.directive.plan.is_none() || plan.application != *application {
+        return Err(VerifyError::ApplicationMismatch {
+            asked: application.clone(),
+            signed: plan.application.clone(),
+        });
+    }
+    check_allowed(spoke.policy, application, namespace, &plan.policy)?;
+    let delivered = match_blobs(plan, material)?;
+    let destination = (application, namespace);
+    let mine = spoke.records.get(&(application.clone(), namespace.clone()));
+    // A release that this destination already admitted is kept, not admitted: its age does not count.
+    let running = mine.filter(|record| !record.removed);
+    let known =
+        running.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);
+    let ages = if known { Ages::Skip } else { spoke.ages };
+    let place = DestinationContext {
+        policy: spoke.policy,
+        application,
+        namespace,
+        kinds,
+        now: spoke.now,
+        ages,
+    };
+    let targeted = target_release(material.release, &plan.render, &plan.policy, &place)?;
+    let Release { source, counter, .. } = &targeted.opened.release;
+    if targeted.opened.id != plan.release.id {
+        return Err(VerifyError::BlobDigest { what: "release" });
+    }
+    record::admit_release(spoke.records, destination, &source.repo, *counter, targeted.opened.id)
+        .map_err(VerifyError::Record)?;
+    if let NamespaceRule::DefaultOnly { .. } = targeted.render.namespace
+        && running.is_none_or(|r| r.binding.is_none())
+    {
+        let others = record::other_namespaces(spoke.records, destination, &source.repo);
+        let max = targeted.effective_policy.namespaces_max;
+        if others >= max as usize {
+            return Err(VerifyError::TooManyNamespaces { max });
+        }
+    }
+    let admitted = admit(targeted, delivered, &plan.policy, &place)?;
+    Ok(Verified(Admission {
+        ordered: ordered.0.clone(),
+        plan: plan.0.clone(),
+        admitted: admitted.into_inner(),
+    }))
+}
+
+/// Matches delivered blobs with those that a plan names. A missing, different or unnamed blob is an error.
+fn match_blobs<'a>(
+    plan: &'a Plan,
+    material: &Material<'a>,
+) -> Result<DeliveredBlobs<'a>, VerifyError> {
+    if Digest::of(material.release) != plan.release.sha256 {
+        return Err(VerifyError::BlobDigest { what: "release" });
+    }
+    let content = Digest::of(material.content);
+    if content != plan.content.sha256 {
+        return Err(VerifyError::BlobDigest { what: "content" });
+    }
+    let named: BTreeMap<Digest, Digest> = plan.receipts.iter().map(|r| (r.sha256, r.id)).collect();
+    let mut receipts = BTreeMap::new();
+    for bytes in material.receipts {
+        let id = named.get(&Digest::of(bytes));
+        let receipt = Unopened::read(bytes, STATEMENT_TYPE)
+            .ok()
+            .filter(|receipt| Some(&receipt.id()) == id)
+            .ok_or(VerifyError::BlobDigest { what: "receipt" })?;
+        receipts.insert(receipt.id(), receipt);
+    }
+    if receipts.len() != named.len() {
+        return Err(VerifyError::BlobDigest { what: "receipt" });
+    }
+    Ok(DeliveredBlobs { receipts, bytes: material.content, content, named: &plan.receipts })
+}
+
+/// A destination that may be removed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Removal {
+    pub ordered: Ordered,
+    pub accounts_namespace: String,
+}
+
+/// Verifies a `Remove` directive against the cluster's trust policy.
+pub fn removal(
+    ordered: &Verified<Ordered>,
+    spoke: &SpokeContext<'_>,
+) -> Result<Verified<Removal>, VerifyError> {
+    let Directive { application, namespace, .. } = &ordered.directive;
+    let mine = spoke.records.get(&(application.clone(), namespace.clone()));
+    let Some(repo) = mine.and_then(|r| r.binding.as_deref()) else {
+        return Err(VerifyError::NothingToRemove);
+    };
+    let effective =
+        spoke.policy.effective(application, repo, namespace).map_err(VerifyError::Policy)?;
+    if !effective.remove_allowed {
+        return Err(VerifyError::RemoveNotAllowed);
+    }
+    Ok(Verified(Removal {
+        ordered: ordered.0.clone(),
+        accounts_namespace: effective.accounts_namespace,
+    }))
+}

@@ -1,0 +1,58 @@
+//! Verification of a plan: signature of a pinned hub key, digest, limits.
+
+use std::collections::BTreeSet;
+
+use super::{Verified, VerifyError};
+use crate::basics::envelope::{self, PLAN_TYPE};
+use crate::basics::ids::Digest;
+use crate::basics::json;
+use crate::documents::manifest;
+use crate::documents::plan::{Plan, RECEIPTS_MAX};
+use crate::trust::policy::Policy;
+
+/// Verifies a plan: signed by a pinned hub key, and the one that a directive names by `digest`.
+pub fn plan(
+    envelope: &[u8],
+    digest: Digest,
+    policy: &Policy,
+) -> Result<Verified<Plan>, VerifyError> {
+    let opened = envelope::open(envelope, PLAN_TYPE, &policy.hub_keys)
+        .map_err(|source| VerifyError::Envelope { what: "plan", source })?;
+    if Digest::of(opened.payload()) != digest {
+        return Err(VerifyError::PlanDigest);
+    }
+    let plan: Plan = json::document(opened.payload())
+        .map_err(|source| VerifyError::Document { what: "plan", source })?;
+    if plan.v != 1 {
+        return Err(VerifyError::Version { what: "plan", v: plan.v });
+    }
+    if plan.receipts.len() > RECEIPTS_MAX {
+        return Err(VerifyError::Limit { what: "receipts", max: RECEIPTS_MAX });
+    }
+    if !plan.hooks.is_empty() {
+        return Err(VerifyError::HookNotAllowed);
+    }
+    check_blobs(&plan)?;
+    Ok(Verified(plan))
+}
+
+/// Requires that a plan names each blob once and none larger than its kind may be: a spoke stores what
+/// a plan names.
+fn check_blobs(plan: &Plan) -> Result<(), VerifyError> {
+    let envelopes = || plan.receipts.iter().chain([&plan.release]);
+    let digests: BTreeSet<Digest> =
+        envelopes().map(|blob| blob.sha256).chain([plan.content.sha256]).collect();
+    if digests.len() != plan.receipts.len() + 2 {
+        return Err(VerifyError::BlobTwice);
+    }
+    if envelopes().any(|blob| blob.size > envelope::ENVELOPE_BYTES_MAX as u64) {
+        return Err(VerifyError::Limit {
+            what: "bytes a receipt",
+            max: envelope::ENVELOPE_BYTES_MAX,
+        });
+    }
+    if plan.content.size > manifest::RENDERING_BYTES_MAX as u64 {
+        return Err(VerifyError::Limit { what: "bytes", max: manifest::RENDERING_BYTES_MAX });
+    }
+    Ok(())
+}
