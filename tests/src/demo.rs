@@ -1,8 +1,8 @@
-//! The main job, shown: a hub, two clusters, one signed commit, and what a hub cannot do.
+//! The demo: a hub, two clusters, one signed commit, and what a compromised hub cannot do.
 //!
-//! It prints what it does, and as its results what an API server or the hub said just before; a step
-//! that does not come true ends it with an error. [`Sabotage`] breaks one step on purpose, for the test that
-//! proves the demo can fail.
+//! Prints each step and, as its result, what an API server or the hub returned at that moment. A step
+//! that fails ends the demo with an error. [`Sabotage`] breaks one step on purpose, for the test that
+//! proves that the demo can fail.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -23,35 +23,38 @@ use crate::wait::until;
 
 const SYNCED_WITHIN: Duration = Duration::from_secs(40);
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
-const HEALED_WITHIN: Duration = Duration::from_secs(10);
+const REVERTED_WITHIN: Duration = Duration::from_secs(10);
 const PATH_OF_A_TERMINAL: &str = "/usr/local/bin:/usr/bin:/bin";
 const APPLICATION: &str = include_str!("../sample/application.yaml");
+const APPLICATION_PATH: &str = "/v1/applications/web-app";
 
 /// A step to break on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
-    /// A cluster is shut out once it is registered.
+    /// Revoke a cluster after its registration.
     Clusters,
-    /// CI's test step fails.
+    /// Let CI's test step fail.
     Sign,
-    /// The commit is edited after signing.
+    /// Edit the commit after signing.
     Deploy,
-    /// CI signs what should have been refused.
+    /// Let CI sign the commit that should be refused.
     Unsigned,
-    /// The taken hub sends what CI signed instead of a changed byte.
+    /// Let the compromised hub send what CI signed instead of a changed byte.
     Tampered,
-    /// The spoke is stopped before the hand edit.
+    /// Stop the spokes before the edit by hand.
     Heal,
-    /// Somebody writes with a spoke's credential.
+    /// Stop the spoke of production before the next release.
+    Release,
+    /// Write with a spoke's credential.
     Audit,
 }
 
-/// What becomes of hub and clusters after the last step.
+/// State of hub and clusters after the last step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// They stay, for somebody to go on with the commands that are shown.
+    /// They keep running for the commands that are shown.
     Stay,
-    /// They go; the commands are run here, and their answers shown.
+    /// They are stopped; the commands are run by the demo, and their output is shown.
     Go,
 }
 
@@ -62,14 +65,14 @@ pub struct Demo<'a> {
     sabotage: Option<Sabotage>,
     started: Instant,
     print: &'a fn(&str),
-    /// The commit that CI signed and pushed.
+    /// The newest commit that CI signed and pushed.
     pushed: String,
 }
 
-/// Runs every step. `None` without Kubernetes programs.
+/// Runs every step. Returns `None` without Kubernetes programs.
 ///
 /// # Errors
-/// When a step does not come true.
+/// When a step fails.
 pub async fn run(
     sabotage: Option<Sabotage>,
     ending: Ending,
@@ -78,37 +81,52 @@ pub async fn run(
     let started = Instant::now();
     print("1. Two clusters, a hub, and a spoke in each cluster");
     let clusters = [("staging", "staging"), ("production", "production")];
-    let mut tell = |line: String| print(&format!("   {line}"));
-    let Some(fleet) = RealFleet::start_with(&clusters, Agents::External, &mut tell).await? else {
-        return Ok(None);
-    };
+    let mut print_indented = |line: String| print(&format!("   {line}"));
+    let started_fleet =
+        RealFleet::start_with(&clusters, Agents::External, &mut print_indented).await?;
+    let Some(fleet) = started_fleet else { return Ok(None) };
     let mut demo = Demo { fleet, sabotage, started, print, pushed: String::new() };
     demo.show_clusters().await?;
     demo.sign()?;
     demo.deploy().await?;
     demo.refuse_unsigned().await?;
     demo.refuse_tampered().await?;
-    demo.heal().await?;
+    demo.revert_drift().await?;
+    demo.release_again().await?;
     demo.audit().await?;
-    demo.go_on(ending)?;
+    demo.show_commands(ending)?;
     Ok(Some(demo.fleet))
 }
 
 impl Demo<'_> {
-    fn say(&self, line: &str) {
+    fn print_result(&self, line: &str) {
         (self.print)(&format!("   {line}"));
     }
 
-    fn step(&self, title: &str) {
+    fn print_step(&self, title: &str) {
         (self.print)(&format!("\n{title}   [{:.0} s]", self.started.elapsed().as_secs_f64()));
     }
 
-    fn show(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        (self.print)(&format!("   $ attest {}", arguments.join(" ")));
+    fn run_attest(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        self.print_result(&format!("$ attest {}", arguments.join(" ")));
         for line in self.fleet.operator().attest(arguments)?.lines() {
-            self.say(line);
+            self.print_result(line);
         }
         Ok(())
+    }
+
+    async fn application(&self) -> anyhow::Result<Value> {
+        self.fleet.api().call("GET", APPLICATION_PATH, None).await
+    }
+
+    async fn request_sync(&self) -> anyhow::Result<()> {
+        let path = format!("{APPLICATION_PATH}/sync");
+        let _: Value = self.fleet.api().call("POST", &path, None).await?;
+        Ok(())
+    }
+
+    fn production(&self) -> anyhow::Result<&RealSite> {
+        self.fleet.sites().iter().find(|site| site.name == "production").context("production")
     }
 
     async fn show_clusters(&self) -> anyhow::Result<()> {
@@ -116,26 +134,26 @@ impl Demo<'_> {
             let revoke =
                 ["gitops", "cluster", "revoke", "production", "-y", "--reason", "sabotage"];
             self.fleet.operator().attest(&revoke)?;
-            let gone = || async {
+            until("the hub to disconnect the spoke", REFUSED_WITHIN, || async {
                 let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
                 Ok((connected(&list) < 2).then_some(()))
-            };
-            until("the hub to miss the spoke", REFUSED_WITHIN, gone).await?;
+            })
+            .await?;
         }
-        self.show(&["gitops", "cluster", "list"])?;
+        self.run_attest(&["gitops", "cluster", "list"])?;
         let list = self.fleet.operator().json(&["gitops", "cluster", "list"])?;
         ensure!(connected(&list) == 2, "not both clusters are connected: {list}");
         Ok(())
     }
 
     fn sign(&mut self) -> anyhow::Result<()> {
-        self.step("2. CI builds, tests, scans and signs");
+        self.print_step("2. CI builds, tests, scans and signs");
         self.fleet.write_sample()?;
         let tree = self.fleet.repository().tree();
         if self.sabotage == Some(Sabotage::Sign) {
             std::fs::write(tree.join("test.sh"), "#!/bin/sh\nexit 1\n")?;
         }
-        (self.print)("   $ attest run --sign --verify && git commit && git push");
+        self.print_result("$ attest run --sign --verify && git commit && git push");
         let commit = self.fleet.release("v1")?;
         let receipts = tree.join(".attest/receipts/web-app");
         let mut names = Vec::new();
@@ -151,34 +169,41 @@ impl Demo<'_> {
     }
 
     async fn deploy(&self) -> anyhow::Result<()> {
-        self.step("3. The hub reads the commit, both spokes verify it again and apply it");
+        self.print_step("3. The hub reads the commit; both spokes verify it again and apply it");
         if self.sabotage == Some(Sabotage::Deploy) {
             self.edit_image("v1", "edited")?;
             self.fleet.repository().commit_and_push("Edited after signing")?;
         }
         let manifest = self.fleet.directory().join("application.yaml");
-        let text =
+        let application =
             APPLICATION.replace("https://github.com/company/app", &self.fleet.repository().url());
-        std::fs::write(&manifest, text)?;
-        self.show(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
+        std::fs::write(&manifest, application)?;
+        self.run_attest(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
         self.fleet.wait_synced("web-app", SYNCED_WITHIN).await?;
-        self.show(&["gitops", "app", "get", "web-app"])?;
-        let seen: Value = self.fleet.api().call("GET", "/v1/applications/web-app", None).await?;
-        for destination in seen.get("destinations").and_then(Value::as_array).into_iter().flatten()
-        {
+        self.show_synced("v1").await
+    }
+
+    /// Shows the application, and that the API servers have the images of `version`.
+    async fn show_synced(&self, version: &str) -> anyhow::Result<()> {
+        self.run_attest(&["gitops", "app", "get", "web-app"])?;
+        let application = self.application().await?;
+        for destination in destinations(&application) {
             let signers = destination.pointer("/running/signers").and_then(Value::as_array);
             ensure!(
-                signers.is_some_and(|s| !s.is_empty()),
+                signers.is_some_and(|signers| !signers.is_empty()),
                 "a destination names no signer: {destination}"
             );
         }
-        let revision = seen.get("revision").and_then(Value::as_str).unwrap_or_default();
+        let revision = text(&application, "revision");
         ensure!(revision == self.pushed, "the hub read {revision}, not {}", self.pushed);
-        self.say(&format!("the hub has read commit {}, the one that was pushed", short(revision)));
+        self.print_result(&format!(
+            "the hub has read commit {}, the one that was pushed",
+            short_commit(revision)
+        ));
         for site in self.fleet.sites() {
             let image = image(site).await?;
-            ensure!(image.contains(":v1@sha256:"), "{}: {image}", site.name);
-            self.say(&format!("{}: the API server runs {image}", site.name));
+            ensure!(image.contains(&format!(":{version}@sha256:")), "{}: {image}", site.name);
+            self.print_result(&format!("{}: Deployment web-app has image {image}", site.name));
         }
         Ok(())
     }
@@ -192,180 +217,202 @@ impl Demo<'_> {
     }
 
     async fn refuse_unsigned(&self) -> anyhow::Result<()> {
-        self.step("4. A commit that CI did not sign");
+        self.print_step("4. A commit that CI did not sign");
         let commit = if self.sabotage == Some(Sabotage::Unsigned) {
             self.fleet.release("backdoor")?
         } else {
             self.edit_image("v1", "backdoor")?;
             self.fleet.repository().commit_and_push("Quick fix")?
         };
-        (self.print)(
-            "   $ sed -i 's/myapp:v1/myapp:backdoor/' k8s/base/deployment.yaml && git commit && git push",
+        self.print_result(
+            "$ sed -i 's/myapp:v1/myapp:backdoor/' k8s/base/deployment.yaml && git commit && git push",
         );
-        let _: Value = self.fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
+        self.request_sync().await?;
         let refused = until("the hub to refuse the commit", REFUSED_WITHIN, || async {
-            let seen: Value =
-                self.fleet.api().call("GET", "/v1/applications/web-app", None).await?;
-            let at_head = seen.get("revision").and_then(Value::as_str) == Some(commit.as_str());
-            let destination = seen.pointer("/destinations/0").cloned().unwrap_or_default();
-            Ok((at_head && destination.get("phase") == Some(&json!("AwaitingReceipts")))
-                .then_some(destination))
+            let application = self.application().await?;
+            let is_read = text(&application, "revision") == commit;
+            let destination = destinations(&application).next().cloned().unwrap_or_default();
+            let is_refused = text(&destination, "phase") == "AwaitingReceipts";
+            Ok((is_read && is_refused).then_some(destination))
         })
         .await?;
-        let text =
-            |field: &str| refused.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        ensure!(text("message").contains("myapp:backdoor"), "the hub does not say why: {refused}");
-        self.say(&format!("hub: {}: {}: {}", short(&commit), text("reason"), text("message")));
-        self.still_v1().await?;
+        let (reason, message) = (text(&refused, "reason"), text(&refused, "message"));
+        ensure!(message.contains("myapp:backdoor"), "the hub does not name the image: {refused}");
+        self.print_result(&format!("hub: {}: {reason}: {message}", short_commit(&commit)));
+        self.show_unchanged().await?;
         self.fleet.repository().git(&["revert", "--no-edit", "HEAD"])?;
         self.fleet.repository().git(&["push", "-q", "origin", "HEAD:main"])?;
         Ok(())
     }
 
     async fn refuse_tampered(&mut self) -> anyhow::Result<()> {
-        self.step("5. The hub is taken: its key, its certificate, its directory");
+        self.print_step(
+            "5. A compromised hub: its signing key, certificate and directory are stolen",
+        );
         let honest = self.sabotage == Some(Sabotage::Tampered);
         self.fleet.hub().process().kill();
-        let taken = evil_hub::tampered_plan(&mut self.fleet, "production", honest).await?;
-        self.say(&taken.told);
-        let site =
-            self.fleet.sites().iter().find(|s| s.name == "production").context("production")?;
-        let kubeconfig = site.cluster.kubeconfig().display().to_string();
-        let refusal = until("the spoke to refuse", REFUSED_WITHIN, || async {
+        let attack = evil_hub::tampered_plan(&mut self.fleet, "production", honest).await?;
+        self.print_result(&attack.description);
+        let kubeconfig = self.production()?.cluster.kubeconfig().display().to_string();
+        let refusal = until("the spoke to refuse the plan", REFUSED_WITHIN, || async {
             let status =
                 self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
-            let refusals =
-                status.get("refusals").and_then(Value::as_array).cloned().unwrap_or_default();
-            Ok(refusals.into_iter().find(|r| r.get("sequence") == Some(&json!(taken.sequence))))
+            let refusals = status.get("refusals").and_then(Value::as_array);
+            let mut refusals = refusals.into_iter().flatten();
+            let sequence = json!(attack.sequence);
+            Ok(refusals.find(|refusal| refusal.get("sequence") == Some(&sequence)).cloned())
         })
         .await?;
-        let text =
-            |field: &str| refusal.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        ensure!(text("reason") == "ContentDigest", "refused, but as {}", text("reason"));
-        self.say(&format!("production's spoke: {}: {}", text("reason"), text("message")));
-        self.still_v1().await?;
-        taken.hub.end().await?;
+        let (reason, message) = (text(&refusal, "reason"), text(&refusal, "message"));
+        ensure!(reason == "ContentDigest", "refused, but as {reason}");
+        self.print_result(&format!("production's spoke: {reason}: {message}"));
+        self.show_unchanged().await?;
+        attack.hub.end().await?;
         self.fleet.hub().restart().await?;
         let (status, body) = self.fleet.hub().ready().await?;
-        ensure!(status == 200, "the honest hub is not ready: {status} {body}");
-        self.say(&format!("the honest hub is back: GET /ready says {status} {body}"));
-        let shown = until("the honest hub to show it", REFUSED_WITHIN, || async {
-            let seen: Value =
-                self.fleet.api().call("GET", "/v1/applications/web-app", None).await?;
-            let destinations = seen.get("destinations").and_then(Value::as_array).cloned();
-            let shown = destinations.into_iter().flatten().find(|shown| {
-                shown.get("cluster") == Some(&json!("production"))
-                    && shown.get("phase") == Some(&json!("Refused"))
+        ensure!(status == 200, "the real hub is not ready: {status} {body}");
+        self.print_result(&format!("the real hub runs again: GET /ready returns {status} {body}"));
+        let refused = until("the real hub to show the refusal", REFUSED_WITHIN, || async {
+            let application = self.application().await?;
+            let mut destinations = destinations(&application);
+            let refused = destinations.find(|destination| {
+                text(destination, "cluster") == "production"
+                    && text(destination, "phase") == "Refused"
             });
-            Ok(shown)
+            Ok(refused.cloned())
         })
         .await?;
-        let of = |field: &str| shown.get(field).and_then(Value::as_str).unwrap_or_default();
-        self.say(&format!("and shows production: {} ({})", of("phase"), of("reason")));
-        (self.print)("   What was tried stays shown until production admits the next release.");
+        let (phase, reason) = (text(&refused, "phase"), text(&refused, "reason"));
+        self.print_result(&format!("it shows production: {phase} ({reason})"));
+        self.print_result("The refusal stays visible until production admits the next release.");
         Ok(())
     }
 
-    async fn still_v1(&self) -> anyhow::Result<()> {
+    async fn show_unchanged(&self) -> anyhow::Result<()> {
         for site in self.fleet.sites() {
             let image = image(site).await?;
             ensure!(image.contains(":v1@sha256:"), "{} runs {image}", site.name);
-            self.say(&format!("{}: the API server still runs {}", site.name, shorter(&image)));
+            self.print_result(&format!(
+                "{}: Deployment web-app still has image {}",
+                site.name,
+                short_image(&image)
+            ));
         }
         Ok(())
     }
 
-    async fn heal(&mut self) -> anyhow::Result<()> {
-        self.step("6. Somebody edits a managed object by hand");
+    async fn revert_drift(&self) -> anyhow::Result<()> {
+        self.print_step("6. A managed object is edited by hand");
         if self.sabotage == Some(Sabotage::Heal) {
-            for site in self.fleet.sites_mut() {
-                if let Some(spoke) = &site.spoke {
-                    spoke.freeze();
-                }
-            }
+            self.freeze_spokes(&["staging", "production"]);
         }
-        let site =
-            self.fleet.sites().iter().find(|s| s.name == "production").context("production")?;
-        let configs: Api<ConfigMap> =
-            Api::namespaced(site.cluster.client().await?, "app-production");
+        let client = self.production()?.cluster.client().await?;
+        let configs: Api<ConfigMap> = Api::namespaced(client, "app-production");
         let original = configs.get("web-app").await?;
         let (field, value) = original
             .data
-            .iter()
-            .flatten()
-            .next()
-            .map(|(field, value)| (field.clone(), value.clone()))
+            .and_then(|data| data.into_iter().next())
             .context("the ConfigMap is empty")?;
         let edit = Patch::Merge(json!({"data": {&field: "edited by hand"}}));
         let edited = configs.patch("web-app", &PatchParams::default(), &edit).await?;
-        let at = Instant::now();
-        self.say(&format!(
+        let edited_at = Instant::now();
+        self.print_result(&format!(
             "production: {}.data.{field} is now \"{}\"",
             edited.name_any(),
-            edited.data.unwrap_or_default().get(&field).cloned().unwrap_or_default()
+            data_field(&edited, &field).unwrap_or_default()
         ));
-        let healed = until("the edit to be undone", HEALED_WITHIN, || async {
+        let reverted = until("the edit to be reverted", REVERTED_WITHIN, || async {
             let live = configs.get("web-app").await?;
-            Ok((live.data.as_ref().and_then(|d| d.get(&field)) == Some(&value)).then_some(live))
+            Ok((data_field(&live, &field) == Some(value.as_str())).then_some(live))
         })
         .await?;
-        let back = healed.data.unwrap_or_default().get(&field).cloned().unwrap_or_default();
-        self.say(&format!(
+        let restored = data_field(&reverted, &field).unwrap_or_default();
+        self.print_result(&format!(
             "production: {field} is \"{}\" again after {} ms",
-            back.lines().next().unwrap_or_default(),
-            at.elapsed().as_millis()
+            restored.lines().next().unwrap_or_default(),
+            edited_at.elapsed().as_millis()
         ));
         Ok(())
     }
 
+    fn freeze_spokes(&self, clusters: &[&str]) {
+        let sites = self.fleet.sites().iter();
+        for site in sites.filter(|site| clusters.contains(&site.name.as_str())) {
+            if let Some(spoke) = &site.spoke {
+                spoke.freeze();
+            }
+        }
+    }
+
+    async fn release_again(&mut self) -> anyhow::Result<()> {
+        self.print_step("7. CI signs the next release; both clusters take it");
+        if self.sabotage == Some(Sabotage::Release) {
+            self.freeze_spokes(&["production"]);
+        }
+        let page = self.fleet.repository().tree().join("src/index.html");
+        let changed = std::fs::read_to_string(&page)?.replace("web-app<", "web-app 2<");
+        std::fs::write(&page, changed)?;
+        self.print_result("$ sed -i 's/web-app</web-app 2</' src/index.html");
+        self.print_result("$ attest run --sign --verify && git commit && git push");
+        self.pushed = self.fleet.release("v2")?;
+        self.request_sync().await?;
+        until("both clusters to be Synced on v2", SYNCED_WITHIN, || async {
+            let application = self.application().await?;
+            let is_read = text(&application, "revision") == self.pushed;
+            let synced = destinations(&application).filter(|destination| runs(destination, "v2"));
+            Ok((is_read && synced.count() == 2).then_some(()))
+        })
+        .await?;
+        self.show_synced("v2").await
+    }
+
     async fn audit(&self) -> anyhow::Result<()> {
-        self.step("7. What the API servers' audit logs say of all this");
+        self.print_step("8. The audit logs of both API servers");
         if self.sabotage == Some(Sabotage::Audit) {
             self.write_as_the_spoke().await?;
         }
         for site in self.fleet.sites() {
             let objects = site.cluster.audit().spoke_wrote_as_it_should()?;
             ensure!(objects > 0, "{}: no object was written", site.name);
-            self.say(&format!(
-                "{}: {objects} writes of application objects, each as the application's own account",
+            self.print_result(&format!(
+                "{}: {objects} writes of application objects, all by the application's own account",
                 site.name
             ));
         }
         Ok(())
     }
 
-    /// What somebody who has a spoke's credential would try. Returns once the audit log has it.
+    /// Attempts a write with a spoke's stolen credential. Returns once the audit log contains it.
     async fn write_as_the_spoke(&self) -> anyhow::Result<()> {
         let config = self.fleet.operator().config();
         let home = config.parent().context("no directory")?;
         let kubeconfig = home.join("spokes/production/kubeconfig");
-        let kubeconfig = kubeconfig.display().to_string();
-        let site =
-            self.fleet.sites().iter().find(|s| s.name == "production").context("production")?;
+        let audit = self.production()?.cluster.audit();
         let kubectl = Binaries::find()?.context("no Kubernetes programs")?;
-        let create = ["create", "configmap", "backdoor", "--namespace", "app-production"];
-        // That it is forbidden is nothing the log must say: that it was tried is.
+        // The API server forbids it; the audit log records the attempt.
         Command::new(kubectl.directory().join("kubectl"))
-            .args(["--kubeconfig", &kubeconfig])
-            .args(create)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["create", "configmap", "backdoor", "--namespace", "app-production"])
             .output()?;
-        let tried =
-            || async { Ok(site.cluster.audit().spoke_wrote_as_it_should().is_err().then_some(())) };
-        until("the audit log to have it", REFUSED_WITHIN, tried).await
+        until("the audit log to contain the attempt", REFUSED_WITHIN, || async {
+            Ok(audit.spoke_wrote_as_it_should().is_err().then_some(()))
+        })
+        .await
     }
 
-    fn go_on(&self, ending: Ending) -> anyhow::Result<()> {
-        self.step("Go on yourself");
+    fn show_commands(&self, ending: Ending) -> anyhow::Result<()> {
+        self.print_step("Try it yourself");
         let attest = program("attest")?;
-        let attest = attest.parent().context("attest lies nowhere")?.display().to_string();
+        let programs = attest.parent().context("attest has no directory")?.display().to_string();
         let kubernetes = Binaries::find()?.context("no Kubernetes programs")?;
         let settings = [
             format!("export ATTEST_CONFIG={}", self.fleet.operator().config().display()),
-            format!("export PATH={attest}:{}:$PATH", kubernetes.directory().display()),
+            format!("export PATH={programs}:{}:$PATH", kubernetes.directory().display()),
             format!("cd {}", self.fleet.repository().tree().display()),
         ];
         for line in &settings {
-            self.say(line);
+            self.print_result(line);
         }
         let mut commands = vec![
             "attest gitops app get web-app".to_owned(),
@@ -376,11 +423,11 @@ impl Demo<'_> {
             format!("kubectl --kubeconfig {kubeconfig} get all -n app-{}", site.name)
         }));
         for command in &commands {
-            self.say(command);
+            self.print_result(command);
             if ending == Ending::Go {
                 let script = [settings.join("\n"), command.clone()].join("\n");
-                for line in typed(&script)?.lines() {
-                    self.say(&format!("  {line}"));
+                for line in run_in_a_terminal(&script)?.lines() {
+                    self.print_result(&format!("  {line}"));
                 }
             }
         }
@@ -388,8 +435,8 @@ impl Demo<'_> {
     }
 }
 
-/// What a script says in a terminal that knows nothing of this process.
-fn typed(script: &str) -> anyhow::Result<String> {
+/// Runs a script as a new terminal would, with nothing of this process's environment; returns its output.
+fn run_in_a_terminal(script: &str) -> anyhow::Result<String> {
     let home = std::env::var_os("HOME").unwrap_or_default();
     let output = Command::new("sh")
         .args(["-euc", script])
@@ -397,31 +444,51 @@ fn typed(script: &str) -> anyhow::Result<String> {
         .envs([("PATH", OsString::from(PATH_OF_A_TERMINAL)), ("HOME", home)])
         .stdin(Stdio::null())
         .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "a command to go on with fails:\n{script}\n{said}");
+    let diagnostics = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "a suggested command failed:\n{script}\n{diagnostics}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// How many clusters of a list are connected.
+/// Number of connected clusters in a list.
 fn connected(list: &Value) -> usize {
     let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
     items.filter(|cluster| cluster.get("connected") == Some(&Value::Bool(true))).count()
+}
+
+/// A field of a JSON object as text, empty when absent.
+fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The destinations of an application.
+fn destinations(application: &Value) -> impl Iterator<Item = &Value> {
+    application.get("destinations").and_then(Value::as_array).into_iter().flatten()
+}
+
+/// Returns whether a destination is Synced and runs this version.
+fn runs(destination: &Value, version: &str) -> bool {
+    let running = destination.pointer("/running/version").and_then(Value::as_str);
+    text(destination, "phase") == "Synced" && running == Some(version)
+}
+
+fn data_field<'a>(config: &'a ConfigMap, field: &str) -> Option<&'a str> {
+    config.data.as_ref()?.get(field).map(String::as_str)
 }
 
 async fn image(site: &RealSite) -> anyhow::Result<String> {
     let namespace = format!("app-{}", site.name);
     let deployments: Api<Deployment> = Api::namespaced(site.cluster.client().await?, &namespace);
     let pod = deployments.get("web-app").await?.spec.template.spec.context("no pod")?;
-    match pod.containers.into_iter().next().and_then(|c| c.image) {
+    match pod.containers.into_iter().next().and_then(|container| container.image) {
         Some(image) => Ok(image),
         None => bail!("{}: the Deployment has no image", site.name),
     }
 }
 
-fn short(commit: &str) -> &str {
+fn short_commit(commit: &str) -> &str {
     commit.get(..7).unwrap_or(commit)
 }
 
-fn shorter(image: &str) -> &str {
+fn short_image(image: &str) -> &str {
     image.get(..image.find("@sha256:").map_or(image.len(), |at| at + 20)).unwrap_or(image)
 }

@@ -517,16 +517,18 @@ pub fn with_content(delivery: &mut Delivery, content: Vec<u8>) -> anyhow::Result
     Ok(())
 }
 
-/// A taken hub that has sent a changed plan, for the demo.
+/// A compromised hub that has sent a changed plan, for the demo.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Attack {
     pub hub: EvilHub,
+    /// Sequence of the plan's directive.
     pub sequence: u64,
-    pub told: String,
+    /// What was sent, for people.
+    pub description: String,
 }
 
 /// Takes the fleet's hub (which must be down) and sends `cluster` a validly signed plan in which one
-/// byte of one manifest is changed; or, with `honest`, a different but honest release's plan.
+/// byte of one manifest is changed; or, with `honest`, the plan of what CI signed.
 ///
 /// # Errors
 /// When the spoke does not connect.
@@ -534,24 +536,29 @@ pub async fn tampered_plan(
     fleet: &mut RealFleet,
     cluster: &str,
     honest: bool,
-) -> anyhow::Result<Taken> {
+) -> anyhow::Result<Attack> {
     let address = fleet.hub().addresses().spokes.parse()?;
     let home = fleet.hub().home().to_owned();
     let hub = EvilHub::take(&home, address).await?;
     let peer = hub.connected(cluster).await?;
     let carried = Carried::read(fleet.repository().tree(), "web-app", None)?;
     let mut delivery = carried.delivery(&peer, cluster, &format!("app-{cluster}"))?;
-    let text = String::from_utf8(carried.content(cluster)?)?;
-    let changed = text.replacen("myapp:v1", "myapp:v9", 1);
-    if !honest {
-        with_content(&mut delivery, changed.clone().into_bytes())?;
-    }
-    hub.push(&peer, &delivery).await?;
-    let (signed, sent) = (manifest::read(text.as_bytes())?, manifest::read(changed.as_bytes())?);
-    let told = match differences(&signed, &sent).first().filter(|_| !honest) {
-        Some(difference) => format!("the taken hub signs a changed plan: {difference}"),
-        None => "the taken hub signs an honest plan".to_owned(),
+    let signed = String::from_utf8(carried.content(cluster)?)?;
+    let changed = signed.replacen("myapp:v1", "myapp:v9", 1);
+    let first_difference =
+        differences(&manifest::read(signed.as_bytes())?, &manifest::read(changed.as_bytes())?)
+            .first()
+            .map(ToString::to_string)
+            .context("no image to change")?;
+    let plan = if honest {
+        "an unchanged plan".to_owned()
+    } else {
+        with_content(&mut delivery, changed.into_bytes())?;
+        format!("a changed plan: {first_difference}")
     };
-    let (sequence, to) = (delivery.directive.sequence, &peer.cluster);
-    Ok(Taken { hub, sequence, told: format!("{told}; sequence {sequence} for {to}") })
+    hub.push(&peer, &delivery).await?;
+    let sequence = delivery.directive.sequence;
+    let description =
+        format!("the compromised hub signs {plan}; sequence {sequence} for {}", peer.cluster);
+    Ok(Attack { hub, sequence, description })
 }

@@ -1,4 +1,4 @@
-//! `attest-demo`: shows the main job on real API servers. Started by `kind-clusters/demo.sh`.
+//! `attest-demo`: runs the demo on real API servers. Started by `kind-clusters/demo.sh`.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use attest_tests::demo::{self, Ending, Sabotage};
 use clap::Parser;
 
-/// A hub, two clusters, one signed commit, and what a hub cannot do
+/// A hub, two clusters, signed commits, and what a compromised hub cannot do
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// End after the last step instead of keeping everything running until Ctrl-C, as it does without a terminal
+    /// Stop everything after the last step instead of waiting for Ctrl-C; the default without a terminal
     #[arg(long)]
     once: bool,
     /// Break one step on purpose; the demo must then fail
@@ -19,7 +19,7 @@ struct Arguments {
 
 fn print(line: &str) {
     let mut out = std::io::stdout().lock();
-    // A closed pipe ends the demo at its next step; nothing to do about it here.
+    // Standard output may be a closed pipe; the demo then goes on without output.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
@@ -27,7 +27,7 @@ fn print(line: &str) {
 async fn main() -> ExitCode {
     attest_certs::install_provider();
     let Arguments { once, sabotage } = Arguments::parse();
-    // Without a terminal nobody could press Ctrl-C.
+    // Without a terminal there is no Ctrl-C to wait for.
     let ending = if once || !std::io::stdin().is_terminal() { Ending::Go } else { Ending::Stay };
     let fleet = match demo::run(sabotage, ending, &(print as fn(&str))).await {
         Ok(Some(fleet)) => fleet,

@@ -70,7 +70,7 @@ impl AuditLog {
         for event in &events {
             ensure!(
                 event.user.username == SPOKE && event.user_agent.starts_with(SPOKE_AGENT),
-                "somebody else acted as a spoke, or a spoke as somebody else: {event:#?}"
+                "another client used a spoke's identity, or a spoke another identity: {event:#?}"
             );
             let object = event.object();
             if let Some(account) = &event.impersonated_user {
