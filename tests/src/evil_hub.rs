@@ -32,7 +32,7 @@ use attest_common::session::message::{
 use attest_common::session::report::Report;
 use attest_common::session::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION};
 use attest_common::trust::policy::Spec;
-use attest_gitops::link::reset::endpoint_config;
+use attest_hub::spokes::reset::endpoint_config;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
 use rustls_pki_types::CertificateDer;

@@ -41,7 +41,7 @@ pub fn deployments(repository: &Path) -> anyhow::Result<Vec<Value>> {
     for index in 0..SERVICES {
         let name = format!("k8s/service-{index}.yaml");
         let bytes = std::fs::read(repository.join(&name))?;
-        let objects = attest_gitops::render::read_yaml(&name, &bytes, &mut Vec::new())?;
+        let objects = attest_supply::yaml::read(&name, &bytes, &mut Vec::new())?;
         deployments.extend(objects.into_iter().filter(|object| object["kind"] == "Deployment"));
     }
     Ok(deployments)
@@ -119,8 +119,7 @@ mod tests {
             let text =
                 std::fs::read(directory.path().join(format!("k8s/service-{index}.yaml"))).unwrap();
             bytes += text.len();
-            let read =
-                attest_gitops::render::read_yaml("service.yaml", &text, &mut Vec::new()).unwrap();
+            let read = attest_supply::yaml::read("service.yaml", &text, &mut Vec::new()).unwrap();
             objects.extend(read);
         }
 

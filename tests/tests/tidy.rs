@@ -14,7 +14,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: [&str; 5] = ["common", "certs", "hub", "spoke", "tests"];
+use imports::{Sources, circle};
+
+#[path = "tidy/imports.rs"]
+mod imports;
+
+const CRATES: [&str; 9] = [
+    "common",
+    "certs",
+    "hub/supply",
+    "hub/install",
+    "hub/documents",
+    "hub/server",
+    "hub/cli",
+    "spoke",
+    "tests",
+];
+
+/// Of these crates, the modules below the root in their order: each imports only from those before it.
+const ORDERS: [(&str, &[&str]); 4] = [
+    (
+        "hub/supply",
+        &["text", "image_change", "yaml", "source", "recipe", "render", "trust_policy", "ci"],
+    ),
+    ("hub/install", &["admission", "definition", "rbac", "spoke", "apply", "namespaces"]),
+    ("hub/documents", &[]),
+    (
+        "hub/cli",
+        &[
+            "printer", "exit", "human", "context", "client", "hub_args", "input", "watch",
+            "target", "key", "init", "verify", "run", "release", "version", "trust", "spoke",
+            "hub", "repo", "app", "cluster", "gitops",
+        ],
+    ),
+];
+/// Crates in which no two neighbouring modules import each other, directly or by way of others.
+const WITHOUT_CIRCLES: [&str; 4] = ["hub/supply", "hub/install", "hub/documents", "hub/cli"];
+
 const LINE_CHARS_MAX: usize = 140;
 
 #[test]
@@ -123,8 +159,9 @@ fn the_shared_crate_names_nothing_that_does_input_or_output() {
 
 #[test]
 fn certificates_are_issued_in_one_crate() {
-    let issuers: Vec<&str> = ["common", "certs", "hub", "spoke"]
+    let issuers: Vec<&str> = CRATES
         .into_iter()
+        .filter(|name| *name != "tests")
         .filter(|name| dependencies(name).contains("rcgen"))
         .collect();
 
@@ -133,7 +170,7 @@ fn certificates_are_issued_in_one_crate() {
 
 #[test]
 fn the_spoke_is_the_smallest_trusted_base() {
-    let foreign = ["gix", "redb", "rcgen", "attest-hub", "serde-saphyr"];
+    let foreign = ["gix", "redb", "rcgen", "attest-hub", "attest-supply", "serde-saphyr"];
 
     let named = dependencies("spoke");
 
@@ -145,7 +182,21 @@ fn crates_depend_in_one_direction() {
     let below: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("common", &[] as &[&str]),
         ("certs", &["attest-common"]),
-        ("hub", &["attest-common", "attest-certs"]),
+        ("hub/supply", &["attest-common", "attest-certs"]),
+        ("hub/install", &["attest-common"]),
+        ("hub/documents", &["attest-common"]),
+        ("hub/server", &["attest-common", "attest-certs", "attest-supply", "attest-documents"]),
+        (
+            "hub/cli",
+            &[
+                "attest-common",
+                "attest-certs",
+                "attest-supply",
+                "attest-install",
+                "attest-documents",
+                "attest-hub",
+            ],
+        ),
         ("spoke", &["attest-common", "attest-certs"]),
     ]);
 
@@ -155,6 +206,46 @@ fn crates_depend_in_one_direction() {
             .filter(|other| other.starts_with("attest-") && !allowed.contains(&other.as_str()));
         none(&format!("{name} must not depend on"), upward);
     }
+}
+
+#[test]
+fn neighbouring_modules_do_not_import_each_other() {
+    let mut circles = Vec::new();
+    for name in WITHOUT_CIRCLES {
+        let sources = Sources::read(&root().join(name).join("src"));
+        let imports = sources.imports();
+        let mut levels: BTreeMap<&[String], BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
+        for (place, from, to) in imports.iter().filter_map(imports::Import::neighbours) {
+            levels.entry(place).or_default().entry(from).or_default().insert(to);
+        }
+        let found = levels.iter().filter_map(|(place, edges)| Some((place, circle(edges)?)));
+        circles.extend(
+            found.map(|(place, way)| format!("{name} {}: {}", place.join("::"), way.join(" → "))),
+        );
+    }
+
+    none("these modules import each other", circles);
+}
+
+#[test]
+fn modules_import_only_from_those_before_them() {
+    let mut wrong = Vec::new();
+    for (name, order) in ORDERS {
+        let sources = Sources::read(&root().join(name).join("src"));
+        let rank = |module: &str| order.iter().position(|known| *known == module);
+        let unknown = sources.top_level().into_iter().filter(|module| rank(module).is_none());
+        wrong.extend(unknown.map(|module| format!("{name}: {module} has no place in the order")));
+        let imports = sources.imports();
+        let upward = imports.iter().filter(|import| {
+            let neighbours = import.neighbours().filter(|(place, ..)| place.is_empty());
+            neighbours.is_some_and(|(_, from, to)| rank(from) < rank(to))
+        });
+        wrong.extend(upward.map(|import| {
+            format!("{name}: {} imports {}", import.from.join("::"), import.to.join("::"))
+        }));
+    }
+
+    none("imports that point up", wrong);
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub const KEYS_MAX: usize = 256;
 pub const ENTRIES_MAX: usize = 256;
 /// Namespace of the application accounts of the default entry.
 pub const ACCOUNTS_NAMESPACE: &str = "attest-applications";
+/// Name of the one `AttestTrustPolicy` of a cluster.
+pub const POLICY_NAME: &str = "local";
 /// Share of an application's objects that one update may delete unless an entry says otherwise.
 pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
 /// Namespaces nobody may deploy to, whatever a policy says.

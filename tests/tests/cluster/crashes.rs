@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use attest_common::record::Record;
-use attest_gitops::store::{Change, Expected, RedbStore, Store, Table};
+use attest_hub::core::store::{Change, Expected, RedbStore, Store, Table};
 use attest_tests::process::Process;
 use attest_tests::real::{Agents, Ci, RealFleet};
 use attest_tests::wait::{POLL_EVERY, until};

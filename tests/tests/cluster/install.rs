@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use attest_common::trust::policy::Spec;
-use attest_gitops::install::apply::{apply, prune, rehearse, write_cluster_id};
-use attest_gitops::install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE};
+use attest_install::apply::{apply, prune, rehearse, write_cluster_id};
+use attest_install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE};
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -395,7 +395,7 @@ async fn client(
 async fn versions(admin: &Client, manifests: &[Value]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut versions = BTreeMap::new();
     for manifest in manifests {
-        let target = attest_gitops::install::apply::Target::of(manifest)?;
+        let target = attest_install::apply::Target::of(manifest)?;
         let found = target.api(admin).get(&target.name).await?;
         let managers = found.metadata.managed_fields.unwrap_or_default();
         assert!(managers.iter().any(|m| m.manager.as_deref() == Some(FIELD_MANAGER)), "{target}");

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use attest_certs::{Authority, Issued, SigningRequest};
-use attest_gitops::install::apply::Target;
+use attest_install::apply::Target;
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use attest_certs::Bundle;
-use attest_gitops::store::{Change, Expected, RedbStore, Store, Table};
+use attest_hub::core::store::{Change, Expected, RedbStore, Store, Table};
 use attest_tests::cluster::Cluster;
 use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};

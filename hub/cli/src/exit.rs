@@ -1,0 +1,16 @@
+//! A failure with an exit code of its own.
+
+/// A failure that ends the program with a documented code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Exit {
+    pub(crate) code: u8,
+    pub(crate) message: String,
+}
+
+impl Exit {
+    /// An error that ends the program with `code` and says `message`.
+    pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self { code, message: message.into() })
+    }
+}

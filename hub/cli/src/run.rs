@@ -1,0 +1,364 @@
+//! `attest run`: steps, renderings, signatures, and everything read back from the Git index.
+//!
+//! Exit codes: 0 done; 1 a step failed, or nothing could be signed; with `--verify` also 2, a finished check says
+//! no, and 3, there is no key to verify with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use attest_common::basics::ids::{Digest, Name, Timestamp};
+use attest_common::basics::keys::PrivateKey;
+use attest_supply::ci::result::Found;
+use attest_supply::ci::{
+    CiError, Draft, Origin, Question, Rendered, Repository, StepReport, Store, Trust, judge,
+    known_environment, next_counter, refuse_ambiguity, refuse_keys_inside, render_all, run_step,
+    signing_key,
+};
+use attest_supply::recipe::{Counter, Recipe, RecipeRender};
+use attest_supply::render::{Kustomize, RenderError};
+use attest_supply::source::RECIPE_FILE;
+use serde::Serialize;
+
+use crate::printer::{Output, Printer, Table};
+use crate::verify;
+
+/// Files named in a warning.
+const NAMED_MAX: usize = 5;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 a step failed or nothing could be signed; with --verify also 2, a \
+                  finished check says no, and 3, there is no key to verify with."
+)]
+pub(crate) struct Args {
+    /// Sign receipts and a release statement and stage them in the Git index
+    #[arg(long)]
+    sign: bool,
+    /// Forget the private key, read the staged bytes back and verify them with keys from outside the repository
+    #[arg(long, requires = "sign")]
+    verify: bool,
+    /// Sign only the renders for this environment, and for no other
+    #[arg(long)]
+    environment: Option<Name>,
+    /// Trust policy of a cluster to verify with; the keys of your context when absent
+    #[arg(long, value_name = "FILE", requires = "verify")]
+    trust_policy: Vec<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What was, or would be, signed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    application: String,
+    version: String,
+    counter: u64,
+    commit: String,
+    signed: bool,
+    verified: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    attestations: Vec<String>,
+    renders: Vec<SummaryRender>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SummaryRender {
+    name: String,
+    environments: Vec<String>,
+    digest: Option<Digest>,
+    objects: u64,
+    images: BTreeMap<String, Digest>,
+}
+
+pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
+    let Args { sign, verify, environment, trust_policy, output } = args;
+    let repository = Repository::open(&std::env::current_dir()?)?;
+    let recipe = repository.expanded(|name| std::env::var(name).ok())?;
+    if let Some(environment) = &environment {
+        known_environment(&recipe, environment)?;
+    }
+    // Everything that can be missing is asked for before a build that may take long.
+    let key = if sign { Some(private_key(&repository)?) } else { None };
+    let trust = if verify { Some(verify::trust(&trust_policy, repository.root())?) } else { None };
+    let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
+    let renders = wanted(&recipe, environment.as_ref());
+    refuse_early(&repository, &recipe, &renders, &kustomize)?;
+    let steps = run_steps(&repository, &recipe, |_| true, printer)?;
+    let prepared = Prepared { repository: &repository, recipe: &recipe, environment, printer };
+    let rendered = prepared.render(&renders, &kustomize, &steps)?;
+    let origin = prepared.origin()?;
+    let draft = Draft::new(&recipe, &rendered, &steps, &origin)?;
+    let mut summary = Summary::of(&draft, key.as_ref());
+    if let Some(key) = key {
+        let renderings: Vec<(String, Vec<u8>)> =
+            rendered.into_iter().map(|one| (one.recipe.name, one.manifests.rendering)).collect();
+        prepared.sign(&draft, &renderings, &key)?;
+        drop(key);
+        summary.signed = true;
+        if let Some(trust) = trust {
+            prepared.verify(&trust, draft.release.counter)?;
+            summary.verified = true;
+        }
+    }
+    summary.print(output, printer)
+}
+
+/// The signing key, after making sure that none lies among the files that would be committed.
+pub(crate) fn private_key(repository: &Repository) -> anyhow::Result<PrivateKey> {
+    refuse_keys_inside(repository.root())?;
+    Ok(signing_key(repository.root(), |name| std::env::var_os(name))?)
+}
+
+fn wanted(recipe: &Recipe, environment: Option<&Name>) -> Vec<RecipeRender> {
+    let for_it = |render: &&RecipeRender| {
+        environment.is_none_or(|only| render.environments.iter().any(|e| e == only.as_str()))
+    };
+    recipe.renders.iter().filter(for_it).cloned().collect()
+}
+
+/// What can be known before the steps run. Other failures may be what a step is about to mend.
+fn refuse_early(
+    repository: &Repository,
+    recipe: &Recipe,
+    renders: &[RecipeRender],
+    kustomize: &Kustomize,
+) -> anyhow::Result<()> {
+    refuse_ambiguity(recipe)?;
+    let (files, _) = repository.files()?;
+    Origin::source(recipe, files.git_commit(), files.git_tree())?;
+    let mut rendered = match render_all(&files, recipe, renders, kustomize) {
+        Err(CiError::Render(error @ RenderError::ProgramMissing { .. })) => {
+            return Err(error.into());
+        }
+        Err(_) => return Ok(()),
+        Ok(rendered) => rendered,
+    };
+    // Any digest will do: asked is only whether every image will have one.
+    let promised: BTreeMap<String, Digest> =
+        recipe.steps.iter().map(|step| (step.name.clone(), Digest::of(b""))).collect();
+    for one in &mut rendered {
+        if let Err(error @ CiError::ImageUnpinned { .. }) = one.pin(&recipe.images, &promised) {
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}
+
+/// Runs the steps that `chosen` names, in order, with a line before and after each.
+pub(crate) fn run_steps(
+    repository: &Repository,
+    recipe: &Recipe,
+    chosen: impl Fn(&str) -> bool,
+    printer: &Printer,
+) -> anyhow::Result<Vec<StepReport>> {
+    let mut reports = Vec::new();
+    for step in recipe.steps.iter().filter(|step| chosen(&step.name)) {
+        printer.note(&format!("step {}: {}", step.name, step.run));
+        let report = run_step(repository.root(), step)?;
+        let seconds = report.took.as_secs_f64();
+        let told = match &report.found {
+            Some(Found::Image(digest)) => format!(", image {digest}"),
+            Some(Found::Tests(names)) => format!(", {} tests passed", names.len()),
+            Some(Found::Scan(predicate)) => {
+                let findings = predicate.pointer("/scanner/result").and_then(|r| r.as_array());
+                format!(", {} findings", findings.map_or(0, Vec::len))
+            }
+            Some(Found::Passed) | None => String::new(),
+        };
+        printer.note(&format!("step {}: passed in {seconds:.1} s{told}", step.name));
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// A repository whose steps ran.
+pub(crate) struct Prepared<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) environment: Option<Name>,
+    pub(crate) printer: &'a Printer,
+}
+
+impl Prepared<'_> {
+    fn render(
+        &self,
+        renders: &[RecipeRender],
+        kustomize: &Kustomize,
+        steps: &[StepReport],
+    ) -> anyhow::Result<Vec<Rendered>> {
+        let (files, ignored) = self.repository.files()?;
+        for path in ignored {
+            self.printer.warning(&format!("{path} is ignored by Git and not rendered"));
+        }
+        let mut rendered = render_all(&files, self.recipe, renders, kustomize)?;
+        let digests: BTreeMap<String, Digest> = steps
+            .iter()
+            .filter_map(|step| match step.found {
+                Some(Found::Image(digest)) => Some((step.name.clone(), digest)),
+                Some(Found::Tests(_) | Found::Passed | Found::Scan(_)) | None => None,
+            })
+            .collect();
+        for one in &mut rendered {
+            for warning in &one.manifests.warnings {
+                self.printer.warning(&warning.to_string());
+            }
+            one.pin(&self.recipe.images, &digests)?;
+        }
+        Ok(rendered)
+    }
+
+    /// The commit, the time and the next counter.
+    pub(crate) fn origin(&self) -> anyhow::Result<Origin> {
+        let (files, _) = self.repository.files()?;
+        let source = Origin::source(self.recipe, files.git_commit(), files.git_tree())?;
+        let changed = self.repository.changed_since_commit()?;
+        if !changed.is_empty() {
+            let named: Vec<&str> = changed.iter().take(NAMED_MAX).map(String::as_str).collect();
+            let more = if changed.len() > NAMED_MAX { ", …" } else { "" };
+            self.printer.warning(&format!(
+                "the receipts name commit {}, but the work tree differs from it in {}{more}",
+                source.git_commit,
+                named.join(", ")
+            ));
+        }
+        let now = Timestamp::now();
+        let store = self.store();
+        let known = store.counters(&self.repository.index()?)?;
+        let wanted = self.recipe.release.counter().unwrap_or(Counter::UnixSeconds);
+        Ok(Origin {
+            source,
+            counter: next_counter(wanted, &known, now)?,
+            now,
+            recipe_digest: Digest::of(self.repository.recipe_bytes()),
+            environment: self.environment.clone(),
+        })
+    }
+
+    /// Writes the signed files and puts them into the Git index.
+    pub(crate) fn sign(
+        &self,
+        draft: &Draft,
+        renderings: &[(String, Vec<u8>)],
+        key: &PrivateKey,
+    ) -> anyhow::Result<()> {
+        let store = self.store();
+        let counter = draft.release.counter;
+        let renders: BTreeSet<String> =
+            self.recipe.renders.iter().map(|render| render.name.clone()).collect();
+        let written = store.write(counter, &draft.seal(key), renderings, &renders)?;
+        if let Err(error) = self.repository.work_tree().stage(&store.directories()) {
+            written.undo();
+            return Err(anyhow::Error::new(error).context("nothing is staged, nothing is kept"));
+        }
+        written.keep()?;
+        self.printer.note(&format!(
+            "signed release {counter} with {} and staged {}",
+            key.public().id().display_form(),
+            store.directories().join(" and ")
+        ));
+        Ok(())
+    }
+
+    /// Judges what the index holds now. The private key is gone by then.
+    pub(crate) fn verify(&self, trust: &Trust, counter: u64) -> anyhow::Result<()> {
+        let index = self.repository.index()?;
+        if index.get(RECIPE_FILE).is_none() {
+            self.printer.warning("attest.yaml is not in the Git index: `git add attest.yaml`");
+        }
+        let question = Question {
+            tree: &index,
+            recipe: self.recipe,
+            store: &self.store(),
+            trust,
+            now: Timestamp::now(),
+            render: None,
+            environment: None,
+            cluster: None,
+            namespace: None,
+            counter: Some(counter),
+            partial: false,
+        };
+        let answer = judge(&question).map_err(|error| {
+            crate::exit::Exit::error(
+                verify::NOT_CHECKED,
+                format!("{:#}", anyhow::Error::new(error)),
+            )
+        })?;
+        if answer.verified() {
+            self.printer.note(&format!(
+                "verified: {} checks of release {counter} as staged",
+                answer.rows.len()
+            ));
+            return Ok(());
+        }
+        for row in answer.rows.iter().filter(|row| !row.passed) {
+            let environment = row.environment.as_deref().unwrap_or("-");
+            self.printer
+                .note(&format!("{} for {environment}: {}: {}", row.render, row.check, row.detail));
+        }
+        Err(verify::refusal(&answer))
+    }
+
+    pub(crate) fn store(&self) -> Store {
+        Store::new(self.repository.root(), &self.recipe.application)
+    }
+}
+
+impl Summary {
+    /// What `draft` says.
+    pub(crate) fn of(draft: &Draft, key: Option<&PrivateKey>) -> Self {
+        let digests = draft.digests();
+        let release = &draft.release;
+        let renders = release.renders.iter().map(|render| SummaryRender {
+            name: render.name.clone(),
+            environments: render.target.environments.clone(),
+            digest: digests.get(&render.name).copied(),
+            objects: render.objects,
+            images: render.images.iter().map(|i| (i.reference.clone(), i.digest)).collect(),
+        });
+        Self {
+            application: release.application.to_string(),
+            version: release.version.clone(),
+            counter: release.counter,
+            commit: release.source.git_commit.clone(),
+            signed: false,
+            verified: false,
+            key: key.map(|key| key.public().id().to_string()),
+            attestations: release.evidence.iter().map(|e| e.attestation.clone()).collect(),
+            renders: renders.collect(),
+        }
+    }
+
+    /// Marks what was done.
+    pub(crate) fn done(mut self, verified: bool) -> Self {
+        (self.signed, self.verified) = (true, verified);
+        self
+    }
+
+    pub(crate) fn print(&self, output: Output, printer: &Printer) -> anyhow::Result<()> {
+        if !self.signed {
+            printer.note("nothing is signed; with --sign this would be:");
+        }
+        printer.result(output.format, self, || {
+            let mut table =
+                Table::new(&["render", "environments", "release", "objects", "images", "digest"]);
+            for render in &self.renders {
+                let images: Vec<&str> = render.images.keys().map(String::as_str).collect();
+                let digest =
+                    render.digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
+                table.row([
+                    render.name.clone(),
+                    render.environments.join(","),
+                    self.counter.to_string(),
+                    render.objects.to_string(),
+                    images.join(","),
+                    digest,
+                ]);
+            }
+            table
+        })
+    }
+}

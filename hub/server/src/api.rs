@@ -1,0 +1,188 @@
+//! The hub's HTTPS API for operators: routes, limits, and how failures look. Every handler is thin.
+//!
+//! A connection needs an operator's certificate before the first byte of HTTP is read.
+
+mod applications;
+mod clusters;
+mod serve;
+mod settings;
+
+use std::sync::Arc;
+
+use attest_documents::{BODY_BYTES_MAX, Failure};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::handler::Handler;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use http::StatusCode;
+use serde::de::DeserializeOwned;
+
+pub use serve::{
+    API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX, ApiError,
+    Certificate, Listening, bind, listen, serve,
+};
+
+use crate::applications::lower::LowerError;
+use crate::core::store::StoreError;
+use crate::process::hub::Hub;
+
+/// A method, an address, and who answers.
+type Route = (MethodFilter, &'static str, MethodRouter<Arc<Hub>>);
+
+/// Every route of the API. `docs/openapi.yaml` describes the same.
+fn routes() -> [Route; 23] {
+    [
+        route(MethodFilter::GET, "/v1/version", settings::version),
+        route(MethodFilter::POST, "/v1/tokens", clusters::make_token),
+        route(MethodFilter::GET, "/v1/tokens", clusters::tokens),
+        route(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
+        route(MethodFilter::GET, "/v1/clusters", clusters::list),
+        route(MethodFilter::GET, "/v1/clusters/{name}", clusters::one),
+        route(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
+        route(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
+        route(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
+        route(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
+        route(MethodFilter::PUT, "/v1/applications", applications::apply),
+        route(MethodFilter::GET, "/v1/applications", applications::list),
+        route(MethodFilter::GET, "/v1/applications/{name}", applications::one),
+        route(MethodFilter::DELETE, "/v1/applications/{name}", applications::remove),
+        route(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
+        route(MethodFilter::GET, "/v1/applications/{name}/history", applications::history),
+        route(MethodFilter::GET, "/v1/applications/{name}/diff", applications::diff),
+        route(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
+        route(MethodFilter::GET, "/v1/repositories", settings::repositories),
+        route(MethodFilter::DELETE, "/v1/repositories", settings::delete_repository),
+        route(MethodFilter::PUT, "/v1/keys", settings::put_key),
+        route(MethodFilter::GET, "/v1/keys", settings::keys),
+        route(MethodFilter::DELETE, "/v1/keys/{alias}", settings::delete_key),
+    ]
+}
+
+fn route<H, T>(method: MethodFilter, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Arc<Hub>>,
+    T: 'static,
+{
+    (method, path, on(method, handler))
+}
+
+/// The API of one hub.
+pub fn router(hub: Arc<Hub>) -> Router {
+    let add = |router: Router<Arc<Hub>>, (_, path, handler): Route| router.route(path, handler);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(hub.clone(), serve::admitted))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(hub)
+}
+
+async fn no_route() -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "RouteUnknown",
+        "this hub has no such address; is `attest` newer than the hub?",
+    )
+}
+
+async fn no_method() -> Refusal {
+    Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "MethodNotAllowed",
+        "this address does not take that method; is `attest` newer than the hub?",
+    )
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    failure: Failure,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, reason: &str, message: impl Into<String>) -> Self {
+        let failure = Failure { reason: reason.to_owned(), message: message.into(), field: None };
+        Self { status, failure }
+    }
+
+    fn of(status: StatusCode, failure: Failure) -> Self {
+        Self { status, failure }
+    }
+
+    fn not_found(reason: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, reason, message)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, axum::Json(self.failure)).into_response()
+    }
+}
+
+impl From<LowerError> for Failure {
+    fn from(error: LowerError) -> Self {
+        Self { reason: error.reason.to_owned(), message: error.message, field: Some(error.field) }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let status = if matches!(error, StoreError::Conflict { .. }) {
+            StatusCode::CONFLICT
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        Self::new(status, error.reason(), attest_common::basics::text::error_chain(&error))
+    }
+}
+
+/// A JSON body, or a [`Refusal`] that says what is wrong with it.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T, S> FromRequest<S> for Body<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
+            let message = format!("the request is larger than {BODY_BYTES_MAX} bytes");
+            match error.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "BodyTooLarge", message)
+                }
+                _ => Refusal::new(StatusCode::BAD_REQUEST, "BodyUnreadable", error.body_text()),
+            }
+        })?;
+        // Strict: a key that stands twice would mean two things.
+        let value = attest_common::basics::json::value(
+            &bytes,
+            attest_common::basics::json::OBJECT_DEPTH_MAX,
+        )
+        .map_err(|error| {
+            let message = attest_common::basics::text::error_chain(&error);
+            Refusal::new(StatusCode::BAD_REQUEST, error.reason(), message)
+        })?;
+        serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {
+            let failure = Failure {
+                reason: "FieldInvalid".to_owned(),
+                field: Some(error.path().to_string()),
+                message: error.inner().to_string(),
+            };
+            Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, failure)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

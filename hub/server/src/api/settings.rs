@@ -1,0 +1,211 @@
+//! The hub's own settings: version, repositories with their credentials, and the keyring of aliases.
+
+use std::sync::Arc;
+
+use attest_common::basics::keys::PublicKey;
+use attest_common::basics::text::error_chain;
+use attest_common::session::PROTOCOL_VERSION;
+use axum::Json;
+use axum::extract::{Path, State};
+use http::StatusCode;
+
+use super::{Body, Refusal};
+use crate::core::clock::now;
+use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
+use crate::process::hub::Hub;
+use crate::reconcile::queue::credentials;
+use attest_documents::{
+    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
+    Version,
+};
+use attest_supply::source::{Remote, RepositoryUrl, SourceError};
+
+/// Longest alias of a key in bytes.
+const ALIAS_BYTES_MAX: usize = 253;
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+pub(super) async fn version(State(hub): State<Arc<Hub>>) -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: PROTOCOL_VERSION,
+        hub_key_id: hub.signer.public().id().to_string(),
+    })
+}
+
+fn field(reason: &str, field: &str, message: impl Into<String>) -> Refusal {
+    let failure = Failure {
+        reason: reason.to_owned(),
+        message: message.into(),
+        field: Some(field.to_owned()),
+    };
+    Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, failure)
+}
+
+pub(super) async fn put_repository(
+    State(hub): State<Arc<Hub>>,
+    Body(asked): Body<RepositoryRequest>,
+) -> Answer<Repository> {
+    let record = hub.blocking(move |hub| add_repository(hub, asked)).await?;
+    Ok(Json(shown(&record)))
+}
+
+/// Tries the credentials before they are kept: for reading, and that they are refused for pushing.
+fn add_repository(hub: &Hub, asked: RepositoryRequest) -> Result<RepositoryRecord, Refusal> {
+    let url = RepositoryUrl::parse(&asked.url, &hub.urls)
+        .map_err(|error| field(error.reason(), "url", error.to_string()))?;
+    let pairs = [
+        ("username", asked.username.is_some(), "password", asked.password.is_some()),
+        ("sshKey", asked.ssh_key.is_some(), "knownHosts", asked.known_hosts.is_some()),
+    ];
+    for (one, has_one, other, has_other) in pairs {
+        if has_one != has_other {
+            let missing = if has_one { other } else { one };
+            let message = format!("{one} and {other} belong together");
+            return Err(field("CredentialIncomplete", missing, message));
+        }
+    }
+    let mut record = RepositoryRecord {
+        url: url.normalised().to_owned(),
+        address: asked.url,
+        username: asked.username,
+        password: asked.password,
+        ssh_key: asked.ssh_key,
+        known_hosts: asked.known_hosts,
+        ca: asked.ca,
+        allow_push_credential: asked.allow_push_credential,
+        can_push: None,
+        problem: None,
+        checked_at: Some(now()),
+    };
+    let remote = Remote { url, credentials: credentials(&record) };
+    match hub.source.poll(&remote, "HEAD", &hub.interrupt) {
+        // A new repository has no HEAD yet.
+        Ok(_) | Err(SourceError::ReferenceNotFound { .. }) => {}
+        Err(error) => return Err(field(error.reason(), "url", error_chain(&error))),
+    }
+    match hub.source.can_push(&remote, &hub.interrupt) {
+        Ok(true) if !record.allow_push_credential => {
+            let message = "the credential may push; who owns the hub must not make CI sign: \
+                           give it read access only (or --allow-push-credential)";
+            let failure = Failure {
+                reason: "CredentialCanPush".to_owned(),
+                message: message.to_owned(),
+                field: None,
+            };
+            return Err(Refusal::of(StatusCode::CONFLICT, failure));
+        }
+        Ok(can_push) => record.can_push = Some(can_push),
+        Err(error) => record.problem = Some((error.reason().to_owned(), error_chain(&error))),
+    }
+    hub.records.commit("repository", &[records::put(&record)])?;
+    hub.pipeline.wake_all();
+    Ok(record)
+}
+
+fn shown(record: &RepositoryRecord) -> Repository {
+    let credential = if record.username.is_some() {
+        "Basic"
+    } else if record.ssh_key.is_some() {
+        "Ssh"
+    } else {
+        "None"
+    };
+    let made = |status: &str, reason: &str, message: &str| Condition {
+        kind: "ReadOnly".to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        last_transition_time: record.checked_at.unwrap_or_default(),
+    };
+    let condition = match (record.can_push, &record.problem) {
+        (Some(true), _) => made(
+            "False",
+            "CredentialCanPush",
+            "the hub's credential may push: who owns the hub can make CI sign",
+        ),
+        (_, Some((reason, message))) => made("Unknown", reason, message),
+        (Some(false), None) => made("True", "ReadOnly", "the hub can read and not push"),
+        (None, None) => made("Unknown", "Pending", "not asked yet"),
+    };
+    Repository {
+        url: record.url.clone(),
+        credential: credential.to_owned(),
+        conditions: vec![condition],
+    }
+}
+
+pub(super) async fn repositories(State(hub): State<Arc<Hub>>) -> Answer<List<Repository>> {
+    let all: Vec<RepositoryRecord> = hub.blocking(|hub| hub.records.all()).await?;
+    Ok(Json(List::new("Repository", all.iter().map(shown).collect())))
+}
+
+/// Forgets a repository's credentials; its applications go on without any.
+pub(super) async fn delete_repository(
+    State(hub): State<Arc<Hub>>,
+    Body(asked): Body<RepositoryRemoval>,
+) -> Answer<Repository> {
+    let record = hub
+        .blocking(move |hub| {
+            let url = RepositoryUrl::parse(&asked.url, &hub.urls)
+                .map_err(|error| field(error.reason(), "url", error.to_string()))?;
+            let record = hub.records.get::<RepositoryRecord>(url.normalised())?;
+            let record = record.ok_or_else(|| {
+                let message = format!(
+                    "no repository `{url}` was added; `attest gitops repo list` shows those there are"
+                );
+                Refusal::not_found("RepositoryUnknown", message)
+            })?;
+            hub.records.commit("repository", &[records::delete(&record)])?;
+            hub.pipeline.wake_all();
+            Ok::<_, Refusal>(record)
+        })
+        .await?;
+    Ok(Json(shown(&record)))
+}
+
+pub(super) async fn put_key(
+    State(hub): State<Arc<Hub>>,
+    Body(asked): Body<KeyRequest>,
+) -> Answer<Key> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let fits = (1..=ALIAS_BYTES_MAX).contains(&asked.alias.len()) && asked.alias.bytes().all(plain);
+    if !fits {
+        let message = "an alias has 1 to 253 letters, digits, `.`, `-` and `_`";
+        return Err(field("AliasInvalid", "alias", message));
+    }
+    let key = PublicKey::from_pem(&asked.public_key)
+        .map_err(|error| field(error.reason(), "publicKey", error.to_string()))?;
+    let record = KeyRecord { alias: asked.alias, public_key: key.to_pem() };
+    let alias = record.alias.clone();
+    hub.blocking(move |hub| hub.records.commit("key", &[records::put(&record)])).await?;
+    Ok(Json(Key { alias, key_id: key.id().to_string() }))
+}
+
+fn shown_key(record: &KeyRecord) -> Option<Key> {
+    let key = PublicKey::from_pem(&record.public_key).ok()?;
+    Some(Key { alias: record.alias.clone(), key_id: key.id().to_string() })
+}
+
+pub(super) async fn keys(State(hub): State<Arc<Hub>>) -> Answer<List<Key>> {
+    let all: Vec<KeyRecord> = hub.blocking(|hub| hub.records.all()).await?;
+    Ok(Json(List::new("Key", all.iter().filter_map(shown_key).collect())))
+}
+
+pub(super) async fn delete_key(
+    State(hub): State<Arc<Hub>>,
+    Path(alias): Path<String>,
+) -> Answer<Key> {
+    let key = hub
+        .blocking(move |hub| {
+            let record = hub.records.get::<KeyRecord>(&alias)?;
+            let message = format!(
+                "no key has the alias `{alias}`; `attest gitops key list` shows those there are"
+            );
+            let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
+            hub.records.commit("key", &[records::delete(&record)])?;
+            shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))
+        })
+        .await?;
+    Ok(Json(key))
+}

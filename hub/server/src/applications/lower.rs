@@ -1,0 +1,486 @@
+//! From the manifest as written to the application as used. Every refusal names the field at fault.
+//!
+//! Defaults are filled in here and stored, so that an upgrade of the hub never moves an application.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use attest_common::basics::ids::Name;
+use attest_common::basics::keys::KeyId;
+use attest_common::basics::terms::Mode;
+use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
+use attest_common::documents::receipt;
+use attest_common::trust::policy::is_closed;
+use serde_json::Value;
+
+use attest_supply::source::{REVISION_BYTES_MAX, RepositoryUrl, UrlPolicy, clean_directory};
+
+use super::crd::{self, API_VERSION, APPLICATION_KIND, Manifest};
+use crate::core::store::records::{Application, Destination};
+
+/// Most destinations of one application.
+pub const DESTINATIONS_MAX: usize = 1_024;
+/// Most entries of `trustedKeys`.
+pub const TRUSTED_KEYS_MAX: usize = 64;
+/// `metadata.namespace` of a manifest without one.
+pub const NAMESPACE_DEFAULT: &str = "default";
+/// `targetRevision` of a manifest without one.
+pub const REVISION_DEFAULT: &str = "HEAD";
+
+/// What the hub knows and a manifest may refer to.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Names of registered clusters.
+    pub clusters: BTreeSet<Name>,
+    pub default_cluster: Option<Name>,
+    /// Keys by alias.
+    pub keys: BTreeMap<String, KeyId>,
+    pub urls: UrlPolicy,
+}
+
+/// Why a manifest is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct LowerError {
+    pub reason: &'static str,
+    /// Path such as `spec.verification.trustedKeys[0]`.
+    pub field: String,
+    pub message: String,
+}
+
+impl LowerError {
+    fn new(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason, field: field.into(), message: message.into() }
+    }
+
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
+/// Reads a manifest.
+///
+/// # Errors
+/// [`LowerError`] naming the first field that is wrong.
+pub fn lower(manifest: &Value, known: &Known) -> Result<Application, LowerError> {
+    check_type(manifest)?;
+    let written: Manifest = serde_path_to_error::deserialize(manifest).map_err(|error| {
+        let message = error.inner().to_string();
+        let unknown = message.split('`').nth(1).filter(|_| message.starts_with("unknown field"));
+        let path = error.path().to_string();
+        let inside = path.rsplit(['.', ']']).next() != unknown;
+        match unknown {
+            Some(name) if inside && path == "." => {
+                LowerError::new("FieldUnknown", name, message.clone())
+            }
+            Some(name) if inside => {
+                LowerError::new("FieldUnknown", format!("{path}.{name}"), message.clone())
+            }
+            Some(_) => LowerError::new("FieldUnknown", path, message.clone()),
+            None => LowerError::new("FieldInvalid", path, message.clone()),
+        }
+    })?;
+    not_yet(&written.spec)?;
+    let name = a_name("metadata.name", &written.metadata.name)?;
+    let namespace = written.metadata.namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT);
+    let namespace = a_name("metadata.namespace", namespace)?.to_string();
+    let crd::Source { repo_url, target_revision, path } = &written.spec.source;
+    RepositoryUrl::parse(repo_url, &known.urls)
+        .map_err(|e| LowerError::new(e.reason(), "spec.source.repoUrl", e.to_string()))?;
+    let path = directory("spec.source.path", path)?;
+    let revision = target_revision.as_deref().unwrap_or(REVISION_DEFAULT);
+    if revision.is_empty() || revision.len() > REVISION_BYTES_MAX {
+        let message = "write a branch, a tag, a full commit id or HEAD";
+        return Err(LowerError::new("FieldInvalid", "spec.source.targetRevision", message));
+    }
+    let (sync, automated) = sync_policy(written.spec.sync_policy.as_ref())?;
+    Ok(Application {
+        name,
+        namespace,
+        repo_url: repo_url.clone(),
+        revision: revision.to_owned(),
+        path,
+        destinations: destinations(&written.spec, known)?,
+        asked: asked(&written.spec, known)?,
+        sync,
+        automated,
+    })
+}
+
+fn check_type(manifest: &Value) -> Result<(), LowerError> {
+    let text = |field: &str| manifest.get(field).and_then(Value::as_str).unwrap_or_default();
+    if text("apiVersion") != API_VERSION {
+        let message = format!("is `{}`; write {API_VERSION}", text("apiVersion"));
+        return Err(LowerError::new("FieldInvalid", "apiVersion", message));
+    }
+    match text("kind") {
+        APPLICATION_KIND => Ok(()),
+        "AttestDeployment" => Err(feature("kind", "AttestDeployment")),
+        other => {
+            let message = format!("is `{other}`; write {APPLICATION_KIND}");
+            Err(LowerError::new("FieldInvalid", "kind", message))
+        }
+    }
+}
+
+/// Refused by name: to ignore a safeguard that somebody asked for would be worse.
+fn not_yet(spec: &crd::Spec) -> Result<(), LowerError> {
+    let verification = spec.verification.as_ref();
+    let fields = [
+        ("spec.progressiveDelivery", spec.progressive_delivery.is_some()),
+        ("spec.strategy", spec.strategy.is_some()),
+        (
+            "spec.verification.policyValidation",
+            verification.is_some_and(|v| v.policy_validation.is_some()),
+        ),
+        ("spec.verification.customHooks", verification.is_some_and(|v| v.custom_hooks.is_some())),
+    ];
+    match fields.into_iter().find(|(_, present)| *present) {
+        Some((field, _)) => Err(feature(field, field)),
+        None => Ok(()),
+    }
+}
+
+fn feature(field: &str, what: &str) -> LowerError {
+    let message = format!("{what} is not available in this version; leave it out");
+    LowerError::new("FeatureNotAvailable", field, message)
+}
+
+fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, LowerError> {
+    let (written, single) = match (&spec.destination, &spec.destinations) {
+        (Some(one), None) => (std::slice::from_ref(one), true),
+        (None, Some(list)) if !list.is_empty() => (list.as_slice(), false),
+        (Some(_), Some(_)) => {
+            let message = "give destination or destinations, not both";
+            return Err(LowerError::new("FieldInvalid", "spec.destinations", message));
+        }
+        (None, Some(_) | None) => {
+            let message = "says nowhere to deploy; give it a namespace, and a cluster from `attest gitops cluster list`";
+            return Err(LowerError::new("FieldInvalid", "spec.destination", message));
+        }
+    };
+    if written.len() > DESTINATIONS_MAX {
+        let message = format!("lists more than {DESTINATIONS_MAX} destinations");
+        return Err(LowerError::new("Limit", "spec.destinations", message));
+    }
+    let mut places = BTreeSet::new();
+    let mut found = Vec::new();
+    for (index, destination) in written.iter().enumerate() {
+        let at = if single {
+            "spec.destination".to_owned()
+        } else {
+            format!("spec.destinations[{index}]")
+        };
+        let cluster = cluster(&format!("{at}.cluster"), destination.cluster.as_deref(), known)?;
+        let namespace = a_name(&format!("{at}.namespace"), &destination.namespace)?;
+        if is_closed(&namespace) {
+            let message = format!(
+                "`{namespace}` is closed to applications in every cluster, as all of kube-* and attest-*"
+            );
+            let field = format!("{at}.namespace");
+            return Err(LowerError::new("NamespaceNotAllowed", field, message));
+        }
+        let path = destination.path.as_deref();
+        let path = path.map(|path| directory(&format!("{at}.path"), path)).transpose()?;
+        if !places.insert((cluster.clone(), namespace.clone())) {
+            let message = format!("namespace {namespace} of cluster {cluster} is listed twice");
+            return Err(LowerError::new("DestinationDuplicate", at, message));
+        }
+        found.push(Destination { cluster, namespace, path });
+    }
+    Ok(found)
+}
+
+fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, LowerError> {
+    let Some(written) = written else {
+        return known.default_cluster.clone().ok_or_else(|| {
+            let message =
+                "names no cluster and none is registered; `attest gitops cluster add NAME`";
+            LowerError::new("ClusterUnknown", field, message)
+        });
+    };
+    let name = a_name(field, written)?;
+    if known.clusters.contains(&name) {
+        return Ok(name);
+    }
+    let names: Vec<&str> = known.clusters.iter().map(Name::as_str).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let message = format!("`{name}` is not a registered cluster (registered: {names})");
+    Err(LowerError::new("ClusterUnknown", field, message))
+}
+
+fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError> {
+    let verification = spec.verification.as_ref();
+    let inner = verification.and_then(|v| v.receipt_verification.as_ref());
+    if inner.is_some() && spec.receipt_verification.is_some() {
+        let message = "is given twice; keep one";
+        return Err(LowerError::new("FieldInvalid", "spec.receiptVerification", message));
+    }
+    let enabled = verification.and_then(|v| v.enabled).unwrap_or(true);
+    let mode = match verification.and_then(|v| v.policy.as_deref()) {
+        _ if !enabled => Mode::Disabled,
+        None | Some("Strict") => Mode::Strict,
+        Some("Standard") => Mode::Standard,
+        Some("Audit") => Mode::Audit,
+        Some("Disabled") => Mode::Disabled,
+        Some(other) => {
+            let message = format!("is `{other}`; write Strict, Standard, Audit or Disabled");
+            return Err(LowerError::new("FieldInvalid", "spec.verification.policy", message));
+        }
+    };
+    let (at, receipts) = match inner {
+        Some(inner) => ("spec.verification.receiptVerification", Some(inner)),
+        None => ("spec.receiptVerification", spec.receipt_verification.as_ref()),
+    };
+    Ok(RequestedPolicy {
+        mode,
+        required_attestations: attestations(at, receipts)?,
+        trusted_keys: trusted_keys(verification.and_then(|v| v.trusted_keys.as_deref()), known)?,
+    })
+}
+
+fn attestations(
+    at: &str,
+    written: Option<&crd::ReceiptVerification>,
+) -> Result<BTreeSet<String>, LowerError> {
+    let Some(written) = written.filter(|w| w.required != Some(false)) else {
+        return Ok(BTreeSet::new());
+    };
+    let names = written.required_attestations.as_deref().unwrap_or_default();
+    for (index, name) in names.iter().enumerate() {
+        if receipt::rule(name).is_none() {
+            let message = format!("`{name}` is not known; known are build, test, security-scan");
+            let field = format!("{at}.requiredAttestations[{index}]");
+            return Err(LowerError::new("AttestationUnknown", field, message));
+        }
+    }
+    Ok(names.iter().cloned().collect())
+}
+
+fn trusted_keys(
+    written: Option<&[String]>,
+    known: &Known,
+) -> Result<Option<BTreeSet<KeyId>>, LowerError> {
+    let Some(written) = written else { return Ok(None) };
+    if written.len() > TRUSTED_KEYS_MAX {
+        let message = format!("lists more than {TRUSTED_KEYS_MAX} keys");
+        return Err(LowerError::new("Limit", "spec.verification.trustedKeys", message));
+    }
+    let mut ids = BTreeSet::new();
+    for (index, alias) in written.iter().enumerate() {
+        let id = known.keys.get(alias).copied().or_else(|| alias.parse().ok());
+        let Some(id) = id else {
+            let field = format!("spec.verification.trustedKeys[{index}]");
+            let message =
+                format!("the hub knows no key `{alias}`; `attest gitops key add {alias} FILE`");
+            return Err(LowerError::new("KeyUnknown", field, message));
+        };
+        ids.insert(id);
+    }
+    Ok(Some(ids))
+}
+
+fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), LowerError> {
+    let Some(written) = written else { return Ok((SyncPolicy::default(), true)) };
+    let automated = written.automated.as_ref();
+    let mut policy = SyncPolicy {
+        prune: automated.is_some_and(|a| a.prune),
+        self_heal: automated.is_some_and(|a| a.self_heal),
+        adopt: false,
+    };
+    for (index, option) in written.sync_options.iter().enumerate() {
+        match option.as_str() {
+            "Adopt=true" => policy.adopt = true,
+            "Adopt=false" => policy.adopt = false,
+            // The destination's namespace is always created.
+            "CreateNamespace=true" => {}
+            other => {
+                let field = format!("spec.syncPolicy.syncOptions[{index}]");
+                let message =
+                    format!("`{other}` is not known; known are Adopt=true, CreateNamespace=true");
+                return Err(LowerError::new("FieldInvalid", field, message));
+            }
+        }
+    }
+    Ok((policy, automated.is_some()))
+}
+
+fn a_name(field: &str, text: &str) -> Result<Name, LowerError> {
+    Name::new(text).map_err(|error| LowerError::new(error.reason(), field, error.to_string()))
+}
+
+fn directory(field: &str, text: &str) -> Result<String, LowerError> {
+    clean_directory(text).map_err(|error| LowerError::new(error.reason(), field, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn known() -> Known {
+        let id = "ed25519:".to_owned() + &"ab".repeat(32);
+        Known {
+            clusters: ["staging", "production"].map(|n| Name::new(n).unwrap()).into(),
+            default_cluster: Some(Name::new("staging").unwrap()),
+            keys: BTreeMap::from([("ed25519-company-ci-key".to_owned(), id.parse().unwrap())]),
+            urls: UrlPolicy::default(),
+        }
+    }
+
+    /// The product document's first manifest; its lists and maps are printed there without indentation.
+    fn product_manifest() -> Value {
+        json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+            "metadata": {"name": "web-app", "namespace": "production"},
+            "spec": {
+                "source": {"repoUrl": "https://github.com/company/web-app", "targetRevision": "v1.2.3", "path": "k8s"},
+                "destination": {"namespace": "web-app"},
+                "verification": {"enabled": true, "trustedKeys": ["ed25519-company-ci-key"], "policy": "Strict",
+                    "receiptVerification": {"required": true, "requiredAttestations": ["build", "test", "security-scan"]}},
+                "syncPolicy": {"automated": {"prune": true, "selfHeal": false}}
+            }
+        })
+    }
+
+    fn refused(change: impl FnOnce(&mut Value)) -> (String, &'static str) {
+        let mut manifest = product_manifest();
+        change(&mut manifest);
+        let error = lower(&manifest, &known()).unwrap_err();
+        (error.field, error.reason)
+    }
+
+    #[test]
+    fn the_product_documents_manifest_means_what_it_says() {
+        let application = lower(&product_manifest(), &known()).unwrap();
+
+        assert_eq!(application.destinations[0].cluster.as_str(), "staging");
+        assert_eq!(application.asked.mode, Mode::Strict);
+        assert_eq!(application.asked.required_attestations.len(), 3);
+        assert_eq!(application.asked.trusted_keys.unwrap().len(), 1);
+        assert!(application.automated && application.sync.prune && !application.sync.self_heal);
+    }
+
+    #[test]
+    fn several_destinations_and_every_default() {
+        let manifest = json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+            "metadata": {"name": "multi-cluster-app"},
+            "spec": {
+                "destinations": [{"cluster": "staging", "namespace": "app-staging"},
+                    {"cluster": "production", "namespace": "app-production"}],
+                "source": {"repoURL": "https://github.com/company/app", "path": "./k8s/overlays/"}
+            }
+        });
+
+        let application = lower(&manifest, &known()).unwrap();
+
+        assert_eq!(application.namespace, "default");
+        assert_eq!(application.revision, "HEAD");
+        assert_eq!(application.path, "k8s/overlays");
+        assert_eq!(application.destinations.len(), 2);
+        assert_eq!(application.asked.mode, Mode::Strict);
+        assert_eq!(application.asked.trusted_keys, None);
+        assert!(application.automated && !application.sync.prune && !application.sync.self_heal);
+    }
+
+    #[test]
+    fn verification_that_is_not_enabled_is_disabled_whatever_else_is_asked_for() {
+        for (verification, mode) in [
+            (json!({"enabled": false}), Mode::Disabled),
+            (json!({"enabled": false, "policy": "Strict"}), Mode::Disabled),
+            (json!({"policy": "Disabled"}), Mode::Disabled),
+            (json!({"enabled": true, "policy": "Audit"}), Mode::Audit),
+            (json!({"enabled": true}), Mode::Strict),
+        ] {
+            let mut manifest = product_manifest();
+            manifest["spec"]["verification"] = verification.clone();
+
+            let application = lower(&manifest, &known()).unwrap();
+
+            assert_eq!(application.asked.mode, mode, "{verification}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path() {
+        type Edit = fn(&mut Value);
+        let cases: [(Edit, &str, &str); 16] = [
+            (|m| m["spec"]["sauce"] = json!(1), "spec.sauce", "FieldUnknown"),
+            (
+                |m| m["spec"]["syncPolicy"]["automated"]["prun"] = json!(true),
+                "spec.syncPolicy.automated.prun",
+                "FieldUnknown",
+            ),
+            (|m| m["kind"] = json!("AttestDeployment"), "kind", "FeatureNotAvailable"),
+            (|m| m["apiVersion"] = json!("v1"), "apiVersion", "FieldInvalid"),
+            (
+                |m| m["spec"]["progressiveDelivery"] = json!({"enabled": true}),
+                "spec.progressiveDelivery",
+                "FeatureNotAvailable",
+            ),
+            (
+                |m| m["spec"]["verification"]["customHooks"] = json!([]),
+                "spec.verification.customHooks",
+                "FeatureNotAvailable",
+            ),
+            (
+                |m| m["spec"]["verification"]["trustedKeys"][0] = json!("nobody"),
+                "spec.verification.trustedKeys[0]",
+                "KeyUnknown",
+            ),
+            (
+                |m| m["spec"]["destination"]["namespace"] = json!("kube-system"),
+                "spec.destination.namespace",
+                "NamespaceNotAllowed",
+            ),
+            (
+                |m| m["spec"]["destination"]["namespace"] = json!("attest-applications"),
+                "spec.destination.namespace",
+                "NamespaceNotAllowed",
+            ),
+            (
+                |m| m["spec"]["destination"]["cluster"] = json!("moon"),
+                "spec.destination.cluster",
+                "ClusterUnknown",
+            ),
+            (|m| m["metadata"]["name"] = json!("A"), "metadata.name", "NameInvalid"),
+            (|m| m["spec"]["source"]["path"] = json!("../k8s"), "spec.source.path", "TreePath"),
+            (
+                |m| m["spec"]["verification"]["policy"] = json!("Loose"),
+                "spec.verification.policy",
+                "FieldInvalid",
+            ),
+            (
+                |m| m["spec"]["destinations"] = json!([{"namespace": "x"}]),
+                "spec.destinations",
+                "FieldInvalid",
+            ),
+            (
+                |m| m["spec"]["source"]["targetRevision"] = json!(3),
+                "spec.source.targetRevision",
+                "FieldInvalid",
+            ),
+            (
+                |m| m["spec"]["syncPolicy"]["syncOptions"] = json!(["Force=true"]),
+                "spec.syncPolicy.syncOptions[0]",
+                "FieldInvalid",
+            ),
+        ];
+        for (edit, field, reason) in cases {
+            let (found_field, found_reason) = refused(edit);
+            assert_eq!(found_field, field);
+            assert_eq!(found_reason, reason, "{field}");
+        }
+    }
+
+    #[test]
+    fn without_any_cluster_the_missing_field_is_named() {
+        let known = Known { clusters: BTreeSet::new(), default_cluster: None, ..known() };
+
+        let error = lower(&product_manifest(), &known).unwrap_err();
+
+        assert_eq!(error.field, "spec.destination.cluster");
+    }
+}

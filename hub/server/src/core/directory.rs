@@ -1,0 +1,133 @@
+//! The registered clusters in memory, by id and by name: a copy of the store's, which is written first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use attest_common::basics::ids::{ClusterId, Name};
+
+use crate::core::metrics::Metrics;
+use crate::core::store::StoreError;
+use crate::core::store::records::{ClusterRecord, ClusterState, Records};
+
+#[derive(Debug, Default)]
+struct State {
+    by_id: BTreeMap<ClusterId, Arc<ClusterRecord>>,
+    by_name: BTreeMap<Name, BTreeSet<ClusterId>>,
+    /// Revoked and then removed: nobody is shown them, and they stay out.
+    banned: BTreeSet<ClusterId>,
+}
+
+/// The registered clusters.
+#[derive(Debug, Default)]
+pub struct Directory {
+    state: RwLock<State>,
+    writer: Mutex<()>,
+}
+
+/// The right to change clusters. Whoever reads a record to replace it holds this until the change is
+/// durable and noted: two changes cannot undo each other, neither in the store nor here.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    directory: &'a Directory,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl Directory {
+    /// The clusters that the store knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn load(records: &Records) -> Result<Self, StoreError> {
+        let directory = Self::default();
+        let writing = directory.writing();
+        for record in records.all::<ClusterRecord>()? {
+            writing.note(&record);
+        }
+        drop(writing);
+        Ok(directory)
+    }
+
+    /// Waits until nobody else changes clusters. Blocks.
+    pub fn writing(&self) -> Writing<'_> {
+        let alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        Writing { directory: self, _alone: alone }
+    }
+
+    /// True for a cluster that was revoked and then removed.
+    pub fn is_banned(&self, id: &ClusterId) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).banned.contains(id)
+    }
+
+    /// Records there are, those of banned clusters too.
+    pub fn records(&self) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_id.len() + state.banned.len()
+    }
+
+    /// The cluster with this id.
+    pub fn get(&self, id: &ClusterId) -> Option<Arc<ClusterRecord>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
+    }
+
+    /// The cluster of this name: the one that is not revoked, when there are several.
+    pub fn named(&self, name: &Name) -> Option<Arc<ClusterRecord>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let ids = state.by_name.get(name)?;
+        let all = || ids.iter().filter_map(|id| state.by_id.get(id));
+        all().find(|record| record.state != ClusterState::Revoked).or_else(|| all().next()).cloned()
+    }
+
+    /// Every cluster, by id.
+    pub fn all(&self) -> Vec<Arc<ClusterRecord>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_id.values().cloned().collect()
+    }
+
+    /// True when the cluster is registered and not revoked.
+    pub fn is_living(&self, id: &ClusterId) -> bool {
+        self.get(id).is_some_and(|record| record.state != ClusterState::Revoked)
+    }
+
+    /// The name that people know a cluster by; its id when it is no longer registered.
+    pub fn name_of(&self, id: &ClusterId) -> String {
+        self.get(id).map_or_else(|| id.to_string(), |record| record.name.to_string())
+    }
+
+    /// Counts clusters for the metrics.
+    pub fn measure(&self, metrics: &Metrics) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
+            let count = state.by_id.values().filter(|record| record.state == word).count();
+            let gauge = metrics.clusters.with_label_values(&[word.as_str()]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+impl Writing<'_> {
+    /// Takes note of a record that is durable.
+    pub fn note(&self, record: &ClusterRecord) {
+        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        if record.removed {
+            state.banned.insert(record.id.clone());
+            forget(&mut state, record);
+            return;
+        }
+        state.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
+        state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
+    }
+
+    /// Takes note that a cluster is no longer registered.
+    pub fn forget(&self, record: &ClusterRecord) {
+        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        forget(&mut state, record);
+    }
+}
+
+fn forget(state: &mut State, record: &ClusterRecord) {
+    state.by_id.remove(&record.id);
+    if let Some(ids) = state.by_name.get_mut(&record.name) {
+        ids.remove(&record.id);
+    }
+    state.by_name.retain(|_, ids| !ids.is_empty());
+}

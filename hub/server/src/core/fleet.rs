@@ -1,0 +1,479 @@
+//! The fleet as it is now, in memory: who is connected, what each destination was last told and last said.
+//!
+//! Everything durable here is a copy of the store's; the store is written first. A wake-up carries no
+//! data: whoever wakes looks here again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::session::report::Phase;
+use tokio::sync::Notify;
+
+use crate::core::clock::now;
+use crate::core::store::StoreError;
+use crate::core::store::records::{
+    CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
+};
+use crate::reconcile::planner::{Held, Hint, is_overtaken};
+
+/// Bytes of compressed blobs kept in memory, ready to be sent.
+pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// First wait before a push that failed is repeated on the same connection; doubled each time.
+pub const PUSH_RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest wait before a push that failed is repeated on the same connection.
+pub const PUSH_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// A connected spoke.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    connection: quinn::Connection,
+    wake: Arc<Notify>,
+    /// What the spoke durably holds.
+    held: BTreeMap<DestinationKey, Held>,
+    /// What was sent on this connection.
+    pushed: BTreeMap<DestinationKey, Pushed>,
+    /// Pushes that failed, since one of that destination arrived.
+    failures: BTreeMap<DestinationKey, u32>,
+    /// Blobs that were sent on this connection, or that the spoke must have.
+    has: BTreeSet<Digest>,
+    /// Destinations whose held blobs are among `has`.
+    accounted: BTreeSet<DestinationKey>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pushed {
+    sequence: u64,
+    at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: BTreeMap<ClusterId, Session>,
+    /// When those that are not connected were last heard of.
+    last_heard: BTreeMap<ClusterId, Timestamp>,
+    heads: BTreeMap<ClusterId, BTreeMap<DestinationKey, Arc<LedgerEntry>>>,
+    /// Which destinations have heads, by application.
+    places: BTreeMap<Name, BTreeSet<DestinationKey>>,
+    reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
+    hints: BTreeMap<ClusterId, Arc<Hint>>,
+    session_number: u64,
+}
+
+impl State {
+    fn put_head(
+        &mut self,
+        destination: DestinationKey,
+        entry: LedgerEntry,
+    ) -> Option<Arc<LedgerEntry>> {
+        let places = self.places.entry(destination.application.clone()).or_default();
+        places.insert(destination.clone());
+        let heads = self.heads.entry(destination.cluster.clone()).or_default();
+        heads.insert(destination, Arc::new(entry))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Blobs {
+    kept: BTreeMap<Digest, (u64, CompressedBlob)>,
+    bytes: usize,
+    turn: u64,
+}
+
+/// The fleet as it is now.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    state: Mutex<State>,
+    blobs: Mutex<Blobs>,
+}
+
+/// A directive that a session has not been sent yet.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    pub destination: DestinationKey,
+    pub head: Arc<LedgerEntry>,
+    /// Sequence that the spoke holds now and whose blobs are not accounted for, 0 for none.
+    pub held_sequence: u64,
+}
+
+impl Fleet {
+    /// The fleet as the store knows it; nobody is connected.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn load(records: &Records) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        for (destination, entry) in records.heads("")? {
+            state.put_head(destination, entry);
+        }
+        for report in records.all::<ReportRecord>()? {
+            let heard = state.last_heard.entry(report.cluster.clone()).or_default();
+            *heard = report.received_at.max(*heard);
+            state.reports.insert(report.destination(), Arc::new(report));
+        }
+        for record in records.all::<PolicyRecord>()? {
+            // A hint that this version cannot use is asked for again at the next connection.
+            if let Ok(policy) = record.spec.load() {
+                let hint = Hint { spec: record.spec, policy };
+                state.hints.insert(record.cluster, Arc::new(hint));
+            }
+        }
+        Ok(Self { state: Mutex::new(state), blobs: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A spoke has introduced itself. An older connection of the same cluster is closed.
+    /// Returns the session's number and what wakes it.
+    pub fn connect(
+        &self,
+        cluster: &ClusterId,
+        connection: quinn::Connection,
+        held: BTreeMap<DestinationKey, Held>,
+    ) -> (u64, Arc<Notify>) {
+        let mut state = self.state();
+        state.session_number += 1;
+        let number = state.session_number;
+        let wake = Arc::new(Notify::new());
+        let session = Session {
+            number,
+            connection,
+            wake: wake.clone(),
+            held,
+            pushed: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            has: BTreeSet::new(),
+            accounted: BTreeSet::new(),
+        };
+        if let Some(former) = state.sessions.insert(cluster.clone(), session) {
+            former.connection.close(crate::spokes::CLOSE_REPLACED, b"Replaced");
+        }
+        (number, wake)
+    }
+
+    /// A session is over. Nothing happens when a newer one has taken its place.
+    pub fn disconnect(&self, cluster: &ClusterId, number: u64) {
+        let mut state = self.state();
+        if state.sessions.get(cluster).is_some_and(|session| session.number == number) {
+            state.sessions.remove(cluster);
+            state.last_heard.insert(cluster.clone(), now());
+        }
+    }
+
+    /// Ends the connection of a cluster, if there is one, with a reason for the spoke.
+    pub fn close(&self, cluster: &ClusterId, code: quinn::VarInt, reason: &str) {
+        if let Some(session) = self.state().sessions.get(cluster) {
+            session.connection.close(code, reason.as_bytes());
+        }
+    }
+
+    /// Forgets what a cluster said that is no longer registered. Its ledgers go on should it come back.
+    pub fn forget(&self, cluster: &ClusterId) {
+        let mut state = self.state();
+        state.hints.remove(cluster);
+        state.last_heard.remove(cluster);
+        state.reports.retain(|destination, _| destination.cluster != *cluster);
+    }
+
+    /// Whether a spoke is connected, and how long ago it was last heard of. One that is connected is heard
+    /// all the time: its connection ends when it is not. After a start of the hub, the last stored report counts.
+    pub fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
+        let state = self.state();
+        if state.sessions.contains_key(cluster) {
+            return (true, Some(Duration::ZERO));
+        }
+        let age_ms =
+            |then: &Timestamp| now().as_millisecond().saturating_sub(then.as_millisecond());
+        let age = |then| Duration::from_millis(u64::try_from(age_ms(then)).unwrap_or(0));
+        (false, state.last_heard.get(cluster).map(age))
+    }
+
+    /// How many spokes are connected.
+    pub fn connected(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    /// What is known of a destination's spoke: `None` while it is not connected.
+    pub fn held(&self, destination: &DestinationKey) -> Option<Held> {
+        let state = self.state();
+        let session = state.sessions.get(&destination.cluster)?;
+        let none = Held { epoch: 0, sequence: 0, digest: None };
+        Some(session.held.get(destination).copied().unwrap_or(none))
+    }
+
+    /// The policy that a cluster said it has.
+    pub fn hint(&self, cluster: &ClusterId) -> Option<Arc<Hint>> {
+        self.state().hints.get(cluster).cloned()
+    }
+
+    /// Keeps the policy that a cluster said it has.
+    pub fn set_hint(&self, cluster: &ClusterId, hint: Hint) {
+        self.state().hints.insert(cluster.clone(), Arc::new(hint));
+    }
+
+    /// The newest ledger entry of a destination.
+    pub fn head(&self, destination: &DestinationKey) -> Option<Arc<LedgerEntry>> {
+        self.state().heads.get(&destination.cluster)?.get(destination).cloned()
+    }
+
+    /// The newest ledger entries of a cluster.
+    pub fn heads_of(&self, cluster: &ClusterId) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+        let state = self.state();
+        let heads = state.heads.get(cluster).into_iter().flatten();
+        heads.map(|(destination, head)| (destination.clone(), head.clone())).collect()
+    }
+
+    /// The newest ledger entries of an application.
+    pub fn heads_for(&self, application: &Name) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+        let state = self.state();
+        let places = state.places.get(application).into_iter().flatten();
+        places
+            .filter_map(|place| Some((place, state.heads.get(&place.cluster)?.get(place)?)))
+            .map(|(destination, head)| (destination.clone(), head.clone()))
+            .collect()
+    }
+
+    /// Takes note of appended entries and wakes the spokes concerned. True when a spoke has said in the
+    /// meantime that it holds more than the entry is above of: it must be said once more.
+    #[must_use]
+    pub fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) -> bool {
+        let mut state = self.state();
+        let mut overtaken = false;
+        for (destination, entry) in entries {
+            let cluster = destination.cluster.clone();
+            let held = state.sessions.get(&cluster).and_then(|s| s.held.get(&destination));
+            overtaken |= held.is_some_and(|held| is_overtaken(&entry, *held));
+            let former = state.put_head(destination.clone(), entry);
+            if let Some(session) = state.sessions.get_mut(&cluster) {
+                let held = session.held.get(&destination).map(|held| held.sequence);
+                if let Some(former) = former.filter(|former| held == Some(former.sequence)) {
+                    // What the spoke holds now it also has the blobs of.
+                    let blobs = former.planned.iter().flat_map(|planned| &planned.blobs);
+                    session.has.extend(blobs);
+                    session.accounted.insert(destination);
+                }
+                session.wake.notify_one();
+            }
+        }
+        overtaken
+    }
+
+    /// What session `number` of a cluster has yet to be sent.
+    pub fn pending(&self, cluster: &ClusterId, number: u64) -> Vec<Pending> {
+        let state = self.state();
+        let Some(session) = state.sessions.get(cluster).filter(|s| s.number == number) else {
+            return Vec::new();
+        };
+        let heads = state.heads.get(cluster).into_iter().flatten();
+        heads
+            .filter_map(|(destination, head)| {
+                let held = session.held.get(destination);
+                let is_held = held.is_some_and(|held| {
+                    // What it would refuse is said again first.
+                    held.sequence == head.sequence || is_overtaken(head, *held)
+                });
+                let sent = session.pushed.get(destination).map(|pushed| pushed.sequence);
+                (!is_held && sent != Some(head.sequence)).then(|| Pending {
+                    destination: destination.clone(),
+                    head: head.clone(),
+                    held_sequence: held
+                        .filter(|_| !session.accounted.contains(destination))
+                        .map_or(0, |held| held.sequence),
+                })
+            })
+            .collect()
+    }
+
+    /// Which of `blobs` session `number` was not sent yet.
+    pub fn lacking(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
+        let state = self.state();
+        let session = state.sessions.get(&pending.destination.cluster);
+        let Some(session) = session.filter(|session| session.number == number) else {
+            return Vec::new();
+        };
+        blobs.iter().filter(|digest| !session.has.contains(digest)).copied().collect()
+    }
+
+    /// Takes note that a directive is on its way, and says which of `blobs` must go with it.
+    pub fn begin_push(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        let Some(session) = session.filter(|session| session.number == number) else {
+            return Vec::new();
+        };
+        let pushed = Pushed { sequence: pending.head.sequence, at: Instant::now() };
+        session.pushed.insert(pending.destination.clone(), pushed);
+        blobs.iter().filter(|digest| session.has.insert(**digest)).copied().collect()
+    }
+
+    /// A push of session `number` arrived whole.
+    pub fn push_arrived(&self, number: u64, pending: &Pending) {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        if let Some(session) = session.filter(|session| session.number == number) {
+            session.failures.remove(&pending.destination);
+        }
+    }
+
+    /// A push of session `number` did not arrive: neither its directive nor its blobs count as sent. How
+    /// long to wait before [`Fleet::push_may_be_repeated`]; `None` when a newer session took its place.
+    pub fn push_failed(&self, number: u64, pending: &Pending, sent: &[Digest]) -> Option<Duration> {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        let session = session.filter(|session| session.number == number)?;
+        sent.iter().for_each(|digest| {
+            session.has.remove(digest);
+        });
+        let failures = session.failures.entry(pending.destination.clone()).or_insert(0);
+        let wait = PUSH_RETRY_MIN.saturating_mul(1 << (*failures).min(16)).min(PUSH_RETRY_MAX);
+        *failures = failures.saturating_add(1);
+        Some(wait)
+    }
+
+    /// The wait after a push that failed is over: what was to be sent is sent again.
+    pub fn push_may_be_repeated(&self, number: u64, pending: &Pending) {
+        let mut state = self.state();
+        let session = state.sessions.get_mut(&pending.destination.cluster);
+        if let Some(session) = session.filter(|session| session.number == number) {
+            let sent = session.pushed.get(&pending.destination);
+            if sent.is_some_and(|pushed| pushed.sequence == pending.head.sequence) {
+                session.pushed.remove(&pending.destination);
+            }
+            session.wake.notify_one();
+        }
+    }
+
+    /// The spoke has these blobs of a destination already.
+    pub fn spoke_has(&self, destination: &DestinationKey, blobs: impl IntoIterator<Item = Digest>) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+            session.has.extend(blobs);
+            session.accounted.insert(destination.clone());
+        }
+    }
+
+    /// The spoke lacks these blobs after all; the destination's directive is sent again with them.
+    pub fn spoke_lacks(&self, destination: &DestinationKey, blobs: &[Digest]) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+            blobs.iter().for_each(|digest| {
+                session.has.remove(digest);
+            });
+            session.pushed.remove(destination);
+            // What it lacks blobs of it does not hold, whatever it said when it connected.
+            session.held.remove(destination);
+            session.wake.notify_one();
+        }
+    }
+
+    /// Sends the newest directive of a destination once more, whatever was sent before.
+    pub fn push_again(&self, destination: &DestinationKey) {
+        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+            session.pushed.remove(destination);
+            session.held.remove(destination);
+            session.wake.notify_one();
+        }
+    }
+
+    /// Since when the directive with this sequence is on its way.
+    pub fn pushed_at(&self, destination: &DestinationKey, sequence: u64) -> Option<Instant> {
+        let state = self.state();
+        let session = state.sessions.get(&destination.cluster)?;
+        let pushed = session.pushed.get(destination)?;
+        (pushed.sequence == sequence).then_some(pushed.at)
+    }
+
+    /// The newest report of a destination.
+    pub fn report(&self, destination: &DestinationKey) -> Option<Arc<ReportRecord>> {
+        self.state().reports.get(destination).cloned()
+    }
+
+    /// Takes note of a report that is durable.
+    pub fn set_report(&self, record: ReportRecord) {
+        let mut state = self.state();
+        let destination = record.destination();
+        let report = &record.report;
+        // What it says beyond the ledger counts when it connects, not here.
+        let head =
+            state.heads.get(&record.cluster).and_then(|heads| heads.get(&destination).cloned());
+        if report.phase != Phase::Refused
+            && let (Some(head), Some(sequence)) = (head, report.sequence)
+            && sequence <= head.sequence
+            && let Some(session) = state.sessions.get_mut(&record.cluster)
+        {
+            let held = session.held.get(&destination).map_or(0, |held| held.sequence);
+            if sequence > held {
+                let epoch = report.epoch.unwrap_or(0).min(head.epoch);
+                session.held.insert(destination.clone(), Held { epoch, sequence, digest: None });
+            }
+        }
+        state.reports.insert(destination, Arc::new(record));
+    }
+
+    /// Drops what is known of a destination that no application has any more.
+    pub fn forget_destination(&self, destination: &DestinationKey) {
+        let mut state = self.state();
+        state.reports.remove(destination);
+        if let Some(heads) = state.heads.get_mut(&destination.cluster) {
+            heads.remove(destination);
+        }
+        if let Some(places) = state.places.get_mut(&destination.application) {
+            places.remove(destination);
+        }
+        state.heads.retain(|_, heads| !heads.is_empty());
+        state.places.retain(|_, places| !places.is_empty());
+    }
+
+    /// A blob ready to be sent; from the store when memory does not have it.
+    ///
+    /// # Errors
+    /// When the store cannot be read. Blocks.
+    pub fn blob(
+        &self,
+        records: &Records,
+        digest: &Digest,
+    ) -> Result<Option<CompressedBlob>, StoreError> {
+        if let Some(kept) = self.kept_blob(digest) {
+            return Ok(Some(kept));
+        }
+        let found = records.blob(digest)?;
+        if let Some(blob) = &found {
+            self.keep_blob(blob.clone());
+        }
+        Ok(found)
+    }
+
+    /// A blob that memory has.
+    pub fn kept_blob(&self, digest: &Digest) -> Option<CompressedBlob> {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        blobs.turn += 1;
+        let turn = blobs.turn;
+        let (used, blob) = blobs.kept.get_mut(digest)?;
+        *used = turn;
+        Some(blob.clone())
+    }
+
+    /// Keeps a blob in memory, in place of the one that was not used for longest.
+    pub fn keep_blob(&self, blob: CompressedBlob) {
+        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if blob.data.len() > BLOB_CACHE_BYTES_MAX / 4 {
+            return;
+        }
+        blobs.turn += 1;
+        let turn = blobs.turn;
+        blobs.bytes += blob.data.len();
+        if let Some((_, former)) = blobs.kept.insert(blob.digest, (turn, blob)) {
+            blobs.bytes -= former.data.len();
+        }
+        while blobs.bytes > BLOB_CACHE_BYTES_MAX {
+            let oldest = blobs.kept.iter().min_by_key(|(_, (used, _))| *used);
+            let Some(oldest) = oldest.map(|(digest, _)| *digest) else { break };
+            if let Some((_, gone)) = blobs.kept.remove(&oldest) {
+                blobs.bytes -= gone.data.len();
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What the hub's values mean: clusters, tokens, applications, ledger entries, reports. Shapes and access, no rules.
+
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use types::{
+    Application, ApplicationRecord, ChangeTimings, ClusterRecord, ClusterState, Destination,
+    KeyRecord, LedgerEntry, Planned, PolicyRecord, ReportRecord, RepositoryRecord, ResultRecord,
+    TokenRecord, TokenUse,
+};
+
+pub use super::Change;
+use super::{Expected, Store, StoreError, Table};
+
+/// Level of compression of blobs: what a wire and a disk gain, at little cost.
+const COMPRESSION_LEVEL: i32 = 3;
+/// Most blobs looked at, and dropped, at once.
+const BLOBS_LOOKED_AT_MAX: usize = 1_000;
+/// Bytes in front of a stored blob: its size uncompressed.
+const BLOB_SIZE_BYTES: usize = 8;
+
+/// Something kept whole in one table.
+pub trait Record: Serialize + DeserializeOwned {
+    const TABLE: Table;
+    /// What it is kept under.
+    fn key(&self) -> String;
+}
+
+/// A blob as stored and as sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompressedBlob {
+    pub digest: Digest,
+    /// Uncompressed, in bytes.
+    pub size: u64,
+    /// zstd.
+    pub data: Bytes,
+}
+
+impl CompressedBlob {
+    /// Compresses `bytes`.
+    ///
+    /// # Errors
+    /// [`StoreError::Format`] when the compressor refuses, which it has no reason to.
+    pub fn of(bytes: &[u8]) -> Result<Self, StoreError> {
+        let data = zstd::bulk::compress(bytes, COMPRESSION_LEVEL)
+            .map_err(|_| StoreError::Format { what: "a blob".to_owned() })?;
+        Ok(Self { digest: Digest::of(bytes), size: bytes.len() as u64, data: data.into() })
+    }
+
+    /// The bytes themselves.
+    ///
+    /// # Errors
+    /// [`StoreError::Format`] when they are not what they should be.
+    pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
+        let wrong = || StoreError::Format { what: format!("blob {}", self.digest) };
+        let size = usize::try_from(self.size).map_err(|_| wrong())?;
+        let bytes = zstd::bulk::decompress(&self.data, size).map_err(|_| wrong())?;
+        if Digest::of(&bytes) == self.digest { Ok(bytes) } else { Err(wrong()) }
+    }
+
+    fn change(&self) -> Change {
+        let mut value = self.size.to_be_bytes().to_vec();
+        value.extend_from_slice(&self.data);
+        Change::Put {
+            table: Table::Blobs,
+            key: self.digest.hex(),
+            expected: Expected::Anything,
+            value,
+        }
+    }
+}
+
+/// A value together with the bytes it was read from, for compare-and-swap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored<T> {
+    pub value: T,
+    raw: Vec<u8>,
+}
+
+/// Typed access to a store.
+#[derive(Clone, Debug)]
+pub struct Records {
+    store: Arc<dyn Store>,
+}
+
+impl Records {
+    /// Reads and writes `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn get<T: Record>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        Ok(self.stored(key)?.map(|stored| stored.value))
+    }
+
+    /// One record with what is needed to replace it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn stored<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>, StoreError> {
+        let raw = self.store.get(T::TABLE, key)?;
+        raw.map(|raw| Ok(Stored { value: read(&raw, key)?, raw })).transpose()
+    }
+
+    /// Every record of a kind, in key order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn all<T: Record>(&self) -> Result<Vec<T>, StoreError> {
+        self.beginning_with("")
+    }
+
+    /// Every record whose key begins with `prefix`, in key order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn beginning_with<T: Record>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
+        let found = self.store.scan(T::TABLE, prefix)?;
+        found.iter().map(|(key, raw)| read(raw, key)).collect()
+    }
+
+    /// Makes changes as one.
+    ///
+    /// # Errors
+    /// When the store did not take them.
+    pub fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError> {
+        self.store.commit(what, changes)
+    }
+
+    /// Newest ledger entry of each destination that begins with `prefix`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn heads(&self, prefix: &str) -> Result<BTreeMap<DestinationKey, LedgerEntry>, StoreError> {
+        let mut heads = BTreeMap::new();
+        for (destination, _, raw) in self.store.heads(prefix)? {
+            heads.insert(destination_key(&destination)?, read(&raw, &destination)?);
+        }
+        Ok(heads)
+    }
+
+    /// Newest sequence of all ledgers in a cluster that were dropped: one that begins there goes on above it,
+    /// for the spoke has not forgotten how far the dropped one was.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn dropped_sequence(&self, cluster: &ClusterId) -> Result<u64, StoreError> {
+        self.store.number(cluster.as_str())
+    }
+
+    /// At most `entries_max` entries of a ledger, newest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn ledger(
+        &self,
+        destination: &DestinationKey,
+        entries_max: usize,
+    ) -> Result<Vec<LedgerEntry>, StoreError> {
+        let destination = destination.to_string();
+        let found = self.store.ledger(&destination, entries_max)?;
+        found.iter().map(|(_, raw)| read(raw, &destination)).collect()
+    }
+
+    /// What became of a directive, when its spoke said so.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn result(
+        &self,
+        destination: &DestinationKey,
+        sequence: u64,
+    ) -> Result<Option<ResultRecord>, StoreError> {
+        self.get(&ResultRecord::key_of(destination, sequence))
+    }
+
+    /// A blob as it is sent.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<CompressedBlob>, StoreError> {
+        let Some(raw) = self.store.get(Table::Blobs, &digest.hex())? else { return Ok(None) };
+        let wrong = || StoreError::Format { what: format!("blob {digest}") };
+        let (size, data) = raw.split_first_chunk::<BLOB_SIZE_BYTES>().ok_or_else(wrong)?;
+        Ok(Some(CompressedBlob {
+            digest: *digest,
+            size: u64::from_be_bytes(*size),
+            data: Bytes::copy_from_slice(data),
+        }))
+    }
+
+    /// Drops every blob that no ledger entry names. How many there were.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn drop_unused_blobs(&self) -> Result<usize, StoreError> {
+        let mut used = BTreeSet::new();
+        for destination in self.store.destinations()? {
+            for (_, raw) in self.store.ledger(&destination, usize::MAX)? {
+                let entry: LedgerEntry = read(&raw, &destination)?;
+                if let Some(planned) = entry.planned {
+                    used.insert(planned.envelope);
+                    used.extend(planned.blobs);
+                }
+            }
+        }
+        let is_used = |key: &str| Digest::from_hex(key).is_ok_and(|digest| used.contains(&digest));
+        let (mut after, mut dropped) = (String::new(), 0);
+        loop {
+            let keys = self.store.keys(Table::Blobs, &after, BLOBS_LOOKED_AT_MAX)?;
+            let Some(last) = keys.last() else { return Ok(dropped) };
+            after.clone_from(last);
+            let unused: Vec<Change> = keys
+                .into_iter()
+                .filter(|key| !is_used(key))
+                .map(|key| {
+                    let expected = Expected::Anything;
+                    Change::Delete { table: Table::Blobs, key, expected }
+                })
+                .collect();
+            if !unused.is_empty() {
+                self.store.commit("blobs", &unused)?;
+                dropped += unused.len();
+            }
+        }
+    }
+
+    /// Raises the epoch and returns it: the term of this hub process.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn begin_epoch(&self) -> Result<u64, StoreError> {
+        self.begin_epoch_above(0)
+    }
+
+    /// Raises the epoch above the stored one and above `seen`, and returns it.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn begin_epoch_above(&self, seen: u64) -> Result<u64, StoreError> {
+        let raw = self.store.get(Table::Meta, EPOCH_KEY)?;
+        let former = raw.as_deref().map_or(Ok(0), |raw| read::<u64>(raw, EPOCH_KEY))?;
+        let epoch = former.max(seen).saturating_add(1);
+        let expected = raw.map_or(Expected::Absent, Expected::Exactly);
+        let value = write(&epoch);
+        let key = EPOCH_KEY.to_owned();
+        self.store.commit("epoch", &[Change::Put { table: Table::Meta, key, expected, value }])?;
+        Ok(epoch)
+    }
+
+    /// Name of the cluster that a destination without one means.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn default_cluster(&self) -> Result<Option<Name>, StoreError> {
+        let raw = self.store.get(Table::Meta, DEFAULT_CLUSTER_KEY)?;
+        raw.map(|raw| read(&raw, DEFAULT_CLUSTER_KEY)).transpose()
+    }
+}
+
+const EPOCH_KEY: &str = "epoch";
+const DEFAULT_CLUSTER_KEY: &str = "default-cluster";
+
+/// Sets or clears the default cluster.
+pub fn default_cluster_change(name: Option<&Name>) -> Change {
+    let (table, key) = (Table::Meta, DEFAULT_CLUSTER_KEY.to_owned());
+    match name {
+        Some(name) => Change::Put { table, key, expected: Expected::Anything, value: write(name) },
+        None => Change::Delete { table, key, expected: Expected::Anything },
+    }
+}
+
+/// Writes a record, whatever was there.
+pub fn put<T: Record>(record: &T) -> Change {
+    Change::Put {
+        table: T::TABLE,
+        key: record.key(),
+        expected: Expected::Anything,
+        value: write(record),
+    }
+}
+
+/// Writes a record where there was none.
+pub fn put_new<T: Record>(record: &T) -> Change {
+    Change::Put {
+        table: T::TABLE,
+        key: record.key(),
+        expected: Expected::Absent,
+        value: write(record),
+    }
+}
+
+/// Writes a record in place of the one that was read.
+pub fn replace<T: Record>(former: &Stored<T>, record: &T) -> Change {
+    Change::Put {
+        table: T::TABLE,
+        key: record.key(),
+        expected: Expected::Exactly(former.raw.clone()),
+        value: write(record),
+    }
+}
+
+/// Takes a record away.
+pub fn delete<T: Record>(record: &T) -> Change {
+    Change::Delete { table: T::TABLE, key: record.key(), expected: Expected::Anything }
+}
+
+/// Takes the record away that was read, and no other.
+pub fn delete_exactly<T: Record>(former: &Stored<T>) -> Change {
+    Change::Delete {
+        table: T::TABLE,
+        key: former.value.key(),
+        expected: Expected::Exactly(former.raw.clone()),
+    }
+}
+
+/// Adds an entry to a destination's ledger whose newest sequence is `expected`.
+pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) -> Change {
+    Change::Append {
+        destination: destination.to_string(),
+        expected,
+        sequence: entry.sequence,
+        entry: write(entry),
+    }
+}
+
+/// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives. Of all
+/// that are dropped in a cluster one number stays: see [`Records::dropped_sequence`].
+pub fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Change; 2] {
+    let raised = Change::Raise { key: destination.cluster.to_string(), number: expected };
+    [Change::Drop { destination: destination.to_string(), expected }, raised]
+}
+
+/// Keeps a blob.
+pub fn keep(blob: &CompressedBlob) -> Change {
+    blob.change()
+}
+
+fn write<T: Serialize>(value: &T) -> Vec<u8> {
+    // Derived serialisation of strings, numbers, lists and maps with text keys has no way to fail.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn read<T: DeserializeOwned>(raw: &[u8], key: &str) -> Result<T, StoreError> {
+    serde_json::from_slice(raw).map_err(|_| StoreError::Format { what: format!("`{key}`") })
+}
+
+fn destination_key(text: &str) -> Result<DestinationKey, StoreError> {
+    let wrong = || StoreError::Format { what: format!("destination `{text}`") };
+    let mut parts = text.split('/');
+    let (Some(application), Some(cluster), Some(namespace), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(wrong());
+    };
+    Ok(DestinationKey {
+        application: application.parse().map_err(|_| wrong())?,
+        cluster: cluster.parse().map_err(|_| wrong())?,
+        namespace: namespace.parse().map_err(|_| wrong())?,
+    })
+}

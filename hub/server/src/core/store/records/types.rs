@@ -1,0 +1,370 @@
+//! The records themselves, one type a table. Shapes only.
+
+use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::documents::plan::{RequestedPolicy, Operation, SyncPolicy};
+use attest_common::session::report::{Report, Timings};
+use attest_common::trust::policy;
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+use crate::core::store::{Table, result_key};
+
+/// How far a cluster has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterState {
+    /// Joined, and waits for an operator.
+    Pending,
+    Accepted,
+    /// Never admitted again under this identity.
+    Revoked,
+}
+
+impl ClusterState {
+    /// The word that people see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Accepted => "Accepted",
+            Self::Revoked => "Revoked",
+        }
+    }
+}
+
+/// A registered cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterRecord {
+    pub id: ClusterId,
+    pub name: Name,
+    pub state: ClusterState,
+    /// Ed25519, RFC 8032 encoding, hexadecimal.
+    pub identity_key: String,
+    pub kube_system_uid: String,
+    /// The token it joined with.
+    pub token_id: String,
+    /// Serial of the newest certificate; only this and `former_serial` are let in.
+    pub serial: Option<String>,
+    /// The one before, until the newest is first used.
+    pub former_serial: Option<String>,
+    pub certificate_expires_at: Option<Timestamp>,
+    pub registered_at: Timestamp,
+    pub agent_version: Option<String>,
+    pub kubernetes_version: Option<String>,
+    pub revoked_because: Option<String>,
+    /// Removed after it was revoked: kept so that it stays out, and not shown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
+impl Record for ClusterRecord {
+    const TABLE: Table = Table::Clusters;
+
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+/// A join token. The secret itself is nowhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRecord {
+    pub id: String,
+    pub cluster: Name,
+    /// SHA-256 of the secret.
+    pub secret_sha256: Digest,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub auto_accept: bool,
+    pub replace: bool,
+    /// The only cluster that may use it, which is registered already.
+    #[serde(default)]
+    pub identity: Option<ClusterId>,
+    /// Wrong proofs so far.
+    pub failures: u32,
+    pub revoked: bool,
+    pub used: Option<TokenUse>,
+}
+
+/// Who used a token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenUse {
+    pub at: Timestamp,
+    pub cluster: ClusterId,
+    /// `sha256:<hex>` of the TLS key that was certified.
+    pub spki: String,
+    /// Leaf first, PEM: given again to the same key for a while.
+    pub chain_pem: Option<String>,
+}
+
+impl Record for TokenRecord {
+    const TABLE: Table = Table::Tokens;
+
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+}
+
+/// An application as used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Application {
+    pub name: Name,
+    /// `metadata.namespace` of the manifest: where it lies as a document, not where it runs.
+    pub namespace: String,
+    /// As written; checked.
+    pub repo_url: String,
+    pub revision: String,
+    /// Clean, relative to the repository's root.
+    pub path: String,
+    /// Never empty.
+    pub destinations: Vec<Destination>,
+    pub asked: RequestedPolicy,
+    pub sync: SyncPolicy,
+    /// False when a new commit waits for `app sync`.
+    pub automated: bool,
+}
+
+/// One place where it runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    pub cluster: Name,
+    pub namespace: Name,
+    pub path: Option<String>,
+}
+
+/// An application as it was applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationRecord {
+    pub application: Application,
+    /// As written.
+    pub manifest: serde_json::Value,
+    /// Rises with every changed manifest.
+    pub generation: u64,
+    pub created_at: Timestamp,
+    /// True once deletion was asked for: every destination is being removed.
+    pub deleting: bool,
+}
+
+#[cfg(test)]
+impl ApplicationRecord {
+    /// One that follows `main` of `url` and goes to the cluster and the namespace of its own name.
+    pub(crate) fn sample(name: &str, url: &str) -> Self {
+        let name: Name = name.parse().unwrap();
+        let destination =
+            Destination { cluster: name.clone(), namespace: name.clone(), path: None };
+        let asked = RequestedPolicy {
+            mode: attest_common::basics::terms::Mode::Strict,
+            required_attestations: std::collections::BTreeSet::new(),
+            trusted_keys: None,
+        };
+        let application = Application {
+            name,
+            namespace: "default".into(),
+            repo_url: url.into(),
+            revision: "main".into(),
+            path: "k8s".into(),
+            destinations: vec![destination],
+            asked,
+            sync: SyncPolicy::default(),
+            automated: true,
+        };
+        Self {
+            application,
+            manifest: serde_json::Value::Null,
+            generation: 1,
+            created_at: Timestamp::UNIX_EPOCH,
+            deleting: false,
+        }
+    }
+}
+
+impl Record for ApplicationRecord {
+    const TABLE: Table = Table::Applications;
+
+    fn key(&self) -> String {
+        self.application.name.to_string()
+    }
+}
+
+/// A repository and what it takes to read it.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryRecord {
+    /// Normalised address.
+    pub url: String,
+    /// As written: with the user of ssh.
+    pub address: String,
+    pub username: Option<String>,
+    pub password: Option<String>,
+    pub ssh_key: Option<String>,
+    pub known_hosts: Option<String>,
+    pub ca: Option<String>,
+    pub allow_push_credential: bool,
+    /// What the last question for a push was answered; absent when it could not be asked.
+    pub can_push: Option<bool>,
+    /// Why it could not be asked.
+    pub problem: Option<(String, String)>,
+    pub checked_at: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for RepositoryRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RepositoryRecord").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Record for RepositoryRecord {
+    const TABLE: Table = Table::Repositories;
+
+    fn key(&self) -> String {
+        self.url.clone()
+    }
+}
+
+/// An alias of the hub's keyring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRecord {
+    pub alias: String,
+    /// PEM.
+    pub public_key: String,
+}
+
+impl Record for KeyRecord {
+    const TABLE: Table = Table::Keys;
+
+    fn key(&self) -> String {
+        self.alias.clone()
+    }
+}
+
+/// The policy a spoke said it has. A hint: the spoke decides by what it really has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRecord {
+    pub cluster: ClusterId,
+    pub spec: policy::Spec,
+}
+
+impl Record for PolicyRecord {
+    const TABLE: Table = Table::Policies;
+
+    fn key(&self) -> String {
+        self.cluster.to_string()
+    }
+}
+
+/// The newest report of a destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportRecord {
+    pub cluster: ClusterId,
+    pub received_at: Timestamp,
+    pub report: Report,
+    /// From the push of its directive to its arrival, by the hub's clock, in microseconds.
+    pub push_to_report_us: Option<u64>,
+}
+
+impl ReportRecord {
+    /// Whose report it is.
+    pub fn destination(&self) -> DestinationKey {
+        DestinationKey {
+            application: self.report.application.clone(),
+            cluster: self.cluster.clone(),
+            namespace: self.report.namespace.clone(),
+        }
+    }
+}
+
+impl Record for ReportRecord {
+    const TABLE: Table = Table::Reports;
+
+    fn key(&self) -> String {
+        self.destination().to_string()
+    }
+}
+
+/// What became of one directive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultRecord {
+    pub destination: DestinationKey,
+    pub sequence: u64,
+    pub result: String,
+    pub reason: String,
+    pub at: Timestamp,
+}
+
+impl ResultRecord {
+    pub(super) fn key_of(destination: &DestinationKey, sequence: u64) -> String {
+        result_key(&destination.to_string(), sequence)
+    }
+}
+
+impl Record for ResultRecord {
+    const TABLE: Table = Table::Results;
+
+    fn key(&self) -> String {
+        Self::key_of(&self.destination, self.sequence)
+    }
+}
+
+/// Where the time of a change goes, in microseconds. Parts of the hub by the hub's clock, of the spoke by the spoke's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeTimings {
+    pub git_us: u64,
+    pub render_us: u64,
+    pub verify_us: u64,
+    pub plan_us: u64,
+    /// From the push to the spoke's report, by the hub's clock.
+    pub push_to_report_us: u64,
+    pub total_us: u64,
+    pub spoke: Timings,
+}
+
+/// One line of a ledger: a directive, what it orders and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerEntry {
+    pub epoch: u64,
+    pub sequence: u64,
+    pub generation: u64,
+    pub attempt: u32,
+    pub operation: Operation,
+    /// The signed envelope.
+    pub directive: String,
+    /// SHA-256 of its payload.
+    pub digest: Digest,
+    pub issued_at: Timestamp,
+    pub expires_at: Timestamp,
+    /// Absent for `Remove`.
+    pub planned: Option<Planned>,
+    #[serde(default)]
+    pub timings: ChangeTimings,
+}
+
+/// What a directive's plan says, for comparing and for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    /// SHA-256 of the plan's payload.
+    pub plan: Digest,
+    /// SHA-256 of the plan's envelope.
+    pub envelope: Digest,
+    /// Everything the spoke needs besides, in the order it is sent.
+    pub blobs: Vec<Digest>,
+    pub release: Digest,
+    pub content: Digest,
+    pub render: String,
+    pub version: String,
+    pub counter: u64,
+    pub repo: String,
+    /// Commit whose rendering this is.
+    pub commit: String,
+    /// Commit CI signed from.
+    pub signed_commit: String,
+}

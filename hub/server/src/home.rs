@@ -1,0 +1,496 @@
+//! The hub's home directory: its authority, keys, settings and database. Made once, whole or not at all.
+//!
+//! Everything in it is readable by its owner only. `attest hub init` creates it, `attest-hub`
+//! opens it. What the database holds is `store`; repositories are cached below `git/`.
+
+mod operators;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use attest_certs::authority::{HUB_LIFETIME, Host, OPERATOR_LIFETIME};
+use attest_certs::bundle::write_private;
+use attest_certs::{Authority, AuthorityError, Bundle, BundleError};
+use attest_common::basics::ids::Timestamp;
+use attest_common::basics::keys::{KeyError, PrivateKey};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+pub use operators::{OPERATORS_MAX, Operator, Operators, UNKNOWN_NAME};
+
+use crate::core::store::{self, StoreError};
+
+/// Largest settings or key file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// The hub's own certificate is issued anew when less than this is left of it.
+pub const TLS_RENEW_LEFT: Duration = Duration::from_secs(10 * 24 * 60 * 60);
+
+const SETTINGS_FILE: &str = "hub.json";
+const SIGNING_KEY_FILE: &str = "signing.key";
+const DATABASE_FILE: &str = "hub.redb";
+const ADDRESSES_FILE: &str = "addresses.json";
+const GIT_DIRECTORY: &str = "git";
+const OPERATORS_DIRECTORY: &str = "operators";
+const TEMPORARY_DIRECTORY: &str = "temporary";
+const AUTHORITY_CERTIFICATE_FILE: &str = "ca.crt";
+const AUTHORITY_KEY_FILE: &str = "ca.key";
+const TLS_STEM: &str = "hub";
+const HUB_NAME: &str = "main";
+const OPERATOR_NAME: &str = "admin";
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Where others reach this hub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Advertise {
+    /// `HOST:PORT` that spokes dial (UDP).
+    pub spoke_address: String,
+    /// `https://HOST:PORT` of the API.
+    pub api_url: String,
+}
+
+/// What an operator's context needs to know of a new hub.
+#[derive(Clone, Debug)]
+pub struct Created {
+    pub api_url: String,
+    pub spoke_address: String,
+    /// The authority's certificate.
+    pub ca_pem: String,
+    /// `sha256:<hex>` of the authority's public key.
+    pub ca_pin: String,
+    /// The public half of the key that signs plans, PEM.
+    pub hub_key_pem: String,
+    pub hub_key_id: String,
+    /// The operator's certificate chain, PEM.
+    pub operator_chain_pem: String,
+    /// The operator's private key, PEM.
+    pub operator_key_pem: Zeroizing<String>,
+    pub operator_expires_at: Timestamp,
+}
+
+/// An opened home.
+#[derive(Debug)]
+pub struct Home {
+    directory: PathBuf,
+    pub advertise: Advertise,
+    pub authority: Authority,
+    /// Certificate and key the hub shows to spokes and operators.
+    pub tls: Bundle,
+    /// The key that signs plans, directives and syncs.
+    pub signing: PrivateKey,
+}
+
+/// Creates the home `directory` with a new authority, keys and an empty database.
+///
+/// # Errors
+/// [`HomeError::Exists`] when there is anything at `directory` but an empty directory;
+/// nothing is left behind by a failure.
+pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeError> {
+    let hosts = hosts_of(advertise)?;
+    if !is_free(directory)? {
+        return Err(HomeError::Exists(directory.to_path_buf()));
+    }
+    let parent = directory.parent().filter(|path| !path.as_os_str().is_empty());
+    let parent = parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    fs::create_dir_all(&parent).map_err(|source| file_error(&parent, source))?;
+    let unfinished = tempfile::Builder::new()
+        .prefix(".attest-hub-")
+        .tempdir_in(&parent)
+        .map_err(|source| file_error(&parent, source))?;
+    let created = fill(unfinished.path(), advertise, &hosts)?;
+    fs::rename(unfinished.path(), directory).map_err(|source| file_error(directory, source))?;
+    // The name is taken by now: what the guard would remove is somewhere else.
+    let _moved = unfinished.keep();
+    sync_directory(&parent)?;
+    Ok(created)
+}
+
+fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Created, HomeError> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let private = fs::Permissions::from_mode(DIRECTORY_MODE);
+    fs::set_permissions(directory, private).map_err(|source| file_error(directory, source))?;
+    let authority = Authority::create(&trust_domain()?).map_err(HomeError::Authority)?;
+    let write = |name: &str, bytes: &[u8]| {
+        write_private(&directory.join(name), bytes).map_err(HomeError::Bundle)
+    };
+    // A home that was made in a working tree: `git add .` there must not take its keys along.
+    write(".gitignore", b"*\n")?;
+    write(AUTHORITY_CERTIFICATE_FILE, authority.certificate_pem().as_bytes())?;
+    write(AUTHORITY_KEY_FILE, authority.key_pem().as_bytes())?;
+    issue_tls(&authority, hosts)?.save(directory, TLS_STEM).map_err(HomeError::Bundle)?;
+    let seed = random()?;
+    let signing = PrivateKey::from_seed(&seed).map_err(HomeError::SigningKey)?;
+    write(SIGNING_KEY_FILE, signing.to_pem().map_err(HomeError::SigningKey)?.as_bytes())?;
+    let settings = serde_json::to_vec_pretty(advertise)
+        .map_err(|source| HomeError::Settings { path: directory.join(SETTINGS_FILE), source })?;
+    write(SETTINGS_FILE, &settings)?;
+    let git = directory.join(GIT_DIRECTORY);
+    fs::create_dir(&git).map_err(|source| file_error(&git, source))?;
+    store::create(&directory.join(DATABASE_FILE)).map_err(HomeError::Store)?;
+    sync_directory(directory)?;
+    let operators = Operators::at(directory.join(OPERATORS_DIRECTORY));
+    created(&operators, OPERATOR_NAME, advertise, &authority, &signing)
+}
+
+/// Issues a certificate to the operator `name` and keeps note of it, for the context that is returned.
+fn created(
+    operators: &Operators,
+    name: &str,
+    advertise: &Advertise,
+    authority: &Authority,
+    signing: &PrivateKey,
+) -> Result<Created, HomeError> {
+    let issued = authority.issue_operator(name, OPERATOR_LIFETIME).map_err(HomeError::Authority)?;
+    let operator = operators.note(name, &issued)?;
+    Ok(Created {
+        api_url: advertise.api_url.clone(),
+        spoke_address: advertise.spoke_address.clone(),
+        ca_pem: authority.certificate_pem(),
+        ca_pin: authority.pin().to_string(),
+        hub_key_pem: signing.public().to_pem(),
+        hub_key_id: signing.public().id().to_string(),
+        operator_chain_pem: issued.chain_pem(),
+        operator_key_pem: issued.key_pem.unwrap_or_default(),
+        operator_expires_at: operator.expires_at,
+    })
+}
+
+/// Issues another operator's certificate with the authority of the home `directory`, also while its hub runs.
+///
+/// # Errors
+/// When the home is not usable, or the name is not allowed in a certificate.
+pub fn issue_operator(directory: &Path, name: &str) -> Result<Created, HomeError> {
+    let home = load(directory)?;
+    created(&home.operators(), name, &home.advertise, &home.authority, &home.signing)
+}
+
+/// Pin of the authority of the home `directory`.
+///
+/// # Errors
+/// When the home is not usable.
+pub fn authority_pin(directory: &Path) -> Result<String, HomeError> {
+    Ok(load(directory)?.authority.pin().to_string())
+}
+
+/// The operators of the home `directory`.
+///
+/// # Errors
+/// When there is no home.
+pub fn operators(directory: &Path) -> Result<Operators, HomeError> {
+    if !directory.join(SETTINGS_FILE).exists() {
+        return Err(HomeError::Missing(directory.to_path_buf()));
+    }
+    Ok(Operators::at(directory.join(OPERATORS_DIRECTORY)))
+}
+
+/// Opens a home that [`create`] made. Renews the hub's own certificate when it nears its end.
+///
+/// # Errors
+/// When something is missing or malformed; the error names the file.
+pub fn open(directory: &Path) -> Result<Home, HomeError> {
+    let mut home = load(directory)?;
+    home.renew_tls()?;
+    Ok(home)
+}
+
+fn load(directory: &Path) -> Result<Home, HomeError> {
+    let settings_path = directory.join(SETTINGS_FILE);
+    if !settings_path.exists() {
+        return Err(HomeError::Missing(directory.to_path_buf()));
+    }
+    let settings = read(&settings_path)?;
+    let advertise: Advertise = serde_json::from_str(&settings)
+        .map_err(|source| HomeError::Settings { path: settings_path, source })?;
+    let authority = Authority::from_pem(
+        &read(&directory.join(AUTHORITY_CERTIFICATE_FILE))?,
+        &read(&directory.join(AUTHORITY_KEY_FILE))?,
+    )
+    .map_err(HomeError::Authority)?;
+    let signing = PrivateKey::from_pem(&read(&directory.join(SIGNING_KEY_FILE))?)
+        .map_err(HomeError::SigningKey)?;
+    let tls = Bundle::load(directory, TLS_STEM).map_err(HomeError::Bundle)?;
+    Ok(Home { directory: directory.to_path_buf(), advertise, authority, tls, signing })
+}
+
+/// Where the hub of the home `directory` keeps what it needs for a moment: copies to render, keys for ssh.
+pub fn temporary(directory: &Path) -> PathBuf {
+    directory.join(TEMPORARY_DIRECTORY)
+}
+
+impl Home {
+    /// Makes [`temporary`] anew. What is there was left by a hub that was killed: only who has the database may ask.
+    ///
+    /// # Errors
+    /// When the directory cannot be removed or made.
+    pub fn empty_temporary(&self) -> Result<(), HomeError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+
+        let directory = temporary(&self.directory);
+        match fs::remove_dir_all(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(file_error(&directory, source));
+            }
+            _ => {}
+        }
+        let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&directory);
+        made.map_err(|source| file_error(&directory, source))
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.directory.join(DATABASE_FILE)
+    }
+
+    /// The cache of Git repositories; may be emptied at any time while the hub is down.
+    pub fn git(&self) -> PathBuf {
+        self.directory.join(GIT_DIRECTORY)
+    }
+
+    /// Whose certificates operate this hub.
+    pub fn operators(&self) -> Operators {
+        Operators::at(self.directory.join(OPERATORS_DIRECTORY))
+    }
+
+    /// Where the running hub writes the addresses it listens on.
+    pub fn addresses(&self) -> PathBuf {
+        self.directory.join(ADDRESSES_FILE)
+    }
+
+    /// Issues the hub's own certificate anew when less than [`TLS_RENEW_LEFT`] is left of it.
+    /// True when it did.
+    ///
+    /// # Errors
+    /// When it cannot be issued or stored.
+    pub fn renew_tls(&mut self) -> Result<bool, HomeError> {
+        let left = attest_certs::peer_identity(self.tls.chain())
+            .ok()
+            .and_then(|identity| identity.not_after.duration_since(SystemTime::now()).ok());
+        if left.is_some_and(|left| left > TLS_RENEW_LEFT) {
+            return Ok(false);
+        }
+        self.tls = issue_tls(&self.authority, &hosts_of(&self.advertise)?)?;
+        self.tls.save(&self.directory, TLS_STEM).map_err(HomeError::Bundle)?;
+        Ok(true)
+    }
+}
+
+fn issue_tls(authority: &Authority, hosts: &[Host]) -> Result<Bundle, HomeError> {
+    let issued =
+        authority.issue_hub(HUB_NAME, hosts, HUB_LIFETIME).map_err(HomeError::Authority)?;
+    issued.bundle().map_err(HomeError::Authority)
+}
+
+/// A name for the fleet that no other fleet has, so that certificates never fit by accident.
+fn trust_domain() -> Result<String, HomeError> {
+    let bytes = random()?;
+    let hex = data_encoding::HEXLOWER.encode(bytes.get(..8).unwrap_or_default());
+    Ok(format!("fleet-{hex}.attest"))
+}
+
+fn random() -> Result<Zeroizing<[u8; 32]>, HomeError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(bytes.as_mut_slice()).map_err(HomeError::Randomness)?;
+    Ok(bytes)
+}
+
+fn hosts_of(advertise: &Advertise) -> Result<Vec<Host>, HomeError> {
+    let wrong = |field: &'static str, value: &str| HomeError::Advertise {
+        field,
+        value: value.chars().take(200).collect(),
+    };
+    let spokes = host_of(&advertise.spoke_address)
+        .ok_or_else(|| wrong("--advertise", &advertise.spoke_address))?;
+    let api = advertise.api_url.strip_prefix("https://").and_then(host_of);
+    let api = api.ok_or_else(|| wrong("--api-advertise", &advertise.api_url))?;
+    let mut names = vec![spokes, api, "localhost".to_owned(), "127.0.0.1".to_owned()];
+    names.sort();
+    names.dedup();
+    Ok(names.iter().map(|name| Host::parse(name)).collect())
+}
+
+/// The host of `HOST:PORT`; an IPv6 address stands in brackets.
+fn host_of(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    port.parse::<u16>().ok().filter(|port| *port > 0)?;
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
+    let is_bracketed = bare.len() != host.len();
+    let fits = !bare.is_empty() && bare.bytes().all(plain) && (is_bracketed || !bare.contains(':'));
+    fits.then(|| bare.to_owned())
+}
+
+fn is_free(directory: &Path) -> Result<bool, HomeError> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(source) => Err(file_error(directory, source)),
+    }
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, HomeError> {
+    use std::io::Read as _;
+
+    let file = fs::File::open(path).map_err(|source| file_error(path, source))?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(FILE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(|source| file_error(path, source))?;
+    Ok(text)
+}
+
+fn sync_directory(path: &Path) -> Result<(), HomeError> {
+    fs::File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| file_error(path, source))
+}
+
+fn file_error(path: &Path, source: io::Error) -> HomeError {
+    HomeError::File { path: path.to_path_buf(), source }
+}
+
+/// Why a home cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HomeError {
+    #[error("{} exists already and is not empty; choose another --home, or remove it if no hub needs it", .0.display())]
+    Exists(PathBuf),
+    #[error("{} holds no hub; create one with `attest hub init --home {} --advertise HOST:PORT`", .0.display(), .0.display())]
+    Missing(PathBuf),
+    #[error(
+        "no operator's certificate can have the serial `{0}`; `attest hub operator list` shows those there are"
+    )]
+    OperatorUnknown(String),
+    #[error(
+        "{} cannot be given to user {user}, whose the hub's home is; run the command as that user", path.display()
+    )]
+    Owner {
+        path: PathBuf,
+        user: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{field} is `{value}`; write HOST:PORT with the name and port that others reach")]
+    Advertise { field: &'static str, value: String },
+    #[error("{} is not readable as the hub's settings", path.display())]
+    Settings {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the hub's certificate authority is not usable")]
+    Authority(#[source] AuthorityError),
+    #[error("the hub's certificate is not usable")]
+    Bundle(#[source] BundleError),
+    #[error("the hub's signing key is not usable")]
+    SigningKey(#[source] KeyError),
+    #[error("the operating system gives no random bytes")]
+    Randomness(#[source] getrandom::Error),
+    #[error("the hub's database cannot be made")]
+    Store(#[source] StoreError),
+}
+
+impl HomeError {
+    /// A stable word for logs and the CLI.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Exists(_) => "HomeExists",
+            Self::Missing(_) => "HomeMissing",
+            Self::OperatorUnknown(_) => "OperatorUnknown",
+            Self::Owner { .. } => "HomeOwner",
+            Self::File { .. } => "HomeFile",
+            Self::Advertise { .. } => "AdvertiseInvalid",
+            Self::Settings { .. } => "HomeSettings",
+            Self::Authority(error) => error.reason(),
+            Self::Bundle(error) => error.reason(),
+            Self::SigningKey(error) => error.reason(),
+            Self::Randomness(_) => "Randomness",
+            Self::Store(error) => error.reason(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advertise() -> Advertise {
+        Advertise {
+            spoke_address: "hub.example:4433".into(),
+            api_url: "https://127.0.0.1:8443".into(),
+        }
+    }
+
+    #[test]
+    fn a_new_home_opens_and_a_second_is_not_made_over_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("home");
+
+        let created = create(&path, &advertise()).unwrap();
+        let home = open(&path).unwrap();
+
+        assert_eq!(home.signing.public().id().to_string(), created.hub_key_id);
+        assert_eq!(home.authority.pin().to_string(), created.ca_pin);
+        for entry in fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode();
+            if entry.metadata().unwrap().is_file() {
+                assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
+            }
+        }
+        assert_eq!(create(&path, &advertise()).unwrap_err().reason(), "HomeExists");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "leftovers");
+    }
+
+    #[test]
+    fn a_home_in_a_working_tree_is_never_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            let mut git = std::process::Command::new("git");
+            let output = git.args(arguments).current_dir(directory.path()).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        git(&["init", "-q"]);
+
+        create(&directory.path().join(".attest-hub"), &advertise()).unwrap();
+        git(&["add", "."]);
+
+        assert_eq!(git(&["status", "--porcelain"]), "");
+    }
+
+    #[test]
+    fn addresses_that_nobody_can_reach_are_refused_by_flag() {
+        let directory = tempfile::tempdir().unwrap();
+        for bad in ["", "hub", "hub:", "hub:0", "hub:99999", "a b:1", "::1:4433"] {
+            let advertise = Advertise { spoke_address: bad.into(), ..advertise() };
+            let error = create(&directory.path().join("home"), &advertise).unwrap_err();
+            assert_eq!(error.reason(), "AdvertiseInvalid", "{bad}");
+        }
+        assert_eq!(host_of("[::1]:4433").as_deref(), Some("::1"));
+    }
+
+    #[test]
+    fn a_home_that_is_not_there_says_how_to_make_one() {
+        let directory = tempfile::tempdir().unwrap();
+
+        let error = open(&directory.path().join("nothing")).unwrap_err();
+
+        let line = format!(
+            "`attest hub init --home {} --advertise HOST:PORT`",
+            directory.path().join("nothing").display()
+        );
+        assert!(error.to_string().contains(&line), "{error}");
+    }
+}

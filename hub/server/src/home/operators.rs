@@ -1,0 +1,174 @@
+//! Whose certificates operate this hub, and which of them are revoked: one small file each, by serial.
+//!
+//! `attest hub operator` writes them, on the hub's machine; the API reads the one that concerns it at every
+//! request, so that a revocation counts at once. What an operator may do is not told apart here.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use attest_certs::Issued;
+use attest_certs::authority::OPERATOR_LIFETIME;
+use attest_certs::bundle::write_private;
+use attest_common::basics::ids::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{HomeError, file_error, read};
+use crate::core::clock::after;
+
+/// Most certificates that are listed.
+pub const OPERATORS_MAX: usize = 10_000;
+/// Longest serial number in hexadecimal digits.
+const SERIAL_DIGITS_MAX: usize = 40;
+/// Stands for the name of one that was never noted here.
+pub const UNKNOWN_NAME: &str = "unknown";
+
+/// A certificate that was issued to an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Operator {
+    pub name: String,
+    /// Hexadecimal.
+    pub serial: String,
+    pub issued_at: Timestamp,
+    pub expires_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// The directory of these files.
+#[derive(Clone, Debug)]
+pub struct Operators {
+    directory: PathBuf,
+}
+
+impl Operators {
+    /// Those kept in `directory`.
+    pub fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Keeps note of a certificate that is about to be handed out.
+    ///
+    /// # Errors
+    /// When the file cannot be written: then it must not be handed out.
+    pub fn note(&self, name: &str, issued: &Issued) -> Result<Operator, HomeError> {
+        let operator = Operator {
+            name: name.to_owned(),
+            serial: issued.serial.to_string(),
+            issued_at: Timestamp::now(),
+            expires_at: Timestamp::try_from(issued.not_after).unwrap_or_default(),
+            revoked_at: None,
+        };
+        self.write(&operator)?;
+        Ok(operator)
+    }
+
+    /// The one with this serial.
+    ///
+    /// # Errors
+    /// When what is kept of it cannot be read.
+    pub fn get(&self, serial: &str) -> Result<Option<Operator>, HomeError> {
+        let Some(path) = self.file(serial) else { return Ok(None) };
+        match fs::exists(&path) {
+            Ok(false) => Ok(None),
+            Ok(true) => load(&path).map(Some),
+            Err(source) => Err(file_error(&path, source)),
+        }
+    }
+
+    /// All of them, by name and age.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn all(&self) -> Result<Vec<Operator>, HomeError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(file_error(&self.directory, source)),
+        };
+        let mut all = Vec::new();
+        for entry in entries.take(OPERATORS_MAX) {
+            let path = entry.map_err(|source| file_error(&self.directory, source))?.path();
+            // A file half written has another ending.
+            if path.extension().is_some_and(|ending| ending == "json") {
+                all.push(load(&path)?);
+            }
+        }
+        all.sort_by(|a, b| (&a.name, a.issued_at).cmp(&(&b.name, b.issued_at)));
+        Ok(all)
+    }
+
+    /// Ends a certificate, for connections that are open as well. Also one that was never noted here: it may
+    /// have been made by other means under the same authority.
+    ///
+    /// # Errors
+    /// [`HomeError::OperatorUnknown`] when no certificate can have this serial, or the file cannot be
+    /// read or written.
+    pub fn revoke(&self, serial: &str, now: Timestamp) -> Result<Operator, HomeError> {
+        let lifetime_ms = i64::try_from(OPERATOR_LIFETIME.as_millis()).unwrap_or(i64::MAX);
+        let mut operator = self.get(serial)?.unwrap_or_else(|| Operator {
+            name: UNKNOWN_NAME.to_owned(),
+            serial: serial.to_ascii_lowercase(),
+            issued_at: now,
+            expires_at: after(now, lifetime_ms),
+            revoked_at: None,
+        });
+        operator.revoked_at.get_or_insert(now);
+        self.write(&operator)?;
+        Ok(operator)
+    }
+
+    /// True when the certificate is revoked. One that was made by other means under the same authority is not.
+    ///
+    /// # Errors
+    /// When what is kept of it cannot be read: then it must not be admitted.
+    pub fn is_revoked(&self, serial: &str) -> Result<bool, HomeError> {
+        if self.file(serial).is_none() {
+            return Ok(true);
+        }
+        Ok(self.get(serial)?.is_some_and(|operator| operator.revoked_at.is_some()))
+    }
+
+    fn write(&self, operator: &Operator) -> Result<(), HomeError> {
+        let unknown = || HomeError::OperatorUnknown(operator.serial.chars().take(80).collect());
+        let path = self.file(&operator.serial).ok_or_else(unknown)?;
+        let text = serde_json::to_vec_pretty(operator)
+            .map_err(|source| HomeError::Settings { path: path.clone(), source })?;
+        fs::create_dir_all(&self.directory)
+            .map_err(|source| file_error(&self.directory, source))?;
+        self.give_to_the_hub(&self.directory)?;
+        write_private(&path, &text).map_err(HomeError::Bundle)?;
+        self.give_to_the_hub(&path).inspect_err(|_| {
+            // The hub could not read it, and would take the certificate for one that is revoked.
+            let _already_failing = fs::remove_file(&path);
+        })
+    }
+
+    /// Makes the owner of the home the owner of `path`, whoever wrote it: the hub runs as that user.
+    fn give_to_the_hub(&self, path: &Path) -> Result<(), HomeError> {
+        let home = self.directory.parent().unwrap_or(&self.directory);
+        let owner = |path: &Path| {
+            let metadata = fs::metadata(path).map_err(|source| file_error(path, source))?;
+            Ok::<_, HomeError>((metadata.uid(), metadata.gid()))
+        };
+        let (user, group) = owner(home)?;
+        if owner(path)?.0 == user {
+            return Ok(());
+        }
+        let foreign = |source| HomeError::Owner { path: path.to_owned(), user, source };
+        chown(path, Some(user), Some(group)).map_err(foreign)
+    }
+
+    fn file(&self, serial: &str) -> Option<PathBuf> {
+        let fits = (1..=SERIAL_DIGITS_MAX).contains(&serial.len())
+            && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
+        fits.then(|| self.directory.join(format!("{}.json", serial.to_ascii_lowercase())))
+    }
+}
+
+fn load(path: &Path) -> Result<Operator, HomeError> {
+    serde_json::from_str(&read(path)?)
+        .map_err(|source| HomeError::Settings { path: path.to_owned(), source })
+}

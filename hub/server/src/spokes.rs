@@ -1,0 +1,17 @@
+//! Spokes: the QUIC listener, the session with each of them, and how they are registered.
+
+mod error;
+mod limits;
+mod listener;
+mod push;
+pub(crate) mod registration;
+mod reports;
+pub mod reset;
+mod session;
+mod wire;
+
+pub use error::LinkError;
+pub use listener::*;
+pub use push::PROGRESS_TIMEOUT;
+pub use wire::WRITE_TIMEOUT;
+pub(crate) use wire::{FrameReader, send};

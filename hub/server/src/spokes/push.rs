@@ -1,0 +1,149 @@
+//! One directive on its way to one spoke: the blobs it lacks, then the directive, on a stream of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_common::basics::ids::Digest;
+use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
+use attest_common::session::message::{Blob, Push, ToSpokeBody};
+use bytes::Bytes;
+use quinn::{Connection, SendStream};
+
+use super::session::to_spoke;
+use super::{CLOSE_COME_BACK, LinkError};
+use crate::core::fleet::Pending;
+use crate::core::store::records::CompressedBlob;
+use crate::process::hub::Hub;
+
+/// How far back the ledger is searched for what a spoke holds; one that is further behind is sent everything.
+const HELD_BEHIND_MAX: usize = 20;
+/// Longest time without progress of a push: until there is a stream for it, and until each of its frames is taken.
+/// A spoke gives a whole push as long.
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The blobs that go with a directive: those of its plan that the spoke lacks.
+pub(super) async fn prepare(
+    hub: &Arc<Hub>,
+    number: u64,
+    pending: &Pending,
+) -> Result<Vec<CompressedBlob>, LinkError> {
+    let all = pending.head.planned.as_ref().map(|planned| planned.blobs.clone());
+    let all = all.unwrap_or_default();
+    if pending.held_sequence == 0 {
+        // What memory has needs no thread that can wait for the disk: a rollout asks for every spoke at once.
+        let lacking = hub.fleet.lacking(number, pending, &all);
+        let kept: Option<Vec<_>> = lacking.iter().map(|blob| hub.fleet.kept_blob(blob)).collect();
+        if let Some(blobs) = kept {
+            return Ok(begin(hub, number, pending, blobs));
+        }
+    }
+    let pending = pending.clone();
+    hub.blocking(move |hub| {
+        if pending.held_sequence > 0 {
+            let ledger = hub.records.ledger(&pending.destination, HELD_BEHIND_MAX)?;
+            let held = ledger.into_iter().find(|entry| entry.sequence == pending.held_sequence);
+            let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
+            hub.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
+        }
+        // Read before anything counts as sent: what cannot be read was not sent.
+        let mut blobs = Vec::new();
+        for digest in hub.fleet.lacking(number, &pending, &all) {
+            let blob = hub.fleet.blob(&hub.records, &digest)?;
+            blobs.push(blob.ok_or(LinkError::BlobMissing(digest))?);
+        }
+        Ok(begin(hub, number, &pending, blobs))
+    })
+    .await
+}
+
+/// Of `blobs` those that no other push of the session carries.
+fn begin(
+    hub: &Hub,
+    number: u64,
+    pending: &Pending,
+    mut blobs: Vec<CompressedBlob>,
+) -> Vec<CompressedBlob> {
+    let read: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+    let sent = hub.fleet.begin_push(number, pending, &read);
+    blobs.retain(|blob| sent.contains(&blob.digest));
+    blobs
+}
+
+/// A stream for one push.
+///
+/// # Errors
+/// When the spoke grants none within [`PROGRESS_TIMEOUT`].
+pub(super) async fn open(connection: &Connection) -> Result<SendStream, LinkError> {
+    in_time(connection.open_uni()).await?.map_err(LinkError::Connection)
+}
+
+/// Sends a directive and its blobs, and waits until the spoke has them.
+///
+/// # Errors
+/// When the spoke does not take it, or takes no more of it for [`PROGRESS_TIMEOUT`].
+pub(super) async fn push(
+    hub: &Arc<Hub>,
+    mut stream: SendStream,
+    pending: &Pending,
+    blobs: &[CompressedBlob],
+) -> Result<(), LinkError> {
+    let pushed = write(hub, &mut stream, pending, blobs).await;
+    if pushed.is_err() {
+        // What was not taken needs no memory any more. An error says that it is closed already.
+        let _ = stream.reset(CLOSE_COME_BACK);
+    }
+    pushed
+}
+
+async fn write(
+    hub: &Arc<Hub>,
+    stream: &mut SendStream,
+    pending: &Pending,
+    blobs: &[CompressedBlob],
+) -> Result<(), LinkError> {
+    let mut sent = 0;
+    for blob in blobs {
+        for frame in frames(blob)? {
+            sent += frame.len() as u64;
+            in_time(stream.write_all_chunks(&mut [frame])).await?.map_err(LinkError::Write)?;
+        }
+    }
+    let plan = pending.head.planned.as_ref().map(|planned| planned.envelope.raw().to_vec());
+    let directive = pending.head.directive.as_bytes().to_vec();
+    let push = Push { directive, plan: plan.unwrap_or_default() };
+    let frame = encode(&to_spoke(ToSpokeBody::Directive(push))).map_err(LinkError::Frame)?;
+    sent += frame.len() as u64;
+    in_time(stream.write_all(&frame)).await?.map_err(LinkError::Write)?;
+    stream.finish().map_err(|_| LinkError::StreamClosed)?;
+    hub.metrics.pushes.inc();
+    hub.metrics.push_bytes.inc_by(sent);
+    // Until the spoke has it all, so that the window of pushes means pushes under way.
+    match in_time(stream.stopped()).await? {
+        Ok(None) => Ok(()),
+        // The spoke stopped the stream: it did not take it, whatever the reason.
+        Ok(Some(_)) | Err(_) => Err(LinkError::StreamClosed),
+    }
+}
+
+async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {
+    tokio::time::timeout(PROGRESS_TIMEOUT, step).await.map_err(|_| LinkError::NotReading)
+}
+
+fn frames(blob: &CompressedBlob) -> Result<Vec<Bytes>, LinkError> {
+    let pieces = blob.data.chunks(BLOB_PIECE_BYTES_MAX);
+    let mut offset = 0;
+    let mut frames = Vec::new();
+    for piece in pieces {
+        let message = Blob {
+            sha256: blob.digest.raw().to_vec(),
+            size: blob.size,
+            offset,
+            compressed_size: blob.data.len() as u64,
+            data: piece.to_vec(),
+        };
+        offset += piece.len() as u64;
+        frames
+            .push(encode(&to_spoke(ToSpokeBody::Blob(message))).map_err(LinkError::Frame)?.into());
+    }
+    Ok(frames)
+}

@@ -1,0 +1,70 @@
+//! Makes join tokens, and drops those nobody can use any more. Blocks.
+
+use attest_common::basics::ids::{Digest, Name};
+use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
+
+use super::{JoinError, TOKENS_MAX};
+use crate::core::clock::{after, now};
+use crate::core::store::StoreError;
+use crate::core::store::records::{self, Change, ClusterState, Records, TokenRecord};
+use crate::process::hub::Hub;
+use attest_documents::TokenRequest;
+
+/// Makes a token. The text is returned here and never again.
+///
+/// # Errors
+/// When the name is taken, or is not that of the given identity, the lifetime too long, or the store does not take it. Blocks.
+pub(crate) fn make_token(
+    hub: &Hub,
+    cluster: &Name,
+    asked: &TokenRequest,
+) -> Result<(TokenRecord, String), JoinError> {
+    let TokenRequest { ttl_seconds: lifetime_s, auto_accept, replace, ref identity, .. } = *asked;
+    if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
+        return Err(JoinError::Lifetime);
+    }
+    let taken = hub.directory.named(cluster);
+    let taken = taken.filter(|taken| taken.state != ClusterState::Revoked);
+    match (identity, &taken) {
+        (Some(id), Some(taken)) if taken.id == *id => {}
+        (Some(_), _) => return Err(JoinError::NoCluster(cluster.clone())),
+        (None, Some(_)) if !replace => return Err(JoinError::NameTaken(cluster.clone())),
+        (None, _) => {}
+    }
+    let mut random = [0; TOKEN_RANDOM_BYTES];
+    getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
+    let token = JoinToken::from_random(&random);
+    let created_at = now();
+    let lifetime_ms = i64::try_from(lifetime_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
+    let record = TokenRecord {
+        id: token.id().to_owned(),
+        cluster: cluster.clone(),
+        secret_sha256: Digest::from_raw(*token.key()),
+        created_at,
+        expires_at: after(created_at, lifetime_ms),
+        auto_accept,
+        replace,
+        identity: identity.clone(),
+        failures: 0,
+        revoked: false,
+        used: None,
+    };
+    let mut changes = outdated(&hub.records)?;
+    changes.push(records::put_new(&record));
+    hub.records.commit("token", &changes)?;
+    Ok((record, token.text().to_string()))
+}
+
+/// Deletions of the oldest tokens that nobody can use any more, when there are too many.
+fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
+    let all: Vec<TokenRecord> = records.all()?;
+    let excess = (all.len() + 1).saturating_sub(TOKENS_MAX);
+    let time = now();
+    let mut dead: Vec<&TokenRecord> = all
+        .iter()
+        .filter(|t| t.revoked || time >= t.expires_at)
+        .filter(|t| t.used.as_ref().is_none_or(|used| used.chain_pem.is_some()))
+        .collect();
+    dead.sort_by_key(|token| token.created_at);
+    Ok(dead.into_iter().take(excess).map(records::delete).collect())
+}

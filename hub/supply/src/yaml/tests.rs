@@ -1,0 +1,103 @@
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::*;
+
+/// Scalars that readers of YAML disagree on, and what kubectl 1.37 makes of them.
+const ODD: &str = "\
+a: yes
+b: 0644
+c: 1_000
+d: 1e3
+e: 12:30:45
+f: 0x1F
+g: ~
+h: on
+i: \"yes\"
+j: 2001-01-01
+k: 0o17
+l: .5
+m: 0b11
+o: 1.0
+p: NULL
+q: -0777
+r: +5
+t: 0.0
+v: =
+w: !!str 5
+";
+
+#[test]
+fn odd_scalars_are_read_as_kubectl_reads_them() {
+    let mut warnings = Vec::new();
+
+    let values = read("odd.yaml", ODD.as_bytes(), &mut warnings).unwrap();
+
+    let expected = json!({
+        "a": true, "b": 420, "c": 1000, "d": 1000.0, "e": "12:30:45", "f": 31, "g": null, "h": true,
+        "i": "yes", "j": "2001-01-01", "k": 15, "l": 0.5, "m": 3, "o": 1.0, "p": null, "q": -511,
+        "r": 5, "t": 0.0, "v": "=", "w": "5",
+    });
+    assert_eq!(values, [expected]);
+    let lines: Vec<usize> = warnings.iter().map(|warning| warning.line).collect();
+    assert_eq!(lines, [1, 2, 3, 5, 6, 8, 11, 13, 16], "{warnings:?}");
+    assert_eq!(
+        warnings[1].to_string(),
+        "odd.yaml:2: \"0644\" is read as an octal number: write it in decimal, or quote it"
+    );
+}
+
+#[test]
+fn what_nobody_means_is_refused_with_its_line() {
+    let nested = "[".repeat(5_000) + &"]".repeat(5_000);
+    let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for (name, before) in ('b'..='i').zip('a'..='h') {
+        let nine = vec![format!("*{before}"); 9].join(", ");
+        laughs.push_str(&format!("{name}: &{name} [{nine}]\n"));
+    }
+    let table = [
+        ("a: 1\na: 2\n", "x.yaml: key `a` is given twice at line 2"),
+        ("a: {b: 1, b: 2}\n", "x.yaml: key `b` is given twice at line 1"),
+        ("0xB: 1\n11: 2\n", ""),
+        ("a: 1\nn: 2\n", "line 2: key \"n\""),
+        ("yes: 1\n", "line 1: key \"yes\""),
+        ("0644: 1\n", "line 1: key \"0644\""),
+        ("1.0: 1\n", "line 1: key \"1.0\""),
+        ("~: 1\n", ""),
+        ("a: !custom x\n", "custom"),
+        ("a: .inf\n", ""),
+        ("a: [1\n", ""),
+        ("a: \t- b\n\tc: d\n", ""),
+        (nested.as_str(), ""),
+        (laughs.as_str(), ""),
+    ];
+
+    for (text, expected) in table {
+        let begun = std::time::Instant::now();
+        let error = read("x.yaml", text.as_bytes(), &mut Vec::new()).unwrap_err();
+        let shown = error.to_string();
+        let start: String = text.chars().take(40).collect();
+        assert_eq!(error.reason(), "YamlRefused");
+        assert!(shown.starts_with("x.yaml: ") && shown.contains(expected), "{start}: {shown}");
+        assert!(shown.len() < 500 && begun.elapsed() < Duration::from_secs(10), "{start}: {shown}");
+    }
+    assert!(read("x.yaml", b"a: \xff\n", &mut Vec::new()).is_err());
+    let long = vec![b' '; YAML_FILE_BYTES_MAX + 1];
+    assert!(read("x.yaml", &long, &mut Vec::new()).is_err());
+}
+
+#[test]
+fn documents_are_counted_as_kubectl_counts_them() {
+    let count = |text: &str| read("x.yaml", text.as_bytes(), &mut Vec::new()).unwrap().len();
+
+    assert_eq!(count(""), 0);
+    assert_eq!(count("# nothing\n"), 0);
+    assert_eq!(count("---\n---\na: 1\n---\n# nothing\n---\n"), 1);
+    assert_eq!(count("a: 1\n...\n---\nb: 2\n"), 2);
+    assert_eq!(count("a: |\n  x\n  ---\n  y\n"), 1);
+    assert_eq!(count("\u{feff}a: 1\n"), 1);
+    assert_eq!(count("{\"a\": 1}"), 1);
+    assert_eq!(count("8080: 1\n1.2: 2\ntrue: 3\n"), 1);
+    assert_eq!(count("a: &x {v: 1}\nb: {<<: *x, z: 2}\n"), 1);
+}
