@@ -17,6 +17,6 @@ export ATTEST_KUBE_BIN=${directories%%:*}
 export PATH=$directories:$PATH
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/attest/target}
 info "building attest, attest-hub, attest-spoke and the demo (a few minutes the first time)"
-cargo build --quiet --workspace --bins --locked
+bash kind-clusters/tools/cargo.sh build --workspace --bins --locked
 export ATTEST_PROGRAMS=$CARGO_TARGET_DIR/debug
 exec "$CARGO_TARGET_DIR/debug/attest-demo" "$@"

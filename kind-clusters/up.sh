@@ -25,5 +25,6 @@ export ATTEST_KUBE_BIN=${directories%%:*}
 arguments=(up --detach --dir "${ATTEST_CLUSTERS_DIR:-$here/../.attest-demo/clusters}")
 arguments+=(--names "$(IFS=,; echo "${names[*]}")")
 [ -z "${ATTEST_SPOKE:-}" ] || arguments+=(--run "attest-spoke=$ATTEST_SPOKE")
-exec cargo run --quiet --locked --manifest-path "$here/../Cargo.toml" \
-  --package attest-tests --bin attest-clusters -- "${arguments[@]}"
+program=(--locked --manifest-path "$here/../Cargo.toml" --package attest-tests --bin attest-clusters)
+bash "$here/tools/cargo.sh" build "${program[@]}"
+exec cargo run --quiet "${program[@]}" -- "${arguments[@]}"

@@ -22,9 +22,9 @@ info "Kubernetes programs in $ATTEST_KUBE_BIN"
 
 started=$SECONDS
 info "building attest, attest-hub and attest-spoke"
-cargo build --workspace --bins --locked
+bash kind-clusters/tools/cargo.sh build --workspace --bins --locked
 info "built in $((SECONDS - started)) s; building the tests"
 started=$SECONDS
-cargo test --workspace --locked --no-run
+bash kind-clusters/tools/cargo.sh test --workspace --locked --no-run
 info "built in $((SECONDS - started)) s; running the tests (about 10 minutes, mostly for \`cluster\`)"
 exec cargo test --workspace --locked "$@"
