@@ -1,28 +1,13 @@
-//! `/health` and `/ready` on one port, `/metrics` on another. Read-only; says nothing that is secret.
+//! What the spoke answers to probes, and where it listens for them.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::serve::Listener;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use attest_runtime::probes::{self, BindError, ListenAddress};
 use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::Metrics;
-
-/// Connections of one port at once.
-const STATUS_CONNECTIONS_MAX: usize = 64;
-/// How long a client may take to ask and to be answered.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
 #[derive(Clone, Debug)]
@@ -56,9 +41,9 @@ impl Readiness {
     fn get(&self) -> Result<(), String> {
         let ready = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &ready.outside {
-            Some(why) => Err(format!("not ready: {why}")),
+            Some(why) => Err(why.clone()),
             None if ready.resumed => Ok(()),
-            None => Err("not ready: no trust policy to work by yet".to_owned()),
+            None => Err("no trust policy to work by yet".to_owned()),
         }
     }
 }
@@ -75,58 +60,21 @@ pub struct Addresses {
 /// # Errors
 /// When a port cannot be bound; the error names the flag.
 pub async fn serve(
-    (health, metrics): (SocketAddr, SocketAddr),
+    (health, metrics): (ListenAddress, ListenAddress),
     readiness: Readiness,
     counted: Metrics,
 ) -> Result<Addresses, HttpError> {
-    let bind = |address: SocketAddr, flag: &'static str| async move {
-        let bound = TcpListener::bind(address).await;
-        bound.map_err(|source| HttpError::Bind { address, flag, source })
-    };
-    let health = bind(health, "--listen-health").await?;
-    let metrics = bind(metrics, "--listen-metrics").await?;
-    let local = |listener: &TcpListener| listener.local_addr().map_err(HttpError::Address);
+    let health = probes::bind("--listen-health", health).await?;
+    let metrics = probes::bind("--listen-metrics", metrics).await?;
     let addresses = Addresses { health: local(&health)?, metrics: local(&metrics)? };
-    let status = Router::new().route("/health", get(|| async { "ok" })).route(
-        "/ready",
-        get(move || async move {
-            match readiness.get() {
-                Ok(()) => (StatusCode::OK, "ok".to_owned()),
-                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
-            }
-        }),
-    );
-    let counters = Router::new().route(
-        "/metrics",
-        get(move || async move {
-            ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], counted.text()).into_response()
-        }),
-    );
-    for (listener, router) in [(health, status), (metrics, counters)] {
-        tokio::spawn(answer(listener, router));
-    }
+    let ready = move || std::future::ready(readiness.get());
+    tokio::spawn(probes::serve_status(health, ready));
+    tokio::spawn(probes::serve_metrics(metrics, move || counted.text()));
     Ok(addresses)
 }
 
-/// One request a connection. When there are too many the oldest gives way: who stays silent keeps nobody out.
-async fn answer(mut listener: TcpListener, router: Router) {
-    let mut connections = VecDeque::new();
-    loop {
-        // Waits when the system refuses to accept.
-        let (stream, _) = Listener::accept(&mut listener).await;
-        if connections.len() >= STATUS_CONNECTIONS_MAX {
-            connections.pop_front();
-        }
-        let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
-        server.http1().keep_alive(false);
-        let service = TowerToHyperService::new(router.clone());
-        let answer = async move {
-            let answer = server.serve_connection(TokioIo::new(stream), service);
-            // Whoever does not ask, or read the answer, in time has lost nothing.
-            let _ = tokio::time::timeout(STATUS_TIMEOUT, answer).await;
-        };
-        connections.push_back(AbortOnDropHandle::new(tokio::spawn(answer)));
-    }
+fn local(listener: &TcpListener) -> Result<SocketAddr, HttpError> {
+    listener.local_addr().map_err(HttpError::Address)
 }
 
 /// Writes the addresses for whoever started the spoke with port 0.
@@ -143,13 +91,8 @@ pub fn write_addresses(path: &Path, addresses: Addresses) -> Result<(), HttpErro
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    #[error("cannot listen on {address}; choose another address with {flag}")]
-    Bind {
-        address: SocketAddr,
-        flag: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error("cannot tell the own address")]
     Address(#[source] std::io::Error),
     #[error("cannot write --addresses-file")]
@@ -160,7 +103,7 @@ impl HttpError {
     /// A stable word for logs.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Bind { .. } => "AddressInUse",
+            Self::Bind(error) => error.reason(),
             Self::Address(_) | Self::AddressesFile(_) => "AddressesFile",
         }
     }
@@ -168,9 +111,6 @@ impl HttpError {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
-
     use super::*;
 
     #[test]
@@ -182,43 +122,17 @@ mod tests {
         readiness.joined(Ok(()));
         assert_eq!(readiness.get(), Ok(()));
         readiness.joined(Err("CertificateExpired".to_owned()));
-        assert_eq!(readiness.get(), Err("not ready: CertificateExpired".to_owned()));
+        assert_eq!(readiness.get(), Err("CertificateExpired".to_owned()));
         readiness.joined(Ok(()));
         readiness.resumed(false);
         assert!(readiness.get().is_err());
     }
 
     #[tokio::test]
-    async fn clients_that_stay_silent_keep_no_other_from_being_answered_and_are_not_kept() {
-        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let served = serve((free, free), Readiness::default(), Metrics::new().unwrap());
-        let addresses = served.await.unwrap();
-        for (address, path) in [(addresses.health, "/health"), (addresses.metrics, "/metrics")] {
-            let mut silent = Vec::new();
-            for _ in 0..2 * STATUS_CONNECTIONS_MAX {
-                silent.push(TcpStream::connect(address).await.unwrap());
-            }
-
-            let mut client = TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nhost: spoke\r\n\r\n");
-            client.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).await.unwrap();
-
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            for first in silent.iter_mut().take(STATUS_CONNECTIONS_MAX) {
-                let mut byte = [0];
-                let gone = tokio::time::timeout(STATUS_TIMEOUT / 2, first.read(&mut byte)).await;
-                assert_eq!(gone.expect("it is kept").unwrap(), 0);
-            }
-        }
-    }
-
-    #[tokio::test]
     async fn a_port_in_use_is_an_error_that_names_its_flag() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let taken = listener.local_addr().unwrap();
-        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let taken = ListenAddress(listener.local_addr().unwrap());
+        let free: ListenAddress = "127.0.0.1:0".parse().unwrap();
         for (health, metrics, flag) in
             [(taken, free, "--listen-health"), (free, taken, "--listen-metrics")]
         {
@@ -227,7 +141,7 @@ mod tests {
 
             assert_eq!(error.reason(), "AddressInUse");
             let text = error.to_string();
-            assert!(text.contains(flag) && text.contains(&taken.to_string()), "{text}");
+            assert!(text.contains(flag) && text.contains(&taken.0.to_string()), "{text}");
         }
     }
 }

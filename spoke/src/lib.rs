@@ -6,7 +6,7 @@
 //!
 //! A folder uses only those that stand before it, in this order:
 //!
-//! 1. `log`, `http`, `metrics`, `failpoint`, `pace`: what every part uses.
+//! 1. `http`, `metrics`, `pace`: what every part uses.
 //! 2. `cluster`: the API server, and reading, writing and watching objects.
 //! 3. `trust`: the trust policy of the cluster and the identity of this spoke.
 //! 4. `ledger`: what is durable.
@@ -18,10 +18,8 @@
 pub mod admission;
 pub mod cluster;
 pub mod destination;
-pub mod failpoint;
 pub mod http;
 pub mod ledger;
-pub mod log;
 pub mod metrics;
 pub mod pace;
 pub mod process;

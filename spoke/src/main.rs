@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use attest_common::basics::text::error_chain;
+use attest_runtime::log;
 use attest_spoke::process::options::Options;
 use attest_spoke::process::run::run;
 use clap::Parser;
@@ -16,8 +17,10 @@ const FAREWELL: Duration = Duration::from_millis(200);
 fn main() -> ExitCode {
     attest_certs::install_provider();
     let options = Options::parse();
-    attest_spoke::log::install(&options.log_level);
-    attest_spoke::failpoint::arm();
+    if let Err(error) = log::start(&options.log) {
+        print_error(&format!("attest-spoke: {error}"));
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -41,6 +44,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line for the person who started the spoke.
+#[allow(clippy::print_stderr, reason = "there is no log yet")]
+fn print_error(line: &str) {
+    eprintln!("{line}");
 }
 
 /// Until SIGTERM or SIGINT. Stopping needs no ceremony: everything durable is durable already.

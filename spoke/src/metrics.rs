@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use attest_common::basics::ids::Timestamp;
-use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 /// Upper bounds in seconds of everything that is timed.
 const SECONDS: [f64; 12] =
@@ -17,7 +16,7 @@ const SIGNATURE_REASONS: [&str; 2] = ["SignatureInvalid", "UntrustedKey"];
 /// All metrics of a spoke.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Registry,
+    exposition: Exposition,
     pub refusals: IntCounterVec,
     pub signature_failures: IntCounter,
     pub verifications: IntCounterVec,
@@ -47,53 +46,85 @@ impl Metrics {
     ///
     /// # Errors
     /// When a name is registered twice, which is a mistake in this file.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let with = Register(&registry);
-        let metrics = Self {
-            refusals: with.counters("refusals_total", "Documents refused, by reason", "reason")?,
+    pub fn new() -> Result<Self, Error> {
+        let with = MetricBuilder::new(&SECONDS);
+        Ok(Self {
+            refusals: with.counters(
+                "attest_spoke_refusals_total",
+                "Documents refused, by reason",
+                "reason",
+                &[],
+            )?,
             signature_failures: with.counter(
-                "signature_verifications_failed_total",
+                "attest_spoke_signature_verifications_failed_total",
                 "Documents refused because of a signature or key",
             )?,
             verifications: with.counters(
-                "verifications_total",
+                "attest_spoke_verifications_total",
                 "Directives judged, by result",
                 "result",
+                &[],
             )?,
-            verification_seconds: with
-                .histogram("verification_duration_seconds", "Time to judge one directive")?,
-            applies: with.counters("applies_total", "Objects applied, by result", "result")?,
-            apply_seconds: with
-                .histogram("apply_duration_seconds", "Time to apply one plan's objects")?,
-            drifts: with.counter("drifts_total", "Objects seen to differ from what is signed")?,
-            heals: with.counter("heals_total", "Objects put back")?,
+            verification_seconds: with.histogram(
+                "attest_spoke_verification_duration_seconds",
+                "Time to judge one directive",
+            )?,
+            applies: with.counters(
+                "attest_spoke_applies_total",
+                "Objects applied, by result",
+                "result",
+                &[],
+            )?,
+            apply_seconds: with.histogram(
+                "attest_spoke_apply_duration_seconds",
+                "Time to apply one plan's objects",
+            )?,
+            drifts: with.counter(
+                "attest_spoke_drifts_total",
+                "Objects seen to differ from what is signed",
+            )?,
+            heals: with.counter("attest_spoke_heals_total", "Objects put back")?,
             heal_seconds: with.histogram(
-                "heal_duration_seconds",
+                "attest_spoke_heal_duration_seconds",
                 "From the watch event to the object put back",
             )?,
-            prunes: with.counter("prunes_total", "Objects deleted because no plan names them")?,
-            requests: with.counters("api_requests_total", "Requests to the API server", "verb")?,
-            connected: with.gauge("connected", "1 while the hub has welcomed this spoke")?,
-            connections: with.counter("connections_total", "Sessions that the hub welcomed")?,
-            hub_stale: with
-                .gauge("hub_stale", "1 when no verified sync came for more than 10 minutes")?,
-            sync_age_seconds: with
-                .gauge("sync_age_seconds", "Seconds since the last verified sync, -1 before any")?,
-            destinations: with.gauge("destinations", "Destinations with a record")?,
-            objects: with.gauge("objects", "Objects in all inventories")?,
-            watches: with.gauge("watches", "Watches open, one a kind and namespace")?,
-            state_lost: with
-                .gauge("state_lost", "1 when records are missing that this identity once wrote")?,
+            prunes: with.counter(
+                "attest_spoke_prunes_total",
+                "Objects deleted because no plan names them",
+            )?,
+            requests: with.counters(
+                "attest_spoke_api_requests_total",
+                "Requests to the API server",
+                "verb",
+                &[],
+            )?,
+            connected: with
+                .gauge("attest_spoke_connected", "1 while the hub has welcomed this spoke")?,
+            connections: with
+                .counter("attest_spoke_connections_total", "Sessions that the hub welcomed")?,
+            hub_stale: with.gauge(
+                "attest_spoke_hub_stale",
+                "1 when no verified sync came for more than 10 minutes",
+            )?,
+            sync_age_seconds: with.gauge(
+                "attest_spoke_sync_age_seconds",
+                "Seconds since the last verified sync, -1 before any",
+            )?,
+            destinations: with.gauge("attest_spoke_destinations", "Destinations with a record")?,
+            objects: with.gauge("attest_spoke_objects", "Objects in all inventories")?,
+            watches: with
+                .gauge("attest_spoke_watches", "Watches open, one a kind and namespace")?,
+            state_lost: with.gauge(
+                "attest_spoke_state_lost",
+                "1 when records are missing that this identity once wrote",
+            )?,
             certificate_expiry_seconds: with.gauge(
-                "certificate_expiry_seconds",
+                "attest_spoke_certificate_expiry_seconds",
                 "Seconds until the certificate expires; below zero since",
             )?,
             certificate_expires_at: Arc::default(),
-            registry: registry.clone(),
-        };
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(metrics)
+            exposition: with.finish()?,
+        })
     }
 
     /// Counts one refusal.
@@ -121,45 +152,7 @@ impl Metrics {
             at => at.saturating_sub(now.as_second()),
         };
         self.certificate_expiry_seconds.set(left_s);
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
-    }
-}
-
-struct Register<'a>(&'a Registry);
-
-impl Register<'_> {
-    fn options(name: &str, help: &str) -> Opts {
-        Opts::new(format!("attest_spoke_{name}"), help)
-    }
-
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        let counter = IntCounter::with_opts(Self::options(name, help))?;
-        self.0.register(Box::new(counter.clone()))?;
-        Ok(counter)
-    }
-
-    fn counters(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-    ) -> Result<IntCounterVec, prometheus::Error> {
-        let counters = IntCounterVec::new(Self::options(name, help), &[label])?;
-        self.0.register(Box::new(counters.clone()))?;
-        Ok(counters)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let gauge = IntGauge::with_opts(Self::options(name, help))?;
-        self.0.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-        let options = HistogramOpts::new(format!("attest_spoke_{name}"), help);
-        let histogram = Histogram::with_opts(options.buckets(SECONDS.to_vec()))?;
-        self.0.register(Box::new(histogram.clone()))?;
-        Ok(histogram)
+        self.exposition.text()
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use attest_hub::home::{self, Advertise, Created};
+use attest_runtime::variables::refuse_former;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -14,6 +15,8 @@ use crate::context::{self, Config, Hub};
 use crate::printer::{Output, Printer, Table};
 
 const API_PORT: u16 = 8443;
+/// The variable that `attest hub` read before.
+const HOME_VARIABLE_FORMER: &str = "ATTEST_HOME";
 const HOME_DEFAULT: &str = ".attest-hub";
 
 /// Make and list hubs
@@ -38,7 +41,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct InitArgs {
     /// Directory for everything the hub keeps; it must not exist yet
-    #[arg(long, env = "ATTEST_HOME", value_name = "DIR", default_value = HOME_DEFAULT)]
+    #[arg(long, env = home::HOME_VARIABLE, value_name = "DIR", default_value = HOME_DEFAULT)]
     home: PathBuf,
     /// Address that spokes dial, over UDP
     #[arg(long, value_name = "HOST:PORT")]
@@ -63,6 +66,9 @@ struct Shown<'a> {
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
+    if !matches!(args.command, Command::List(_)) {
+        refuse_former(HOME_VARIABLE_FORMER, home::HOME_VARIABLE)?;
+    }
     match args.command {
         Command::Init(args) => init(args, printer),
         Command::Operator(command) => operator::run(command, printer),

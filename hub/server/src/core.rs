@@ -2,12 +2,12 @@
 //!
 //! No part of it knows of HTTP, of a connection to a spoke, or of how an application is reconciled.
 
-pub mod clock;
 pub mod directory;
-mod failpoint;
 pub mod fleet;
 pub mod limiter;
-pub mod log;
 pub mod metrics;
 pub mod signer;
 pub mod store;
+
+/// Target of the log lines about applications.
+pub(crate) const CONTROLLER: &str = "attest_gitops::controller";

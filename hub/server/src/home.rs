@@ -22,6 +22,8 @@ pub use operators::{OPERATORS_MAX, Operator, Operators, UNKNOWN_NAME};
 
 use crate::core::store::{self, StoreError};
 
+/// The variable that names the home directory, for the hub and for `attest hub`.
+pub const HOME_VARIABLE: &str = "ATTEST_HUB_HOME";
 /// Largest settings or key file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The hub's own certificate is issued anew when less than this is left of it.

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use attest_hub::core::log;
 use attest_hub::home;
 use attest_hub::process::config::Options;
 use attest_hub::process::run;
+use attest_runtime::log;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,7 +33,7 @@ fn hub(options: &Options) -> anyhow::Result<()> {
     let said = |error: &(dyn std::error::Error + 'static)| {
         anyhow::Error::msg(attest_common::basics::text::error_chain(error))
     };
-    log::start(&options.log_level).map_err(|error| said(&error))?;
+    log::start(&options.log).map_err(|error| said(&error))?;
     // Copies to render and keys for ssh: what a killed hub leaves there, the next one removes.
     let temporary = home::temporary(&options.home);
     tempfile::env::override_temp_dir(&temporary)
@@ -59,7 +59,7 @@ fn hub(options: &Options) -> anyhow::Result<()> {
 /// One line for the person who started the hub.
 #[allow(
     clippy::print_stderr,
-    reason = "the program's last words; its log is on the standard output"
+    reason = "the program's last words, for which no log level is needed"
 )]
 fn say(line: &str) {
     eprintln!("{line}");

@@ -1,6 +1,5 @@
-//! The hub as a process: flags, the parts wired together, probes, start and end.
+//! The hub as a process: flags, the parts wired together, start and end.
 
 pub mod config;
-pub mod http;
 pub mod hub;
 pub mod run;

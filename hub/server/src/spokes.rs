@@ -8,10 +8,7 @@ pub(crate) mod registration;
 mod reports;
 pub mod reset;
 mod session;
-mod wire;
 
 pub use error::LinkError;
 pub use listener::*;
 pub use push::PROGRESS_TIMEOUT;
-pub use wire::WRITE_TIMEOUT;
-pub(crate) use wire::{FrameReader, send};

@@ -11,6 +11,8 @@ use attest_common::documents::plan::Directive;
 use attest_common::record::Record;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Ages, Removal, Verified};
+use attest_runtime::clock::micros;
+use attest_runtime::failpoint;
 
 use super::agent::{Agent, RETRIES_MAX, RETRY_MIN, Retry};
 use super::gate::{self, Admitting, GateError, Verdict, View};
@@ -18,7 +20,6 @@ use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
 use crate::destination::mailbox::{Order, Run};
 use crate::destination::speculative::Checks;
-use crate::failpoint;
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{self, Entry, Key, Lost};
 use crate::ledger::refusals::{Refused, Weight};
@@ -360,10 +361,6 @@ impl Agent {
             sized && envelope::open(directive, DIRECTIVE_TYPE, &loaded.policy.hub_keys).is_ok()
         })
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 
 use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
+use attest_runtime::failpoint;
 use futures::future::{join, try_join};
 use serde_json::{Value, json};
 
 use super::client::{ApiServer, As, object_path};
 use super::error::ApiError;
-use crate::{ACCOUNT, NAMESPACE, failpoint};
+use crate::{ACCOUNT, NAMESPACE};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
@@ -144,9 +145,9 @@ async fn create(
     namespace: Option<&str>,
     body: Value,
 ) -> Result<bool, ApiError> {
-    failpoint::reach(&format!("before-{plural}-write"));
+    failpoint::reach(format_args!("before-{plural}-write"));
     let created = api.create(&object_path(api_version, plural, namespace, ""), &body).await;
-    failpoint::reach(&format!("after-{plural}-write"));
+    failpoint::reach(format_args!("after-{plural}-write"));
     match created {
         Ok(_) => Ok(true),
         Err(error) if error.is_already_exists() => Ok(false),

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::projection::FIELD_MANAGER;
 use attest_common::verify::{Admission, Removal, Verified};
+use attest_runtime::failpoint;
 use serde_json::Value;
 
 use super::client::{ApiServer, Apply, As, object_path};
 use super::drift::{Confirmed, Live};
 use super::error::ApiError;
 use super::watch::{Observation, observe};
-use crate::failpoint;
 
 /// Most seconds between the making of an object and the apply that made it: both are whole seconds.
 const MADE_WITHIN_S: i64 = 1;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use attest_common::basics::ids::Timestamp;
+use attest_runtime::failpoint;
 use http::header::HeaderValue;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -12,7 +13,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::error::ClusterError;
-use crate::{NAMESPACE, failpoint};
+use crate::NAMESPACE;
 
 /// The token of a kubeconfig, in memory and in its file.
 pub(super) struct FileToken {

@@ -10,6 +10,7 @@ use attest_common::objects::kinds::Kinds;
 use attest_common::record::Record;
 use attest_common::session::report::{Phase, Refusal, Report};
 use attest_common::verify::{Removal, Verified};
+use attest_runtime::clock::micros;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 
@@ -438,12 +439,12 @@ impl Worker {
             self.shared.metrics.heal_seconds.observe(took.as_secs_f64());
             tracing::info!(
                 application = %self.key.0, namespace = %self.key.1, object = %key,
-                duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                duration_us = micros(took),
                 "Put an object back"
             );
         } else if running.objects.values().all(|t| t.need() != Need::Apply) {
             let took = now.duration_since(running.begun);
-            running.timings.apply_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            running.timings.apply_us = micros(took);
             self.shared.metrics.apply_seconds.observe(took.as_secs_f64());
         }
     }

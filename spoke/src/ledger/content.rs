@@ -11,6 +11,8 @@ use std::time::Duration;
 use attest_common::basics::ids::Digest;
 use attest_common::basics::text::error_chain;
 use attest_common::record::{DestinationRecords, Held, Record};
+use attest_runtime::failpoint;
+use attest_runtime::frames::COMPRESSION_LEVEL;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
@@ -18,8 +20,7 @@ use serde_json::{Value, json};
 
 use super::error::LedgerError;
 use super::index::{BYTES, CONTENT_TOTAL_BYTES_MAX, PIECE_BYTES_MAX, RECORD_LABEL};
-use super::records::{COMPRESSION_LEVEL, Ledger};
-use crate::failpoint;
+use super::records::Ledger;
 use crate::trust::secrets::{self, collection, path};
 
 /// Most uncompressed bytes of one plan's blobs.

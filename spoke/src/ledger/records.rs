@@ -13,6 +13,8 @@ use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{DestinationRecords, Record};
 use attest_common::session::message::Seen;
+use attest_runtime::failpoint;
+use attest_runtime::frames::COMPRESSION_LEVEL;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -20,7 +22,6 @@ use super::error::LedgerError;
 use super::index::{self, Index, RECORD_LABEL};
 use crate::cluster::client::ApiServer;
 use crate::cluster::drift::Confirmed;
-use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::pace::Budget;
 use crate::trust::identity::Identity;
@@ -38,7 +39,6 @@ pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
 pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
-pub(super) const COMPRESSION_LEVEL: i32 = 3;
 /// Most writes of a record that an order causes: when it is admitted, when writing begins, when all is
 /// written, and when it has become the last good one.
 const WRITES_OF_AN_ORDER: u64 = 4;

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::text::error_chain;
 use attest_common::session::report::Refusal;
+use attest_runtime::failpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
-use crate::failpoint;
 use crate::pace::Pace;
 use crate::trust::secrets::{self, collection, path};
 

@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use attest_common::basics::text::error_chain;
 use attest_common::session::RECONNECT_MIN_MS;
+use attest_runtime::clock::random;
 
 use crate::http::Readiness;
 use crate::session::join::{self, Door};
 use crate::session::link::Link;
 use crate::session::quic::LinkError;
-use crate::session::reconnect::{random, reconnect_ms};
+use crate::session::reconnect::reconnect_ms;
 use crate::trust::identity::Standing;
 
 /// Keeps this spoke connected to its hub: joins while there is no certificate that counts, and holds sessions otherwise.

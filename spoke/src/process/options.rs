@@ -1,8 +1,9 @@
 //! The flags of the spoke. Reading them is all this does.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use attest_runtime::log::LogArgs;
+use attest_runtime::probes::ListenAddress;
 use clap::Parser;
 
 /// Agent of an ATTEST fleet: verifies what its hub sends by the cluster's own trust policy, applies
@@ -35,25 +36,24 @@ pub struct Options {
     #[arg(
         long,
         env = "ATTEST_LISTEN_HEALTH",
-        value_name = "ADDRESS",
+        value_name = "[ADDRESS]:PORT",
         default_value = "127.0.0.1:0"
     )]
-    pub listen_health: SocketAddr,
+    pub listen_health: ListenAddress,
 
     /// Address of /metrics; port 0 takes a free one and logs it
     #[arg(
         long,
         env = "ATTEST_LISTEN_METRICS",
-        value_name = "ADDRESS",
+        value_name = "[ADDRESS]:PORT",
         default_value = "127.0.0.1:0"
     )]
-    pub listen_metrics: SocketAddr,
+    pub listen_metrics: ListenAddress,
 
     /// File to write the addresses in use to, as JSON (for port 0)
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
 
-    /// error, warn, info, debug or trace, or directives such as `attest_spoke=debug,warn`
-    #[arg(long, env = "ATTEST_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
+    #[command(flatten)]
+    pub log: LogArgs,
 }

@@ -43,7 +43,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         listen_health,
         listen_metrics,
         addresses_file,
-        log_level: _,
+        log: _,
     } = options;
     let metrics = Metrics::new().map_err(AgentError::Metrics)?;
     let readiness = Readiness::default();

@@ -10,17 +10,20 @@ use std::time::{Duration, SystemTime};
 use attest_certs::{SigningRequest, peer_identity, tls};
 use attest_common::basics::ids::Digest;
 use attest_common::basics::text::error_chain;
+use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::join::{self, JoinToken, TokenError};
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
 use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
-use quinn::VarInt;
+use attest_runtime::clock::random;
+use attest_runtime::frames::{self, FrameReader};
+use quinn::{RecvStream, SendStream, VarInt};
 
 use super::certificate::{Expected, certificate};
 use super::link::Link;
-use super::quic::{self, FrameReader, LinkError, pins};
-use super::reconnect::{random, reconnect_ms};
+use super::quic::{self, LinkError, pins};
+use super::reconnect::reconnect_ms;
 use super::token;
 use crate::cluster::client::ApiServer;
 use crate::http::Readiness;
@@ -232,8 +235,7 @@ impl Joining<'_> {
             .open_bi()
             .await
             .map_err(|error| JoinError::Link(LinkError::Connection(error)))?;
-        quic::write(&mut send, &asked).await.map_err(JoinError::Link)?;
-        let answer = FrameReader::new(receive).next().await.map_err(JoinError::Link)?;
+        let answer = exchange(&mut send, receive, &asked).await.map_err(JoinError::Link)?;
         answer.ok_or(JoinError::Link(LinkError::Cut))
     }
 
@@ -270,6 +272,16 @@ impl Joining<'_> {
         let bundle = certificate(chain_der, request, &expected).map_err(JoinError::Certificate)?;
         self.identity.store_tls(self.api, bundle).await.map_err(JoinError::Identity)
     }
+}
+
+/// Sends a request and reads the answer; `None` when the hub closes the stream without one.
+async fn exchange(
+    send: &mut SendStream,
+    receive: RecvStream,
+    asked: &JoinRequest,
+) -> Result<Option<JoinAnswer>, LinkError> {
+    frames::write(send, asked).await?;
+    Ok(FrameReader::new(receive, FRAME_BYTES_MAX).next().await?)
 }
 
 /// The trust domain of the hub, whose chain the handshake has verified.

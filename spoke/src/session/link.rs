@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use attest_certs::{Bundle, tls};
 use attest_common::basics::text::error_chain;
 use attest_common::record::DestinationRecords;
+use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
@@ -16,6 +17,7 @@ use attest_common::session::{
     CLOSE_NOT_ADMITTED, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, negotiate,
 };
 use attest_common::verify::{self, Ages};
+use attest_runtime::frames::{self, FrameReader};
 use data_encoding::HEXLOWER;
 use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -24,7 +26,7 @@ use tokio::task::JoinSet;
 use super::freshness::Freshness;
 use super::outbox::{Deliveries, Outbox};
 use super::push::{self, Pushed, Room};
-use super::quic::{self, FrameReader, LinkError, pins};
+use super::quic::{self, LinkError, pins};
 use super::renewal::Renewal;
 use super::token;
 use crate::cluster::client::ApiServer;
@@ -199,7 +201,7 @@ impl Link {
                 stream = connection.accept_uni() => {
                     let stream = stream.map_err(LinkError::Connection)?;
                     // As many tasks as the transport grants the hub streams.
-                    let reader = FrameReader::new(stream);
+                    let reader = FrameReader::new(stream, FRAME_BYTES_MAX);
                     let (arriving, room) = (Arc::clone(&arriving), self.room.clone());
                     let (pushes, pace) = (self.pushes.clone(), self.refusals_pace.clone());
                     receiving.spawn(receive(reader, (arriving, room), pushes, pace));
@@ -213,7 +215,7 @@ impl Link {
                     }
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
                         self.renewal_asked_at = renewal.asked_at;
-                        quic::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
+                        frames::write(&mut control, &to_hub(ToHubBody::Renew(request))).await?;
                     }
                 }
             }
@@ -250,11 +252,11 @@ impl Link {
                 namespace: namespace.to_string(),
                 sha256: blobs.iter().map(|digest| digest.raw().to_vec()).collect(),
             };
-            quic::write(control, &to_hub(ToHubBody::Need(need))).await?;
+            frames::write(control, &to_hub(ToHubBody::Need(need))).await?;
         }
         for (number, report) in deliveries.due(&self.outbox, Instant::now()) {
             let report = NumberedReport { number, report: report.to_vec() };
-            quic::write(control, &to_hub(ToHubBody::Report(report))).await?;
+            frames::write(control, &to_hub(ToHubBody::Report(report))).await?;
         }
         Ok(())
     }
@@ -363,8 +365,8 @@ async fn greet(
     hello: &ToHub,
 ) -> Result<(SendStream, FrameReader, Welcome), LinkError> {
     let (mut control, received) = connection.open_bi().await.map_err(LinkError::Connection)?;
-    let mut reader = FrameReader::new(received);
-    quic::write(&mut control, hello).await?;
+    let mut reader = FrameReader::new(received, FRAME_BYTES_MAX);
+    frames::write(&mut control, hello).await?;
     let message = reader.next::<ToSpoke>().await?;
     match message.and_then(|message| message.body) {
         Some(ToSpokeBody::Welcome(welcome)) => Ok((control, reader, welcome)),

@@ -10,10 +10,11 @@ use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::RENDERING_BYTES_MAX;
 use attest_common::documents::plan::RECEIPTS_MAX;
 use attest_common::session::message::{Blob, ToSpoke, ToSpokeBody};
+use attest_runtime::frames::FrameReader;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::quic::{FrameReader, LinkError};
+use super::quic::LinkError;
 
 /// Largest blob, uncompressed and compressed, in bytes.
 pub const BLOB_BYTES_MAX: usize = RENDERING_BYTES_MAX;

@@ -1,4 +1,4 @@
-//! Dialling the hub: endpoint, transport limits, and reading and writing frames. Knows no messages.
+//! Dialling the hub: endpoint and transport limits. Knows no messages.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -6,30 +6,19 @@ use std::time::Duration;
 
 use attest_certs::Pin;
 use attest_certs::tls::HUB_SERVER_NAME;
-use attest_common::session::frame::{self, FrameError, LENGTH_BYTES};
-use attest_common::session::{
-    GREETING_TIMEOUT_MS, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, UNIDIRECTIONAL_STREAMS_MAX,
-};
-use prost::Message;
+use attest_common::session::frame::FrameError;
+use attest_common::session::{GREETING_TIMEOUT_MS, KEEP_ALIVE_MS, UNIDIRECTIONAL_STREAMS_MAX};
+use attest_runtime::frames::{self, STREAM_WINDOW_BYTES, StreamError};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, RecvStream, SendStream,
-    TokioRuntime, TransportConfig, VarInt,
+    ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt,
 };
 
 use crate::trust::policy::Loaded;
 
-/// Bytes the hub may have on the way on one stream.
-pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Bytes the hub may have on the way on all streams: pushes that wait for room must not use up what
 /// the control stream needs.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (UNIDIRECTIONAL_STREAMS_MAX + 2);
-/// Bytes this end keeps unacknowledged.
-pub const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
-/// Time in which the hub must have taken a frame that is written to it.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes asked from a stream at a time.
-const READ_BYTES: usize = 16 * 1024;
 
 /// Dials the hub and completes the handshake.
 ///
@@ -72,100 +61,13 @@ async fn resolve(hub: &str) -> Result<SocketAddr, LinkError> {
 }
 
 fn transport() -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    let idle_ms = u32::try_from(IDLE_TIMEOUT_MS).unwrap_or(u32::MAX);
+    let mut transport = frames::transport();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(UNIDIRECTIONAL_STREAMS_MAX))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(None)
-        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_ms))));
+        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)));
     transport
-}
-
-/// Reads frames off one stream. Dropping a pending [`Self::next`] loses nothing.
-#[derive(Debug)]
-pub struct FrameReader {
-    stream: RecvStream,
-    unread: Unread,
-}
-
-/// What was received and not yet taken as frames.
-#[derive(Debug, Default)]
-struct Unread {
-    buffer: Vec<u8>,
-    /// Where it begins: small frames are taken without moving what follows them.
-    begin: usize,
-}
-
-impl FrameReader {
-    /// A reader of `stream`.
-    pub fn new(stream: RecvStream) -> Self {
-        Self { stream, unread: Unread::default() }
-    }
-
-    /// The next frame; `None` when the hub finished the stream between frames.
-    ///
-    /// # Errors
-    /// When a frame is too large or malformed, or the stream ends inside one.
-    pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
-        loop {
-            if let Some(message) = self.unread.take()? {
-                return Ok(Some(message));
-            }
-            match self.stream.read_chunk(READ_BYTES, true).await.map_err(LinkError::Read)? {
-                Some(chunk) => self.unread.extend(&chunk.bytes),
-                None if self.unread.buffer.is_empty() => return Ok(None),
-                None => return Err(LinkError::Cut),
-            }
-        }
-    }
-}
-
-impl Unread {
-    fn extend(&mut self, bytes: &[u8]) {
-        self.buffer.drain(..std::mem::take(&mut self.begin));
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    fn take<M: Message + Default>(&mut self) -> Result<Option<M>, LinkError> {
-        let unread = self.buffer.get(self.begin..).unwrap_or_default();
-        let Some(prefix) = unread.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let length = frame::body_length(*prefix).map_err(LinkError::Frame)?;
-        let end = LENGTH_BYTES + length;
-        let Some(body) = unread.get(LENGTH_BYTES..end) else { return Ok(None) };
-        let message = frame::decode(body).map_err(LinkError::Frame)?;
-        self.begin += end;
-        if self.begin == self.buffer.len() {
-            self.buffer.clear();
-            self.begin = 0;
-            // A large push must not leave its memory behind on a stream that stays open.
-            self.buffer.shrink_to(READ_BYTES);
-        }
-        Ok(Some(message))
-    }
-}
-
-/// Writes one frame.
-///
-/// # Errors
-/// When the message is too large, the stream is gone, or the hub does not take it within
-/// [`WRITE_TIMEOUT`].
-pub async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
-    write_within(stream, message, WRITE_TIMEOUT).await
-}
-
-async fn write_within<M: Message>(
-    stream: &mut SendStream,
-    message: &M,
-    limit: Duration,
-) -> Result<(), LinkError> {
-    let bytes = frame::encode(message).map_err(LinkError::Frame)?;
-    let written = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
-    written.map_err(|_| LinkError::Silent)?.map_err(LinkError::Write)
 }
 
 /// Why there is no session, or no longer.
@@ -219,6 +121,19 @@ pub enum LinkError {
     PolicyChanged,
 }
 
+impl From<StreamError> for LinkError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Read(source) => Self::Read(source),
+            StreamError::Write(source) => Self::Write(source),
+            StreamError::Truncated => Self::Cut,
+            StreamError::NotReading => Self::Silent,
+            StreamError::Frame(source) => Self::Frame(source),
+            StreamError::TooLarge { max, .. } => Self::Limit { what: "bytes of a frame", max },
+        }
+    }
+}
+
 impl LinkError {
     /// A stable word for logs and metrics.
     pub fn reason(&self) -> &'static str {
@@ -252,33 +167,10 @@ pub(crate) fn pins(loaded: &Loaded) -> Result<Vec<Pin>, LinkError> {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::session::message::{Hello, ToSpoke, ToSpokeBody};
+    use attest_common::session::message::Hello;
 
     use super::*;
     use crate::session::stubborn_hub::StubbornHub;
-
-    #[test]
-    fn frames_are_taken_in_order_however_they_arrive() {
-        let frames: Vec<Vec<u8>> = (1..=3)
-            .map(|n| {
-                let body = Some(ToSpokeBody::Acknowledge(n));
-                frame::encode(&ToSpoke { body }).unwrap()
-            })
-            .collect();
-        let all = frames.concat();
-        for cut in 0..=all.len() {
-            let (mut unread, mut taken) = (Unread::default(), Vec::new());
-            for part in [all.get(..cut).unwrap(), all.get(cut..).unwrap()] {
-                unread.extend(part);
-                while let Some(ToSpoke { body: Some(ToSpokeBody::Acknowledge(n)) }) =
-                    unread.take().unwrap()
-                {
-                    taken.push(n);
-                }
-            }
-            assert_eq!((taken, unread.buffer.len(), unread.begin), (vec![1, 2, 3], 0, 0), "{cut}");
-        }
-    }
 
     #[tokio::test]
     async fn a_hub_that_takes_nothing_holds_up_a_write_for_a_limited_time() {
@@ -287,8 +179,8 @@ mod tests {
         let (mut stream, _) = connection.open_bi().await.unwrap();
         let long = Hello { policy: vec![b'x'; 64 * 1024], ..Hello::default() };
 
-        let outcome = write_within(&mut stream, &long, Duration::from_millis(200)).await;
+        let written = frames::write_within(&mut stream, &long, Duration::from_millis(200)).await;
 
-        assert_eq!(outcome.unwrap_err().reason(), "HubSilent");
+        assert_eq!(LinkError::from(written.unwrap_err()).reason(), "HubSilent");
     }
 }

@@ -1,13 +1,6 @@
-//! How long to wait before dialling the hub again. Pure but for the randomness.
+//! How long to wait before dialling the hub again. Pure.
 
 use attest_common::session::{RECONNECT_MAX_MS, RECONNECT_MIN_MS};
-
-/// Random bits for jitter; zero without randomness.
-pub(crate) fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let _ = getrandom::fill(&mut bytes);
-    u64::from_le_bytes(bytes)
-}
 
 /// How long to wait before dialling again: full jitter over a range that doubles with every failed
 /// attempt, or over the window the hub advertised when a session that worked has ended.

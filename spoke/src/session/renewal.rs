@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, SigningRequest, peer_identity};
+use attest_runtime::clock::random;
 
 use super::certificate::{self, certificate};
 use super::quic::pins;
-use super::reconnect::random;
 use crate::trust::identity::Identity;
 use crate::trust::policy::Trust;
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use attest_certs::{Authority, Bundle, SigningRequest, tls};
 use attest_common::basics::ids::ClusterId;
 use attest_common::session::CLOSE_NOT_ADMITTED;
+use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{JoinAnswer, JoinOutcome, JoinRequest};
+use attest_runtime::frames::{self, FrameReader};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, ServerConfig, TransportConfig, VarInt};
 use serde_json::json;
@@ -16,7 +18,6 @@ use super::freshness::Freshness;
 use super::link::{Link, PUSHES_MAX, SeenSource};
 use super::outbox::Outbox;
 use super::push::Room;
-use super::quic::{self, FrameReader};
 use crate::cluster::fake::FakeApi;
 use crate::metrics::Metrics;
 use crate::pace::Pace;
@@ -124,9 +125,9 @@ impl StubbornHub {
                 continue;
             }
             let (mut send, receive) = connection.accept_bi().await.unwrap();
-            let request = FrameReader::new(receive).next().await.unwrap().unwrap();
+            let request = FrameReader::new(receive, FRAME_BYTES_MAX).next().await.unwrap().unwrap();
             let outcome = Some(outcome(&self.authority, request));
-            quic::write(&mut send, &JoinAnswer { outcome }).await.unwrap();
+            frames::write(&mut send, &JoinAnswer { outcome }).await.unwrap();
             connection.closed().await;
             return;
         }

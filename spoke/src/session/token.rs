@@ -1,9 +1,9 @@
 //! The join token in the cluster: deleted once it is used up.
 
 use attest_common::basics::text::error_chain;
+use attest_runtime::failpoint;
 
 use crate::cluster::client::ApiServer;
-use crate::failpoint;
 use crate::trust::secrets;
 
 /// The Secret that brings the token into the cluster; deleted after joining.

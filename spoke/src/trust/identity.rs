@@ -10,13 +10,14 @@ use std::time::SystemTime;
 use attest_certs::{Bundle, peer_identity};
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::keys::PrivateKey;
+use attest_runtime::failpoint;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::secrets::{self, Swapped, resource_version};
+use crate::NAMESPACE;
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
-use crate::{NAMESPACE, failpoint};
 
 /// Name of the Secret.
 pub const SECRET: &str = "attest-identity";

@@ -58,7 +58,7 @@ pub(super) struct IssueArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct HomeArgs {
     /// The hub's directory
-    #[arg(long, env = "ATTEST_HOME", value_name = "DIR", default_value = HOME_DEFAULT)]
+    #[arg(long, env = home::HOME_VARIABLE, value_name = "DIR", default_value = HOME_DEFAULT)]
     home: PathBuf,
 }
 

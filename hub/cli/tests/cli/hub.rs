@@ -27,6 +27,22 @@ fn operators_are_issued_listed_and_revoked_at_the_hubs_home() {
 }
 
 #[test]
+fn the_home_is_named_by_one_variable_and_the_former_one_is_refused() {
+    let mut sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    let init = ["hub", "init", "--advertise", "hub.example:4433"];
+    sandbox.set("ATTEST_HOME", &home);
+    sandbox.attest(&init).code(1).tells(&["ATTEST_HOME ", "ATTEST_HUB_HOME"]);
+    sandbox.attest(&["hub", "operator", "list"]).code(1).tells(&["ATTEST_HUB_HOME"]);
+
+    let mut sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    sandbox.set("ATTEST_HUB_HOME", &home);
+    sandbox.attest(&init).code(0).shows(&[&home]);
+    sandbox.attest(&["hub", "operator", "list"]).code(0).shows(&["admin"]);
+}
+
+#[test]
 fn a_hub_whose_context_could_not_be_written_is_not_lost() {
     let mut sandbox = Sandbox::empty();
     let home = sandbox.outside("hub").display().to_string();

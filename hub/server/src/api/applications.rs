@@ -9,6 +9,7 @@ use attest_common::basics::keys::PublicKey;
 use attest_common::documents::manifest;
 use attest_common::objects::difference::{Difference, differences};
 use attest_common::session::report::{Phase, Running};
+use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
@@ -17,7 +18,6 @@ use serde_json::Value;
 use super::{Body, Refusal};
 use crate::applications::lower::{self, Known};
 use crate::applications::status::{self, Detail};
-use crate::core::clock::now;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
     self, ApplicationRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 
 use super::{Body, Refusal};
-use crate::core::clock::now;
 use crate::core::store::records::Application;
 use crate::core::store::records::{self, ApplicationRecord, ClusterRecord, TokenRecord};
 use crate::process::hub::Hub;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use attest_certs::tls::hub_https;
 use attest_certs::{Bundle, TlsError, peer_identity};
+use attest_runtime::probes::ADDRESS_IN_USE;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
@@ -248,7 +249,7 @@ impl ApiError {
     /// A stable word for logs.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Listen { .. } => "PortInUse",
+            Self::Listen { .. } => ADDRESS_IN_USE,
             Self::Tls(error) => error.reason(),
         }
     }

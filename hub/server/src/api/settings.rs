@@ -5,12 +5,12 @@ use std::sync::Arc;
 use attest_common::basics::keys::PublicKey;
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
+use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 
 use super::{Body, Refusal};
-use crate::core::clock::now;
 use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
 use crate::process::hub::Hub;
 use crate::reconcile::queue::credentials;

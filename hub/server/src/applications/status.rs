@@ -6,8 +6,8 @@ use std::time::Duration;
 use attest_common::basics::ids::{DestinationKey, Digest, Name, Timestamp};
 use attest_common::documents::plan::Operation;
 use attest_common::session::report::{Phase, Report};
+use attest_runtime::clock::now;
 
-use crate::core::clock::now;
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, ApplicationRecord, LedgerEntry, ReportRecord};

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::session::report::Phase;
+use attest_runtime::clock::now;
 use tokio::sync::Notify;
 
-use crate::core::clock::now;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
     CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,

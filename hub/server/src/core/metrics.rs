@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
-};
+use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// Most different reasons that one metric shows; further ones are counted as `Other`.
 pub const REASONS_MAX: usize = 64;
@@ -17,7 +15,7 @@ const SECONDS: [f64; 14] =
 /// The hub's metrics and where they are gathered.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    exposition: Exposition,
     reasons: Mutex<BTreeSet<String>>,
     pub applications: IntGauge,
     pub applications_synced: IntGauge,
@@ -59,10 +57,9 @@ impl Metrics {
     ///
     /// # Errors
     /// When two of them were given one name.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let make = Maker { registry: &registry };
-        let metrics = Self {
+    pub fn new() -> Result<Self, Error> {
+        let make = MetricBuilder::new(&SECONDS);
+        Ok(Self {
             applications: make
                 .gauge("attest_gitops_applications_total", "Applications the hub manages.")?,
             applications_synced: make.gauge(
@@ -160,10 +157,8 @@ impl Metrics {
             reconciles: make
                 .counter("attest_fleet_reconciles_total", "Times an application was looked at.")?,
             reasons: Mutex::new(BTreeSet::new()),
-            registry: registry.clone(),
-        };
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(metrics)
+            exposition: make.finish()?,
+        })
     }
 
     /// `reason` as a label: itself, or `Other` when too many different ones were seen.
@@ -181,74 +176,7 @@ impl Metrics {
 
     /// All of them in the text form of Prometheus.
     pub fn text(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
-    }
-}
-
-struct Maker<'a> {
-    registry: &'a Registry,
-}
-
-impl Maker<'_> {
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        let made = IntCounter::new(name, help)?;
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let made = IntGauge::new(name, help)?;
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-        let made = Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?;
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-    ) -> Result<HistogramVec, prometheus::Error> {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-        let made = HistogramVec::new(options, &[label])?;
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    /// Label values that are known are shown from the beginning, as zero.
-    fn counters(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: &[&str],
-    ) -> Result<IntCounterVec, prometheus::Error> {
-        let made = IntCounterVec::new(Opts::new(name, help), &[label])?;
-        for value in values {
-            made.with_label_values(&[value]);
-        }
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    fn gauges(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: &[&str],
-    ) -> Result<IntGaugeVec, prometheus::Error> {
-        let made = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-        for value in values {
-            made.with_label_values(&[value]);
-        }
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
+        self.exposition.text()
     }
 }
 

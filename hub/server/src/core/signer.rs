@@ -66,7 +66,7 @@ mod tests {
     fn a_heartbeat_with_the_most_heads_and_the_longest_names_fits_its_envelope_and_its_frame() {
         let signer = Signer::new(PrivateKey::from_seed(&[1; 32]).unwrap());
         let name = Name::new("a".repeat(63)).unwrap();
-        let now = crate::core::clock::now();
+        let now = attest_runtime::clock::now();
         let head = Head { application: name.clone(), namespace: name, sequence: 1 << 53 };
         let sync = Sync {
             v: 1,

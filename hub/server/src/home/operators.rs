@@ -12,10 +12,10 @@ use attest_certs::Issued;
 use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
 use attest_common::basics::ids::Timestamp;
+use attest_runtime::clock::after;
 use serde::{Deserialize, Serialize};
 
 use super::{HomeError, file_error, read};
-use crate::core::clock::after;
 
 /// Most certificates that are listed.
 pub const OPERATORS_MAX: usize = 10_000;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use attest_certs::Authority;
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::documents::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
+use attest_runtime::clock::{after, now};
 use tokio_util::sync::CancellationToken;
 
 use crate::applications::status::{Phases, Transitions, is_removed};
-use crate::core::clock::{after, now};
 use crate::core::directory::Directory;
 use crate::core::fleet::Fleet;
 use crate::core::metrics::Metrics;

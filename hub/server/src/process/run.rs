@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::bundle::write_private;
+use attest_runtime::probes::{self, BindError};
 use serde::Serialize;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::api::{self, ApiError};
 use crate::core::store::StoreError;
-use crate::core::store::records::ApplicationRecord;
+use crate::core::store::records::{ApplicationRecord, TokenRecord};
 use crate::home::{self, Home, HomeError};
 use crate::process::config::Options;
-use crate::process::http::{self, HttpError};
 use crate::process::hub::{Hub, Settings, StartError};
 use crate::reconcile::queue;
 use crate::spokes::{self, Door, LinkError};
@@ -57,8 +58,8 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     // Before the store is opened: a hub that cannot listen begins no epoch.
     let spokes = spokes::bind(options.listen_spokes.0)?;
     let api = api::bind(options.listen_api.0).await?;
-    let health = http::listen("--listen-health", options.listen_health.0).await?;
-    let metrics = http::listen("--listen-metrics", options.listen_metrics.0).await?;
+    let health = probes::bind("--listen-health", options.listen_health).await?;
+    let metrics = probes::bind("--listen-metrics", options.listen_metrics).await?;
     let directory = options.home.clone();
     let hub = tokio::task::spawn_blocking(move || Hub::start(home, settings))
         .await
@@ -86,8 +87,8 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     tasks.spawn(hub.clone().part("door for spokes", async move { door.serve().await }));
     tasks.spawn(hub.clone().part("pipeline", queue::run(hub.clone())));
     tasks.spawn(serving("API", hub.clone(), api::serve(api)));
-    tasks.spawn(hub.clone().part("health", http::serve_health(hub.clone(), health)));
-    tasks.spawn(hub.clone().part("metrics", http::serve_metrics(hub.clone(), metrics)));
+    tasks.spawn(hub.clone().part("health", serve_status(hub.clone(), health)));
+    tasks.spawn(hub.clone().part("metrics", serve_metrics(hub.clone(), metrics)));
     tracing::info!(
         target: "attest_gitops::controller",
         api = addresses.api.to_string(),
@@ -127,6 +128,29 @@ async fn serving(
         }
     };
     hub.part(what, served).await;
+}
+
+/// Serves `/health` and `/ready` until the hub ends.
+async fn serve_status(hub: Arc<Hub>, listener: TcpListener) {
+    let stop = hub.stop.clone();
+    let served = probes::serve_status(listener, move || ready(hub.clone()));
+    stop.run_until_cancelled(served).await;
+}
+
+/// Ready while what is durable can be read.
+async fn ready(hub: Arc<Hub>) -> Result<(), String> {
+    if hub.stop.is_cancelled() {
+        return Err("the hub is ending".to_owned());
+    }
+    let read = hub.blocking(|hub| hub.records.get::<TokenRecord>("")).await;
+    read.map(drop).map_err(|error| error.to_string())
+}
+
+/// Serves `/metrics` until the hub ends.
+async fn serve_metrics(hub: Arc<Hub>, listener: TcpListener) {
+    let stop = hub.stop.clone();
+    let served = probes::serve_metrics(listener, move || hub.metrics.text());
+    stop.run_until_cancelled(served).await;
 }
 
 /// The hub's own certificate is replaced while it runs, at both doors.
@@ -171,7 +195,7 @@ pub enum RunError {
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(transparent)]
-    Http(#[from] HttpError),
+    Probes(#[from] BindError),
     #[error("a socket was lost while starting")]
     Socket(#[source] std::io::Error),
     #[error("the {0} of the hub died, and the hub with it; the log says why")]
@@ -189,7 +213,7 @@ impl RunError {
             Self::Store(error) => error.reason(),
             Self::Link(error) => error.reason(),
             Self::Api(error) => error.reason(),
-            Self::Http(error) => error.reason(),
+            Self::Probes(error) => error.reason(),
             Self::Socket(_) => "Socket",
             Self::Part(_) => "PartEnded",
             Self::Ended => "Ended",

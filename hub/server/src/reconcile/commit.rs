@@ -9,12 +9,12 @@ use attest_common::basics::ids::{DestinationKey, Digest};
 use attest_common::documents::plan::{
     CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation,
 };
+use attest_runtime::clock::{after, micros_since, now};
 
 use super::pass::{Look, forget, read_heads};
 use super::queue::places;
 use crate::applications::status;
-use crate::core::clock::{after, micros, now};
-use crate::core::log::CONTROLLER;
+use crate::core::CONTROLLER;
 use crate::core::signer::Signer;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, ApplicationRecord, CompressedBlob, LedgerEntry, Planned};
@@ -178,7 +178,7 @@ impl Look<'_> {
         let durable = Instant::now();
         self.hub.records.commit("directive", &all)?;
         self.hub.metrics.commit.observe(durable.elapsed().as_secs_f64());
-        timings.plan_us = micros(begun);
+        timings.plan_us = micros_since(begun);
         // How long the write took cannot be in what was written.
         entries.iter_mut().for_each(|(_, entry)| entry.timings.plan_us = timings.plan_us);
         for (part, micros) in [

@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{Digest, Name, Timestamp};
 use attest_common::basics::text;
+use attest_runtime::clock::{micros_since, now};
 
 use super::answers::Answer;
 use super::pass::Look;
 use super::queue::Poll;
-use crate::core::clock::{micros, now};
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, RepositoryRecord};
 use crate::core::store::records::{Application, Destination};
@@ -57,7 +57,7 @@ impl Look<'_> {
         self.memory.newest = Some(answer.asked);
         self.memory.unanswered = answer.said.as_ref().err().cloned();
         let resolved = answer.said?;
-        self.memory.timings.git_us = micros(begun);
+        self.memory.timings.git_us = micros_since(begun);
         if !is_same {
             // Nothing of this repository has been read: what another one said is not its word.
             self.memory.commit = None;
@@ -84,7 +84,7 @@ impl Look<'_> {
         }
         let begun = Instant::now();
         let tree = self.fetch(remote, resolved)?;
-        self.memory.timings.git_us += micros(begun);
+        self.memory.timings.git_us += micros_since(begun);
         let begun = Instant::now();
         let application = self.record.application.name.as_str();
         let receipts = format!("{ATTEST_DIRECTORY}/receipts/{application}");
@@ -99,7 +99,7 @@ impl Look<'_> {
         let rendered = self.memory.rendered.values().filter_map(|r| r.as_ref().ok());
         let digests = rendered.map(|rendered| rendered.digest).collect();
         self.memory.evidence = Arc::new(evidence.kept_for(&digests));
-        self.memory.timings.render_us = micros(begun);
+        self.memory.timings.render_us = micros_since(begun);
         self.memory.commit = Some(resolved.commit.clone());
         Ok(())
     }

@@ -11,12 +11,12 @@ use attest_common::basics::text;
 use attest_common::documents::plan::Operation;
 use attest_common::session::report::Phase;
 use attest_common::trust::policy;
+use attest_runtime::clock::{micros_since, now};
 
 use super::commit::{Order, Plans};
 use super::queue::{Task, destination_key};
 use crate::applications::status;
-use crate::core::clock::{micros, now};
-use crate::core::log::CONTROLLER;
+use crate::core::CONTROLLER;
 use crate::core::store::StoreError;
 use crate::core::store::records::{Application, ChangeTimings, Destination};
 use crate::core::store::records::{ApplicationRecord, ClusterState, LedgerEntry, Planned};
@@ -278,7 +278,7 @@ impl Look<'_> {
                 }
             }
         }
-        self.memory.timings.verify_us = micros(begun);
+        self.memory.timings.verify_us = micros_since(begun);
         Ok(())
     }
 

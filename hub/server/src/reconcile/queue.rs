@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
+use attest_runtime::clock::random;
 use tokio::sync::{Notify, Semaphore};
 
 use super::answers::{self, Answers};
@@ -303,14 +304,6 @@ fn jittered(interval: Duration) -> Duration {
     let spread_ms = u64::try_from(spread_ms).unwrap_or(0);
     let early = if spread_ms == 0 { 0 } else { random() % spread_ms };
     interval.saturating_sub(Duration::from_millis(early))
-}
-
-/// A number that nobody needs to be unable to guess.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // Without randomness polls come together, and nothing else.
-    let _ = getrandom::fill(&mut bytes);
-    u64::from_le_bytes(bytes)
 }
 
 async fn check_push_credentials(hub: Arc<Hub>) {

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use attest_certs::TlsError;
 use attest_common::basics::ids::{ClusterId, Digest};
 use attest_common::session::frame::FrameError;
+use attest_runtime::frames::StreamError;
+use attest_runtime::probes::ADDRESS_IN_USE;
 use quinn::VarInt;
 
 use super::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
@@ -64,11 +66,24 @@ pub enum LinkError {
     Store(#[from] StoreError),
 }
 
+impl From<StreamError> for LinkError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Read(source) => Self::Read(source),
+            StreamError::Write(source) => Self::Write(source),
+            StreamError::Truncated => Self::StreamClosed,
+            StreamError::NotReading => Self::NotReading,
+            StreamError::Frame(source) => Self::Frame(source),
+            StreamError::TooLarge { length, max } => Self::FrameTooLarge { length, max },
+        }
+    }
+}
+
 impl LinkError {
     /// A stable word for metrics, logs and the reason of a close.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Listen { .. } => "PortInUse",
+            Self::Listen { .. } => ADDRESS_IN_USE,
             Self::Tls(error) => error.reason(),
             Self::Crypto => "TlsCrypto",
             Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::StreamClosed => {

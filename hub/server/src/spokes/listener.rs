@@ -11,9 +11,10 @@ use attest_certs::tls::{Admission, admit, hub_quic};
 use attest_certs::{Bundle, PeerIdentity};
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::text;
-use attest_common::session::{BIDIRECTIONAL_STREAMS_MAX, GREETING_TIMEOUT_MS, IDLE_TIMEOUT_MS};
+use attest_common::session::{BIDIRECTIONAL_STREAMS_MAX, GREETING_TIMEOUT_MS};
+use attest_runtime::frames;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
@@ -53,9 +54,8 @@ pub(super) const PACE_SPAN: Duration = Duration::from_secs(10 * 60);
 /// Shortest time between two renewals of one cluster's certificate: each costs a signature and a durable write, and
 /// certificates live for days.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
-/// Bytes a connection may send before it is acknowledged.
+/// Bytes a connection may send before they are read.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// Bytes of datagrams that may wait for the hub, as far as the kernel allows.
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
@@ -202,22 +202,14 @@ fn server_config(hub: &Hub, tls: &Bundle) -> Result<quinn::ServerConfig, LinkErr
     let rustls = hub_quic(tls, &authorities).map_err(LinkError::Tls)?;
     let crypto = QuicServerConfig::try_from(rustls).map_err(|_| LinkError::Crypto)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let mut transport = TransportConfig::default();
+    let mut transport = frames::transport();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDIRECTIONAL_STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
-        .max_idle_timeout(Some(VarInt::from_u32(idle_timeout_ms()).into()));
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
     config.transport_config(Arc::new(transport));
     config.max_incoming(HANDSHAKES_MAX);
     Ok(config)
-}
-
-fn idle_timeout_ms() -> u32 {
-    u32::try_from(IDLE_TIMEOUT_MS).unwrap_or(u32::MAX)
 }
 
 enum Greeted {

@@ -22,6 +22,8 @@ use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds}
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
+use attest_runtime::clock::{after, now};
+use attest_runtime::frames::{self, FrameReader};
 use quinn::Connection;
 
 use decision::revoked;
@@ -29,12 +31,11 @@ pub(crate) use decision::{Verdict, fingerprint_of, is_evicted, judge};
 pub(crate) use error::JoinError;
 pub(crate) use token::make_token;
 
-use crate::core::clock::{after, now};
 use crate::core::store::records::{
     self, ClusterRecord, ClusterState, Stored, TokenRecord, TokenUse,
 };
 use crate::process::hub::Hub;
-use crate::spokes::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL, FrameReader, LinkError, send};
+use crate::spokes::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL, LinkError};
 
 /// How long the same key is given the same certificate again: its answer may have been lost.
 pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
@@ -100,7 +101,7 @@ async fn answer(hub: &Arc<Hub>, connection: &Connection) -> Result<(), LinkError
             })
         }
     };
-    send(&mut stream, &JoinAnswer { outcome: Some(outcome) }).await?;
+    frames::write(&mut stream, &JoinAnswer { outcome: Some(outcome) }).await?;
     stream.finish().map_err(|_| LinkError::StreamClosed)?;
     // The spoke closes when it has read the answer.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection.closed()).await;

@@ -7,13 +7,13 @@ use std::time::Instant;
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::text;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
+use attest_runtime::clock::now;
 use tokio::sync::mpsc;
 
 use super::limits::Pace;
 use super::listener::PACE_SPAN;
 use crate::applications::status::runs_what_was_ordered;
-use crate::core::clock::now;
-use crate::core::log::CONTROLLER;
+use crate::core::CONTROLLER;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
 use crate::process::hub::Hub;

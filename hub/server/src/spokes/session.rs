@@ -14,18 +14,19 @@ use attest_common::session::message::{
 use attest_common::session::report::{REPORT_BYTES_MAX, Report};
 use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX, negotiate};
 use attest_common::trust::policy;
+use attest_runtime::clock::now;
+use attest_runtime::frames::{self, FrameReader};
 use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::LinkError;
 use super::listener::{
     HELLO_DESTINATIONS_MAX, NEEDS_MAX, POLICY_BYTES_MAX, Shared, cluster_id, greeting_timeout,
 };
 use super::push::{open, prepare, push};
 use super::registration;
 use super::reports::Arrived;
-use super::{FrameReader, LinkError, send};
-use crate::core::clock::now;
 use crate::core::fleet::Pending;
 use crate::core::store::records::{self, ClusterRecord, ClusterState, PolicyRecord};
 use crate::process::hub::Hub;
@@ -98,7 +99,7 @@ async fn run_session(
             hub_version: env!("CARGO_PKG_VERSION").to_owned(),
             reconnect_window_ms: reconnect_window_ms(hub.fleet.connected()),
         };
-        send(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
+        frames::write(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
         Ok((control, reader, held, nonce, is_news))
     };
     let greeted = tokio::time::timeout(greeting_timeout(), greeting).await;
@@ -325,7 +326,7 @@ async fn introduce(
 
 impl Session<'_> {
     async fn say(&mut self, body: ToSpokeBody) -> Result<(), LinkError> {
-        send(&mut self.control, &to_spoke(body)).await
+        Ok(frames::write(&mut self.control, &to_spoke(body)).await?)
     }
 
     async fn sync(&mut self) -> Result<(), LinkError> {

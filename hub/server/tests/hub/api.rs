@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attest_hub::api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
-use attest_hub::process::http::{STATUS_CONNECTIONS_MAX, STATUS_TIMEOUT};
+use attest_runtime::probes::{STATUS_CONNECTIONS_MAX, STATUS_TIMEOUT};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
@@ -263,6 +263,32 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let running = runtime.block_on(attest_hub::process::run::start(&options)).unwrap();
     assert_eq!(running.hub.epoch(), epoch + 1, "a hub that cannot listen begins no epoch");
     runtime.block_on(running.end()).unwrap();
+}
+
+#[test]
+fn a_log_level_that_is_none_and_a_variable_that_is_not_read_end_the_hub() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_attest-hub"))
+            .arg("--home")
+            .arg(directory.path().join("home"))
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+
+    for (code, text) in [
+        start(&["--log-level", "blah"], &[]),
+        start(&[], &[("ATTEST_LOG_LEVEL", "attest_gitops=debugg")]),
+    ] {
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("--log-level") && text.contains("debug or trace"), "{text}");
+    }
+    let (code, text) = start(&[], &[("ATTEST_LOG", "debug")]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("ATTEST_LOG ") && text.contains("ATTEST_LOG_LEVEL"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,8 @@ use attest_common::session::report::{Phase, Report};
 use attest_common::trust::policy::Spec;
 use attest_common::verify::{self, Ages, SpokeContext};
 use attest_hub::core::store::records::{PolicyRecord, ReportRecord};
-use attest_hub::spokes::{PROGRESS_TIMEOUT, WRITE_TIMEOUT};
+use attest_hub::spokes::PROGRESS_TIMEOUT;
+use attest_runtime::frames::WRITE_TIMEOUT;
 use serde_json::json;
 
 use crate::ci::Repository;

@@ -52,7 +52,9 @@ async fn a_push_is_read_to_its_end_so_that_the_hub_knows_it_was_taken() {
         let incoming = connection.accept_uni().await.unwrap();
         let receiving = tokio::spawn(async move {
             let room = Room::default();
-            receive(&mut FrameReader::new(incoming), &room).await.map(|push| push.directive)
+            receive(&mut FrameReader::new(incoming, frame::FRAME_BYTES_MAX), &room)
+                .await
+                .map(|push| push.directive)
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         for frame in frames {

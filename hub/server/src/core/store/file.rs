@@ -6,13 +6,13 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use attest_runtime::failpoint;
 use redb::backends::FileBackend;
 use redb::{
     Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction,
 };
 
 use super::{Change, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
-use crate::core::failpoint;
 
 /// Memory the database may use as a cache, in bytes.
 pub const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -317,10 +317,10 @@ fn is_made(transaction: &redb::ReadTransaction, change: &Change) -> Result<bool,
 impl Store for RedbStore {
     fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError> {
         let _one_writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        failpoint::commit("before", what);
+        failpoint::reach(format_args!("before-{what}-commit"));
         let (error, may_be_made) = match self.write(changes) {
             Ok(()) => {
-                failpoint::commit("after", what);
+                failpoint::reach(format_args!("after-{what}-commit"));
                 return Ok(());
             }
             Err(Failed::Conflict(what)) => return Err(StoreError::Conflict { what }),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name};
+use attest_runtime::frames::COMPRESSION_LEVEL;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,8 +20,6 @@ pub use types::{
 pub use super::Change;
 use super::{Expected, Store, StoreError, Table};
 
-/// Level of compression of blobs: what a wire and a disk gain, at little cost.
-const COMPRESSION_LEVEL: i32 = 3;
 /// Most blobs looked at, and dropped, at once.
 const BLOBS_LOOKED_AT_MAX: usize = 1_000;
 /// Bytes in front of a stored blob: its size uncompressed.

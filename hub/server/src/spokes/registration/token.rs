@@ -2,9 +2,9 @@
 
 use attest_common::basics::ids::{Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
+use attest_runtime::clock::{after, now};
 
 use super::{JoinError, TOKENS_MAX};
-use crate::core::clock::{after, now};
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, Change, ClusterState, Records, TokenRecord};
 use crate::process::hub::Hub;

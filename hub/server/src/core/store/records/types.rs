@@ -1,7 +1,7 @@
 //! The records themselves, one type a table. Shapes only.
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
-use attest_common::documents::plan::{RequestedPolicy, Operation, SyncPolicy};
+use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
 use attest_common::session::report::{Report, Timings};
 use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,307 @@
+//! Log lines: one JSON object a line on standard error, with `timestamp`, `level`, `target`, `message`, `fields`.
+//!
+//! Values of Secrets and keys never reach this file; what to log is the caller's decision.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::variables::{VariableRenamed, refuse_former};
+
+/// The variable that sets the level.
+pub const LEVEL_VARIABLE: &str = "ATTEST_LOG_LEVEL";
+/// The variable that the hub read before.
+const LEVEL_VARIABLE_FORMER: &str = "ATTEST_LOG";
+/// Libraries that log every request or retry: only their errors are logged, unless a directive names them.
+const LIBRARIES: &str =
+    "kube_client=error,kube_runtime=error,quinn=error,rustls=error,hyper=error,tower=error";
+
+/// The flag that sets the log level, the same in every program that logs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LogArgs {
+    /// off, error, warn, info, debug or trace, or directives such as `attest_spoke=debug,warn`
+    #[arg(long, env = LEVEL_VARIABLE, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+}
+
+/// What is logged: a level, or comma-separated directives of targets and levels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(String);
+
+impl FromStr for LogLevel {
+    type Err = LogLevelError;
+
+    /// A word alone must be a level: read as the name of a module, as libraries do, a mistyped one would
+    /// silence everything.
+    fn from_str(text: &str) -> Result<Self, LogLevelError> {
+        let is_known = |part: &str| part.contains(['=', '[']) || is_level(part);
+        if !text.split(',').map(str::trim).all(is_known) || EnvFilter::try_new(text).is_err() {
+            return Err(LogLevelError(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+fn is_level(part: &str) -> bool {
+    !part.is_empty() && part.parse::<LevelFilter>().is_ok()
+}
+
+impl LogLevel {
+    fn filter(&self) -> EnvFilter {
+        // `off` is for the libraries, too.
+        let is_off = self.0.parse().is_ok_and(|level: LevelFilter| level == LevelFilter::OFF);
+        let libraries = if is_off { "" } else { LIBRARIES };
+        EnvFilter::new(format!("{libraries},{}", self.0))
+    }
+}
+
+/// A value that is neither a level nor directives. The command line names the flag.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{0}` is not a level; write off, error, warn, info, debug or trace, or directives such as \
+     attest_spoke=debug,warn"
+)]
+pub struct LogLevelError(String);
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// When `ATTEST_LOG` is set, which is not read, or logging was started before.
+pub fn start(arguments: &LogArgs) -> Result<(), LogError> {
+    refuse_former(LEVEL_VARIABLE_FORMER, LEVEL_VARIABLE)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(arguments.log_level.filter())
+        .with_writer(std::io::stderr)
+        .event_format(JsonLines)
+        .try_init()
+        .map_err(|_| LogError::Started)
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    #[error(transparent)]
+    Variable(#[from] VariableRenamed),
+    #[error("logging was started twice")]
+    Started,
+}
+
+/// Formats an event as one line of JSON.
+#[derive(Clone, Copy, Debug)]
+pub struct JsonLines;
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        // Written in the order of the product's document, which a map would not keep.
+        writeln!(
+            writer,
+            r#"{{"timestamp":"{:.0}","level":"{}","target":{},"message":{},"fields":{}}}"#,
+            jiff::Timestamp::now(),
+            metadata.level(),
+            Value::from(metadata.target()),
+            Value::from(fields.message),
+            Value::from(fields.others)
+        )
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Fields {
+    fn insert(&mut self, field: &Field, value: impl Into<Value>) {
+        let value = value.into();
+        if field.name() == "message" {
+            self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        } else if !field.name().starts_with("log.") {
+            // `log.file` and its like come with every line of a library that logs through the `log` crate.
+            self.others.insert(field.name().to_owned(), value);
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.insert(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.insert(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.insert(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.insert(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.insert(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.insert(field, value);
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.insert(field, attest_common::basics::text::error_chain(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Debug, Parser)]
+    struct Options {
+        #[command(flatten)]
+        log: LogArgs,
+    }
+
+    /// What is written while `log` runs.
+    fn written(log: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .event_format(JsonLines)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, log);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_word_alone_must_be_a_level() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "attest_gitops=debug",
+            "warn,attest_gitops=trace",
+            "attest_spoke=debug,warn",
+        ] {
+            assert!(good.parse::<LogLevel>().is_ok(), "{good}");
+        }
+        for bad in ["blah", "warning", "verbose", "info,attest_gitops", "attest_gitops=debugg", ""]
+        {
+            let error = bad.parse::<LogLevel>().unwrap_err();
+            assert!(error.to_string().contains("error, warn, info, debug or trace"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_level_that_is_none_is_refused_with_the_name_of_its_flag() {
+        Options::command().debug_assert();
+
+        let error = Options::try_parse_from(["program", "--log-level", "blah"]).unwrap_err();
+
+        let text = error.to_string();
+        assert!(text.contains("--log-level") && text.contains("debug or trace"), "{text}");
+    }
+
+    #[test]
+    fn a_level_limits_what_is_logged() {
+        for (given, understood) in [
+            ("debug", LevelFilter::DEBUG),
+            ("warn", LevelFilter::WARN),
+            ("attest_spoke=trace", LevelFilter::TRACE),
+            ("off", LevelFilter::OFF),
+        ] {
+            let level: LogLevel = given.parse().unwrap();
+            assert_eq!(level.filter().max_level_hint(), Some(understood), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_shape_of_the_product_document() {
+        let line = written(|| {
+            tracing::info!(
+                target: "attest_gitops::controller",
+                application = "my-app",
+                namespace = "default",
+                phase = "Synced",
+                verification_status = "Verified",
+                "Successfully reconciled AttestApplication: {}/{}", "default", "my-app"
+            );
+        });
+
+        let rest = line.strip_prefix("{\"timestamp\":\"20").unwrap();
+        assert_eq!(&rest[17..19], "Z\"");
+        assert_eq!(
+            &rest[19..],
+            ",\"level\":\"INFO\",\"target\":\"attest_gitops::controller\",\
+             \"message\":\"Successfully reconciled AttestApplication: default/my-app\",\
+             \"fields\":{\"application\":\"my-app\",\"namespace\":\"default\",\"phase\":\"Synced\",\
+             \"verification_status\":\"Verified\"}}\n"
+        );
+    }
+
+    #[test]
+    fn a_field_keeps_its_type_and_fields_of_the_log_crate_are_left_out() {
+        let line = written(|| {
+            let error: &dyn std::error::Error = &std::io::Error::other("no room");
+            tracing::info!(
+                target: "attest_spoke::agent",
+                error,
+                heals = 2_u64,
+                left = -1_i64,
+                log.file = "lib.rs",
+                seconds = 0.5_f64,
+                settled = true,
+                "Say \"it\""
+            );
+        });
+
+        let (_, rest) = line.split_once(r#","level""#).unwrap();
+        assert_eq!(
+            rest,
+            ":\"INFO\",\"target\":\"attest_spoke::agent\",\"message\":\"Say \\\"it\\\"\",\
+             \"fields\":{\"error\":\"no room\",\"heals\":2,\"left\":-1,\"seconds\":0.5,\
+             \"settled\":true}}\n"
+        );
+    }
+}
