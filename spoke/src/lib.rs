@@ -6,7 +6,7 @@
 //!
 //! A folder uses only those that stand before it, in this order:
 //!
-//! 1. `http`, `metrics`, `pace`: what every part uses.
+//! 1. `http`, `metrics`, `rate_limits`: what every part uses.
 //! 2. `cluster`: the API server, and reading, writing and watching objects.
 //! 3. `trust`: the trust policy of the cluster and the identity of this spoke.
 //! 4. `ledger`: what is durable.
@@ -21,8 +21,8 @@ pub mod destination;
 pub mod http;
 pub mod ledger;
 pub mod metrics;
-pub mod pace;
 pub mod process;
+pub mod rate_limits;
 pub mod session;
 pub mod trust;
 

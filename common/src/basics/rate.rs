@@ -124,6 +124,11 @@ impl<K: Ord + Clone> KeyedTokenBucket<K> {
         self.buckets.entry(key.clone()).or_insert_with(|| TokenBucket::new(self.limit)).take(now)
     }
 
+    /// Returns true when a key has a bucket.
+    pub fn contains(&self, key: &K) -> bool {
+        self.buckets.contains_key(key)
+    }
+
     /// Returns the number of keys that have a bucket.
     pub fn len(&self) -> usize {
         self.buckets.len()

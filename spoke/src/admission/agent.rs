@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, Digest};
+use attest_common::basics::rate::{KeyedTokenBucket, RateLimiter};
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::kinds::Kinds;
@@ -21,15 +23,15 @@ use crate::destination::shared::Shared;
 use crate::destination::worker;
 use crate::http::Readiness;
 use crate::ledger::records::{DESTINATIONS_MAX, Key};
-use crate::pace::{Budget, Pace};
+use crate::rate_limits::{ADMISSIONS, DISCOVERIES, LOOK_UPS, NEW_DESTINATIONS, REFUSALS};
 use crate::session::link::SeenSource;
 use crate::trust::policy::Trust;
 
-/// First and longest wait before something that failed at the API server is tried again.
-pub(crate) const RETRY_MIN: Duration = Duration::from_millis(500);
-pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
-/// First wait before held destinations that could not be loaded are tried again; the longest is [`RETRY_MAX`].
-pub(super) const RESUME_RETRY_MIN: Duration = Duration::from_secs(2);
+/// Delay before something that failed at the API server is tried again.
+pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+/// Delay before held destinations that could not be loaded are tried again.
+pub(super) const RESUME_RETRY: Backoff =
+    Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
 /// Most destinations of which a push waits to be judged again; the hub sends anew what is refused.
 pub(super) const RETRIES_MAX: usize = DESTINATIONS_MAX;
 
@@ -46,21 +48,21 @@ pub(crate) struct Agent {
     pub(super) retries: BTreeMap<Key, Retry>,
     /// Held destinations that could not be loaded yet.
     pub(super) unresumed: BTreeMap<Key, Instant>,
-    /// How long they wait for an API server that is away.
-    pub(super) resume_wait: Duration,
+    /// Times in a row that the API server was away when they were loaded.
+    pub(super) resume_failures: u32,
     /// How often each destination admits something.
-    pub(super) admissions: BTreeMap<Key, Pace>,
+    pub(super) admissions: KeyedTokenBucket<Key>,
     /// How often the cluster admits a destination that it has no record of.
-    pub(super) new_destinations: Pace,
+    pub(super) new_destinations: RateLimiter,
     /// How often pushes make it ask which kinds there are.
-    pub(super) discoveries: Pace,
+    pub(super) discoveries: RateLimiter,
     /// How much stored content they make it read.
-    pub(super) look_ups: Budget,
+    pub(super) look_ups: RateLimiter,
     /// How often refusals are written down: those that show a forgery, those of what else a pinned hub
     /// key signed, and the rest. Much of one keeps out nothing of another.
-    pub(super) evidence_pace: Pace,
-    pub(super) signed_pace: Pace,
-    pub(super) unsigned_pace: Pace,
+    pub(super) evidence_limiter: RateLimiter,
+    pub(super) signed_limiter: RateLimiter,
+    pub(super) unsigned_limiter: RateLimiter,
     pub(super) readiness: Readiness,
 }
 
@@ -70,7 +72,8 @@ pub(super) struct Retry {
     pub(super) directive: Vec<u8>,
     pub(super) plan: Option<Digest>,
     pub(super) at: Instant,
-    pub(super) wait: Duration,
+    /// How often it failed before.
+    pub(super) attempt: u32,
 }
 
 impl Agent {
@@ -91,14 +94,14 @@ impl Agent {
             working: JoinSet::new(),
             retries: BTreeMap::new(),
             unresumed: BTreeMap::new(),
-            resume_wait: RESUME_RETRY_MIN,
-            admissions: BTreeMap::new(),
-            new_destinations: Pace::of_new_destinations(),
-            discoveries: Pace::of_discoveries(),
-            look_ups: Budget::of_look_ups(),
-            evidence_pace: Pace::of_refusals(),
-            signed_pace: Pace::of_refusals(),
-            unsigned_pace: Pace::of_refusals(),
+            resume_failures: 0,
+            admissions: KeyedTokenBucket::new(ADMISSIONS, DESTINATIONS_MAX),
+            new_destinations: RateLimiter::new(NEW_DESTINATIONS),
+            discoveries: RateLimiter::new(DISCOVERIES),
+            look_ups: RateLimiter::new(LOOK_UPS),
+            evidence_limiter: RateLimiter::new(REFUSALS),
+            signed_limiter: RateLimiter::new(REFUSALS),
+            unsigned_limiter: RateLimiter::new(REFUSALS),
             readiness,
         }
     }

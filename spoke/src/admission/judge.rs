@@ -14,7 +14,7 @@ use attest_common::verify::{Ages, Removal, Verified};
 use attest_runtime::clock::micros;
 use attest_runtime::failpoint;
 
-use super::agent::{Agent, RETRIES_MAX, RETRY_MIN, Retry};
+use super::agent::{Agent, RETRIES_MAX, Retry};
 use super::gate::{self, Admitting, GateError, Verdict, View};
 use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
@@ -23,7 +23,6 @@ use crate::destination::speculative::Checks;
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{self, Entry, Key, Lost};
 use crate::ledger::refusals::{Refused, Weight};
-use crate::pace::Pace;
 use crate::session::push::Pushed;
 
 /// How often a push is judged anew because its record was changed meanwhile.
@@ -36,25 +35,20 @@ impl Agent {
             self.blobs.insert(digest, bytes);
         }
         drop(room);
-        self.decide(directive, plan, RETRY_MIN).await;
+        self.decide(directive, plan, 0).await;
     }
 
-    /// Judges one directive and does what follows. `wait` is how long to wait should the API server be away.
-    pub(super) async fn decide(
-        &mut self,
-        directive: Vec<u8>,
-        plan: Option<Digest>,
-        wait: Duration,
-    ) {
+    /// Judges one directive and does what follows. `attempt` counts how often this failed before.
+    pub(super) async fn decide(&mut self, directive: Vec<u8>, plan: Option<Digest>, attempt: u32) {
         let outcome = self.judge_and_record(&directive, plan).await;
         let claimed = gate::claimed(&directive);
         let error = match outcome {
             Ok(()) => return self.forget_older(claimed),
             Err(error) => error,
         };
-        match (error.retry_after(wait), claimed) {
+        match (error.retry_after(attempt), claimed) {
             (Some(after), Some((key, order))) if self.may_wait(&key) => {
-                if self.signed_pace.allows(Instant::now()) {
+                if self.signed_limiter.allows(Instant::now()) {
                     tracing::warn!(
                         application = %key.0, namespace = %key.1,
                         reason = error.reason(), error = error.text(),
@@ -62,7 +56,7 @@ impl Agent {
                     );
                 }
                 let at = Instant::now() + after;
-                self.wait(key, Retry { order, directive, plan, at, wait });
+                self.wait(key, Retry { order, directive, plan, at, attempt });
             }
             (_, claimed) => self.refuse(&error, &directive, claimed),
         }
@@ -128,12 +122,12 @@ impl Agent {
                     return Ok(());
                 }
                 Ok(Verdict::Remove(removal)) => {
-                    self.keep_pace(&removal.ordered.directive)?;
+                    self.check_rates(&removal.ordered.directive)?;
                     return self.remove(directive, *removal).await;
                 }
                 Ok(Verdict::Admit(admitting)) => {
                     if !std::mem::replace(&mut in_time, true) {
-                        self.keep_pace(&admitting.admission.ordered.directive)?;
+                        self.check_rates(&admitting.admission.ordered.directive)?;
                     }
                     let timings = Timings { verify_us: micros(took), ..Timings::default() };
                     judgements += 1;
@@ -164,20 +158,19 @@ impl Agent {
     }
 
     /// A hub may order the same again and again, each time with a good signature.
-    fn keep_pace(&mut self, directive: &Directive) -> Result<(), Rejected> {
+    fn check_rates(&mut self, directive: &Directive) -> Result<(), Rejected> {
         let key = (directive.application.clone(), directive.namespace.clone());
-        if !self.shared.ledger.writes().has_left(Instant::now()) {
+        if !self.shared.ledger.writes().has_tokens(Instant::now()) {
             return Err(Rejected::TooMuch);
         }
         // A record is for good, and so is the room that it takes. Who was given it and could not use it
         // yet is not asked for more.
-        let is_new = !self.admissions.contains_key(&key)
+        let is_new = !self.admissions.contains(&key)
             && !self.shared.ledger.with_records(|records| records.contains_key(&key));
         if is_new && !self.new_destinations.allows(Instant::now()) {
             return Err(Rejected::TooManyNew);
         }
-        let pace = self.admissions.entry(key).or_insert_with(Pace::of_admissions);
-        if pace.allows(Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
+        if self.admissions.take(&key, Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
 
     fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
@@ -308,10 +301,10 @@ impl Agent {
         let now = Instant::now();
         match weight {
             Weight::Evidence => {
-                self.evidence_pace.allows(now) || !self.shared.refusals.has_evidence(reason)
+                self.evidence_limiter.allows(now) || !self.shared.refusals.has_evidence(reason)
             }
-            Weight::Signed => self.signed_pace.allows(now),
-            Weight::Noise => self.unsigned_pace.allows(now),
+            Weight::Signed => self.signed_limiter.allows(now),
+            Weight::Noise => self.unsigned_limiter.allows(now),
         }
     }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use attest_common::basics::text::error_chain;
 
+use super::agent::RETRY;
 use super::gate::GateError;
 use crate::ledger::error::LedgerError;
-use crate::pace::{
+use crate::rate_limits::{
     ADMISSION_EVERY, ADMISSIONS_AT_ONCE_MAX, DISCOVERIES_AT_ONCE_MAX, DISCOVERY_EVERY,
     NEW_DESTINATION_EVERY, NEW_DESTINATIONS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX,
     WRITTEN_PER_MINUTE_BYTES_MAX, WRITTEN_RETRY,
@@ -62,13 +63,13 @@ impl Rejected {
         }
     }
 
-    /// After how long it is worth judging again, when the last wait was `wait`.
-    pub(super) fn retry_after(&self, wait: Duration) -> Option<Duration> {
+    /// Returns the delay before it is worth judging again after `attempt` earlier failures, or none.
+    pub(super) fn retry_after(&self, attempt: u32) -> Option<Duration> {
         match self {
             Self::TooFast | Self::TooManyDiscoveries => Some(ADMISSION_EVERY),
             Self::TooMuch => Some(WRITTEN_RETRY),
             Self::TooManyNew => Some(NEW_DESTINATION_EVERY),
-            Self::Ledger(error) if error.is_transient() => Some(wait),
+            Self::Ledger(error) if error.is_transient() => Some(RETRY.delay_max(attempt)),
             Self::Gate(_) | Self::Ledger(_) => None,
         }
     }

@@ -11,7 +11,7 @@ use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::Ages;
 use bytes::Bytes;
 
-use super::agent::{Agent, RESUME_RETRY_MIN, RETRY_MAX};
+use super::agent::{Agent, RESUME_RETRY};
 use super::gate::{Admitting, GateError, Verdict};
 use super::rejected::Rejected;
 use crate::destination::mailbox::{Order, Run};
@@ -45,18 +45,23 @@ impl Agent {
         let mut away = false;
         for key in keys {
             if away {
-                self.unresumed.insert(key, Instant::now() + self.resume_wait / 2);
+                self.unresumed.insert(key, Instant::now() + self.resume_delay() / 2);
                 continue;
             }
             self.unresumed.remove(&key);
             away = !self.resume(&key).await;
             if !away {
-                self.resume_wait = RESUME_RETRY_MIN;
+                self.resume_failures = 0;
             }
         }
         if away {
-            self.resume_wait = (self.resume_wait * 2).min(RETRY_MAX);
+            self.resume_failures = self.resume_failures.saturating_add(1);
         }
+    }
+
+    /// Returns the delay before destinations are loaded again while the API server is away.
+    fn resume_delay(&self) -> Duration {
+        RESUME_RETRY.delay_max(self.resume_failures)
     }
 
     /// Brings a held destination back to work. False when the API server is away; then it is tried again.
@@ -87,7 +92,7 @@ impl Agent {
                     reason = error.reason(), error = %error_chain(&error),
                     "Cannot load what is held; trying again"
                 );
-                self.unresumed.insert(key.clone(), Instant::now() + self.resume_wait);
+                self.unresumed.insert(key.clone(), Instant::now() + self.resume_delay());
                 return false;
             }
             Err(error) => {
@@ -208,7 +213,7 @@ impl Agent {
             if !held.blobs().any(|digest| missing.contains(digest)) {
                 continue;
             }
-            if !self.look_ups.has_left(Instant::now()) {
+            if !self.look_ups.has_tokens(Instant::now()) {
                 break;
             }
             let loaded =

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::agent::{Agent, RETRY_MAX, Retry};
+use super::agent::{Agent, Retry};
 use crate::session::push::Pushed;
 
 /// How long the agent sleeps at most.
@@ -47,8 +47,8 @@ impl Agent {
         let (resumes, pushes) = self.due(now);
         self.resume_each(resumes).await;
         for key in pushes {
-            if let Some(Retry { directive, plan, wait, .. }) = self.retries.remove(&key) {
-                self.decide(directive, plan, (wait * 2).min(RETRY_MAX)).await;
+            if let Some(Retry { directive, plan, attempt, .. }) = self.retries.remove(&key) {
+                self.decide(directive, plan, attempt.saturating_add(1)).await;
             }
         }
     }

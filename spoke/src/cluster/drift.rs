@@ -4,18 +4,16 @@
 
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
-
 use serde::{Deserialize, Serialize};
 
 /// Heals of one object that happen at once; after that they are spaced.
 pub const HEALS_AT_ONCE_MAX: u32 = 300;
 /// Heals of one object after which it is said that somebody keeps changing it.
 pub const HEALS_CONTESTED_MIN: u32 = 20;
-/// First and longest space between heals of an object that somebody keeps changing.
-pub const HEAL_SPACE_MIN: Duration = Duration::from_secs(1);
-/// See [`HEAL_SPACE_MIN`].
-pub const HEAL_SPACE_MAX: Duration = Duration::from_secs(5 * 60);
+/// Time between heals of an object that another writer keeps changing.
+pub const HEAL_SPACE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
 /// Without a heal for this long, an object is no longer contested.
 pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(6 * 60);
 
@@ -116,8 +114,7 @@ impl HealBudget {
         if now.duration_since(last) >= HEAL_FORGET_AFTER || self.used < HEALS_AT_ONCE_MAX {
             return now;
         }
-        let doublings = (self.used - HEALS_AT_ONCE_MAX).min(16);
-        last + HEAL_SPACE_MIN.saturating_mul(1 << doublings).min(HEAL_SPACE_MAX)
+        last + HEAL_SPACE.delay_max(self.used - HEALS_AT_ONCE_MAX)
     }
 
     /// Notes a heal.
@@ -203,13 +200,13 @@ mod tests {
             budget.spend(start);
         }
 
-        assert_eq!(budget.ready_at(start), start + HEAL_SPACE_MIN);
+        assert_eq!(budget.ready_at(start), start + HEAL_SPACE.base);
         budget.spend(start);
-        assert_eq!(budget.ready_at(start), start + 2 * HEAL_SPACE_MIN);
+        assert_eq!(budget.ready_at(start), start + 2 * HEAL_SPACE.base);
         for _ in 0..40 {
             budget.spend(start);
         }
-        assert_eq!(budget.ready_at(start), start + HEAL_SPACE_MAX);
+        assert_eq!(budget.ready_at(start), start + HEAL_SPACE.max);
         let later = start + HEAL_FORGET_AFTER;
         assert!(budget.ready_at(later) <= later);
     }

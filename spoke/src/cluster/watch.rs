@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
@@ -29,10 +30,9 @@ pub const FAILURES_QUIET_MAX: u32 = 3;
 /// How long the API server keeps a watch open, in seconds. One from which nothing is heard for a few
 /// seconds longer is dead and opened again.
 pub const WATCH_OPEN_S: u32 = 60;
-/// First and longest wait before a watch that the API server refuses is tried again.
-pub const REFUSED_RETRY_MIN: Duration = Duration::from_millis(200);
-/// See [`REFUSED_RETRY_MIN`].
-pub const REFUSED_RETRY_MAX: Duration = Duration::from_secs(30);
+/// Delay before a watch that the API server refuses is tried again.
+pub const REFUSED_RETRY: Backoff =
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
 /// Objects asked for at a time when a watch begins.
 pub const LIST_PAGE_OBJECTS: u32 = 100;
 
@@ -241,15 +241,15 @@ pub fn observe(group: &str, kind: &str, live: &Value) -> Observation {
 }
 
 async fn watch(watches: Watches, scope: Scope) {
-    let mut wait = REFUSED_RETRY_MIN;
+    let mut attempt = 0;
     loop {
         let (refused, was_listed) = watch_until_refused(&watches, &scope).await;
         if was_listed {
-            wait = REFUSED_RETRY_MIN;
+            attempt = 0;
         }
         watches.refused(&scope, refused);
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(REFUSED_RETRY_MAX);
+        tokio::time::sleep(REFUSED_RETRY.delay_max(attempt)).await;
+        attempt = attempt.saturating_add(1);
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::rate::{RateLimit, RateLimiter};
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kinds, apply_rank};
@@ -17,7 +18,6 @@ use crate::cluster::account::Account;
 use crate::cluster::apply::{self, ApplyError, Authority, Deleted};
 use crate::cluster::client::{ApiServer, object_path};
 use crate::cluster::discovery;
-use crate::pace::Pace;
 
 /// How often rights that are missing are given again, however many objects miss them.
 const RIGHTS_EVERY: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub(super) struct Deleting {
     /// Objects that leave the inventory, deleted or released.
     pub(super) done: Vec<ObjectKey>,
     /// How often the account's rights are given again.
-    restoring: Pace,
+    restoring: RateLimiter,
 }
 
 /// One object to delete.
@@ -56,7 +56,7 @@ pub(super) struct By {
 impl Deleting {
     /// What to delete of `inventory`, and what only leaves it.
     pub(super) fn of(inventory: &[Owned], kinds: &Kinds) -> Self {
-        let restoring = Pace::new(1, RIGHTS_EVERY);
+        let restoring = RateLimiter::new(RateLimit::one_every(1, RIGHTS_EVERY));
         let mut deleting = Self { items: BTreeMap::new(), done: Vec::new(), restoring };
         for owned in inventory {
             let key = &owned.key;
@@ -170,8 +170,13 @@ impl Deleting {
 
 /// Gives the account and the spoke again what somebody took from them; the next attempt tells
 /// whether it helped.
-async fn restore_rights(api: &ApiServer, account: &Account, error: &ApplyError, pace: &Pace) {
-    if !error.is_forbidden() || !pace.allows(Instant::now()) {
+async fn restore_rights(
+    api: &ApiServer,
+    account: &Account,
+    error: &ApplyError,
+    limiter: &RateLimiter,
+) {
+    if !error.is_forbidden() || !limiter.allows(Instant::now()) {
         return;
     }
     if let Err(error) = account.restore_rights(api).await {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Turning, Verdict};
@@ -13,15 +14,13 @@ use crate::cluster::watch::{Observation, Scope};
 
 /// Most requests of one destination on their way at a time.
 pub const IN_FLIGHT_MAX: usize = 8;
-/// First and longest wait before a failed object is tried again.
-pub const RETRY_MIN: Duration = Duration::from_millis(500);
-/// See [`RETRY_MIN`].
-pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Delay before a failed object is tried again.
+pub const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 /// How long 403 and 404 are normal after bindings were made, and how often to ask meanwhile.
 pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
 pub const NOT_READY_RETRY: Duration = Duration::from_millis(100);
-/// Longest wait before looking again for an object that is on its way out.
-pub const LEAVING_RETRY_MAX: Duration = Duration::from_secs(5);
+/// Delay before an object that is being deleted is looked up again.
+pub const LEAVING_RETRY: Backoff = Backoff::new(NOT_READY_RETRY, Duration::from_secs(5));
 /// How long objects wait for the definition of their kind to be established.
 pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 
@@ -86,15 +85,14 @@ impl Failure {
         now: Instant,
     ) -> Self {
         let attempts = former.filter(|f| !f.quiet).map_or(0, |f| f.attempts) + 1;
-        let wait = RETRY_MIN.saturating_mul(1 << (attempts - 1).min(16)).min(RETRY_MAX);
+        let wait = RETRY.delay_max(attempts - 1);
         Self { reason, message, retry_at: now + wait, attempts, quiet: false, transient: false }
     }
 
     /// While an object is on its way out; asked again ever more rarely, and nothing is wrong.
     pub fn leaving(former: Option<&Self>, message: String, now: Instant) -> Self {
         let attempts = former.filter(|f| f.quiet).map_or(0, |f| f.attempts) + 1;
-        let wait = NOT_READY_RETRY.saturating_mul(1 << (attempts - 1).min(16));
-        let retry_at = now + wait.min(LEAVING_RETRY_MAX);
+        let retry_at = now + LEAVING_RETRY.delay_max(attempts - 1);
         Self { reason: "Leaving", message, retry_at, attempts, quiet: true, transient: false }
     }
 

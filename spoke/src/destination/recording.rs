@@ -8,7 +8,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Held, Owned};
 
 use super::applying::Running;
-use super::objects::{RETRY_MIN, Tracked};
+use super::objects::{RETRY, Tracked};
 use super::requests::{Done, Job, Recorded};
 use crate::ledger::records::{ConfirmedPairs, Entry, Key, Ledger};
 
@@ -146,7 +146,7 @@ pub(super) fn turned_back(
         };
         let recorded = loop {
             match ledger.update(&key, change).await {
-                Err(error) if error.is_transient() => tokio::time::sleep(RETRY_MIN).await,
+                Err(error) if error.is_transient() => tokio::time::sleep(RETRY.base).await,
                 other => break other,
             }
         };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{DestinationRecords, Record};
@@ -23,7 +24,7 @@ use super::index::{self, Index, RECORD_LABEL};
 use crate::cluster::client::ApiServer;
 use crate::cluster::drift::Confirmed;
 use crate::metrics::Metrics;
-use crate::pace::Budget;
+use crate::rate_limits::WRITES;
 use crate::trust::identity::Identity;
 use crate::trust::secrets::{self, Swapped, collection, resource_version};
 
@@ -90,7 +91,7 @@ struct Inner {
     content_turn: tokio::sync::Mutex<()>,
     tidy: Notify,
     /// What orders may still write.
-    writes: Budget,
+    writes: RateLimiter,
     /// There is a record more.
     grown: Notify,
     lost: Option<Lost>,
@@ -168,7 +169,7 @@ impl Ledger {
             state: Mutex::new(state),
             content_turn: tokio::sync::Mutex::default(),
             tidy: Notify::new(),
-            writes: Budget::of_writes(),
+            writes: RateLimiter::new(WRITES),
         }));
         ledger.count();
         Ok(ledger)
@@ -302,7 +303,7 @@ impl Ledger {
     }
 
     /// What orders may still write. Only they are held back by it: whoever undoes an edit is not.
-    pub fn writes(&self) -> &Budget {
+    pub fn writes(&self) -> &RateLimiter {
         &self.0.writes
     }
 

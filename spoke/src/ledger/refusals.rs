@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::session::report::Refusal;
 use attest_runtime::failpoint;
@@ -17,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
-use crate::pace::Pace;
+use crate::rate_limits::REFUSAL_WRITES;
 use crate::trust::secrets::{self, collection, path};
 
 /// Name of the Secret.
@@ -37,7 +38,7 @@ const EVIDENCE: [&str; 9] = [
     "SignatureInvalid",
     "UntrustedKey",
 ];
-/// Shortest time between two writes; see also [`Pace::of_refusal_writes`].
+/// Shortest time between two writes; see also [`REFUSAL_WRITES`].
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 const KEY: &str = "refusals.json";
 const HUB_KEY: &str = "hub.json";
@@ -115,7 +116,7 @@ struct Inner {
     list: Mutex<VecDeque<Refused>>,
     hub: Mutex<Option<HubNews>>,
     changed: Notify,
-    writes: Pace,
+    writes: RateLimiter,
 }
 
 impl Refusals {
@@ -133,7 +134,7 @@ impl Refusals {
             list: Mutex::new(list.unwrap_or_default()),
             hub: Mutex::new(hub),
             changed: Notify::new(),
-            writes: Pace::of_refusal_writes(),
+            writes: RateLimiter::new(REFUSAL_WRITES),
         })))
     }
 
@@ -252,7 +253,7 @@ fn keep(list: &mut VecDeque<Refused>, mut refused: Refused) {
 mod tests {
     use super::*;
     use crate::cluster::fake::FakeApi;
-    use crate::pace::{REFUSAL_WRITE_EVERY, REFUSAL_WRITES_AT_ONCE_MAX};
+    use crate::rate_limits::{REFUSAL_WRITE_EVERY, REFUSAL_WRITES_AT_ONCE_MAX};
 
     fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
         let refusal = Refusal {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
+use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::objects::kinds::Kinds;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::connect::connect;
 use super::options::Options;
-use crate::admission::agent::{Agent, RETRY_MAX, RETRY_MIN};
+use crate::admission::agent::{Agent, RETRY};
 use crate::cluster::client::{Access, ApiServer};
 use crate::cluster::error::{ApiError, ClusterError};
 use crate::cluster::watch::Watches;
@@ -21,7 +22,7 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::records::{Ledger, Lost};
 use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
+use crate::rate_limits::{REFUSALS, SESSIONS};
 use crate::session::freshness::Freshness;
 use crate::session::join::Door;
 use crate::session::link::{Link, PUSHES_MAX, SeenSource};
@@ -110,8 +111,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         room: Room::default(),
         renewal_asked_at: None,
         may_hold_token: true,
-        refusals_pace: Pace::of_refusals(),
-        sessions_pace: Pace::of_sessions(),
+        refusal_limiter: RateLimiter::new(REFUSALS),
+        session_limiter: RateLimiter::new(SESSIONS),
     };
     tasks.spawn(connect(link, Door::new(join_token_file, kube_system_uid), readiness));
     let ended = tasks.join_next().await;
@@ -119,7 +120,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
 }
 
 async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
-    let mut wait = RETRY_MIN;
+    let mut attempt = 0;
     loop {
         match Identity::load_or_create(api).await {
             Ok(identity) => return Ok(identity),
@@ -130,8 +131,8 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
             }
             Err(error) => return Err(AgentError::Identity(error)),
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        tokio::time::sleep(RETRY.delay_max(attempt)).await;
+        attempt = attempt.saturating_add(1);
     }
 }
 
@@ -140,7 +141,7 @@ async fn remembered(
     metrics: &Metrics,
     recorded: u64,
 ) -> Result<(Ledger, Refusals), AgentError> {
-    let mut wait = RETRY_MIN;
+    let mut attempt = 0;
     loop {
         let ledger = Ledger::load(api.clone(), metrics.clone(), recorded).await;
         let refusals = Refusals::load(api.clone()).await;
@@ -152,8 +153,8 @@ async fn remembered(
             // What an unreadable record forbids is unknown, so nothing may be admitted.
             (Err(error), _) => return Err(AgentError::Ledger(error)),
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        tokio::time::sleep(RETRY.delay_max(attempt)).await;
+        attempt = attempt.saturating_add(1);
     }
 }
 

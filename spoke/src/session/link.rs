@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, tls};
+use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::record::DestinationRecords;
 use attest_common::session::frame::FRAME_BYTES_MAX;
@@ -31,7 +32,6 @@ use super::renewal::Renewal;
 use super::token;
 use crate::cluster::client::ApiServer;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
 use crate::trust::identity::{Identity, Tls};
 use crate::trust::policy::{Loaded, Trust};
 
@@ -71,9 +71,9 @@ pub struct Link {
     /// True until the join token is deleted that a process before this one may have used.
     pub may_hold_token: bool,
     /// How often what cannot be read or believed is logged.
-    pub refusals_pace: Pace,
+    pub refusal_limiter: RateLimiter,
     /// How often a session that begins makes the next dial as soon as if it had been the first.
-    pub sessions_pace: Pace,
+    pub session_limiter: RateLimiter,
 }
 
 /// What is durably held, as of now: for `Hello`.
@@ -162,7 +162,7 @@ impl Link {
         if negotiate(protocol, protocol).is_none() {
             return Err(LinkError::Protocol(protocol));
         }
-        if self.sessions_pace.allows(Instant::now()) {
+        if self.session_limiter.allows(Instant::now()) {
             *attempt = 0;
         }
         *window_ms = reconnect_window_ms.min(RECONNECT_WINDOW_MAX_MS);
@@ -203,14 +203,14 @@ impl Link {
                     // As many tasks as the transport grants the hub streams.
                     let reader = FrameReader::new(stream, FRAME_BYTES_MAX);
                     let (arriving, room) = (Arc::clone(&arriving), self.room.clone());
-                    let (pushes, pace) = (self.pushes.clone(), self.refusals_pace.clone());
-                    receiving.spawn(receive(reader, (arriving, room), pushes, pace));
+                    let (pushes, limiter) = (self.pushes.clone(), self.refusal_limiter.clone());
+                    receiving.spawn(receive(reader, (arriving, room), pushes, limiter));
                 }
                 Some(_) = receiving.join_next(), if !receiving.is_empty() => {}
                 () = self.outbox.changed() => is_due = true,
                 _ = tick.tick() => {
                     is_due = true;
-                    if *attempt > 0 && self.sessions_pace.allows(Instant::now()) {
+                    if *attempt > 0 && self.session_limiter.allows(Instant::now()) {
                         *attempt = 0;
                     }
                     if let Some(request) = renewal.due(SystemTime::now(), Instant::now()) {
@@ -315,7 +315,7 @@ impl Link {
             }
             Err(error) => {
                 self.metrics.refused(error.reason());
-                if self.refusals_pace.allows(Instant::now()) {
+                if self.refusal_limiter.allows(Instant::now()) {
                     tracing::warn!(
                         reason = error.reason(),
                         error = %error_chain(&error),
@@ -380,7 +380,7 @@ async fn receive(
     mut reader: FrameReader,
     (arriving, room): (Arc<Semaphore>, Room),
     pushes: mpsc::Sender<Pushed>,
-    pace: Pace,
+    limiter: RateLimiter,
 ) {
     let Ok(_turn) = arriving.acquire().await else { return };
     let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader, &room)).await;
@@ -389,7 +389,7 @@ async fn receive(
             // Closed only when the process ends.
             let _ = pushes.send(pushed).await;
         }
-        Err(error) if pace.allows(Instant::now()) => tracing::warn!(
+        Err(error) if limiter.allows(Instant::now()) => tracing::warn!(
             reason = error.reason(),
             error = %error_chain(&error),
             "A push of the hub could not be read"

@@ -1,14 +1,20 @@
 //! How long to wait before dialling the hub again. Pure.
 
+use std::time::Duration;
+
+use attest_common::basics::backoff::{Backoff, Jitter};
 use attest_common::session::{RECONNECT_MAX_MS, RECONNECT_MIN_MS};
 
-/// How long to wait before dialling again: full jitter over a range that doubles with every failed
-/// attempt, or over the window the hub advertised when a session that worked has ended.
+const RECONNECT: Backoff =
+    Backoff::new(Duration::from_millis(RECONNECT_MIN_MS), Duration::from_millis(RECONNECT_MAX_MS));
+
+/// Returns the delay before dialling again: full jitter over a range that doubles with every failed
+/// attempt, or over the window that the hub advertised when an established session has ended.
 pub fn reconnect_ms(attempt: u32, window_ms: u64, random: u64) -> u64 {
-    let doubled = RECONNECT_MIN_MS.saturating_mul(1_u64.checked_shl(attempt).unwrap_or(u64::MAX));
-    let backoff_ms = doubled.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS);
-    let range_ms = if attempt == 0 { backoff_ms.max(window_ms) } else { backoff_ms };
-    random % (range_ms + 1)
+    let delay_max = RECONNECT.delay_max(attempt);
+    let window = Duration::from_millis(if attempt == 0 { window_ms } else { 0 });
+    let delay = Jitter::Full.apply(delay_max.max(window), random);
+    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use attest_certs::{Authority, Bundle, SigningRequest, tls};
 use attest_common::basics::ids::ClusterId;
+use attest_common::basics::rate::RateLimiter;
 use attest_common::session::CLOSE_NOT_ADMITTED;
 use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{JoinAnswer, JoinOutcome, JoinRequest};
@@ -20,7 +21,7 @@ use super::outbox::Outbox;
 use super::push::Room;
 use crate::cluster::fake::FakeApi;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
+use crate::rate_limits::{REFUSALS, SESSIONS};
 use crate::trust::identity::Identity;
 use crate::trust::policy::Trust;
 use crate::trust::policy::tests::object;
@@ -106,8 +107,8 @@ pub(crate) async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, Fa
         room: Room::default(),
         renewal_asked_at: None,
         may_hold_token: true,
-        refusals_pace: Pace::of_refusals(),
-        sessions_pace: Pace::of_sessions(),
+        refusal_limiter: RateLimiter::new(REFUSALS),
+        session_limiter: RateLimiter::new(SESSIONS),
     };
     (link, told, fake)
 }

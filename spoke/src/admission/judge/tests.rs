@@ -9,11 +9,13 @@ use crate::admission::agent::tests::{agent, reports};
 use crate::admission::gate::tests::directive_of;
 use crate::cluster::fake::FakeApi;
 use crate::ledger::records::tests::record;
-use crate::pace::{NEW_DESTINATIONS_AT_ONCE_MAX, REFUSALS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX};
+use crate::rate_limits::{
+    NEW_DESTINATIONS_AT_ONCE_MAX, REFUSALS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX,
+};
 
 fn retry(sequence: u64) -> Retry {
-    let (at, wait) = (Instant::now(), RETRY_MIN);
-    Retry { order: (1, sequence), directive: Vec::new(), plan: None, at, wait }
+    let (at, attempt) = (Instant::now(), 0);
+    Retry { order: (1, sequence), directive: Vec::new(), plan: None, at, attempt }
 }
 
 fn key() -> Key {
@@ -74,12 +76,12 @@ async fn a_hub_that_names_ever_new_destinations_is_held_back_and_known_ones_are_
     };
 
     for index in 0..NEW_DESTINATIONS_AT_ONCE_MAX {
-        assert!(agent.keep_pace(&new(index)).is_ok());
+        assert!(agent.check_rates(&new(index)).is_ok());
     }
 
-    let refused = agent.keep_pace(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
-    assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::NEW_DESTINATION_EVERY));
-    assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    let refused = agent.check_rates(&new(NEW_DESTINATIONS_AT_ONCE_MAX)).unwrap_err();
+    assert_eq!(refused.retry_after(0), Some(crate::rate_limits::NEW_DESTINATION_EVERY));
+    assert!(agent.check_rates(&directive_of(1)).is_ok());
 }
 
 #[tokio::test]
@@ -88,17 +90,17 @@ async fn an_order_that_waits_uses_up_no_room_for_new_destinations() {
     let mut agent = agent(&fake).await;
     let left = |agent: &Agent| {
         let all = 0..=NEW_DESTINATIONS_AT_ONCE_MAX;
-        let pace = agent.new_destinations.clone();
-        all.filter(|_| pace.allows(Instant::now())).count()
+        let limiter = agent.new_destinations.clone();
+        all.filter(|_| limiter.allows(Instant::now())).count()
     };
     // Admitted and not recorded yet, however often that is tried.
     for _ in 0..5 {
-        assert!(agent.keep_pace(&directive_of(1)).is_ok());
+        assert!(agent.check_rates(&directive_of(1)).is_ok());
     }
     agent.shared.ledger.writes().spend(2 * WRITTEN_AT_ONCE_BYTES_MAX);
     let new = Directive { namespace: Name::new("shop-2").unwrap(), ..directive_of(1) };
     for _ in 0..5 {
-        assert!(matches!(agent.keep_pace(&new), Err(Rejected::TooMuch)));
+        assert!(matches!(agent.check_rates(&new), Err(Rejected::TooMuch)));
     }
 
     assert_eq!(left(&agent), NEW_DESTINATIONS_AT_ONCE_MAX as usize - 1);
@@ -137,12 +139,12 @@ async fn evidence_of_a_forgery_is_written_down_whatever_else_was_refused_before(
 async fn an_order_waits_while_orders_have_written_too_much() {
     let fake = FakeApi::start().await;
     let mut agent = agent(&fake).await;
-    assert!(agent.keep_pace(&directive_of(1)).is_ok());
+    assert!(agent.check_rates(&directive_of(1)).is_ok());
 
     agent.shared.ledger.writes().spend(2 * WRITTEN_AT_ONCE_BYTES_MAX);
 
-    let refused = agent.keep_pace(&directive_of(1)).unwrap_err();
-    assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::WRITTEN_RETRY));
+    let refused = agent.check_rates(&directive_of(1)).unwrap_err();
+    assert_eq!(refused.retry_after(0), Some(crate::rate_limits::WRITTEN_RETRY));
 }
 
 #[test]
@@ -150,5 +152,5 @@ fn a_push_that_asks_for_discovery_too_often_waits_and_is_not_refused() {
     let refused = Rejected::TooManyDiscoveries;
 
     assert_eq!(refused.reason(), "AdmissionsTooFast");
-    assert_eq!(refused.retry_after(RETRY_MIN), Some(crate::pace::ADMISSION_EVERY));
+    assert_eq!(refused.retry_after(0), Some(crate::rate_limits::ADMISSION_EVERY));
 }

@@ -6,7 +6,7 @@ use crate::admission::agent::tests::{agent, reports};
 use crate::cluster::fake::FakeApi;
 use crate::ledger::records::ConfirmedPairs;
 use crate::ledger::records::tests::{held, record};
-use crate::pace::LOOKED_UP_AT_ONCE_BYTES_MAX;
+use crate::rate_limits::LOOKED_UP_AT_ONCE_BYTES_MAX;
 use attest_common::session::report::Phase;
 
 fn entry(record: Record, payload: &[u8]) -> Entry {
@@ -72,7 +72,7 @@ async fn of_many_destinations_that_cannot_be_loaded_one_asks_ever_more_rarely() 
     let keys: Vec<Key> =
         agent.shared.ledger.with_records(|records| records.keys().cloned().collect());
 
-    for wait in [RESUME_RETRY_MIN, RESUME_RETRY_MIN * 2, RESUME_RETRY_MIN * 4] {
+    for wait in [RESUME_RETRY.base, RESUME_RETRY.base * 2, RESUME_RETRY.base * 4] {
         let (before, begun) = (fake.asked().len(), Instant::now());
         agent.resume_each(keys.clone()).await;
         // The one that asked: two packs of content, asked for at a time.
@@ -83,7 +83,7 @@ async fn of_many_destinations_that_cannot_be_loaded_one_asks_ever_more_rarely() 
     for _ in 0..10 {
         agent.resume_each(keys.clone()).await;
     }
-    assert_eq!(agent.resume_wait, RETRY_MAX);
+    assert_eq!(agent.resume_delay(), RESUME_RETRY.max);
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_destination_that_alone_cannot_be_loaded_holds_up_no_other() {
     fake.forbid(its_own);
 
     agent.resume_each(keys.clone()).await;
-    let (next, _) = agent.due(Instant::now() + RESUME_RETRY_MIN / 2);
+    let (next, _) = agent.due(Instant::now() + RESUME_RETRY.base / 2);
     assert_eq!(next, keys[1..]);
     agent.shared.outbox.take_needs();
     agent.resume_each(next).await;

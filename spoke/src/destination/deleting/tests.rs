@@ -58,12 +58,12 @@ async fn bindings_that_somebody_deleted_are_made_again_for_a_removal_and_no_name
     let path = object_path("v1", "configmaps", Some("shop"), "a");
     fake.forbid(&path);
     let forbidden = ApplyError::Api(api.get(&path).await.unwrap_err());
-    let pace = Pace::new(1, RIGHTS_EVERY);
+    let limiter = RateLimiter::new(RateLimit::one_every(1, RIGHTS_EVERY));
 
-    restore_rights(&api, &account, &ApplyError::KindUnknown, &pace).await;
+    restore_rights(&api, &account, &ApplyError::KindUnknown, &limiter).await;
     assert!(api.get(&path).await.unwrap_err().is_forbidden());
     for _ in 0..3 {
-        restore_rights(&api, &account, &forbidden, &pace).await;
+        restore_rights(&api, &account, &forbidden, &limiter).await;
     }
 
     assert!(api.get(&path).await.unwrap_err().is_absent(), "the rights are there again");

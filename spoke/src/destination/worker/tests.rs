@@ -57,9 +57,9 @@ async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>)
     let resumed = true;
     let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, resumed);
     let turned_back = job.await;
-    let before = worker.shared.ledger.writes().left();
+    let before = worker.shared.ledger.writes().tokens();
     worker.finish(turned_back);
-    assert_eq!(worker.shared.ledger.writes().left(), before - i128::from(RIGHTS_BYTES));
+    assert_eq!(worker.shared.ledger.writes().tokens(), before - i128::from(RIGHTS_BYTES));
     while let Some(done) = worker.jobs.next().await {
         worker.finish(done);
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::cluster::fake::FakeApi;
 use crate::ledger::index::Index;
 use crate::metrics::Metrics;
-use crate::pace::Budget;
+use crate::rate_limits::WRITES;
 
 fn random_bytes(length: usize, mut seed: u64) -> Bytes {
     let mut next = || {
@@ -85,7 +85,7 @@ async fn content_that_is_there_is_not_sent_again_and_all_that_is_sent_is_charged
     let fake = FakeApi::start().await;
     let open = async || Ledger::load(fake.open().await, Metrics::new().unwrap(), 0).await;
     let content = random_bytes(PIECE_BYTES_MAX, 4);
-    let spent = |ledger: &Ledger| Budget::of_writes().left() - ledger.writes().left();
+    let spent = |ledger: &Ledger| i128::from(WRITES.burst) - ledger.writes().tokens();
     let ledger = open().await.unwrap();
     let (first, blobs) = held(&Bytes::from_static(b"plan"), &content);
     fake.lose_answers(1);

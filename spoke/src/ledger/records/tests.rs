@@ -174,9 +174,9 @@ async fn an_order_is_charged_with_what_it_writes_and_an_edit_that_is_undone_cost
     let written = async |directive: &[u8]| {
         let entry =
             Entry { record: record(), directive: directive.to_vec(), confirmed: BTreeMap::new() };
-        let before = ledger.writes().left();
+        let before = ledger.writes().tokens();
         ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
-        before - ledger.writes().left()
+        before - ledger.writes().tokens()
     };
 
     let ordered = written(b"first").await;
