@@ -1,7 +1,6 @@
 //! Spokes: the QUIC listener, the session with each of them, and how they are registered.
 
 mod error;
-mod limits;
 mod listener;
 mod push;
 pub(crate) mod registration;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::Digest;

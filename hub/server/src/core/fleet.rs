@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
@@ -21,10 +22,8 @@ use crate::reconcile::planner::{Held, Hint, is_overtaken};
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// First wait before a push that failed is repeated on the same connection; doubled each time.
-pub const PUSH_RETRY_MIN: Duration = Duration::from_millis(250);
-/// Longest wait before a push that failed is repeated on the same connection.
-pub const PUSH_RETRY_MAX: Duration = Duration::from_secs(60);
+/// Delay before a failed push is repeated on the same connection.
+pub const PUSH_RETRY: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
 
 /// A connected spoke.
 #[derive(Debug)]
@@ -330,7 +329,7 @@ impl Fleet {
             session.has.remove(digest);
         });
         let failures = session.failures.entry(pending.destination.clone()).or_insert(0);
-        let wait = PUSH_RETRY_MIN.saturating_mul(1 << (*failures).min(16)).min(PUSH_RETRY_MAX);
+        let wait = PUSH_RETRY.delay_max(*failures);
         *failures = failures.saturating_add(1);
         Some(wait)
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::backoff::{Backoff, Jitter};
 use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use attest_runtime::clock::random;
 use tokio::sync::{Notify, Semaphore};
@@ -24,6 +25,7 @@ pub const RECONCILES_MAX: usize = 32;
 pub const BACKOFF_INTERVALS_MAX: u32 = 16;
 /// A poll comes up to this share of the interval early, so that many do not come together.
 const JITTER_PERCENT: u32 = 20;
+const POLL_JITTER: Jitter = Jitter::Early { percent_max: JITTER_PERCENT };
 const _: () = assert!(JITTER_PERCENT < answers::SHARED_PERCENT_MAX);
 /// Wait before an application is looked at again whose ledger was not what was remembered of it.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -191,8 +193,7 @@ impl Pipeline {
     pub(crate) fn asked(&self, application: &str, answered: Instant, is_ok: bool) {
         if let Some(slot) = self.slots().get_mut(application) {
             slot.failures = if is_ok { 0 } else { slot.failures.saturating_add(1) };
-            let factor = 2_u32.saturating_pow(slot.failures).min(BACKOFF_INTERVALS_MAX);
-            slot.next_poll = answered + jittered(self.interval * factor);
+            slot.next_poll = answered + poll_backoff(self.interval).delay(slot.failures, random());
         }
     }
 
@@ -237,7 +238,7 @@ impl Pipeline {
             if slot.next_poll <= now {
                 (slot.dirty, slot.plan) = (true, true);
                 slot.poll = slot.poll.max(Poll::Due);
-                slot.next_poll = now + jittered(self.interval);
+                slot.next_poll = now + POLL_JITTER.apply(self.interval, random());
             }
             next = next.min(slot.next_poll);
             if slot.dirty && !slot.running {
@@ -299,11 +300,10 @@ impl Drop for Done {
     }
 }
 
-fn jittered(interval: Duration) -> Duration {
-    let spread_ms = interval.as_millis() * u128::from(JITTER_PERCENT) / 100;
-    let spread_ms = u64::try_from(spread_ms).unwrap_or(0);
-    let early = if spread_ms == 0 { 0 } else { random() % spread_ms };
-    interval.saturating_sub(Duration::from_millis(early))
+/// Delay before a repository is polled again: the interval, doubled with each failure, and up to [`JITTER_PERCENT`]
+/// early.
+fn poll_backoff(interval: Duration) -> Backoff {
+    Backoff::new(interval, interval * BACKOFF_INTERVALS_MAX).with_jitter(POLL_JITTER)
 }
 
 async fn check_push_credentials(hub: Arc<Hub>) {
@@ -311,7 +311,7 @@ async fn check_push_credentials(hub: Arc<Hub>) {
         hub.blocking(super::observe::check_push_credentials).await;
         tokio::select! {
             () = hub.stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(PUSH_LOOK_INTERVAL)) => {}
+            () = tokio::time::sleep(POLL_JITTER.apply(PUSH_LOOK_INTERVAL, random())) => {}
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use attest_certs::tls::{Admission, admit, hub_quic};
 use attest_certs::{Bundle, PeerIdentity};
 use attest_common::basics::ids::ClusterId;
+use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::text;
 use attest_common::session::{BIDIRECTIONAL_STREAMS_MAX, GREETING_TIMEOUT_MS};
 use attest_runtime::frames;
@@ -19,8 +20,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 
 use super::LinkError;
-use super::limits::Pace;
-use super::registration;
+use super::registration::{self, CLUSTERS_MAX};
 use super::reports::{self, Reports};
 use super::{reset, session};
 use crate::core::limiter::Crowd;
@@ -43,18 +43,16 @@ pub const HELLO_DESTINATIONS_MAX: usize = 4_096;
 pub const POLICY_BYTES_MAX: usize = 512 * 1024;
 /// Blobs that one `Need` may name.
 pub const NEEDS_MAX: usize = 128;
-/// Most sessions of one cluster in [`PACE_SPAN`] that are believed to hold what this hub does not know: each
-/// costs a durable write and a ledger entry. A hub that came back from a backup hears it once of each spoke.
-const CLAIMS_MAX: u32 = 8;
-/// Most sessions of one cluster in [`PACE_SPAN`] of which the hub keeps a changed policy or version: each costs a
-/// durable write.
-const INTRODUCTIONS_MAX: u32 = 8;
-/// Span over which [`CLAIMS_MAX`] and its like count.
-pub(super) const PACE_SPAN: Duration = Duration::from_secs(10 * 60);
-/// Shortest time between two renewals of one cluster's certificate: each costs a signature and a durable write, and
-/// certificates live for days.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
-/// Bytes a connection may send before they are read.
+/// Limit, for each cluster, of sessions that report directives unknown to this hub: each costs a durable write and a
+/// ledger entry. After a restore from a backup, each spoke reports them once.
+const CLAIMS: RateLimit = RateLimit::per(8, 8, Duration::from_secs(10 * 60));
+/// Limit, for each cluster, of sessions of which the hub stores a changed policy or version: each costs a durable
+/// write.
+const INTRODUCTIONS: RateLimit = RateLimit::per(8, 8, Duration::from_secs(10 * 60));
+/// Limit of certificate renewals for each cluster: each costs a signature and a durable write, and certificates are
+/// valid for days.
+const RENEWALS: RateLimit = RateLimit::one_every(1, Duration::from_secs(60));
+/// Bytes a connection may send before it is acknowledged.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Bytes of datagrams that may wait for the hub, as far as the kernel allows.
@@ -130,9 +128,9 @@ impl Door {
         let shared = Arc::new(Shared {
             reports: reports::start(self.hub.clone()),
             pushes: Arc::new(Semaphore::new(PUSHES_MAX)),
-            claims: Pace::new(CLAIMS_MAX, PACE_SPAN),
-            introductions: Pace::new(INTRODUCTIONS_MAX, PACE_SPAN),
-            renewals: Pace::new(1, RENEW_EVERY),
+            claims: KeyedRateLimiter::new(CLAIMS, CLUSTERS_MAX),
+            introductions: KeyedRateLimiter::new(INTRODUCTIONS, CLUSTERS_MAX),
+            renewals: KeyedRateLimiter::new(RENEWALS, CLUSTERS_MAX),
         });
         loop {
             let incoming = tokio::select! {
@@ -189,12 +187,12 @@ impl Door {
 pub(super) struct Shared {
     pub(super) reports: Reports,
     pub(super) pushes: Arc<Semaphore>,
-    /// Sessions that hold what this hub has forgotten.
-    pub(super) claims: Pace,
-    /// Sessions that say something new of their cluster.
-    pub(super) introductions: Pace,
-    /// Certificates that are asked for.
-    pub(super) renewals: Pace,
+    /// Sessions that report directives unknown to this hub.
+    pub(super) claims: KeyedRateLimiter<ClusterId>,
+    /// Sessions that report changed metadata of their cluster.
+    pub(super) introductions: KeyedRateLimiter<ClusterId>,
+    /// Certificate renewals.
+    pub(super) renewals: KeyedRateLimiter<ClusterId>,
 }
 
 fn server_config(hub: &Hub, tls: &Bundle) -> Result<quinn::ServerConfig, LinkError> {
@@ -280,4 +278,25 @@ pub(super) fn cluster_id(peer: &PeerIdentity) -> Result<ClusterId, LinkError> {
 
 pub(super) fn greeting_timeout() -> Duration {
     Duration::from_millis(GREETING_TIMEOUT_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_spoke_that_claims_more_at_every_reconnect_is_believed_a_few_times_and_holds_up_no_other() {
+        let claims = KeyedRateLimiter::new(CLAIMS, CLUSTERS_MAX);
+        let [liar, other]: [ClusterId; 2] =
+            ["c-0123456789abcdef", "c-fedcba9876543210"].map(|id| id.parse().unwrap());
+        let begun = Instant::now();
+
+        let believed = (0..100).filter(|_| claims.allows(&liar, begun)).count();
+
+        assert_eq!(believed, 8);
+        assert!(claims.allows(&other, begun));
+        assert!(claims.allows(&liar, begun + CLAIMS.period));
+    }
 }

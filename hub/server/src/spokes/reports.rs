@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::{ClusterId, DestinationKey};
+use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::text;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
 use attest_runtime::clock::now;
 use tokio::sync::mpsc;
 
-use super::limits::Pace;
-use super::listener::PACE_SPAN;
+use super::registration::CLUSTERS_MAX;
 use crate::applications::status::runs_what_was_ordered;
 use crate::core::CONTROLLER;
 use crate::core::store::StoreError;
@@ -23,8 +23,9 @@ pub(crate) const QUEUE_MAX: usize = 1_024;
 /// Most reports of one durable write.
 pub(crate) const BATCH_MAX: usize = 256;
 
-/// Most reports of one cluster in [`PACE_SPAN`] that are logged as never ordered: a spoke sends them at each reconnect.
-const UNORDERED_LOGGED_MAX: u32 = 8;
+/// Limit, for each cluster, of logged reports about destinations that were never ordered: a spoke sends them at each
+/// reconnect.
+const UNORDERED_LOGGED: RateLimit = RateLimit::per(8, 8, Duration::from_secs(10 * 60));
 
 /// Longest word of a report that is kept: a reason, a name, a version.
 const WORD_CHARACTERS_MAX: usize = 120;
@@ -59,7 +60,7 @@ impl Reports {
 pub(crate) fn start(hub: Arc<Hub>) -> Reports {
     let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
     let writer = hub.clone();
-    let unordered = Arc::new(Pace::new(UNORDERED_LOGGED_MAX, PACE_SPAN));
+    let unordered = KeyedRateLimiter::new(UNORDERED_LOGGED, CLUSTERS_MAX);
     let writing = async move {
         let mut batch: Vec<Arrived> = Vec::new();
         while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
@@ -86,7 +87,11 @@ pub(crate) fn start(hub: Arc<Hub>) -> Reports {
     Reports { queue }
 }
 
-fn keep(hub: &Hub, arrived: Vec<Arrived>, unordered: &Pace) -> Result<(), StoreError> {
+fn keep(
+    hub: &Hub,
+    arrived: Vec<Arrived>,
+    unordered: &KeyedRateLimiter<ClusterId>,
+) -> Result<(), StoreError> {
     let mut newest: BTreeMap<DestinationKey, ReportRecord> = BTreeMap::new();
     let mut results = BTreeMap::new();
     for Arrived { cluster, report, at, .. } in arrived {
@@ -136,13 +141,18 @@ fn keep(hub: &Hub, arrived: Vec<Arrived>, unordered: &Pace) -> Result<(), StoreE
 
 /// A spoke tells of what this hub never ordered there: somebody else has ordered with this hub's key, or the hub has
 /// forgotten it. That something is gone which is unknown here is no news.
-fn note_unordered(hub: &Hub, destination: &DestinationKey, record: &ReportRecord, logged: &Pace) {
+fn note_unordered(
+    hub: &Hub,
+    destination: &DestinationKey,
+    record: &ReportRecord,
+    logged: &KeyedRateLimiter<ClusterId>,
+) {
     let report = &record.report;
     if report.phase == Phase::Removed {
         return;
     }
     hub.metrics.reports_unordered.inc();
-    if !logged.may(&record.cluster, Instant::now()) {
+    if !logged.allows(&record.cluster, Instant::now()) {
         return;
     }
     let refusal = report.refusal.as_ref();

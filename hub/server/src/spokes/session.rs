@@ -244,7 +244,7 @@ async fn believed(
             || head.is_some_and(|head| is_overtaken(&head, *held))
     };
     if held.iter().any(|(destination, held)| is_beyond(destination, held))
-        && !shared.claims.may(cluster, Instant::now())
+        && !shared.claims.allows(cluster, Instant::now())
     {
         tracing::warn!(
             cluster = cluster.as_str(),
@@ -309,7 +309,7 @@ async fn introduce(
         if changes.is_empty() {
             return Ok(is_news);
         }
-        if shared.introductions.may(&cluster, Instant::now()) {
+        if shared.introductions.allows(&cluster, Instant::now()) {
             hub.records.commit("introduction", &changes)?;
             writing.note(&record);
         } else {
@@ -396,7 +396,7 @@ impl Session<'_> {
 
     /// A new certificate for the spoke's new key; the former one ends when this one is first used.
     async fn renew(&mut self, request: Vec<u8>) -> Result<(), LinkError> {
-        if !self.shared.renewals.may(&self.cluster, Instant::now()) {
+        if !self.shared.renewals.allows(&self.cluster, Instant::now()) {
             return self.say(ToSpokeBody::Renewed(Renewed { chain_der: Vec::new() })).await;
         }
         let cluster = self.cluster.clone();
