@@ -18,7 +18,7 @@ use super::agent::{Agent, RETRIES_MAX, Retry};
 use super::gate::{self, Admitting, GateError, Verdict, View};
 use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
-use crate::destination::mailbox::{Order, Run};
+use crate::destination::mailbox::{Order, Origin, Run};
 use crate::destination::speculative::Checks;
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{self, Entry, Key, Lost};
@@ -256,7 +256,7 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, held, resumed: false, timings, checks };
+        let run = Run { admission, held, origin: Origin::Admitted, timings, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }

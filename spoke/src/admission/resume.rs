@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::agent::{Agent, RESUME_RETRY};
 use super::gate::{Admitting, GateError, Verdict};
 use super::rejected::Rejected;
-use crate::destination::mailbox::{Order, Run};
+use crate::destination::mailbox::{Order, Origin, Run};
 use crate::destination::report::{self, RemovalNow, Situation};
 use crate::destination::speculative::Checks;
 use crate::ledger::error::LedgerError;
@@ -137,7 +137,7 @@ impl Agent {
                 Order::Run(Box::new(Run {
                     admission: Arc::new(admission),
                     held,
-                    resumed: true,
+                    origin: Origin::Loaded,
                     timings: Timings::default(),
                     checks: Checks::default(),
                 }))

@@ -1,12 +1,15 @@
-//! An admission being carried out: its state and the requests it makes. What comes next is `state`; what came
-//! back is taken in by the worker.
+//! An admission that is being carried out: its state, and how it begins. Pure.
+//!
+//! What is due is `advance`, what requests ended with is taken in by `outcomes`.
+
+mod advance;
+mod outcomes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::basics::ids::Timestamp;
-use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::objects::placement;
@@ -15,84 +18,151 @@ use attest_common::session::report::Timings;
 use attest_common::verify::{Admission, Verified};
 
 use super::deleting::{self, Deleting};
-use super::mailbox::Run;
-use super::objects::{DEFINITION_WAIT, Failure, Step, Tracked};
+use super::event::RunOrder;
+use super::mailbox::Origin;
+use super::objects::{Failure, Tracked};
 use super::report::RunningNow;
-use super::requests::{Done, Job};
 use super::track::{track, with_met};
-use super::watch_status::Sight;
+use super::watch_status::WatchStatus;
 use crate::cluster::account::Account;
-use crate::cluster::apply::{self, ApplyError, Force, Target};
-use crate::cluster::client::ApiServer;
-use crate::cluster::watch::{Refused, Scope};
+use crate::cluster::drift::Need;
+use crate::cluster::watch::Scope;
 use crate::ledger::records::{ConfirmedPairs, Entry, Key};
 
-/// An admission being carried out.
-pub(super) struct Running {
+/// An admission that is being carried out.
+#[derive(Debug)]
+pub(super) struct Applying {
     pub(super) admission: Arc<Verified<Admission>>,
     pub(super) held: Held,
     pub(super) account: Account,
-    pub(super) kinds: Kinds,
+    pub(super) origin: Origin,
     pub(super) objects: BTreeMap<ObjectKey, Tracked>,
-    pub(super) sight: Sight,
-    pub(super) leftovers: Vec<Owned>,
-    pub(super) pruning: Option<Deleting>,
-    pub(super) preparation: Preparation,
-    /// The record leads back to what ran before: nothing of this plan is written, and a conflict
-    /// refuses it as a whole.
-    pub(super) way_back: bool,
-    /// Everything is checked: the way back is to be given up, durably, before the first write.
-    pub(super) begins: bool,
-    /// The record being written gives it up.
-    pub(super) forgoing: bool,
-    /// It was loaded: what another process did for it is not known.
-    pub(super) resumed: bool,
-    /// The record lags behind what was applied.
-    pub(super) dirty: bool,
-    /// What leaves the inventory with the record being written.
-    pub(super) leaving: BTreeSet<ObjectKey>,
-    pub(super) recording: bool,
-    pub(super) settled: bool,
-    pub(super) begun: Instant,
-    pub(super) since: Timestamp,
-    pub(super) timings: Timings,
-    pub(super) problem: Option<Failure>,
+    pub(super) watch_status: WatchStatus,
+    pub(super) rollback: Rollback,
+    pub(super) durability: Durability,
+    kinds: Kinds,
+    /// Objects of the inventory that the rendering no longer holds.
+    leftovers: Vec<Owned>,
+    pruning: Option<Deleting>,
+    preparation: Preparation,
+    progress: Progress,
+    begun: Instant,
+    since: Timestamp,
+    timings: Timings,
+    /// What failed is preparing or recording.
+    problem: Option<Failure>,
 }
 
-/// Whether namespace, account and bindings are there.
+/// Whether the record leads back to what ran before this plan. While it does, nothing of the plan is
+/// written, and a conflict refuses the plan as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Preparation {
+pub(super) enum Rollback {
+    Possible,
+    /// Everything is checked: it is to be given up, durably, before the first write.
+    GiveUpDue,
+    /// The record that is being written gives it up.
+    GivingUp,
+    GivenUp,
+}
+
+/// How the record relates to what is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    Clean,
+    /// The record lags behind.
+    Dirty,
+    /// The record is being written; `leaving` leaves the inventory with it, and `then` is what it will
+    /// be once written.
+    Writing {
+        leaving: BTreeSet<ObjectKey>,
+        then: Then,
+    },
+}
+
+/// What follows a write of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Clean,
+    /// More was learnt since the write began.
+    Dirty,
+}
+
+impl Durability {
+    pub(super) fn is_writing(&self) -> bool {
+        matches!(self, Self::Writing { .. })
+    }
+
+    /// Notes that something was learnt that the record does not hold.
+    fn learnt(&mut self) {
+        match self {
+            Self::Clean => *self = Self::Dirty,
+            Self::Dirty => {}
+            Self::Writing { then, .. } => *then = Then::Dirty,
+        }
+    }
+
+    /// Notes that the write succeeded. Returns what left the inventory.
+    fn written(&mut self) -> BTreeSet<ObjectKey> {
+        match std::mem::replace(self, Self::Clean) {
+            Self::Writing { leaving, then: Then::Clean } => leaving,
+            Self::Writing { leaving, then: Then::Dirty } => {
+                *self = Self::Dirty;
+                leaving
+            }
+            before @ (Self::Clean | Self::Dirty) => {
+                *self = before;
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// Notes that the outcome of the write is not known, if one was on its way.
+    fn forget_write(&mut self) {
+        if self.is_writing() {
+            *self = Self::Dirty;
+        }
+    }
+}
+
+/// Whether namespace, account and bindings exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preparation {
     Due,
     Underway,
     Done { settling_until: Option<Instant> },
 }
 
-impl Running {
+/// How far the plan is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Working,
+    /// Everything is applied and healthy: this is the last good release.
+    Settled,
+}
+
+impl Applying {
     /// What there is to do for an admission, from what is recorded and from what ran before.
     pub(super) fn begin(
-        run: Run,
+        order: RunOrder,
         (key, entry): (&Key, Option<&Entry>),
-        known: &Kinds,
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let Run { admission, held, resumed, timings, checks: _ } = run;
+        let RunOrder { admission, held, origin, timings, asked: _, facts } = order;
         let (application, namespace) = key;
-        let account = Account::new(
-            application,
-            namespace,
-            &admission.admitted.effective_policy.accounts_namespace,
-        );
-        let kinds = placement::with_definitions(&admission.admitted.objects, known).into_owned();
+        let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
+        let account = Account::new(application, namespace, accounts_namespace);
+        let rendered = &admission.admitted.objects;
+        let kinds = placement::with_definitions(rendered, &facts.kinds).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
         let inventory = with_met(inventory, tracked_before);
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&admission, &kinds, &account, (&inventory, pairs), tracked_before);
-        // Only what was listed before this admission can be an apply of ours that was not finished.
         let former = entry.and_then(|entry| entry.record.former.as_ref());
-        if let Some(former) = former.filter(|_| !resumed) {
+        if let (Some(former), Origin::Admitted) = (former, origin) {
+            // Only what was listed before this admission can be an apply of ours that was not finished.
             let listed = inventory.iter().take(former.objects);
             let listed: BTreeSet<&ObjectKey> = listed.map(|owned| &owned.key).collect();
             for (key, tracked) in &mut objects {
@@ -102,15 +172,16 @@ impl Running {
         let leftovers =
             inventory.iter().filter(|owned| !objects.contains_key(&owned.key)).cloned().collect();
         let used = objects.values().map(|tracked| &tracked.scope).collect();
-        let sight = before.map(|before| before.sight.clone()).unwrap_or_default().keep(&used);
+        let watched_before = before.map(|before| before.watch_status.clone()).unwrap_or_default();
+        let watch_status = watched_before.keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let since = entry.and_then(|entry| entry.record.since);
+        let was_behind = before.is_some_and(|before| before.durability == Durability::Dirty);
         Self {
             since: since.unwrap_or(admission.ordered.directive.issued_at),
-            way_back: former.is_some(),
-            begins: false,
-            forgoing: false,
-            resumed,
+            rollback: if former.is_some() { Rollback::Possible } else { Rollback::GivenUp },
+            durability: if was_behind { Durability::Dirty } else { Durability::Clean },
+            origin,
             admission,
             held,
             account,
@@ -118,17 +189,14 @@ impl Running {
             objects,
             leftovers,
             pruning: None,
-            // Rights that were enough before are there; otherwise the first request says so.
-            sight,
+            watch_status,
+            // Rights that were enough before are there; otherwise the first request shows it.
             preparation: if was_written {
                 Preparation::Done { settling_until: None }
             } else {
                 Preparation::Due
             },
-            dirty: before.is_some_and(|before| before.dirty),
-            leaving: BTreeSet::new(),
-            recording: false,
-            settled: false,
+            progress: Progress::Working,
             begun: now,
             timings,
             problem: None,
@@ -140,21 +208,39 @@ impl Running {
         self.admission.plan.sync.adopt && self.admission.admitted.effective_policy.adopt
     }
 
+    /// Whether the spoke may be able to read in the namespace: it binds itself there first.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.preparation != Preparation::Due
+    }
+
+    /// Scopes to list again: after a restart, and only then, objects are waited for that no apply shows.
+    pub(super) fn relisted(&self) -> BTreeSet<Scope> {
+        if self.objects.values().any(|tracked| tracked.need() == Need::Wait) {
+            let watched = self.objects.values().filter(|tracked| tracked.watched);
+            watched.map(|tracked| tracked.scope.clone()).collect()
+        } else {
+            BTreeSet::new()
+        }
+    }
+
     /// Requests that were dropped may or may not have been carried out; the watch will tell.
-    pub(super) fn forget_flights(&mut self) {
+    pub(super) fn forget_requests(&mut self) {
         self.objects.values_mut().for_each(|tracked| tracked.busy = false);
         // What was being recorded may not be.
-        self.dirty |= std::mem::take(&mut self.recording);
-        (self.begins, self.forgoing) = (false, false);
+        self.durability.forget_write();
+        if self.rollback != Rollback::GivenUp {
+            self.rollback = Rollback::Possible;
+        }
         if self.preparation == Preparation::Underway {
             self.preparation = Preparation::Due;
         }
         if let Some(pruning) = &mut self.pruning {
-            pruning.forget_flights();
+            pruning.forget_requests();
         }
     }
 
-    pub(super) fn now(&self) -> RunningNow<'_> {
+    /// What a report says of it.
+    pub(super) fn shown(&self) -> RunningNow<'_> {
         RunningNow {
             admission: &self.admission,
             plan: self.held.plan_digest,
@@ -167,7 +253,18 @@ impl Running {
         }
     }
 
-    pub(super) fn is_guarded(&self) -> bool {
+    /// What a report says went wrong with the destination as a whole.
+    pub(super) fn problem(&self) -> Option<&Failure> {
+        self.problem.as_ref().or_else(|| self.watch_status.problem())
+    }
+
+    /// Whether a conflict refuses the plan as a whole: nothing of it is written, and no record is being
+    /// written that says otherwise.
+    pub(super) fn may_revert(&self) -> bool {
+        matches!(self.rollback, Rollback::Possible | Rollback::GiveUpDue)
+    }
+
+    fn is_guarded(&self) -> bool {
         let to_delete = self.leftovers.iter().filter(|o| !deleting::is_never_deleted(o)).count();
         let inventory = self.objects.len() + self.leftovers.len();
         let percent_max = self.admission.admitted.effective_policy.prune_percent_max;
@@ -181,91 +278,5 @@ impl Running {
             Preparation::Underway => true,
             Preparation::Due => self.problem.is_none(),
         }
-    }
-
-    /// Takes in whether a scope can be seen.
-    pub(super) fn see_scope(&mut self, scope: Scope, refused: Option<Refused>, now: Instant) {
-        let quiet = match refused {
-            Some(Refused::Forbidden) => self.is_settling(now),
-            // The definition of the kind may come with this very plan.
-            Some(Refused::NotServed) => now < self.begun + DEFINITION_WAIT,
-            Some(Refused::Unreadable) | None => false,
-        };
-        if self.sight.see(scope, refused, quiet, now)
-            && matches!(self.preparation, Preparation::Done { .. })
-        {
-            // Namespace or bindings may have been taken away.
-            self.preparation = Preparation::Due;
-        }
-    }
-
-    pub(super) fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
-        let settling = self.is_settling(now);
-        if error.is_not_ready() && !settling {
-            // Namespace, account or bindings may have been taken away.
-            self.preparation = Preparation::Due;
-        }
-        let Some(tracked) = self.objects.get_mut(key) else { return };
-        tracked.busy = false;
-        let text = error_chain(error);
-        if matches!(error, ApplyError::FieldConflict { .. }) {
-            // Somebody else's: never deleted, and asked about anew before the next attempt.
-            tracked.passed = None;
-            self.dirty |= !std::mem::replace(&mut tracked.met, true);
-        }
-        // Another object, or another writer: what was found is asked about anew.
-        if error.is_conflict() {
-            tracked.passed = None;
-        }
-        tracked.failure = Some(if error.is_not_ready() && settling {
-            Failure::not_ready(error.reason(), text, now)
-        } else {
-            let failure = Failure::after(tracked.failure.as_ref(), error.reason(), text, now);
-            Failure { transient: error.is_transient(), ..failure }
-        });
-    }
-
-    pub(super) fn job(&mut self, api: &ApiServer, step: Step) -> Option<Job> {
-        let key = match &step {
-            Step::Begin => {
-                self.begins = true;
-                return None;
-            }
-            Step::Check(key, _) | Step::Look(key) | Step::Write { key, .. } => key.clone(),
-        };
-        let tracked = self.objects.get_mut(&key)?;
-        tracked.busy = true;
-        let api = api.clone();
-        let in_place = tracked.uid_in_place().cloned();
-        let target = Target {
-            admission: Arc::clone(&self.admission),
-            index: tracked.index,
-            path: tracked.path.clone(),
-            user: tracked.watched.then(|| self.account.user()),
-        };
-        Some(match step {
-            Step::Begin => return None,
-            Step::Check(key, standing) => Box::pin(async move {
-                let result = apply::check(&api, &target, standing).await;
-                Done::Checked(key, result)
-            }),
-            Step::Write { key, force, heal } => Box::pin(async move {
-                let force = match (force, in_place) {
-                    (false, _) => Force::No,
-                    (true, Some(uid)) => Force::Of(uid),
-                    (true, None) => Force::Any,
-                };
-                let result = apply::write(&api, &target, force).await;
-                Done::Wrote { key, heal, result }
-            }),
-            Step::Look(key) => Box::pin(async move {
-                let found = match api.get(&target.path).await {
-                    Ok(live) => Ok(Some(live)),
-                    Err(error) if error.is_not_found() => Ok(None),
-                    Err(error) => Err(error),
-                };
-                Done::Looked(key, found)
-            }),
-        })
     }
 }

@@ -1,26 +1,17 @@
-//! Taking objects away: the one machine behind a removal and behind a prune. Decides what goes when; what may go is proven by `Authority`.
+//! Which objects of an inventory are deleted next, for a removal and for a prune. Pure; what may be deleted is proven by `Authority`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use attest_common::basics::rate::{RateLimit, RateLimiter};
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kinds, apply_rank};
 use attest_common::record::Owned;
 
+use super::command::{By, Commands, Deletion, Request};
 use super::objects::Failure;
 use super::report::Obstacle;
-use super::requests::{Done, Job};
-use super::shared::Shared;
-use crate::cluster::account::Account;
-use crate::cluster::apply::{self, ApplyError, Authority, Deleted};
-use crate::cluster::client::{ApiServer, object_path};
-use crate::cluster::discovery;
-
-/// How often rights that are missing are given again, however many objects miss them.
-const RIGHTS_EVERY: Duration = Duration::from_secs(10);
+use crate::cluster::apply::{ApplyError, Deleted};
 
 /// Objects to delete, highest rank first.
 #[derive(Clone, Debug)]
@@ -28,8 +19,6 @@ pub(super) struct Deleting {
     pub(super) items: BTreeMap<ObjectKey, Item>,
     /// Objects that leave the inventory, deleted or released.
     pub(super) done: Vec<ObjectKey>,
-    /// How often the account's rights are given again.
-    restoring: RateLimiter,
 }
 
 /// One object to delete.
@@ -46,18 +35,10 @@ pub(super) struct Item {
     failure: Option<Failure>,
 }
 
-/// In whose name something is deleted, and what allows it.
-#[derive(Clone, Debug)]
-pub(super) struct By {
-    pub(super) authority: Authority,
-    pub(super) account: Account,
-}
-
 impl Deleting {
     /// What to delete of `inventory`, and what only leaves it.
     pub(super) fn of(inventory: &[Owned], kinds: &Kinds) -> Self {
-        let restoring = RateLimiter::new(RateLimit::one_every(1, RIGHTS_EVERY));
-        let mut deleting = Self { items: BTreeMap::new(), done: Vec::new(), restoring };
+        let mut deleting = Self { items: BTreeMap::new(), done: Vec::new() };
         for owned in inventory {
             let key = &owned.key;
             if is_never_deleted(owned) {
@@ -93,31 +74,26 @@ impl Deleting {
         (ready.map(|(key, _)| key.clone()).take(room).collect(), wake)
     }
 
-    /// The requests to make now, at most `room`, and when to ask again.
-    pub(super) fn jobs(
+    /// Begins the deletions that are due. Returns when to ask again.
+    pub(super) fn advance(
         &mut self,
-        shared: &Shared,
         by: &By,
         now: Instant,
-        room: usize,
-    ) -> (Vec<Job>, Option<Instant>) {
-        let (keys, wake) = self.steps(now, room);
-        let jobs = keys.into_iter().filter_map(|key| self.job(shared, by.clone(), key));
-        (jobs.collect(), wake)
-    }
-
-    fn job(&mut self, shared: &Shared, by: By, key: ObjectKey) -> Option<Job> {
-        let item = self.items.get_mut(&key)?;
-        item.busy = true;
-        let (item, api, kinds) = (item.clone(), shared.api.clone(), Arc::clone(&shared.kinds));
-        let restoring = self.restoring.clone();
-        Some(Box::pin(async move {
-            let result = delete(&api, &kinds, &by, &key, item).await;
-            if let Err(error) = &result {
-                restore_rights(&api, &by.account, error, &restoring).await;
-            }
-            Done::Deleted(key, result)
-        }))
+        commands: &mut Commands,
+    ) -> Option<Instant> {
+        let (keys, wake) = self.steps(now, commands.room());
+        for key in keys {
+            let Some(item) = self.items.get_mut(&key) else { continue };
+            item.busy = true;
+            commands.request(Request::Delete(Box::new(Deletion {
+                key,
+                version: item.version.clone(),
+                plural: item.plural.clone(),
+                uid: item.uid.clone(),
+                by: by.clone(),
+            })));
+        }
+        wake
     }
 
     /// Takes in the answer about one object. True when it is gone.
@@ -163,78 +139,9 @@ impl Deleting {
     }
 
     /// Requests that were dropped may or may not have been carried out; they are made again.
-    pub(super) fn forget_flights(&mut self) {
+    pub(super) fn forget_requests(&mut self) {
         self.items.values_mut().for_each(|item| item.busy = false);
     }
-}
-
-/// Gives the account and the spoke again what somebody took from them; the next attempt tells
-/// whether it helped.
-async fn restore_rights(
-    api: &ApiServer,
-    account: &Account,
-    error: &ApplyError,
-    limiter: &RateLimiter,
-) {
-    if !error.is_forbidden() || !limiter.allows(Instant::now()) {
-        return;
-    }
-    if let Err(error) = account.restore_rights(api).await {
-        tracing::debug!(
-            application = %account.application, namespace = %account.destination,
-            reason = error.reason(), error = %error_chain(&error),
-            "Cannot give an account its rights again"
-        );
-    }
-}
-
-async fn delete(
-    api: &ApiServer,
-    kinds: &RwLock<Kinds>,
-    by: &By,
-    key: &ObjectKey,
-    item: Item,
-) -> Result<Deleted, ApplyError> {
-    let plural = match item.plural {
-        Some(plural) => plural,
-        None => {
-            discovery::discover(api, kinds).await.map_err(ApplyError::Api)?;
-            let known = kinds.read().unwrap_or_else(PoisonError::into_inner);
-            let kind = known.get(&key.group, &key.kind).ok_or(ApplyError::KindUnknown)?;
-            kind.plural.clone()
-        }
-    };
-    let uid = item.uid.as_deref();
-    match delete_at(api, by, key, (&item.version, &plural), uid).await {
-        // Not the object: its version is not served any more. Another one may be.
-        Err(ApplyError::Api(error)) if error.is_not_found() => {
-            let served = discovery::served(api, key).await.map_err(ApplyError::Api)?;
-            let (version, plural) = served.ok_or(ApplyError::KindUnknown)?;
-            delete_at(api, by, key, (&version, &plural), uid).await
-        }
-        other => other,
-    }
-}
-
-async fn delete_at(
-    api: &ApiServer,
-    by: &By,
-    key: &ObjectKey,
-    (version, plural): (&str, &str),
-    uid: Option<&str>,
-) -> Result<Deleted, ApplyError> {
-    let slash = if key.group.is_empty() { "" } else { "/" };
-    let api_version = format!("{}{slash}{version}", key.group);
-    let path = object_path(&api_version, plural, key.namespace.as_deref(), &key.name);
-    let uid = match uid {
-        Some(uid) => uid.to_owned(),
-        // Perhaps written just before the process ended, perhaps never: look whose it is.
-        None => match apply::our_uid(api, key, &path).await? {
-            Some(uid) => uid,
-            None => return Ok(Deleted::Gone),
-        },
-    };
-    apply::delete(api, &by.authority, (key, &path, &by.account.user()), &uid).await
 }
 
 /// Kinds that are released, never deleted: what they hold cannot be brought back.

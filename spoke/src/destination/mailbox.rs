@@ -26,11 +26,20 @@ impl Order {
     /// True for what was admitted just now, or ends all that was.
     fn is_news(&self) -> bool {
         match self {
-            Self::Run(run) => !run.resumed,
+            Self::Run(run) => run.origin == Origin::Admitted,
             Self::Remove(_) => true,
             Self::Freeze { .. } => false,
         }
     }
+}
+
+/// Where an admission came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was admitted just now, by this process.
+    Admitted,
+    /// It was loaded: what another process did for it is not known.
+    Loaded,
 }
 
 /// An admission and where it came from.
@@ -38,8 +47,7 @@ impl Order {
 pub struct Run {
     pub admission: Arc<Verified<Admission>>,
     pub held: Held,
-    /// True when it was loaded, not newly admitted.
-    pub resumed: bool,
+    pub origin: Origin,
     pub timings: Timings,
     /// Checks of it that are under way already.
     pub checks: Checks,

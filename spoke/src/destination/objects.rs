@@ -199,6 +199,25 @@ impl Tracked {
             None => Standing::Unknown { adopt, unfinished: self.unfinished && !self.met },
         }
     }
+
+    /// Whether a dry run that asks this is the one that is to be made now.
+    fn is_to_ask(&self, asked: &Standing, adopt: bool) -> bool {
+        self.need() == Need::Apply && !self.busy && self.standing(adopt) == *asked
+    }
+}
+
+/// The objects whose dry runs are on their way already and ask what is to be asked now. They are busy
+/// from then on.
+pub(super) fn take_asked(
+    objects: &mut BTreeMap<ObjectKey, Tracked>,
+    mut asked: Vec<(ObjectKey, Standing)>,
+    adopt: bool,
+) -> Vec<ObjectKey> {
+    asked.retain(|(key, standing)| {
+        let tracked = objects.get_mut(key).filter(|tracked| tracked.is_to_ask(standing, adopt));
+        tracked.map(|tracked| tracked.busy = true).is_some()
+    });
+    asked.into_iter().map(|(key, _)| key).collect()
 }
 
 /// Whether an object counts as met once it is written: until our own apply has made it.

@@ -24,7 +24,7 @@ pub struct Situation<'a> {
     pub running: Option<RunningNow<'a>>,
     pub removal: Option<RemovalNow<'a>>,
     /// Why nothing may be changed at all.
-    pub frozen: Option<&'a (String, String)>,
+    pub frozen: Option<(&'a str, &'a str)>,
     pub refusal: Option<&'a Refusal>,
     /// Something that concerns the destination as a whole went wrong.
     pub problem: Option<&'a Failure>,
@@ -125,7 +125,7 @@ pub fn report(situation: &Situation<'_>) -> Report {
 fn phase(situation: &Situation<'_>) -> (Phase, String, String) {
     let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
     if let Some((reason, text)) = situation.frozen {
-        return (Phase::Degraded, reason.clone(), text.clone());
+        return (Phase::Degraded, reason.to_owned(), text.to_owned());
     }
     if let Some(Refusal { reason, message, .. }) = situation.refusal {
         return (Phase::Refused, reason.clone(), message.clone());

@@ -2,7 +2,6 @@
 //! need not wait. Only the answers are handed on; what follows from them is decided where that of every other
 //! check is, but for one thing: a record of a plan whose every check has passed says at once that it begins.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use attest_common::verify::{Admission, Verified};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::objects::{IN_FLIGHT_MAX, Tracked};
-use super::requests::{Done, Job};
 use super::track::track;
 use crate::cluster::account::Account;
 use crate::cluster::apply::{self, ApplyError, Passed, Standing, Target};
@@ -95,8 +93,8 @@ impl Checks {
 /// A check that is under way. Dropped, it ends.
 #[derive(Debug)]
 pub(super) struct Early {
-    key: ObjectKey,
-    standing: Standing,
+    pub(super) key: ObjectKey,
+    pub(super) standing: Standing,
     answer: Answer,
 }
 
@@ -114,33 +112,22 @@ impl Early {
         }
     }
 
-    /// The check as a request of the worker; `None` when it asked something else than is to be asked.
-    pub(super) fn job(
-        self,
-        objects: &mut BTreeMap<ObjectKey, Tracked>,
-        adopt: bool,
-    ) -> Option<Job> {
-        let tracked = objects.get_mut(&self.key).filter(|tracked| {
-            tracked.need() == Need::Apply
-                && !tracked.busy
-                && tracked.standing(adopt) == self.standing
-        })?;
-        tracked.busy = true;
-        Some(Box::pin(async move {
-            match self.answer {
-                Answer::Given(answer) => Done::Checked(self.key, answer),
-                Answer::Awaited(asking) => {
-                    Done::Checked(self.key, asking.await.unwrap_or(Err(ApplyError::Gone)))
-                }
-            }
-        }))
+    /// The answer, waited for.
+    pub(super) async fn answer(self) -> Result<Passed, ApplyError> {
+        match self.answer {
+            Answer::Given(answer) => answer,
+            Answer::Awaited(asking) => asking.await.unwrap_or(Err(ApplyError::Gone)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use attest_common::basics::ids::Digest;
 
+    use super::super::objects::take_asked;
     use super::super::objects::tests::applied;
     use super::*;
     use crate::ledger::records::tests::object_key;
@@ -180,21 +167,25 @@ mod tests {
     #[tokio::test]
     async fn an_early_check_counts_only_while_it_asks_what_is_to_be_asked() {
         let changed = Tracked { desired: Digest::of(b"newer"), ..applied(0) };
-        let with = |tracked: Tracked| BTreeMap::from([(object_key("ConfigMap", "a"), tracked)]);
+        let key = object_key("ConfigMap", "a");
+        let with = |tracked: Tracked| BTreeMap::from([(key.clone(), tracked)]);
+        let taken = |uid: &str, adopt: bool, objects: &mut BTreeMap<ObjectKey, Tracked>| {
+            take_asked(objects, vec![(key.clone(), early(uid).standing)], adopt)
+        };
         let is_used = |uid: &str, adopt: bool, tracked: Tracked| {
-            early(uid).job(&mut with(tracked), adopt).is_some()
+            !taken(uid, adopt, &mut with(tracked)).is_empty()
         };
 
         let mut objects = with(changed.clone());
-        let job = early("uid").job(&mut objects, false).unwrap();
+        let awaited = taken("uid", false, &mut objects);
         assert!(objects.values().all(|tracked| tracked.busy));
-        let Done::Checked(key, Ok(passed)) = job.await else { panic!("another answer") };
-        assert_eq!((key.name.as_str(), passed.force), ("a", true));
+        let passed = early("uid").answer().await.unwrap();
+        assert_eq!((awaited[0].name.as_str(), passed.force), ("a", true));
 
-        // Replaced by somebody, to be taken over, not changed at all, and not rendered any more.
+        // Replaced by another writer, to be taken over, not changed at all, and no longer rendered.
         assert!(!is_used("former", false, changed.clone()));
         assert!(!is_used("uid", true, changed));
         assert!(!is_used("uid", false, applied(0)));
-        assert!(early("uid").job(&mut BTreeMap::new(), false).is_none());
+        assert!(taken("uid", false, &mut BTreeMap::new()).is_empty());
     }
 }

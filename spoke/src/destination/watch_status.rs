@@ -8,11 +8,11 @@ use crate::cluster::watch::{Refused, Scope};
 
 /// Scopes whose watch is refused or cannot be read. What is in them is not known until a list completes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sight {
+pub(super) struct WatchStatus {
     blind: BTreeMap<Scope, Failure>,
 }
 
-impl Sight {
+impl WatchStatus {
     /// Takes in what a watch says of its scope. With `quiet`, a refusal is normal for a moment.
     /// True when namespace and bindings may be missing.
     pub(super) fn see(
@@ -85,7 +85,7 @@ mod tests {
             plural: "deployments".to_owned(),
             namespace: Some("shop".to_owned()),
         };
-        let mut sight = Sight::default();
+        let mut sight = WatchStatus::default();
 
         assert!(!sight.see(scope.clone(), Some(Refused::Forbidden), true, now));
         assert!(sight.is_blind() && sight.problem().is_none(), "new bindings need a moment");

@@ -1,8 +1,4 @@
-use attest_common::basics::ids::Name;
-use serde_json::json;
-
 use super::*;
-use crate::cluster::fake::FakeApi;
 use crate::ledger::records::tests::object_key;
 
 #[test]
@@ -33,42 +29,6 @@ fn deleting(objects: &[(&str, u8)]) -> Deleting {
 
 fn names(deleting: &Deleting, now: Instant) -> Vec<String> {
     deleting.steps(now, 8).0.into_iter().map(|key| key.name).collect()
-}
-
-#[tokio::test]
-async fn what_lived_in_a_namespace_that_is_gone_is_gone_though_its_uid_was_never_recorded() {
-    let fake = FakeApi::start().await;
-    let (api, key) = (fake.open().await, object_key("ConfigMap", "a"));
-    let path = object_path("v1", "configmaps", Some("shop"), "a");
-    fake.forbid(&path);
-
-    assert_eq!(apply::our_uid(&api, &key, &path).await.unwrap(), None);
-
-    let namespace = json!({"metadata": {"name": "shop"}});
-    api.create(&object_path("v1", "namespaces", None, ""), &namespace).await.unwrap();
-    let error = apply::our_uid(&api, &key, &path).await.unwrap_err();
-    assert!(error.is_forbidden(), "{error}");
-}
-
-#[tokio::test]
-async fn bindings_that_somebody_deleted_are_made_again_for_a_removal_and_no_namespace_is() {
-    let fake = FakeApi::start().await;
-    let (api, name) = (fake.open().await, |name| Name::new(name).unwrap());
-    let account = Account::new(&name("web"), &name("shop"), "attest-accounts");
-    let path = object_path("v1", "configmaps", Some("shop"), "a");
-    fake.forbid(&path);
-    let forbidden = ApplyError::Api(api.get(&path).await.unwrap_err());
-    let limiter = RateLimiter::new(RateLimit::one_every(1, RIGHTS_EVERY));
-
-    restore_rights(&api, &account, &ApplyError::KindUnknown, &limiter).await;
-    assert!(api.get(&path).await.unwrap_err().is_forbidden());
-    for _ in 0..3 {
-        restore_rights(&api, &account, &forbidden, &limiter).await;
-    }
-
-    assert!(api.get(&path).await.unwrap_err().is_absent(), "the rights are there again");
-    let asked = |end: &str| fake.asked().iter().filter(|path| path.ends_with(end)).count();
-    assert_eq!((asked("/rolebindings"), asked("/namespaces")), (2, 0));
 }
 
 #[test]

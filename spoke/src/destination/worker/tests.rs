@@ -8,8 +8,14 @@ use attest_common::record::{Held, Owned, Record};
 use super::*;
 use crate::admission::agent::tests::agent;
 use crate::admission::gate::tests::removal;
+use crate::cluster::account::Account;
 use crate::cluster::client::object_path;
 use crate::cluster::fake::FakeApi;
+use crate::destination::command::{AddedInventory, Revert};
+use crate::destination::event::Outcome;
+use crate::destination::perform::withdraw::RIGHTS_BYTES;
+use crate::destination::recording;
+use crate::destination::work::{OVERTAKEN_WAIT, Suspended, Work};
 use crate::ledger::records::tests::{object_key, record};
 use crate::ledger::records::{ConfirmedPairs, Entry};
 
@@ -29,6 +35,22 @@ async fn worker(fake: &FakeApi, record: Record, directive: &[u8]) -> Worker {
     let entry = Entry { record, directive: directive.to_vec(), confirmed: ConfirmedPairs::new() };
     shared.ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
     Worker::new(shared, key)
+}
+
+impl Worker {
+    fn finish(&mut self, outcome: Outcome) {
+        self.feed(Event::Finished(outcome));
+    }
+}
+
+async fn reverted(
+    worker: &Worker,
+    held: Held,
+    directive: &[u8],
+    inventory: AddedInventory,
+) -> Outcome {
+    let revert = Revert { held, directive: Digest::of(directive), inventory };
+    worker.performer.begin(Request::Revert(revert), None).await
 }
 
 fn account(worker: &Worker) -> Account {
@@ -52,15 +74,12 @@ async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>)
         let entry = Entry { record, directive: Vec::new(), confirmed: ConfirmedPairs::new() };
         worker.shared.ledger.update(&key, |_| Ok(Some(entry.clone()))).await.unwrap();
     }
-    worker.turning_back = Some(account.clone());
-    let order = (held(b"plan"), Digest::of(b"first"));
-    let resumed = true;
-    let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, resumed);
-    let turned_back = job.await;
+    worker.state.work = Work::Reverting(account.clone());
+    let turned_back = reverted(&worker, held(b"plan"), b"first", AddedInventory::Keep).await;
     let before = worker.shared.ledger.writes().tokens();
     worker.finish(turned_back);
     assert_eq!(worker.shared.ledger.writes().tokens(), before - i128::from(RIGHTS_BYTES));
-    while let Some(done) = worker.jobs.next().await {
+    while let Some(done) = worker.flights.next().await {
         worker.finish(done);
     }
 
@@ -107,16 +126,18 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
         ..ran.clone()
     };
     let mut worker = worker(&fake, refused, &order_of(b"newer")).await;
-    worker.turning_back = Some(account(&worker));
+    worker.state.work = Work::Reverting(account(&worker));
 
-    let order = (held(b"refused"), Digest::of(b"newer"));
-    let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, false);
-    worker.finish(job.await);
+    let outcome = reverted(&worker, held(b"refused"), b"newer", AddedInventory::Drop).await;
+    worker.finish(outcome);
 
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!((entry.record, &entry.directive[..]), (ran, &b"order"[..]));
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
-    assert!(worker.turning_back.is_some(), "nothing is told before what ran is loaded");
+    assert!(
+        matches!(worker.state.work, Work::Reverting(_)),
+        "nothing is told before what ran is loaded"
+    );
 }
 
 #[tokio::test]
@@ -125,16 +146,18 @@ async fn a_worker_whose_record_holds_something_newer_gives_way_unless_an_order_c
     // A removal is being carried out here; another process has admitted a release since.
     let newer = Record { held: Some(held(b"newer")), removed: false, ..record() };
     let mut worker = worker(&fake, newer, b"order").await;
-    let job = recording::removed(&worker.shared.ledger, &worker.key);
-    worker.finish(job.await);
-    assert!(worker.overtaken.is_some());
+    let outcome = worker.performer.begin(Request::RecordRemoved, None).await;
+    worker.finish(outcome);
+    assert!(matches!(worker.state.work, Work::Overtaken { .. }));
 
-    worker.advance();
-    assert!(worker.frozen.is_none(), "an order may be on its way");
-    worker.overtaken = Instant::now().checked_sub(OVERTAKEN_WAIT);
-    worker.advance();
+    worker.tick();
+    assert!(!matches!(worker.state.work, Work::Frozen { .. }), "an order may be on its way");
+    let since = Instant::now().checked_sub(OVERTAKEN_WAIT).unwrap();
+    worker.state.work = Work::Overtaken { since, suspended: Suspended::Nothing };
+    worker.tick();
 
-    assert_eq!(worker.frozen.as_ref().unwrap().0, "RecordOvertaken");
+    let Work::Frozen { reason, .. } = &worker.state.work else { panic!("not frozen") };
+    assert_eq!(reason, "RecordOvertaken");
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!(entry.record.inventory.len(), 1, "nothing newer is overwritten");
@@ -150,11 +173,10 @@ async fn a_refused_plan_that_was_ordered_again_meanwhile_is_left_to_the_newer_or
         ..ran
     };
     let mut worker = worker(&fake, again.clone(), &order_of(b"newer")).await;
-    worker.turning_back = Some(account(&worker));
+    worker.state.work = Work::Reverting(account(&worker));
 
-    let order = (held(b"plan"), Digest::of(b"older"));
-    let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, false);
-    worker.finish(job.await);
+    let outcome = reverted(&worker, held(b"plan"), b"older", AddedInventory::Drop).await;
+    worker.finish(outcome);
 
     assert_eq!(worker.shared.ledger.entry(&worker.key).unwrap().record, again);
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
@@ -165,16 +187,15 @@ async fn what_ran_is_asked_for_also_when_the_record_had_gone_back_to_it_already(
     let fake = FakeApi::start().await;
     let ran = Record { held: Some(held(b"ran")), ..record() };
     let mut worker = worker(&fake, ran, &order_of(b"order")).await;
-    worker.turning_back = Some(account(&worker));
+    worker.state.work = Work::Reverting(account(&worker));
     let entry = worker.shared.ledger.entry(&worker.key);
     let is_of =
         |plan, order| recording::is_of(entry.as_ref(), Some(&held(plan)), Digest::of(order));
     assert!(is_of(b"ran", b"order"));
     assert!(!is_of(b"plan", b"order") && !is_of(b"ran", b"newer"), "such an order is old news");
 
-    let order = (held(b"plan"), Digest::of(b"newer"));
-    let job = recording::turned_back(&worker.shared.ledger, &worker.key, order, false);
-    worker.finish(job.await);
+    let outcome = reverted(&worker, held(b"plan"), b"newer", AddedInventory::Drop).await;
+    worker.finish(outcome);
 
     assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
 }
@@ -187,15 +208,15 @@ async fn a_removal_that_waited_while_another_process_admitted_a_release_deletes_
     let mut late = worker(&fake, newer, &order_of(b"newer")).await;
 
     late.take(Slot { order: Some(Order::Remove(Box::new(ordered))), ..Slot::default() });
-    late.advance();
+    late.tick();
 
-    assert!(late.removal.is_none() && late.jobs.is_empty());
+    assert!(late.state.work.removing().is_none() && late.flights.is_empty());
     assert_eq!(late.shared.resumes.asked().await, [late.key.clone()].into());
 
     let (fake, removed) = (FakeApi::start().await, Record { removed: true, ..record() });
     let mut in_time = worker(&fake, removed, &directive).await;
     let (_, ordered) = removal();
     in_time.take(Slot { order: Some(Order::Remove(Box::new(ordered))), ..Slot::default() });
-    in_time.advance();
-    assert!(in_time.removal.is_some() && !in_time.jobs.is_empty());
+    in_time.tick();
+    assert!(in_time.state.work.removing().is_some() && !in_time.flights.is_empty());
 }

@@ -1,0 +1,175 @@
+//! What is due for an admission: requests about objects, preparing, pruning, recording. Pure.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::documents::manifest::ObjectKey;
+
+use super::{Applying, Durability, Preparation, Progress, Rollback, Then};
+use crate::cluster::apply::{Authority, Force, Target};
+use crate::cluster::drift::Need;
+use crate::destination::command::{By, Commands, Request};
+use crate::destination::deleting::Deleting;
+use crate::destination::objects::{self, Rules, Step, Tracked};
+use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update};
+use crate::destination::report;
+
+impl Applying {
+    /// Begins what is due. Returns when something is due without news.
+    pub(in crate::destination) fn advance(
+        &mut self,
+        now: Instant,
+        commands: &mut Commands,
+    ) -> Option<Instant> {
+        let turns_at = self.objects.values_mut().filter_map(|tracked| tracked.turn(now)).min();
+        // What failed is preparing or recording. Neither may keep an object from being put back.
+        let held_back = self.problem.as_ref().map(|p| p.retry_at).filter(|at| *at > now);
+        let prepared = matches!(self.preparation, Preparation::Done { .. });
+        let rules = Rules {
+            self_heal: self.admission.plan.sync.self_heal,
+            adopt: self.adopts(),
+            only_heals: !prepared && held_back.is_some(),
+            way_back: self.rollback != Rollback::GivenUp,
+            begun: self.begun,
+        };
+        let (steps, wake) = objects::steps(&self.objects, rules, now, commands.room());
+        if !steps.is_empty() {
+            self.progress = Progress::Working;
+        }
+        if prepared || rules.only_heals {
+            for step in steps {
+                self.take(step, commands);
+            }
+        } else if self.preparation == Preparation::Due
+            && (!steps.is_empty() || self.watch_status.is_blind())
+        {
+            self.preparation = Preparation::Underway;
+            commands.request(Request::Prepare(self.account.clone()));
+        }
+        let quiet = self.objects.values().all(|tracked| !tracked.busy);
+        let pruned_at = self.settle(now, commands);
+        if held_back.is_none() && self.is_record_due(quiet) {
+            self.record(commands);
+        }
+        wake.into_iter().chain(held_back).chain(turns_at).chain(pruned_at).min()
+    }
+
+    /// Whether the record is to be written: before the first write, and once no request is on its way.
+    fn is_record_due(&self, quiet: bool) -> bool {
+        match self.durability {
+            Durability::Writing { .. } => false,
+            Durability::Dirty => quiet || self.rollback == Rollback::GiveUpDue,
+            Durability::Clean => self.rollback == Rollback::GiveUpDue,
+        }
+    }
+
+    fn take(&mut self, step: Step, commands: &mut Commands) {
+        match step {
+            Step::Begin => {
+                if self.rollback == Rollback::Possible {
+                    self.rollback = Rollback::GiveUpDue;
+                }
+            }
+            Step::Check(key, standing) => {
+                let Some((target, _)) = self.begin_request(&key) else { return };
+                commands.request(Request::DryRun { key, target, standing });
+            }
+            Step::Write { key, force, heal } => {
+                let Some((target, in_place)) = self.begin_request(&key) else { return };
+                let force = match (force, in_place) {
+                    (false, _) => Force::No,
+                    (true, Some(uid)) => Force::Of(uid),
+                    (true, None) => Force::Any,
+                };
+                commands.request(Request::Write { key, target, force, heal });
+            }
+            Step::Look(key) => {
+                let Some((target, _)) = self.begin_request(&key) else { return };
+                commands.request(Request::Look { key, path: target.path });
+            }
+        }
+    }
+
+    /// Notes that a request about an object is on its way. Returns what it is about, and the UID of the
+    /// object that is in its place.
+    fn begin_request(&mut self, key: &ObjectKey) -> Option<(Target, Option<String>)> {
+        let tracked = self.objects.get_mut(key)?;
+        tracked.busy = true;
+        let target = Target {
+            admission: Arc::clone(&self.admission),
+            index: tracked.index,
+            path: tracked.path.clone(),
+            user: tracked.watched.then(|| self.account.user()),
+        };
+        Some((target, tracked.uid_in_place().cloned()))
+    }
+
+    /// Once everything is applied and healthy: the last good release, then what is no longer rendered.
+    /// Returns when to ask again for something that is to be deleted.
+    fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
+        let applied = self.objects.values().all(|t| t.need() == Need::Nothing && !t.busy);
+        if !applied || !report::is_settled(report::overall(&self.objects)) {
+            return None;
+        }
+        if self.progress == Progress::Working {
+            self.progress = Progress::Settled;
+            self.durability.learnt();
+        }
+        if self.rollback != Rollback::GivenUp
+            || self.leftovers.is_empty()
+            || !self.admission.plan.sync.prune
+            || self.is_guarded()
+        {
+            return None;
+        }
+        let pruning =
+            self.pruning.get_or_insert_with(|| Deleting::of(&self.leftovers, &self.kinds));
+        let by = By {
+            authority: Authority::Prune(Arc::clone(&self.admission)),
+            account: self.account.clone(),
+        };
+        let wake = pruning.advance(&by, now, commands);
+        if pruning.items.is_empty() && !pruning.done.is_empty() {
+            self.durability.learnt();
+        }
+        wake
+    }
+
+    /// Makes durable what was learnt: UIDs, confirmed pairs, what left the inventory, the last good release.
+    fn record(&mut self, commands: &mut Commands) {
+        let settled = self.progress == Progress::Settled;
+        let rollback = match self.rollback {
+            Rollback::Possible if !settled => RollbackUpdate::Keep,
+            Rollback::GivenUp => RollbackUpdate::GiveUp,
+            Rollback::Possible | Rollback::GiveUpDue | Rollback::GivingUp => {
+                self.rollback = Rollback::GivingUp;
+                RollbackUpdate::GiveUp
+            }
+        };
+        let gone: BTreeSet<ObjectKey> =
+            self.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
+        let update = Update {
+            held: self.held.clone(),
+            known: self.objects.iter().map(|(key, t)| (key.clone(), self.learnt(t))).collect(),
+            pairs: self
+                .objects
+                .iter()
+                .filter_map(|(key, t)| Some((key.clone(), t.confirmed.clone()?)))
+                .collect(),
+            gone: gone.clone(),
+            rollback,
+            last_good: if settled { LastGood::Replace } else { LastGood::Keep },
+        };
+        self.durability = Durability::Writing { leaving: gone, then: Then::Clean };
+        commands.request(Request::Record(Box::new(update)));
+    }
+
+    fn learnt(&self, tracked: &Tracked) -> Learnt {
+        let is_as_desired =
+            tracked.confirmed.as_ref().is_some_and(|pair| pair.desired == tracked.desired);
+        let rendered = self.admission.admitted.objects.get(tracked.index);
+        let version = rendered.filter(|_| is_as_desired).map(|object| object.version().to_owned());
+        Learnt { uid: tracked.owned_uid.clone(), met: tracked.met, version }
+    }
+}

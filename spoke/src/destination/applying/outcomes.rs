@@ -1,0 +1,245 @@
+//! What an admission learns: from requests that ended, and from watches. Pure.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::health::Verdict;
+
+use super::{Applying, Preparation, Progress, Rollback};
+use crate::cluster::apply::{ApplyError, Deleted, Passed, Standing, Written};
+use crate::cluster::drift::{Live, Need};
+use crate::cluster::error::ApiError;
+use crate::cluster::watch::{News, Observation, Refused, Scope};
+use crate::destination::command::{Command, Commands, Notice, Request};
+use crate::destination::objects::{self, DEFINITION_WAIT, Failure, NOT_READY_FOR};
+use crate::destination::track::scopes;
+use crate::ledger::error::LedgerError;
+
+impl Applying {
+    /// Takes in what watches have shown.
+    pub(in crate::destination) fn observed(
+        &mut self,
+        news: News,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        for (scope, refused) in news.scopes {
+            self.see_scope(scope, refused, now);
+        }
+        for (key, seen) in news.objects {
+            let Some(tracked) = self.objects.get_mut(&key) else { continue };
+            if tracked.see(seen) {
+                commands.notice(Notice::Drifted(key));
+            }
+        }
+    }
+
+    /// Takes in whether a scope can be seen.
+    fn see_scope(&mut self, scope: Scope, refused: Option<Refused>, now: Instant) {
+        let quiet = match refused {
+            Some(Refused::Forbidden) => self.is_settling(now),
+            // The definition of the kind may come with this very plan.
+            Some(Refused::NotServed) => now < self.begun + DEFINITION_WAIT,
+            Some(Refused::Unreadable) | None => false,
+        };
+        if self.watch_status.see(scope, refused, quiet, now)
+            && matches!(self.preparation, Preparation::Done { .. })
+        {
+            // Namespace or bindings may have been taken away.
+            self.preparation = Preparation::Due;
+        }
+    }
+
+    /// Waits for dry runs that are on their way already, as far as they ask what is to be asked.
+    pub(in crate::destination) fn await_dry_runs(
+        &mut self,
+        asked: Vec<(ObjectKey, Standing)>,
+        commands: &mut Commands,
+    ) {
+        let adopt = self.adopts();
+        for key in objects::take_asked(&mut self.objects, asked, adopt) {
+            commands.request(Request::AwaitDryRun(key));
+        }
+    }
+
+    pub(in crate::destination) fn prepared(
+        &mut self,
+        result: Result<bool, ApiError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        match result {
+            Ok(made) => {
+                let settling_until = made.then(|| now + NOT_READY_FOR);
+                self.preparation = Preparation::Done { settling_until };
+                self.problem = None;
+                let relist = if made { self.watch_status.blind() } else { BTreeSet::new() };
+                commands.push(Command::Follow { objects: scopes(&self.objects), relist });
+            }
+            Err(error) => {
+                self.preparation = Preparation::Due;
+                let text = error_chain(&error);
+                self.problem =
+                    Some(Failure::after(self.problem.as_ref(), error.reason(), text, now));
+            }
+        }
+    }
+
+    pub(in crate::destination) fn checked(
+        &mut self,
+        key: &ObjectKey,
+        result: Result<Passed, ApplyError>,
+        now: Instant,
+    ) {
+        self.timings.requests += 1;
+        match result {
+            Ok(passed) => {
+                let Some(tracked) = self.objects.get_mut(key) else { return };
+                tracked.busy = false;
+                tracked.passed = Some(passed);
+                tracked.failure = None;
+            }
+            Err(error) => self.fail(key, &error, now),
+        }
+    }
+
+    /// Takes in what a write ended with. Returns whether an object was put back.
+    pub(in crate::destination) fn wrote(
+        &mut self,
+        (key, heal): (&ObjectKey, bool),
+        result: Result<Written, ApplyError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) -> bool {
+        self.timings.requests += 1;
+        commands.notice(if result.is_ok() { Notice::Applied } else { Notice::ApplyFailed });
+        let Written { confirmed, observation, created } = match result {
+            Ok(written) => written,
+            Err(error) => {
+                self.fail(key, &error, now);
+                return false;
+            }
+        };
+        let Some(tracked) = self.objects.get_mut(key) else { return false };
+        tracked.busy = false;
+        tracked.failure = None;
+        let drifted_at = tracked.drifted_at.take();
+        if tracked.confirmed.as_ref() != Some(&confirmed)
+            || tracked.owned_uid.as_ref() != Some(&confirmed.uid)
+        {
+            self.durability.learnt();
+        }
+        tracked.owned_uid = Some(confirmed.uid.clone());
+        tracked.met = objects::is_met(tracked.met, tracked.passed, created);
+        tracked.confirmed = Some(confirmed);
+        tracked.see(observation);
+        if heal {
+            tracked.budget.spend(now);
+            let took = drifted_at.map(|at| now.duration_since(at)).unwrap_or_default();
+            commands.notice(Notice::Healed { key: key.clone(), took });
+        } else if self.objects.values().all(|t| t.need() != Need::Apply) {
+            let took = now.duration_since(self.begun);
+            self.timings.apply_us = attest_runtime::clock::micros(took);
+            commands.notice(Notice::PlanApplied { took });
+        }
+        heal
+    }
+
+    pub(in crate::destination) fn looked(
+        &mut self,
+        key: &ObjectKey,
+        result: Result<Option<Observation>, ApiError>,
+        now: Instant,
+    ) {
+        let found = match result {
+            Ok(found) => found,
+            Err(error) => return self.fail(key, &ApplyError::Api(error), now),
+        };
+        let Some(tracked) = self.objects.get_mut(key) else { return };
+        tracked.busy = false;
+        tracked.failure = None;
+        let seen = found.unwrap_or_else(|| Observation {
+            live: Live::Gone { uid: tracked.owned_uid.clone().unwrap_or_default() },
+            verdict: Verdict::absent(&tracked.scope.group, &tracked.scope.kind),
+            at: now,
+        });
+        tracked.see(seen);
+    }
+
+    pub(in crate::destination) fn deleted(
+        &mut self,
+        key: &ObjectKey,
+        result: Result<Deleted, ApplyError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        let Some(pruning) = &mut self.pruning else { return };
+        if pruning.finish(key, result, now) {
+            commands.notice(Notice::Deleted);
+        }
+    }
+
+    /// Takes in what a write to the record ended with.
+    pub(in crate::destination) fn recorded(
+        &mut self,
+        result: Result<(), LedgerError>,
+        now: Instant,
+    ) {
+        match result {
+            Ok(()) => {
+                self.problem = None;
+                if self.rollback == Rollback::GivingUp {
+                    self.rollback = Rollback::GivenUp;
+                }
+                let left = self.durability.written();
+                self.leftovers.retain(|owned| !left.contains(&owned.key));
+                if let Some(pruning) = &mut self.pruning {
+                    pruning.done.retain(|key| !left.contains(key));
+                }
+                self.pruning.take_if(|p| p.items.is_empty() && p.done.is_empty());
+            }
+            Err(error) => {
+                self.durability.forget_write();
+                self.durability.learnt();
+                if self.rollback == Rollback::GivingUp {
+                    let is_settled = self.progress == Progress::Settled;
+                    self.rollback =
+                        if is_settled { Rollback::Possible } else { Rollback::GiveUpDue };
+                }
+                let text = error_chain(&error);
+                self.problem =
+                    Some(Failure::after(self.problem.as_ref(), error.reason(), text, now));
+            }
+        }
+    }
+
+    fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
+        let settling = self.is_settling(now);
+        if error.is_not_ready() && !settling {
+            // Namespace, account or bindings may have been taken away.
+            self.preparation = Preparation::Due;
+        }
+        let Some(tracked) = self.objects.get_mut(key) else { return };
+        tracked.busy = false;
+        let text = error_chain(error);
+        if matches!(error, ApplyError::FieldConflict { .. }) {
+            // It belongs to another writer: never deleted, and asked about again before the next attempt.
+            tracked.passed = None;
+            if !std::mem::replace(&mut tracked.met, true) {
+                self.durability.learnt();
+            }
+        }
+        // Another object, or another writer: what was found is asked about again.
+        if error.is_conflict() {
+            tracked.passed = None;
+        }
+        tracked.failure = Some(if error.is_not_ready() && settling {
+            Failure::not_ready(error.reason(), text, now)
+        } else {
+            let failure = Failure::after(tracked.failure.as_ref(), error.reason(), text, now);
+            Failure { transient: error.is_transient(), ..failure }
+        });
+    }
+}

@@ -1,0 +1,180 @@
+//! Everything that a worker does: `work::next` decides it, `worker` performs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::record::Held;
+use attest_common::session::report::{Refusal, Report};
+
+use super::objects::IN_FLIGHT_MAX;
+use super::recording::Update;
+use crate::cluster::account::Account;
+use crate::cluster::apply::{Authority, Force, Standing, Target};
+use crate::cluster::watch::Scope;
+
+/// Something to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Drops every request that is on its way. Each may or may not have been carried out.
+    CancelRequests,
+    /// Begins a request, which ends with an `Outcome` unless it is dropped.
+    Request(Request),
+    /// Watches exactly these objects; scopes in `relist` are listed again.
+    Follow {
+        objects: BTreeMap<ObjectKey, Scope>,
+        relist: BTreeSet<Scope>,
+    },
+    /// Asks the agent to load what is recorded for this destination.
+    Reload,
+    /// Deletes stored content that no record names.
+    TidyContent,
+    /// Adds to the list of refusals of the cluster.
+    NoteRefusal(Refusal),
+    Report {
+        report: Arc<Report>,
+        phase: PhaseChange,
+    },
+    /// Counts and logs.
+    Notice(Notice),
+    /// Comes again at this time when nothing arrives before.
+    WakeAt(Instant),
+}
+
+/// Whether a report shows another phase or reason than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PhaseChange {
+    Same,
+    Changed,
+}
+
+/// A request to the API server, or to the ledger.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Makes namespace, account and bindings.
+    Prepare(Account),
+    /// Waits for the dry run of this object that was begun before the order arrived.
+    AwaitDryRun(ObjectKey),
+    DryRun {
+        key: ObjectKey,
+        target: Target,
+        standing: Standing,
+    },
+    Write {
+        key: ObjectKey,
+        target: Target,
+        force: Force,
+        heal: bool,
+    },
+    /// Reads the object at a path.
+    Look {
+        key: ObjectKey,
+        path: String,
+    },
+    Delete(Box<Deletion>),
+    /// Makes durable what was learnt while an admission is carried out.
+    Record(Box<Update>),
+    /// Empties the inventory of a removal that has deleted everything.
+    RecordRemoved,
+    /// Makes durable that a plan is refused of which nothing was written.
+    Revert(Revert),
+    /// Takes away what was made for a plan of which nothing was written.
+    Withdraw(Account),
+}
+
+/// A request to delete an object of an inventory.
+#[derive(Clone, Debug)]
+pub(super) struct Deletion {
+    pub(super) key: ObjectKey,
+    pub(super) version: String,
+    /// Absent when the kind is not known.
+    pub(super) plural: Option<String>,
+    /// Absent when it was never recorded.
+    pub(super) uid: Option<String>,
+    pub(super) by: By,
+}
+
+/// In whose name something is deleted, and what allows it.
+#[derive(Clone, Debug)]
+pub(super) struct By {
+    pub(super) authority: Authority,
+    pub(super) account: Account,
+}
+
+/// The order that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Revert {
+    pub(super) held: Held,
+    /// SHA-256 of the directive's payload.
+    pub(super) directive: Digest,
+    pub(super) inventory: AddedInventory,
+}
+
+/// What becomes of the objects that entered the inventory with a plan that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AddedInventory {
+    /// They leave it: this process admitted the plan and wrote none of them.
+    Drop,
+    /// They stay: another process may have written them.
+    Keep,
+}
+
+/// Something to count and to log.
+#[derive(Debug)]
+pub(super) enum Notice {
+    Drifted(ObjectKey),
+    Applied,
+    ApplyFailed,
+    Healed {
+        key: ObjectKey,
+        took: Duration,
+    },
+    /// Every object of a plan is written.
+    PlanApplied {
+        took: Duration,
+    },
+    Deleted,
+}
+
+/// The commands of one transition, and how many requests are on their way.
+#[derive(Debug)]
+pub(super) struct Commands {
+    pub(super) list: Vec<Command>,
+    pub(super) in_flight: usize,
+}
+
+impl Commands {
+    pub(super) fn new(in_flight: usize) -> Self {
+        Self { list: Vec::new(), in_flight }
+    }
+
+    pub(super) fn push(&mut self, command: Command) {
+        self.list.push(command);
+    }
+
+    pub(super) fn notice(&mut self, notice: Notice) {
+        self.list.push(Command::Notice(notice));
+    }
+
+    pub(super) fn request(&mut self, request: Request) {
+        self.in_flight += 1;
+        self.list.push(Command::Request(request));
+    }
+
+    pub(super) fn cancel_requests(&mut self) {
+        self.in_flight = 0;
+        self.list.push(Command::CancelRequests);
+    }
+
+    /// Notes that a request has ended.
+    pub(super) fn finished(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// How many more requests about objects may be begun.
+    pub(super) fn room(&self) -> usize {
+        IN_FLIGHT_MAX.saturating_sub(self.in_flight)
+    }
+}

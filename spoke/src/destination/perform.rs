@@ -1,0 +1,103 @@
+//! Performs the requests of a worker. Each becomes a future that ends with an `Outcome`; nothing is decided here.
+
+mod delete;
+mod record;
+pub(super) mod withdraw;
+
+use attest_common::basics::rate::{RateLimit, RateLimiter};
+use attest_common::documents::manifest::ObjectKey;
+use futures::future::BoxFuture;
+
+use super::command::Request;
+use super::event::Outcome;
+use super::shared::Shared;
+use super::speculative::Early;
+use crate::cluster::apply::{self, ApplyError};
+use crate::cluster::client::ApiServer;
+use crate::cluster::error::ApiError;
+use crate::cluster::watch::{Observation, observe};
+use crate::ledger::records::Key;
+
+/// A request that is on its way.
+pub(super) type Flight = BoxFuture<'static, Outcome>;
+
+/// What requests are made with.
+#[derive(Clone, Debug)]
+pub(super) struct Performer {
+    shared: Shared,
+    key: Key,
+    /// How often the account's rights are given again.
+    restoring: RateLimiter,
+}
+
+impl Performer {
+    pub(super) fn new(shared: Shared, key: Key) -> Self {
+        Self {
+            shared,
+            key,
+            restoring: RateLimiter::new(RateLimit::one_every(1, delete::RIGHTS_EVERY)),
+        }
+    }
+
+    /// Begins a request. `early` is the dry run that it waits for, when it waits for one.
+    pub(super) fn begin(&self, request: Request, early: Option<Early>) -> Flight {
+        let Self { shared, key: destination, restoring } = self.clone();
+        let Shared { api, ledger, kinds, .. } = shared;
+        match request {
+            Request::Prepare(account) => {
+                Box::pin(async move { Outcome::Prepared(account.prepare(&api).await) })
+            }
+            Request::AwaitDryRun(key) => Box::pin(async move {
+                let answer = match early {
+                    Some(early) => early.answer().await,
+                    None => Err(ApplyError::Gone),
+                };
+                Outcome::Checked(key, answer)
+            }),
+            Request::DryRun { key, target, standing } => Box::pin(async move {
+                let result = apply::check(&api, &target, standing).await;
+                Outcome::Checked(key, result)
+            }),
+            Request::Write { key, target, force, heal } => Box::pin(async move {
+                let result = apply::write(&api, &target, force).await;
+                Outcome::Wrote { key, heal, result }
+            }),
+            Request::Look { key, path } => Box::pin(async move {
+                let found = look(&api, &key, &path).await;
+                Outcome::Looked(key, found)
+            }),
+            Request::Delete(deletion) => Box::pin(async move {
+                let result = delete::deletion(&api, &kinds, &deletion, &restoring).await;
+                Outcome::Deleted(deletion.key, result)
+            }),
+            Request::Record(update) => Box::pin(async move {
+                Outcome::Recorded(record::record(&ledger, &destination, &update).await)
+            }),
+            Request::RecordRemoved => {
+                Box::pin(
+                    async move { Outcome::Recorded(record::removed(&ledger, &destination).await) },
+                )
+            }
+            Request::Revert(revert) => Box::pin(async move {
+                Outcome::Reverted(record::revert(&ledger, &destination, &revert).await)
+            }),
+            Request::Withdraw(account) => {
+                // A hub may order the same again, to be made and taken away each time.
+                ledger.writes().spend(withdraw::RIGHTS_BYTES);
+                Box::pin(async move {
+                    withdraw::withdraw(&api, &ledger, &destination, &account).await;
+                    Outcome::Withdrawn
+                })
+            }
+        }
+    }
+}
+
+async fn look(
+    api: &ApiServer,
+    key: &ObjectKey,
+    path: &str,
+) -> Result<Option<Observation>, ApiError> {
+    let found = api.get_optional(path).await?;
+    Ok(found.map(|live| observe(&key.group, &key.kind, &live)))
+}

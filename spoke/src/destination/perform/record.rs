@@ -1,0 +1,77 @@
+//! Writes of a worker to the record of its destination. Each is a compare-and-swap of `ledger`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::destination::command::{AddedInventory, Revert};
+use crate::destination::event::Recorded;
+use crate::destination::objects::RETRY;
+use crate::destination::recording::{RollbackUpdate, Update, is_of};
+use crate::ledger::error::LedgerError;
+use crate::ledger::records::{Entry, Key, Ledger};
+
+/// Makes durable what was learnt, unless the record holds something else by now.
+pub(in crate::destination) async fn record(
+    ledger: &Ledger,
+    key: &Key,
+    update: &Update,
+) -> Result<Recorded, LedgerError> {
+    let superseded = AtomicBool::new(false);
+    let change = |entry: Option<Entry>| {
+        // A newer directive may have been recorded concurrently: then this is out of date.
+        let entry = entry.filter(|entry| entry.record.held.as_ref() == Some(&update.held));
+        superseded.store(entry.is_none(), Ordering::Relaxed);
+        Ok(entry.and_then(|entry| update.apply(&entry)))
+    };
+    let recorded = ledger.update(key, change).await?;
+    // The content of what it could have gone back to is no longer needed.
+    if update.rollback == RollbackUpdate::GiveUp && recorded.is_some() {
+        ledger.tidy_content();
+    }
+    let superseded = superseded.load(Ordering::Relaxed);
+    Ok(if superseded { Recorded::Superseded } else { Recorded::Done })
+}
+
+/// Empties the inventory of a removal that has deleted everything.
+pub(in crate::destination) async fn removed(
+    ledger: &Ledger,
+    key: &Key,
+) -> Result<Recorded, LedgerError> {
+    let change = |entry: Option<Entry>| {
+        let emptied = entry.filter(|entry| entry.record.removed).map(|mut entry| {
+            entry.record.inventory.clear();
+            entry.confirmed.clear();
+            entry
+        });
+        Ok(emptied)
+    };
+    let recorded = ledger.update(key, change).await?;
+    Ok(recorded.map_or(Recorded::Superseded, |_| Recorded::Done))
+}
+
+/// Records that what a directive ordered was refused before anything of it was written; tried until
+/// it is done. Returns whether there is something to bring back to work, also when the record has
+/// become another's concurrently.
+pub(in crate::destination) async fn revert(
+    ledger: &Ledger,
+    key: &Key,
+    Revert { held, directive, inventory }: &Revert,
+) -> Result<bool, LedgerError> {
+    let change = |entry: Option<Entry>| {
+        let mine = entry.filter(|entry| is_of(Some(entry), Some(held), *directive));
+        Ok(mine.and_then(|Entry { record, confirmed, .. }| {
+            let (record, directive) = record.turned_back(*inventory == AddedInventory::Keep)?;
+            Some(Entry { record, directive, confirmed })
+        }))
+    };
+    let recorded = loop {
+        match ledger.update(key, change).await {
+            Err(error) if error.is_transient() => tokio::time::sleep(RETRY.base).await,
+            other => break other,
+        }
+    };
+    ledger.tidy_content();
+    recorded?;
+    Ok(ledger.entry(key).is_some_and(|Entry { record, .. }| {
+        record.held.is_some() || (record.removed && !record.inventory.is_empty())
+    }))
+}

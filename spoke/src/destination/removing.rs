@@ -1,0 +1,134 @@
+//! A removal that is being carried out: everything in the inventory is deleted, then the record is emptied. Pure.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::verify::{Removal, Verified};
+
+use super::applying::Applying;
+use super::command::{By, Command, Commands, Notice, Request};
+use super::deleting::Deleting;
+use super::event::RemoveOrder;
+use super::objects::Failure;
+use super::report::RemovalNow;
+use super::track::with_met;
+use crate::cluster::account::Account;
+use crate::cluster::apply::{ApplyError, Authority, Deleted};
+use crate::ledger::error::LedgerError;
+use crate::ledger::records::Key;
+
+/// A removal that is being carried out.
+#[derive(Debug)]
+pub(super) struct Removing {
+    removal: Arc<Verified<Removal>>,
+    account: Account,
+    deleting: Deleting,
+    stage: Stage,
+    /// What failed is recording.
+    problem: Option<Failure>,
+}
+
+/// How far a removal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Deleting,
+    /// Everything is gone, and the record is being emptied.
+    Recording,
+    Done,
+}
+
+impl Removing {
+    /// What there is to delete, from what is recorded and from what ran before.
+    pub(super) fn begin(order: RemoveOrder, key: &Key, before: Option<&Applying>) -> Self {
+        let RemoveOrder { removal, facts } = order;
+        let (application, namespace) = key;
+        let account = Account::new(application, namespace, &removal.accounts_namespace);
+        let inventory = facts.entry.map(|entry| entry.record.inventory).unwrap_or_default();
+        let inventory = with_met(inventory, before.map(|before| &before.objects));
+        Self {
+            deleting: Deleting::of(&inventory, &facts.kinds),
+            stage: if inventory.is_empty() { Stage::Done } else { Stage::Deleting },
+            removal: Arc::new(removal),
+            account,
+            problem: None,
+        }
+    }
+
+    /// Begins what is due. Returns when something is due without news.
+    pub(super) fn advance(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
+        if self.stage == Stage::Done {
+            return None;
+        }
+        if let Some(problem) = self.problem.as_ref().filter(|problem| problem.retry_at > now) {
+            return Some(problem.retry_at);
+        }
+        let by = By {
+            authority: Authority::Remove(Arc::clone(&self.removal)),
+            account: self.account.clone(),
+        };
+        let wake = self.deleting.advance(&by, now, commands);
+        if self.deleting.items.is_empty() && self.stage == Stage::Deleting {
+            self.stage = Stage::Recording;
+            commands.request(Request::RecordRemoved);
+        }
+        wake
+    }
+
+    pub(super) fn deleted(
+        &mut self,
+        key: &ObjectKey,
+        result: Result<Deleted, ApplyError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        if self.deleting.finish(key, result, now) {
+            commands.notice(Notice::Deleted);
+        }
+    }
+
+    /// Takes in what emptying the record ended with.
+    pub(super) fn recorded(
+        &mut self,
+        result: Result<(), LedgerError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        match result {
+            Ok(()) => {
+                self.stage = Stage::Done;
+                self.problem = None;
+                commands.push(Command::TidyContent);
+            }
+            Err(error) => {
+                self.stage = Stage::Deleting;
+                let text = error_chain(&error);
+                self.problem =
+                    Some(Failure::after(self.problem.as_ref(), error.reason(), text, now));
+            }
+        }
+    }
+
+    /// Requests that were dropped may or may not have been carried out; they are made again.
+    pub(super) fn forget_requests(&mut self) {
+        self.deleting.forget_requests();
+        if self.stage == Stage::Recording {
+            self.stage = Stage::Deleting;
+        }
+    }
+
+    /// What a report says of it.
+    pub(super) fn shown(&self) -> RemovalNow<'_> {
+        RemovalNow {
+            left: self.deleting.items.len(),
+            done: self.stage == Stage::Done,
+            obstacle: self.deleting.obstacle(),
+        }
+    }
+
+    /// What a report says went wrong with the destination as a whole.
+    pub(super) fn problem(&self) -> Option<&Failure> {
+        self.problem.as_ref()
+    }
+}

@@ -1,0 +1,473 @@
+//! The state machine of a destination: what is being done, and what follows from each event. Pure and deterministic.
+//!
+//! States that exclude each other are one enum, [`Work`]. [`next`] is the only transition: it takes an
+//! event and the time, changes the state, and returns the commands that `worker` performs. It takes the
+//! state by `&mut`: a copy of it would cost as much as the destination has objects, for each event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest_common::basics::text::error_chain;
+use attest_common::session::report::{Refusal, Report};
+
+use super::applying::Applying;
+use super::command::{AddedInventory, Command, Commands, PhaseChange, Request, Revert};
+use super::event::{Event, Moment, Outcome, Recorded, RemoveOrder, RunOrder};
+use super::mailbox::Origin;
+use super::objects::Failure;
+use super::recording::is_of;
+use super::removing::Removing;
+use super::report::{self, Situation};
+use super::track::scopes;
+use crate::cluster::account::Account;
+use crate::cluster::apply::ApplyError;
+use crate::cluster::watch::News;
+use crate::ledger::error::LedgerError;
+use crate::ledger::records::Key;
+
+/// Shortest time between two reports of the same phase, reason and sequence.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// How long an order may be behind the record that it was written with.
+pub(super) const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
+/// Longest sleep of a worker with nothing to do.
+const IDLE: Duration = Duration::from_secs(60 * 60);
+
+/// All that a worker knows of its destination.
+#[derive(Debug)]
+pub(super) struct State {
+    key: Key,
+    pub(super) work: Work,
+    /// The newest refusal that no admission has followed.
+    refusal: Option<Refusal>,
+    heals_total: u64,
+    last_report: Option<(Arc<Report>, Instant)>,
+    repeat: Repeat,
+    /// Requests that are on their way.
+    in_flight: usize,
+}
+
+/// What is being done.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Nothing was ordered, or a first plan was refused.
+    Idle,
+    Applying(Box<Applying>),
+    /// A plan was refused, to be written by this account, and what ran before is not loaded yet: nothing
+    /// is reported until then.
+    Reverting(Account),
+    Removing(Box<Removing>),
+    /// The record holds something else than what is done here, since then: nothing is begun, and an
+    /// order is waited for.
+    Overtaken {
+        since: Instant,
+        suspended: Suspended,
+    },
+    /// Nothing may be changed, for this reason.
+    Frozen {
+        reason: String,
+        message: String,
+        suspended: Suspended,
+    },
+}
+
+/// What was being done until nothing more may be begun. It is observed and reported all the same.
+#[derive(Debug)]
+pub(super) enum Suspended {
+    Nothing,
+    Applying(Box<Applying>),
+    Removing(Box<Removing>),
+}
+
+/// Whether the hub has asked for the report again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    No,
+    Asked,
+}
+
+/// The transition: changes `state` by an event, and returns what is to be done.
+pub(super) fn next(state: &mut State, event: Event, moment: Moment) -> Vec<Command> {
+    let mut commands = Commands::new(state.in_flight);
+    match event {
+        Event::Run(order) => state.run(*order, moment.now, &mut commands),
+        Event::Remove(order) => state.remove(*order, &mut commands),
+        Event::Freeze { reason, message } => state.freeze(reason, message, &mut commands),
+        Event::Refused(refusal) => state.refusal = Some(refusal),
+        Event::RepeatReport => state.repeat = Repeat::Asked,
+        Event::Observed(news) => state.observed(news, moment.now, &mut commands),
+        Event::Finished(outcome) => {
+            commands.finished();
+            state.finished(outcome, moment, &mut commands);
+        }
+        Event::Tick { position } => {
+            let wake = state.tick(position, moment, &mut commands);
+            commands.push(Command::WakeAt(wake));
+        }
+    }
+    state.in_flight = commands.in_flight;
+    commands.list
+}
+
+impl State {
+    pub(super) fn new(key: Key) -> Self {
+        Self {
+            key,
+            work: Work::Idle,
+            refusal: None,
+            heals_total: 0,
+            last_report: None,
+            repeat: Repeat::No,
+            in_flight: 0,
+        }
+    }
+
+    fn run(&mut self, mut order: RunOrder, now: Instant, commands: &mut Commands) {
+        let entry = order.facts.entry.take();
+        if !is_of(entry.as_ref(), Some(&order.held), order.admission.ordered.digest) {
+            // Reverted or overtaken while the order waited: only what is recorded is carried out.
+            return commands.push(Command::Reload);
+        }
+        let before = self.stop(commands);
+        if order.origin == Origin::Admitted {
+            self.refusal = None;
+        }
+        let asked = std::mem::take(&mut order.asked);
+        let recorded = (&self.key, entry.as_ref());
+        let mut applying = Applying::begin(order, recorded, before.applying(), now);
+        if applying.is_prepared() {
+            let (objects, relist) = (scopes(&applying.objects), applying.relisted());
+            commands.push(Command::Follow { objects, relist });
+        }
+        applying.await_dry_runs(asked, commands);
+        self.work = Work::Applying(Box::new(applying));
+    }
+
+    fn remove(&mut self, order: RemoveOrder, commands: &mut Commands) {
+        let entry = order.facts.entry.as_ref();
+        if !is_of(entry, None, order.removal.ordered.digest) {
+            // Another process has admitted a release: nothing of that may be deleted.
+            return commands.push(Command::Reload);
+        }
+        let before = self.stop(commands);
+        self.refusal = None;
+        let removing = Removing::begin(order, &self.key, before.applying());
+        commands.push(follow_nothing());
+        self.work = Work::Removing(Box::new(removing));
+    }
+
+    fn freeze(&mut self, reason: String, message: String, commands: &mut Commands) {
+        let suspended = self.stop(commands);
+        self.work = Work::Frozen { reason, message, suspended };
+    }
+
+    /// Drops what is on its way, and takes out what was being done.
+    fn stop(&mut self, commands: &mut Commands) -> Suspended {
+        commands.cancel_requests();
+        let mut stopped = std::mem::replace(&mut self.work, Work::Idle).suspend();
+        match &mut stopped {
+            Suspended::Nothing => {}
+            Suspended::Applying(applying) => applying.forget_requests(),
+            Suspended::Removing(removing) => removing.forget_requests(),
+        }
+        stopped
+    }
+
+    fn observed(&mut self, news: News, now: Instant, commands: &mut Commands) {
+        if let Some(applying) = self.work.applying_mut() {
+            applying.observed(news, now, commands);
+        }
+    }
+
+    fn finished(&mut self, outcome: Outcome, moment: Moment, commands: &mut Commands) {
+        let now = moment.now;
+        match outcome {
+            Outcome::Checked(_, Err(error)) if self.is_refused_by(&error) => {
+                self.revert(&error, moment, commands);
+            }
+            Outcome::Prepared(_)
+            | Outcome::Checked(..)
+            | Outcome::Wrote { .. }
+            | Outcome::Looked(..) => self.learnt(outcome, now, commands),
+            Outcome::Deleted(key, result) => {
+                if let Some(removing) = self.work.removing_mut() {
+                    removing.deleted(&key, result, now, commands);
+                } else if let Some(applying) = self.work.applying_mut() {
+                    applying.deleted(&key, result, now, commands);
+                }
+            }
+            Outcome::Recorded(result) => self.recorded(result, now, commands),
+            Outcome::Reverted(result) => self.reverted(result, commands),
+            Outcome::Withdrawn => {}
+        }
+    }
+
+    /// Takes in what a request about an admission ended with.
+    fn learnt(&mut self, outcome: Outcome, now: Instant, commands: &mut Commands) {
+        let Some(applying) = self.work.applying_mut() else { return };
+        match outcome {
+            Outcome::Prepared(result) => applying.prepared(result, now, commands),
+            Outcome::Checked(key, result) => applying.checked(&key, result, now),
+            Outcome::Looked(key, result) => applying.looked(&key, result, now),
+            Outcome::Wrote { key, heal, result } => {
+                if applying.wrote((&key, heal), result, now, commands) {
+                    self.heals_total += 1;
+                }
+            }
+            Outcome::Deleted(..)
+            | Outcome::Recorded(_)
+            | Outcome::Reverted(_)
+            | Outcome::Withdrawn => {}
+        }
+    }
+
+    fn recorded(
+        &mut self,
+        result: Result<Recorded, LedgerError>,
+        now: Instant,
+        commands: &mut Commands,
+    ) {
+        let result = match result {
+            Ok(Recorded::Superseded) => {
+                let suspended = std::mem::replace(&mut self.work, Work::Idle).suspend();
+                self.work = Work::Overtaken { since: now, suspended };
+                return;
+            }
+            Ok(Recorded::Done) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Some(removing) = self.work.removing_mut() {
+            removing.recorded(result, now, commands);
+        } else if let Some(applying) = self.work.applying_mut() {
+            applying.recorded(result, now);
+        }
+    }
+
+    /// Whether a plan of which nothing is written meets an object of another writer.
+    fn is_refused_by(&self, error: &ApplyError) -> bool {
+        let is_conflict = matches!(error, ApplyError::FieldConflict { .. });
+        matches!(&self.work, Work::Applying(applying) if is_conflict && applying.may_revert())
+    }
+
+    /// Refuses the plan as a whole; what ran before goes on.
+    fn revert(&mut self, error: &ApplyError, moment: Moment, commands: &mut Commands) {
+        let Suspended::Applying(refused) = self.stop(commands) else { return };
+        let refusal = Refusal {
+            reason: error.reason().to_owned(),
+            message: error_chain(error),
+            sequence: Some(refused.admission.ordered.directive.sequence),
+            at: moment.wall,
+        };
+        commands.push(Command::NoteRefusal(refusal.clone()));
+        self.refusal = Some(refusal);
+        commands.push(follow_nothing());
+        let Applying { held, origin, admission, account, .. } = *refused;
+        self.work = Work::Reverting(account);
+        commands.request(Request::Revert(Revert {
+            held,
+            directive: admission.ordered.digest,
+            inventory: match origin {
+                Origin::Admitted => AddedInventory::Drop,
+                Origin::Loaded => AddedInventory::Keep,
+            },
+        }));
+    }
+
+    fn reverted(&mut self, result: Result<bool, LedgerError>, commands: &mut Commands) {
+        match result {
+            Ok(true) => commands.push(Command::Reload),
+            Ok(false) => {
+                if let Work::Reverting(account) = std::mem::replace(&mut self.work, Work::Idle) {
+                    commands.request(Request::Withdraw(account));
+                }
+            }
+            Err(error) => {
+                self.work = Work::Frozen {
+                    reason: error.reason().to_owned(),
+                    message: error_chain(&error),
+                    suspended: Suspended::Nothing,
+                };
+            }
+        }
+    }
+
+    /// Begins what is due, and reports. Returns when to come again without news.
+    fn tick(
+        &mut self,
+        position: Option<(u64, u64)>,
+        moment: Moment,
+        commands: &mut Commands,
+    ) -> Instant {
+        let now = moment.now;
+        let mut wake = now + IDLE;
+        if let Work::Overtaken { since, .. } = self.work {
+            let until = since + OVERTAKEN_WAIT;
+            if until <= now {
+                self.give_way(commands);
+            } else {
+                wake = wake.min(until);
+            }
+        }
+        let due = match &mut self.work {
+            Work::Applying(applying) => applying.advance(now, commands),
+            Work::Removing(removing) => removing.advance(now, commands),
+            Work::Idle | Work::Reverting(_) | Work::Overtaken { .. } | Work::Frozen { .. } => None,
+        };
+        let report_due = self.report(position, moment, commands);
+        due.into_iter().chain(report_due).fold(wake, Instant::min)
+    }
+
+    /// Another process has recorded something newer, and no order for it came: this one stops, and
+    /// what is recorded is loaded.
+    fn give_way(&mut self, commands: &mut Commands) {
+        let message = "another process has recorded something newer; it is being loaded".to_owned();
+        self.freeze(LedgerError::Overtaken.reason().to_owned(), message, commands);
+        commands.push(Command::Reload);
+    }
+
+    /// Reports when something changed. Returns when a change that can wait is due.
+    fn report(
+        &mut self,
+        position: Option<(u64, u64)>,
+        moment: Moment,
+        commands: &mut Commands,
+    ) -> Option<Instant> {
+        if !self.is_reported() {
+            return None;
+        }
+        let now = moment.now;
+        let mut report = report::report(&self.situation(position, moment));
+        let repeat = std::mem::replace(&mut self.repeat, Repeat::No);
+        let mut phase = PhaseChange::Changed;
+        if let Some((last, at)) = &self.last_report {
+            if repeat == Repeat::No && is_same_but_time(last, &mut report) {
+                return None;
+            }
+            if last.phase == report.phase && last.reason == report.reason {
+                phase = PhaseChange::Same;
+            }
+            let is_urgent = repeat == Repeat::Asked
+                || phase == PhaseChange::Changed
+                || last.sequence != report.sequence;
+            if !is_urgent && now.duration_since(*at) < REPORT_EVERY {
+                return Some(*at + REPORT_EVERY);
+            }
+        }
+        let report = Arc::new(report);
+        commands.push(Command::Report { report: Arc::clone(&report), phase });
+        self.last_report = Some((report, now));
+        None
+    }
+
+    /// Whether there is something to report: not before an order, and not while a plan is reverted.
+    fn is_reported(&self) -> bool {
+        match &self.work {
+            Work::Reverting(_) => false,
+            Work::Idle | Work::Overtaken { suspended: Suspended::Nothing, .. } => {
+                self.refusal.is_some()
+            }
+            Work::Applying(_)
+            | Work::Removing(_)
+            | Work::Overtaken { .. }
+            | Work::Frozen { .. } => true,
+        }
+    }
+
+    fn situation(&self, position: Option<(u64, u64)>, moment: Moment) -> Situation<'_> {
+        let (applying, removing) = (self.work.applying(), self.work.removing());
+        Situation {
+            key: &self.key,
+            epoch: position.map(|(epoch, _)| epoch),
+            sequence: position.map(|(_, sequence)| sequence),
+            running: applying.map(Applying::shown),
+            removal: removing.map(Removing::shown),
+            frozen: match &self.work {
+                Work::Frozen { reason, message, .. } => Some((reason, message)),
+                _ => None,
+            },
+            refusal: self.refusal.as_ref(),
+            problem: self.problem(),
+            heals_total: self.heals_total,
+            now: moment.wall,
+        }
+    }
+
+    fn problem(&self) -> Option<&Failure> {
+        match self.work.removing() {
+            Some(removing) => removing.problem(),
+            None => self.work.applying().and_then(Applying::problem),
+        }
+    }
+}
+
+impl Work {
+    fn suspend(self) -> Suspended {
+        match self {
+            Self::Idle | Self::Reverting(_) => Suspended::Nothing,
+            Self::Applying(applying) => Suspended::Applying(applying),
+            Self::Removing(removing) => Suspended::Removing(removing),
+            Self::Overtaken { suspended, .. } | Self::Frozen { suspended, .. } => suspended,
+        }
+    }
+
+    pub(super) fn applying(&self) -> Option<&Applying> {
+        match self {
+            Self::Applying(applying) => Some(applying),
+            Self::Overtaken { suspended, .. } | Self::Frozen { suspended, .. } => {
+                suspended.applying()
+            }
+            Self::Idle | Self::Reverting(_) | Self::Removing(_) => None,
+        }
+    }
+
+    fn applying_mut(&mut self) -> Option<&mut Applying> {
+        match self {
+            Self::Applying(applying)
+            | Self::Overtaken { suspended: Suspended::Applying(applying), .. }
+            | Self::Frozen { suspended: Suspended::Applying(applying), .. } => Some(applying),
+            _ => None,
+        }
+    }
+
+    pub(super) fn removing(&self) -> Option<&Removing> {
+        match self {
+            Self::Removing(removing)
+            | Self::Overtaken { suspended: Suspended::Removing(removing), .. }
+            | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
+            _ => None,
+        }
+    }
+
+    fn removing_mut(&mut self) -> Option<&mut Removing> {
+        match self {
+            Self::Removing(removing)
+            | Self::Overtaken { suspended: Suspended::Removing(removing), .. }
+            | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
+            _ => None,
+        }
+    }
+}
+
+impl Suspended {
+    fn applying(&self) -> Option<&Applying> {
+        match self {
+            Self::Applying(applying) => Some(applying),
+            Self::Nothing | Self::Removing(_) => None,
+        }
+    }
+}
+
+fn follow_nothing() -> Command {
+    Command::Follow { objects: BTreeMap::new(), relist: BTreeSet::new() }
+}
+
+/// Whether two reports differ in nothing but when they were made.
+fn is_same_but_time(last: &Report, report: &mut Report) -> bool {
+    let observed_at = std::mem::replace(&mut report.observed_at, last.observed_at);
+    let is_same = *last == *report;
+    report.observed_at = observed_at;
+    is_same
+}
+
+#[cfg(test)]
+mod tests;
