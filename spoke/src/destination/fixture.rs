@@ -9,7 +9,8 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::{BUILDER_ID, Mode};
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
-    ContentBlob, Directive, Plan, RequestedPolicy, SignedBlob, Strategy, SyncPolicy, to_bytes,
+    AskedPolicy, ContentBlob, Directive, Operation, Plan, SignedBlob, Strategy, SyncPolicy,
+    to_bytes,
 };
 use attest_common::documents::receipt::{BUILD_TYPE, PROVENANCE_TYPE};
 use attest_common::documents::release::{
@@ -18,9 +19,9 @@ use attest_common::documents::release::{
 };
 use attest_common::documents::statement::{Statement, Subject};
 use attest_common::objects::kinds::Kinds;
-use attest_common::record::{DestinationRecords, Held, Record};
+use attest_common::record::{Held, Record, Records};
 use attest_common::trust::policy::{Policy, Spec};
-use attest_common::verify::{Admission, Ages, Verified};
+use attest_common::verify::{Admission, Ages, Removal, Verified};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -50,6 +51,45 @@ pub(super) fn admit(before: Option<&Entry>, names: &[&str], text: &str) -> Admit
     let sequence = before.map_or(1, |entry| entry.record.sequence + 1);
     let delivery = Delivery::sign(&content, names.len() as u64, sequence);
     delivery.judge(before)
+}
+
+/// A removal, and what recorded it.
+#[derive(Clone, Debug)]
+pub(super) struct Removed {
+    pub(super) removal: Verified<Removal>,
+    pub(super) entry: Entry,
+}
+
+/// Orders the removal of what `before` records.
+pub(super) fn remove(before: &Entry) -> Removed {
+    let sequence = before.record.sequence + 1;
+    let ordered = Directive { operation: Operation::Remove, plan: None, ..directive_of(sequence) };
+    let directive = seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&key(1)]);
+    let verdict = judge(&directive, None, |_| None, Some(&before.record));
+    let Verdict::Remove(removal) = verdict else { panic!("not admitted") };
+    let record = gate::removed_record(&before.record, &removal, now());
+    let entry = Entry { record, directive, confirmed: before.confirmed.clone() };
+    Removed { removal: *removal, entry }
+}
+
+fn judge(
+    directive: &[u8],
+    plan: Option<Digest>,
+    blobs: impl Fn(&Digest) -> Option<Bytes>,
+    record: Option<&Record>,
+) -> Verdict {
+    let keyed =
+        |record: &Record| ((record.application.clone(), record.namespace.clone()), record.clone());
+    let view = View {
+        policy: &policy(),
+        cluster: &"c-0123456789abcdef".parse().unwrap(),
+        records: &record.map(keyed).into_iter().collect::<Records>(),
+        kinds: &Kinds::built_in(),
+        now: now(),
+        ages: Ages::Judge,
+        lost: None,
+    };
+    gate::judge(directive, plan, blobs, &view).unwrap()
 }
 
 struct Delivery {
@@ -89,7 +129,7 @@ impl Delivery {
             },
             receipts: vec![blob(receipt_id, &receipt)],
             namespace: NamespaceRule::Fixed { value: Name::new("shop").unwrap() },
-            policy: RequestedPolicy {
+            policy: AskedPolicy {
                 mode: Mode::Strict,
                 required_attestations: Default::default(),
                 trusted_keys: None,
@@ -108,23 +148,10 @@ impl Delivery {
     }
 
     fn judge(self, before: Option<&Entry>) -> Admitted {
-        let record = before.map(|entry| entry.record.clone());
-        let key = |record: Record| ((record.application.clone(), record.namespace.clone()), record);
-        let view = View {
-            policy: &policy(),
-            cluster: &"c-0123456789abcdef".parse().unwrap(),
-            records: &record.map(key).into_iter().collect::<DestinationRecords>(),
-            kinds: &Kinds::built_in(),
-            now: now(),
-            ages: Ages::Enforce,
-            lost: None,
-        };
         let blob = |digest: &Digest| self.blobs.get(digest).cloned();
-        let Verdict::Admit(admitting) =
-            gate::judge(&self.directive, Some(self.plan), blob, &view).unwrap()
-        else {
-            panic!("not admitted");
-        };
+        let record = before.map(|entry| &entry.record);
+        let verdict = judge(&self.directive, Some(self.plan), blob, record);
+        let Verdict::Admit(admitting) = verdict else { panic!("not admitted") };
         let Admitting { admission, held } = *admitting;
         let known = before.map(|entry| (&entry.record, &entry.directive[..]));
         let record = gate::admitted_record(known, &admission, &held, now()).unwrap();
