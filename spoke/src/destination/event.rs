@@ -40,7 +40,7 @@ pub(super) enum Event {
     /// What watches have shown.
     Observed(News),
     /// A request ended.
-    Finished(Outcome),
+    Finished(Box<Outcome>),
     /// Nothing else has arrived: what is due is begun and reported. `position` is epoch and sequence of
     /// the record.
     Tick { position: Option<(u64, u64)> },

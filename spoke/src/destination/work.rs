@@ -98,7 +98,7 @@ pub(super) fn next(state: &mut State, event: Event, moment: Moment) -> Vec<Comma
         Event::Observed(news) => state.observed(news, moment.now, &mut commands),
         Event::Finished(outcome) => {
             commands.finished();
-            state.finished(outcome, moment, &mut commands);
+            state.finished(*outcome, moment, &mut commands);
         }
         Event::Tick { position } => {
             let wake = state.tick(position, moment, &mut commands);
@@ -381,10 +381,7 @@ impl State {
             sequence: position.map(|(_, sequence)| sequence),
             running: applying.map(Applying::shown),
             removal: removing.map(Removing::shown),
-            frozen: match &self.work {
-                Work::Frozen { reason, message, .. } => Some((reason, message)),
-                _ => None,
-            },
+            frozen: self.work.frozen(),
             refusal: self.refusal.as_ref(),
             problem: self.problem(),
             heals_total: self.heals_total,
@@ -425,7 +422,11 @@ impl Work {
             Self::Applying(applying)
             | Self::Overtaken { suspended: Suspended::Applying(applying), .. }
             | Self::Frozen { suspended: Suspended::Applying(applying), .. } => Some(applying),
-            _ => None,
+            Self::Idle
+            | Self::Reverting(_)
+            | Self::Removing(_)
+            | Self::Overtaken { .. }
+            | Self::Frozen { .. } => None,
         }
     }
 
@@ -434,7 +435,11 @@ impl Work {
             Self::Removing(removing)
             | Self::Overtaken { suspended: Suspended::Removing(removing), .. }
             | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
-            _ => None,
+            Self::Idle
+            | Self::Reverting(_)
+            | Self::Applying(_)
+            | Self::Overtaken { .. }
+            | Self::Frozen { .. } => None,
         }
     }
 
@@ -443,8 +448,17 @@ impl Work {
             Self::Removing(removing)
             | Self::Overtaken { suspended: Suspended::Removing(removing), .. }
             | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
-            _ => None,
+            Self::Idle
+            | Self::Reverting(_)
+            | Self::Applying(_)
+            | Self::Overtaken { .. }
+            | Self::Frozen { .. } => None,
         }
+    }
+
+    /// Reason and message of a destination in which nothing may be changed.
+    fn frozen(&self) -> Option<(&str, &str)> {
+        if let Self::Frozen { reason, message, .. } = self { Some((reason, message)) } else { None }
     }
 }
 

@@ -66,7 +66,7 @@ impl Worker {
                     self.take(slot);
                 }
                 Some(outcome) = self.flights.next(), if !self.flights.is_empty() => {
-                    self.feed(Event::Finished(outcome));
+                    self.feed(Event::Finished(Box::new(outcome)));
                 }
                 () = self.inbox.arrived() => {}
                 () = slept => {}
@@ -130,10 +130,9 @@ impl Worker {
         match command {
             Command::CancelRequests => self.flights.clear(),
             Command::Request(request) => {
-                let early = match &request {
-                    Request::AwaitDryRun(key) => self.early.remove(key),
-                    _ => None,
-                };
+                let awaited =
+                    if let Request::AwaitDryRun(key) = &request { Some(key) } else { None };
+                let early = awaited.and_then(|key| self.early.remove(key));
                 self.flights.push(self.performer.begin(request, early));
             }
             Command::Follow { objects, relist } => {

@@ -88,7 +88,7 @@ impl Machine {
     }
 
     fn finish(&mut self, outcome: Outcome) -> Vec<String> {
-        self.feed(Event::Finished(outcome))
+        self.feed(Event::Finished(Box::new(outcome)))
     }
 
     fn tick(&mut self) -> Vec<String> {
@@ -388,7 +388,7 @@ fn an_order_that_the_record_does_not_hold_is_not_carried_out() {
 
     assert_eq!(machine.feed(run_as_recorded(&first, Origin::Admitted, &second.entry)), ["reload"]);
     let removed = remove(&first.entry);
-    let late = Removed { entry: second.entry.clone(), ..removed };
+    let late = Removed { entry: second.entry, ..removed };
     assert_eq!(machine.feed(remove_order(&late)), ["reload"]);
 
     assert_eq!(machine.tick(), [""; 0]);

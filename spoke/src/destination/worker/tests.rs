@@ -39,7 +39,7 @@ async fn worker(fake: &FakeApi, record: Record, directive: &[u8]) -> Worker {
 
 impl Worker {
     fn finish(&mut self, outcome: Outcome) {
-        self.feed(Event::Finished(outcome));
+        self.feed(Event::Finished(Box::new(outcome)));
     }
 }
 

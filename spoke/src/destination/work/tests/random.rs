@@ -153,7 +153,7 @@ impl World {
             let index = self.random.below(self.flights.len());
             let request = self.flights.remove(index);
             let outcome = self.carry_out(request);
-            self.feed(Event::Finished(outcome));
+            self.feed(Event::Finished(Box::new(outcome)));
         }
     }
 
@@ -212,12 +212,16 @@ impl World {
 
     fn write_record(&mut self, request: &Request) -> Recorded {
         let Some(mut entry) = self.entry.clone() else { return Recorded::Superseded };
-        match request {
-            Request::Record(update) if entry.record.held.as_ref() == Some(&update.held) => {
-                entry = update.apply(&entry).unwrap_or(entry);
+        if let Request::Record(update) = request {
+            if entry.record.held.as_ref() != Some(&update.held) {
+                return Recorded::Superseded;
             }
-            Request::RecordRemoved if entry.record.removed => entry.record.inventory.clear(),
-            _ => return Recorded::Superseded,
+            entry = update.apply(&entry).unwrap_or(entry);
+        } else {
+            if !entry.record.removed {
+                return Recorded::Superseded;
+            }
+            entry.record.inventory.clear();
         }
         self.entry = Some(entry);
         Recorded::Done
@@ -238,13 +242,11 @@ impl World {
         let moment = self.machine.moment;
         for command in next(&mut self.machine.state, event, moment) {
             self.log.push(format!("{command:?}"));
-            match command {
-                Command::CancelRequests => self.cancel(),
-                Command::Request(request) => {
-                    self.check(&request);
-                    self.flights.push(request);
-                }
-                _ => {}
+            if let Command::Request(request) = command {
+                self.check(&request);
+                self.flights.push(request);
+            } else if let Command::CancelRequests = command {
+                self.cancel();
             }
         }
         self.check_flights();
@@ -253,7 +255,7 @@ impl World {
     /// What is dropped may have been carried out.
     fn cancel(&mut self) {
         for request in std::mem::take(&mut self.flights) {
-            if self.random.percent(50) {
+            if writes_record(&request) && self.random.percent(50) {
                 self.write_record(&request);
             }
         }
@@ -304,10 +306,9 @@ impl World {
 
     fn check_flights(&self) {
         assert_eq!(self.machine.state.in_flight, self.flights.len());
-        let writes_record = |request: &&Request| {
-            matches!(request, Request::Record(_) | Request::RecordRemoved | Request::Revert(_))
-        };
-        assert!(self.flights.iter().filter(writes_record).count() <= 1, "two record writes");
+        let is_record =
+            |request: &&Request| writes_record(request) || matches!(request, Request::Revert(_));
+        assert!(self.flights.iter().filter(is_record).count() <= 1, "two record writes");
         // One more that prepares, and one that records.
         assert!(self.flights.len() <= IN_FLIGHT_MAX + 2);
     }
@@ -320,8 +321,16 @@ fn about(request: &Request) -> Option<ObjectKey> {
         | Request::Write { key, .. }
         | Request::Look { key, .. } => Some(key.clone()),
         Request::Delete(deletion) => Some(deletion.key.clone()),
-        _ => None,
+        Request::Prepare(_)
+        | Request::Record(_)
+        | Request::RecordRemoved
+        | Request::Revert(_)
+        | Request::Withdraw(_) => None,
     }
+}
+
+fn writes_record(request: &Request) -> bool {
+    matches!(request, Request::Record(_) | Request::RecordRemoved)
 }
 
 #[test]
