@@ -9,7 +9,7 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::{BUILDER_ID, Mode};
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
-    AskedPolicy, ContentBlob, Directive, Operation, Plan, SignedBlob, Strategy, SyncPolicy,
+    ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob, Strategy, SyncPolicy,
     to_bytes,
 };
 use attest_common::documents::receipt::{BUILD_TYPE, PROVENANCE_TYPE};
@@ -19,7 +19,7 @@ use attest_common::documents::release::{
 };
 use attest_common::documents::statement::{Statement, Subject};
 use attest_common::objects::kinds::Kinds;
-use attest_common::record::{Held, Record, Records};
+use attest_common::record::{DestinationRecords, Held, Record};
 use attest_common::trust::policy::{Policy, Spec};
 use attest_common::verify::{Admission, Ages, Removal, Verified};
 use bytes::Bytes;
@@ -83,10 +83,10 @@ fn judge(
     let view = View {
         policy: &policy(),
         cluster: &"c-0123456789abcdef".parse().unwrap(),
-        records: &record.map(keyed).into_iter().collect::<Records>(),
+        records: &record.map(keyed).into_iter().collect::<DestinationRecords>(),
         kinds: &Kinds::built_in(),
         now: now(),
-        ages: Ages::Judge,
+        ages: Ages::Enforce,
         lost: None,
     };
     gate::judge(directive, plan, blobs, &view).unwrap()
@@ -129,7 +129,7 @@ impl Delivery {
             },
             receipts: vec![blob(receipt_id, &receipt)],
             namespace: NamespaceRule::Fixed { value: Name::new("shop").unwrap() },
-            policy: AskedPolicy {
+            policy: RequestedPolicy {
                 mode: Mode::Strict,
                 required_attestations: Default::default(),
                 trusted_keys: None,
