@@ -5,7 +5,7 @@
 //! applied here and no state is kept: the caller supplies records, policy and the time.
 //!
 //! [`fn@directive`] and [`fn@plan`] check what the hub signs, [`fn@release`] what CI signs, [`fn@admission`]
-//! combines the three, and [`fn@sync`] checks a heartbeat.
+//! combines the three, [`fn@object_set`] derives what is written from it, and [`fn@sync`] checks a heartbeat.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -22,6 +22,7 @@ mod admission;
 mod directive;
 mod error;
 mod evidence;
+mod objects;
 mod plan;
 mod release;
 mod sync;
@@ -29,6 +30,7 @@ mod sync;
 pub use self::admission::{Admission, Removal, admission, removal};
 pub use self::directive::{Ordered, SpokeContext, directive};
 pub use self::error::VerifyError;
+pub use self::objects::{ObjectSet, object_set};
 pub use self::plan::plan;
 pub use self::release::{
     Admitted, COUNTER_AHEAD_MAX_S, OpenedRelease, UNIX_SECONDS_COUNTER_MIN, check_allowed,

@@ -12,7 +12,9 @@ use crate::documents::release::{NamespaceRule, Release};
 use crate::objects::kinds::Kinds;
 use crate::record;
 
-/// Everything a spoke needs to act. Its writer to the API server takes nothing else.
+/// A verified directive with its plan and its release. The objects to write follow from it by [`object_set`].
+///
+/// [`object_set`]: super::object_set
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {
     pub ordered: Ordered,

@@ -1,6 +1,7 @@
 //! Verification of a release: signature, source, target, times, content, evidence, objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::evidence::{EvidenceContext, check_evidence};
 use super::{Ages, Check, DestinationContext, Material, Verified, VerifyError, key_list};
@@ -30,7 +31,7 @@ pub struct Admitted {
     pub release: Release,
     pub render: Render,
     pub content: Digest,
-    pub objects: Vec<Object>,
+    pub objects: Arc<[Object]>,
     pub effective_policy: EffectivePolicy,
     pub mode: Mode,
     /// The keys that signed the release statement, as the policy names them.
@@ -253,7 +254,7 @@ pub(super) fn admit(
         render,
         release,
         content,
-        objects: placed.objects,
+        objects: placed.objects.into(),
         effective_policy,
         mode,
         signers,

@@ -357,6 +357,23 @@ impl World {
 }
 
 #[test]
+fn the_objects_to_write_are_those_of_the_candidate_by_their_keys() {
+    let candidate = world().ask().unwrap();
+    let former = World { objects: vec![deployment("myapp:v1")], ..world() }.ask().unwrap();
+
+    let set = object_set(Some(&former), &candidate);
+
+    assert_eq!(set.objects(), &candidate.admitted.objects[..]);
+    for object in set.objects() {
+        assert!(set.contains(object.key()));
+        assert_eq!(set.get(object.key()), Some(object));
+    }
+    let unknown =
+        manifest::ObjectKey { name: "other".to_owned(), ..set.objects()[0].key().clone() };
+    assert!(!set.contains(&unknown) && set.get(&unknown).is_none());
+}
+
+#[test]
 fn an_honest_delivery_is_admitted_placed_and_pinned() {
     let admission = world().ask().unwrap();
 

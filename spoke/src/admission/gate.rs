@@ -16,7 +16,8 @@ use attest_common::record::{
 };
 use attest_common::trust::policy::Policy;
 use attest_common::verify::{
-    self, Admission, Ages, Material, Ordered, Removal, SpokeContext, Verified, VerifyError,
+    self, Admission, Ages, Material, ObjectSet, Ordered, Removal, SpokeContext, Verified,
+    VerifyError,
 };
 use bytes::Bytes;
 
@@ -57,6 +58,8 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Admitting {
     pub admission: Verified<Admission>,
+    /// The objects that it puts at the destination.
+    pub objects: Verified<ObjectSet>,
     pub held: Held,
 }
 
@@ -109,6 +112,7 @@ pub fn judge(
     let admission =
         verify::admission(&ordered, &plan, &material, &spoke, kinds).map_err(GateError::Verify)?;
     check_owners(&admission, records)?;
+    let objects = verify::object_set(None, &admission);
     let held = Held {
         plan: envelope_digest,
         plan_digest,
@@ -116,7 +120,7 @@ pub fn judge(
         receipts: plan.receipts.iter().map(|receipt| receipt.sha256).collect(),
         content: plan.content.sha256,
     };
-    Ok(Verdict::Admit(Box::new(Admitting { admission, held })))
+    Ok(Verdict::Admit(Box::new(Admitting { admission, objects, held })))
 }
 
 /// Looked at before anything else is done with a directive.
@@ -168,7 +172,7 @@ fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(
     let owners: BTreeMap<&ObjectKey, &Record> = others
         .flat_map(|record| record.inventory.iter().map(move |owned| (&owned.key, record)))
         .collect();
-    for object in &admission.admitted.objects {
+    for object in admission.admitted.objects.iter() {
         if let Some(owner) = owners.get(object.key()) {
             return Err(GateError::OwnedByOther {
                 object: object.key().clone(),

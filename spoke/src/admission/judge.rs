@@ -209,8 +209,8 @@ impl Agent {
         admitting: Admitting,
         mut timings: Timings,
     ) -> Result<(), Rejected> {
-        let Admitting { admission, held } = admitting;
-        let admission = Arc::new(admission);
+        let Admitting { admission, objects, held } = admitting;
+        let (admission, objects) = (Arc::new(admission), Arc::new(objects));
         let ordered = &admission.ordered.directive;
         let key = (ordered.application.clone(), ordered.namespace.clone());
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
@@ -218,7 +218,10 @@ impl Agent {
         let judged = self.sequence(&key);
         let running = self.shared.ledger.entry(&key).filter(|_| self.workers.contains_key(&key));
         let mut checks = running
-            .map(|entry| Checks::begin(&self.shared.api, &key, &admission, &entry, &self.kinds()))
+            .map(|entry| {
+                let judged = (&**admission, &objects);
+                Checks::begin(&self.shared.api, &key, judged, &entry, &self.kinds())
+            })
             .unwrap_or_default();
         let kept = self.shared.ledger.keep_content(&held);
         let bytes = self.blobs.of(&held);
@@ -230,9 +233,7 @@ impl Agent {
             }
             let before = entry.as_ref().map(|entry| (&entry.record, &entry.directive[..]));
             let record = gate::admitted_record(before, &admission, &held, jiff::Timestamp::now())
-                .map_err(|_| LedgerError::TooLarge {
-                objects: admission.admitted.objects.len(),
-            })?;
+                .map_err(|_| LedgerError::TooLarge { objects: objects.objects().len() })?;
             // Nothing stands against its first write: it is begun with this record.
             let former = record.former.filter(|_| !begins);
             let record = Record { former, ..record };
@@ -256,7 +257,7 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, held, origin: Origin::Admitted, timings, checks };
+        let run = Run { admission, objects, held, origin: Origin::Admitted, timings, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
         Ok(())
     }

@@ -131,11 +131,12 @@ impl Agent {
         }
         let order = match verdict.map_err(Rejected::Gate)? {
             Verdict::Admit(admitting) => {
-                let Admitting { admission, held } = *admitting;
+                let Admitting { admission, objects, held } = *admitting;
                 self.blobs.remove(held.blobs());
                 self.know_inventory(key, &admission.admitted.objects).await;
                 Order::Run(Box::new(Run {
                     admission: Arc::new(admission),
+                    objects: Arc::new(objects),
                     held,
                     origin: Origin::Loaded,
                     timings: Timings::default(),

@@ -1,4 +1,4 @@
-//! The writer: the only code that writes an application's objects, and it takes `Verified<Admission>` only.
+//! The writer: the only code that writes an application's objects, and it takes `Verified<ObjectSet>` only.
 //!
 //! What to write and when is decided in `destination`; here is how: in the account's name, by
 //! server-side apply, with force on our own objects alone.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::projection::FIELD_MANAGER;
-use attest_common::verify::{Admission, Removal, Verified};
+use attest_common::verify::{ObjectSet, Removal, Verified};
 use attest_runtime::failpoint;
 use serde_json::Value;
 
@@ -21,12 +21,12 @@ use super::watch::{Observation, observe};
 /// Most seconds between the making of an object and the apply that made it: both are whole seconds.
 const MADE_WITHIN_S: i64 = 1;
 
-/// One object of an admission, and where and as whom it is written.
+/// One object of a set, and where and as whom it is written.
 #[derive(Clone, Debug)]
 pub struct Target {
-    pub admission: Arc<Verified<Admission>>,
-    /// Place of the object in `admission.admitted.objects`.
-    pub index: usize,
+    pub objects: Arc<Verified<ObjectSet>>,
+    /// The object of the set.
+    pub key: ObjectKey,
     /// Path at the API server.
     pub path: String,
     /// The application account's user name; absent for the destination's own Namespace, which the
@@ -40,7 +40,7 @@ impl Target {
     }
 
     fn object(&self) -> Option<&Object> {
-        self.admission.admitted.objects.get(self.index)
+        self.objects.get(&self.key)
     }
 }
 
@@ -206,10 +206,10 @@ fn unwritten(key: &ObjectKey, error: ApiError, force: &Force) -> ApplyError {
     }
 }
 
-/// Proof that something may be deleted: an admission whose rendering no longer holds it, or a removal.
+/// Proof that something may be deleted: a set of objects that does not hold it, or a removal.
 #[derive(Clone, Debug)]
 pub enum Authority {
-    Prune(Arc<Verified<Admission>>),
+    Prune(Arc<Verified<ObjectSet>>),
     Remove(Arc<Verified<Removal>>),
 }
 
@@ -232,8 +232,8 @@ pub async fn delete(
     (key, path, user): (&ObjectKey, &str, &str),
     uid: &str,
 ) -> Result<Deleted, ApplyError> {
-    if let Authority::Prune(admission) = authority
-        && admission.admitted.objects.iter().any(|object| object.key() == key)
+    if let Authority::Prune(objects) = authority
+        && objects.contains(key)
     {
         return Err(ApplyError::Gone);
     }

@@ -15,7 +15,7 @@ use attest_common::objects::kinds::Kinds;
 use attest_common::objects::placement;
 use attest_common::record::{Held, Owned};
 use attest_common::session::report::Timings;
-use attest_common::verify::{Admission, Verified};
+use attest_common::verify::{Admission, ObjectSet, Verified};
 
 use super::deleting::{self, Deleting};
 use super::event::RunOrder;
@@ -33,6 +33,8 @@ use crate::ledger::records::{ConfirmedPairs, Entry, Key};
 #[derive(Debug)]
 pub(super) struct Applying {
     pub(super) admission: Arc<Verified<Admission>>,
+    /// The objects that it puts at the destination.
+    rendered: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) account: Account,
     pub(super) origin: Origin,
@@ -148,18 +150,18 @@ impl Applying {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let RunOrder { admission, held, origin, timings, asked: _, facts } = order;
+        let RunOrder { admission, objects: rendered, held, origin, timings, asked: _, facts } =
+            order;
         let (application, namespace) = key;
         let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
-        let rendered = &admission.admitted.objects;
-        let kinds = placement::with_definitions(rendered, &facts.kinds).into_owned();
+        let kinds = placement::with_definitions(rendered.objects(), &facts.kinds).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
         let inventory = with_met(inventory, tracked_before);
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
-        let mut objects = track(&admission, &kinds, &account, (&inventory, pairs), tracked_before);
+        let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
         let former = entry.and_then(|entry| entry.record.former.as_ref());
         if let (Some(former), Origin::Admitted) = (former, origin) {
             // Only what was listed before this admission can be an apply of ours that was not finished.
@@ -183,6 +185,7 @@ impl Applying {
             durability: if was_behind { Durability::Dirty } else { Durability::Clean },
             origin,
             admission,
+            rendered,
             held,
             account,
             kinds,

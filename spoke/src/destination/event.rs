@@ -8,7 +8,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
-use attest_common::verify::{Admission, Removal, Verified};
+use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 
 use super::mailbox::Origin;
 use crate::cluster::apply::{ApplyError, Deleted, Passed, Standing, Written};
@@ -50,6 +50,7 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct RunOrder {
     pub(super) admission: Arc<Verified<Admission>>,
+    pub(super) objects: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) origin: Origin,
     pub(super) timings: Timings,

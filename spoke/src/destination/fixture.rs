@@ -21,7 +21,7 @@ use attest_common::documents::statement::{Statement, Subject};
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::{DestinationRecords, Held, Record};
 use attest_common::trust::policy::{Policy, Spec};
-use attest_common::verify::{Admission, Ages, Removal, Verified};
+use attest_common::verify::{Admission, Ages, ObjectSet, Removal, Verified};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -37,6 +37,7 @@ const REPO: &str = "https://git.example/web";
 #[derive(Clone, Debug)]
 pub(super) struct Admitted {
     pub(super) admission: Arc<Verified<Admission>>,
+    pub(super) objects: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) entry: Entry,
 }
@@ -152,13 +153,13 @@ impl Delivery {
         let record = before.map(|entry| &entry.record);
         let verdict = judge(&self.directive, Some(self.plan), blob, record);
         let Verdict::Admit(admitting) = verdict else { panic!("not admitted") };
-        let Admitting { admission, held } = *admitting;
+        let Admitting { admission, objects, held } = *admitting;
         let known = before.map(|entry| (&entry.record, &entry.directive[..]));
         let record = gate::admitted_record(known, &admission, &held, now()).unwrap();
         let confirmed = before.map(|entry| entry.confirmed.clone());
         let confirmed: ConfirmedPairs = confirmed.unwrap_or_default();
         let entry = Entry { record, directive: self.directive, confirmed };
-        Admitted { admission: Arc::new(admission), held, entry }
+        Admitted { admission: Arc::new(admission), objects: Arc::new(objects), held, entry }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
-use attest_common::verify::{Admission, Removal, Verified};
+use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 use tokio::sync::Notify;
 
 use super::speculative::Checks;
@@ -46,6 +46,8 @@ pub enum Origin {
 #[derive(Debug)]
 pub struct Run {
     pub admission: Arc<Verified<Admission>>,
+    /// The objects that it puts at the destination.
+    pub objects: Arc<Verified<ObjectSet>>,
     pub held: Held,
     pub origin: Origin,
     pub timings: Timings,

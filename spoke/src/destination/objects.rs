@@ -27,8 +27,6 @@ pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 /// One object of the rendering.
 #[derive(Clone, Debug)]
 pub struct Tracked {
-    /// Place in the admission's objects.
-    pub index: usize,
     pub rank: u8,
     /// The application is not done before this is Current.
     pub gates: bool,

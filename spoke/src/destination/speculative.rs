@@ -8,7 +8,7 @@ use std::time::Duration;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::objects::placement;
-use attest_common::verify::{Admission, Verified};
+use attest_common::verify::{Admission, ObjectSet, Verified};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::objects::{IN_FLIGHT_MAX, Tracked};
@@ -37,15 +37,15 @@ impl Checks {
     pub fn begin(
         api: &ApiServer,
         (application, namespace): &Key,
-        admission: &Arc<Verified<Admission>>,
+        (admission, rendered): (&Admission, &Arc<Verified<ObjectSet>>),
         entry: &Entry,
         known: &Kinds,
     ) -> Self {
         let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
-        let kinds = placement::with_definitions(&admission.admitted.objects, known);
+        let kinds = placement::with_definitions(rendered.objects(), known);
         let recorded = (&entry.record.inventory[..], &entry.confirmed);
-        let objects = track(admission, &kinds, &account, recorded, None);
+        let objects = track(rendered, &kinds, &account, recorded, None);
         let adopt = admission.plan.sync.adopt && admission.admitted.effective_policy.adopt;
         let changes = |tracked: &Tracked| tracked.need() == Need::Apply;
         let ours = |tracked: &Tracked| {
@@ -56,8 +56,8 @@ impl Checks {
         };
         let begin = |(key, tracked): (&ObjectKey, &Tracked)| {
             let target = Target {
-                admission: Arc::clone(admission),
-                index: tracked.index,
+                objects: Arc::clone(rendered),
+                key: key.clone(),
                 path: tracked.path.clone(),
                 user: Some(account.user()),
             };

@@ -6,7 +6,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{self, Health};
 use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
-use attest_common::verify::Admission;
+use attest_common::verify::ObjectSet;
 
 use super::objects::Tracked;
 use crate::cluster::account::Account;
@@ -18,16 +18,15 @@ use crate::ledger::records::ConfirmedPairs;
 
 /// The objects of an admission, with what is known of each from the inventory and from what ran before.
 pub(super) fn track(
-    admission: &Admission,
+    rendered: &ObjectSet,
     kinds: &Kinds,
     account: &Account,
     (inventory, pairs): (&[Owned], &ConfirmedPairs),
     former: Option<&BTreeMap<ObjectKey, Tracked>>,
 ) -> BTreeMap<ObjectKey, Tracked> {
     let owned: BTreeMap<&ObjectKey, &Owned> = inventory.iter().map(|o| (&o.key, o)).collect();
-    let definitions: BTreeMap<(String, String), ObjectKey> = admission
-        .admitted
-        .objects
+    let definitions: BTreeMap<(String, String), ObjectKey> = rendered
+        .objects()
         .iter()
         .filter(|object| object.key().kind == "CustomResourceDefinition")
         .filter_map(|object| {
@@ -36,7 +35,7 @@ pub(super) fn track(
         })
         .collect();
     let mut objects = BTreeMap::new();
-    for (index, object) in admission.admitted.objects.iter().enumerate() {
+    for object in rendered.objects() {
         let key = object.key().clone();
         // Admission has checked that every kind is known.
         let Some(kind) = kinds.get(&key.group, &key.kind) else { continue };
@@ -57,7 +56,6 @@ pub(super) fn track(
         let path =
             object_path(&object.api_version(), &kind.plural, key.namespace.as_deref(), &key.name);
         let tracked = Tracked {
-            index,
             rank: kinds::apply_rank(&key.group, &key.kind),
             gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
             desired: apply::desired(object),

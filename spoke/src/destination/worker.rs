@@ -97,11 +97,12 @@ impl Worker {
     }
 
     fn take_run(&mut self, run: Run) {
-        let Run { admission, held, origin, timings, checks } = run;
+        let Run { admission, objects, held, origin, timings, checks } = run;
         let asked = checks.each.iter().map(|early| (early.key.clone(), early.standing.clone()));
         let asked = asked.collect();
         self.early = checks.each.into_iter().map(|early| (early.key.clone(), early)).collect();
-        let order = RunOrder { admission, held, origin, timings, asked, facts: self.facts() };
+        let order =
+            RunOrder { admission, objects, held, origin, timings, asked, facts: self.facts() };
         self.feed(Event::Run(Box::new(order)));
         // Those that ask something else than is to be asked now end here.
         self.early.clear();

@@ -97,8 +97,8 @@ impl Applying {
         let tracked = self.objects.get_mut(key)?;
         tracked.busy = true;
         let target = Target {
-            admission: Arc::clone(&self.admission),
-            index: tracked.index,
+            objects: Arc::clone(&self.rendered),
+            key: key.clone(),
             path: tracked.path.clone(),
             user: tracked.watched.then(|| self.account.user()),
         };
@@ -126,7 +126,7 @@ impl Applying {
         let pruning =
             self.pruning.get_or_insert_with(|| Deleting::of(&self.leftovers, &self.kinds));
         let by = By {
-            authority: Authority::Prune(Arc::clone(&self.admission)),
+            authority: Authority::Prune(Arc::clone(&self.rendered)),
             account: self.account.clone(),
         };
         let wake = pruning.advance(&by, now, commands);
@@ -151,7 +151,7 @@ impl Applying {
             self.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
         let update = Update {
             held: self.held.clone(),
-            known: self.objects.iter().map(|(key, t)| (key.clone(), self.learnt(t))).collect(),
+            known: self.objects.iter().map(|(key, t)| (key.clone(), self.learnt(key, t))).collect(),
             pairs: self
                 .objects
                 .iter()
@@ -165,10 +165,10 @@ impl Applying {
         commands.request(Request::Record(Box::new(update)));
     }
 
-    fn learnt(&self, tracked: &Tracked) -> Learnt {
+    fn learnt(&self, key: &ObjectKey, tracked: &Tracked) -> Learnt {
         let is_as_desired =
             tracked.confirmed.as_ref().is_some_and(|pair| pair.desired == tracked.desired);
-        let rendered = self.admission.admitted.objects.get(tracked.index);
+        let rendered = self.rendered.get(key);
         let version = rendered.filter(|_| is_as_desired).map(|object| object.version().to_owned());
         Learnt { uid: tracked.owned_uid.clone(), met: tracked.met, version }
     }

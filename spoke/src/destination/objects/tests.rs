@@ -5,7 +5,6 @@ use crate::ledger::records::tests::object_key;
 
 fn tracked(rank: u8) -> Tracked {
     Tracked {
-        index: 0,
         rank,
         gates: true,
         desired: Digest::of(b"desired"),

@@ -146,6 +146,7 @@ fn run(admitted: &Admitted, origin: Origin) -> Event {
 fn run_as_recorded(admitted: &Admitted, origin: Origin, entry: &Entry) -> Event {
     Event::Run(Box::new(RunOrder {
         admission: Arc::clone(&admitted.admission),
+        objects: Arc::clone(&admitted.objects),
         held: admitted.held.clone(),
         origin,
         timings: Timings::default(),
@@ -195,8 +196,7 @@ fn away() -> ApiError {
 
 fn wrote(admitted: &Admitted, name: &str, heal: bool) -> Outcome {
     let key = object_key("ConfigMap", name);
-    let objects = &admitted.admission.admitted.objects;
-    let object = objects.iter().find(|object| object.key().name == name).unwrap();
+    let object = admitted.objects.get(&key).unwrap();
     let written = written(apply::desired(object), "uid", b"live");
     Outcome::Wrote { key, heal, result: Ok(written) }
 }

@@ -204,7 +204,7 @@ impl World {
     }
 
     fn write(&mut self, target: &Target) -> Written {
-        let object = &target.admission.admitted.objects[target.index];
+        let object = target.objects.get(&target.key).unwrap();
         let written = written(apply::desired(object), "uid", b"live");
         let at = self.machine.moment.now;
         Written { observation: Observation { at, ..written.observation }, ..written }
