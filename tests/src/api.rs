@@ -1,4 +1,5 @@
-//! The hub's JSON API with an operator's context, for figures that need a thousand calls. Everything else uses `attest`.
+//! Client of the hub's JSON API with an operator's certificate, for benches that make thousands of
+//! calls. Everything else uses `attest`.
 
 use std::path::Path;
 
@@ -12,40 +13,37 @@ use serde_json::Value;
 pub struct Api {
     client: reqwest::Client,
     url: String,
-    /// The hub CA's pin, as the context holds it.
+    /// Pin of the hub's certificate authority, from the context.
     pub pin: Pin,
-    /// The public key that plans are signed with.
+    /// Public half of the hub's plan-signing key.
     pub hub_key_pem: String,
 }
 
 impl Api {
-    /// A client for the current hub of an operator's configuration file.
+    /// Creates a client for the current hub of an operator's configuration file.
     ///
     /// # Errors
-    /// When the file lacks something.
+    /// When a field is missing or malformed.
     pub fn from_config(file: &Path) -> anyhow::Result<Self> {
         attest_certs::install_provider();
-        let text = std::fs::read_to_string(file)?;
-        let config: Value = serde_saphyr::from_str(&text)?;
+        let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(file)?)?;
         let current = config.get("currentHub").and_then(Value::as_str).context("no currentHub")?;
         let hubs = config.get("hubs").and_then(Value::as_array).context("no hubs")?;
         let hub = hubs.iter().find(|h| h.get("name").and_then(Value::as_str) == Some(current));
-        let text = |field: &str| -> anyhow::Result<String> {
-            let found = hub.and_then(|h| h.get(field)).and_then(Value::as_str);
-            Ok(found.with_context(|| format!("the context has no {field}"))?.to_owned())
-        };
-        let pin: Pin = text("caPin")?.parse()?;
-        let bundle = Bundle::from_pem(&text("operatorChain")?, &text("operatorKey")?)?;
+        let hub = hub.with_context(|| format!("no hub {current}"))?;
+        let pin: Pin = text(hub, "caPin")?.parse()?;
+        let bundle = Bundle::from_pem(text(hub, "operatorChain")?, text(hub, "operatorKey")?)?;
         let tls = attest_certs::tls::operator_https(&[pin], &bundle)?;
         let client =
             reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build()?;
-        Ok(Self { client, url: text("apiUrl")?, pin, hub_key_pem: text("hubKey")? })
+        let (url, hub_key_pem) = (text(hub, "apiUrl")?.to_owned(), text(hub, "hubKey")?.to_owned());
+        Ok(Self { client, url, pin, hub_key_pem })
     }
 
-    /// One call; the answer must be a success.
+    /// Makes one call and parses the answer, which must be a success.
     ///
     /// # Errors
-    /// When it is not; the error holds the hub's words.
+    /// When the call fails; the error contains the hub's answer.
     pub async fn call<T: DeserializeOwned>(
         &self,
         method: &str,
@@ -61,4 +59,9 @@ impl Api {
         ensure!(status.is_success(), "{method} {path}: {status}: {text}");
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+fn text<'a>(hub: &'a Value, field: &str) -> anyhow::Result<&'a str> {
+    let value = hub.get(field).and_then(Value::as_str);
+    value.with_context(|| format!("the context has no {field}"))
 }

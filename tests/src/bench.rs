@@ -1,7 +1,7 @@
-//! Figures: each is taken by its own command, on real parts, and printed as a table with its target.
+//! Benchmarks: each is a command of its own, runs on real parts and prints a table with its target.
 //!
-//! Not tests: nothing fails because a machine is busy. `attest-bench NAME` runs one, `attest-bench
-//! all` runs all. Build with `--release`; a debug build says so in its output.
+//! Not tests: nothing fails on a busy machine. `attest-bench NAME` runs one, `attest-bench all` runs
+//! all. Build with `--release`; the output of a debug build names it as such.
 
 pub mod change;
 pub mod drift;

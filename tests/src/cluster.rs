@@ -1,8 +1,8 @@
 //! Real Kubernetes control planes on loopback: etcd, kube-apiserver and kube-controller-manager as
 //! child processes, each cluster with its own certificates and data.
 //!
-//! There are no nodes and no containers; [`fakelet`] plays those. Starting takes about five seconds
-//! and 0.4 GB, so tests that only need *a* cluster take a [`shared`] one.
+//! There are no nodes and no containers; [`fakelet`] simulates them. A start takes about five seconds
+//! and 0.4 GB, so tests that need any cluster use a [`shared`] one.
 
 pub mod audit;
 pub mod binaries;
@@ -28,27 +28,27 @@ use self::pki::Pki;
 use crate::process::{Lifetime, Process, Spec, remove_at_end};
 use crate::wait::until;
 
-/// How long a control plane may take to become ready on a busy machine.
+/// Maximum start time of a control plane on a busy machine.
 pub const READY_WITHIN: Duration = Duration::from_secs(90);
 
 const START_ATTEMPTS: u32 = 3;
 const LOG_TAIL_LINES: usize = 15;
 const ADMINISTRATORS: &str = "system:masters";
-/// Static tokens of the API server: one of the spoke's, due for renewal by what it says of itself.
+/// Static tokens of the API server. One is the spoke's and claims to be due for renewal.
 const STALE_TOKEN_FILE: &str = "tokens.csv";
 
-/// How to start a cluster.
+/// Options of a cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name, for logs and the default context.
+    /// Name, for logs and the default context.
     pub name: String,
-    /// The context in its kubeconfig.
+    /// Context in its kubeconfig.
     pub context: String,
-    /// Where its files go; `None` for a temporary directory that goes with it.
+    /// Directory of its files; `None` for a temporary directory that is removed with the cluster.
     pub directory: Option<PathBuf>,
     /// When its processes end.
     pub lifetime: Lifetime,
-    /// Variables of the API server.
+    /// Environment variables of the API server.
     pub api_environment: Vec<(&'static str, &'static str)>,
 }
 
@@ -83,17 +83,17 @@ struct Processes {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until it is ready; `None` on a machine without the programs, said
-    /// loudly.
+    /// Starts a cluster and waits until it is ready. Returns `None` without Kubernetes programs, with a
+    /// message on standard error.
     ///
     /// # Errors
-    /// When it does not become ready within [`READY_WITHIN`]; the error ends with its log. Without
-    /// the programs when `CI=true`.
+    /// When it is not ready within [`READY_WITHIN`]; the error ends with its log. Without the programs
+    /// when `CI=true`.
     pub async fn start(name: &str) -> anyhow::Result<Option<Self>> {
         Self::start_with(Options::new(name)).await
     }
 
-    /// As [`Self::start`], with more to say.
+    /// Like [`Self::start`], with all options.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -104,7 +104,7 @@ impl Cluster {
         loop {
             match Self::try_start(&binaries, &options).await {
                 Ok(cluster) => return Ok(Some(cluster)),
-                // Another process may have taken a port between our look and the server's bind.
+                // Another process may take a port before the server binds it.
                 Err(error)
                     if attempt < START_ATTEMPTS
                         && format!("{error:#}").contains("address already in use") =>
@@ -143,15 +143,15 @@ impl Cluster {
         let controllers_config = pki.kubeconfig(&server, context, &controllers_user);
         write_private(&directory.join("controllers.kubeconfig"), &controllers_config)?;
 
-        let plan = Plan { binaries, directory: &directory };
-        let (etcd, etcd_url) = plan.etcd()?;
+        let command_lines = CommandLines { binaries, directory: &directory };
+        let (etcd, etcd_url) = command_lines.etcd()?;
         let etcd = Process::spawn(etcd)?;
-        let mut api = plan.api(&etcd_url, api_port);
+        let mut api = command_lines.api(&etcd_url, api_port);
         for (variable, value) in api_environment {
             api = api.env(*variable, *value);
         }
         let api = Process::spawn(api)?;
-        let controllers = plan.controllers(controllers_port);
+        let controllers = command_lines.controllers(controllers_port);
         let mut starting = (api, etcd);
         let admin_config =
             pki.kubeconfig(&server, context, &pki.client("admin", Some(ADMINISTRATORS))?);
@@ -159,7 +159,7 @@ impl Cluster {
         let client = client_from(&admin_config).await?;
         ready(&client, [&mut starting.0, &mut starting.1]).await?;
         let (mut api, mut etcd) = starting;
-        // The controller manager gives up when it finds no API server, so it comes last.
+        // The controller manager exits without an API server, so it starts last.
         let mut controllers = Process::spawn(controllers)?;
         default_account(&client, &mut controllers).await?;
         if *lifetime == Lifetime::Detached {
@@ -186,13 +186,13 @@ impl Cluster {
         &self.context
     }
 
-    /// The API server's address, `https://127.0.0.1:PORT`.
+    /// Address of the API server, `https://127.0.0.1:PORT`.
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    /// A token of the spoke's account that is good, and says that it should be renewed: the API
-    /// server makes none that live for less than ten minutes.
+    /// A valid token of the spoke's account that claims to be due for renewal. The API server issues no
+    /// token that lives for less than ten minutes.
     ///
     /// # Errors
     /// When its file cannot be read.
@@ -201,7 +201,7 @@ impl Cluster {
         Ok(line.split(',').next().context("no token")?.to_owned())
     }
 
-    /// Where its files and logs are.
+    /// Directory of its files and logs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -216,15 +216,15 @@ impl Cluster {
         self.pki.authority_pem()
     }
 
-    /// A kubeconfig for a user of one's own, in a group of one's own.
+    /// Creates a kubeconfig for a user, in a group if one is given.
     ///
     /// # Errors
-    /// When the certificate cannot be made.
+    /// When the certificate cannot be issued.
     pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> anyhow::Result<String> {
         Ok(self.pki.kubeconfig(&self.server, &self.context, &self.pki.client(user, group)?))
     }
 
-    /// Writes the administrator's kubeconfig to another file and under another context, mode 0600.
+    /// Writes the administrator's kubeconfig to another file, with another context and mode 0600.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -233,29 +233,29 @@ impl Cluster {
         write_private(path, &self.pki.kubeconfig(&self.server, context, &admin))
     }
 
-    /// A new administrator's client. A client lives in the runtime that made it: take a new one in
-    /// every test.
+    /// Creates an administrator's client. A client belongs to the runtime that created it, so every test
+    /// creates its own.
     ///
     /// # Errors
-    /// When the kubeconfig cannot be used.
+    /// When the kubeconfig is unusable.
     pub async fn client(&self) -> anyhow::Result<Client> {
         client_from(&std::fs::read_to_string(self.kubeconfig())?).await
     }
 
-    /// A new client for a user of one's own.
+    /// Creates a client for a user, in a group if one is given.
     ///
     /// # Errors
-    /// When the certificate cannot be made or used.
+    /// When the certificate cannot be issued or used.
     pub async fn client_for(&self, user: &str, group: Option<&str>) -> anyhow::Result<Client> {
         client_from(&self.kubeconfig_for(user, group)?).await
     }
 
-    /// What the API server was asked, and by whom.
+    /// The audit log of the API server.
     pub fn audit(&self) -> AuditLog {
         AuditLog::at(&self.directory.join("audit.log"))
     }
 
-    /// SIGKILL to the API server. Clients see refused connections.
+    /// Sends SIGKILL to the API server. Clients see refused connections.
     pub fn stop_api(&self) {
         self.processes().api.kill();
     }
@@ -263,47 +263,48 @@ impl Cluster {
     /// Starts the API server again, on the same port and data, and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not become ready.
+    /// When it is not ready in time.
     pub async fn start_api(&self) -> anyhow::Result<()> {
         {
             let mut processes = self.processes();
             processes.api = processes.api.respawn()?;
         }
         let client = self.client().await?;
-        until("the API server", READY_WITHIN, || async { is_ready(&client).await }).await
+        until("the API server to be ready", READY_WITHIN, || async { is_ready(&client).await })
+            .await
     }
 
-    /// SIGSTOP to the API server. Clients see timeouts.
+    /// Sends SIGSTOP to the API server. Clients see timeouts.
     pub fn freeze_api(&self) {
         self.processes().api.freeze();
     }
 
-    /// SIGCONT to the API server.
+    /// Sends SIGCONT to the API server.
     pub fn thaw_api(&self) {
         self.processes().api.thaw();
     }
 
-    /// SIGSTOP to etcd. The API server answers with errors after its own timeouts.
+    /// Sends SIGSTOP to etcd. The API server returns errors after its own timeouts.
     pub fn freeze_etcd(&self) {
         self.processes().etcd.freeze();
     }
 
-    /// SIGCONT to etcd.
+    /// Sends SIGCONT to etcd.
     pub fn thaw_etcd(&self) {
         self.processes().etcd.thaw();
     }
 
-    /// SIGSTOP to the controller manager. What is applied stays applied, and nothing follows from it.
+    /// Sends SIGSTOP to the controller manager. Applied objects stay, without any effect.
     pub fn freeze_controllers(&self) {
         self.processes().controllers.freeze();
     }
 
-    /// SIGCONT to the controller manager.
+    /// Sends SIGCONT to the controller manager.
     pub fn thaw_controllers(&self) {
         self.processes().controllers.thaw();
     }
 
-    /// The process ids of etcd, API server and controller manager, in this order.
+    /// Process ids of etcd, API server and controller manager, in this order.
     pub fn process_ids(&self) -> [u32; 3] {
         let processes = self.processes();
         [processes.etcd.id(), processes.api.id(), processes.controllers.id()]
@@ -323,17 +324,17 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// A cluster with a node that plays its pods.
+/// A cluster with a simulated node.
 #[derive(Debug)]
 pub struct Site {
-    /// The node.
+    /// The simulated node.
     pub fakelet: Fakelet,
     /// The control plane.
     pub cluster: Cluster,
 }
 
-/// The cluster of this name that all tests of this process share, started by the first to ask.
-/// Tests keep apart by namespaces of their own.
+/// Returns the cluster of this name that all tests of this process share, and starts it on the first
+/// call. Tests are isolated by namespaces.
 ///
 /// # Errors
 /// As [`Cluster::start`].
@@ -356,7 +357,7 @@ pub async fn shared(name: &str) -> anyhow::Result<Option<Arc<Site>>> {
     .cloned()
 }
 
-/// A client from the text of a kubeconfig.
+/// Creates a client from the text of a kubeconfig.
 ///
 /// # Errors
 /// When the text is not a usable kubeconfig.
@@ -366,10 +367,10 @@ pub async fn client_from(kubeconfig: &str) -> anyhow::Result<Client> {
     Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await?)?)
 }
 
-/// True when the API server says so itself.
+/// Returns `Some` when the API server reports that it is ready.
 ///
 /// # Errors
-/// When it cannot be asked.
+/// When the API server does not answer.
 pub async fn is_ready(client: &Client) -> anyhow::Result<Option<()>> {
     let request = http::Request::get("/readyz").body(Vec::new())?;
     Ok((client.request_text(request).await? == "ok").then_some(()))
@@ -377,7 +378,7 @@ pub async fn is_ready(client: &Client) -> anyhow::Result<Option<()>> {
 
 async fn ready(client: &Client, processes: [&mut Process; 2]) -> anyhow::Result<()> {
     let processes = Mutex::new(processes);
-    let asked = until("the API server", READY_WITHIN, || async {
+    let polled = until("the API server to be ready", READY_WITHIN, || async {
         for process in processes.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(status) = process.ended()? {
                 return Ok(Some(Err(ended_early(process, status))));
@@ -385,23 +386,24 @@ async fn ready(client: &Client, processes: [&mut Process; 2]) -> anyhow::Result<
         }
         Ok(is_ready(client).await?.map(Ok))
     });
-    asked.await?
+    polled.await?
 }
 
-/// Every Pod needs it, and it shows that the controllers work.
+/// Waits for the default account, which every Pod needs and which shows that the controllers work.
 async fn default_account(client: &Client, controllers: &mut Process) -> anyhow::Result<()> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let controllers = Mutex::new(controllers);
-    let asked = until("the controller manager", READY_WITHIN, || async {
-        {
-            let mut controllers = controllers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(status) = controllers.ended()? {
-                return Ok(Some(Err(ended_early(&controllers, status))));
+    let polled =
+        until("the controller manager to create the default account", READY_WITHIN, || async {
+            {
+                let mut controllers = controllers.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(status) = controllers.ended()? {
+                    return Ok(Some(Err(ended_early(&controllers, status))));
+                }
             }
-        }
-        Ok(accounts.get_opt("default").await?.map(|_| Ok(())))
-    });
-    asked.await?
+            Ok(accounts.get_opt("default").await?.map(|_| Ok(())))
+        });
+    polled.await?
 }
 
 fn ended_early(process: &Process, status: std::process::ExitStatus) -> anyhow::Error {
@@ -409,13 +411,13 @@ fn ended_early(process: &Process, status: std::process::ExitStatus) -> anyhow::E
     let lines: Vec<_> = output.lines().collect();
     let tail = lines.get(lines.len().saturating_sub(LOG_TAIL_LINES)..).unwrap_or_default();
     anyhow::anyhow!(
-        "a control plane program ended early ({status}); {}:\n{}",
+        "a control plane program exited during startup ({status}); {}:\n{}",
         process.log().display(),
         tail.join("\n")
     )
 }
 
-/// A line of the API server's token file.
+/// Line of the API server's token file.
 fn stale_token() -> anyhow::Result<String> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
@@ -430,13 +432,13 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(attest_certs::bundle::write_private(path, text.as_bytes())?)
 }
 
-/// The command lines. What is not here has the program's default.
-struct Plan<'a> {
+/// Command lines of the control plane. Options that are absent have the program's default.
+struct CommandLines<'a> {
     binaries: &'a Binaries,
     directory: &'a Path,
 }
 
-impl Plan<'_> {
+impl CommandLines<'_> {
     fn program(&self, name: &str) -> Spec {
         let log = self.directory.join(format!("{name}.log"));
         Spec::new(self.binaries.program(name), log)
@@ -469,7 +471,7 @@ impl Plan<'_> {
             "--bind-address=127.0.0.1".to_owned(),
             "--advertise-address=127.0.0.1".to_owned(),
             format!("--secure-port={port}"),
-            // The reconciler refuses a loopback address forever.
+            // The reconciler rejects loopback addresses.
             "--endpoint-reconciler-type=none".to_owned(),
             format!("--tls-cert-file={}", self.file("server.crt")),
             format!("--tls-private-key-file={}", self.file("server.key")),

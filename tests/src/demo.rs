@@ -16,7 +16,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::cluster::binaries::Binaries;
-use crate::evil_hub;
+use crate::compromised_hub;
 use crate::fleet::program;
 use crate::real::{Agents, RealFleet, RealSite};
 use crate::wait::until;
@@ -251,7 +251,7 @@ impl Demo<'_> {
         );
         let honest = self.sabotage == Some(Sabotage::Tampered);
         self.fleet.hub().process().kill();
-        let attack = evil_hub::tampered_plan(&mut self.fleet, "production", honest).await?;
+        let attack = compromised_hub::tampered_plan(&mut self.fleet, "production", honest).await?;
         self.print_result(&attack.description);
         let kubeconfig = self.production()?.cluster.kubeconfig().display().to_string();
         let refusal = until("the spoke to refuse the plan", REFUSED_WITHIN, || async {
@@ -372,7 +372,7 @@ impl Demo<'_> {
             self.write_as_the_spoke().await?;
         }
         for site in self.fleet.sites() {
-            let objects = site.cluster.audit().spoke_wrote_as_it_should()?;
+            let objects = site.cluster.audit().check_spoke_requests()?;
             ensure!(objects > 0, "{}: no object was written", site.name);
             self.print_result(&format!(
                 "{}: {objects} writes of application objects, all by the application's own account",
@@ -396,7 +396,7 @@ impl Demo<'_> {
             .args(["create", "configmap", "backdoor", "--namespace", "app-production"])
             .output()?;
         until("the audit log to contain the attempt", REFUSED_WITHIN, || async {
-            Ok(audit.spoke_wrote_as_it_should().is_err().then_some(()))
+            Ok(audit.check_spoke_requests().is_err().then_some(()))
         })
         .await
     }

@@ -1,5 +1,5 @@
-//! A whole fleet made of the real programs: hub home, `attest-hub`, an operator's context, a CI key,
-//! a Git repository. What tests, the demo and the benches do, they do through `attest`, as a user would.
+//! The parts of a fleet as real programs: hub home, `attest-hub`, an operator's context, a CI key, a Git
+//! repository. Tests, demo and benches use `attest` for everything, as a user would.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ use crate::cluster::binaries::Binaries;
 use crate::process::{Process, Spec};
 use crate::wait::until;
 
-/// How long a program of ours may take to say that it listens.
+/// Maximum time until a program of this workspace listens.
 pub const LISTENING_WITHIN: Duration = Duration::from_secs(20);
 /// Variable that names the directory of `attest`, `attest-hub` and `attest-spoke`.
 pub const PROGRAMS_VARIABLE: &str = "ATTEST_PROGRAMS";
 
-/// Where a program of ours is: `$ATTEST_PROGRAMS`, else beside the running program, else one up
-/// (Cargo puts test binaries into `deps/`).
+/// Finds a program of this workspace: in `$ATTEST_PROGRAMS`, else beside the running program, else one
+/// directory up (Cargo puts test binaries into `deps/`).
 ///
 /// # Errors
-/// When it is nowhere; the error says how to build it.
+/// When it is not found; the error names the command that builds it.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("no path of this program")?;
     let beside = own.parent().map(Path::to_owned);
@@ -34,8 +34,8 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("no program {name}; run `cargo build --workspace --bins` first"))
 }
 
-/// `PATH` with the directory of the Kubernetes programs in front: CI and hub render with the same
-/// kustomize, or the hub says `RendererMismatch`.
+/// Returns `PATH` with the directory of the Kubernetes programs in front. CI and hub must render with
+/// the same kustomize, or the hub refuses with `RendererMismatch`.
 pub fn search_path() -> OsString {
     let renderer = Binaries::find().ok().flatten().map(|found| found.directory().to_owned());
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -43,7 +43,7 @@ pub fn search_path() -> OsString {
     std::env::join_paths(all).unwrap_or_else(|_| path.clone())
 }
 
-/// An operator at a machine of her own: a configuration directory and the `attest` program.
+/// An operator on a separate machine: a configuration directory and the `attest` program.
 #[derive(Clone, Debug)]
 pub struct Operator {
     directory: PathBuf,
@@ -51,21 +51,21 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// An operator whose files live in `directory`.
+    /// Creates an operator whose files are in `directory`.
     ///
     /// # Errors
-    /// When the directory cannot be made or `attest` is not built.
+    /// When the directory cannot be created or `attest` is not built.
     pub fn new(directory: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(directory)?;
         Ok(Self { directory: directory.to_owned(), attest: program("attest")? })
     }
 
-    /// Her configuration file.
+    /// Path of the configuration file.
     pub fn config(&self) -> PathBuf {
         self.directory.join("config")
     }
 
-    /// `attest` with these arguments, ready to run.
+    /// Prepares `attest` with these arguments.
     pub fn command<T: Into<OsString>>(&self, arguments: impl IntoIterator<Item = T>) -> Command {
         let mut command = Command::new(&self.attest);
         command.env("PATH", search_path());
@@ -78,7 +78,7 @@ impl Operator {
         command
     }
 
-    /// Runs `attest` and returns what happened, whatever it was.
+    /// Runs `attest` and returns its output, whether it succeeds or not.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -91,7 +91,7 @@ impl Operator {
     /// Runs `attest` and returns its standard output.
     ///
     /// # Errors
-    /// When it fails; the error holds what it said.
+    /// When it fails; the error contains its output.
     pub fn attest(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.try_attest(arguments)?;
         ensure!(
@@ -105,7 +105,7 @@ impl Operator {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Runs `attest … -o json` and reads the document.
+    /// Runs `attest … -o json` and parses the document.
     ///
     /// # Errors
     /// When it fails or does not print JSON.
@@ -116,7 +116,7 @@ impl Operator {
     }
 }
 
-/// Addresses that a hub really listens on.
+/// The addresses that a hub listens on.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Addresses {
     pub api: String,
@@ -134,7 +134,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Makes a home for a hub that will listen on free loopback ports, and the operator's context.
+    /// Creates a home for a hub on free loopback ports, and the operator's context.
     ///
     /// # Errors
     /// When no port is free or `attest hub init` fails.
@@ -156,10 +156,10 @@ impl Hub {
         Ok((spokes, api))
     }
 
-    /// Starts `attest-hub` on the ports its home advertises and waits until it listens.
+    /// Starts `attest-hub` on the ports of its home and waits until it listens.
     ///
     /// # Errors
-    /// When it does not listen within [`LISTENING_WITHIN`]; the error holds its log.
+    /// When it does not listen within [`LISTENING_WITHIN`]; the error contains its log.
     pub async fn start(
         home: &Path,
         (spokes, api): (u16, u16),
@@ -185,10 +185,10 @@ impl Hub {
             let Ok(text) = std::fs::read(&file) else { return Ok(None) };
             Ok(serde_json::from_slice(&text).ok())
         });
-        waited.await.with_context(|| format!("the hub said:\n{}", process.output()))
+        waited.await.with_context(|| format!("log of the hub:\n{}", process.output()))
     }
 
-    /// Ends it without warning and starts it again on the same ports.
+    /// Kills the hub and starts it again on the same ports.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -197,7 +197,7 @@ impl Hub {
         self.restart().await
     }
 
-    /// Starts it again after it ended.
+    /// Starts the hub again after it ended.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -206,18 +206,18 @@ impl Hub {
         self.listens().await
     }
 
-    /// Starts it again after it ended, without waiting; it dies at `failpoint`, if one is named
-    /// (see [`Spec::dying_at`]).
+    /// Starts the hub again after it ended, without waiting. It exits at `failpoint`, if one is given
+    /// (see [`Spec::with_failpoint`]).
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn respawn(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(self.home.join("addresses.json"));
-        self.process = self.process.respawn_to_die_at(failpoint)?;
+        self.process = self.process.respawn_with_failpoint(failpoint)?;
         Ok(())
     }
 
-    /// Waits until it listens.
+    /// Waits until the hub listens.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -226,22 +226,22 @@ impl Hub {
         Ok(())
     }
 
-    /// What `/ready` says: status and body.
+    /// Status and body of `GET /ready`.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the hub does not answer.
     pub async fn ready(&self) -> anyhow::Result<(u16, String)> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let answer = client.get(format!("http://{}/ready", self.addresses.health)).send().await?;
         Ok((answer.status().as_u16(), answer.text().await?.trim().to_owned()))
     }
 
-    /// Where it listens.
+    /// The addresses it listens on.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
-    /// Its directory: what somebody who takes the hub takes.
+    /// The hub's directory, with everything that an attacker who compromises the hub gets.
     pub fn home(&self) -> &Path {
         &self.home
     }
@@ -251,24 +251,24 @@ impl Hub {
         &mut self.process
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory, in bytes.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// When the process has ended.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
         resident_bytes(self.process.id())
     }
 }
 
-/// Resident memory of a process in bytes (`VmRSS`).
+/// Resident memory of a process, in bytes (`VmRSS`).
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process has ended.
 pub fn resident_bytes(id: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -276,22 +276,20 @@ pub fn resident_bytes(id: u32) -> anyhow::Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Processor time of a process in microseconds, user and system.
+/// CPU time of a process, user and system, in microseconds.
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process has ended.
 pub fn processor_us(id: u32) -> anyhow::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
     let (_, rest) = stat.rsplit_once(')').context("no command in stat")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks = |index: usize| -> anyhow::Result<u64> {
-        Ok(fields.get(index).context("stat is short")?.parse()?)
-    };
     // Fields 14 and 15 of proc(5), in ticks of 10 ms on Linux.
-    Ok((ticks(11)? + ticks(12)?) * 10_000)
+    let (user, system) = (fields.get(11).context("no utime")?, fields.get(12).context("no stime")?);
+    Ok((user.parse::<u64>()? + system.parse::<u64>()?) * 10_000)
 }
 
-/// An application's repository: a working tree where CI runs, and the bare one the hub reads.
+/// An application's repository: the working tree of CI and the bare repository that the hub reads.
 #[derive(Clone, Debug)]
 pub struct Repository {
     tree: PathBuf,
@@ -299,7 +297,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// An empty repository pair under `directory`.
+    /// Creates an empty pair of repositories in `directory`.
     ///
     /// # Errors
     /// When Git fails.
@@ -321,12 +319,12 @@ impl Repository {
         &self.tree
     }
 
-    /// `file://` address of the bare repository.
+    /// `file://` URL of the bare repository.
     pub fn url(&self) -> String {
         format!("file://{}", self.origin.display())
     }
 
-    /// The directory the hub must be allowed to read.
+    /// Directory of the bare repository, which the hub must be allowed to read.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
@@ -334,7 +332,7 @@ impl Repository {
     /// Runs git in the working tree and returns its standard output.
     ///
     /// # Errors
-    /// When git fails; the error holds what it said.
+    /// When git fails; the error contains its output.
     pub fn git(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new("git")
             .args(arguments)
@@ -360,7 +358,7 @@ impl Repository {
         self.git(&["rev-parse", "HEAD"])
     }
 
-    /// Runs `attest run --sign --verify` as CI would, with these variables.
+    /// Runs `attest run --sign --verify` as CI would, with these variables, and returns its output.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -376,10 +374,10 @@ impl Repository {
         command.output().context("cannot run attest run")
     }
 
-    /// As [`Self::run_ci`], and it must succeed.
+    /// Like [`Self::run_ci`], but fails unless the command succeeds.
     ///
     /// # Errors
-    /// When it fails; the error holds what it said.
+    /// When it fails; the error contains its output.
     pub fn sign(
         &self,
         operator: &Operator,
@@ -398,7 +396,7 @@ impl Repository {
     }
 }
 
-/// Makes a CI key and the file of its public half.
+/// Generates a CI key and writes its public half to a file, whose path is returned.
 ///
 /// # Errors
 /// When `attest key` fails.

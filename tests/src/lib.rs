@@ -1,13 +1,13 @@
-//! What tests, the demo and the benches share: real clusters, child processes, waiting.
+//! Shared parts of tests, demo and benches: real clusters, child processes, polling.
 //!
-//! Nothing here is part of the product. Parts are real programs (kube-apiserver, etcd, Git); only
-//! nodes and pods are played, by [`cluster::fakelet`].
+//! Nothing here is part of the product. The parts are real programs (kube-apiserver, etcd, Git); only
+//! nodes and pods are simulated, by [`cluster::fakelet`].
 
 pub mod api;
 pub mod bench;
 pub mod cluster;
+pub mod compromised_hub;
 pub mod demo;
-pub mod evil_hub;
 pub mod fleet;
 pub mod process;
 pub mod real;

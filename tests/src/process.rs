@@ -1,21 +1,21 @@
-//! Child processes that cannot outlive the test, however the test ends.
+//! Child processes that never outlive the test, however it ends.
 //!
-//! Each runs in a process group of its own and is killed with its whole group on drop. For the case
-//! that this process is itself killed, one guardian shell holds the other end of a pipe: when the
-//! pipe closes, it kills every group still on its list and removes their directories.
+//! Each child runs in its own process group, which is killed on drop. In case this process itself is
+//! killed, one guardian shell reads from a pipe: when the pipe closes, the guardian kills every
+//! registered group and removes the registered directories.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Variables that let `attest-hub` and `attest-spoke` die at a named point.
+/// Variables that make `attest-hub` and `attest-spoke` exit at a failpoint.
 const FAILPOINT_VARIABLES: [&str; 2] = ["ATTEST_FAILPOINTS_ENABLED", "ATTEST_FAILPOINT"];
 
 const GUARDIAN: &str = r#"
@@ -35,7 +35,7 @@ printf '%s\n' "$directories" | while read -r directory; do
 done
 "#;
 
-/// Whether a process ends with the one that started it.
+/// When a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// Killed on drop and when this process ends in any way.
@@ -44,25 +44,25 @@ pub enum Lifetime {
     Detached,
 }
 
-/// What to run.
+/// A program to run.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// The program file.
+    /// Path of the program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Arguments.
     pub arguments: Vec<OsString>,
     /// Variables to set.
     pub environment: Vec<(OsString, OsString)>,
-    /// Whether this process's own variables are passed on.
+    /// Whether this process's own variables are inherited.
     pub inherit_environment: bool,
-    /// Where both output streams go; appended to.
+    /// Log file of both output streams, opened for appending.
     pub log: PathBuf,
-    /// When it ends.
+    /// When the process ends.
     pub lifetime: Lifetime,
 }
 
 impl Spec {
-    /// A program without arguments, logging to `log`, ending with this process.
+    /// Creates a program without arguments that logs to `log` and ends with this process.
     pub fn new(program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -95,10 +95,10 @@ impl Spec {
         self
     }
 
-    /// Lets the hub or the spoke die by itself at a named point, `name` or `name:N` for the Nth
-    /// time it gets there; `None` lets it live.
+    /// Makes the hub or the spoke exit at a failpoint, `name` or `name:N` for the Nth time it is
+    /// reached; `None` disables the failpoint.
     #[must_use]
-    pub fn dying_at(mut self, failpoint: Option<&str>) -> Self {
+    pub fn with_failpoint(mut self, failpoint: Option<&str>) -> Self {
         self.environment.retain(|(name, _)| FAILPOINT_VARIABLES.iter().all(|v| name != v));
         let variables = FAILPOINT_VARIABLES.iter().zip(["1", failpoint.unwrap_or_default()]);
         let variables = variables.filter(|_| failpoint.is_some());
@@ -115,7 +115,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it.
+    /// Starts the program.
     ///
     /// # Errors
     /// When the program or its log file cannot be opened.
@@ -135,12 +135,12 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {}", spec.program.display()))?;
         if spec.lifetime == Lifetime::Ours {
-            guardian_says(&format!("hold {}", child.id()));
+            send_to_guardian(&format!("hold {}", child.id()));
         }
         Ok(Self { child, spec })
     }
 
-    /// The same program with the same arguments, once more.
+    /// Starts the same program again with the same arguments.
     ///
     /// # Errors
     /// As [`Self::spawn`].
@@ -148,62 +148,62 @@ impl Process {
         Self::spawn(self.spec.clone())
     }
 
-    /// As [`Self::respawn`], with [`Spec::dying_at`].
+    /// As [`Self::respawn`], with [`Spec::with_failpoint`].
     ///
     /// # Errors
     /// As [`Self::spawn`].
-    pub fn respawn_to_die_at(&self, failpoint: Option<&str>) -> anyhow::Result<Self> {
-        Self::spawn(self.spec.clone().dying_at(failpoint))
+    pub fn respawn_with_failpoint(&self, failpoint: Option<&str>) -> anyhow::Result<Self> {
+        Self::spawn(self.spec.clone().with_failpoint(failpoint))
     }
 
-    /// From now on it outlives this process.
+    /// Lets the process outlive this one.
     pub fn detach(&mut self) {
         self.spec.lifetime = Lifetime::Detached;
-        guardian_says(&format!("release {}", self.child.id()));
+        send_to_guardian(&format!("release {}", self.child.id()));
     }
 
-    /// Its process id, which is also its group's.
+    /// Process id, which is also the id of its group.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where its output goes.
+    /// Path of its log file.
     pub fn log(&self) -> &Path {
         &self.spec.log
     }
 
-    /// Everything it has written so far.
+    /// Returns everything it has written so far.
     pub fn output(&self) -> String {
         std::fs::read(&self.spec.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// How it ended, when it has.
+    /// Returns the exit status, or `None` while the process runs.
     ///
     /// # Errors
-    /// When the system will not say.
+    /// When the operating system cannot report it.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// SIGKILL to the group, then waits for the process to be gone.
+    /// Sends SIGKILL to the group and waits until the process has ended.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         let _ = self.child.wait();
     }
 
-    /// SIGTERM to the group.
+    /// Sends SIGTERM to the group.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// SIGSTOP to the group: it hangs, with its connections open.
+    /// Sends SIGSTOP to the group: it hangs with its connections open.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT to the group.
+    /// Sends SIGCONT to the group.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -223,21 +223,32 @@ impl Drop for Process {
         } else {
             self.signal(Signal::KILL);
         }
-        guardian_says(&format!("release {}", self.child.id()));
+        send_to_guardian(&format!("release {}", self.child.id()));
     }
 }
 
-/// Sends a signal to a process group; a group that is gone is not an error.
+/// Standard output and standard error of a program, as text.
+pub fn output_texts(output: &Output) -> (String, String) {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).into()
+}
+
+/// Exit status, standard output and standard error of a program, for messages of failed tests.
+pub fn describe(output: &Output) -> String {
+    let (stdout, stderr) = output_texts(output);
+    format!("{}\n{stdout}{stderr}", output.status)
+}
+
+/// Sends a signal to a process group. A group that has ended is not an error.
 pub fn signal_group(id: u32, signal: Signal) {
     if let Some(group) = i32::try_from(id).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, signal);
     }
 }
 
-/// Has `directory` removed when this process ends, even by SIGKILL. Its last component must begin
-/// with `attest-`.
+/// Removes `directory` when this process ends, even by SIGKILL. The last component of the path must
+/// begin with `attest-`.
 pub fn remove_at_end(directory: &Path) {
-    guardian_says(&format!("remove {}", directory.display()));
+    send_to_guardian(&format!("remove {}", directory.display()));
 }
 
 fn open_log(path: &Path) -> anyhow::Result<File> {
@@ -248,8 +259,8 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open log {}", path.display()))
 }
 
-/// The guardian never ends before this process does, so its pipe is never closed early.
-fn guardian_says(line: &str) {
+/// The guardian never exits before this process, so its pipe is never closed early.
+fn send_to_guardian(line: &str) {
     static GUARDIAN_INPUT: OnceLock<Option<Mutex<ChildStdin>>> = OnceLock::new();
     let input = GUARDIAN_INPUT.get_or_init(|| {
         Command::new("sh")
@@ -291,6 +302,11 @@ mod tests {
         false
     }
 
+    fn sleeper() -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("600").process_group(0).spawn().unwrap()
+    }
+
     #[test]
     fn a_dropped_process_takes_its_children_with_it() {
         let directory = tempfile::tempdir().unwrap();
@@ -307,13 +323,9 @@ mod tests {
     }
 
     #[test]
-    fn when_the_pipe_closes_the_guardian_kills_what_is_held_and_spares_what_is_released() {
+    fn when_the_pipe_closes_the_guardian_kills_held_groups_and_spares_released_ones() {
         let directory = tempfile::Builder::new().prefix("attest-guarded-").tempdir().unwrap();
-        let spawn = || {
-            let mut command = Command::new("sleep");
-            command.arg("600").process_group(0).spawn().unwrap()
-        };
-        let (mut first, mut second, mut released) = (spawn(), spawn(), spawn());
+        let (mut first, mut second, mut released) = (sleeper(), sleeper(), sleeper());
         let mut guardian =
             Command::new("sh").args(["-c", GUARDIAN]).stdin(Stdio::piped()).spawn().unwrap();
         let mut pipe = guardian.stdin.take().unwrap();

@@ -1,5 +1,5 @@
-//! A fleet on real clusters: hub, registered clusters whose spokes run as their Deployments say, a
-//! signing key and a repository. Registered by `attest gitops cluster add`, as an operator would.
+//! A fleet on real clusters: a hub, clusters registered by `attest gitops cluster add` as an operator
+//! would, their spokes, a signing key and a repository.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::fleet::{Hub, Operator, Repository, generate_key, program};
 use crate::process::{Process, Spec, remove_at_end};
 use crate::wait::until;
 
-/// A cluster of the fleet.
+/// A registered cluster.
 #[derive(Debug)]
 pub struct RealSite {
     pub name: String,
@@ -27,25 +27,25 @@ pub struct RealSite {
     pub fakelet: Fakelet,
     /// The spoke's process when it runs outside the cluster.
     pub spoke: Option<Process>,
-    /// Where the spoke in the cluster serves its metrics.
+    /// Address of the metrics of a spoke that runs in the cluster.
     pub metrics: String,
 }
 
 impl RealSite {
-    /// The spoke's metrics as it serves them.
+    /// Reads the spoke's metrics.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the spoke does not answer.
     pub async fn metrics(&self) -> anyhow::Result<String> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let answer = client.get(format!("http://{}/metrics", self.metrics)).send().await?;
         Ok(answer.error_for_status()?.text().await?)
     }
 
-    /// The cluster's trust policies.
+    /// Client for the cluster's trust policies.
     ///
     /// # Errors
-    /// When the API server cannot be used.
+    /// When there is no client for the API server.
     pub async fn policies(&self) -> anyhow::Result<kube::Api<DynamicObject>> {
         let resource = ApiResource {
             group: "attest.continuu.ms".into(),
@@ -57,11 +57,11 @@ impl RealSite {
         Ok(kube::Api::all_with(self.cluster.client().await?, &resource))
     }
 
-    /// Decides, as the cluster's operator, whether plans may ask for `Adopt`.
+    /// Allows or forbids `Adopt` in plans, as the cluster's operator would.
     ///
     /// # Errors
     /// When the policy cannot be read or written.
-    pub async fn let_plans_adopt(&self, adopt: bool) -> anyhow::Result<()> {
+    pub async fn set_adopt(&self, adopt: bool) -> anyhow::Result<()> {
         let policies = self.policies().await?;
         let policy = policies.get("local").await?;
         let mut entries = policy.data.pointer("/spec/applications").cloned().unwrap_or_default();
@@ -77,13 +77,13 @@ impl RealSite {
 /// Where spokes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agents {
-    /// From the Deployment's pod template, as a node would.
+    /// In the cluster, from the Deployment's pod template.
     InCluster,
-    /// From the command line that `cluster add --agent external` prints.
+    /// Outside the cluster, from the command line that `cluster add --agent external` prints.
     External,
 }
 
-/// The fleet. Everything ends and is removed on drop.
+/// A fleet. All processes are ended and all files removed on drop.
 #[derive(Debug)]
 pub struct RealFleet {
     // Dropped in this order: clusters and hub before their files.
@@ -97,16 +97,17 @@ pub struct RealFleet {
 }
 
 impl RealFleet {
-    /// Starts clusters of these names and environments, a hub, and registers them with spokes that
-    /// run as their Deployments say. `None` without Kubernetes programs, said loudly.
+    /// Starts a hub and clusters of these names and environments, and registers them with spokes that
+    /// run from their Deployments. Returns `None` without Kubernetes programs, with a message on
+    /// standard error.
     ///
     /// # Errors
-    /// When a part does not start or a cluster is not Connected.
+    /// When a part does not start or a cluster does not become Connected.
     pub async fn start(clusters: &[(&str, &str)]) -> anyhow::Result<Option<Self>> {
         Self::start_with(clusters, Agents::InCluster, &mut |_| {}).await
     }
 
-    /// As [`Self::start`], with variables for the API servers.
+    /// Like [`Self::start`], with variables for the API servers.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -114,30 +115,29 @@ impl RealFleet {
         clusters: &[(&str, &str)],
         api_environment: &[(&'static str, &'static str)],
     ) -> anyhow::Result<Option<Self>> {
-        let how = (Agents::InCluster, api_environment);
-        Self::start_all(clusters, how, &mut |_| {}).await
+        Self::start_all(clusters, (Agents::InCluster, api_environment), &mut |_| {}).await
     }
 
-    /// As [`Self::start`], with spokes where `agents` says, telling what was done.
+    /// Like [`Self::start`], with spokes where `agents` says. Calls `progress` with a line for each
+    /// step.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(
         clusters: &[(&str, &str)],
         agents: Agents,
-        tell: &mut dyn FnMut(String),
+        progress: &mut dyn FnMut(String),
     ) -> anyhow::Result<Option<Self>> {
-        Self::start_all(clusters, (agents, &[]), tell).await
+        Self::start_all(clusters, (agents, &[]), progress).await
     }
 
     async fn start_all(
         clusters: &[(&str, &str)],
         (agents, api_environment): (Agents, &[(&'static str, &'static str)]),
-        tell: &mut dyn FnMut(String),
+        progress: &mut dyn FnMut(String),
     ) -> anyhow::Result<Option<Self>> {
         let directory = tempfile::Builder::new().prefix("attest-fleet-").tempdir()?;
         remove_at_end(directory.path());
-        let at = |name: &str| directory.path().join(name);
         let starting = clusters.iter().map(|(name, _)| {
             let api_environment = api_environment.to_vec();
             Cluster::start_with(Options { api_environment, ..Options::new(name) })
@@ -147,7 +147,7 @@ impl RealFleet {
             futures::future::try_join_all(starting).await?.into_iter().zip(clusters)
         {
             let Some(cluster) = started else { return Ok(None) };
-            // Spokes share this machine's ports.
+            // Spokes share the ports of this machine.
             let metrics = format!("127.0.0.1:{}", ports::free()?);
             let runner = Runner::new("attest-spoke", program("attest-spoke")?)
                 .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
@@ -155,7 +155,7 @@ impl RealFleet {
             let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
             let fakelet = Fakelet::start(&cluster, options)?;
             let version = cluster.client().await?.apiserver_version().await?.git_version;
-            tell(format!("cluster {name}: Kubernetes {version} at {}", cluster.server()));
+            progress(format!("cluster {name}: Kubernetes {version} at {}", cluster.server()));
             sites.push(RealSite {
                 name: (*name).to_owned(),
                 cluster,
@@ -164,15 +164,16 @@ impl RealFleet {
                 metrics,
             });
         }
-        let operator = Operator::new(&at("operator"))?;
-        let home = at("hub");
+        let operator = Operator::new(&directory.path().join("operator"))?;
+        let home = directory.path().join("hub");
         let ports = Hub::init(&operator, &home)?;
-        let repository = Repository::create(&at("repository"))?;
+        let repository = Repository::create(&directory.path().join("repository"))?;
         let allow =
             ["--allow-file-repositories".to_owned(), directory.path().display().to_string()];
         let hub = Hub::start(&home, ports, &allow).await?;
-        tell(format!("hub: API at {}, spokes at {}", hub.addresses().api, hub.addresses().spokes));
-        let key = at("ci.key");
+        let addresses = hub.addresses();
+        progress(format!("hub: API at {}, spokes at {}", addresses.api, addresses.spokes));
+        let key = directory.path().join("ci.key");
         let public = generate_key(&operator, &key)?;
         let environments: BTreeSet<&str> =
             clusters.iter().map(|(_, environment)| *environment).collect();
@@ -191,13 +192,14 @@ impl RealFleet {
         let api = Api::from_config(&operator.config())?;
         let mut fleet = Self { sites, hub, api, operator, repository, key, directory };
         for (index, (name, environment)) in clusters.iter().enumerate() {
-            let said = fleet.register(index, environment, agents).await?;
-            tell(format!("cluster {name}: {said}"));
+            let result = fleet.register(index, environment, agents).await?;
+            progress(format!("cluster {name}: {result}"));
         }
         Ok(Some(fleet))
     }
 
-    /// `attest gitops cluster add`; for an external spoke also the command line it prints.
+    /// Runs `attest gitops cluster add`; for an external spoke also the command line that it prints.
+    /// Returns the last line of output.
     async fn register(
         &mut self,
         index: usize,
@@ -230,7 +232,7 @@ impl RealFleet {
             .spawn()?;
         let mut lines = BufReader::new(adding.stdout.take().context("no output")?).lines();
         let mut errors = adding.stderr.take().context("no error output")?;
-        let said = tokio::spawn(async move {
+        let diagnostics = tokio::spawn(async move {
             let mut text = String::new();
             let _ = errors.read_to_string(&mut text).await;
             text
@@ -248,11 +250,11 @@ impl RealFleet {
         }
         let ended = adding.wait().await?;
         let log = site.spoke.as_ref().map(Process::output).unwrap_or_default();
-        ensure!(ended.success(), "cluster add {}: {}\n{log}", site.name, said.await?);
+        ensure!(ended.success(), "cluster add {}: {}\n{log}", site.name, diagnostics.await?);
         Ok(last)
     }
 
-    /// Fills the repository with the sample application, as its owner would check it in.
+    /// Fills the repository with the sample application, as its owner would.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -271,7 +273,7 @@ impl RealFleet {
         Ok(())
     }
 
-    /// Signs what is in the repository as `tag`, commits and pushes; returns the commit.
+    /// Signs the content of the repository as `tag`, commits and pushes; returns the commit.
     ///
     /// # Errors
     /// When `attest run` or Git fails.
@@ -279,7 +281,7 @@ impl RealFleet {
         self.ci().release(tag)
     }
 
-    /// Everything of [`Self::release`] but the last commit.
+    /// Like [`Self::release`], without the last commit.
     ///
     /// # Errors
     /// When `attest run` or Git fails.
@@ -287,7 +289,7 @@ impl RealFleet {
         self.ci().prepare(tag)
     }
 
-    /// The CI of the repository, which can go on while something is done to the fleet.
+    /// The CI of the repository, as a value that does not borrow the fleet.
     pub fn ci(&self) -> Ci {
         Ci {
             repository: self.repository.clone(),
@@ -296,10 +298,10 @@ impl RealFleet {
         }
     }
 
-    /// Waits until an application is Synced everywhere.
+    /// Waits until an application is Synced at every destination.
     ///
     /// # Errors
-    /// When it is not in time; the error holds the hub's last word.
+    /// When the time is over; the error contains the hub's last answer.
     pub async fn wait_synced(&self, application: &str, within: Duration) -> anyhow::Result<()> {
         let path = format!("/v1/applications/{application}");
         let waited = until("the application to be Synced", within, || async {
@@ -313,22 +315,22 @@ impl RealFleet {
         Ok(())
     }
 
-    /// To be called at the end of whatever was done with the fleet: every request that a spoke made was
-    /// made as it should ([`crate::cluster::audit::AuditLog::spoke_wrote_as_it_should`]). Returns how
-    /// many objects of applications were written.
+    /// Checks that all requests of the spokes were allowed
+    /// ([`crate::cluster::audit::AuditLog::check_spoke_requests`]); called at the end of a test.
+    /// Returns the number of written application objects.
     ///
     /// # Errors
-    /// When one was not, or when nothing shows in a cluster's audit log.
-    pub fn every_write_was_made_as_it_should(&self) -> anyhow::Result<usize> {
+    /// When one was not, or when a cluster's audit log contains no request of a spoke.
+    pub fn check_spoke_requests(&self) -> anyhow::Result<usize> {
         let mut objects = 0;
         for site in &self.sites {
-            let written = site.cluster.audit().spoke_wrote_as_it_should();
+            let written = site.cluster.audit().check_spoke_requests();
             objects += written.with_context(|| format!("cluster {}", site.name))?;
         }
         Ok(objects)
     }
 
-    /// The process id of a cluster's spoke.
+    /// Process id of a cluster's spoke.
     pub fn spoke_process(&self, name: &str) -> Option<u32> {
         let site = self.sites.iter().find(|site| site.name == name)?;
         if let Some(spoke) = &site.spoke {
@@ -338,7 +340,7 @@ impl RealFleet {
         processes.into_iter().find(|(pod, _)| pod.contains("attest-spoke")).map(|(_, id)| id)
     }
 
-    /// The clusters, to do something to them.
+    /// The clusters.
     pub fn sites_mut(&mut self) -> &mut [RealSite] {
         &mut self.sites
     }
@@ -353,7 +355,7 @@ impl RealFleet {
         &mut self.hub
     }
 
-    /// Where the hub listens for spokes.
+    /// The address on which the hub accepts spokes.
     pub fn hub_address(&self) -> String {
         self.hub.addresses().spokes.clone()
     }
@@ -378,13 +380,13 @@ impl RealFleet {
         &self.key
     }
 
-    /// Where everything is.
+    /// The directory of all files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 }
 
-/// CI of one repository.
+/// The CI of one repository.
 #[derive(Clone, Debug)]
 pub struct Ci {
     repository: Repository,
@@ -398,7 +400,7 @@ impl Ci {
         &self.repository
     }
 
-    /// As [`RealFleet::release`].
+    /// Like [`RealFleet::release`].
     ///
     /// # Errors
     /// When `attest run` or Git fails.
@@ -407,7 +409,7 @@ impl Ci {
         self.repository.commit_and_push(&format!("Release {tag}"))
     }
 
-    /// As [`RealFleet::prepare`].
+    /// Like [`RealFleet::prepare`].
     ///
     /// # Errors
     /// When `attest run` or Git fails.
@@ -427,7 +429,8 @@ impl Ci {
     }
 }
 
-/// What the workflow's `yq` line does, for every manifest under a directory.
+/// Replaces the image tag in every manifest below a directory, as the `yq` line of the documented
+/// workflow does. Returns the number of replaced tags.
 pub(crate) fn replace_tag(directory: &Path, tag: &str) -> anyhow::Result<usize> {
     let mut changed = 0;
     for entry in std::fs::read_dir(directory)? {

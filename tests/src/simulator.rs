@@ -1,7 +1,8 @@
-//! Simulated spokes: the real wire over real QUIC, and no cluster behind it. For fan-out and memory figures.
+//! Simulated spokes for fan-out and memory benchmarks: the real protocol over real QUIC, without a
+//! cluster.
 //!
-//! A simulated spoke joins with a real token, keeps a real session and answers every push with a
-//! report. It verifies nothing: what a spoke believes is tested with real ones.
+//! A simulated spoke joins with a real token, keeps a real session and answers every push with a report.
+//! It verifies nothing; verification is tested with real spokes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
 use tokio::sync::mpsc;
 
-/// One simulated spoke's name and keys.
+/// Cluster id and TLS identity of one simulated spoke.
 pub struct Identity {
     pub cluster: ClusterId,
     pub bundle: Bundle,
@@ -42,17 +43,17 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// A directive that arrived, and when.
+/// Receipt of a directive.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     pub cluster: ClusterId,
     pub sequence: u64,
     pub at: Instant,
-    /// Bytes of the push stream.
+    /// Size of the push stream, in bytes.
     pub bytes: usize,
 }
 
-/// A socket that many simulated spokes share.
+/// Opens a socket that many simulated spokes share.
 ///
 /// # Errors
 /// When no port is free.
@@ -75,7 +76,7 @@ fn client_config(tls: rustls::ClientConfig) -> anyhow::Result<ClientConfig> {
 /// Joins the hub at `hub` with a token.
 ///
 /// # Errors
-/// When the hub cannot be reached or refuses; the error carries its reason.
+/// When the hub is unreachable or refuses; the error carries the hub's reason.
 pub async fn join(
     endpoint: &Endpoint,
     hub: SocketAddr,
@@ -102,7 +103,7 @@ pub async fn join(
     let key = identity.public().bytes().to_vec();
     let message = join_proof_message(&exporter, Digest::of(&request.csr_der).raw(), &key);
     let (mut send, mut receive) = connection.open_bi().await?;
-    let asked = JoinRequest {
+    let join_request = JoinRequest {
         token_id: token.id().to_owned(),
         csr_der: request.csr_der.clone(),
         identity_key: key,
@@ -111,15 +112,17 @@ pub async fn join(
         proof: join::proof(&token.key(), &message).to_vec(),
         identity_proof: identity.sign(&message).to_vec(),
     };
-    send.write_all(&frame::encode(&asked)?).await?;
+    send.write_all(&frame::encode(&join_request)?).await?;
     let answer: JoinAnswer =
-        read(&mut receive).await?.context("the hub closed without an answer")?;
+        read(&mut receive).await?.context("the hub closed the connection without an answer")?;
     connection.close(0_u8.into(), b"joined");
     let joined = match answer.outcome {
         Some(JoinOutcome::Joined(joined)) => joined,
         Some(JoinOutcome::Refused(refused)) => bail!("{}: {}", refused.reason, refused.message),
-        Some(JoinOutcome::PendingRetryMs(_)) => bail!("the token does not accept by itself"),
-        None => bail!("an answer this build does not know"),
+        Some(JoinOutcome::PendingRetryMs(_)) => {
+            bail!("the token needs an operator to accept the cluster")
+        }
+        None => bail!("unknown answer"),
     };
     let chain: Vec<_> =
         joined.chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
@@ -131,7 +134,7 @@ pub async fn join(
 #[derive(Debug)]
 pub struct Session {
     connection: Connection,
-    /// Kept open while nobody answers: the hub takes its end as the end of the session.
+    /// Held open without answers, because the hub ends the session with the stream.
     control: Option<(SendStream, RecvStream)>,
 }
 
@@ -141,13 +144,13 @@ impl Drop for Session {
     }
 }
 
-/// What a session needs besides its identity.
+/// Parameters of a session besides its identity.
 #[derive(Clone, Debug)]
 pub struct Dial<'a> {
     pub hub: SocketAddr,
     pub pin: Pin,
     pub policy: &'a Spec,
-    /// Where arrivals are told; without it the session only stays connected.
+    /// Channel for received directives; without it the session only stays connected.
     pub arrivals: Option<mpsc::UnboundedSender<Arrival>>,
 }
 
@@ -155,7 +158,7 @@ impl Session {
     /// Opens a session and waits for the hub's Welcome.
     ///
     /// # Errors
-    /// When the hub cannot be reached or does not welcome the spoke.
+    /// When the hub is unreachable or does not send Welcome.
     pub async fn open(
         endpoint: &Endpoint,
         identity: &Identity,
@@ -179,9 +182,10 @@ impl Session {
             kubernetes_version: "simulated".to_owned(),
         });
         send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
-        let first: ToSpoke = read(&mut receive).await?.context("closed before Welcome")?;
+        let first: ToSpoke =
+            read(&mut receive).await?.context("the hub closed the connection before Welcome")?;
         let Some(ToSpokeBody::Welcome(_)) = first.body else {
-            bail!("the hub's first word was not Welcome")
+            bail!("the hub's first message is not Welcome")
         };
         let control = match arrivals {
             Some(arrivals) => {
@@ -202,19 +206,19 @@ impl Session {
         Ok(Self { connection, control })
     }
 
-    /// Asks for a certificate for another key and waits for it; only of a session that answers
-    /// nothing by itself.
+    /// Requests a certificate for a new key and waits for it. Only for a session that answers nothing by
+    /// itself.
     ///
     /// # Errors
-    /// When the hub is gone or gives none.
+    /// When the hub disconnects or issues none.
     pub async fn renew(&mut self) -> anyhow::Result<Bundle> {
-        let (send, receive) = self.control.as_mut().context("this session answers by itself")?;
+        let (send, receive) = self.control.as_mut().context("this session answers pushes")?;
         let request = SigningRequest::generate()?;
         let body = ToHubBody::Renew(request.csr_der.clone());
         send.write_all(&frame::encode(&ToHub { body: Some(body) })?).await?;
         loop {
             let frame: ToSpoke =
-                read(receive).await?.context("the hub closed without an answer")?;
+                read(receive).await?.context("the hub closed the connection without an answer")?;
             let Some(ToSpokeBody::Renewed(renewed)) = frame.body else { continue };
             let chain: Vec<_> =
                 renewed.chain_der.into_iter().map(rustls_pki_types::CertificateDer::from).collect();
@@ -289,7 +293,7 @@ impl Answering {
     }
 }
 
-/// Reads one push to its end: its directive, unverified, and how many bytes it took.
+/// Reads one push to its end; returns its directive, unverified, and its size in bytes.
 async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)> {
     let mut bytes = 0;
     let mut directive = None;
@@ -299,7 +303,7 @@ async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)
             Some(ToSpokeBody::Directive(push)) => {
                 bytes += push.directive.len();
                 let (payload, _) = envelope::peek(&push.directive, envelope::DIRECTIVE_TYPE)
-                    .context("the push's directive is no directive")?;
+                    .context("the push contains no directive envelope")?;
                 directive = Some(serde_json::from_slice(&payload)?);
             }
             Some(
@@ -314,7 +318,7 @@ async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)
     Ok((directive.context("the push ended without a directive")?, bytes))
 }
 
-/// One frame, or `None` at the end of the stream.
+/// Reads one frame, or `None` at the end of the stream.
 pub(crate) async fn read<M: prost::Message + Default>(
     stream: &mut RecvStream,
 ) -> anyhow::Result<Option<M>> {

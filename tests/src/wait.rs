@@ -1,17 +1,17 @@
-//! Waiting for something to become true, by asking again; nothing here sleeps blindly.
+//! Polling until a condition holds.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// How often [`until`] asks.
+/// Polling interval of [`until`].
 pub const POLL_EVERY: Duration = Duration::from_millis(50);
 
-/// Asks until there is an answer.
+/// Polls `ask` until it returns a value.
 ///
 /// # Errors
-/// When `limit` has passed; the error names `what` and the last thing seen to be in the way.
+/// When `limit` has passed; the error names `what` and the last error of `ask`.
 pub async fn until<T, F, Fut>(what: &str, limit: Duration, mut ask: F) -> anyhow::Result<T>
 where
     F: FnMut() -> Fut,

@@ -1,8 +1,8 @@
-//! Workload W: the repository that every figure is taken with. Thirty manifests, six of each of
-//! Deployment, Service, ConfigMap, ServiceAccount and HorizontalPodAutoscaler.
+//! Workload W, the repository of every benchmark: thirty manifests, six each of Deployment, Service,
+//! ConfigMap, ServiceAccount and HorizontalPodAutoscaler.
 //!
-//! Real files for a real repository, signed by the real `attest run`; only their content is made up.
-//! Change C1 is what a release does to it: the six Deployments get another image tag.
+//! Real files in a real repository, signed by the real `attest run`; only their content is synthetic.
+//! Change C1 is a release of W: the six Deployments get another image tag.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::Value;
 
-/// Services in the workload; each brings one object of every kind.
+/// Services in the workload; each has one object of every kind.
 pub const SERVICES: usize = 6;
 /// Objects in the workload.
 pub const OBJECTS: usize = SERVICES * 5;
@@ -18,7 +18,7 @@ pub const OBJECTS: usize = SERVICES * 5;
 /// Writes W into `repository`: `k8s/`, `attest.yaml` and the sample's build, test and scan steps.
 ///
 /// # Errors
-/// When a file cannot be written or the sample is not where it should be.
+/// When a file cannot be written or the sample is missing.
 pub fn write(repository: &Path, repository_url: &str, environments: &[&str]) -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository, &["k8s", "attest.yaml", "out"])?;
@@ -32,7 +32,7 @@ pub fn write(repository: &Path, repository_url: &str, environments: &[&str]) -> 
     Ok(())
 }
 
-/// The Deployments of W as `repository` holds them.
+/// Returns the Deployments of W in `repository`.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -81,7 +81,7 @@ fn service(index: usize) -> String {
         .replace("SETTINGS\n", &settings)
 }
 
-/// Copies a directory, its executable bits with it, leaving out the top-level names in `without`.
+/// Copies a directory with file modes, except the top-level names in `without`.
 ///
 /// # Errors
 /// When a file cannot be read or written.

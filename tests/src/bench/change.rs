@@ -1,7 +1,8 @@
-//! Commit to applied on two real clusters, workload W and change C1 (figure B1), split into its parts.
+//! Time from commit to applied on two real clusters, for workload W and change C1 (figure B1), split
+//! into its parts.
 //!
-//! The clock starts when the sync is asked for, after the push, as a webhook would; it stops when a
-//! watch on each API server has shown all six Deployments with the new image.
+//! The clock starts when a sync is requested, after the push, as a webhook would. It stops when a watch
+//! on each API server has reported all six Deployments with the new image.
 
 use std::time::{Duration, Instant};
 
@@ -22,35 +23,36 @@ use crate::workload::{self, SERVICES};
 
 const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 const SYNCED_WITHIN: Duration = Duration::from_secs(120);
-/// Release counters are seconds; two releases in one second would need numbers of their own.
+/// Release counters are seconds; two releases in one second would have the same counter.
 const BETWEEN: Duration = Duration::from_millis(1_100);
 
-/// The collector of an API server that has just been started runs all the time, and on shared cores
-/// dominates the tail: these let it wait until the heap is five times what lives.
+/// The garbage collector of a new API server runs all the time and dominates the tail on shared cores.
+/// With this setting it waits until the heap is five times the live data.
 const API_ENVIRONMENT: [(&str, &str); 1] = [("GOGC", "400")];
 
-/// What happens to the controllers while a change is applied. What they do after it (ReplicaSets, Pods,
-/// events: more work than the change itself) is no part of the figure, and on clusters with machines of
-/// their own takes nothing from it; here all share the cores.
+/// State of the controllers while a change is applied. Their work after it (ReplicaSets, Pods, events:
+/// more than the change itself) is not part of the figure. On clusters with their own machines it takes
+/// no time from the change; here all processes share the cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Controllers {
-    /// They begin once everything is applied: API servers and etcd have the cores, as level L3 of the figure says.
+    /// They wait until everything is applied: API servers and etcd have the cores, as level L3 of the
+    /// figure requires.
     Wait,
     /// They roll out one Deployment while the next is written.
     Work,
 }
 
 impl Controllers {
-    fn said(self) -> &'static str {
+    fn suffix(self) -> &'static str {
         match self {
             Self::Wait => "",
-            Self::Work => ", controllers at work",
+            Self::Work => ", controllers running",
         }
     }
 }
 
-/// The figures of one kind of round.
-struct Taken {
+/// Figures of one kind of round.
+struct Rounds {
     controllers: Controllers,
     total: Figures,
     parts: Vec<(&'static str, Figures)>,
@@ -58,19 +60,18 @@ struct Taken {
     slowest: (f64, String),
 }
 
-impl Taken {
+impl Rounds {
     fn new(controllers: Controllers) -> Self {
-        let named = |name: &&'static str| (*name, Figures::default());
         Self {
             controllers,
             total: Figures::default(),
-            parts: PARTS.iter().map(named).collect(),
-            shares: Shares::NAMES.iter().map(named).collect(),
+            parts: PARTS.map(|name| (name, Figures::default())).into(),
+            shares: Shares::NAMES.map(|name| (name, Figures::default())).into(),
             slowest: (0.0, String::new()),
         }
     }
 
-    /// One change, from the moment it is asked for.
+    /// Measures one change, from the sync request on.
     async fn round(&mut self, fleet: &mut RealFleet, number: usize) -> anyhow::Result<()> {
         tokio::time::sleep(BETWEEN).await;
         let tag = format!("v{number}");
@@ -82,11 +83,11 @@ impl Taken {
         if self.controllers == Controllers::Wait {
             fleet.sites().iter().for_each(|site| site.cluster.freeze_controllers());
         }
-        let before = Shares::taken(fleet)?;
+        let before = Shares::measure(fleet)?;
         let started = Instant::now();
         let _: Value = fleet.api().call("POST", "/v1/applications/workload/sync", None).await?;
         let ended = futures::future::try_join_all(waiting).await?;
-        let used = Shares::taken(fleet)?.since(&before);
+        let used = Shares::measure(fleet)?.since(&before);
         fleet.sites().iter().for_each(|site| site.cluster.thaw_controllers());
         for ((_, figures), used) in self.shares.iter_mut().zip(used) {
             figures.add(used);
@@ -96,26 +97,26 @@ impl Taken {
         self.total.add(took_ms);
         fleet.wait_synced("workload", SYNCED_WITHIN).await?;
         let seen: Value = fleet.api().call("GET", "/v1/applications/workload", None).await?;
-        let mut said = format!("{took_ms:.0} ms");
+        let mut summary = format!("{took_ms:.0} ms");
         for destination in
             seen.pointer("/destinations").and_then(Value::as_array).into_iter().flatten()
         {
-            said.push_str(&format!("\n    {}:", text(destination, "/cluster")));
+            summary.push_str(&format!("\n    {}:", text(destination, "/cluster")));
             for (name, figures) in &mut self.parts {
                 if let Some(us) = part_us(destination, name) {
                     figures.add(us / 1e3);
-                    said.push_str(&format!(" {} {:.1}", shown(name), us / 1e3));
+                    summary.push_str(&format!(" {} {:.1}", shown(name), us / 1e3));
                 }
             }
         }
         if took_ms > self.slowest.0 {
-            self.slowest = (took_ms, said);
+            self.slowest = (took_ms, summary);
         }
         Ok(())
     }
 
     fn print(&self, clusters: usize, print: &mut dyn FnMut(String)) {
-        let when = self.controllers.said();
+        let when = self.controllers.suffix();
         let target = "p99 <= 250 ms (100 ms later)";
         print(heading());
         print(self.total.line(
@@ -127,16 +128,16 @@ impl Taken {
             print(figures.line(&format!("  of which {}", shown(name)), "ms", ""));
         }
         for (name, figures) in &self.shares {
-            print(figures.line(&format!("  processor time: {name}"), "ms", ""));
+            print(figures.line(&format!("  CPU time: {name}"), "ms", ""));
         }
         print(format!("the slowest, its parts in ms: {}", self.slowest.1));
     }
 }
 
-/// Prints the figures of `rounds` changes of each kind, taken in turn.
+/// Prints the figures of `rounds` changes of each kind, measured alternately.
 ///
 /// # Errors
-/// When the fleet does not do what it should.
+/// When a part of the fleet fails.
 pub async fn run(
     rounds: usize,
     clusters: usize,
@@ -149,74 +150,70 @@ pub async fn run(
     };
     deploy(&fleet, "v0").await?;
     print(format!("W runs on {clusters} clusters; {rounds} changes of each kind follow"));
-    let mut kinds = [Controllers::Wait, Controllers::Work].map(Taken::new);
+    let mut kinds = [Controllers::Wait, Controllers::Work].map(Rounds::new);
     let mut plain = Plain::start(&fleet, "v0").await?;
     for number in 1..=rounds * kinds.len() {
         let turn = number % kinds.len();
         if turn == 0 {
             plain.round(&fleet, &format!("v{number}")).await?;
         }
-        if let Some(taken) = kinds.get_mut(turn) {
-            taken.round(&mut fleet, number).await?;
+        if let Some(rounds) = kinds.get_mut(turn) {
+            rounds.round(&mut fleet, number).await?;
         }
     }
     print("API servers run with GOGC=400; everything else as released".to_owned());
-    kinds.iter().for_each(|taken| taken.print(clusters, print));
+    kinds.iter().for_each(|rounds| rounds.print(clusters, print));
     print(heading());
-    let here = "the same six Deployments by plain apply, all at once";
-    print(plain.total.line(here, "ms", "nothing asked, checked or recorded"));
-    let each = "  processor time of an API server for each";
-    print(plain.each.line(each, "ms", "4.2 ms where the targets were set"));
-    for taken in &kinds {
-        let ratio = |percent| taken.total.percentile(percent) / plain.total.percentile(percent);
+    let name = "the same six Deployments by plain apply, concurrently";
+    print(plain.total.line(name, "ms", "nothing verified or recorded"));
+    let name = "  CPU time of an API server for each";
+    print(plain.each.line(name, "ms", "4.2 ms where the targets were measured"));
+    for rounds in &kinds {
+        let [p50, p99] = [50.0, 99.0]
+            .map(|percent| rounds.total.percentile(percent) / plain.total.percentile(percent));
         print(format!(
             "commit to applied{}, over plain apply: {:.1} times at p50, {:.1} at p99",
-            taken.controllers.said(),
-            ratio(50.0),
-            ratio(99.0)
+            rounds.controllers.suffix(),
+            p50,
+            p99
         ));
     }
     Ok(())
 }
 
-/// Processor time used so far by what shares the machine's cores, in ms, in the order of [`Self::NAMES`].
+/// CPU time used so far by each consumer of the machine's cores, in ms, in the order of [`Self::NAMES`].
 struct Shares([f64; 6]);
 
 impl Shares {
     const NAMES: [&'static str; 6] =
         ["API servers", "etcd", "controllers", "hub", "spokes", "this program and its nodes"];
 
-    fn taken(fleet: &mut RealFleet) -> anyhow::Result<Self> {
-        let mut used = [0.0; 6];
+    fn measure(fleet: &mut RealFleet) -> anyhow::Result<Self> {
         let hub = fleet.hub().id();
-        let mut add = |index: usize, id: u32| -> anyhow::Result<()> {
+        let mut processes = vec![(3, hub), (5, std::process::id())];
+        for site in fleet.sites() {
+            let [etcd, api, controllers] = site.cluster.process_ids();
+            let spoke = fleet.spoke_process(&site.name).context("no spoke process")?;
+            processes.extend([(0, api), (1, etcd), (2, controllers), (4, spoke)]);
+        }
+        let mut used = [0.0; 6];
+        for (index, id) in processes {
             if let Some(used) = used.get_mut(index) {
                 *used += processor_us(id)? as f64 / 1e3;
             }
-            Ok(())
-        };
-        add(3, hub)?;
-        add(5, std::process::id())?;
-        for site in fleet.sites() {
-            let [etcd, api, controllers] = site.cluster.process_ids();
-            add(0, api)?;
-            add(1, etcd)?;
-            add(2, controllers)?;
-            add(4, fleet.spoke_process(&site.name).context("no spoke process")?)?;
         }
         Ok(Self(used))
     }
 
     fn since(&self, before: &Self) -> [f64; 6] {
-        std::array::from_fn(|at| {
-            let of = |shares: &Self| shares.0.get(at).copied().unwrap_or_default();
-            of(self) - of(before)
-        })
+        let mut used = self.0;
+        used.iter_mut().zip(before.0).for_each(|(used, before)| *used -= before);
+        used
     }
 }
 
-/// What is left of the time between push and report when the spoke's own parts are taken out: both ways
-/// over the wire, and both ends' queues.
+/// Time between push and report without the spoke's own parts: the network in both directions and the
+/// queues of both ends.
 const PUSH: &str = "pushUs";
 const PARTS: [&str; 9] = [
     "gitUs",
@@ -251,7 +248,7 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Signs W as `tag` and runs it at every site of the fleet.
+/// Signs W as `tag` and deploys it to every site of the fleet.
 ///
 /// # Errors
 /// When it does not become Synced.
@@ -276,7 +273,7 @@ pub async fn deploy(fleet: &RealFleet, tag: &str) -> anyhow::Result<()> {
     fleet.wait_synced("workload", SYNCED_WITHIN).await
 }
 
-/// Begins to watch; the future ends when every Deployment of W has an image with this tag.
+/// Starts a watch. The future completes when every Deployment of W has an image with this tag.
 async fn changed(
     client: Client,
     tag: String,

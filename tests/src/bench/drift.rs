@@ -1,5 +1,5 @@
-//! From a hand edit of a managed object to its restoration (figure B5), on a real API server, with the
-//! number of writes that took, from the audit log.
+//! Time from an edit of a managed object by hand to its reversal (figure B5) on a real API server, and
+//! the number of writes, from the audit log.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use crate::workload::SERVICES;
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Every kind of W: each of its thirty objects is edited in turn, because a spoke spaces the heals of one
-/// object that somebody keeps changing.
+/// Every kind of W. Each of its thirty objects is edited in turn, because a spoke limits how often it
+/// reverts one object that another client keeps changing.
 const KINDS: [(&str, &str, &str); 5] = [
     ("", "v1", "ConfigMap"),
     ("", "v1", "Service"),
@@ -31,7 +31,7 @@ const KINDS: [(&str, &str, &str); 5] = [
 /// Prints the figures of `edits` edits of every object.
 ///
 /// # Errors
-/// When an edit is not undone.
+/// When an edit is not reverted.
 pub async fn run(edits: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     let Some(fleet) = RealFleet::start(&[("one", ENVIRONMENT)]).await? else {
         anyhow::bail!("no Kubernetes programs; run kind-clusters/tools/build.sh");
@@ -65,13 +65,13 @@ pub async fn run(edits: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<
         })
         .count();
     print(heading());
-    print(healed.line("edit answered to edit undone", "ms", "p50 <= 20 ms, p99 <= 75 ms"));
+    print(healed.line("edit acknowledged to edit reverted", "ms", "p50 <= 20 ms, p99 <= 75 ms"));
     print(format!("{writes} writes for {rounds} edits (target: one each)"));
-    ensure!(writes == rounds, "not one write for each edit");
+    ensure!(writes == rounds, "expected one write for each edit");
     Ok(())
 }
 
-/// Changes a label that is ours and waits until it is back; returns the time between.
+/// Changes a managed label and waits until it is reverted; returns the time between.
 async fn edit_and_wait(
     objects: &KubeApi<DynamicObject>,
     name: &str,
@@ -99,5 +99,5 @@ async fn edit_and_wait(
     };
     tokio::time::timeout(HEALED_WITHIN, restored)
         .await
-        .with_context(|| format!("the edit of {name} was not undone"))?
+        .with_context(|| format!("the edit of {name} was not reverted"))?
 }

@@ -1,6 +1,6 @@
-//! A list of measurements and how it is shown: n, minimum, p50, p99, maximum, target.
+//! A list of measurements and its line in a table: n, minimum, p50, p99, maximum, target.
 
-/// Measurements of one thing, in one unit.
+/// Measurements of one quantity, in one unit.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     values: Vec<f64>,
@@ -12,17 +12,18 @@ impl Figures {
         self.values.push(value);
     }
 
-    /// How many there are.
+    /// Number of measurements.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// True when nothing was measured.
+    /// Returns whether there are no measurements.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// The smallest value that `percent` of all values do not exceed (nearest rank); 0 for none.
+    /// The smallest value that at least `percent` of all values do not exceed (nearest rank); 0 without
+    /// values.
     pub fn percentile(&self, percent: f64) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
@@ -37,21 +38,18 @@ impl Figures {
         sorted.get(rank - 1).copied().unwrap_or(0.0)
     }
 
-    /// One line of the table.
+    /// The line of the table.
     pub fn line(&self, name: &str, unit: &str, target: &str) -> String {
-        let at = |percent| format!("{:.1}", self.percentile(percent));
+        let [minimum, p50, p99, maximum] =
+            [0.0, 50.0, 99.0, 100.0].map(|percent| format!("{:.1}", self.percentile(percent)));
         format!(
-            "{name:<44} {unit:>6} {:>5} {:>10} {:>10} {:>10} {:>10}   {target}",
-            self.len(),
-            at(0.0),
-            at(50.0),
-            at(99.0),
-            at(100.0)
+            "{name:<44} {unit:>6} {:>5} {minimum:>10} {p50:>10} {p99:>10} {maximum:>10}   {target}",
+            self.len()
         )
     }
 }
 
-/// The heading above [`Figures::line`].
+/// The heading of the table.
 pub fn heading() -> String {
     let build = if cfg!(debug_assertions) {
         "debug build: figures are not meaningful"
@@ -69,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_values_that_were_measured() {
+    fn percentiles_are_measured_values() {
         let mut figures = Figures::default();
         assert!(figures.is_empty());
         for value in [5.0, 1.0, 3.0, 2.0, 4.0] {

@@ -1,5 +1,5 @@
-//! A thousand connected spokes on one hub: memory of an idle one, and how long a plan takes to reach all
-//! (figures B2 and B4). Real QUIC connections from one simulator process; the hub is a process of its own.
+//! A thousand connected spokes on one hub: memory of an idle spoke, and time until a plan reaches all
+//! (figures B2 and B4). Real QUIC connections from one simulator process; the hub is a separate process.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::fleet::{Hub, Operator, processor_us};
 use crate::real::replace_tag;
 use crate::simulator::{self, Dial, Identity, Session};
 
-/// Handshakes in flight.
+/// Concurrent handshakes.
 const CONCURRENT: usize = 32;
 const SETTLE: Duration = Duration::from_secs(5);
 const FAN_OUT_WITHIN: Duration = Duration::from_secs(120);
@@ -28,7 +28,7 @@ const FAN_OUT_WITHIN: Duration = Duration::from_secs(120);
 /// Prints the figures for `spokes` simulated spokes.
 ///
 /// # Errors
-/// When the hub does not do what it should.
+/// When the hub fails.
 pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let signed = signed::sign(directory.path())?;
@@ -49,7 +49,7 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
         .try_collect()
         .await?;
     print(format!("{spokes} spokes joined"));
-    // A process of its own: sessions would use again what joining has left behind, and seem to cost nothing.
+    // A new process: sessions would reuse memory that joining has freed, and seem to cost nothing.
     hub.kill_and_restart().await?;
     tokio::time::sleep(SETTLE).await;
     let before = hub.resident_bytes()?;
@@ -89,18 +89,18 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     print(heading());
     let idle_bytes = hub.resident_bytes()?;
     let (half, half_bytes) = halfway.context("no sessions")?;
-    // All that the hub grew by, shared: sessions, and what there is once however many spokes there are.
+    // Everything that the hub grew by, divided: sessions, and fixed costs whatever the number of spokes.
     let mut idle = Figures::default();
     idle.add(bytes_each(before, idle_bytes, spokes) / 1024.0);
     print(idle.line("hub memory of an idle connected spoke", "KiB", "<= 64 KiB"));
     let mut more = Figures::default();
     more.add(bytes_each(half_bytes, idle_bytes, spokes - half) / 1024.0);
-    print(more.line("what one more costs", "KiB", ""));
+    print(more.line("hub memory of one more spoke", "KiB", ""));
     fan_out(&api, &signed.repository.url(), &names, &hub, &mut arrivals, print).await?;
     tokio::time::sleep(SETTLE).await;
     let mut after = Figures::default();
     after.add(bytes_each(idle_bytes, hub.resident_bytes()?, spokes) / 1024.0);
-    print(after.line("what a rollout to all adds for each", "KiB", ""));
+    print(after.line("hub memory of a rollout, for each spoke", "KiB", ""));
     drop(sessions);
     Ok(())
 }
@@ -146,8 +146,9 @@ async fn fan_out(
     let mut bytes = Figures::default();
     while times.len() < names.len() {
         let next = tokio::time::timeout(FAN_OUT_WITHIN, arrivals.recv()).await;
-        let arrival =
-            next.context("not every spoke got its plan in time")?.context("no sessions left")?;
+        let arrival = next
+            .context("timed out before every spoke received its plan")?
+            .context("no sessions are left")?;
         #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
         bytes.add(arrival.bytes as f64);
         times.entry(arrival.cluster).or_insert(arrival.at);
@@ -165,7 +166,7 @@ async fn fan_out(
     let mut each = Figures::default();
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
     each.add(processor as f64 / names.len().max(1) as f64);
-    print(each.line("hub processor time a spoke, all of it", "us", ""));
+    print(each.line("hub CPU time per spoke, in total", "us", ""));
     print(bytes.line("bytes of a cold push of W", "B", "<= 4500 B and receipts"));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a spoke costs in memory (figure B6): connected, W applied, watches open, a minute after the last change.
+//! Memory of a spoke (figure B6): connected, W applied, watches open, a minute after the last change.
 
 use std::time::Duration;
 
@@ -34,6 +34,6 @@ pub async fn run(print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     }
     print(heading());
     print(memory.line("spoke resident memory, W in sync", "MiB", "<= 24 MB (12 later)"));
-    print(processor.line("spoke processor time, idle", "ms/s", "<= 0.3 ms/s"));
+    print(processor.line("spoke CPU time, idle", "ms/s", "<= 0.3 ms/s"));
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The same six Deployments, written by a client that checks nothing and keeps nothing: what API servers, etcd and
-//! this machine take for the writes alone. No part of the product; it is what its figures are compared with.
+//! The same six Deployments, written by a client that checks and records nothing: the cost of the writes
+//! alone for API servers, etcd and this machine. Not part of the product; a baseline for its figures.
 
 use std::time::Instant;
 
@@ -20,19 +20,19 @@ use crate::workload;
 const NAMESPACE: &str = "plain";
 const MANAGER: &str = "plain";
 
-/// The client, and what it has measured.
+/// The client and its measurements.
 #[derive(Debug)]
 pub struct Plain {
     clusters: Vec<KubeApi<Deployment>>,
     deployments: Vec<Value>,
     /// Milliseconds from the first request to the last answer.
     pub total: Figures,
-    /// Milliseconds of processor time that an API server took for one of the writes, as a mean of its round.
+    /// CPU time of an API server for one of the writes, in milliseconds, as the mean of a round.
     pub each: Figures,
 }
 
 impl Plain {
-    /// Writes them for the first time, into a namespace of their own where no pod follows from them.
+    /// Writes the Deployments for the first time, into a separate namespace and without pods.
     ///
     /// # Errors
     /// When an API server refuses.
@@ -60,7 +60,8 @@ impl Plain {
         Ok(plain)
     }
 
-    /// All of them with another tag at all clusters at once, while the controllers wait.
+    /// Writes all of them to all clusters concurrently, with another tag, while the controllers are
+    /// stopped.
     ///
     /// # Errors
     /// When an API server refuses.

@@ -1,4 +1,4 @@
-//! Workload W, signed by the real `attest run`, as bytes: what verification figures are taken on.
+//! Workload W as bytes, signed by the real `attest run`, for benches of verification.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct Signed {
     pub repository: Repository,
 }
 
-/// Makes a repository with W under `directory`, a CI key, and signs it.
+/// Creates a repository with W in `directory` and a CI key, and signs it.
 ///
 /// # Errors
 /// When Git or `attest run` fails.

@@ -1,4 +1,4 @@
-//! What it costs to verify one application: release, three receipts, thirty objects (figure B7).
+//! Cost of verifying one application: release, three receipts, thirty objects (figure B7).
 
 use std::collections::BTreeSet;
 
@@ -32,18 +32,18 @@ pub fn run(print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     let policy = policy(&signed)?;
     let mut honest = Figures::default();
     let mut forged = Figures::default();
-    let mut bent = signed.release.clone();
-    if let Some(byte) = bent.iter_mut().rev().nth(20) {
+    let mut forged_release = signed.release.clone();
+    if let Some(byte) = forged_release.iter_mut().rev().nth(20) {
         *byte = if *byte == b'A' { b'B' } else { b'A' };
     }
     for _ in 0..ROUNDS {
-        let (took_us, judged) = batch(|| judge(&signed.release, &signed, &policy))?;
+        let (took_us, result) = batch(|| verify_once(&signed.release, &signed, &policy))?;
         honest.add(took_us);
-        let objects = judged.map_err(|reason| anyhow!(reason))?;
+        let objects = result.map_err(|reason| anyhow!(reason))?;
         ensure!(objects == OBJECTS, "{objects} objects");
-        let (took_us, judged) = batch(|| judge(&bent, &signed, &policy))?;
+        let (took_us, result) = batch(|| verify_once(&forged_release, &signed, &policy))?;
         forged.add(took_us);
-        ensure!(judged.is_err(), "a forged release was accepted");
+        ensure!(result.is_err(), "a forged release was accepted");
     }
     print(heading());
     print(honest.line("verify one application (W), CPU time", "us", "<= 300 us of one core"));
@@ -51,22 +51,22 @@ pub fn run(print: &mut dyn FnMut(String)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// CPU time of one judgement in microseconds, as the mean of a batch: the kernel counts in ticks of 10 ms,
-/// and what others use of the machine does not count.
+/// CPU time of one verification in microseconds, as the mean of a batch. The kernel counts in ticks of
+/// 10 ms; other processes do not count.
 #[allow(clippy::cast_precision_loss, reason = "figures for people")]
-fn batch<T>(mut judge: impl FnMut() -> T) -> anyhow::Result<(f64, T)> {
+fn batch<T>(mut verify: impl FnMut() -> T) -> anyhow::Result<(f64, T)> {
     let before = processor_us(std::process::id())?;
-    let mut last = judge();
+    let mut last = verify();
     for _ in 1..BATCH {
-        last = judge();
+        last = verify();
     }
     Ok(((processor_us(std::process::id())? - before) as f64 / f64::from(BATCH), last))
 }
 
-fn judge(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, String> {
+fn verify_once(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, String> {
     let receipts: Vec<&[u8]> = signed.receipts.iter().map(Vec::as_slice).collect();
     let material = Material { release, receipts: &receipts, content: &signed.content };
-    let name = |text: &str| Name::new(text).map_err(|e| e.to_string());
+    let workload = Name::new("workload").map_err(|error| error.to_string())?;
     let asked = RequestedPolicy {
         mode: Mode::Strict,
         required_attestations: BTreeSet::new(),
@@ -74,8 +74,8 @@ fn judge(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize, Stri
     };
     let place = DestinationContext {
         policy,
-        application: &name("workload")?,
-        namespace: &name("workload")?,
+        application: &workload,
+        namespace: &workload,
         kinds: &Kinds::built_in(),
         now: Timestamp::now(),
         ages: Ages::Enforce,
@@ -94,12 +94,15 @@ fn policy(signed: &Signed) -> anyhow::Result<Policy> {
     .load()?)
 }
 
-/// A policy that allows workload W from anywhere.
+fn any_value() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+/// A policy that allows workload W from any repository.
 ///
 /// # Errors
-/// Never for the names written here.
+/// Never for these names.
 pub fn spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result<Spec> {
-    let any = || vec!["*".to_owned()];
     Ok(Spec {
         cluster_name: Some(Name::new(ENVIRONMENT)?),
         kube_system_uid: Some("simulated".to_owned()),
@@ -114,9 +117,9 @@ pub fn spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result
         }],
         applications: vec![Entry {
             entry: None,
-            names: any(),
-            repos: any(),
-            namespaces: any(),
+            names: any_value(),
+            repos: any_value(),
+            namespaces: any_value(),
             kinds: KindsSpec::default(),
             minimum_mode: Mode::Strict,
             required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),

@@ -1,9 +1,9 @@
-//! `attest-bench NAME`: takes one figure, or all of them, and prints it with its target.
+//! `attest-bench NAME`: measures one figure, or all, and prints it with its target.
 
 use attest_tests::bench;
 use clap::Parser;
 
-/// Takes ATTEST's figures on this machine
+/// Measures ATTEST's figures on this machine
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -26,14 +26,14 @@ enum Figure {
         #[arg(long, default_value_t = 2)]
         clusters: usize,
     },
-    /// Hand edit to restored
+    /// Edit by hand to reverted
     Drift {
         #[arg(long, default_value_t = 4)]
         edits: usize,
     },
     /// Resident memory of a spoke
     Memory,
-    /// Every figure, one after the other
+    /// Every figure in turn
     All,
 }
 
@@ -41,7 +41,7 @@ enum Figure {
 async fn main() -> anyhow::Result<()> {
     attest_certs::install_provider();
     let Arguments { figure } = Arguments::parse();
-    #[allow(clippy::print_stdout, reason = "the figures are this program's data")]
+    #[allow(clippy::print_stdout, reason = "the figures are this program's output")]
     let mut print = |line: String| println!("{line}");
     match figure {
         Figure::Verify => bench::verify::run(&mut print),

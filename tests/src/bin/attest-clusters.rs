@@ -1,7 +1,7 @@
-//! `attest-clusters up|down`: several control planes on loopback, for development and the demo.
+//! `attest-clusters up|down`: Kubernetes control planes on loopback, for development and the demo.
 //!
-//! `kind-clusters/up.sh` finds the Kubernetes programs and calls this. Tests start their clusters
-//! themselves (`attest_tests::cluster`).
+//! Called by `kind-clusters/up.sh`, which finds the Kubernetes programs. Tests start clusters themselves
+//! (`attest_tests::cluster`).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -30,9 +30,9 @@ enum Arguments {
     Up(Up),
     /// Stop the clusters and remove their data
     Down(Down),
-    /// Play the node of one running cluster until it is gone
+    /// Simulate the node of one running cluster until the process is stopped
     #[command(hide = true)]
-    Fakelet(Play),
+    Fakelet(Node),
 }
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ struct Up {
     /// Directory for their files, one subdirectory a cluster
     #[arg(long)]
     dir: PathBuf,
-    /// Return once they are ready and leave them running, instead of waiting for Ctrl-C
+    /// Return when they are ready and leave them running, instead of waiting for Ctrl-C
     #[arg(long)]
     detach: bool,
     /// Program to run for the pods of an image, as IMAGE=PROGRAM
@@ -59,14 +59,14 @@ struct Down {
 }
 
 #[derive(Debug, clap::Args)]
-struct Play {
+struct Node {
     #[arg(long)]
     dir: PathBuf,
     #[arg(long)]
     run: Vec<String>,
 }
 
-/// What is kept of a cluster that was left running: program names and process ids.
+/// Record of a cluster that was left running: process ids by program name.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     processes: BTreeMap<String, u32>,
@@ -78,12 +78,12 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse() {
         Arguments::Up(arguments) => up(arguments).await,
         Arguments::Down(Down { dir }) => down(&dir),
-        Arguments::Fakelet(arguments) => play(arguments).await,
+        Arguments::Fakelet(arguments) => run_node(arguments).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            talk(&format!("{error:#}"));
+            print_diagnostic(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -101,12 +101,12 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
     let dir = dir.canonicalize()?;
     let started = Instant::now();
     let lifetime = if detach { Lifetime::Detached } else { Lifetime::Ours };
-    let starts = names.iter().map(|name| one_up(&dir, name, lifetime, &run));
-    let kept = futures::future::try_join_all(starts).await?;
-    let fresh = kept.iter().flatten().count();
-    talk(&format!(
+    let starts = names.iter().map(|name| start_one(&dir, name, lifetime, &run));
+    let started_clusters = futures::future::try_join_all(starts).await?;
+    let new = started_clusters.iter().flatten().count();
+    print_diagnostic(&format!(
         "{} of {} clusters started in {:.1} s",
-        fresh,
+        new,
         names.len(),
         started.elapsed().as_secs_f32()
     ));
@@ -114,8 +114,8 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
     for name in &names {
         writeln!(out, "{name}\t{}", dir.join(name).join("kubeconfig").display())?;
     }
-    if !detach && fresh > 0 {
-        talk("running until Ctrl-C");
+    if !detach && new > 0 {
+        print_diagnostic("running until Ctrl-C");
         tokio::signal::ctrl_c().await?;
         for name in &names {
             let _ = std::fs::remove_dir_all(dir.join(name));
@@ -125,12 +125,13 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
 }
 
 fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !name.is_empty() && !name.starts_with('-') && name.bytes().all(allowed)
+    !name.is_empty()
+        && !name.starts_with('-')
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
-/// The cluster and its node, when they were not running already.
-async fn one_up(
+/// Starts the cluster and its node, unless they are running already.
+async fn start_one(
     dir: &Path,
     name: &str,
     lifetime: Lifetime,
@@ -138,8 +139,8 @@ async fn one_up(
 ) -> anyhow::Result<Option<(Cluster, Process)>> {
     let directory = dir.join(name);
     if directory.exists() {
-        if runs(&directory).await? {
-            talk(&format!("{name} is running"));
+        if is_running(&directory).await? {
+            print_diagnostic(&format!("{name} is running"));
             return Ok(None);
         }
         stop(&directory)?;
@@ -177,38 +178,38 @@ async fn one_up(
     Ok(Some((cluster, node)))
 }
 
-/// True when every process of the record is alive and the API server is ready.
-async fn runs(directory: &Path) -> anyhow::Result<bool> {
+/// Returns whether every process of the record runs and the API server is ready.
+async fn is_running(directory: &Path) -> anyhow::Result<bool> {
     let Some(record) = record(directory) else { return Ok(false) };
     if !record.processes.values().all(|id| is_ours(*id, directory)) {
         return Ok(false);
     }
     let kubeconfig = std::fs::read_to_string(directory.join("kubeconfig"))?;
     let client = client_from(&kubeconfig).await?;
-    let ready = || async { is_ready(&client).await };
-    Ok(until("the API server", STOP_WITHIN, ready).await.is_ok())
+    let polled = until("the API server", STOP_WITHIN, || async { is_ready(&client).await });
+    Ok(polled.await.is_ok())
 }
 
 fn down(dir: &Path) -> anyhow::Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else {
-        talk("nothing is running");
+        print_diagnostic("no cluster is running");
         return Ok(());
     };
     let dir = dir.canonicalize()?;
     for entry in entries {
         let directory = dir.join(entry?.file_name());
-        // Only what `up` made is removed.
+        // Only directories that `up` created are removed.
         if directory.join("audit-policy.yaml").is_file() {
             stop(&directory)?;
             std::fs::remove_dir_all(&directory)?;
-            talk(&format!("stopped {}", directory.display()));
+            print_diagnostic(&format!("stopped {}", directory.display()));
         }
     }
     let _ = std::fs::remove_dir(&dir);
     Ok(())
 }
 
-/// The node first, so that the processes of its pods can end while their API server answers.
+/// Stops the node first, so that the processes of its pods can end while their API server answers.
 fn stop(directory: &Path) -> anyhow::Result<()> {
     let Some(record) = record(directory) else { return Ok(()) };
     let node = record.processes.get("fakelet").copied();
@@ -229,7 +230,7 @@ fn wait_for_end(id: u32, directory: &Path) -> anyhow::Result<()> {
     let asked = Instant::now();
     while is_ours(id, directory) {
         if asked.elapsed() > STOP_WITHIN {
-            bail!("process {id} does not end");
+            bail!("process {id} did not end within {} s", STOP_WITHIN.as_secs());
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -240,7 +241,8 @@ fn record(directory: &Path) -> Option<Record> {
     serde_json::from_slice(&std::fs::read(directory.join(RECORD)).ok()?).ok()
 }
 
-/// True when the id is still the process that was started for this directory: ids come round again.
+/// Returns whether the id still belongs to the process that was started for this directory: ids are
+/// reused.
 fn is_ours(id: u32, directory: &Path) -> bool {
     let listed =
         Command::new("ps").args(["-ww", "-o", "stat=,command=", "-p", &id.to_string()]).output();
@@ -250,8 +252,8 @@ fn is_ours(id: u32, directory: &Path) -> bool {
     })
 }
 
-async fn play(arguments: Play) -> anyhow::Result<()> {
-    let Play { dir, run } = arguments;
+async fn run_node(arguments: Node) -> anyhow::Result<()> {
+    let Node { dir, run } = arguments;
     let kubeconfig = std::fs::read_to_string(dir.join("fakelet.kubeconfig"))?;
     let options = FakeletOptions { scripts: Vec::new(), runners: runners(&run)? };
     let node = Fakelet::start_with(kubeconfig, &dir, options)?;
@@ -271,7 +273,7 @@ fn runners(run: &[String]) -> anyhow::Result<Vec<Runner>> {
             let program = Path::new(program)
                 .canonicalize()
                 .with_context(|| format!("--run {text}: no such program"))?;
-            // The pods of all clusters share this machine's ports, and may have none of the hub's.
+            // The pods of all clusters share the ports of this machine, so none may use the hub's.
             Ok(Runner::new(image, program)
                 .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
                 .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0"))
@@ -279,6 +281,6 @@ fn runners(run: &[String]) -> anyhow::Result<Vec<Runner>> {
         .collect()
 }
 
-fn talk(line: &str) {
+fn print_diagnostic(line: &str) {
     let _ = writeln!(std::io::stderr(), "attest: {line}");
 }

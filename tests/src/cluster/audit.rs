@@ -1,4 +1,4 @@
-//! What an API server was asked to do, and by whom, read from its audit log.
+//! Requests to an API server and their users, read from its audit log.
 
 use std::path::{Path, PathBuf};
 
@@ -6,18 +6,18 @@ use anyhow::ensure;
 use attest_common::basics::ids::Timestamp;
 use serde::Deserialize;
 
-/// The account every spoke acts as.
+/// Account of every spoke.
 pub const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
-/// How every spoke's requests begin to describe themselves.
+/// Prefix of every spoke's user agent.
 const SPOKE_AGENT: &str = "attest-spoke/";
-/// Where it keeps its records.
+/// Namespace of the spoke's records.
 const SPOKE_NAMESPACE: &str = "attest-system";
-/// How the namespaces of applications' accounts begin.
+/// Prefix of the namespaces of application accounts.
 const APPLICATION_NAMESPACES: &str = "attest-applications";
-/// Accounts that a spoke impersonates.
+/// Prefix of the accounts that a spoke impersonates.
 const APPLICATION_ACCOUNTS: &str = "system:serviceaccount:attest-applications";
 
-/// Every mutating request with its user, and every request of the spoke's own account.
+/// Logs every mutating request with its user, and every request of the spoke's own account.
 pub(super) const POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -42,30 +42,31 @@ impl AuditLog {
         Self { path: path.to_owned() }
     }
 
-    /// This moment, for [`Self::since`].
+    /// Marks the present moment, for [`Self::since`].
     pub fn mark(&self) -> Mark {
         let at = Timestamp::now();
         Mark { at, after_bytes: std::fs::metadata(&self.path).map_or(0, |file| file.len()) }
     }
 
-    /// All events.
+    /// Reads all events.
     ///
     /// # Errors
-    /// When the log holds something else.
+    /// When the log is malformed.
     pub fn events(&self) -> anyhow::Result<Vec<AuditEvent>> {
         self.after(0)
     }
 
-    /// Every request of a spoke was made with the spoke's account, and every write of an object that
-    /// is not the spoke's own as an application's account. Returns how many objects were written so.
+    /// Checks that every request of a spoke used the spoke's account, and that every write of an object
+    /// that is not the spoke's own used an application's account. Returns the number of application
+    /// objects written.
     ///
     /// # Errors
-    /// When one was not, or when no request names the spoke: then nothing was looked at.
-    pub fn spoke_wrote_as_it_should(&self) -> anyhow::Result<usize> {
+    /// When a request breaks this rule, or when the log contains no request of a spoke.
+    pub fn check_spoke_requests(&self) -> anyhow::Result<usize> {
         let events: Vec<AuditEvent> =
             self.events()?.into_iter().filter(AuditEvent::is_of_spoke).collect();
         let named = events.iter().filter(|event| event.user_agent.starts_with(SPOKE_AGENT));
-        ensure!(named.count() > 0, "no request says that it comes from a spoke");
+        ensure!(named.count() > 0, "the audit log contains no request of a spoke");
         let mut objects = 0;
         for event in &events {
             ensure!(
@@ -75,20 +76,24 @@ impl AuditLog {
             let object = event.object();
             if let Some(account) = &event.impersonated_user {
                 let ours = account.username.starts_with(APPLICATION_ACCOUNTS);
-                ensure!(ours, "the spoke acted as {}", account.username);
+                ensure!(ours, "the spoke impersonated {}", account.username);
                 objects += usize::from(event.is_mutating() && !event.is_dry_run());
             } else if event.is_mutating() {
-                ensure!(object.is_the_spokes_own(), "the spoke wrote {object:?} as itself");
+                ensure!(
+                    object.belongs_to_the_spoke(),
+                    "the spoke wrote {object:?} with its own account"
+                );
             }
         }
         Ok(objects)
     }
 
-    /// The requests that arrived after a mark. The API server writes an event just after its answer, so
-    /// one that a test waits for has to be polled, and one of before may be written after the mark.
+    /// Returns the requests that arrived after a mark. The API server writes an event shortly after its
+    /// answer: events that a test waits for must be polled, and an earlier one may be written after the
+    /// mark.
     ///
     /// # Errors
-    /// When the log holds something else.
+    /// When the log is malformed.
     pub fn since(&self, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
         let mut events = self.after(mark.after_bytes)?;
         events.retain(|event| event.request_received_timestamp >= mark.at);
@@ -100,7 +105,7 @@ impl AuditLog {
         let start = usize::try_from(bytes_before)?;
         let mut events = Vec::new();
         for line in bytes.get(start..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
-            // A line that is still being written has no end yet.
+            // The last line may still be incomplete.
             if line.last() == Some(&b'\n') {
                 events.push(serde_json::from_slice(line)?);
             }
@@ -109,58 +114,58 @@ impl AuditLog {
     }
 }
 
-/// A moment, and how long the audit log was then: nothing of later stands before that place.
+/// A moment and the size of the audit log at that moment; later events are after that offset.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     at: Timestamp,
     after_bytes: u64,
 }
 
-/// One request.
+/// A request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEvent {
-    /// Groups the stages of one request.
+    /// Shared by all stages of a request.
     #[serde(rename = "auditID")]
     pub audit_id: String,
-    /// `ResponseComplete`, or `ResponseStarted` of a watch.
+    /// `ResponseComplete`, or `ResponseStarted` for a watch.
     pub stage: String,
     /// `create`, `patch`, …
     pub verb: String,
     /// Path and query.
     #[serde(rename = "requestURI")]
     pub request_uri: String,
-    /// Whose credentials were used.
+    /// The authenticated user.
     pub user: AuditUser,
-    /// As whom the request was made, when that is somebody else.
+    /// The impersonated user, if any.
     pub impersonated_user: Option<AuditUser>,
-    /// What it was about.
+    /// The object of the request.
     pub object_ref: Option<AuditObject>,
-    /// How it was answered.
+    /// The answer.
     pub response_status: Option<AuditStatus>,
-    /// The client's own description.
+    /// The client's user agent.
     #[serde(default)]
     pub user_agent: String,
-    /// When it arrived, by the clock that [`AuditLog::mark`] reads.
+    /// Time of arrival, by the clock that [`AuditLog::mark`] reads.
     pub request_received_timestamp: Timestamp,
 }
 
 /// A user of an API server.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuditUser {
-    /// Its name, like `system:serviceaccount:attest-system:attest-spoke`.
+    /// Name, like `system:serviceaccount:attest-system:attest-spoke`.
     #[serde(default)]
     pub username: String,
-    /// Its groups.
+    /// Groups.
     #[serde(default)]
     pub groups: Vec<String>,
 }
 
-/// What a request was about; absent parts are empty.
+/// The object of a request; absent parts are empty.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuditObject {
-    /// Plural, like `deployments`.
+    /// Plural resource name, like `deployments`.
     pub resource: String,
     /// Namespace.
     pub namespace: String,
@@ -168,14 +173,14 @@ pub struct AuditObject {
     pub name: String,
     /// API group; empty for the core group.
     pub api_group: String,
-    /// Like `status`.
+    /// Subresource, like `status`.
     pub subresource: String,
 }
 
 impl AuditObject {
-    /// True for what the spoke writes in its own name, and for nothing else in the cluster: Namespaces
-    /// and bindings of destinations, accounts of applications, its own Secrets and its own token.
-    fn is_the_spokes_own(&self) -> bool {
+    /// Returns whether the spoke may write it with its own account: Namespaces and bindings of
+    /// destinations, accounts of applications, its own Secrets and its own token, and nothing else.
+    fn belongs_to_the_spoke(&self) -> bool {
         let closed = ["kube-", "attest-"].iter().any(|prefix| self.namespace.starts_with(prefix));
         let parts = (self.api_group.as_str(), self.resource.as_str(), self.subresource.as_str());
         match parts {
@@ -190,49 +195,49 @@ impl AuditObject {
     }
 }
 
-/// How a request was answered.
+/// The answer to a request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuditStatus {
     /// HTTP status.
     #[serde(default)]
     pub code: u16,
-    /// Reason of a refusal.
+    /// Reason of a failure.
     #[serde(default)]
     pub reason: String,
 }
 
 impl AuditEvent {
-    /// True when it would change something, dry run or not.
+    /// Returns whether the request would change something, dry run or not.
     pub fn is_mutating(&self) -> bool {
         matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
     }
 
-    /// True for a server-side dry run, which changes nothing.
+    /// Returns whether the request is a server-side dry run, which changes nothing.
     pub fn is_dry_run(&self) -> bool {
         self.request_uri
             .split_once('?')
             .is_some_and(|(_, query)| query.split('&').any(|part| part.starts_with("dryRun=")))
     }
 
-    /// True when the API server did it.
+    /// Returns whether the API server carried the request out.
     pub fn is_success(&self) -> bool {
         self.response_status.as_ref().is_some_and(|status| (200..300).contains(&status.code))
     }
 
-    /// The user whose rights were used: the impersonated one, when there is one.
+    /// The user whose rights applied: the impersonated one, if any.
     pub fn acting_user(&self) -> &str {
         &self.impersonated_user.as_ref().unwrap_or(&self.user).username
     }
 
-    /// True when a spoke made it, whichever way that shows: by what the request says it comes from, by
-    /// the spoke's account, or by an application's account, which nobody else uses.
+    /// Returns whether a spoke made the request, judged by the user agent, by the spoke's account, or by
+    /// an application's account, which only spokes use.
     pub fn is_of_spoke(&self) -> bool {
         self.user_agent.starts_with(SPOKE_AGENT)
             || self.user.username == SPOKE
             || self.acting_user().starts_with(APPLICATION_ACCOUNTS)
     }
 
-    /// What it was about; empty when it was about no object.
+    /// The object of the request; empty for a request without one.
     pub fn object(&self) -> AuditObject {
         self.object_ref.clone().unwrap_or_default()
     }
@@ -253,29 +258,31 @@ mod tests {
         })
     }
 
-    fn judged(events: &[Value]) -> anyhow::Result<usize> {
+    fn check(events: &[Value]) -> anyhow::Result<usize> {
         let file = tempfile::NamedTempFile::new()?;
         let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
         std::fs::write(file.path(), lines)?;
-        AuditLog::at(file.path()).spoke_wrote_as_it_should()
+        AuditLog::at(file.path()).check_spoke_requests()
     }
 
     fn as_itself(object: &Value) -> anyhow::Result<usize> {
         let mut event = event("", object);
         event.as_object_mut().unwrap().remove("impersonatedUser");
-        judged(&[event])
+        check(&[event])
+    }
+
+    fn object(group: &str, resource: &str, namespace: &str, name: &str) -> Value {
+        json!({"apiGroup": group, "resource": resource, "namespace": namespace, "name": name})
+    }
+
+    fn token(name: &str) -> Value {
+        json!({"resource": "serviceaccounts", "subresource": "token",
+            "namespace": "attest-system", "name": name})
     }
 
     #[test]
     fn the_spoke_writes_its_own_few_objects_as_itself_and_no_other() {
         let rbac = "rbac.authorization.k8s.io";
-        let object = |group: &str, resource: &str, namespace: &str, name: &str| -> Value {
-            json!({"apiGroup": group, "resource": resource, "namespace": namespace, "name": name})
-        };
-        let token = |name: &str| {
-            json!({"resource": "serviceaccounts", "subresource": "token",
-                "namespace": "attest-system", "name": name})
-        };
         for own in [
             object("", "namespaces", "", "app"),
             object("", "namespaces", "app", "app"),
@@ -309,8 +316,8 @@ mod tests {
         let map = json!({"resource": "configmaps", "namespace": "app", "name": "web"});
         let account = "system:serviceaccount:attest-applications:web";
 
-        assert_eq!(judged(&[event(account, &map)]).unwrap(), 1);
-        assert!(judged(&[event("system:serviceaccount:kube-system:admin", &map)]).is_err());
-        assert!(judged(&[]).is_err(), "nothing was looked at");
+        assert_eq!(check(&[event(account, &map)]).unwrap(), 1);
+        assert!(check(&[event("system:serviceaccount:kube-system:admin", &map)]).is_err());
+        assert!(check(&[]).is_err(), "an empty log proves nothing");
     }
 }

@@ -1,4 +1,4 @@
-//! Where the Kubernetes programs are. They are built by `kind-clusters/tools/build.sh`, not here.
+//! Finds the Kubernetes programs, which `kind-clusters/tools/build.sh` builds.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,19 @@ use anyhow::bail;
 const CONTROL_PLANE: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kubectl", "etcd"];
 const TOOLS_MODULE: &str = include_str!("../../../kind-clusters/tools/k8s/go.mod");
 
-/// A directory that holds the control plane's programs.
+/// A directory with the programs of the control plane.
 #[derive(Clone, Debug)]
 pub struct Binaries {
     directory: PathBuf,
 }
 
 impl Binaries {
-    /// `$ATTEST_KUBE_BIN`, else the cache that `build.sh` fills, else the first directory of `PATH`
-    /// with all of them. `None` after saying `skipped: no kube-apiserver` on standard error.
+    /// Finds the programs: in `$ATTEST_KUBE_BIN`, else in the cache that `build.sh` fills, else in the
+    /// first directory of `PATH` that has all of them. Without them writes `skipped: no kube-apiserver`
+    /// to standard error and returns `None`.
     ///
     /// # Errors
-    /// When there are none and this runs in CI (`CI=true`), or `$ATTEST_KUBE_BIN` is incomplete.
+    /// When there are none in CI (`CI=true`), or when `$ATTEST_KUBE_BIN` is incomplete.
     pub fn find() -> anyhow::Result<Option<Self>> {
         if let Some(directory) = std::env::var_os("ATTEST_KUBE_BIN") {
             let directory = PathBuf::from(directory);
@@ -34,18 +35,18 @@ impl Binaries {
             if std::env::var("CI").is_ok_and(|value| value == "true") {
                 bail!("no kube-apiserver: run kind-clusters/tools/build.sh");
             }
-            // Not by a macro: test runners hide what those print.
+            // Written directly, because test runners capture the output of the print macros.
             let _ = std::io::stderr()
                 .write_all(b"skipped: no kube-apiserver (run kind-clusters/tools/build.sh)\n");
         }
         Ok(found.map(|directory| Self { directory }))
     }
 
-    /// Another program that `build.sh NAME` builds beside these, or one on `PATH` of that name.
-    /// `None` after saying so on standard error.
+    /// Finds another program that `build.sh NAME` builds, or one on `PATH` of that name. Without it
+    /// writes a message to standard error and returns `None`.
     ///
     /// # Errors
-    /// When there is none and this runs in CI (`CI=true`).
+    /// When there is none in CI (`CI=true`).
     pub fn extra(name: &str) -> anyhow::Result<Option<PathBuf>> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut directories = cache().into_iter().chain(std::env::split_paths(&path));
@@ -65,7 +66,7 @@ impl Binaries {
         &self.directory
     }
 
-    /// One program.
+    /// Path of one program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -76,12 +77,17 @@ fn cache() -> Option<PathBuf> {
         .lines()
         .find_map(|line| line.split_once("k8s.io/kubernetes v"))
         .and_then(|(_, rest)| rest.split_whitespace().next())?;
-    let root = std::env::var_os("ATTEST_CACHE").map(PathBuf::from).or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-        cache.or_else(home).map(|cache| cache.join("attest-kube"))
-    })?;
+    let root = match (variable("ATTEST_CACHE"), variable("XDG_CACHE_HOME"), variable("HOME")) {
+        (Some(root), _, _) => root,
+        (None, Some(cache), _) => cache.join("attest-kube"),
+        (None, None, Some(home)) => home.join(".cache/attest-kube"),
+        (None, None, None) => return None,
+    };
     Some(root.join(version).join("bin"))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
 }
 
 fn holds_all(directory: &Path) -> bool {

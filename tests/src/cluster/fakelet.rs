@@ -1,8 +1,8 @@
-//! Plays one node: schedules pods to itself, tells the API server how they fare, and lets them go.
+//! Simulates one node: schedules pods to itself, writes their status, and deletes them.
 //!
-//! No container runs. How a pod fares is scripted by its image or by an annotation. The exception
-//! is a pod whose image has a [`Runner`]: for it a real local process is started from the pod's own
-//! template ([`runner`]), so that what an installer put into the cluster is what runs.
+//! No container runs. The state of a pod is scripted by its image or by an annotation. The exception is
+//! a pod whose image has a [`Runner`]: a real local process is started from the pod's own template
+//! ([`runner`]), so that the program runs as it was installed into the cluster.
 
 pub mod runner;
 
@@ -30,7 +30,8 @@ pub use self::runner::Runner;
 use crate::cluster::{Cluster, client_from};
 use crate::process::signal_group;
 
-/// On a pod: `now`, `never`, `after=2s`, `flap=500ms` or `fail`; wins over the image's script.
+/// Annotation of a pod: `now`, `never`, `after=2s`, `flap=500ms` or `fail`. Takes precedence over the
+/// script of its image.
 pub const READY_ANNOTATION: &str = "attest.test/ready";
 
 const NODE: &str = "node-1";
@@ -38,21 +39,21 @@ const NODE_ADDRESS: &str = "127.0.0.1";
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
-/// How a pod fares.
+/// Scripted readiness of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Ready so long after it was scheduled.
+    /// Ready this long after it was scheduled.
     After(Duration),
     /// Runs and never becomes ready.
     Never,
-    /// Ready and not ready in turns, each this long.
+    /// Alternates between ready and not ready, each for this long.
     Flapping(Duration),
-    /// Its container has failed and is not started again.
+    /// Its container fails and is not restarted.
     Fails,
 }
 
 impl Readiness {
-    /// Reads the value of [`READY_ANNOTATION`].
+    /// Parses the value of [`READY_ANNOTATION`].
     fn parse(text: &str) -> Option<Self> {
         match text.split_once('=') {
             None if text == "now" => Some(Self::After(Duration::ZERO)),
@@ -72,27 +73,27 @@ fn parse_duration(text: &str) -> Option<Duration> {
     }
 }
 
-/// How the node behaves.
+/// Options of the node.
 #[derive(Clone, Debug, Default)]
 pub struct FakeletOptions {
-    /// What happens to pods with an image that contains the text; the last match counts. Others are
-    /// ready at once.
+    /// Readiness of pods with an image that contains the text; the last match counts. Other pods are
+    /// ready immediately.
     pub scripts: Vec<(String, Readiness)>,
-    /// Which images are real programs on this machine.
+    /// Images that are real programs on this machine.
     pub runners: Vec<Runner>,
 }
 
-/// A played node. It stops, and kills the processes it runs, on drop.
+/// A simulated node. On drop it stops and kills the processes it runs.
 #[derive(Debug)]
 pub struct Fakelet {
-    world: Arc<World>,
+    node: Arc<NodeState>,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Fakelet {
-    /// Starts playing the node of a cluster. It has a thread and a runtime of its own, so that it
-    /// outlives the test that started it.
+    /// Starts the node of a cluster, on its own thread and runtime, so that it outlives the test that
+    /// started it.
     ///
     /// # Errors
     /// When its thread cannot be started.
@@ -101,7 +102,7 @@ impl Fakelet {
         Self::start_with(kubeconfig, cluster.directory(), options)
     }
 
-    /// As [`Self::start`], for a cluster that another process started. Files go to
+    /// Like [`Self::start`], for a cluster that another process started. Files are in
     /// `<directory>/pods`.
     ///
     /// # Errors
@@ -113,53 +114,53 @@ impl Fakelet {
     ) -> anyhow::Result<Self> {
         attest_certs::install_provider();
         let FakeletOptions { scripts, runners } = options;
-        let world = Arc::new(World {
+        let node = Arc::new(NodeState {
             directory: directory.join("pods"),
             scripts: Mutex::new(scripts),
             runners: Mutex::new(runners),
             processes: Mutex::default(),
             addresses: AtomicU32::new(1),
         });
-        std::fs::create_dir_all(&world.directory)?;
+        std::fs::create_dir_all(&node.directory)?;
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let played = play(kubeconfig, world.clone());
+        let running = run_node(kubeconfig, node.clone());
         let until = stop.clone();
         let thread = std::thread::Builder::new().name("fakelet".to_owned()).spawn(move || {
-            runtime.block_on(until.run_until_cancelled(played));
+            runtime.block_on(until.run_until_cancelled(running));
             // Dropping the runtime drops the pods' tasks, and with them their processes.
         })?;
-        Ok(Self { world, stop, thread: Some(thread) })
+        Ok(Self { node, stop, thread: Some(thread) })
     }
 
-    /// From now on, new pods with an image that contains the text fare like this.
+    /// Sets the readiness of new pods with an image that contains the text.
     pub fn script(&self, image: &str, readiness: Readiness) {
-        lock(&self.world.scripts).push((image.to_owned(), readiness));
+        lock(&self.node.scripts).push((image.to_owned(), readiness));
     }
 
-    /// From now on, new pods of this image are a real process.
+    /// Starts a real process for each new pod of this image.
     pub fn run(&self, runner: Runner) {
-        lock(&self.world.runners).push(runner);
+        lock(&self.node.runners).push(runner);
     }
 
-    /// The processes that run for pods, as (`namespace/pod`, process id).
+    /// The processes of pods, as (`namespace/pod`, process id).
     pub fn processes(&self) -> Vec<(String, u32)> {
-        lock(&self.world.processes).iter().map(|(pod, id)| (pod.clone(), *id)).collect()
+        lock(&self.node.processes).iter().map(|(pod, id)| (pod.clone(), *id)).collect()
     }
 
-    /// Sends a signal to the processes of pods whose `namespace/pod` begins with the text, and says
-    /// to how many. One that ends by it is started again, as a container would be.
+    /// Sends a signal to the processes of pods whose `namespace/pod` begins with the text, and returns
+    /// their number. A process that it ends is restarted, as a container would be.
     pub fn signal(&self, pod_prefix: &str, signal: Signal) -> usize {
-        let processes = lock(&self.world.processes);
-        let met = processes.iter().filter(|(pod, _)| pod.starts_with(pod_prefix));
-        met.map(|(_, id)| signal_group(*id, signal)).count()
+        let processes = lock(&self.node.processes);
+        let matching = processes.iter().filter(|(pod, _)| pod.starts_with(pod_prefix));
+        matching.map(|(_, id)| signal_group(*id, signal)).count()
     }
 
-    /// What the processes of pods whose `namespace/pod` begins with the text have written, oldest
-    /// pod first by name. It stays after the pod is gone.
+    /// Returns the output of the processes of pods whose `namespace/pod` begins with the text, sorted by
+    /// pod name. Output remains after the pod is deleted.
     pub fn output(&self, pod_prefix: &str) -> String {
         let prefix = pod_prefix.replace('/', "_");
-        let mut logs: Vec<PathBuf> = std::fs::read_dir(&self.world.directory)
+        let mut logs: Vec<PathBuf> = std::fs::read_dir(&self.node.directory)
             .into_iter()
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -183,7 +184,7 @@ impl Drop for Fakelet {
 }
 
 #[derive(Debug)]
-struct World {
+struct NodeState {
     directory: PathBuf,
     scripts: Mutex<Vec<(String, Readiness)>>,
     runners: Mutex<Vec<Runner>>,
@@ -191,7 +192,7 @@ struct World {
     addresses: AtomicU32,
 }
 
-impl World {
+impl NodeState {
     fn readiness(&self, pod: &Pod) -> Readiness {
         let annotated = pod.annotations().get(READY_ANNOTATION);
         if let Some(readiness) = annotated.and_then(|text| Readiness::parse(text)) {
@@ -237,12 +238,12 @@ fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-async fn play(kubeconfig: String, world: Arc<World>) {
+async fn run_node(kubeconfig: String, node: Arc<NodeState>) {
     loop {
         let result = async {
             let client = client_from(&kubeconfig).await?;
             create_node(&client).await?;
-            tokio::try_join!(heartbeat(&client), watch_pods(&client, &world, &kubeconfig))?;
+            tokio::try_join!(heartbeat(&client), watch_pods(&client, &node, &kubeconfig))?;
             anyhow::Ok(())
         };
         if result.await.is_err() {
@@ -275,18 +276,22 @@ async fn heartbeat(client: &Client) -> anyhow::Result<()> {
                 "machineID": "", "operatingSystem": "linux", "osImage": "", "systemUUID": ""
             },
             "conditions": [{
-                "type": "Ready", "status": "True", "reason": "Played",
+                "type": "Ready", "status": "True", "reason": "Simulated",
                 "lastHeartbeatTime": now(), "lastTransitionTime": started
             }],
         }});
         nodes.patch_status(NODE, &PatchParams::default(), &Patch::Strategic(status)).await?;
-        // The taint comes with the Node and goes once its controller has seen it ready; pods here
-        // do not wait for that.
+        // The node controller removes the taint of a new Node once it is ready; pods here do not wait
+        // for that.
         tokio::time::sleep(HEARTBEAT_EVERY).await;
     }
 }
 
-async fn watch_pods(client: &Client, world: &Arc<World>, kubeconfig: &str) -> anyhow::Result<()> {
+async fn watch_pods(
+    client: &Client,
+    node: &Arc<NodeState>,
+    kubeconfig: &str,
+) -> anyhow::Result<()> {
     let server = server_of(kubeconfig)?;
     let mut alive: HashMap<String, AbortOnDropHandle<()>> = HashMap::new();
     let pods: Api<Pod> = Api::all(client.clone());
@@ -296,7 +301,7 @@ async fn watch_pods(client: &Client, world: &Arc<World>, kubeconfig: &str) -> an
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
             Ok(None) => bail!("the watch ended"),
-            // The stream backs off and goes on.
+            // The stream itself backs off and reconnects.
             Err(_) => continue,
         };
         match event {
@@ -304,10 +309,10 @@ async fn watch_pods(client: &Client, world: &Arc<World>, kubeconfig: &str) -> an
                 let Some(uid) = pod.uid() else { continue };
                 if pod.metadata.deletion_timestamp.is_some() {
                     drop(alive.remove(&uid));
-                    tokio::spawn(let_go(client.clone(), pod));
-                } else if let Entry::Vacant(seat) = alive.entry(uid) {
-                    let life = live(client.clone(), world.clone(), server.clone(), pod);
-                    seat.insert(AbortOnDropHandle::new(tokio::spawn(life)));
+                    tokio::spawn(delete_pod(client.clone(), pod));
+                } else if let Entry::Vacant(entry) = alive.entry(uid) {
+                    let running = run_pod(client.clone(), node.clone(), server.clone(), pod);
+                    entry.insert(AbortOnDropHandle::new(tokio::spawn(running)));
                 }
             }
             Event::Delete(pod) => {
@@ -326,8 +331,8 @@ fn server_of(kubeconfig: &str) -> anyhow::Result<String> {
         .context("the kubeconfig names no server")
 }
 
-/// Repeats until it works or the pod is gone.
-async fn insist<F, Fut>(mut attempt: F) -> bool
+/// Retries until the attempt succeeds. Returns false when the pod no longer exists.
+async fn retry_until_gone<F, Fut>(mut attempt: F) -> bool
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = kube::Result<()>>,
@@ -341,14 +346,14 @@ where
     }
 }
 
-async fn let_go(client: Client, pod: Pod) {
+async fn delete_pod(client: Client, pod: Pod) {
     let name = pod.name_any();
     let pods: Api<Pod> = Api::namespaced(client, &pod.namespace().unwrap_or_default());
     let precondition = Preconditions { uid: pod.uid(), resource_version: None };
     let parameters = DeleteParams::default().grace_period(0).preconditions(precondition);
-    insist(|| async {
+    retry_until_gone(|| async {
         match pods.delete(&name, &parameters).await {
-            // Another pod has the name by now.
+            // Another pod has this name now.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             other => other.map(|_| ()),
         }
@@ -356,21 +361,21 @@ async fn let_go(client: Client, pod: Pod) {
     .await;
 }
 
-async fn live(client: Client, world: Arc<World>, server: String, pod: Pod) {
+async fn run_pod(client: Client, node: Arc<NodeState>, server: String, pod: Pod) {
     let assigned = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     if assigned.is_some_and(|node| node != NODE) {
         return;
     }
     let name = pod.name_any();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    if assigned.is_none() && !insist(|| bind(&pods, &name)).await {
+    if assigned.is_none() && !retry_until_gone(|| bind(&pods, &name)).await {
         return;
     }
-    let seat = Seat { pods, pod, address: world.next_address(), started: now() };
-    if let Some((runner, container)) = world.runner(&seat.pod) {
-        runner::supervise(client, &world, &server, &seat, &runner, &container).await;
+    let pod = NodePod { pods, pod, address: node.next_address(), started: now() };
+    if let Some((runner, container)) = node.runner(&pod.pod) {
+        runner::supervise(client, &node, &server, &pod, &runner, &container).await;
     } else {
-        act(&seat, world.readiness(&seat.pod)).await;
+        simulate(&pod, node.readiness(&pod.pod)).await;
     }
 }
 
@@ -383,34 +388,34 @@ async fn bind(pods: &Api<Pod>, name: &str) -> kube::Result<()> {
         .create_subresource::<_, Value>("binding", name, &PostParams::default(), &binding)
         .await
     {
-        // Bound already, by this node's previous life.
+        // Bound already, by this node before a restart.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         other => other.map(|_| ()),
     }
 }
 
-async fn act(seat: &Seat, readiness: Readiness) {
-    let policy = seat.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+async fn simulate(pod: &NodePod, readiness: Readiness) {
+    let policy = pod.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     let ends = policy.is_some_and(|policy| policy != "Always");
     match readiness {
         Readiness::Fails => {
-            seat.tell(Condition::Failed).await;
+            pod.write_status(Condition::Failed).await;
         }
         Readiness::Never => {
-            seat.tell(Condition::Unready { restarts: 0 }).await;
+            pod.write_status(Condition::Unready { restarts: 0 }).await;
         }
         Readiness::After(delay) => {
             if !delay.is_zero() {
-                seat.tell(Condition::Unready { restarts: 0 }).await;
+                pod.write_status(Condition::Unready { restarts: 0 }).await;
                 tokio::time::sleep(delay).await;
             }
-            seat.tell(if ends { Condition::Succeeded } else { Condition::ready() }).await;
+            pod.write_status(if ends { Condition::Succeeded } else { Condition::ready() }).await;
         }
         Readiness::Flapping(period) => {
             let turns = [Condition::ready(), Condition::Unready { restarts: 0 }];
             let mut turns = turns.iter().cycle();
             while let Some(turn) = turns.next()
-                && seat.tell(*turn).await
+                && pod.write_status(*turn).await
             {
                 tokio::time::sleep(period).await;
             }
@@ -418,8 +423,8 @@ async fn act(seat: &Seat, readiness: Readiness) {
     }
 }
 
-/// Where a pod sits on the node.
-struct Seat {
+/// A pod on the node.
+struct NodePod {
     pods: Api<Pod>,
     pod: Pod,
     address: String,
@@ -440,12 +445,12 @@ impl Condition {
     }
 }
 
-impl Seat {
-    /// Writes the pod's status; false when the pod is gone.
-    async fn tell(&self, condition: Condition) -> bool {
+impl NodePod {
+    /// Writes the pod's status. Returns false when the pod no longer exists.
+    async fn write_status(&self, condition: Condition) -> bool {
         let name = self.pod.name_any();
         let patch = Patch::Strategic(self.status(condition));
-        insist(|| async {
+        retry_until_gone(|| async {
             self.pods.patch_status(&name, &PatchParams::default(), &patch).await.map(|_| ())
         })
         .await
@@ -482,19 +487,20 @@ impl Seat {
                 })
             })
             .collect();
-        let truth = |kind: &str, holds: bool| {
-            json!({
-                "type": kind, "status": if holds { "True" } else { "False" },
-                "lastTransitionTime": now
-            })
-        };
+        let conditions = [
+            ("PodScheduled", true),
+            ("Initialized", true),
+            ("ContainersReady", ready),
+            ("Ready", ready),
+        ]
+        .map(|(kind, holds)| {
+            let status = if holds { "True" } else { "False" };
+            json!({"type": kind, "status": status, "lastTransitionTime": now})
+        });
         json!({"status": {
             "phase": phase, "hostIP": NODE_ADDRESS, "startTime": self.started,
             "podIP": self.address, "podIPs": [{"ip": self.address}],
-            "conditions": [
-                truth("PodScheduled", true), truth("Initialized", true),
-                truth("ContainersReady", ready), truth("Ready", ready)
-            ],
+            "conditions": conditions,
             "containerStatuses": containers
         }})
     }
@@ -505,7 +511,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_annotation_says_how_a_pod_fares() {
+    fn an_annotation_scripts_the_readiness_of_a_pod() {
         for (text, expected) in [
             ("now", Some(Readiness::After(Duration::ZERO))),
             ("never", Some(Readiness::Never)),

@@ -1,5 +1,4 @@
-//! The certificates of one Kubernetes cluster, made in memory. Not the fleet's: that is
-//! `attest-certs`.
+//! The certificates of one Kubernetes cluster, created in memory. `attest-certs` has those of the fleet.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -11,10 +10,10 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 
-/// First address of the Service network, which the API server takes for itself.
+/// First address of the Service network, which the API server uses for itself.
 pub(super) const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
-/// A cluster's certificate authority and the keys made with it.
+/// A cluster's certificate authority.
 pub(super) struct Pki {
     authority: CertifiedIssuer<'static, KeyPair>,
 }
@@ -67,7 +66,7 @@ impl Pki {
         Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
-    /// Writes what the two programs are told by file name.
+    /// Writes the files that the command lines of the programs name.
     pub(super) fn write(&self, directory: &Path) -> anyhow::Result<()> {
         let server = self.server()?;
         let accounts = KeyPair::generate()?;
@@ -85,9 +84,8 @@ impl Pki {
         Ok(())
     }
 
-    /// A kubeconfig with one context, its credentials inside.
+    /// Creates a kubeconfig with one context and embedded credentials.
     pub(super) fn kubeconfig(&self, server: &str, context: &str, user: &Pair) -> String {
-        let encode = |pem: &str| BASE64.encode(pem.as_bytes());
         format!(
             "apiVersion: v1\n\
              kind: Config\n\
@@ -107,9 +105,9 @@ impl Pki {
                context:\n    \
                  cluster: {context}\n    \
                  user: {context}-user\n",
-            authority = encode(&self.authority_pem()),
-            certificate = encode(&user.certificate),
-            key = encode(&user.key),
+            authority = BASE64.encode(self.authority_pem().as_bytes()),
+            certificate = BASE64.encode(user.certificate.as_bytes()),
+            key = BASE64.encode(user.key.as_bytes()),
         )
     }
 }

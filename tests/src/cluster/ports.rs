@@ -1,7 +1,7 @@
-//! Loopback ports for servers that want to be told theirs.
+//! Free loopback ports for servers with a configured port.
 //!
-//! They lie below the range from which systems take the ports of outgoing connections, so that a
-//! port stays free between being found and being bound, and while its server is restarted.
+//! They lie below the ephemeral range, so that a port stays free until it is bound, and while its server
+//! restarts.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -12,7 +12,7 @@ use anyhow::bail;
 const FIRST: u16 = 15_000;
 const COUNT: u16 = 16_000;
 
-/// A port on 127.0.0.1 that nobody uses, for TCP and UDP, never given twice by this process.
+/// Returns a free port on 127.0.0.1, for TCP and UDP, never the same twice in this process.
 ///
 /// # Errors
 /// When there is none left.

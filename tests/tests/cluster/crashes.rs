@@ -320,7 +320,7 @@ impl Arena {
     fn restart_spoke(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         let spoke = self.spoke()?;
         spoke.kill();
-        *spoke = spoke.respawn_to_die_at(failpoint)?;
+        *spoke = spoke.respawn_with_failpoint(failpoint)?;
         Ok(())
     }
 
@@ -400,7 +400,7 @@ impl Arena {
         }
         if died {
             let spoke = self.spoke()?;
-            *spoke = spoke.respawn_to_die_at(None)?;
+            *spoke = spoke.respawn_with_failpoint(None)?;
             self.converges(point).await?;
         }
         before.is_still_there(&self.kept().await?, point)?;
@@ -446,7 +446,7 @@ impl Arena {
             tokio::time::sleep(POLL_EVERY).await;
         }
         let spoke = self.spoke()?;
-        *spoke = spoke.respawn_to_die_at(None)?;
+        *spoke = spoke.respawn_with_failpoint(None)?;
         Ok(())
     }
 
@@ -613,7 +613,7 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
         tokio::time::sleep(POLL_EVERY).await;
     }
     let spoke = arena.spoke()?;
-    *spoke = spoke.respawn_to_die_at(None)?;
+    *spoke = spoke.respawn_with_failpoint(None)?;
     for point in [Some("after-application-commit"), None] {
         let start = Instant::now();
         while arena.fleet.hub().process().ended()?.is_none() {
@@ -631,7 +631,7 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
         Ok((gone && arena.release_objects().await?.is_empty()).then_some(()))
     })
     .await?;
-    arena.fleet.every_write_was_made_as_it_should()?;
+    arena.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -718,7 +718,7 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
         "{kills} deaths, {} releases, sequences {} to {}",
         arena.released, first.1, last.record.1
     );
-    arena.fleet.every_write_was_made_as_it_should()?;
+    arena.fleet.check_spoke_requests()?;
     Ok(())
 }
 

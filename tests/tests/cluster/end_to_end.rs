@@ -54,7 +54,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         assert_eq!(destination["running"]["signers"], json!(["ci"]));
         assert_eq!(destination["running"]["version"], "v1");
     }
-    assert!(fleet.every_write_was_made_as_it_should()? >= 6);
+    assert!(fleet.check_spoke_requests()? >= 6);
 
     // An edit that no release covers is not deployed; the message says what was signed instead.
     let base = fleet.repository().tree().join("k8s/base/deployment.yaml");
@@ -113,7 +113,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         })
         .await?;
     }
-    fleet.every_write_was_made_as_it_should()?;
+    fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -160,7 +160,7 @@ async fn a_spoke_heals_with_its_hub_dead_and_after_its_own_death() -> anyhow::Re
         Ok(image(&fleet.sites()[0]).await?.starts_with("myapp:v2@sha256:").then_some(()))
     })
     .await?;
-    fleet.every_write_was_made_as_it_should()?;
+    fleet.check_spoke_requests()?;
     Ok(())
 }
 

@@ -8,10 +8,10 @@
     reason = "helpers of tests; Clippy excuses the test functions only"
 )]
 
+mod compromised_hub;
 mod crashes;
 mod documents;
 mod end_to_end;
-mod evil_hub;
 mod harness;
 mod install;
 mod operator;

@@ -130,6 +130,6 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
     })
     .await?;
     fleet.wait_synced("web-app", SOON).await.context("after the reset")?;
-    fleet.every_write_was_made_as_it_should()?;
+    fleet.check_spoke_requests()?;
     Ok(())
 }

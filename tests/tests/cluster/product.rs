@@ -140,7 +140,7 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
         forget_ages(document);
     }
     assert_eq!(yaml, json);
-    fleet.every_write_was_made_as_it_should()?;
+    fleet.check_spoke_requests()?;
     Ok(())
 }
 

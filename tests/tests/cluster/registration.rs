@@ -182,7 +182,7 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     assert_eq!(installed.data["spec"]["clusterName"], "staging");
     let gone = || async { Ok(secret(&client, "attest-join").await?.is_none().then_some(())) };
     until("the join token to be gone", SOON, gone).await?;
-    cluster.audit().spoke_wrote_as_it_should()?;
+    cluster.audit().check_spoke_requests()?;
     holds_no_secret_of(&kubeconfig, &[desk.hub.home()])?;
 
     // Once more: nothing is made anew.
@@ -276,7 +276,7 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
     assert_eq!((&after["id"], &after["state"]), (&before["id"], &serde_json::json!("Accepted")));
     until("the join token to be gone", SOON, gone).await?;
-    cluster.audit().spoke_wrote_as_it_should()?;
+    cluster.audit().check_spoke_requests()?;
     Ok(())
 }
 
@@ -612,7 +612,7 @@ async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
     assert_eq!(std::fs::metadata(file)?.permissions().mode() & 0o777, 0o600);
     assert!(!std::fs::read_to_string(file)?.contains("client-key-data"));
     holds_no_secret_of(&cluster.kubeconfig(), &[desk.hub.home(), &desk.home()])?;
-    cluster.audit().spoke_wrote_as_it_should()?;
+    cluster.audit().check_spoke_requests()?;
 
     // Told to stop, it says goodbye: the hub does not wait for the connection to fall silent.
     spoke.terminate();

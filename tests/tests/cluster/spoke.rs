@@ -13,7 +13,9 @@ use attest_common::record::Record;
 use attest_common::session::report::{Phase, Report};
 use attest_tests::cluster::audit::{AuditEvent, Mark};
 use attest_tests::cluster::fakelet::READY_ANNOTATION;
-use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned};
+use attest_tests::compromised_hub::{
+    CompromisedHub, Delivery, Peer, PublishedRelease, ResignOptions,
+};
 use attest_tests::fleet::program;
 use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet, RealSite};
@@ -51,8 +53,8 @@ const POD: &str = "attest-system/attest-spoke";
 /// A cluster whose spoke listens to a hub that the test speaks for.
 struct Stage {
     fleet: RealFleet,
-    hub: Option<EvilHub>,
-    carried: Carried,
+    hub: Option<CompromisedHub>,
+    carried: PublishedRelease,
     ci: PrivateKey,
     sequence: u64,
     /// The sample's own objects; tests add theirs.
@@ -77,9 +79,9 @@ impl Stage {
         let address = fleet.hub().addresses().spokes.parse()?;
         let home = fleet.hub().home().to_owned();
         fleet.hub().process().kill();
-        let hub = EvilHub::take(&home, address).await?;
+        let hub = CompromisedHub::take_over(&home, address).await?;
         hub.connected(CLUSTER).await?;
-        let carried = Carried::read(fleet.repository().tree(), "web-app", None)?;
+        let carried = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
         let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
         let base = objects(&carried.content(CLUSTER)?)?;
         Ok(Some(Self { fleet, hub: Some(hub), carried, ci, sequence: 0, base }))
@@ -105,8 +107,8 @@ impl Stage {
     async fn delivery(&mut self, more: &[Value]) -> anyhow::Result<Delivery> {
         let all = self.base.iter().chain(more).cloned().collect();
         let content = attest_common::documents::manifest::write(all)?;
-        let how = Resigned { key: &self.ci, render: CLUSTER, content: Some(content) };
-        let (again, content) = self.carried.signed_again(how, |_| {})?;
+        let how = ResignOptions { key: &self.ci, render: CLUSTER, content: Some(content) };
+        let (again, content) = self.carried.sign_again(how, |_| {})?;
         self.sequence += 1;
         let peer = self.peer().await?;
         let mut delivery = again.delivery_of(&peer, CLUSTER, NAMESPACE, content)?;
@@ -120,9 +122,9 @@ impl Stage {
         let all = self.base.iter().chain(more).cloned().collect();
         let content = Some(attest_common::documents::manifest::write(all)?);
         let name = OTHER.parse()?;
-        let how = Resigned { key: &self.ci, render: CLUSTER, content };
+        let how = ResignOptions { key: &self.ci, render: CLUSTER, content };
         let (again, content) =
-            self.carried.signed_again(how, |release| release.application = name)?;
+            self.carried.sign_again(how, |release| release.application = name)?;
         again.delivery_of(&self.peer().await?, CLUSTER, OTHER_NAMESPACE, content)
     }
 
@@ -403,7 +405,7 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     let mut writes = stage.writes(mark)?;
     writes.sort();
     assert_eq!(writes, ["patch config-1", "patch config-2"]);
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -460,7 +462,7 @@ async fn what_is_no_longer_rendered_goes_but_never_most_of_it_at_once() -> anyho
     hub.report(&peer, refused("CounterRegressed")).await?;
     stage.carried = newest;
     stage.synced(&configs(1)).await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -581,7 +583,7 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     assert_eq!(report.drifted.len(), 1);
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.writes(mark)?, [""; 0]);
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -600,7 +602,7 @@ async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goe
     for (plan_asks, policy_allows) in [(true, false), (false, true)] {
         if policy_allows {
             let nonce = stage.peer().await?.hello.nonce;
-            stage.site()?.let_plans_adopt(true).await?;
+            stage.site()?.set_adopt(true).await?;
             stage.greets_anew(&nonce).await?;
         }
         let mut delivery = stage.delivery(&more).await?;
@@ -640,7 +642,7 @@ async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goe
         Ok(stage.value("theirs").await?.is_none().then_some(()))
     })
     .await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -689,7 +691,7 @@ async fn an_application_that_hangs_or_fails_in_every_request_keeps_no_other_from
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
     hub.report(&peer, |r| is_other(r) && r.phase == Phase::Synced).await?;
     assert!(others.get_opt("config-0").await?.is_some());
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -798,7 +800,7 @@ async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_releas
     stage.base[deployment] = healthy;
     let report = stage.synced(&[]).await?;
     assert_eq!(report.health, Health::Current);
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -848,7 +850,7 @@ async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_
     let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     stage.configs().await?.patch("config-0", &PatchParams::default(), &patch).await?;
     stage.reported(|report| report.phase == Phase::Removed).await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -904,7 +906,7 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     })
     .await?;
     stage.synced(&configs(3)).await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1045,7 +1047,7 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     .with_context(|| stage.log().unwrap_or_default())?;
     stage.synced(&[]).await?;
     assert!(namespaces.get(NAMESPACE).await?.metadata.deletion_timestamp.is_none());
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1074,7 +1076,7 @@ async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
         Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1104,7 +1106,7 @@ async fn an_edit_is_undone_however_deep_its_author_nests_what_is_beside_it() -> 
         Ok(live.contains(r#""data":{"key":"signed"}"#).then_some(()))
     })
     .await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1170,7 +1172,7 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         .await
         .context(failpoint)?;
     }
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1230,7 +1232,7 @@ async fn what_a_dying_spoke_just_made_is_its_own_for_the_next_order() -> anyhow:
         Ok((owned && value.as_deref() == Some("second")).then_some(()))
     })
     .await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1268,7 +1270,7 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_us
     // It is the same spoke and goes on as before.
     assert_eq!(stage.peer().await?.cluster, peer.cluster);
     stage.synced(&configs(2)).await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1329,7 +1331,7 @@ async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_th
     let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
     let status = stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
     assert_eq!(status["stateLost"], Value::Null);
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
@@ -1355,6 +1357,6 @@ async fn a_hub_that_orders_again_and_again_is_followed_at_a_bounded_pace() -> an
     });
     let sent = u32::try_from(sent.count())?;
     assert!(sent > 0 && sent <= ADMISSIONS_AT_ONCE_MAX + since + 1, "{sent} in {since}");
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }

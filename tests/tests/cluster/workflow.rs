@@ -93,6 +93,6 @@ async fn the_documented_workflow_deploys_under_strict() -> anyhow::Result<()> {
         Ok(image.starts_with(&format!("myapp:{sha}@sha256:")).then_some(()))
     })
     .await?;
-    fleet.every_write_was_made_as_it_should()?;
+    fleet.check_spoke_requests()?;
     Ok(())
 }

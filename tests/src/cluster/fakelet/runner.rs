@@ -1,9 +1,9 @@
 //! Runs a local program for a pod, from the pod's own template: arguments, environment, mounted
 //! Secrets, ConfigMaps and account tokens.
 //!
-//! Nothing can be mounted at a path inside a pod here, so each volume becomes a directory and
-//! arguments and variables that name a path below a mount are rewritten to it. The account's
-//! directory, which programs know without being told, is named in `ATTEST_SERVICE_ACCOUNT_DIR`.
+//! Nothing can be mounted at a path inside a pod here, so each volume becomes a directory, and arguments
+//! and variables that name a path below a mount are rewritten to it. `ATTEST_SERVICE_ACCOUNT_DIR` names
+//! the account's directory, whose path is fixed in a real pod.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,15 +20,15 @@ use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use super::{Condition, RETRY_EVERY, Seat, World, lock};
+use super::{Condition, NodePod, NodeState, RETRY_EVERY, lock};
 use crate::process::{Process, Spec};
 
-/// Names the directory that stands for `/var/run/secrets/kubernetes.io/serviceaccount`.
+/// Names the directory that replaces `/var/run/secrets/kubernetes.io/serviceaccount`.
 pub const SERVICE_ACCOUNT_VARIABLE: &str = "ATTEST_SERVICE_ACCOUNT_DIR";
 
 const SERVICE_ACCOUNT_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3607);
-/// A kubelet renews a token after this part of its life.
+/// Share of its lifetime after which a kubelet renews a token.
 const TOKEN_RENEWAL_PERCENT: u32 = 80;
 const ALIVE_AFTER: Duration = Duration::from_millis(200);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(200);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// Which program stands for an image.
+/// The program that replaces an image.
 #[derive(Clone, Debug)]
 pub struct Runner {
     image: String,
@@ -45,13 +45,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Runs `program` for containers whose image is called `image`, in any registry and with any
-    /// tag or digest.
+    /// Runs `program` for containers whose image is named `image`, in any registry and with any tag or
+    /// digest.
     pub fn new(image: &str, program: impl Into<PathBuf>) -> Self {
         Self { image: image.to_owned(), program: program.into(), environment: Vec::new() }
     }
 
-    /// Sets a variable beside those of the pod.
+    /// Sets a variable in addition to those of the pod.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
@@ -65,24 +65,24 @@ impl Runner {
     }
 }
 
-/// Keeps the pod's process running until this is dropped or the pod is gone.
+/// Keeps the pod's process running until this future is dropped or the pod no longer exists.
 pub(super) async fn supervise(
     client: Client,
-    world: &World,
+    node: &NodeState,
     server: &str,
-    seat: &Seat,
+    pod: &NodePod,
     runner: &Runner,
     container: &Container,
 ) {
-    let job = Job { client, world, server, seat, runner, container };
+    let job = Job { client, node, server, pod, runner, container };
     let mut restarts = 0;
     let mut delay = RESTART_DELAY;
     loop {
-        if !seat.tell(Condition::Unready { restarts }).await {
+        if !pod.write_status(Condition::Unready { restarts }).await {
             return;
         }
         let started = Instant::now();
-        // A missing Secret is no error for a kubelet either: it tries again.
+        // Like a kubelet, retry when a Secret is missing.
         if job.run_once(restarts).await.is_ok() {
             restarts += 1;
         }
@@ -97,9 +97,9 @@ pub(super) async fn supervise(
 
 struct Job<'a> {
     client: Client,
-    world: &'a World,
+    node: &'a NodeState,
     server: &'a str,
-    seat: &'a Seat,
+    pod: &'a NodePod,
     runner: &'a Runner,
     container: &'a Container,
 }
@@ -110,17 +110,17 @@ impl Job<'_> {
         let mounts = self.mount(&directory).await?;
         let spec = self.spec(&directory, &mounts).await?;
         let mut running =
-            Running { process: Process::spawn(spec)?, world: self.world, pod: self.pod_path() };
-        lock(&self.world.processes).insert(running.pod.clone(), running.process.id());
+            Running { process: Process::spawn(spec)?, node: self.node, pod: self.pod_path() };
+        lock(&self.node.processes).insert(running.pod.clone(), running.process.id());
         let started = Instant::now();
         let mut token_age = Instant::now();
-        let mut told = false;
+        let mut is_reported = false;
         loop {
             if running.process.ended()?.is_some() {
                 return Ok(());
             }
-            if !told && started.elapsed() >= ALIVE_AFTER {
-                told = self.seat.tell(Condition::Ready { restarts }).await;
+            if !is_reported && started.elapsed() >= ALIVE_AFTER {
+                is_reported = self.pod.write_status(Condition::Ready { restarts }).await;
             }
             if token_age.elapsed() > TOKEN_LIFETIME * TOKEN_RENEWAL_PERCENT / 100 {
                 match self.mount(&directory).await {
@@ -133,15 +133,15 @@ impl Job<'_> {
     }
 
     fn pod_path(&self) -> String {
-        format!("{}/{}", self.namespace(), self.seat.pod.name_any())
+        format!("{}/{}", self.namespace(), self.pod.pod.name_any())
     }
 
     fn namespace(&self) -> String {
-        self.seat.pod.namespace().unwrap_or_default()
+        self.pod.pod.namespace().unwrap_or_default()
     }
 
     fn directory(&self) -> PathBuf {
-        self.world.directory.join(self.pod_path().replace('/', "_"))
+        self.node.directory.join(self.pod_path().replace('/', "_"))
     }
 
     async fn spec(&self, directory: &Path, mounts: &Mounts) -> anyhow::Result<Spec> {
@@ -166,7 +166,7 @@ impl Job<'_> {
             arguments.map(|argument| mounts.rewrite(&expand(argument, &variables))).collect();
         let log = directory.with_extension("log");
         let mut spec = Spec::new(&self.runner.program, log).args(arguments);
-        // As in a container, nothing of this process's own environment.
+        // As in a container, nothing is inherited from this process.
         spec.inherit_environment = false;
         spec.environment
             .extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
@@ -174,7 +174,7 @@ impl Job<'_> {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", directory)
             .env("TMPDIR", directory)
-            .env("HOSTNAME", self.seat.pod.name_any())
+            .env("HOSTNAME", self.pod.pod.name_any())
             .env("KUBERNETES_SERVICE_HOST", host)
             .env("KUBERNETES_SERVICE_PORT", port)
             .env("KUBERNETES_SERVICE_PORT_HTTPS", port);
@@ -213,7 +213,7 @@ impl Job<'_> {
     }
 
     fn field(&self, field: &ObjectFieldSelector) -> anyhow::Result<String> {
-        let pod = &self.seat.pod;
+        let pod = &self.pod.pod;
         let spec = pod.spec.as_ref();
         Ok(match field.field_path.as_str() {
             "metadata.name" => pod.name_any(),
@@ -223,15 +223,15 @@ impl Job<'_> {
             "spec.serviceAccountName" => {
                 spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default()
             }
-            "status.podIP" => self.seat.address.clone(),
+            "status.podIP" => self.pod.address.clone(),
             "status.hostIP" => super::NODE_ADDRESS.to_owned(),
-            other => anyhow::bail!("fieldRef {other} is not played"),
+            other => anyhow::bail!("fieldRef {other} is not implemented"),
         })
     }
 
-    /// Writes every mounted volume into a directory; the answer tells which mount is where.
+    /// Writes every volume into a directory; returns the directory of each mount.
     async fn mount(&self, directory: &Path) -> anyhow::Result<Mounts> {
-        let volumes = self.seat.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let volumes = self.pod.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let mut places: BTreeMap<&str, PathBuf> = BTreeMap::new();
         for volume in volumes {
             let place = directory.join(&volume.name);
@@ -294,7 +294,7 @@ impl Job<'_> {
         place: &Path,
         token: &ServiceAccountTokenProjection,
     ) -> anyhow::Result<()> {
-        let pod = &self.seat.pod;
+        let pod = &self.pod.pod;
         let account = pod
             .spec
             .as_ref()
@@ -317,7 +317,7 @@ impl Job<'_> {
         let answer =
             accounts.create_token_request(account, &PostParams::default(), &request).await?;
         let text = answer.status.and_then(|status| status.token);
-        let text = text.context("the API server gave no token")?;
+        let text = text.context("the API server issued no token")?;
         put(place, &token.path, text.as_bytes())
     }
 
@@ -354,16 +354,16 @@ impl Job<'_> {
     }
 }
 
-/// A process that is on the node's list while it runs, and is asked to stop before it is killed.
+/// A process that is listed on the node while it runs, and that gets time to stop before it is killed.
 struct Running<'a> {
     process: Process,
-    world: &'a World,
+    node: &'a NodeState,
     pod: String,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        lock(&self.world.processes).remove(&self.pod);
+        lock(&self.node.processes).remove(&self.pod);
         self.process.terminate();
         let asked = Instant::now();
         while asked.elapsed() < STOP_WITHIN && matches!(self.process.ended(), Ok(None)) {
@@ -409,7 +409,7 @@ impl Mounts {
         {
             return format!("{flag}={}", self.rewrite(value));
         }
-        // The longest mount comes last in order, and is the one that counts.
+        // The most specific mount is last in order and takes precedence.
         for (mount, place) in self.0.iter().rev() {
             match text.strip_prefix(mount.as_str()) {
                 Some("") => return place.display().to_string(),
@@ -421,7 +421,7 @@ impl Mounts {
     }
 }
 
-/// `$(NAME)` becomes the variable's value, `$$(NAME)` stays `$(NAME)`, as Kubernetes does it.
+/// Expands `$(NAME)` to the variable's value and `$$(NAME)` to `$(NAME)`, as Kubernetes does.
 fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     let mut rest = text;

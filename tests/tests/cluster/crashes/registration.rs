@@ -164,7 +164,7 @@ impl Door {
             tokio::time::sleep(POLL_EVERY).await;
         };
         std::fs::write(&self.token, token["token"].as_str().context("no token")?)?;
-        let mut spoke = Process::spawn(self.spec()?.dying_at(point_of(Who::Spoke)))?;
+        let mut spoke = Process::spawn(self.spec()?.with_failpoint(point_of(Who::Spoke)))?;
         let start = Instant::now();
         loop {
             if start.elapsed() > CONVERGED_WITHIN {
@@ -178,13 +178,13 @@ impl Door {
                 if what.starts_with("after") {
                     // Both at once: neither remembers more than what is durable.
                     spoke.kill();
-                    spoke = spoke.respawn_to_die_at(None)?;
+                    spoke = spoke.respawn_with_failpoint(None)?;
                 }
                 self.fleet.hub().restart().await?;
             }
             if spoke.ended()?.is_some() {
                 deaths += 1;
-                spoke = spoke.respawn_to_die_at(None)?;
+                spoke = spoke.respawn_with_failpoint(None)?;
             }
             let Ok(Some(cluster)) = self.registered().await else { continue };
             if Some(cluster["id"].to_string()) == former {
@@ -298,7 +298,7 @@ impl Door {
     async fn spoke_dies_at(&mut self, point: &str) -> anyhow::Result<()> {
         let id = self.cluster_id().await?;
         self.spoke = None;
-        let mut spoke = Process::spawn(self.spec()?.dying_at(Some(point)))?;
+        let mut spoke = Process::spawn(self.spec()?.with_failpoint(Some(point)))?;
         let start = Instant::now();
         while spoke.ended()?.is_none() {
             if start.elapsed() > DIES_WITHIN {
@@ -306,7 +306,7 @@ impl Door {
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
-        let spoke = spoke.respawn_to_die_at(None)?;
+        let spoke = spoke.respawn_with_failpoint(None)?;
         let connected = self.is_connected(point).await;
         connected.with_context(|| last_lines(&spoke.output()))?;
         self.spoke = Some(spoke);
@@ -432,6 +432,6 @@ async fn a_registration_survives_a_death_at_every_durable_write() -> anyhow::Res
     for point in ["before-token-write", "after-token-write"] {
         door.account_token(point).await?;
     }
-    door.cluster.audit().spoke_wrote_as_it_should()?;
+    door.cluster.audit().check_spoke_requests()?;
     Ok(())
 }

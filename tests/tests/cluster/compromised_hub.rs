@@ -16,7 +16,9 @@ use attest_common::record::Record;
 use attest_common::session::report::Report;
 use attest_common::trust::policy::Spec;
 use attest_tests::cluster::audit::{AuditEvent, Mark};
-use attest_tests::evil_hub::{Carried, Delivery, EvilHub, Peer, Resigned, with_content};
+use attest_tests::compromised_hub::{
+    CompromisedHub, Delivery, Peer, PublishedRelease, ResignOptions, with_content,
+};
 use attest_tests::fleet::Repository;
 use attest_tests::real::{RealFleet, RealSite};
 use attest_tests::wait::until;
@@ -29,13 +31,13 @@ const NAMESPACE: &str = "app-production";
 
 struct Stage {
     fleet: RealFleet,
-    hub: EvilHub,
+    hub: CompromisedHub,
     peer: Peer,
     /// The release before the newest, as a reader of the repository's history has it.
-    older: Carried,
-    newest: Carried,
+    older: PublishedRelease,
+    newest: PublishedRelease,
     /// Another application in production's namespace, with a ConfigMap of its own.
-    other: Carried,
+    other: PublishedRelease,
     ci: PrivateKey,
 }
 
@@ -71,11 +73,11 @@ impl Stage {
         let address = fleet.hub().addresses().spokes.parse()?;
         let home = fleet.hub().home().to_owned();
         fleet.hub().process().kill();
-        let hub = EvilHub::take(&home, address).await?;
+        let hub = CompromisedHub::take_over(&home, address).await?;
         hub.connected("staging").await?;
         let peer = hub.connected("production").await?;
-        let older = Carried::read(&history, "web-app", None)?;
-        let newest = Carried::read(fleet.repository().tree(), "web-app", None)?;
+        let older = PublishedRelease::read(&history, "web-app", None)?;
+        let newest = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
         let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
         Ok(Some(Self { fleet, hub, peer, older, newest, other, ci }))
     }
@@ -88,7 +90,7 @@ impl Stage {
     async fn let_production_adopt(&self) -> anyhow::Result<()> {
         let site = self.production()?;
         let before = self.hub.connected("production").await?.hello.nonce;
-        site.let_plans_adopt(true).await?;
+        site.set_adopt(true).await?;
         until("the spoke to greet with its new policy", WITHIN, || async {
             let hello = self.hub.connected("production").await?.hello;
             let spec: Spec = serde_json::from_slice(&hello.policy)?;
@@ -112,8 +114,8 @@ impl Stage {
         content: Option<Vec<u8>>,
         bend: impl FnOnce(&mut attest_common::documents::release::Release),
     ) -> anyhow::Result<Delivery> {
-        let how = Resigned { key: &self.ci, render: "production", content };
-        let (again, content) = self.newest.signed_again(how, bend)?;
+        let how = ResignOptions { key: &self.ci, render: "production", content };
+        let (again, content) = self.newest.sign_again(how, bend)?;
         again.delivery_of(&self.peer, "production", NAMESPACE, content)
     }
 
@@ -215,7 +217,7 @@ impl Stage {
         .await?;
         let address = fleet.hub().addresses().spokes.parse()?;
         let home = fleet.hub().home().to_owned();
-        let hub = EvilHub::take(&home, address).await?;
+        let hub = CompromisedHub::take_over(&home, address).await?;
         let peer = hub.connected("production").await?;
         Ok(Self { fleet, hub, peer, ..self })
     }
@@ -233,7 +235,7 @@ fn has_condition(fleet: &RealFleet, application: &str, reason: &str) -> anyhow::
 }
 
 /// A second application of the same fleet, from a repository of its own.
-async fn deploy_another(fleet: &RealFleet) -> anyhow::Result<Carried> {
+async fn deploy_another(fleet: &RealFleet) -> anyhow::Result<PublishedRelease> {
     let repository = Repository::create(&fleet.directory().join("other"))?;
     let tree = repository.tree();
     copy_tree(fleet.repository().tree(), tree, &["out", "k8s", ".attest", ".git"])?;
@@ -267,7 +269,7 @@ async fn deploy_another(fleet: &RealFleet) -> anyhow::Result<Carried> {
     });
     let _: Value = fleet.api().call("PUT", "/v1/applications", Some(&manifest)).await?;
     fleet.wait_synced("other", WITHIN).await?;
-    Carried::read(tree, "other", None)
+    PublishedRelease::read(tree, "other", None)
 }
 
 /// What counts as a write: a mutating request without dry run, by the spoke under any name or an
@@ -425,8 +427,8 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let owned =
         owned.filter(|line| String::from_utf8_lossy(line).contains("\"kind\":\"ConfigMap\""));
     let owned = owned.flatten().copied().collect();
-    let how = Resigned { key: &stage.ci, render: "production", content: Some(owned) };
-    let (again, owned) = stage.other.signed_again(how, |_| {})?;
+    let how = ResignOptions { key: &stage.ci, render: "production", content: Some(owned) };
+    let (again, owned) = stage.other.sign_again(how, |_| {})?;
     let mut sent = again.delivery_of(&stage.peer, "production", NAMESPACE, owned)?;
     sent.plan.sync.adopt = true;
     stage = stage.refused("k", &sent, "OwnedByOther").await?;
@@ -455,6 +457,6 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
         Ok((!writes(stage.production()?, mark)?.is_empty()).then_some(()))
     })
     .await?;
-    stage.fleet.every_write_was_made_as_it_should()?;
+    stage.fleet.check_spoke_requests()?;
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! A taken hub: the honest hub's directory, certificate and signing key in somebody else's hands.
+//! A compromised hub: the real hub's directory, certificate and signing key, used by an attacker.
 //!
-//! It speaks the real protocol over real QUIC to real spokes and sends whatever it is told. What it
-//! does not have is a CI key or a credential of any cluster.
+//! It speaks the real protocol over real QUIC to real spokes and sends whatever a test gives it. It has
+//! no CI key and no credential of any cluster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,14 +42,14 @@ use crate::simulator::read;
 use crate::wait::until;
 
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
-/// Three times as long as a spoke may wait before it tries something again.
+/// Three times the longest retry interval of a spoke.
 const REPORTED_WITHIN: Duration = Duration::from_secs(90);
 const COMPRESSION_LEVEL: i32 = 1;
 const DIRECTIVE_LIFETIME_S: i64 = 3_600;
 
-/// The taken hub.
+/// A compromised hub.
 #[derive(Debug)]
-pub struct EvilHub {
+pub struct CompromisedHub {
     endpoint: Endpoint,
     key: PrivateKey,
     authority: Arc<Authority>,
@@ -58,45 +58,46 @@ pub struct EvilHub {
 
 type Peers = Arc<Mutex<BTreeMap<Name, Peer>>>;
 
-/// A spoke that connected.
+/// A connected spoke.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub cluster: ClusterId,
-    /// Serial number of the certificate it showed.
+    /// Serial number of the certificate that it presented.
     pub serial: String,
     pub hello: Hello,
     connection: Connection,
     reports: Vec<Report>,
 }
 
-/// What is sent: bend any of it, then [`EvilHub::push`].
+/// A plan, its directive and its blobs: change any part, then call [`CompromisedHub::push`].
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub plan: Plan,
     pub directive: Directive,
-    /// Envelopes and content by whatever digest they have.
+    /// Envelopes and content, identified by their digests.
     pub blobs: Vec<Vec<u8>>,
 }
 
 impl Peer {
-    /// Every report of this session up to when this was looked up.
+    /// The reports of this session at the time of the lookup.
     pub fn reports(&self) -> &[Report] {
         &self.reports
     }
 }
 
-impl EvilHub {
-    /// Takes the directory of a hub that is down and listens where it listened.
+impl CompromisedHub {
+    /// Takes over the directory and the address of a hub that is down.
     ///
     /// # Errors
     /// When a file is missing or the address is in use.
-    pub async fn take(home: &Path, address: SocketAddr) -> anyhow::Result<Self> {
+    pub async fn take_over(home: &Path, address: SocketAddr) -> anyhow::Result<Self> {
         attest_certs::install_provider();
         let own = Bundle::load(home, "hub")?;
         let trusted = own.authority().context("the hub's chain lacks its authority")?.clone();
-        let text = |name: &str| std::fs::read_to_string(home.join(name));
-        let authority = Arc::new(Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?);
-        let key = PrivateKey::from_pem(&std::fs::read_to_string(home.join("signing.key"))?)?;
+        let [certificate, ca_key, signing_key] = ["ca.crt", "ca.key", "signing.key"]
+            .map(|name| std::fs::read_to_string(home.join(name)));
+        let authority = Arc::new(Authority::from_pem(&certificate?, &ca_key?)?);
+        let key = PrivateKey::from_pem(&signing_key?)?;
         let tls = attest_certs::tls::hub_quic(&own, &[trusted])?;
         let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
         let mut transport = TransportConfig::default();
@@ -104,7 +105,7 @@ impl EvilHub {
             .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
             .max_idle_timeout(Some(Duration::from_millis(IDLE_TIMEOUT_MS).try_into()?));
         config.transport_config(Arc::new(transport));
-        // The honest hub's socket may linger for a moment after its process.
+        // The socket of the real hub may outlive its process for a moment.
         let endpoint = until("the hub's port", CONNECTED_WITHIN, || async {
             let Ok(socket) = std::net::UdpSocket::bind(address) else { return Ok(None) };
             let endpoint = endpoint_config(&own);
@@ -127,13 +128,13 @@ impl EvilHub {
         &self.authority
     }
 
-    /// Waits until the spoke of the cluster with this name is connected.
+    /// Waits until the spoke of this cluster is connected.
     ///
     /// # Errors
     /// When it does not connect in time.
     pub async fn connected(&self, cluster_name: &str) -> anyhow::Result<Peer> {
         let name = Name::new(cluster_name)?;
-        until("the spoke to connect to the taken hub", CONNECTED_WITHIN, || async {
+        until("the spoke to connect to the compromised hub", CONNECTED_WITHIN, || async {
             Ok(lock(&self.peers).get(&name).cloned())
         })
         .await
@@ -142,7 +143,7 @@ impl EvilHub {
     /// Signs plan and directive with the stolen key and sends them with their blobs.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// When the connection is lost.
     pub async fn push(&self, peer: &Peer, delivery: &Delivery) -> anyhow::Result<()> {
         let plan = to_bytes(&delivery.plan);
         let removes = delivery.directive.operation == Operation::Remove;
@@ -153,10 +154,10 @@ impl EvilHub {
         self.push_raw(peer, &sealed, &sealed_plan, &delivery.blobs).await
     }
 
-    /// Sends envelopes as they are.
+    /// Sends envelopes unchanged.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// When the connection is lost.
     pub async fn push_raw(
         &self,
         peer: &Peer,
@@ -178,7 +179,7 @@ impl EvilHub {
     /// Waits for a report of this cluster that `wanted` accepts.
     ///
     /// # Errors
-    /// When none comes in time.
+    /// When there is none in time.
     pub async fn report(
         &self,
         peer: &Peer,
@@ -193,8 +194,8 @@ impl EvilHub {
     }
 }
 
-impl EvilHub {
-    /// Leaves: closes every connection and waits until the address is free again.
+impl CompromisedHub {
+    /// Closes every connection and waits until the address is free.
     ///
     /// # Errors
     /// When it does not become free.
@@ -203,14 +204,14 @@ impl EvilHub {
         self.endpoint.close(0_u8.into(), b"done");
         self.endpoint.wait_idle().await;
         drop(self);
-        until("the taken hub's port to be free", CONNECTED_WITHIN, || async {
+        until("the compromised hub's port to be free", CONNECTED_WITHIN, || async {
             Ok(std::net::UdpSocket::bind(address).ok().map(drop))
         })
         .await
     }
 }
 
-impl Drop for EvilHub {
+impl Drop for CompromisedHub {
     fn drop(&mut self) {
         self.endpoint.close(0_u8.into(), b"done");
     }
@@ -237,15 +238,17 @@ async fn serve(connection: Connection, authority: &Authority, peers: Peers) -> a
         connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
     let protocol = data.and_then(|d| d.protocol);
     let admission = admit(protocol.as_deref(), identity.as_deref().map(Vec::as_slice))?;
-    let Admission::Session(identity) = admission else { bail!("a join is not served here") };
+    let Admission::Session(identity) = admission else {
+        bail!("a compromised hub serves no join requests")
+    };
     let (mut send, mut receive) = connection.accept_bi().await?;
     let first: ToHub = read(&mut receive).await?.context("no Hello")?;
-    let Some(ToHubBody::Hello(hello)) = first.body else { bail!("the first word was not Hello") };
+    let Some(ToHubBody::Hello(hello)) = first.body else { bail!("the first message is not Hello") };
     let spec: Spec = serde_json::from_slice(&hello.policy)?;
     let name = spec.cluster_name.context("the spoke's policy names no cluster")?;
     let welcome = Welcome {
         protocol: PROTOCOL_VERSION,
-        hub_version: "taken".to_owned(),
+        hub_version: "compromised".to_owned(),
         reconnect_window_ms: 200,
     };
     let welcome = ToSpoke { body: Some(ToSpokeBody::Welcome(welcome)) };
@@ -306,17 +309,17 @@ async fn send_blob(stream: &mut SendStream, blob: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a checked-out commit carries for one application: what everybody with read access has.
+/// What a commit contains for one application, and what everyone with read access to the repository has.
 #[derive(Clone, Debug)]
-pub struct Carried {
+pub struct PublishedRelease {
     pub release: Vec<u8>,
     pub receipts: Vec<Vec<u8>>,
     pub document: Release,
     tree: std::path::PathBuf,
 }
 
-impl Carried {
-    /// The newest release of `application` in a working tree, or the one with this counter.
+impl PublishedRelease {
+    /// Reads the newest release of `application` in a working tree, or the one with this counter.
     ///
     /// # Errors
     /// When there is none.
@@ -343,7 +346,7 @@ impl Carried {
         Ok(Self { release, receipts, document, tree: tree.to_owned() })
     }
 
-    /// The bytes of one of its renderings.
+    /// Reads one of its renderings.
     ///
     /// # Errors
     /// When the file is missing.
@@ -353,7 +356,7 @@ impl Carried {
         std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))
     }
 
-    /// What an honest hub would send next to `peer`: every field right.
+    /// Creates the delivery that the real hub would send to `peer`.
     ///
     /// # Errors
     /// When the rendering is missing or malformed.
@@ -361,7 +364,7 @@ impl Carried {
         self.delivery_of(peer, render, namespace, self.content(render)?)
     }
 
-    /// As [`Self::delivery`], with content that is not in the working tree.
+    /// Like [`Self::delivery`], with other content than that of the working tree.
     ///
     /// # Errors
     /// When the content is malformed.
@@ -373,24 +376,17 @@ impl Carried {
         content: Vec<u8>,
     ) -> anyhow::Result<Delivery> {
         let signed = self.document.render(render).context("no such render")?;
-        let blob = |bytes: &[u8]| -> anyhow::Result<SignedBlob> {
-            let (payload, _) = envelope::peek(bytes, STATEMENT_TYPE).context("not a statement")?;
-            Ok(SignedBlob {
-                id: envelope::id_of(STATEMENT_TYPE, &payload),
-                sha256: Digest::of(bytes),
-                size: bytes.len() as u64,
-            })
-        };
         let application = &self.document.application;
-        let seen = peer.hello.destinations.iter();
-        let mut mine =
-            seen.filter(|s| s.application == application.as_str() && s.namespace == namespace);
-        let (epoch, sequence) = mine.next().map_or((1, 0), |s| (s.epoch, s.sequence));
+        let mut destinations = peer.hello.destinations.iter();
+        let position = destinations.find(|destination| {
+            destination.application == application.as_str() && destination.namespace == namespace
+        });
+        let (epoch, sequence) = position.map_or((1, 0), |found| (found.epoch, found.sequence));
         let now = Timestamp::now();
         let plan = Plan {
             v: 1,
             application: application.clone(),
-            release: blob(&self.release)?,
+            release: signed_blob(&self.release)?,
             render: render.to_owned(),
             content: ContentBlob {
                 sha256: Digest::of(&content),
@@ -398,7 +394,11 @@ impl Carried {
                 objects: manifest::read(&content)?.len() as u64,
                 media_type: RENDERING_TYPE.to_owned(),
             },
-            receipts: self.receipts.iter().map(|r| blob(r)).collect::<Result<_, _>>()?,
+            receipts: self
+                .receipts
+                .iter()
+                .map(|receipt| signed_blob(receipt))
+                .collect::<Result<_, _>>()?,
             namespace: signed.namespace.clone(),
             policy: RequestedPolicy {
                 mode: Mode::Strict,
@@ -430,27 +430,48 @@ impl Carried {
     }
 }
 
-/// What a CI that signs anything would have signed: for the rules that hold even then.
+fn signed_blob(envelope_bytes: &[u8]) -> anyhow::Result<SignedBlob> {
+    let (payload, _) = envelope::peek(envelope_bytes, STATEMENT_TYPE).context("not a statement")?;
+    Ok(SignedBlob {
+        id: envelope::id_of(STATEMENT_TYPE, &payload),
+        sha256: Digest::of(envelope_bytes),
+        size: envelope_bytes.len() as u64,
+    })
+}
+
+fn read_statement(envelope_bytes: &[u8]) -> anyhow::Result<Statement> {
+    let (payload, _) = envelope::peek(envelope_bytes, STATEMENT_TYPE).context("not a statement")?;
+    Ok(Statement::read(&payload)?)
+}
+
+/// Points the subject of this name at other content.
+fn set_subject(statement: &mut Statement, name: &str, content: Digest) {
+    for subject in statement.subject.iter_mut().filter(|subject| subject.name == name) {
+        *subject = Subject::new(name.to_owned(), content);
+    }
+}
+
+/// Parameters of a signature by a CI that signs anything, for the rules that must hold even then.
 #[derive(Debug)]
-pub struct Resigned<'a> {
+pub struct ResignOptions<'a> {
     pub key: &'a PrivateKey,
     pub render: &'a str,
-    /// New bytes of that rendering; unchanged when absent.
+    /// New bytes of that rendering; `None` leaves it unchanged.
     pub content: Option<Vec<u8>>,
 }
 
-impl Carried {
-    /// This release with other content, or bent in another way, signed again by CI's own key with
-    /// the next counter. `bend` may change the release; receipts follow it.
+impl PublishedRelease {
+    /// Signs this release again with CI's own key and the next counter, after the content was replaced
+    /// and `change` has changed the release. Receipts are adjusted to match.
     ///
     /// # Errors
-    /// When what is carried is malformed.
-    pub fn signed_again(
+    /// When the release is malformed.
+    pub fn sign_again(
         &self,
-        how: Resigned<'_>,
-        bend: impl FnOnce(&mut Release),
+        options: ResignOptions<'_>,
+        change: impl FnOnce(&mut Release),
     ) -> anyhow::Result<(Self, Vec<u8>)> {
-        let Resigned { key, render, content } = how;
+        let ResignOptions { key, render, content } = options;
         let content = match content {
             Some(content) => content,
             None => self.content(render)?,
@@ -461,42 +482,35 @@ impl Carried {
             signed.size = content.len() as u64;
             signed.objects = manifest::read(&content)?.len() as u64;
         }
-        bend(&mut release);
-        let statement = |bytes: &[u8]| -> anyhow::Result<Statement> {
-            let (payload, _) = envelope::peek(bytes, STATEMENT_TYPE).context("not a statement")?;
-            Ok(Statement::read(&payload)?)
-        };
-        let mut former = statement(&self.release)?;
+        change(&mut release);
         let subject = format!("manifests/{render}");
-        let readdress = |statement: &mut Statement| {
-            for found in statement.subject.iter_mut().filter(|s| s.name == subject) {
-                *found = Subject::new(subject.clone(), Digest::of(&content));
-            }
-        };
+        let digest = Digest::of(&content);
         let mut receipts = Vec::new();
         for bytes in &self.receipts {
-            let id = envelope::id_of(STATEMENT_TYPE, &statement(bytes)?.to_bytes());
-            let mut receipt = statement(bytes)?;
-            readdress(&mut receipt);
-            let text = receipt.predicate.to_string();
-            let source = text.replace(&self.document.source.repo, &release.source.repo);
-            receipt.predicate = serde_json::from_str(&source)?;
+            let mut receipt = read_statement(bytes)?;
+            let id = envelope::id_of(STATEMENT_TYPE, &receipt.to_bytes());
+            set_subject(&mut receipt, &subject, digest);
+            let predicate = receipt.predicate.to_string();
+            let with_source = predicate.replace(&self.document.source.repo, &release.source.repo);
+            receipt.predicate = serde_json::from_str(&with_source)?;
             let payload = receipt.to_bytes();
             for evidence in release.evidence.iter_mut().filter(|e| e.receipt == id) {
                 evidence.receipt = envelope::id_of(STATEMENT_TYPE, &payload);
             }
             receipts.push(envelope::seal(STATEMENT_TYPE, &payload, &[key]));
         }
-        readdress(&mut former);
-        former.predicate = serde_json::to_value(&release)?;
+        let mut statement = read_statement(&self.release)?;
+        set_subject(&mut statement, &subject, digest);
+        statement.predicate = serde_json::to_value(&release)?;
         for added in &release.renders {
-            if !former.subject.iter().any(|s| s.name == added.subject) {
-                former.subject.push(Subject::new(added.subject.clone(), Digest::of(&content)));
+            if !statement.subject.iter().any(|subject| subject.name == added.subject) {
+                statement.subject.push(Subject::new(added.subject.clone(), digest));
             }
         }
-        let sealed = envelope::seal(STATEMENT_TYPE, &former.to_bytes(), &[key]);
-        let again = Self { release: sealed, receipts, document: release, tree: self.tree.clone() };
-        Ok((again, content))
+        let sealed = envelope::seal(STATEMENT_TYPE, &statement.to_bytes(), &[key]);
+        let resigned =
+            Self { release: sealed, receipts, document: release, tree: self.tree.clone() };
+        Ok((resigned, content))
     }
 }
 
@@ -505,14 +519,14 @@ impl Carried {
 /// # Errors
 /// When the new content is not a rendering.
 pub fn with_content(delivery: &mut Delivery, content: Vec<u8>) -> anyhow::Result<()> {
-    let former = delivery.plan.content.sha256;
+    let previous = delivery.plan.content.sha256;
     delivery.plan.content = ContentBlob {
         sha256: Digest::of(&content),
         size: content.len() as u64,
         objects: manifest::read(&content)?.len() as u64,
         media_type: RENDERING_TYPE.to_owned(),
     };
-    delivery.blobs.retain(|blob| Digest::of(blob) != former);
+    delivery.blobs.retain(|blob| Digest::of(blob) != previous);
     delivery.blobs.push(content);
     Ok(())
 }
@@ -520,10 +534,10 @@ pub fn with_content(delivery: &mut Delivery, content: Vec<u8>) -> anyhow::Result
 /// A compromised hub that has sent a changed plan, for the demo.
 #[derive(Debug)]
 pub struct Attack {
-    pub hub: EvilHub,
+    pub hub: CompromisedHub,
     /// Sequence of the plan's directive.
     pub sequence: u64,
-    /// What was sent, for people.
+    /// What was sent, in words.
     pub description: String,
 }
 
@@ -539,11 +553,11 @@ pub async fn tampered_plan(
 ) -> anyhow::Result<Attack> {
     let address = fleet.hub().addresses().spokes.parse()?;
     let home = fleet.hub().home().to_owned();
-    let hub = EvilHub::take(&home, address).await?;
+    let hub = CompromisedHub::take_over(&home, address).await?;
     let peer = hub.connected(cluster).await?;
-    let carried = Carried::read(fleet.repository().tree(), "web-app", None)?;
-    let mut delivery = carried.delivery(&peer, cluster, &format!("app-{cluster}"))?;
-    let signed = String::from_utf8(carried.content(cluster)?)?;
+    let published = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
+    let mut delivery = published.delivery(&peer, cluster, &format!("app-{cluster}"))?;
+    let signed = String::from_utf8(published.content(cluster)?)?;
     let changed = signed.replacen("myapp:v1", "myapp:v9", 1);
     let first_difference =
         differences(&manifest::read(signed.as_bytes())?, &manifest::read(changed.as_bytes())?)
