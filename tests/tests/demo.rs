@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_tests::cluster::binaries::Binaries;
 use attest_tests::fleet::program;
+use attest_tests::process::output_texts;
 
 /// Maximum duration of the whole demo once everything is built.
 const SHOWN_WITHIN: Duration = Duration::from_secs(90);
@@ -15,7 +16,7 @@ fn the_demo_shows_every_step_and_ends_in_a_good_state() {
     let started = Instant::now();
     let Some(output) = demo(&[]) else { return };
     let took = started.elapsed();
-    let (shown, diagnostics) = texts(&output);
+    let (shown, diagnostics) = output_texts(&output);
 
     assert!(output.status.success(), "{shown}\n{diagnostics}");
     for step in [
@@ -94,15 +95,10 @@ fn demo(arguments: &[&str]) -> Option<Output> {
     Some(output.expect("attest-demo starts"))
 }
 
-/// Standard output and standard error.
-fn texts(output: &Output) -> (String, String) {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).into()
-}
-
 /// Asserts that the demo with one step broken reaches that step and fails there, naming the cause.
 fn fails(sabotage: &str, reached: &str, cause: &str) {
     let Some(output) = demo(&["--sabotage", sabotage]) else { return };
-    let (shown, diagnostics) = texts(&output);
+    let (shown, diagnostics) = output_texts(&output);
 
     assert_eq!(output.status.code(), Some(1), "{shown}\n{diagnostics}");
     assert!(shown.contains(reached), "{shown}\n{diagnostics}");
