@@ -1,12 +1,13 @@
-//! `kind-clusters/up.sh` and `down.sh`, as a developer calls them.
+//! `kind-clusters/up.sh` and `down.sh`, called as a developer would.
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use attest_tests::cluster::binaries::Binaries;
+use attest_tests::process::output_texts;
 
-/// Standard output and standard error; the script must succeed.
+/// Runs a script, which must succeed; returns its standard output and standard error.
 fn script(name: &str, arguments: &[&str], directory: &Path) -> (String, String) {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kind-clusters");
     let output = Command::new("bash")
@@ -16,13 +17,12 @@ fn script(name: &str, arguments: &[&str], directory: &Path) -> (String, String) 
         .stdin(Stdio::null())
         .output()
         .expect("bash starts");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (shown, said) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{name}: {}\n{shown}\n{said}", output.status);
-    (shown, said)
+    let (shown, diagnostics) = output_texts(&output);
+    assert!(output.status.success(), "{name}: {}\n{shown}\n{diagnostics}", output.status);
+    (shown, diagnostics)
 }
 
-/// Processes whose command line names the directory.
+/// Number of processes whose command line names the directory.
 fn processes(directory: &Path) -> usize {
     let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
@@ -31,29 +31,29 @@ fn processes(directory: &Path) -> usize {
 }
 
 #[test]
-fn clusters_come_up_once_and_leave_nothing_when_they_go_down() {
+fn clusters_start_once_and_leave_nothing_behind() {
     if Binaries::find().expect("programs").is_none() {
         return;
     }
     let directory = tempfile::Builder::new().prefix("attest-up-").tempdir().expect("directory");
     let directory = directory.path().join("clusters");
 
-    let (shown, said) = script("up.sh", &["1"], &directory);
+    let (shown, diagnostics) = script("up.sh", &["1"], &directory);
     let kubeconfig = directory.join("hub/kubeconfig");
-    assert_eq!(shown, format!("hub\t{}\n", kubeconfig.display()), "{said}");
-    assert!(said.contains("1 of 1 clusters started"), "{said}");
+    assert_eq!(shown, format!("hub\t{}\n", kubeconfig.display()), "{diagnostics}");
+    assert!(diagnostics.contains("1 of 1 clusters started"), "{diagnostics}");
     // etcd, kube-apiserver, kube-controller-manager and the node.
     assert_eq!(processes(&directory), 4);
 
-    let (again, said) = script("up.sh", &["1"], &directory);
+    let (again, diagnostics) = script("up.sh", &["1"], &directory);
     assert_eq!(again, shown);
-    assert!(said.contains("hub is running"), "{said}");
+    assert!(diagnostics.contains("hub is running"), "{diagnostics}");
     assert_eq!(processes(&directory), 4);
 
-    let (_, said) = script("down.sh", &[], &directory);
-    assert!(said.contains("stopped"), "{said}");
+    let (_, diagnostics) = script("down.sh", &[], &directory);
+    assert!(diagnostics.contains("stopped"), "{diagnostics}");
     assert_eq!(processes(&directory), 0);
     assert!(!directory.exists());
-    let (_, said) = script("down.sh", &[], &directory);
-    assert!(said.contains("nothing is running"), "{said}");
+    let (_, diagnostics) = script("down.sh", &[], &directory);
+    assert!(diagnostics.contains("nothing is running"), "{diagnostics}");
 }
