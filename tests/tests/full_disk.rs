@@ -1,5 +1,5 @@
-//! A disk without room: `attest hub init`, `attest run` and a running hub say so once and clearly, leave
-//! nothing half-written, and go on as soon as there is room.
+//! A full disk: `attest hub init`, `attest run` and a running hub report it once and clearly, leave
+//! nothing half-written, and continue when there is space again.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -21,12 +21,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const FREE_AGAIN_WITHIN: Duration = Duration::from_secs(20);
-/// Keys that fit into what a database has left over, and more.
+/// More keys than the free space inside a database can hold.
 const KEYS_MAX: u32 = 5_000;
 
-/// Set in the process that runs a test once more, as root of a user namespace of its own.
+/// Set in the child process that runs a test again as root of its own user namespace.
 const INNER: &str = "ATTEST_TEST_IN_USER_NAMESPACE";
-/// What keeps everybody but the machine's owner from having a disk: a file, and what it then says.
+/// Settings that forbid unprivileged users to mount: a file and its content.
 const FORBIDDEN_BY: [(&str, &str); 4] = [
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
     ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
@@ -34,18 +34,18 @@ const FORBIDDEN_BY: [(&str, &str); 4] = [
     ("/proc/self/status", "Seccomp:\t2"),
 ];
 
-/// A small disk of its own.
+/// A small file system of its own.
 struct Disk {
     directory: TempDir,
 }
 
 impl Disk {
-    /// A disk for the test of this name. Without the right to mount one the test is run once more by a
-    /// child that is root of its own user namespace, and here there is nothing left to do: `None`.
+    /// Mounts a file system for the test of this name. Without the right to mount, the test is run by a
+    /// child that is root of its own user namespace, and `None` is returned.
     ///
     /// # Panics
-    /// When the child's test fails; with `CI=true` also when there can be none although nothing on
-    /// this machine forbids it.
+    /// When the child's test fails; with `CI=true` also when mounting fails although no setting of this
+    /// machine forbids it.
     fn of(size: &str, test: &str) -> Option<Self> {
         let directory = tempfile::Builder::new().prefix("attest-disk-").tempdir().unwrap();
         let refused = match output(&mut mount(Command::new("mount"), size, directory.path())) {
@@ -58,9 +58,11 @@ impl Disk {
         match output(&mut mount(tried, size, directory.path())) {
             Ok(()) if !inner => run_again(test),
             Ok(()) => {
-                panic!("a user namespace lets a child mount a disk, but not {test}: {refused}")
+                panic!(
+                    "mounting works in the user namespace of a child, but not in that of {test}: {refused}"
+                )
             }
-            Err(also) => not_tested(test, &format!("{refused}; in a user namespace: {also}")),
+            Err(also) => skip(test, &format!("{refused}; in a user namespace: {also}")),
         }
         None
     }
@@ -69,7 +71,7 @@ impl Disk {
         self.directory.path().join(name)
     }
 
-    /// Leaves this much room, in bytes.
+    /// Fills the file system except for this number of bytes.
     fn fill(&self, room: u64) {
         let mut filler = std::fs::File::create(self.at("filler")).unwrap();
         while filler.write_all(&[0; 4_096]).is_ok() {}
@@ -93,7 +95,7 @@ fn mount(mut command: Command, size: &str, directory: &Path) -> Command {
     command
 }
 
-/// What a program that failed said.
+/// Returns the standard error of a program that failed.
 fn output(command: &mut Command) -> Result<(), String> {
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
@@ -106,30 +108,31 @@ fn run_again(test: &str) {
     let mut again = Command::new("unshare");
     again.arg("-Urm").arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
     let output = again.env(INNER, "1").output().unwrap();
-    let (shown, said) =
+    let (shown, diagnostics) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "in a user namespace of its own:\n{shown}\n{said}");
+    assert!(output.status.success(), "in a user namespace:\n{shown}\n{diagnostics}");
     assert!(shown.contains("1 passed"), "{test} did not run:\n{shown}");
 }
 
-/// Says so in a way that no test runner hides, and fails where only a program or a right is missing.
-fn not_tested(test: &str, why: &str) {
-    let forbids = |(file, says): &&(&str, &str)| {
+/// Writes why a test was skipped, directly to standard error, and fails when only a program or a right
+/// is missing.
+fn skip(test: &str, why: &str) {
+    let forbidden = FORBIDDEN_BY.iter().find(|(file, setting)| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        text.lines().any(|line| line == *says)
-    };
-    let forbidden = FORBIDDEN_BY.iter().find(forbids);
-    let by = forbidden.map_or_else(|| why.to_owned(), |(file, says)| format!("{file} is {says:?}"));
-    let said = format!("NOT TESTED: {test}: nobody but root may have a small disk here ({by})\n");
-    let _ = std::io::stderr().write_all(said.as_bytes());
+        text.lines().any(|line| line == *setting)
+    });
+    let cause = forbidden
+        .map_or_else(|| why.to_owned(), |(file, setting)| format!("{file} is {setting:?}"));
+    let message = format!("NOT TESTED: {test}: only root can mount a small disk here ({cause})\n");
+    let _ = std::io::stderr().write_all(message.as_bytes());
     let strict = std::env::var("CI").is_ok_and(|value| value == "true");
-    assert!(!strict || forbidden.is_some(), "{said}run as root, or install util-linux");
+    assert!(!strict || forbidden.is_some(), "{message}run as root, or install util-linux");
 }
 
-/// One error, which says that there is no room.
-fn says_so(said: &str) {
-    assert_eq!(said.matches("error: ").count(), 1, "{said}");
-    assert!(said.contains("No space left on device"), "{said}");
+/// Checks for a single error that names the missing space.
+fn names_the_missing_space(diagnostics: &str) {
+    assert_eq!(diagnostics.matches("error: ").count(), 1, "{diagnostics}");
+    assert!(diagnostics.contains("No space left on device"), "{diagnostics}");
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -138,8 +141,10 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_hub_is_made_whole_or_not_at_all() -> anyhow::Result<()> {
-    let Some(disk) = Disk::of("256k", "a_hub_is_made_whole_or_not_at_all") else { return Ok(()) };
+fn a_hub_is_initialized_completely_or_not_at_all() -> anyhow::Result<()> {
+    let Some(disk) = Disk::of("256k", "a_hub_is_initialized_completely_or_not_at_all") else {
+        return Ok(());
+    };
     let desk = tempfile::tempdir()?;
     let operator = Operator::new(desk.path())?;
     let home = disk.at("hub").display().to_string();
@@ -149,7 +154,7 @@ fn a_hub_is_made_whole_or_not_at_all() -> anyhow::Result<()> {
     let output = operator.try_attest(&init)?;
 
     assert_eq!(output.status.code(), Some(1));
-    says_so(&String::from_utf8_lossy(&output.stderr));
+    names_the_missing_space(&String::from_utf8_lossy(&output.stderr));
     assert_eq!(names(disk.directory.path()), ["filler"]);
     assert!(!operator.config().exists(), "a context of a hub that is not there");
     disk.free();
@@ -158,8 +163,8 @@ fn a_hub_is_made_whole_or_not_at_all() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_release_is_staged_whole_or_not_at_all() -> anyhow::Result<()> {
-    let Some(disk) = Disk::of("32m", "a_release_is_staged_whole_or_not_at_all") else {
+fn a_release_is_staged_completely_or_not_at_all() -> anyhow::Result<()> {
+    let Some(disk) = Disk::of("32m", "a_release_is_staged_completely_or_not_at_all") else {
         return Ok(());
     };
     let desk = tempfile::tempdir()?;
@@ -172,7 +177,7 @@ fn a_release_is_staged_whole_or_not_at_all() -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository.tree(), &["out"])?;
     std::fs::write(repository.tree().join(".gitignore"), "out/\n")?;
-    // The last step leaves no room for what is signed.
+    // The last step leaves no space for the signed files.
     let scan = repository.tree().join("scan.sh");
     let honest = std::fs::read_to_string(&scan)?;
     let filler = disk.at("filler").display().to_string();
@@ -183,21 +188,19 @@ fn a_release_is_staged_whole_or_not_at_all() -> anyhow::Result<()> {
     let output = repository.run_ci(&operator, &key, &variables)?;
 
     assert_eq!(output.status.code(), Some(1));
-    says_so(&String::from_utf8_lossy(&output.stderr));
+    names_the_missing_space(&String::from_utf8_lossy(&output.stderr));
     disk.free();
     assert_eq!(repository.git(&["diff", "--cached", "--name-only"])?, "");
     assert_eq!(repository.git(&["status", "--porcelain"])?, "");
     assert!(!repository.tree().join(".git/index.lock").exists());
     std::fs::write(&scan, honest)?;
-    repository.commit_and_push("Room again")?;
+    repository.commit_and_push("Space again")?;
     repository.sign(&operator, &key, &variables)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some()
--> anyhow::Result<()> {
-    let Some(disk) =
-        Disk::of("64m", "a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some")
+async fn a_hub_without_disk_space_acknowledges_nothing_and_recovers() -> anyhow::Result<()> {
+    let Some(disk) = Disk::of("64m", "a_hub_without_disk_space_acknowledges_nothing_and_recovers")
     else {
         return Ok(());
     };
@@ -210,16 +213,12 @@ async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some(
     let api = Api::from_config(&operator.config())?;
     let public = generate_key(&operator, &desk.path().join("ci.key"))?;
     let public = std::fs::read_to_string(public)?;
-    let put = |alias: String| {
-        let (api, asked) = (api.clone(), json!({"alias": alias, "publicKey": public}));
-        async move { api.call::<Value>("PUT", "/v1/keys", Some(&asked)).await }
-    };
-    put("before".to_owned()).await?;
+    put_key(&api, "before", &public).await?;
     disk.fill(0);
 
     let mut acknowledged = 0;
     let error = loop {
-        match put(format!("key-{acknowledged}")).await {
+        match put_key(&api, &format!("key-{acknowledged}"), &public).await {
             Ok(_) => acknowledged += 1,
             Err(error) => break format!("{error:#}"),
         }
@@ -227,10 +226,10 @@ async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some(
     };
 
     assert!(error.contains("DiskFull") && error.contains("hub.redb is full"), "{error}");
-    assert!(hub.process().ended()?.is_none(), "the hub ended");
+    assert!(hub.process().ended()?.is_none(), "the hub exited");
     disk.free();
-    until("the hub to take keys again", FREE_AGAIN_WITHIN, || async {
-        put("after".to_owned()).await.map(Some)
+    until("the hub to accept keys again", FREE_AGAIN_WITHIN, || async {
+        put_key(&api, "after", &public).await.map(Some)
     })
     .await?;
     hub.kill_and_restart().await?;
@@ -244,7 +243,12 @@ async fn a_hub_without_room_acknowledges_nothing_and_goes_on_when_there_is_some(
     let mut wanted: Vec<String> = (0..acknowledged).map(|number| format!("key-{number}")).collect();
     wanted.extend(["before".to_owned(), "after".to_owned()]);
     for alias in wanted {
-        assert!(kept.contains(&alias.as_str()), "{alias} was acknowledged and is gone");
+        assert!(kept.contains(&alias.as_str()), "{alias} was acknowledged and is missing");
     }
     Ok(())
+}
+
+async fn put_key(api: &Api, alias: &str, public_key: &str) -> anyhow::Result<Value> {
+    let body = json!({"alias": alias, "publicKey": public_key});
+    api.call("PUT", "/v1/keys", Some(&body)).await
 }
