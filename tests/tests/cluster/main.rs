@@ -1,5 +1,4 @@
-//! Everything that is tested against real API servers, in one program, so that its tests can share
-//! clusters.
+//! All tests against real API servers, in one program, so that they can share clusters.
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
