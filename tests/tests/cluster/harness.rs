@@ -1,11 +1,10 @@
-//! The clusters themselves: that they are real, that their pods fare as scripted, that their audit
-//! logs name who did what.
+//! The test clusters themselves: real API servers, scripted pods, and audit logs with users.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use attest_tests::cluster::audit::AuditEvent;
+use attest_tests::cluster::audit::{AuditEvent, AuditLog, Mark};
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Readiness, Runner};
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
@@ -39,42 +38,30 @@ async fn two_clusters_start_and_each_makes_a_deployment_available() -> anyhow::R
 }
 
 #[tokio::test]
-async fn the_audit_log_names_the_user_and_whom_they_acted_for() -> anyhow::Result<()> {
+async fn the_audit_log_names_the_user_and_the_impersonated_user() -> anyhow::Result<()> {
     let Some(site) = cluster::shared("one").await? else { return Ok(()) };
     let admin = site.cluster.client().await?;
     let namespace = namespace(&admin, "audited").await?;
     let ada = site.cluster.client_for("ada", Some("system:masters")).await?;
     let mark = site.cluster.audit().mark();
-    let map =
-        |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
 
     let maps: Api<ConfigMap> = Api::namespaced(ada, &namespace);
     let apply = PatchParams::apply("ada");
-    maps.patch("mine", &apply, &Patch::Apply(map("mine"))).await?;
-    maps.patch("tried", &apply.clone().dry_run(), &Patch::Apply(map("tried"))).await?;
+    maps.patch("mine", &apply, &Patch::Apply(config_map("mine"))).await?;
+    maps.patch("tried", &apply.clone().dry_run(), &Patch::Apply(config_map("tried"))).await?;
     let mut request = http::Request::post(format!("/api/v1/namespaces/{namespace}/configmaps"))
         .header("content-type", "application/json")
-        .body(map("theirs").to_string().into_bytes())?;
+        .body(config_map("theirs").to_string().into_bytes())?;
     request.headers_mut().insert("impersonate-user", "bob".parse()?);
     let refused = admin.request::<Value>(request).await.unwrap_err();
 
     assert!(refused.to_string().contains("bob"), "{refused}");
-    let event = |name: &'static str| {
-        let audit = site.cluster.audit();
-        async move {
-            until("the event", SOON, || async {
-                let events = audit.since(mark)?;
-                let ours = |event: &AuditEvent| {
-                    let object = event.object();
-                    object.resource == "configmaps"
-                        && (object.name == name || (name.is_empty() && object.name.is_empty()))
-                };
-                Ok(events.into_iter().find(ours))
-            })
-            .await
-        }
-    };
-    let (mine, tried, theirs) = tokio::try_join!(event("mine"), event("tried"), event(""))?;
+    let audit = site.cluster.audit();
+    let (mine, tried, theirs) = tokio::try_join!(
+        event(&audit, mark, "mine"),
+        event(&audit, mark, "tried"),
+        event(&audit, mark, "")
+    )?;
     assert_eq!((mine.user.username.as_str(), mine.acting_user()), ("ada", "ada"));
     assert!(mine.is_mutating() && mine.is_success() && !mine.is_dry_run());
     assert!(tried.is_dry_run() && tried.is_success());
@@ -83,8 +70,20 @@ async fn the_audit_log_names_the_user_and_whom_they_acted_for() -> anyhow::Resul
     Ok(())
 }
 
+/// Waits for the event of a ConfigMap of this name.
+async fn event(audit: &AuditLog, mark: Mark, name: &str) -> anyhow::Result<AuditEvent> {
+    until("the event", SOON, || async {
+        let mut events = audit.since(mark)?.into_iter();
+        Ok(events.find(|event| {
+            let object = event.object();
+            object.resource == "configmaps" && object.name == name
+        }))
+    })
+    .await
+}
+
 #[tokio::test]
-async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
+async fn pods_follow_their_script() -> anyhow::Result<()> {
     let Some(site) = cluster::shared("other").await? else { return Ok(()) };
     let client = site.cluster.client().await?;
     let namespace = namespace(&client, "scripted").await?;
@@ -100,7 +99,7 @@ async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
     available(&client, &namespace, "slow", 1).await?;
     assert!(started.elapsed() >= Duration::from_secs(1));
     for ready in [true, false, true] {
-        until("the turn", SOON, || async {
+        until("the pod to change its state", SOON, || async {
             let pods = pods(&client, &namespace, "flapping").await?;
             Ok(pods.iter().any(|pod| is_ready(pod) == ready).then_some(()))
         })
@@ -122,43 +121,48 @@ async fn pods_fare_as_their_script_says() -> anyhow::Result<()> {
     for name in ["slow", "stuck", "flapping"] {
         deployments.delete(name, &DeleteParams::default()).await?;
     }
-    until("the pods to go", SOON, || async {
+    until("the pods to be deleted", SOON, || async {
         let all: Api<Pod> = Api::namespaced(client.clone(), &namespace);
         Ok(all.list(&ListParams::default()).await?.items.is_empty().then_some(()))
     })
     .await
 }
 
-/// What the spoke relies on when it takes its own fields back.
+fn config_map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+}
+
+fn with_uid(uid: Option<&str>, value: &str) -> Patch<Value> {
+    let metadata = json!({"name": "a", "uid": uid});
+    Patch::Apply(
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": value}}),
+    )
+}
+
+/// The spoke relies on this when it transfers its own fields back.
 #[tokio::test]
-async fn an_apply_that_names_a_uid_is_refused_for_any_other_object_and_for_none()
+async fn an_apply_with_a_uid_is_refused_for_any_other_object_and_for_a_missing_one()
 -> anyhow::Result<()> {
     let Some(site) = cluster::shared("one").await? else { return Ok(()) };
     let client = site.cluster.client().await?;
     let namespace = namespace(&client, "by-uid").await?;
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     let force = PatchParams::apply("test").force();
-    let named = |uid: Option<&str>, value: &str| {
-        let metadata = json!({"name": "a", "uid": uid});
-        Patch::Apply(
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": value}}),
-        )
-    };
-    let stranger = Some("00000000-0000-4000-8000-000000000000");
+    let foreign_uid = Some("00000000-0000-4000-8000-000000000000");
 
-    let none = maps.patch("a", &force, &named(stranger, "1")).await.unwrap_err();
+    let none = maps.patch("a", &force, &with_uid(foreign_uid, "1")).await.unwrap_err();
     assert!(matches!(&none, kube::Error::Api(status) if status.code == 409), "{none}");
-    assert!(maps.get_opt("a").await?.is_none(), "it is not made");
-    let made = maps.patch("a", &force, &named(None, "1")).await?;
-    let other = maps.patch("a", &force, &named(stranger, "2")).await.unwrap_err();
+    assert!(maps.get_opt("a").await?.is_none(), "it is not created");
+    let made = maps.patch("a", &force, &with_uid(None, "1")).await?;
+    let other = maps.patch("a", &force, &with_uid(foreign_uid, "2")).await.unwrap_err();
     assert!(matches!(&other, kube::Error::Api(status) if status.code == 422), "{other}");
     assert!(other.to_string().contains("metadata.uid"), "{other}");
-    let same = maps.patch("a", &force, &named(made.metadata.uid.as_deref(), "3")).await?;
+    let same = maps.patch("a", &force, &with_uid(made.metadata.uid.as_deref(), "3")).await?;
     assert_eq!(same.data.context("no data")?["k"], "3");
     Ok(())
 }
 
-/// Prints what a container would see, then waits.
+/// Program that prints what a container would see, then waits.
 const PROBE: &str = r#"#!/bin/sh
 echo "arguments: $*"
 echo "variables: $POD_NAMESPACE $FROM_SECRET $FROM_MAP $GREETING"
@@ -225,14 +229,12 @@ async fn a_pod_with_a_runner_is_a_real_process_with_its_secrets_and_its_account(
     );
 
     let prefix = format!("{namespace}/probe");
-    let process = || {
-        let all = site.fakelet.processes();
-        all.into_iter().find(|(pod, _)| pod.starts_with(&prefix)).map(|(_, id)| id)
-    };
-    let first = process().expect("it runs");
+    let first = process(&site.fakelet, &prefix).expect("it runs");
     assert_eq!(site.fakelet.signal(&prefix, Signal::KILL), 1);
-    let second =
-        until("the restart", SOON, || async { Ok(process().filter(|id| *id != first)) }).await?;
+    let second = until("the restart", SOON, || async {
+        Ok(process(&site.fakelet, &prefix).filter(|id| *id != first))
+    })
+    .await?;
     assert!(std::path::Path::new(&format!("/proc/{second}")).exists());
 
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
@@ -243,8 +245,14 @@ async fn a_pod_with_a_runner_is_a_real_process_with_its_secrets_and_its_account(
     .await
 }
 
+/// Process id of the pod whose `namespace/pod` begins with this text.
+fn process(fakelet: &Fakelet, pod_prefix: &str) -> Option<u32> {
+    let processes = fakelet.processes().into_iter();
+    processes.filter(|(pod, _)| pod.starts_with(pod_prefix)).map(|(_, id)| id).next()
+}
+
 #[tokio::test]
-async fn an_api_server_that_was_killed_comes_back_with_its_objects() -> anyhow::Result<()> {
+async fn a_killed_api_server_restarts_with_its_objects() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::start("faults").await? else { return Ok(()) };
     let fakelet = Fakelet::start(&cluster, FakeletOptions::default())?;
     let client = cluster.client().await?;
@@ -261,7 +269,7 @@ async fn an_api_server_that_was_killed_comes_back_with_its_objects() -> anyhow::
     let ids = cluster.process_ids();
     drop((fakelet, cluster));
     for id in ids {
-        assert!(!std::path::Path::new(&format!("/proc/{id}")).exists(), "process {id} is gone");
+        assert!(!std::path::Path::new(&format!("/proc/{id}")).exists(), "process {id} has ended");
     }
     Ok(())
 }
