@@ -1,5 +1,5 @@
-//! What an installation lets the spoke do on a real API server, and what it does not: every right of
-//! settled S1 is used with the spoke's own token, and every wrong is tried.
+//! The rights of an installed spoke on a real API server: every allowed request succeeds with the
+//! spoke's own token, and every other is refused.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     let as_account = Caller { client: client(&cluster, &token, Some(&account)).await? };
     admission_works(&spoke).await?;
 
-    // Allowed: what carrying out a directive takes.
+    // Allowed: the requests of a directive.
     spoke.may("POST", "/api/v1/namespaces", &namespace("shop")).await?;
     let accounts = "/api/v1/namespaces/attest-applications/serviceaccounts";
     let body = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}});
@@ -52,7 +52,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     let deployments = "/apis/apps/v1/namespaces/shop/deployments";
     let apply_web = format!("{deployments}/web?fieldManager=attest-spoke&force=true");
     until("the new bindings", SOON, || async {
-        Ok((as_account.asks("PATCH", &apply_web, &deployment()).await? < 300).then_some(()))
+        Ok((as_account.request("PATCH", &apply_web, &deployment()).await? < 300).then_some(()))
     })
     .await?;
     spoke.may("GET", deployments, &Value::Null).await?;
@@ -69,7 +69,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     spoke.may("GET", policies, &Value::Null).await?;
     as_account.may("DELETE", &format!("{deployments}/web?dryRun=All"), &Value::Null).await?;
 
-    // Refused: everything beside it.
+    // Refused: everything else.
     spoke.may_not("PATCH", &apply_web, &deployment()).await?;
     spoke.may_not("GET", "/apis/apps/v1/namespaces/kube-system/deployments", &Value::Null).await?;
     spoke.may_not("GET", "/api/v1/namespaces/shop/secrets", &Value::Null).await?;
@@ -96,7 +96,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     spoke.may_not("POST", "/api/v1/namespaces/default/serviceaccounts", &body).await?;
     spoke.may_not("POST", "/api/v1/namespaces", &namespace("kube-public-2")).await?;
     spoke.may_not("POST", "/api/v1/namespaces", &namespace("attest-applications-x")).await?;
-    what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(&admin, &spoke).await?;
+    the_spoke_cannot_weaken_the_pod_security_of_a_namespace(&admin, &spoke).await?;
     let labelled = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "kube-system", "labels": {"a": "b"}}
@@ -115,15 +115,12 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
         .may_not("GET", "/apis/apps/v1/namespaces/default/deployments/x", &Value::Null)
         .await?;
     as_account.may_not("POST", bindings, &workloads).await?;
-    its_own_bindings_and_nothing_else_go(&admin, &spoke).await?;
+    only_own_bindings_can_be_deleted(&admin, &spoke).await?;
     Ok(())
 }
 
-/// After what was made for a plan that is refused, and before that: nobody else's.
-async fn its_own_bindings_and_nothing_else_go(
-    admin: &Client,
-    spoke: &Caller,
-) -> anyhow::Result<()> {
+/// For the cleanup after a refused plan the spoke may delete its own bindings, and nothing of other owners.
+async fn only_own_bindings_can_be_deleted(admin: &Client, spoke: &Caller) -> anyhow::Result<()> {
     let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/rolebindings";
     let operator = Caller { client: admin.clone() };
     let theirs = binding("theirs", "attest-workloads", &json!([subject("shop", "default")]));
@@ -162,7 +159,7 @@ async fn a_second_installation_changes_nothing() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn kinds_of_the_policy_come_and_go_with_its_lines() -> anyhow::Result<()> {
+async fn kinds_are_writable_as_long_as_the_policy_names_them() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::start("kinds").await? else { return Ok(()) };
     let admin = cluster.client().await?;
     let more = entry(&json!({
@@ -179,24 +176,26 @@ async fn kinds_of_the_policy_come_and_go_with_its_lines() -> anyhow::Result<()> 
     let as_account = Caller { client: client(&cluster, &token, Some(&account)).await? };
     let secret = |namespace: &str| {
         let path = format!(
-            "/api/v1/namespaces/{namespace}/secrets/made?fieldManager=attest-spoke&dryRun=All"
+            "/api/v1/namespaces/{namespace}/secrets/created?fieldManager=attest-spoke&dryRun=All"
         );
-        let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "made"}});
+        let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "created"}});
         (path, body)
     };
     let (path, body) = secret("default");
     until("the bindings", SOON, || async {
-        Ok((as_account.asks("PATCH", &path, &body).await? < 300).then_some(()))
+        Ok((as_account.request("PATCH", &path, &body).await? < 300).then_some(()))
     })
     .await?;
     let (closed, body) = secret("kube-system");
     until("the guard", SOON, || async {
-        Ok((as_account.asks("PATCH", &closed, &body).await? == 422
-            || as_account.asks("PATCH", &closed, &body).await? == 403)
+        Ok((as_account.request("PATCH", &closed, &body).await? == 422
+            || as_account.request("PATCH", &closed, &body).await? == 403)
             .then_some(()))
     })
     .await?;
-    as_account.may_not("GET", "/api/v1/namespaces/kube-system/secrets/made", &Value::Null).await?;
+    as_account
+        .may_not("GET", "/api/v1/namespaces/kube-system/secrets/created", &Value::Null)
+        .await?;
     let class = json!({
         "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
         "metadata": {"name": "web"}, "value": 1
@@ -212,15 +211,15 @@ async fn kinds_of_the_policy_come_and_go_with_its_lines() -> anyhow::Result<()> 
         prune(&admin, &without).await?.iter().map(ToString::to_string).collect();
 
     assert_eq!(removed.len(), 8, "{removed:?}");
-    until("the rights to be gone", SOON, || async {
-        Ok((as_account.asks("PATCH", &path, &secret("default").1).await? == 403).then_some(()))
+    until("the rights to be removed", SOON, || async {
+        Ok((as_account.request("PATCH", &path, &secret("default").1).await? == 403).then_some(()))
     })
     .await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_policy_that_says_something_unknown_is_refused_by_the_api_server() -> anyhow::Result<()> {
+async fn a_policy_with_an_unknown_field_is_refused_by_the_api_server() -> anyhow::Result<()> {
     let Some(cluster) = Cluster::start("definition").await? else { return Ok(()) };
     let admin = cluster.client().await?;
     let manifests = in_cluster(&policy(&json!([entry(&json!({}))])));
@@ -228,13 +227,8 @@ async fn a_policy_that_says_something_unknown_is_refused_by_the_api_server() -> 
     write_cluster_id(&admin, "c-0123456789abcdef").await?;
     let operator = Caller { client: admin.clone() };
     let stored = manifests.iter().find(|m| m["kind"] == "AttestTrustPolicy").unwrap();
-    let path = |name: &str| {
-        format!(
-            "/apis/attest.continuu.ms/v1/attesttrustpolicies/{name}?fieldManager=x&force=true&dryRun=All"
-        )
-    };
 
-    operator.may("PATCH", &path("local"), stored).await?;
+    operator.may("PATCH", &policy_path("local"), stored).await?;
     for (pointer, value) in [
         ("/spec/environment", json!("Not A Label")),
         ("/spec/applications/0/minimumMode", json!("Audit")),
@@ -242,26 +236,32 @@ async fn a_policy_that_says_something_unknown_is_refused_by_the_api_server() -> 
     ] {
         let mut bad = stored.clone();
         *bad.pointer_mut(pointer).unwrap() = value;
-        assert!(operator.asks("PATCH", &path("local"), &bad).await? >= 400, "{pointer}");
+        assert!(operator.request("PATCH", &policy_path("local"), &bad).await? >= 400, "{pointer}");
     }
     let mut misspelt = stored.clone();
     misspelt["spec"]["enviroment"] = json!("staging");
-    assert!(operator.asks("PATCH", &path("local"), &misspelt).await? >= 400);
+    assert!(operator.request("PATCH", &policy_path("local"), &misspelt).await? >= 400);
     let mut second = stored.clone();
     second["metadata"]["name"] = json!("other");
-    assert!(operator.asks("PATCH", &path("other"), &second).await? >= 400);
+    assert!(operator.request("PATCH", &policy_path("other"), &second).await? >= 400);
     assert!(write_cluster_id(&admin, "staging").await.is_err());
     Ok(())
 }
 
-/// Asks the API server as somebody.
+fn policy_path(name: &str) -> String {
+    format!(
+        "/apis/attest.continuu.ms/v1/attesttrustpolicies/{name}?fieldManager=x&force=true&dryRun=All"
+    )
+}
+
+/// A client with one user's token.
 struct Caller {
     client: Client,
 }
 
 impl Caller {
-    /// HTTP status of the answer.
-    async fn asks(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<u16> {
+    /// Sends a request and returns the HTTP status of the answer.
+    async fn request(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<u16> {
         let content = match method {
             "PATCH" => "application/apply-patch+yaml",
             _ => "application/json",
@@ -277,53 +277,41 @@ impl Caller {
     }
 
     async fn may(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<()> {
-        let status = self.asks(method, path, body).await?;
-        anyhow::ensure!(status < 300, "{method} {path} is answered {status}: {body}");
+        let status = self.request(method, path, body).await?;
+        anyhow::ensure!(status < 300, "{method} {path} returned {status}: {body}");
         Ok(())
     }
 
     async fn may_not(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<()> {
-        let status = self.asks(method, path, body).await?;
-        // A ValidatingAdmissionPolicy says 422, RBAC 403.
-        anyhow::ensure!(
-            matches!(status, 403 | 422),
-            "{method} {path} is answered {status}: {body}"
-        );
+        let status = self.request(method, path, body).await?;
+        // A ValidatingAdmissionPolicy answers 422, RBAC 403.
+        anyhow::ensure!(matches!(status, 403 | 422), "{method} {path} returned {status}: {body}");
         Ok(())
     }
 }
 
-/// What an operator has said of a namespace bounds a taken spoke too.
-async fn what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(
+/// An operator's labels of a namespace bind a compromised spoke too.
+async fn the_spoke_cannot_weaken_the_pod_security_of_a_namespace(
     admin: &Client,
     spoke: &Caller,
 ) -> anyhow::Result<()> {
-    let labelled = |name: &str, enforced: &str| {
-        let mut made = namespace(name);
-        made["metadata"]["labels"] = json!({"pod-security.kubernetes.io/enforce": enforced});
-        made
-    };
     let all: Api<Namespace> = Api::all(admin.clone());
-    let bounded = serde_json::from_value(labelled("bounded", "restricted"))?;
+    let bounded = serde_json::from_value(with_pod_security("bounded", "restricted"))?;
     all.create(&PostParams::default(), &bounded).await?;
 
-    spoke.may_not("POST", "/api/v1/namespaces", &labelled("loose", "privileged")).await?;
+    spoke.may_not("POST", "/api/v1/namespaces", &with_pod_security("loose", "privileged")).await?;
     let applied = "/api/v1/namespaces/bounded?fieldManager=attest-spoke&force=true";
-    spoke.may_not("PATCH", applied, &labelled("bounded", "privileged")).await?;
+    spoke.may_not("PATCH", applied, &with_pod_security("bounded", "privileged")).await?;
     let mut other = namespace("bounded");
     other["metadata"]["labels"] = json!({"team": "shop"});
     spoke.may("PATCH", applied, &other).await?;
-    spoke.may("PATCH", applied, &labelled("bounded", "restricted")).await?;
-    // The label is the administrator's and, by now, the spoke's: it may let go of it, not take it away.
+    spoke.may("PATCH", applied, &with_pod_security("bounded", "restricted")).await?;
+    // The label belongs to the administrator and now also to the spoke: the spoke may give up its
+    // ownership, but not remove the label.
     spoke.may("PATCH", applied, &namespace("bounded")).await?;
     let kept = all.get("bounded").await?.metadata.labels.unwrap_or_default();
     assert_eq!(kept["pod-security.kubernetes.io/enforce"], "restricted");
 
-    let said = |place: &str, name: &str| {
-        let mut made = namespace("bounded");
-        made["metadata"][place] = json!({name: "x"});
-        made
-    };
     for (name, reserved) in [
         ("scheduler.alpha.kubernetes.io/node-selector", true),
         ("kubernetes.io/enforce-mountable-secrets", true),
@@ -335,21 +323,29 @@ async fn what_pods_of_a_namespace_may_do_is_not_the_spokes_to_say(
         ("team", false),
     ] {
         for place in ["labels", "annotations"] {
+            let mut patch = namespace("bounded");
+            patch["metadata"][place] = json!({name: "x"});
             if reserved {
-                spoke.may_not("PATCH", applied, &said(place, name)).await?;
+                spoke.may_not("PATCH", applied, &patch).await?;
             } else {
-                spoke.may("PATCH", applied, &said(place, name)).await?;
+                spoke.may("PATCH", applied, &patch).await?;
             }
         }
     }
     Ok(())
 }
 
+fn with_pod_security(name: &str, enforced: &str) -> Value {
+    let mut namespace = namespace(name);
+    namespace["metadata"]["labels"] = json!({"pod-security.kubernetes.io/enforce": enforced});
+    namespace
+}
+
 /// A policy takes effect a moment after it is stored.
 async fn admission_works(spoke: &Caller) -> anyhow::Result<()> {
     let path = "/api/v1/namespaces?dryRun=All";
     until("admission", SOON, || async {
-        let status = spoke.asks("POST", path, &namespace("kube-trial")).await?;
+        let status = spoke.request("POST", path, &namespace("kube-trial")).await?;
         Ok(matches!(status, 403 | 422).then_some(()))
     })
     .await?;
@@ -357,7 +353,7 @@ async fn admission_works(spoke: &Caller) -> anyhow::Result<()> {
     let stranger = json!([subject("default", "default")]);
     until("admission of bindings", SOON, || async {
         let body = binding("trial", "attest-workloads-read", &stranger);
-        let status = spoke.asks("POST", path, &body).await?;
+        let status = spoke.request("POST", path, &body).await?;
         Ok(matches!(status, 403 | 422).then_some(()))
     })
     .await
@@ -399,7 +395,7 @@ async fn versions(admin: &Client, manifests: &[Value]) -> anyhow::Result<BTreeMa
         let found = target.api(admin).get(&target.name).await?;
         let managers = found.metadata.managed_fields.unwrap_or_default();
         assert!(managers.iter().any(|m| m.manager.as_deref() == Some(FIELD_MANAGER)), "{target}");
-        // A controller writes the status of what has a generation, on its own time.
+        // A controller writes the status of objects with a generation, at any time.
         let generation = found.metadata.generation.map(|generation| generation.to_string());
         let version = generation.or(found.metadata.resource_version).unwrap_or_default();
         versions.insert(target.to_string(), version);
