@@ -1,7 +1,7 @@
-//! The commands of README and docs/getting-started.md, run as they stand there by a shell on a fresh home.
+//! The commands of README and docs/getting-started.md, run unchanged by a shell with a fresh home.
 //!
-//! What differs is where the hub listens (other tests have the documented ports) and, for the README, the
-//! host that stands for the reader's own. Programs and clusters are there already.
+//! Only the hub's addresses differ (other tests use the documented ports) and, for the README, the host
+//! name. Programs and clusters exist already.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,11 +17,11 @@ use tempfile::TempDir;
 
 const README: &str = include_str!("../../../README.md");
 const GETTING_STARTED: &str = include_str!("../../../docs/getting-started.md");
-/// Clusters and the kubeconfigs that the documents name.
+/// Clusters and kubeconfigs that the documents name.
 const CLUSTERS: [(&str, &str); 2] =
     [("staging", ".kube/staging-config"), ("production", ".kube/prod-config")];
 
-/// A reader with a home, programs on her path, and clusters.
+/// A reader with a home directory, the programs on the path, and clusters.
 struct Reader {
     // Dropped in this order: nodes before clusters before files.
     _fakelets: Vec<Fakelet>,
@@ -57,7 +57,7 @@ impl Reader {
         self.directory.path()
     }
 
-    /// The text with the hub's ports in place of the documented ones; its process ends with the shell.
+    /// Replaces the documented ports of the hub by free ones, and ends the hub's process with the shell.
     fn with_own_ports(&self, text: &str) -> String {
         let [spokes, api, health, metrics] = self.ports;
         let advertised = format!("--advertise 127.0.0.1:{spokes} --api-advertise 127.0.0.1:{api}");
@@ -77,8 +77,8 @@ impl Reader {
         format!("set -euxo pipefail\ntrap 'kill $(jobs -p)' EXIT\n{text}")
     }
 
-    /// Runs it in the checkout; returns everything that was printed.
-    async fn types(&self, text: &str) -> anyhow::Result<String> {
+    /// Runs a script in the checkout; returns its output.
+    async fn run_script(&self, text: &str) -> anyhow::Result<String> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let yq = Binaries::extra("yq")?.context("no yq")?;
         let mut path: Vec<PathBuf> = Vec::new();
@@ -86,7 +86,7 @@ impl Reader {
         path.extend(Binaries::find()?.map(|found| found.directory().to_owned()));
         path.extend(yq.parent().map(Path::to_owned));
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-        let log = self.home().join("typed.log");
+        let log = self.home().join("script.log");
         let out = std::fs::File::create(&log)?;
         let status = tokio::process::Command::new("bash")
             .args(["-c", &self.with_own_ports(text)])
@@ -101,13 +101,13 @@ impl Reader {
             .kill_on_drop(true)
             .status()
             .await?;
-        let said = std::fs::read_to_string(&log)?;
-        ensure!(status.success(), "{status}:\n{said}");
-        Ok(said)
+        let output = std::fs::read_to_string(&log)?;
+        ensure!(status.success(), "{status}:\n{output}");
+        Ok(output)
     }
 }
 
-/// The fenced blocks in a shell's language below a heading.
+/// The fenced shell blocks below a heading.
 fn blocks(document: &str, heading: &str) -> anyhow::Result<String> {
     let (_, below) = document.split_once(heading).with_context(|| format!("no {heading}"))?;
     let mut text = String::new();
@@ -124,7 +124,7 @@ async fn getting_started_works_as_it_is_written() -> anyhow::Result<()> {
     let Some(reader) = Reader::new().await? else { return Ok(()) };
     let text = blocks(GETTING_STARTED, "# Getting started")?;
 
-    let said = reader.types(&text).await?;
+    let output = reader.run_script(&text).await?;
 
     for expected in [
         "cluster/staging registered",
@@ -135,7 +135,7 @@ async fn getting_started_works_as_it_is_written() -> anyhow::Result<()> {
         "production/app-production: Synced",
         "Signed by:    ci",
     ] {
-        assert!(said.contains(expected), "{expected}: {said}");
+        assert!(output.contains(expected), "{expected}: {output}");
     }
     Ok(())
 }
@@ -143,7 +143,7 @@ async fn getting_started_works_as_it_is_written() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_steps_of_the_readme_work_as_they_are_written() -> anyhow::Result<()> {
     let Some(reader) = Reader::new().await? else { return Ok(()) };
-    // The reader's own: a repository with program and steps.
+    // The reader's own repository, with program and steps.
     let tree = reader.home().join("web-app");
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, &tree, &["k8s", "attest.yaml", "out"])?;
@@ -163,12 +163,12 @@ async fn the_first_steps_of_the_readme_work_as_they_are_written() -> anyhow::Res
     let text: String =
         text.split_inclusive('\n').filter(|line| !line.starts_with("cargo install")).collect();
 
-    let said = reader.types(&text).await?;
+    let output = reader.run_script(&text).await?;
 
     for expected in
         ["cluster/staging registered", "staging/web-app-staging: Synced", "Signed by:    ci"]
     {
-        assert!(said.contains(expected), "{expected}: {said}");
+        assert!(output.contains(expected), "{expected}: {output}");
     }
     Ok(())
 }
