@@ -1,5 +1,5 @@
-//! The product document's two applications (3.1 and 9.2), as printed there but for the repository's
-//! address, deployed on real API servers; and what an operator sees of them while they change.
+//! The two applications of the product document (3.1 and 9.2), unchanged except for the repository's
+//! address, deployed on real API servers; and their status while they change.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -17,7 +17,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 const SINGLE: &str = include_str!("../../sample/product/3.1-application.yaml");
 const SEVERAL: &str = include_str!("../../sample/product/9.2-multi-cluster.yaml");
 
-/// Fills a repository from parts of the sample, as an application of this name.
+/// Fills a repository with parts of the sample, as an application of this name.
 fn check_in(repository: &Repository, application: &str, parts: &[&str]) -> anyhow::Result<()> {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample");
     for part in parts {
@@ -33,7 +33,7 @@ fn check_in(repository: &Repository, application: &str, parts: &[&str]) -> anyho
     Ok(())
 }
 
-/// CI's release of what is checked in: signed, the image named in Git, pushed.
+/// Releases the content of a repository as CI would: sign, set the image in Git, push.
 fn release(fleet: &RealFleet, repository: &Repository, tag: &str) -> anyhow::Result<()> {
     let variables = [("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
     repository.sign(fleet.operator(), fleet.key(), &variables)?;
@@ -98,7 +98,7 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
         assert!(ran.starts_with("myapp:v1@sha256:"), "{namespace}: {ran}");
     }
 
-    // Somebody watches while the next release goes out.
+    // An operator watches while the next release is deployed.
     let watching = ["get multi-cluster-app -w", "list -w"].map(|line| {
         let file = fleet.directory().join(line.replace(' ', "-"));
         let arguments = "gitops app ".to_owned() + line;
@@ -137,31 +137,31 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
     assert_eq!(yaml["phase"], "Synced");
     assert_eq!(yaml["destinations"].as_array().map(Vec::len), Some(2));
     for document in [&mut yaml, &mut json] {
-        forget_ages(document);
+        remove_ages(document);
     }
     assert_eq!(yaml, json);
     fleet.check_spoke_requests()?;
     Ok(())
 }
 
-/// The steps that the flat shape shares with the other.
+/// Copies the steps that both shapes of the sample share.
 fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository.tree(), &["k8s", "attest.yaml", "out"])
 }
 
-/// Takes out what differs between two moments.
-fn forget_ages(document: &mut Value) {
+/// Removes the fields that depend on the time of the request.
+fn remove_ages(document: &mut Value) {
     match document {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match name.to_lowercase() {
                     name if name.contains("age") && value.is_number() => *value = json!(0),
-                    _ => forget_ages(value),
+                    _ => remove_ages(value),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(forget_ages),
+        Value::Array(items) => items.iter_mut().for_each(remove_ages),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
