@@ -1,4 +1,4 @@
-//! The operator's day, command by command, on a real fleet: what is printed, with which exit code, and what is refused.
+//! An operator's commands on a real fleet: their output, exit codes and errors.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,10 +6,10 @@
     reason = "a helper of a test fails the test"
 )]
 
-use std::process::Output;
 use std::time::Duration;
 
 use anyhow::Context;
+use attest_tests::process::describe;
 use attest_tests::real::RealFleet;
 use attest_tests::wait::until;
 use serde_json::{Value, json};
@@ -27,17 +27,12 @@ spec:
     automated: {prune: true, selfHeal: true}
 ";
 
-fn said(output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr))
-}
-
 /// Runs `attest gitops app …` and expects an exit code.
 fn app(fleet: &RealFleet, code: i32, arguments: &[&str]) -> anyhow::Result<String> {
     let all = [&["gitops", "app"], arguments].concat();
     let output = fleet.operator().try_attest(&all)?;
-    anyhow::ensure!(output.status.code() == Some(code), "{arguments:?}: {}", said(&output));
-    Ok(said(&output))
+    anyhow::ensure!(output.status.code() == Some(code), "{arguments:?}: {}", describe(&output));
+    Ok(describe(&output))
 }
 
 fn apply(fleet: &RealFleet, code: i32, manifest: &str) -> anyhow::Result<String> {
@@ -53,18 +48,18 @@ fn spoke(fleet: &RealFleet, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_its_hub()
+async fn an_application_from_apply_to_delete_and_a_spoke_that_is_inspected_without_its_hub()
 -> anyhow::Result<()> {
     let Some(mut fleet) = RealFleet::start(&[("staging", "staging")]).await? else {
         return Ok(());
     };
-    // The sample is released for both environments at once.
+    // The sample is released for both environments together.
     let key = fleet.key().with_extension("pub").display().to_string();
     fleet.operator().attest(&["trust", "key", "add", "ci", &key, "--environment", "production"])?;
     fleet.write_sample()?;
     fleet.release("v1")?;
 
-    // What is not a manifest is refused with file, line or field, and nothing is stored.
+    // Invalid manifests are refused with file, line or field, and nothing is stored.
     for (from, to, expected) in [
         ("  name: web-app", "  name: web-app\n  name: other", "application.yaml"),
         ("kind: AttestApplication", "kind: Deployment", "kind is Deployment"),
@@ -83,7 +78,7 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
     assert!(app(&fleet, 0, &["get", "web-app"])?.contains("Signed by:    ci"));
     app(&fleet, 0, &["diff", "web-app"])?;
 
-    // A change goes out and says where the time went.
+    // A change is deployed, and its timings are shown.
     fleet.release("v2")?;
     let text = app(&fleet, 0, &["sync", "web-app", "--wait"])?;
     assert!(text.contains("application/web-app Synced") && text.contains("SPOKE APPLY"), "{text}");
@@ -94,7 +89,7 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
         history["items"].as_array().unwrap().iter().map(|entry| &entry["version"]).collect();
     assert_eq!(versions, ["v2", "v1"]);
 
-    // A commit that nobody signed: the difference, and exit codes that say so.
+    // An unsigned commit: the difference and the exit codes.
     let base = fleet.repository().tree().join("k8s/base/deployment.yaml");
     let text = std::fs::read_to_string(&base)?;
     std::fs::write(&base, text.replace("myapp:v2", "myapp:evil"))?;
@@ -104,7 +99,7 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
     let text = app(&fleet, 1, &["diff", "web-app"])?;
     assert!(text.contains("- myapp:v2\n+ myapp:evil"), "{text}");
 
-    // Removed: a tombstone stays at the spoke, until it is reset.
+    // Removed: the spoke keeps a tombstone until it is reset.
     let text = app(&fleet, 0, &["delete", "web-app", "-y", "--wait"])?;
     assert!(text.contains("application/web-app removed"), "{text}");
     fleet.hub().process().kill();
@@ -121,7 +116,7 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_asked_without_i
     assert_eq!(status["destinations"][0].get("floor"), None, "{status:#}");
     assert_eq!(status["destinations"][0].get("binding"), None, "{status:#}");
 
-    // The spoke that was started again works with what is left.
+    // The restarted spoke works with what is left.
     fleet.hub().restart().await?;
     std::fs::write(&base, std::fs::read_to_string(&base)?.replace("myapp:evil", "myapp:v2"))?;
     fleet.release("v3")?;
