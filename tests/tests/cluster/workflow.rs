@@ -1,4 +1,5 @@
-//! The product document's workflow, step by step as written, deploys under Strict on a real API server.
+//! The workflow of the product document, unchanged step by step, deploys under Strict on a real API
+//! server.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 const WITHIN: Duration = Duration::from_secs(60);
 const WORKFLOW: &str = include_str!("../../sample/flat/.github/workflows/deploy.yml");
 
-/// The `run:` scripts of the workflow with the one substitution GitHub makes.
+/// The `run:` scripts of the workflow, with the one substitution that GitHub makes.
 fn scripts(sha: &str) -> anyhow::Result<Vec<String>> {
     let workflow: Value = serde_saphyr::from_str(WORKFLOW)?;
     let steps = workflow["jobs"]["deploy"]["steps"].as_array().context("steps")?;
@@ -52,7 +53,7 @@ fn run(fleet: &RealFleet, script: &str, sha: &str, yq: &Path) -> anyhow::Result<
 async fn the_documented_workflow_deploys_under_strict() -> anyhow::Result<()> {
     let Some(fleet) = RealFleet::start(&[("staging", "staging")]).await? else { return Ok(()) };
     let Some(yq) = Binaries::extra("yq")? else { return Ok(()) };
-    // The sample is signed for production too; CI verifies what it signs for every environment.
+    // The sample is also signed for production, and CI verifies what it signs for every environment.
     let public = fleet.key().with_extension("pub").display().to_string();
     let add = ["trust", "key", "add", "ci", &public, "--environment", "staging,production"];
     fleet.operator().attest(&add)?;
