@@ -1,4 +1,4 @@
-//! The main job on real API servers: one signed commit reaches two clusters; what is not signed does not.
+//! End to end on real API servers: a signed commit reaches two clusters; unsigned content does not.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
     }
     assert!(fleet.check_spoke_requests()? >= 6);
 
-    // An edit that no release covers is not deployed; the message says what was signed instead.
+    // An edit that no release covers is not deployed; the message names what was signed instead.
     let base = fleet.repository().tree().join("k8s/base/deployment.yaml");
     let text = std::fs::read_to_string(&base)?;
     let marks: Vec<_> = fleet.sites().iter().map(|site| site.cluster.audit().mark()).collect();
@@ -67,7 +67,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         assert!(waiting.contains(part), "{waiting}");
     }
 
-    // A release signed for one rendering, and a commit that holds another: refused and counted.
+    // A release signed for one rendering, and a commit with another: refused and counted.
     std::fs::write(&base, &text)?;
     fleet.prepare("v2")?;
     let signed = std::fs::read_to_string(&base)?;
@@ -86,7 +86,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         assert_eq!(writes.count(), 0);
     }
 
-    // What CI signed goes out as soon as the commit holds it.
+    // Signed content is deployed as soon as the commit contains it.
     std::fs::write(&base, signed)?;
     fleet.repository().commit_and_push("Release v2")?;
     fleet.operator().attest(&["gitops", "app", "sync", "web-app"])?;
@@ -97,7 +97,7 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
         .await?;
     }
 
-    // A changed byte of the program's source is another image, all the way to the live Deployment.
+    // A changed byte of the program's source changes the image, up to the live Deployment.
     let before = built_image(&fleet)?;
     let source = fleet.repository().tree().join("src/index.html");
     let page = std::fs::read_to_string(&source)?;
@@ -117,18 +117,18 @@ async fn a_signed_commit_reaches_both_clusters_and_an_undeclared_edit_reaches_no
     Ok(())
 }
 
-/// The digest of the image that CI's build step left.
+/// Digest of the image that CI's build step produced.
 fn built_image(fleet: &RealFleet) -> anyhow::Result<String> {
     let index = std::fs::read(fleet.repository().tree().join("out/image/index.json"))?;
     let index: Value = serde_json::from_slice(&index)?;
     Ok(index["manifests"][0]["digest"].as_str().context("no digest")?.to_owned())
 }
 
-/// Waits until the hub says that the newest commit is not deployed for `reason`; returns its message.
+/// Waits until the hub refuses to deploy the newest commit for `reason`; returns its message.
 async fn not_deployed(fleet: &RealFleet, reason: &str) -> anyhow::Result<String> {
     let head = fleet.repository().git(&["rev-parse", "HEAD"])?;
     let _: Value = fleet.api().call("POST", "/v1/applications/web-app/sync", None).await?;
-    let waited = until("the hub's word on the newest commit", SEEN_WITHIN, || async {
+    let waited = until("the hub to refuse the newest commit", SEEN_WITHIN, || async {
         let seen: Value = fleet.api().call("GET", "/v1/applications/web-app", None).await?;
         let destination = &seen["destinations"][0];
         let is_it = seen["revision"] == head.as_str() && destination["reason"] == reason;
@@ -143,16 +143,16 @@ async fn not_deployed(fleet: &RealFleet, reason: &str) -> anyhow::Result<String>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spoke_heals_with_its_hub_dead_and_after_its_own_death() -> anyhow::Result<()> {
+async fn a_spoke_reverts_drift_without_its_hub_and_after_a_kill() -> anyhow::Result<()> {
     let Some(mut fleet) = fleet().await? else { return Ok(()) };
     fleet.hub().process().kill();
 
-    edited_config_comes_back(&fleet.sites()[0], "hub dead").await?;
+    an_edit_is_reverted(&fleet.sites()[0], "hub dead").await?;
     let killed = fleet.sites()[0].fakelet.signal("attest-system/attest-spoke", Signal::KILL);
     assert_eq!(killed, 1);
-    edited_config_comes_back(&fleet.sites()[0], "spoke killed, hub dead").await?;
+    an_edit_is_reverted(&fleet.sites()[0], "spoke killed, hub dead").await?;
 
-    // The hub comes back with its ledger and needs no help.
+    // The hub restarts with its ledger and needs no help.
     fleet.hub().restart().await?;
     fleet.wait_synced("web-app", SYNCED_WITHIN).await?;
     fleet.release("v2")?;
@@ -164,14 +164,14 @@ async fn a_spoke_heals_with_its_hub_dead_and_after_its_own_death() -> anyhow::Re
     Ok(())
 }
 
-async fn edited_config_comes_back(site: &RealSite, edit: &str) -> anyhow::Result<()> {
+async fn an_edit_is_reverted(site: &RealSite, edit: &str) -> anyhow::Result<()> {
     let namespace = format!("app-{}", site.name);
     let configs: Api<ConfigMap> = Api::namespaced(site.cluster.client().await?, &namespace);
     let original = configs.get("web-app").await?.data.context("no data")?;
     let field = original.keys().next().context("no field")?.clone();
     let patch = Patch::Merge(json!({"data": {&field: edit}}));
     configs.patch("web-app", &PatchParams::default(), &patch).await?;
-    until("the edit to be undone", SEEN_WITHIN, || async {
+    until("the edit to be reverted", SEEN_WITHIN, || async {
         Ok((configs.get("web-app").await?.data.as_ref() == Some(&original)).then_some(()))
     })
     .await
