@@ -1,9 +1,10 @@
-//! A taken hub, with valid certificate and valid signing key, against real spokes on real API servers.
+//! A compromised hub with a valid certificate and a valid signing key, against real spokes on real API
+//! servers.
 //!
-//! Each thing it sends is refused with a reason of its own, which is seen in the command line, the
-//! report, the metric and the log, and as a condition once the hub is its owner's again; nothing is
-//! written and no sequence advances. At the end an honest directive, sent the same way, is carried
-//! out: the refusals were not for want of a connection.
+//! Each forged directive is refused for its own reason, which appears in the command line, the report,
+//! the metric and the log, and as a condition when the real hub runs again. Nothing is written and no
+//! sequence advances. At the end an honest directive, sent the same way, is carried out: the refusals
+//! had no other cause, such as a lost connection.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::plan::Operation;
 use attest_common::documents::release::{NamespaceRule, Render};
-use attest_common::record::Record;
+use attest_common::record::{Floor, Held, Record};
 use attest_common::session::report::Report;
 use attest_common::trust::policy::Spec;
 use attest_tests::cluster::audit::{AuditEvent, Mark};
@@ -33,10 +34,10 @@ struct Stage {
     fleet: RealFleet,
     hub: CompromisedHub,
     peer: Peer,
-    /// The release before the newest, as a reader of the repository's history has it.
+    /// The previous release, as read from the repository's history.
     older: PublishedRelease,
     newest: PublishedRelease,
-    /// Another application in production's namespace, with a ConfigMap of its own.
+    /// Another application in production's namespace, with its own ConfigMap.
     other: PublishedRelease,
     ci: PrivateKey,
 }
@@ -86,12 +87,12 @@ impl Stage {
         self.fleet.sites().iter().find(|site| site.name == name).context("no such cluster")
     }
 
-    /// Production's operator allows what plans may ask for as `Adopt`.
-    async fn let_production_adopt(&self) -> anyhow::Result<()> {
+    /// Allows `Adopt` in plans, as production's operator would.
+    async fn allow_adoption_in_production(&self) -> anyhow::Result<()> {
         let site = self.production()?;
         let before = self.hub.connected("production").await?.hello.nonce;
         site.set_adopt(true).await?;
-        until("the spoke to greet with its new policy", WITHIN, || async {
+        until("the spoke to send its new policy", WITHIN, || async {
             let hello = self.hub.connected("production").await?.hello;
             let spec: Spec = serde_json::from_slice(&hello.policy)?;
             let adopts = spec.applications.iter().all(|entry| entry.adopt);
@@ -108,29 +109,30 @@ impl Stage {
         self.newest.delivery(&self.peer, "production", NAMESPACE)
     }
 
-    /// The newest release changed by `bend` and signed again by CI, as a delivery.
+    /// The newest release after `change`, signed again by CI, as a delivery.
     fn resigned(
         &self,
         content: Option<Vec<u8>>,
-        bend: impl FnOnce(&mut attest_common::documents::release::Release),
+        change: impl FnOnce(&mut attest_common::documents::release::Release),
     ) -> anyhow::Result<Delivery> {
-        let how = ResignOptions { key: &self.ci, render: "production", content };
-        let (again, content) = self.newest.sign_again(how, bend)?;
+        let options = ResignOptions { key: &self.ci, render: "production", content };
+        let (again, content) = self.newest.sign_again(options, change)?;
         again.delivery_of(&self.peer, "production", NAMESPACE, content)
     }
 
-    /// Sends it to production and checks everything that must follow from a refusal, in the end at the
-    /// honest hub.
+    /// Sends a delivery to production and checks every consequence of a refusal, including what the real
+    /// hub shows.
     async fn refused(self, case: &str, sent: &Delivery, reason: &str) -> anyhow::Result<Self> {
         let report = self.refused_at("production", case, sent, reason).await?;
-        ensure!(report.running.is_some(), "{case}: the report forgets what runs");
+        ensure!(report.running.is_some(), "{case}: the report lacks the running release");
         let application = sent.directive.application.as_str();
-        let shows = |fleet: &mut RealFleet| has_condition(fleet, application, reason);
-        self.honest_hub_shows(shows).await.with_context(|| case.to_owned())
+        self.check_at_the_real_hub(|fleet| has_condition(fleet, application, reason))
+            .await
+            .with_context(|| case.to_owned())
     }
 
-    /// Sends it and waits for the refusal where it must show: in the cluster's own record, read by the
-    /// command line, in the report, the metric and the log. No sequence may advance, nothing be written.
+    /// Sends a delivery and waits for the refusal in the cluster's own record, read by the command line,
+    /// in the report, the metric and the log. Checks that no sequence advances and nothing is written.
     async fn refused_at(
         &self,
         cluster: &str,
@@ -141,11 +143,7 @@ impl Stage {
         let site = self.site(cluster)?;
         let peer = self.hub.connected(cluster).await?;
         let place = (&delivery.directive.application, &delivery.directive.namespace);
-        let state = || -> anyhow::Result<Option<_>> {
-            let found = record(&self.fleet, cluster, place.0.as_str(), place.1.as_str())?;
-            Ok(found.map(|r| (r.epoch, r.sequence, r.held, r.floor)))
-        };
-        let before = state()?;
+        let before = record(&self.fleet, cluster, place.0.as_str(), place.1.as_str())?.map(state);
         let mark = site.cluster.audit().mark();
         let counted = count(&site.metrics().await?, reason);
         let logged = occurrences(site, reason);
@@ -183,24 +181,26 @@ impl Stage {
             Ok((now > counted && occurrences(site, reason) > logged).then_some(()))
         })
         .await?;
-        assert_eq!(state()?, before, "{case}: the state advanced");
+        let after = record(&self.fleet, cluster, place.0.as_str(), place.1.as_str())?.map(state);
+        assert_eq!(after, before, "{case}: the state advanced");
         let writes = writes(site, mark)?;
         assert!(writes.is_empty(), "{case}: {writes:#?}");
         Ok(report)
     }
 
-    /// The hub is its owner's again, and shows what was refused last to everybody who looks.
-    async fn honest_hub_shows(
+    /// Stops the compromised hub, checks what the real hub shows of the last refusal, and takes over the
+    /// hub again.
+    async fn check_at_the_real_hub(
         self,
         shows: impl Fn(&mut RealFleet) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Self> {
         let Self { mut fleet, hub, peer, .. } = self;
-        // A connection keeps the address in use.
+        // An open connection keeps the address in use.
         drop(peer);
         hub.end().await?;
         fleet.hub().restart().await?;
         let shown = std::sync::Mutex::new(&mut fleet);
-        let shown = until("the honest hub to show it", WITHIN, || async {
+        let shown = until("the real hub to show it", WITHIN, || async {
             let mut fleet = shown.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
             Ok(shows(&mut fleet)?.then_some(()))
         });
@@ -208,10 +208,10 @@ impl Stage {
             let seen = fleet.operator().attest(&["gitops", "app", "get", "web-app"])?;
             return Err(error.context(seen));
         }
-        // A hub that says goodbye is dialled again at once; a killed one is missed later.
+        // Spokes reconnect immediately to a hub that closes its sessions; a killed hub is noticed later.
         fleet.hub().process().terminate();
         let ending = std::sync::Mutex::new(fleet.hub().process());
-        until("the honest hub to end", WITHIN, || async {
+        until("the real hub to exit", WITHIN, || async {
             ending.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.ended()
         })
         .await?;
@@ -223,7 +223,7 @@ impl Stage {
     }
 }
 
-/// Whether the operator sees the refusal as a condition.
+/// Returns whether the refusal is a condition of the application.
 fn has_condition(fleet: &RealFleet, application: &str, reason: &str) -> anyhow::Result<bool> {
     let seen = fleet.operator().json(&["gitops", "app", "get", application])?;
     let all = seen["conditions"].as_array().cloned().unwrap_or_default();
@@ -234,7 +234,7 @@ fn has_condition(fleet: &RealFleet, application: &str, reason: &str) -> anyhow::
     }))
 }
 
-/// A second application of the same fleet, from a repository of its own.
+/// Deploys a second application from its own repository.
 async fn deploy_another(fleet: &RealFleet) -> anyhow::Result<PublishedRelease> {
     let repository = Repository::create(&fleet.directory().join("other"))?;
     let tree = repository.tree();
@@ -272,18 +272,18 @@ async fn deploy_another(fleet: &RealFleet) -> anyhow::Result<PublishedRelease> {
     PublishedRelease::read(tree, "other", None)
 }
 
-/// What counts as a write: a mutating request without dry run, by the spoke under any name or an
-/// account it impersonates, outside the spoke's own two namespaces.
+/// Returns the writes since a mark: mutating requests without dry run, by the spoke or an account it
+/// impersonates, outside the spoke's own two namespaces.
 fn writes(site: &RealSite, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
     let events = site.cluster.audit().since(mark)?.into_iter();
-    let counts = |event: &AuditEvent| {
-        let namespace = event.object_ref.as_ref().map(|o| o.namespace.clone()).unwrap_or_default();
+    let writes = events.filter(|event| {
         event.is_mutating()
             && !event.is_dry_run()
             && event.is_of_spoke()
-            && !["attest-system", "attest-applications"].contains(&namespace.as_str())
-    };
-    Ok(events.filter(counts).collect())
+            && !["attest-system", "attest-applications"]
+                .contains(&event.object().namespace.as_str())
+    });
+    Ok(writes.collect())
 }
 
 fn record(
@@ -301,11 +301,23 @@ fn record(
         .find(|r| (r.application.as_str(), r.namespace.as_str()) == (application, namespace)))
 }
 
-/// How often a metric line about this reason counts, all labels taken together.
+/// The part of a record that only an admitted directive changes.
+fn state(record: Record) -> (u64, u64, Option<Held>, Option<Floor>) {
+    (record.epoch, record.sequence, record.held, record.floor)
+}
+
+/// Sum of the refusal counters with this reason.
 fn count(metrics: &str, reason: &str) -> u64 {
     let lines = metrics.lines().filter(|line| line.starts_with("attest_spoke_refusals_total"));
     let mine = lines.filter(|line| line.contains(&format!("reason=\"{reason}\"")));
     mine.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Returns whether the hub has logged the refusal of a directive that it never issued.
+fn has_logged_a_report(fleet: &mut RealFleet, namespace: &str) -> bool {
+    let log = fleet.hub().process().output();
+    let mut lines = log.lines().filter(|line| line.contains("\"ReportOfUnordered\""));
+    lines.any(|line| line.contains(namespace) && line.contains("\"CounterRegressed\""))
 }
 
 fn occurrences(site: &RealSite, reason: &str) -> usize {
@@ -315,7 +327,7 @@ fn occurrences(site: &RealSite, reason: &str) -> usize {
         .count()
 }
 
-/// The rendering with `change` made to the JSON of every line.
+/// Changes the JSON of every line of a rendering.
 fn changed(content: &[u8], change: impl Fn(&mut Value)) -> anyhow::Result<Vec<u8>> {
     let mut objects = Vec::new();
     for line in content.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
@@ -327,7 +339,7 @@ fn changed(content: &[u8], change: impl Fn(&mut Value)) -> anyhow::Result<Vec<u8
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
+async fn a_compromised_hub_cannot_deploy() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     let marks: Vec<Mark> =
         stage.fleet.sites().iter().map(|site| site.cluster.audit().mark()).collect();
@@ -354,12 +366,12 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let sent = stage.newest.delivery(&stage.peer, "staging", NAMESPACE)?;
     stage = stage.refused("b2", &sent, "TargetMismatch").await?;
 
-    // (c) an old directive
+    // (c) a replayed directive
     let mut sent = stage.honest()?;
     sent.directive.sequence -= 2;
     stage = stage.refused("c", &sent, "SequenceReplayed").await?;
 
-    // (d) a receipt less
+    // (d) a missing receipt
     let mut sent = stage.honest()?;
     let withheld = sent.plan.receipts.pop().context("receipts")?;
     sent.blobs.retain(|blob| attest_common::basics::ids::Digest::of(blob) != withheld.sha256);
@@ -374,27 +386,23 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     let sent = stage.resigned(Some(foreign), |_| {})?;
     stage = stage.refused("e", &sent, "NamespaceNotAllowed").await?;
 
-    // (f) verification switched off
+    // (f) verification disabled
     let mut sent = stage.honest()?;
     sent.plan.policy.mode = Mode::Disabled;
     stage = stage.refused("f", &sent, "PolicyFloor").await?;
 
-    // (g) an older release
+    // (g) a previous release
     let sent = stage.older.delivery(&stage.peer, "production", NAMESPACE)?;
     stage = stage.refused("g", &sent, "CounterRegressed").await?;
 
-    // (g2) the same under a fresh application: a namespace where nothing has run yet has no floor of its own
+    // (g2) the same in another namespace: a namespace without deployments has no floor of its own
     let fresh = "app-fresh";
     let sent = stage.older.delivery(&stage.hub.connected("staging").await?, "staging", fresh)?;
     stage.refused_at("staging", "g2", &sent, "CounterRegressed").await?;
     assert_eq!(record(&stage.fleet, "staging", "web-app", fresh)?, None);
-    // The honest hub never ordered anything there: it has no status for it, and says so where operators look.
-    let logged = |fleet: &mut RealFleet| {
-        let log = fleet.hub().process().output();
-        let mut lines = log.lines().filter(|line| line.contains("\"ReportOfUnordered\""));
-        Ok(lines.any(|line| line.contains(fresh) && line.contains("\"CounterRegressed\"")))
-    };
-    stage = stage.honest_hub_shows(logged).await.context("g2")?;
+    // The real hub has never issued a directive for it: it has no status, but logs the report.
+    let checked = stage.check_at_the_real_hub(|fleet| Ok(has_logged_a_report(fleet, fresh)));
+    stage = checked.await.context("g2")?;
 
     // (h) another repository's signed release of the same name
     let sent = stage.resigned(None, |release| {
@@ -402,7 +410,7 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     })?;
     stage = stage.refused("h", &sent, "SourceChanged").await?;
 
-    // (i) the other render that fits this environment
+    // (i) another render for the same environment
     let mut sent = stage.resigned(None, |release| {
         let other = release.renders.iter().find(|r| r.name == "production").cloned();
         release.renders.extend(other.map(|render| Render {
@@ -420,25 +428,25 @@ async fn a_taken_hub_cannot_deploy() -> anyhow::Result<()> {
     sent.plan.hooks = vec![json!({"name": "backdoor", "image": "evil"})];
     stage = stage.refused("j", &sent, "HookNotAllowed").await?;
 
-    // (k) an object that another application owns, with Adopt set, where the cluster's own policy
-    // leaves adoption to plans
-    stage.let_production_adopt().await?;
+    // (k) an object that another application owns, with Adopt set, where the cluster's own policy allows
+    // adoption
+    stage.allow_adoption_in_production().await?;
     let owned = content.split_inclusive(|byte| *byte == b'\n');
     let owned =
         owned.filter(|line| String::from_utf8_lossy(line).contains("\"kind\":\"ConfigMap\""));
     let owned = owned.flatten().copied().collect();
-    let how = ResignOptions { key: &stage.ci, render: "production", content: Some(owned) };
-    let (again, owned) = stage.other.sign_again(how, |_| {})?;
+    let options = ResignOptions { key: &stage.ci, render: "production", content: Some(owned) };
+    let (again, owned) = stage.other.sign_again(options, |_| {})?;
     let mut sent = again.delivery_of(&stage.peer, "production", NAMESPACE, owned)?;
     sent.plan.sync.adopt = true;
     stage = stage.refused("k", &sent, "OwnedByOther").await?;
 
-    // An order to remove, which production's policy does not leave to a hub.
+    // A removal, which production's policy does not allow the hub.
     let mut sent = stage.honest()?;
     sent.directive.operation = Operation::Remove;
     stage = stage.refused("remove", &sent, "RemoveNotAllowed").await?;
 
-    // All that time nothing was written anywhere.
+    // Nothing was written during all of this.
     for (site, mark) in stage.fleet.sites().iter().zip(marks) {
         let writes = writes(site, mark)?;
         assert!(writes.is_empty(), "{}: {writes:#?}", site.name);
