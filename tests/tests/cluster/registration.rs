@@ -1,5 +1,6 @@
-//! Registration as an operator does it: the command that the product's documentation prints, against a real hub and
-//! a real API server whose pods are real spoke processes; and everything that stops it before it changes anything.
+//! Registration as an operator does it: the command from the product's documentation, against a real hub
+//! and a real API server whose pods are real spoke processes; and every error that stops it before
+//! anything changes.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +18,7 @@ use attest_install::apply::Target;
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
-use attest_tests::process::{Process, Spec, remove_at_end};
+use attest_tests::process::{Process, Spec, describe, remove_at_end};
 use attest_tests::wait::until;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
@@ -29,13 +30,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(30);
-/// Well below the time after which a silent connection counts as lost.
-const GOODBYE_WITHIN: Duration = Duration::from_millis(attest_common::session::IDLE_TIMEOUT_MS / 2);
+/// Well below the idle timeout of a connection.
+const DISCONNECTED_WITHIN: Duration =
+    Duration::from_millis(attest_common::session::IDLE_TIMEOUT_MS / 2);
 /// Section 9.1 of the product's documentation, unchanged.
 const PRINTED: &str = "attest gitops cluster add staging \\\n--kubeconfig ~/.kube/staging-config \\\n\
                        --context staging-cluster\n";
 
-/// An operator with a hub, and perhaps a CI key.
+/// An operator with a hub, and CI keys for some environments.
 struct Desk {
     // Dropped in this order: the hub before its files.
     hub: Hub,
@@ -72,7 +74,7 @@ impl Desk {
         self.directory.path().join("operator")
     }
 
-    /// Puts a cluster's kubeconfig where the printed command looks for it.
+    /// Writes a cluster's kubeconfig where the printed command expects it.
     fn install_kubeconfig(&self, cluster: &Cluster) -> anyhow::Result<PathBuf> {
         let file = self.home().join(".kube/staging-config");
         std::fs::create_dir_all(self.home().join(".kube"))?;
@@ -80,8 +82,8 @@ impl Desk {
         Ok(file)
     }
 
-    /// Runs a text in a shell, as if typed.
-    async fn types(&self, text: &str) -> anyhow::Result<Output> {
+    /// Runs a text in a shell, as if it were typed.
+    async fn run_script(&self, text: &str) -> anyhow::Result<Output> {
         let programs = program("attest")?;
         let programs = programs.parent().context("no directory")?.display().to_string();
         let path = std::env::var("PATH").unwrap_or_default();
@@ -101,11 +103,11 @@ impl Desk {
         let line = format!(
             "attest gitops cluster add {name} --kubeconfig {file} --environment staging --timeout 60 {more}"
         );
-        self.types(&line).await
+        self.run_script(&line).await
     }
 }
 
-/// A cluster whose node runs real spokes.
+/// Starts a cluster whose node runs real spokes.
 async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
     let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
     let runner = Runner::new("attest-spoke", program("attest-spoke")?)
@@ -113,11 +115,6 @@ async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
         .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0");
     let options = FakeletOptions { runners: vec![runner], ..FakeletOptions::default() };
     Ok(Some((Fakelet::start(&cluster, options)?, cluster)))
-}
-
-fn said(output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
 async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
@@ -130,7 +127,7 @@ async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
     };
     match Api::<DynamicObject>::all_with(client.clone(), &resource).get("local").await {
         Ok(found) => Ok(Some(found)),
-        // Without the definition the answer is not one of the API's own.
+        // Without the definition, the API server answers with a plain 404.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -139,6 +136,13 @@ async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
 async fn secret(client: &Client, name: &str) -> anyhow::Result<Option<Secret>> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
     Ok(secrets.get_opt(name).await?)
+}
+
+async fn join_token_deleted(client: &Client) -> anyhow::Result<()> {
+    until("the join token to be deleted", SOON, || async {
+        Ok(secret(client, "attest-join").await?.is_none().then_some(()))
+    })
+    .await
 }
 
 async fn is_untouched(client: &Client) -> anyhow::Result<bool> {
@@ -153,18 +157,18 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     let kubeconfig = desk.install_kubeconfig(&cluster)?;
     let client = cluster.client().await?;
 
-    let output = desk.types(PRINTED).await?;
+    let output = desk.run_script(PRINTED).await?;
 
-    assert!(output.status.success(), "{}\n{}", said(&output), desk.hub.process().output());
+    assert!(output.status.success(), "{}\n{}", describe(&output), desk.hub.process().output());
     let out = String::from_utf8(output.stdout)?;
     assert_eq!(out, "cluster/staging registered\n");
-    let talk = String::from_utf8(output.stderr)?;
+    let diagnostics = String::from_utf8(output.stderr)?;
     for part in
         ["[preflight]", "AttestTrustPolicy/local", "minimumMode: Strict", "attest gitops app apply"]
     {
-        assert!(talk.contains(part), "{part}: {talk}");
+        assert!(diagnostics.contains(part), "{part}: {diagnostics}");
     }
-    // Connected counts from the process that the pod template started.
+    // The hub counts the process that was started from the pod template as connected.
     let started = fakelet.processes();
     assert!(
         started.iter().any(|(pod, _)| pod.starts_with("attest-system/attest-spoke")),
@@ -180,59 +184,57 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     let installed = policy(&client).await?.context("no policy")?;
     assert_eq!(installed.data["status"]["clusterId"], entry["id"]);
     assert_eq!(installed.data["spec"]["clusterName"], "staging");
-    let gone = || async { Ok(secret(&client, "attest-join").await?.is_none().then_some(())) };
-    until("the join token to be gone", SOON, gone).await?;
+    join_token_deleted(&client).await?;
     cluster.audit().check_spoke_requests()?;
     holds_no_secret_of(&kubeconfig, &[desk.hub.home()])?;
 
-    // Once more: nothing is made anew.
-    let again = desk.types(PRINTED).await?;
-    assert!(again.status.success(), "{}", said(&again));
+    // A second run replaces nothing.
+    let again = desk.run_script(PRINTED).await?;
+    assert!(again.status.success(), "{}", describe(&again));
     let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
     assert_eq!(relisted["items"][0]["id"], entry["id"]);
     assert_eq!(relisted["items"].as_array().map(Vec::len), Some(1));
 
-    // Taken out and added again: a new identity, by the same line.
+    // Removed and added again: the same line gives a new identity.
     desk.operator.attest(&["gitops", "cluster", "rm", "staging", "-y"])?;
-    let anew = desk.types(PRINTED).await?;
-    assert!(anew.status.success(), "{}\n{}", said(&anew), desk.hub.process().output());
+    let re_added = desk.run_script(PRINTED).await?;
+    assert!(re_added.status.success(), "{}\n{}", describe(&re_added), desk.hub.process().output());
     let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
     assert_ne!(relisted["items"][0]["id"], entry["id"]);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itself()
+async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity()
 -> anyhow::Result<()> {
     let Some((fakelet, cluster)) = site("asleep").await? else { return Ok(()) };
     let desk = Desk::new(&["staging"]).await?;
     let client = cluster.client().await?;
     let kubeconfig = cluster.kubeconfig();
     let added = desk.add("staging", &kubeconfig, "").await?;
-    assert!(added.status.success(), "{}", said(&added));
+    assert!(added.status.success(), "{}", describe(&added));
     let before = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
-    let gone = || async { Ok(secret(&client, "attest-join").await?.is_none().then_some(())) };
-    until("the join token to be gone", SOON, gone).await?;
+    join_token_deleted(&client).await?;
     let trusted = policy(&client).await?.context("no policy")?.data["spec"].clone();
     let file = kubeconfig.display().to_string();
     let rejoin = ["gitops", "cluster", "rejoin", "staging", "--kubeconfig", &file];
     assert!(desk.operator.attest(&rejoin)?.contains("is connected"));
 
-    // Weeks later: the certificate ended while the cluster was off.
+    // Weeks later: the certificate expired while the cluster was off.
     let ended = certify(&client, desk.hub.home(), Duration::from_secs(1)).await?;
-    until("the certificate to end", SOON, || async {
+    until("the certificate to expire", SOON, || async {
         Ok((ended.not_after <= SystemTime::now()).then_some(()))
     })
     .await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
-    let log = until("the spoke to say what is wrong", SOON, || async {
+    let log = until("the spoke to log the remedy", SOON, || async {
         let log = fakelet.output("attest-system/attest-spoke");
         Ok(log.contains("attest gitops cluster rejoin staging --kubeconfig F").then_some(log))
     });
     let log = log.await.with_context(|| fakelet.output("attest-system/attest-spoke"))?;
-    // The pod that says it, whatever others have written.
-    let (begin, _) = log.split_once("cluster rejoin staging").context("not said")?;
+    // The health address of the pod that logged it; other pods log too.
+    let (begin, _) = log.split_once("cluster rejoin staging").context("no remedy")?;
     let health = begin.lines().rev().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
         Some(line.pointer("/fields/health")?.as_str()?.to_owned())
@@ -246,11 +248,12 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     let status = desk.operator.attest(&["spoke", "status", "--kubeconfig", &file])?;
     assert!(status.contains("CertificateExpired"), "{status}");
 
-    // The way back is the operator's: as many as want may hold the certificate, nobody gets in by it.
+    // Only the operator can let it rejoin: any number of clients may hold the expired certificate, and
+    // none is accepted because of it.
     let seen = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
     assert_eq!(seen["connected"], false);
     let output = desk.operator.try_attest(&rejoin)?;
-    let why = format!("{}\n{}", said(&output), fakelet.output("attest-system/attest-spoke"));
+    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-system/attest-spoke"));
     assert!(output.status.success(), "{why}");
 
     let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
@@ -261,29 +264,30 @@ async fn a_cluster_whose_certificate_has_expired_says_so_and_comes_back_as_itsel
     let installed = policy(&client).await?.context("no policy")?;
     assert_eq!(installed.data["spec"], trusted);
     assert_eq!(installed.data["status"]["clusterId"], before["id"]);
-    until("the join token to be gone", SOON, gone).await?;
+    join_token_deleted(&client).await?;
 
-    // The same where the certificate would last, and the hub takes it no more.
+    // The same when the certificate is still valid, but the hub no longer accepts it.
     desk.operator.attest(&["gitops", "cluster", "evict", "staging", "-y"])?;
-    until("the spoke to say that it is not let in", SOON, || async {
+    until("the spoke to log that the hub rejected it", SOON, || async {
         let log = fakelet.output("attest-system/attest-spoke");
         Ok(log.contains("NotAdmitted").then_some(()))
     })
     .await?;
     let output = desk.operator.try_attest(&rejoin)?;
-    let why = format!("{}\n{}", said(&output), fakelet.output("attest-system/attest-spoke"));
+    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-system/attest-spoke"));
     assert!(output.status.success(), "{why}");
     let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
     assert_eq!((&after["id"], &after["state"]), (&before["id"], &serde_json::json!("Accepted")));
-    until("the join token to be gone", SOON, gone).await?;
+    join_token_deleted(&client).await?;
     cluster.audit().check_spoke_requests()?;
     Ok(())
 }
 
-/// Puts a certificate that the hub's authority has issued, but not the hub, in place of the spoke's own.
+/// Replaces the spoke's certificate by one that the hub's authority has issued, but not the hub.
 pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyhow::Result<Issued> {
-    let text = |name: &str| std::fs::read_to_string(hub.join(name));
-    let authority = Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?;
+    let [certificate, key] =
+        ["ca.crt", "ca.key"].map(|name| std::fs::read_to_string(hub.join(name)));
+    let authority = Authority::from_pem(&certificate?, &key?)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
     let identity = secrets.get("attest-identity").await?.data.context("no data")?;
     let id = String::from_utf8(identity["cluster-id"].0.clone())?;
@@ -297,45 +301,45 @@ pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_is_said_before_anything_changes() -> anyhow::Result<()> {
+async fn errors_are_reported_before_anything_changes() -> anyhow::Result<()> {
     let Some((_fakelet, cluster)) = site("refused").await? else { return Ok(()) };
     let mut desk = Desk::new(&["staging"]).await?;
     let kubeconfig = desk.install_kubeconfig(&cluster)?;
     let client = cluster.client().await?;
 
-    // A context that is not there: those that are.
+    // An unknown context: the error lists the known ones.
     let output = desk.add("staging", &kubeconfig, "--context prod-cluster").await?;
-    let text = said(&output);
+    let text = describe(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("prod-cluster") && text.contains("it has: staging-cluster"), "{text}");
 
-    // A cluster name that is none: usage.
+    // An invalid cluster name: a usage error.
     let output = desk.add("Staging_1", &kubeconfig, "").await?;
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
 
-    // No CI key for the environment: the line that adds one.
+    // No CI key for the environment: the error names the command that adds one.
     let line = format!("attest gitops cluster add prod --kubeconfig {}", kubeconfig.display());
-    let output = desk.types(&line).await?;
-    let text = said(&output);
+    let output = desk.run_script(&line).await?;
+    let text = describe(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("attest trust key add ALIAS FILE --environment prod"), "{text}");
 
-    // An API server that does not answer: its address and context.
+    // An unreachable API server: the error names its address and context.
     let text = std::fs::read_to_string(&kubeconfig)?;
     let closed = desk.home().join("closed");
     std::fs::write(&closed, text.replace(cluster.server(), "https://127.0.0.1:1"))?;
     let output = desk.add("staging", &closed, "").await?;
-    let text = said(&output);
+    let text = describe(&output);
     assert!(text.contains("https://127.0.0.1:1") && text.contains("staging-cluster"), "{text}");
 
-    // Somebody without rights: which are missing.
+    // A user without rights: the error lists the missing ones.
     let weak = desk.home().join("weak");
     std::fs::write(&weak, cluster.kubeconfig_for("ada", Some("readers"))?)?;
     let output = desk.add("staging", &weak, "").await?;
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("kube-system"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    assert!(describe(&output).contains("kube-system"), "{}", describe(&output));
 
-    // A policy for another cluster, another hub, or malformed.
+    // A policy for another cluster or another hub, or a malformed one.
     let file = desk.home().join("policy.yaml");
     let shown = file.display().to_string();
     desk.operator.attest(&["trust", "new", "--environment", "staging", "-o", &shown])?;
@@ -355,17 +359,17 @@ async fn what_is_wrong_is_said_before_anything_changes() -> anyhow::Result<()> {
         std::fs::write(&file, good.replacen(from, to, 1))?;
         let output = desk.add("staging", &kubeconfig, &format!("--trust-policy {shown}")).await?;
         assert!(!output.status.success(), "{to}");
-        assert!(said(&output).contains(expected), "{expected}: {}", said(&output));
+        assert!(describe(&output).contains(expected), "{expected}: {}", describe(&output));
     }
 
-    // A dry run says yes and changes nothing.
+    // A dry run succeeds and changes nothing.
     let output = desk.add("staging", &kubeconfig, "--dry-run").await?;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", describe(&output));
 
-    // A hub that does not answer: its address and context.
+    // An unreachable hub: the error names its address and context.
     desk.hub.process().kill();
     let output = desk.add("staging", &kubeconfig, "").await?;
-    let text = said(&output);
+    let text = describe(&output);
     assert!(text.contains("cannot reach hub `main` at https://127.0.0.1:"), "{text}");
 
     assert!(is_untouched(&client).await?);
@@ -373,8 +377,7 @@ async fn what_is_wrong_is_said_before_anything_changes() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_who_lacks_one_right_is_told_which_before_anything_changes()
--> anyhow::Result<()> {
+async fn a_missing_right_is_named_before_anything_changes() -> anyhow::Result<()> {
     let Some((_fakelet, cluster)) = site("nearly").await? else { return Ok(()) };
     let desk = Desk::new(&["staging"]).await?;
     let client = cluster.client().await?;
@@ -396,76 +399,75 @@ async fn an_operator_who_lacks_one_right_is_told_which_before_anything_changes()
         ("create", "deployments", "", "deployments.apps in attest-system"),
     ] {
         allow_all_but(&client, "fleet", Some((verb, resource))).await?;
-        let told = preflight_tells(&desk, &kubeconfig, more, &[REFUSED, missing]).await;
-        assert!(!told.with_context(|| format!("{verb} {resource}"))?);
+        let is_accepted = preflight_succeeds(&desk, &kubeconfig, more, &[REFUSED, missing]).await;
+        assert!(!is_accepted.with_context(|| format!("{verb} {resource}"))?);
         assert!(is_untouched(&client).await?, "{verb} {resource}");
     }
 
-    // What changes a spoke's records asks for its own before it looks for them.
+    // Commands that change a spoke's records check their own rights before they read the records.
     for line in ["accept-state", "reset web-app -n shop"] {
         let line = format!("attest spoke {line} --yes --kubeconfig {}", kubeconfig.display());
-        let text = said(&desk.types(&line).await?);
+        let text = describe(&desk.run_script(&line).await?);
         let refused = "what a change of the spoke's records needs: update secrets in attest-system";
         assert!(text.contains(refused), "{text}");
     }
 
-    // With all of them it is ready.
+    // With all rights it succeeds.
     allow_all_but(&client, "fleet", None).await?;
-    let told = preflight_tells(&desk, &kubeconfig, "--dry-run", &["can be registered"]).await;
-    assert!(told?);
+    let is_accepted =
+        preflight_succeeds(&desk, &kubeconfig, "--dry-run", &["can be registered"]).await;
+    assert!(is_accepted?);
     assert!(is_untouched(&client).await?);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn namespaces_that_somebody_else_made_are_not_taken_for_our_own() -> anyhow::Result<()> {
+async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
     let Some((_fakelet, cluster)) = site("before").await? else { return Ok(()) };
     let desk = Desk::new(&["staging"]).await?;
     let client = cluster.client().await?;
     let kubeconfig = desk.install_kubeconfig(&cluster)?;
-    let apply = async |manifest: Value| -> anyhow::Result<()> {
-        let target = Target::of(&manifest)?;
-        let (api, parameters) = (target.api(&client), PatchParams::apply("somebody"));
-        api.patch(&target.name, &parameters, &Patch::Apply(&manifest)).await?;
-        Ok(())
-    };
-    let add = async || -> anyhow::Result<String> {
-        Ok(said(&desk.add("staging", &kubeconfig, "--dry-run").await?))
-    };
     let mut namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "attest-system"}});
 
-    apply(namespace.clone()).await?;
-    let text = add().await?;
+    apply(&client, &namespace).await?;
+    let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
     assert!(text.contains("namespace attest-system was not made by an installation"), "{text}");
     assert!(text.contains("kubectl label namespace attest-system app.kubernetes.io/"), "{text}");
 
     namespace["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "attest-install"});
-    apply(namespace).await?;
+    apply(&client, &namespace).await?;
     let place = json!({"name": "readers", "namespace": "attest-system"});
-    apply(json!({
+    apply(&client, &json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": place,
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}]
     }))
     .await?;
-    apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": place})).await?;
-    apply(json!({
-        "apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"name": "attest-spoke", "namespace": "attest-system"}
-    }))
+    apply(&client, &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": place}))
+        .await?;
+    apply(
+        &client,
+        &json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "attest-spoke", "namespace": "attest-system"}
+        }),
+    )
     .await?;
-    apply(json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
-        "metadata": {
-            "name": "kept", "namespace": "attest-system",
-            "annotations": {"kubernetes.io/service-account.name": "attest-spoke"}
-        }
-    }))
+    apply(
+        &client,
+        &json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {
+                "name": "kept", "namespace": "attest-system",
+                "annotations": {"kubernetes.io/service-account.name": "attest-spoke"}
+            }
+        }),
+    )
     .await?;
-    let text = add().await?;
-    for stranger in ["RoleBinding/attest-system/readers", "ServiceAccount/attest-system/readers"] {
-        assert!(text.contains(stranger), "{stranger}: {text}");
+    let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
+    for foreign in ["RoleBinding/attest-system/readers", "ServiceAccount/attest-system/readers"] {
+        assert!(text.contains(foreign), "{foreign}: {text}");
     }
     assert!(text.contains("Secret/attest-system/kept"), "{text}");
 
@@ -475,28 +477,36 @@ async fn namespaces_that_somebody_else_made_are_not_taken_for_our_own() -> anyho
     bindings.delete("readers", &DeleteParams::default()).await?;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
     accounts.delete("readers", &DeleteParams::default()).await?;
-    let text = add().await?;
+    let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
     assert!(text.contains("cluster/staging can be registered"), "{text}");
     Ok(())
 }
 
-/// Whether `cluster add` succeeds once it says these words: a change of a role counts when the API
-/// server's authorizer has seen it.
-async fn preflight_tells(
+/// Applies a manifest as a client other than the installer.
+async fn apply(client: &Client, manifest: &Value) -> anyhow::Result<()> {
+    let target = Target::of(manifest)?;
+    let parameters = PatchParams::apply("another-client");
+    target.api(client).patch(&target.name, &parameters, &Patch::Apply(manifest)).await?;
+    Ok(())
+}
+
+/// Returns whether `cluster add` prints these words and succeeds. A change of a role takes effect when
+/// the API server's authorizer has seen it.
+async fn preflight_succeeds(
     desk: &Desk,
     kubeconfig: &Path,
     more: &str,
     words: &[&str],
 ) -> anyhow::Result<bool> {
-    until("the preflight to tell", SOON, || async {
+    until("the preflight to print the expected words", SOON, || async {
         let output = desk.add("staging", kubeconfig, more).await?;
-        let text = said(&output);
+        let text = describe(&output);
         Ok(words.iter().all(|word| text.contains(word)).then_some(output.status.success()))
     })
     .await
 }
 
-/// A group may do what an installation needs, but for one verb on one resource.
+/// Gives a group the rights of an installation, except one verb on one resource.
 async fn allow_all_but(
     client: &Client,
     group: &str,
@@ -548,23 +558,27 @@ async fn allow_all_but(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_is_given_once_and_replaced_only_on_demand() -> anyhow::Result<()> {
+async fn a_cluster_name_is_unique_and_replaced_only_on_request() -> anyhow::Result<()> {
     let Some((_one, first)) = site("first").await? else { return Ok(()) };
     let Some((_two, second)) = site("second").await? else { return Ok(()) };
     let desk = Desk::new(&["staging"]).await?;
     let output = desk.add("shop", &first.kubeconfig(), "").await?;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", describe(&output));
     let before = desk.operator.json(&["gitops", "cluster", "get", "shop"])?;
 
     let output = desk.add("shop", &second.kubeconfig(), "").await?;
 
     let id = before["id"].as_str().context("no id")?;
     assert!(!output.status.success());
-    assert!(said(&output).contains(id) && said(&output).contains("--replace"), "{}", said(&output));
+    assert!(
+        describe(&output).contains(id) && describe(&output).contains("--replace"),
+        "{}",
+        describe(&output)
+    );
     assert!(is_untouched(&second.client().await?).await?);
 
     let output = desk.add("shop", &second.kubeconfig(), "--replace").await?;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", describe(&output));
     let after = desk.operator.json(&["gitops", "cluster", "get", "shop"])?;
     assert_ne!(after["id"], before["id"]);
     assert_ne!(after["kubeSystemUid"], before["kubeSystemUid"]);
@@ -572,12 +586,12 @@ async fn a_name_is_given_once_and_replaced_only_on_demand() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
+async fn an_external_spoke_runs_with_the_printed_line() -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
 
     let Some((_fakelet, cluster)) = site("outside").await? else { return Ok(()) };
-    // On the hub's machine the hub has these; whoever else has them serves as well.
-    let _taken = ["127.0.0.1:8080", "127.0.0.1:8081"].map(std::net::TcpListener::bind);
+    // On the hub's machine the hub listens on these ports; here the test does.
+    let _occupied_ports = ["127.0.0.1:8080", "127.0.0.1:8081"].map(std::net::TcpListener::bind);
     let desk = Desk::new(&["staging"]).await?;
     let kubeconfig = cluster.kubeconfig().display().to_string();
     let log = desk.directory.path().join("spoke.log");
@@ -614,9 +628,9 @@ async fn an_external_spoke_runs_by_the_printed_line() -> anyhow::Result<()> {
     holds_no_secret_of(&cluster.kubeconfig(), &[desk.hub.home(), &desk.home()])?;
     cluster.audit().check_spoke_requests()?;
 
-    // Told to stop, it says goodbye: the hub does not wait for the connection to fall silent.
+    // On SIGTERM it closes the session: the hub does not wait for the idle timeout.
     spoke.terminate();
-    until("the hub to hear that the spoke stopped", GOODBYE_WITHIN, || async {
+    until("the hub to notice that the spoke stopped", DISCONNECTED_WITHIN, || async {
         let clusters: Value = serde_json::from_str(
             &desk.operator.attest(&["gitops", "cluster", "list", "-o", "json"])?,
         )?;
@@ -633,7 +647,7 @@ async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::R
     let desk = Desk::new(&["staging"]).await?;
     let kubeconfig = cluster.kubeconfig();
     let output = desk.add("staging", &kubeconfig, "").await?;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", describe(&output));
     let client = cluster.client().await?;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "attest-system");
     let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
@@ -641,39 +655,46 @@ async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::R
     let rehearsed = desk.add("staging", &kubeconfig, "--agent external --dry-run").await?;
 
     let named = "to be removed, as the spoke runs outside: Deployment/attest-system/attest-spoke";
-    assert!(said(&rehearsed).contains(named), "{}", said(&rehearsed));
+    assert!(describe(&rehearsed).contains(named), "{}", describe(&rehearsed));
     assert!(deployments.get_opt("attest-spoke").await?.is_some());
 
-    // Nobody starts the printed line: the cluster must be without a spoke all the same.
+    // The printed line is not started: the cluster must not keep a spoke even so.
     let line = format!(
         "attest gitops cluster add staging --kubeconfig {} --agent external --timeout 10",
         kubeconfig.display()
     );
-    let moved = desk.types(&line).await?;
+    let moved = desk.run_script(&line).await?;
 
-    assert!(said(&moved).contains("attest-spoke --kubeconfig"), "{}", said(&moved));
-    assert!(deployments.get_opt("attest-spoke").await?.is_none(), "{}", said(&moved));
+    assert!(describe(&moved).contains("attest-spoke --kubeconfig"), "{}", describe(&moved));
+    assert!(deployments.get_opt("attest-spoke").await?.is_none(), "{}", describe(&moved));
     assert!(secret(&client, "attest-join").await?.is_none());
     assert!(pods.list(&ListParams::default()).await?.items.is_empty());
 
-    // The commonest mistake: the kubeconfig of a cluster that has a name already.
+    // The most frequent mistake: the kubeconfig of a cluster that is already registered under another
+    // name.
     let mistaken = desk.add("production", &kubeconfig, "").await?;
 
     assert!(!mistaken.status.success());
-    assert!(said(&mistaken).contains("registered as staging already"), "{}", said(&mistaken));
+    assert!(
+        describe(&mistaken).contains("registered as staging already"),
+        "{}",
+        describe(&mistaken)
+    );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Result<()> {
+async fn a_spoke_with_a_token_waits_until_its_fingerprint_is_accepted() -> anyhow::Result<()> {
     let Some((_fakelet, cluster)) = site("agent").await? else { return Ok(()) };
     let desk = Desk::new(&["staging"]).await?;
     let operator = &desk.operator;
-    let at = |name: &str| desk.directory.path().join(name).display().to_string();
+    let [policy_file, token_file, kubeconfig_file, log_file] =
+        ["policy.yaml", "token", "spoke.kubeconfig", "spoke.log"]
+            .map(|name| desk.directory.path().join(name).display().to_string());
     let kubeconfig = cluster.kubeconfig().display().to_string();
     let new = ["trust", "new", "--environment", "staging", "--cluster-name", "staging"];
-    operator.attest(&[&new[..], &["-o", &at("policy.yaml")]].concat())?;
-    let install = ["trust", "install", &at("policy.yaml"), "--kubeconfig", &kubeconfig, "-y"];
+    operator.attest(&[&new[..], &["-o", &policy_file]].concat())?;
+    let install = ["trust", "install", &policy_file, "--kubeconfig", &kubeconfig, "-y"];
     operator.attest(&install)?;
     operator.attest(&[
         "gitops",
@@ -682,9 +703,9 @@ async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Resu
         "create",
         "staging",
         "--token-output",
-        &at("token"),
+        &token_file,
     ])?;
-    // The cluster's owner runs the spoke with an account token of hers.
+    // The cluster's owner runs the spoke with one of her own account tokens.
     let client = cluster.client().await?;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
     let request = serde_json::from_value(serde_json::json!({
@@ -703,14 +724,14 @@ async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Resu
         "users": [{"name": "u", "user": {"token": token}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]
     });
-    std::fs::write(at("spoke.kubeconfig"), config.to_string())?;
-    let spoke = Process::spawn(Spec::new(program("attest-spoke")?, at("spoke.log")).args([
+    std::fs::write(&kubeconfig_file, config.to_string())?;
+    let spoke = Process::spawn(Spec::new(program("attest-spoke")?, &log_file).args([
         "--kubeconfig",
-        &at("spoke.kubeconfig"),
+        &kubeconfig_file,
         "--hub",
         &desk.hub.addresses().spokes,
         "--join-token-file",
-        &at("token"),
+        &token_file,
         "--listen-health",
         "127.0.0.1:0",
         "--listen-metrics",
@@ -726,7 +747,7 @@ async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Resu
 
     let accept = ["gitops", "cluster", "accept", "staging", "--fingerprint"];
     let wrong = operator.try_attest(&[&accept[..], &["SHA256:wrong"]].concat())?;
-    assert!(!wrong.status.success(), "{}", said(&wrong));
+    assert!(!wrong.status.success(), "{}", describe(&wrong));
     operator.attest(&[&accept[..], &[fingerprint, "--kubeconfig", &kubeconfig]].concat())?;
 
     until("the cluster to be connected", SOON, || async {
@@ -738,16 +759,17 @@ async fn a_spoke_that_brings_a_token_waits_for_its_fingerprint() -> anyhow::Resu
     let installed = policy(&client).await?.context("no policy")?;
     assert_eq!(installed.data["status"]["clusterId"], pending["id"]);
 
-    // Shut out: the connection ends and does not come back.
+    // Revoked: the connection ends, and the spoke cannot reconnect.
     operator.attest(&["gitops", "cluster", "revoke", "staging", "-y", "--reason", "test"])?;
-    until("the cluster to be shut out", SOON, || async {
+    until("the cluster to be revoked", SOON, || async {
         let seen = operator.json(&["gitops", "cluster", "get", "staging"])?;
         Ok((seen["connected"] == false && seen["state"] == "Revoked").then_some(()))
     })
     .await
 }
 
-/// No file below these directories, but kubeconfigs of the operator's own, holds a secret of the kubeconfig.
+/// Checks that no file below these directories contains a secret of the kubeconfig, except the
+/// operator's kubeconfigs.
 fn holds_no_secret_of(kubeconfig: &Path, directories: &[&Path]) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(kubeconfig)?;
     let secrets: Vec<String> = text
@@ -757,7 +779,7 @@ fn holds_no_secret_of(kubeconfig: &Path, directories: &[&Path]) -> anyhow::Resul
         .flat_map(|(_, value)| {
             let value = value.trim().trim_matches('"').to_owned();
             let decoded = data_encoding::BASE64.decode(value.as_bytes()).unwrap_or_default();
-            // PEM: the lines between the borders, in case it was written anew.
+            // PEM: the lines between the borders, in case it was re-encoded.
             let pem = String::from_utf8_lossy(&decoded).into_owned();
             let lines = pem.lines().filter(|line| line.len() > 40 && !line.starts_with("---"));
             lines.map(str::to_owned).chain([value]).collect::<Vec<_>>()
