@@ -1,8 +1,8 @@
-//! kill -9 of hub and spoke: at every durable write by name, and at random times under load.
+//! SIGKILL of hub and spoke: at every durable write by name, and at random times under load.
 //!
-//! Real hub, real spoke, real API server. A process that dies is started again, as systemd or a
-//! kubelet would, and nothing else is done: what was acknowledged must be there, and the newest
-//! signed release must come to run.
+//! Real hub, real spoke, real API server. A process that exits is restarted, as systemd or a kubelet
+//! would, and nothing else is done: acknowledged state must be kept, and the newest signed release must
+//! be deployed.
 
 #![allow(
     clippy::indexing_slicing,
@@ -33,23 +33,23 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 const CONVERGED_WITHIN: Duration = Duration::from_secs(60);
-const DIES_WITHIN: Duration = Duration::from_secs(30);
+const EXITS_WITHIN: Duration = Duration::from_secs(30);
 const NAMESPACE: &str = "app-production";
 const APPLICATION: &str = "/v1/applications/web-app";
 /// ConfigMaps that no release changes, so that one pruned object is a small share of all.
 const STABLE_OBJECTS: usize = 6;
-/// Entries that `app history` shows of a destination.
+/// Entries of a destination that `app history` shows.
 const HISTORY_SHOWN: u64 = 50;
-/// Deaths by name that every run must see; the last writes of a release may be one.
-const DEATHS_MIN: u32 = 37;
+/// Minimum number of exits at failpoints; the last writes of a release may not reach one.
+const EXITS_MIN: u32 = 37;
 const RANDOM_KILLS: u64 = 50;
-/// Directives that must have been carried out between the random deaths.
+/// Minimum number of directives carried out between the random kills.
 const SEQUENCES_MIN: u64 = 5;
 const RANDOM_KILLS_WITHIN: Duration = Duration::from_secs(600);
 const LONGEST_LIFE_MS: u64 = 1_200;
 const SEED_VARIABLE: &str = "ATTEST_CRASH_SEED";
 
-/// What was acknowledged to somebody: none of it may be missing later.
+/// Acknowledged state: none of it may be missing later.
 #[derive(Clone, Debug, Default)]
 struct Kept {
     clusters: BTreeSet<String>,
@@ -57,14 +57,14 @@ struct Kept {
     keys: BTreeSet<String>,
     repositories: BTreeSet<String>,
     tokens: BTreeSet<String>,
-    /// Release and reported result by sequence.
+    /// Release and reported result, by sequence.
     history: BTreeMap<u64, (String, String)>,
-    /// Epoch and sequence as the cluster's own Secret has them.
+    /// Epoch and sequence in the cluster's own Secret.
     record: (u64, u64),
 }
 
 impl Kept {
-    fn is_still_there(&self, later: &Self, when: &str) -> anyhow::Result<()> {
+    fn is_contained_in(&self, later: &Self, when: &str) -> anyhow::Result<()> {
         let sets = [
             ("clusters", &self.clusters, &later.clusters),
             ("applications", &self.applications, &later.applications),
@@ -85,27 +85,27 @@ impl Kept {
         let shown = newest.saturating_sub(HISTORY_SHOWN) + 1..=newest;
         ensure!(
             later.history.keys().copied().eq(shown.clone()),
-            "{when}: the history has holes: {:?}",
+            "{when}: the history has gaps: {:?}",
             later.history
         );
         for (sequence, (version, result)) in self.history.range(shown) {
             let Some((version_later, result_later)) = later.history.get(sequence) else {
-                bail!("{when}: directive {sequence} is gone");
+                bail!("{when}: directive {sequence} is missing");
             };
             ensure!(version == version_later, "{when}: directive {sequence} changed");
             ensure!(
                 result == "Pending" || result_later != "Pending",
-                "{when}: the report on directive {sequence} ({result}) is gone"
+                "{when}: the report on directive {sequence} ({result}) is missing"
             );
         }
         Ok(())
     }
 }
 
-/// What somebody asks the hub for.
+/// A request to the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
-    /// Nothing: it dies while it starts.
+    /// No request: the hub exits during startup.
     Start,
     Key,
     Repository,
@@ -113,7 +113,7 @@ enum Action {
     Release,
 }
 
-/// Every durable write of the hub outside registration, and what leads to it.
+/// Every durable write of the hub outside registration, and the request that causes it.
 const HUB_WRITES: [(&str, u32, Action); 8] = [
     ("epoch", 1, Action::Start),
     ("blobs", 1, Action::Start),
@@ -125,10 +125,10 @@ const HUB_WRITES: [(&str, u32, Action); 8] = [
     ("report", 2, Action::Release),
 ];
 
-/// Every durable write of the spoke outside registration, refusals and removal, and how often one
-/// release makes it at most: a record is written for the admission, before the first write, for what
-/// was written, and for what went; of two objects the release's own is created and the Deployment
-/// updated; of what it supersedes the rendering and the envelopes are deleted.
+/// Every durable write of the spoke outside registration, refusals and removal, and its maximum number
+/// per release. A record is written for the admission, before the first write, for the written objects,
+/// and for the deleted ones. Of two objects the release's own is created and the Deployment updated; of
+/// the superseded release the rendering and the envelopes are deleted.
 const SPOKE_WRITES: [(&str, u32); 11] = [
     ("before-content-write", 1),
     ("after-content-write", 1),
@@ -143,7 +143,7 @@ const SPOKE_WRITES: [(&str, u32); 11] = [
     ("after-content-delete", 2),
 ];
 
-/// What is made anew when an application's rights were taken away: of the two bindings each.
+/// Writes that restore deleted rights, one for each of the two bindings.
 const SPOKE_RIGHTS_WRITES: [(&str, u32); 6] = [
     ("before-namespaces-write", 1),
     ("after-namespaces-write", 1),
@@ -153,10 +153,10 @@ const SPOKE_RIGHTS_WRITES: [(&str, u32); 6] = [
     ("after-rolebindings-write", 2),
 ];
 
-/// How the spoke notes how many destinations it has recorded.
+/// Writes of the number of destinations that the spoke has recorded.
 const SPOKE_COUNT_WRITES: [&str; 2] = ["before-count-write", "after-count-write"];
 
-/// A fleet of one cluster and one application, whose processes die.
+/// A fleet of one cluster and one application, whose processes are killed.
 struct Arena {
     fleet: RealFleet,
     client: Client,
@@ -168,7 +168,7 @@ impl Arena {
         let clusters = [("production", "production")];
         let started = RealFleet::start_with(&clusters, Agents::External, &mut |_| {}).await?;
         let Some(fleet) = started else { return Ok(None) };
-        // The sample is signed for staging too.
+        // The sample is also signed for staging.
         let public = fleet.key().with_extension("pub").display().to_string();
         let add = ["trust", "key", "add", "ci", &public, "--environment", "staging,production"];
         fleet.operator().attest(&add)?;
@@ -225,12 +225,8 @@ impl Arena {
     }
 
     async fn kept(&self) -> anyhow::Result<Kept> {
-        until("the hub's word", DIES_WITHIN, || async {
+        until("the hub's answers", EXITS_WITHIN, || async {
             let history = self.list(&format!("{APPLICATION}/history")).await?;
-            let line = |entry: &Value| {
-                let words = (entry["version"].to_string(), entry["result"].as_str()?.to_owned());
-                Some((entry["sequence"].as_u64()?, words))
-            };
             let record = self.record().await?;
             Ok(Some(Kept {
                 clusters: self.texts("/v1/clusters", "id").await?,
@@ -238,14 +234,14 @@ impl Arena {
                 keys: self.texts("/v1/keys", "alias").await?,
                 repositories: self.texts("/v1/repositories", "url").await?,
                 tokens: self.texts("/v1/tokens", "id").await?,
-                history: history.iter().filter_map(line).collect(),
+                history: history.iter().filter_map(history_entry).collect(),
                 record: record.map(|r| (r.epoch, r.sequence)).unwrap_or_default(),
             }))
         })
         .await
     }
 
-    /// True when the newest release runs, hub and cluster say so, and nothing older is left.
+    /// Returns whether the newest release runs, hub and cluster report it, and nothing older is left.
     async fn has_converged(&self) -> anyhow::Result<bool> {
         let version = self.released.to_string();
         let seen: Value = self.fleet.api().call("GET", APPLICATION, None).await?;
@@ -303,8 +299,8 @@ impl Arena {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    /// Somebody edits an object of the application. A spoke without a hub undoes it, and when it
-    /// tells the hub so it learns that this is another hub process than it knew.
+    /// Edits an object of the application. The spoke reverts it without a hub; when it reports that to a
+    /// restarted hub, it learns that this is another process.
     async fn edit(&self, text: &str) -> anyhow::Result<()> {
         let patch = Patch::Merge(json!({"data": {"text": text}}));
         self.configs().patch("stable-0", &PatchParams::default(), &patch).await?;
@@ -316,7 +312,7 @@ impl Arena {
         site.spoke.as_mut().context("no spoke")
     }
 
-    /// Kills the spoke and starts it again, to die at a named point or not.
+    /// Kills the spoke and starts it again, with a failpoint if one is given.
     fn restart_spoke(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         let spoke = self.spoke()?;
         spoke.kill();
@@ -331,13 +327,13 @@ impl Arena {
             Action::Start => return Ok(()),
             Action::Key => {
                 let public = std::fs::read_to_string(self.fleet.key().with_extension("pub"))?;
-                let asked = json!({"alias": name, "publicKey": public});
-                api.call("PUT", "/v1/keys", Some(&asked)).await?
+                let request = json!({"alias": name, "publicKey": public});
+                api.call("PUT", "/v1/keys", Some(&request)).await?
             }
             Action::Repository => {
                 let url = self.fleet.repository().url();
-                let asked = json!({"url": url, "allowPushCredential": true});
-                api.call("PUT", "/v1/repositories", Some(&asked)).await?
+                let request = json!({"url": url, "allowPushCredential": true});
+                api.call("PUT", "/v1/repositories", Some(&request)).await?
             }
             Action::Application => {
                 let prunes = !name.starts_with("before");
@@ -348,8 +344,8 @@ impl Arena {
         Ok(())
     }
 
-    /// One durable write of the hub: it dies there, and what was acknowledged before is kept.
-    async fn hub_dies_at(&mut self, point: &str, action: Action) -> anyhow::Result<()> {
+    /// Lets the hub exit at one durable write, and checks that everything acknowledged before is kept.
+    async fn hub_exits_at(&mut self, point: &str, action: Action) -> anyhow::Result<()> {
         let before = self.kept().await?;
         self.fleet.hub().process().kill();
         if point.contains("blobs") {
@@ -365,82 +361,84 @@ impl Arena {
         }
         let start = Instant::now();
         while self.fleet.hub().process().ended()?.is_none() {
-            ensure!(start.elapsed() < DIES_WITHIN, "the hub did not die at {point}");
+            ensure!(start.elapsed() < EXITS_WITHIN, "the hub did not exit at {point}");
             let _ = self.act(action, point).await;
             tokio::time::sleep(POLL_EVERY).await;
         }
         self.edit(point).await?;
         self.fleet.hub().restart().await?;
-        before.is_still_there(&self.kept().await?, point)?;
-        // What failed is asked for again, as its operator would; nobody asks for a release again.
+        before.is_contained_in(&self.kept().await?, point)?;
+        // The operator repeats the failed request; a release is not requested again.
         if action != Action::Release {
-            until("the answer", DIES_WITHIN, || async { Ok(Some(self.act(action, point).await?)) })
-                .await?;
+            until("the answer", EXITS_WITHIN, || async {
+                Ok(Some(self.act(action, point).await?))
+            })
+            .await?;
         }
         self.converges(point).await?;
-        before.is_still_there(&self.kept().await?, point)
+        before.is_contained_in(&self.kept().await?, point)
     }
 
-    /// One durable write of the spoke. False when a release is carried out before it gets there,
-    /// which is an error if it `must` get there.
-    async fn spoke_dies_at(&mut self, point: &str, must: bool) -> anyhow::Result<bool> {
+    /// Lets the spoke exit at one durable write. Returns false when a release completes before that
+    /// point, which is an error if it `must` be reached.
+    async fn spoke_exits_at(&mut self, point: &str, must: bool) -> anyhow::Result<bool> {
         let before = self.kept().await?;
         self.restart_spoke(Some(point))?;
         self.release().await?;
         self.sync().await?;
         let start = Instant::now();
-        let mut died = false;
-        while !died && (must || !self.has_converged().await.unwrap_or(false)) {
+        let mut exited = false;
+        while !exited && (must || !self.has_converged().await.unwrap_or(false)) {
             if start.elapsed() > CONVERGED_WITHIN {
                 let error = anyhow::anyhow!("neither dead nor done at {point}");
                 return Err(self.explained(error).await);
             }
-            died = self.spoke()?.ended()?.is_some();
+            exited = self.spoke()?.ended()?.is_some();
             tokio::time::sleep(POLL_EVERY).await;
         }
-        if died {
+        if exited {
             let spoke = self.spoke()?;
             *spoke = spoke.respawn_with_failpoint(None)?;
             self.converges(point).await?;
         }
-        before.is_still_there(&self.kept().await?, point)?;
-        Ok(died)
+        before.is_contained_in(&self.kept().await?, point)?;
+        Ok(exited)
     }
 
-    /// Somebody deletes what lets the application's account write and the spoke read.
-    async fn take_rights(&self) -> anyhow::Result<()> {
+    /// Deletes the bindings with which the application's account writes and the spoke reads.
+    async fn delete_rights(&self) -> anyhow::Result<()> {
         let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), NAMESPACE);
         bindings.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         Ok(())
     }
 
-    /// How many destinations the spoke's identity has noted.
+    /// Number of destinations that the spoke's identity Secret counts.
     async fn counted(&self) -> anyhow::Result<String> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
         let data = secrets.get("attest-identity").await?.data.context("no data")?;
         Ok(String::from_utf8(data.get("destinations").context("no count")?.0.clone())?)
     }
 
-    /// The spoke finds that it has recorded more than it has noted, as after a first release.
+    /// The spoke finds more records than it has counted, as after a first release.
     async fn count_is_behind(&mut self, point: &str) -> anyhow::Result<()> {
         self.spoke()?.kill();
         let behind = Patch::Merge(json!({"stringData": {"destinations": "0"}}));
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
         secrets.patch("attest-identity", &PatchParams::default(), &behind).await?;
         self.restart_spoke(Some(point))?;
-        self.spoke_dies(point).await?;
-        until("the count to be noted", DIES_WITHIN, || async {
+        self.await_spoke_exit(point).await?;
+        until("the count to be noted", EXITS_WITHIN, || async {
             Ok((self.counted().await? == "1").then_some(()))
         })
         .await
     }
 
-    /// Waits until the spoke has died by itself, and starts it again to live.
-    async fn spoke_dies(&mut self, point: &str) -> anyhow::Result<()> {
+    /// Waits until the spoke has exited, and starts it again without a failpoint.
+    async fn await_spoke_exit(&mut self, point: &str) -> anyhow::Result<()> {
         let start = Instant::now();
         while self.spoke()?.ended()?.is_none() {
-            if start.elapsed() > DIES_WITHIN {
-                let error = anyhow::anyhow!("the spoke did not die at {point}");
+            if start.elapsed() > EXITS_WITHIN {
+                let error = anyhow::anyhow!("the spoke did not exit at {point}");
                 return Err(self.explained(error).await);
             }
             tokio::time::sleep(POLL_EVERY).await;
@@ -450,7 +448,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Whether the cluster's policy lets the hub remove.
+    /// Allows or forbids removal by the hub in the cluster's policy.
     async fn set_removal(&self, allow: bool) -> anyhow::Result<()> {
         let allowed =
             json!({"op": "replace", "path": "/spec/applications/0/remove/allow", "value": allow});
@@ -459,21 +457,21 @@ impl Arena {
         Ok(())
     }
 
-    /// What an operator is told to be kept: a CI key of its own name, and a join token.
+    /// Creates state that must be kept: a CI key with a name of its own, and a join token.
     async fn key_and_token(&self, round: u64) -> anyhow::Result<Option<()>> {
         self.act(Action::Key, &format!("round-{round}")).await?;
-        let asked =
+        let request =
             json!({"cluster": format!("round-{round}"), "ttlSeconds": 3_600, "autoAccept": false});
-        let made: Value = self.fleet.api().call("POST", "/v1/tokens", Some(&asked)).await?;
+        let token: Value = self.fleet.api().call("POST", "/v1/tokens", Some(&request)).await?;
         let listed = self.texts("/v1/tokens", "id").await?;
-        let id = made["id"].to_string();
+        let id = token["id"].to_string();
         ensure!(listed.contains(&id), "the new token {id} is not among {listed:?}");
         Ok(Some(()))
     }
 
     async fn is_refused(&self, reason: &str) -> anyhow::Result<()> {
         let kubeconfig = self.fleet.sites()[0].cluster.kubeconfig().display().to_string();
-        until("the refusal in the cluster", DIES_WITHIN, || async {
+        until("the refusal in the cluster", EXITS_WITHIN, || async {
             let status =
                 self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
             let all = status["refusals"].as_array().cloned().unwrap_or_default();
@@ -483,16 +481,21 @@ impl Arena {
     }
 }
 
-/// The end of a log: enough to see what happened last.
+/// Sequence, version and result of a line of the history.
+fn history_entry(entry: &Value) -> Option<(u64, (String, String))> {
+    let result = (entry["version"].to_string(), entry["result"].as_str()?.to_owned());
+    Some((entry["sequence"].as_u64()?, result))
+}
+
+/// Last lines of a log.
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines.iter().skip(lines.len().saturating_sub(25)).copied().collect::<Vec<_>>().join("\n")
 }
 
-/// Signs and pushes release `number`: another image, and one object that replaces that of the
-/// release before, so that each release updates, creates and deletes.
-/// The object that comes and goes with a release. Three names in turn: were each new, deaths that put
-/// pruning off would let them pile up until the mass-prune guard, rightly, stops it.
+/// Name of the object that a release creates and the next one deletes. Three names in rotation: with a
+/// new name each time, kills during pruning would accumulate objects until the mass-prune guard stops
+/// it.
 fn marker(number: u64) -> String {
     format!("release-{}", number % 3)
 }
@@ -501,20 +504,16 @@ fn release(ci: &Ci, number: u64) -> anyhow::Result<()> {
     let base = ci.repository().tree().join("k8s/base");
     let mut resources =
         vec!["configmap.yaml".to_owned(), "deployment.yaml".to_owned(), "service.yaml".to_owned()];
-    let mut add = |name: String| -> anyhow::Result<()> {
+    let stable = (0..STABLE_OBJECTS).map(|index| format!("stable-{index}"));
+    for name in stable.chain([marker(number)]) {
         let config = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
             "data": {"text": "x"},
         });
-        let file = "extra-".to_owned() + &name + ".yaml";
+        let file = format!("extra-{name}.yaml");
         std::fs::write(base.join(&file), config.to_string())?;
         resources.push(file);
-        Ok(())
-    };
-    for index in 0..STABLE_OBJECTS {
-        add(format!("stable-{index}"))?;
     }
-    add(marker(number))?;
     let _ = std::fs::remove_file(base.join(format!("extra-{}.yaml", marker(number - 1))));
     let kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
@@ -525,7 +524,7 @@ fn release(ci: &Ci, number: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts into a stopped hub's store what `drop_unused_blobs` has to drop at the next start.
+/// Stores a blob for `drop_unused_blobs` to delete at the next start of a stopped hub.
 fn leave_an_unused_blob(home: &Path) -> anyhow::Result<()> {
     let store = RedbStore::open(&home.join("hub.redb"))?;
     let key = attest_common::basics::ids::Digest::of(b"unused").hex();
@@ -535,45 +534,49 @@ fn leave_an_unused_blob(home: &Path) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_survives_a_death_at_every_durable_write() -> anyhow::Result<()> {
+async fn a_release_survives_an_exit_at_every_durable_write() -> anyhow::Result<()> {
     let Some(mut arena) = Arena::set().await? else { return Ok(()) };
-    let mut deaths = 0_u32;
+    let mut exits = 0_u32;
     for (what, times, action) in HUB_WRITES {
         for when in ["before", "after"] {
             let point = format!("{when}-{what}-commit:{times}");
-            arena.hub_dies_at(&point, action).await?;
-            deaths += 1;
+            arena.hub_exits_at(&point, action).await?;
+            exits += 1;
         }
     }
     for (name, times_max) in SPOKE_WRITES {
         for times in 1..=times_max {
-            // The last writes of a release may be one.
-            let died = arena.spoke_dies_at(&format!("{name}:{times}"), times == 1).await?;
-            deaths += u32::from(died);
+            // The last writes of a release may not reach a failpoint.
+            let exited = arena.spoke_exits_at(&format!("{name}:{times}"), times == 1).await?;
+            exits += u32::from(exited);
         }
     }
     for (name, times_max) in SPOKE_RIGHTS_WRITES {
         for times in 1..=times_max {
-            arena.take_rights().await?;
-            let died = arena.spoke_dies_at(&format!("{name}:{times}"), true).await?;
-            deaths += u32::from(died);
+            arena.delete_rights().await?;
+            let exited = arena.spoke_exits_at(&format!("{name}:{times}"), true).await?;
+            exits += u32::from(exited);
         }
     }
     for point in SPOKE_COUNT_WRITES {
         arena.count_is_behind(point).await?;
         arena.converges(point).await?;
     }
-    ensure!(deaths >= DEATHS_MIN, "only {deaths} deaths: the points are not where they were");
+    ensure!(exits >= EXITS_MIN, "only {exits} exits: failpoints are no longer reached");
     a_removal_survives_them_too(&mut arena).await
 }
 
-/// `app delete`: refused by the cluster's policy at first, then allowed; both processes die on the way.
+/// `app delete`: refused by the cluster's policy at first, then allowed; both processes exit during it.
 async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     let before = arena.kept().await?;
-    let asked: anyhow::Result<Value> = arena.fleet.api().call("DELETE", APPLICATION, None).await;
-    let said = asked.err().map(|error| error.to_string()).unwrap_or_default();
-    ensure!(said.contains("RemoveNotAllowed"), "the hub ordered what its cluster refuses: {said}");
-    // The hub has heard that it may; the cluster's operator takes that back before it asks.
+    let answer: anyhow::Result<Value> = arena.fleet.api().call("DELETE", APPLICATION, None).await;
+    let error = answer.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(
+        error.contains("RemoveNotAllowed"),
+        "the hub issued a directive that its cluster refuses: {error}"
+    );
+    // The hub knows that removal is allowed; the cluster's operator forbids it before the hub requests
+    // it.
     arena.spoke()?.kill();
     arena.set_removal(true).await?;
     arena.fleet.hub().process().kill();
@@ -589,13 +592,13 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     arena.set_removal(false).await?;
     let _: Value = arena.fleet.api().call("DELETE", APPLICATION, None).await?;
     arena.restart_spoke(Some("before-refusal-write"))?;
-    arena.spoke_dies("before-refusal-write").await?;
+    arena.await_spoke_exit("before-refusal-write").await?;
     arena.is_refused("RemoveNotAllowed").await?;
     arena.restart_spoke(Some("after-refusal-write"))?;
     arena.sync().await?;
-    arena.spoke_dies("after-refusal-write").await?;
+    arena.await_spoke_exit("after-refusal-write").await?;
     arena.is_refused("RemoveNotAllowed").await?;
-    before.is_still_there(&arena.kept().await?, "a refused removal")?;
+    before.is_contained_in(&arena.kept().await?, "a refused removal")?;
     ensure!(arena.release_objects().await?.len() == 1, "a refused removal removed something");
 
     arena.restart_spoke(Some("after-delete:2"))?;
@@ -605,8 +608,8 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     arena.set_removal(true).await?;
     let start = Instant::now();
     while arena.spoke()?.ended()?.is_none() {
-        if start.elapsed() > DIES_WITHIN {
-            let error = anyhow::anyhow!("the spoke did not die at its second deletion");
+        if start.elapsed() > EXITS_WITHIN {
+            let error = anyhow::anyhow!("the spoke did not exit at its second deletion");
             return Err(arena.explained(error).await);
         }
         let _ = arena.sync().await;
@@ -617,7 +620,7 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
     for point in [Some("after-application-commit"), None] {
         let start = Instant::now();
         while arena.fleet.hub().process().ended()?.is_none() {
-            if start.elapsed() > DIES_WITHIN {
+            if start.elapsed() > EXITS_WITHIN {
                 let error = anyhow::anyhow!("the hub did not forget the application");
                 return Err(arena.explained(error).await);
             }
@@ -626,7 +629,7 @@ async fn a_removal_survives_them_too(arena: &mut Arena) -> anyhow::Result<()> {
         arena.fleet.hub().respawn(point)?;
     }
     arena.fleet.hub().listens().await?;
-    until("the application to be gone", CONVERGED_WITHIN, || async {
+    until("the application to be removed", CONVERGED_WITHIN, || async {
         let gone = arena.list("/v1/applications").await?.is_empty();
         Ok((gone && arena.release_objects().await?.is_empty()).then_some(()))
     })
@@ -646,7 +649,7 @@ fn policies(client: &Client) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &resource)
 }
 
-/// splitmix64: a test that failed can be run again with the same times.
+/// splitmix64: a failed test can be repeated with the same times.
 struct Random(u64);
 
 impl Random {
@@ -660,7 +663,7 @@ impl Random {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Result<()> {
+async fn fifty_kills_at_random_times_under_load_lose_nothing() -> anyhow::Result<()> {
     let Some(mut arena) = Arena::set().await? else { return Ok(()) };
     let seed = match std::env::var(SEED_VARIABLE) {
         Ok(text) => text.parse()?,
@@ -681,25 +684,26 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
     let mut kills = 0;
     let mut happened = 0;
     let started = Instant::now();
-    // Both: deaths, and enough between them for a slow machine to have been interrupted at something.
+    // Enough kills, and enough progress between them for a slow machine to be interrupted at different
+    // points.
     while kills < RANDOM_KILLS || happened < SEQUENCES_MIN {
-        let when = format!("seed {seed}, death {kills}");
+        let when = format!("seed {seed}, kill {kills}");
         ensure!(started.elapsed() < RANDOM_KILLS_WITHIN, "{when}: only {happened} directives");
         tokio::time::sleep(Duration::from_millis(random.below(LONGEST_LIFE_MS))).await;
         if kills % 2 == 0 {
-            // What is acknowledged to an operator just before the death is there after it.
-            until("a key and a token to be kept", DIES_WITHIN, || arena.key_and_token(kills))
+            // State acknowledged to an operator just before the kill is kept.
+            until("a key and a token to be kept", EXITS_WITHIN, || arena.key_and_token(kills))
                 .await?;
             known = arena.kept().await?;
             let alias = json!(format!("round-{kills}")).to_string();
             ensure!(known.keys.contains(&alias), "{when}: no key {alias} in {:?}", known.keys);
             arena.fleet.hub().process().kill();
             arena.fleet.hub().restart().await.with_context(|| when.clone())?;
-            known.is_still_there(&arena.kept().await?, &when)?;
+            known.is_contained_in(&arena.kept().await?, &when)?;
         } else {
             let (epoch, sequence) = known.record;
             arena.restart_spoke(None)?;
-            let record = arena.record().await?.context("the record is gone")?;
+            let record = arena.record().await?.context("the record is missing")?;
             let now = (record.epoch, record.sequence);
             ensure!(now >= (epoch, sequence), "{when}: {now:?} after {:?}", (epoch, sequence));
             known.record = now;
@@ -713,16 +717,16 @@ async fn fifty_deaths_at_random_times_under_load_lose_nothing() -> anyhow::Resul
     arena.sync().await?;
     arena.converges(&format!("seed {seed}: the last release")).await?;
     let last = arena.kept().await?;
-    known.is_still_there(&last, "the end")?;
+    known.is_contained_in(&last, "the end")?;
     eprintln!(
-        "{kills} deaths, {} releases, sequences {} to {}",
+        "{kills} kills, {} releases, sequences {} to {}",
         arena.released, first.1, last.record.1
     );
     arena.fleet.check_spoke_requests()?;
     Ok(())
 }
 
-/// The load: release after release, each asked for as CI would.
+/// The load: consecutive releases, each followed by a sync request, as CI would.
 async fn keep_releasing(
     ci: Ci,
     api: attest_tests::api::Api,
@@ -733,7 +737,7 @@ async fn keep_releasing(
         let (number, ci) = (released.load(Ordering::Relaxed) + 1, ci.clone());
         tokio::task::spawn_blocking(move || release(&ci, number)).await??;
         released.store(number, Ordering::Relaxed);
-        // The hub may be dead; it looks by itself when it starts.
+        // The hub may be down; it reconciles when it starts.
         let _ = api.call::<Value>("POST", &format!("{APPLICATION}/sync"), None).await;
     }
     Ok(())

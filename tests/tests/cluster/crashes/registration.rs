@@ -1,7 +1,7 @@
-//! Registration, verdicts and renewal, with hub or spoke dying at each durable write.
+//! Registration, operators' decisions and renewal, with hub or spoke exiting at each durable write.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -13,47 +13,49 @@ use attest_tests::process::{Process, Spec};
 use attest_tests::real::{Agents, RealFleet};
 use attest_tests::simulator::{self, Dial, Identity, Session};
 use attest_tests::wait::{POLL_EVERY, until};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use super::{CONVERGED_WITHIN, DIES_WITHIN, last_lines};
+use super::{CONVERGED_WITHIN, EXITS_WITHIN, last_lines};
 use crate::registration::certify;
 
-/// Longer than a renewal takes, shorter than the silence after which a connection counts as dead.
-const LOST_WITHIN: Duration = Duration::from_secs(2);
+/// Longer than a renewal, shorter than the idle timeout of a connection.
+const INTERRUPTED_WITHIN: Duration = Duration::from_secs(2);
 
-/// What is left of a certificate that begins five minutes ago: more than three quarters are over.
+/// Remaining lifetime of a certificate that begins five minutes ago: more than three quarters have
+/// passed.
 const NEARLY_OVER: Duration = Duration::from_secs(60);
 
-/// Who dies in a registration.
+/// The process that exits during a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+enum Exiting {
     Hub,
     Spoke,
 }
 
 /// Every durable write of a registration.
-const JOIN_WRITES: [(Who, &str); 14] = [
-    (Who::Hub, "before-token-commit"),
-    (Who::Hub, "after-token-commit"),
-    (Who::Hub, "before-join-commit"),
-    (Who::Hub, "after-join-commit"),
-    (Who::Hub, "before-introduction-commit"),
-    (Who::Hub, "after-introduction-commit"),
-    (Who::Hub, "before-accept-commit"),
-    (Who::Hub, "after-accept-commit"),
-    (Who::Spoke, "before-identity-write"),
-    (Who::Spoke, "after-identity-write"),
-    (Who::Spoke, "before-certificate-write"),
-    (Who::Spoke, "after-certificate-write"),
-    (Who::Spoke, "before-join-delete"),
-    (Who::Spoke, "after-join-delete"),
+const JOIN_WRITES: [(Exiting, &str); 14] = [
+    (Exiting::Hub, "before-token-commit"),
+    (Exiting::Hub, "after-token-commit"),
+    (Exiting::Hub, "before-join-commit"),
+    (Exiting::Hub, "after-join-commit"),
+    (Exiting::Hub, "before-introduction-commit"),
+    (Exiting::Hub, "after-introduction-commit"),
+    (Exiting::Hub, "before-accept-commit"),
+    (Exiting::Hub, "after-accept-commit"),
+    (Exiting::Spoke, "before-identity-write"),
+    (Exiting::Spoke, "after-identity-write"),
+    (Exiting::Spoke, "before-certificate-write"),
+    (Exiting::Spoke, "after-certificate-write"),
+    (Exiting::Spoke, "before-join-delete"),
+    (Exiting::Spoke, "after-join-delete"),
 ];
 
-/// A hub and a cluster that is registered again and again.
-struct Door {
+/// A hub and a cluster that is registered repeatedly.
+struct Registration {
     // Ends before the cluster it serves.
     spoke: Option<Process>,
     fleet: RealFleet,
@@ -63,15 +65,16 @@ struct Door {
     token: PathBuf,
 }
 
-impl Door {
+impl Registration {
     async fn set() -> anyhow::Result<Option<Self>> {
-        let mut quiet = |_| {};
-        let started = RealFleet::start_with(&[], Agents::External, &mut quiet);
+        let mut ignore_progress = |_| {};
+        let started = RealFleet::start_with(&[], Agents::External, &mut ignore_progress);
         let (fleet, cluster) = tokio::try_join!(started, Cluster::start("staging"))?;
         let (Some(fleet), Some(cluster)) = (fleet, cluster) else { return Ok(None) };
-        let at = |name: &str| fleet.directory().join(name);
+        let [policy_file, kubeconfig, token] =
+            ["policy.yaml", "spoke.kubeconfig", "token"].map(|name| fleet.directory().join(name));
         let public = fleet.key().with_extension("pub").display().to_string();
-        let policy = at("policy.yaml").display().to_string();
+        let policy = policy_file.display().to_string();
         let admin = cluster.kubeconfig().display().to_string();
         for arguments in [
             &["trust", "key", "add", "ci", &public, "--environment", "staging"][..],
@@ -90,18 +93,15 @@ impl Door {
             fleet.operator().attest(arguments)?;
         }
         let client = cluster.client().await?;
-        let kubeconfig = at("spoke.kubeconfig");
         std::fs::write(&kubeconfig, spoke_kubeconfig(&cluster, &account_token(&client).await?))?;
-        let token = at("token");
         Ok(Some(Self { spoke: None, fleet, cluster, client, kubeconfig, token }))
     }
 
     fn spec(&self) -> anyhow::Result<Spec> {
         let log = self.fleet.directory().join("spoke.log");
-        let file = |path: &Path| path.display().to_string();
         Ok(Spec::new(program("attest-spoke")?, log)
-            .args(["--kubeconfig".to_owned(), file(&self.kubeconfig)])
-            .args(["--join-token-file".to_owned(), file(&self.token)])
+            .args(["--kubeconfig".to_owned(), self.kubeconfig.display().to_string()])
+            .args(["--join-token-file".to_owned(), self.token.display().to_string()])
             .args(["--hub".to_owned(), self.fleet.hub_address()])
             .args(["--listen-health", "127.0.0.1:0", "--listen-metrics", "127.0.0.1:0"]))
     }
@@ -113,7 +113,7 @@ impl Door {
     }
 
     async fn tokens(&self) -> anyhow::Result<BTreeSet<String>> {
-        until("the list of tokens", DIES_WITHIN, || async {
+        until("the list of tokens", EXITS_WITHIN, || async {
             let answer: Value = self.fleet.api().call("GET", "/v1/tokens", None).await?;
             let items = answer["items"].as_array().context("no items")?;
             Ok(Some(items.iter().map(|token| token["id"].to_string()).collect()))
@@ -128,43 +128,48 @@ impl Door {
         Ok(data.get("cluster-id").map(|id| String::from_utf8_lossy(&id.0).into_owned()))
     }
 
-    async fn hub_restarts(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
+    async fn restart_hub(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         self.fleet.hub().process().kill();
         self.fleet.hub().respawn(failpoint)?;
         self.fleet.hub().listens().await
     }
 
-    /// Registers the cluster with a new identity; whoever dies is started again. Returns how many died.
-    async fn register(&mut self, death: Option<(Who, &str)>) -> anyhow::Result<u32> {
-        let what = death.map_or("nothing", |(_, point)| point);
-        let former = self.registered().await?.map(|cluster| cluster["id"].to_string());
+    /// Registers the cluster with a new identity and restarts the process that exits. Returns the number
+    /// of exits.
+    async fn register(&mut self, exit: Option<(Exiting, &str)>) -> anyhow::Result<u32> {
+        let what = exit.map_or("nothing", |(_, point)| point);
+        let previous_id = self.registered().await?.map(|cluster| cluster["id"].to_string());
         self.spoke = None;
         let secrets = self.secrets();
         if secrets.get_opt("attest-identity").await?.is_some() {
             secrets.delete("attest-identity", &kube::api::DeleteParams::default()).await?;
         }
-        let point_of = |who| death.filter(|(dies, _)| *dies == who).map(|(_, point)| point);
-        self.hub_restarts(point_of(Who::Hub)).await?;
+        let (hub_failpoint, spoke_failpoint) = match exit {
+            Some((Exiting::Hub, point)) => (Some(point), None),
+            Some((Exiting::Spoke, point)) => (None, Some(point)),
+            None => (None, None),
+        };
+        self.restart_hub(hub_failpoint).await?;
         let before = self.tokens().await?;
         let accepts = !what.contains("accept");
-        let asked = json!({"cluster": "staging", "ttlSeconds": 600, "autoAccept": accepts, "replace": true});
+        let request = json!({"cluster": "staging", "ttlSeconds": 600, "autoAccept": accepts, "replace": true});
         let start = Instant::now();
-        let mut deaths = 0;
+        let mut exits = 0;
         let token: Value = loop {
-            match self.fleet.api().call("POST", "/v1/tokens", Some(&asked)).await {
+            match self.fleet.api().call("POST", "/v1/tokens", Some(&request)).await {
                 Ok(token) => break token,
                 Err(error) => {
-                    ensure!(start.elapsed() < DIES_WITHIN, error.context(what.to_owned()))
+                    ensure!(start.elapsed() < EXITS_WITHIN, error.context(what.to_owned()))
                 }
             }
             if self.fleet.hub().process().ended()?.is_some() {
-                deaths += 1;
+                exits += 1;
                 self.fleet.hub().restart().await?;
             }
             tokio::time::sleep(POLL_EVERY).await;
         };
         std::fs::write(&self.token, token["token"].as_str().context("no token")?)?;
-        let mut spoke = Process::spawn(self.spec()?.with_failpoint(point_of(Who::Spoke)))?;
+        let mut spoke = Process::spawn(self.spec()?.with_failpoint(spoke_failpoint))?;
         let start = Instant::now();
         loop {
             if start.elapsed() > CONVERGED_WITHIN {
@@ -174,26 +179,26 @@ impl Door {
             }
             tokio::time::sleep(POLL_EVERY).await;
             if self.fleet.hub().process().ended()?.is_some() {
-                deaths += 1;
+                exits += 1;
                 if what.starts_with("after") {
-                    // Both at once: neither remembers more than what is durable.
+                    // Both are killed: neither may remember more than what is durable.
                     spoke.kill();
                     spoke = spoke.respawn_with_failpoint(None)?;
                 }
                 self.fleet.hub().restart().await?;
             }
             if spoke.ended()?.is_some() {
-                deaths += 1;
+                exits += 1;
                 spoke = spoke.respawn_with_failpoint(None)?;
             }
             let Ok(Some(cluster)) = self.registered().await else { continue };
-            if Some(cluster["id"].to_string()) == former {
+            if Some(cluster["id"].to_string()) == previous_id {
                 continue;
             }
             if cluster["state"] == "Pending" {
-                let asked = json!({"fingerprint": cluster["fingerprint"]});
+                let request = json!({"fingerprint": cluster["fingerprint"]});
                 let accept = "/v1/clusters/staging/accept";
-                let _ = self.fleet.api().call::<Value>("POST", accept, Some(&asked)).await;
+                let _ = self.fleet.api().call::<Value>("POST", accept, Some(&request)).await;
             } else if cluster["connected"] == true {
                 let id = self.cluster_id().await?;
                 ensure!(cluster["id"].as_str() == id.as_deref(), "{what}: {cluster} is not {id:?}");
@@ -204,13 +209,13 @@ impl Door {
         let acknowledged = token["id"].to_string();
         ensure!(before.is_subset(&after) && after.contains(&acknowledged), "{what}: {after:?}");
         self.spoke = Some(spoke);
-        Ok(deaths)
+        Ok(exits)
     }
 
-    /// The operator's word on a registered cluster, and the hub dies over it.
-    async fn judge(&mut self, point: &str) -> anyhow::Result<()> {
-        self.hub_restarts(Some(point)).await?;
-        // By its id: those that were shut out before it keep the name.
+    /// Revokes, evicts or removes the registered cluster, with the hub exiting at `point`.
+    async fn decide(&mut self, point: &str) -> anyhow::Result<()> {
+        self.restart_hub(Some(point)).await?;
+        // By id: revoked clusters keep the name.
         let id = self.cluster_id().await?.context("no id")?;
         let base = format!("/v1/clusters/{id}");
         let (method, path, body) = if point.contains("revoke") {
@@ -222,14 +227,14 @@ impl Door {
         };
         let answer = self.fleet.api().call::<Value>(method, &path, body.as_ref()).await;
         ensure!(answer.is_err(), "{point}: {answer:?}");
-        self.hub_dies(point).await
+        self.await_hub_exit(point).await
     }
 
-    /// Waits until the hub has died by itself, and starts it again to live.
-    async fn hub_dies(&mut self, point: &str) -> anyhow::Result<()> {
+    /// Waits until the hub has exited, and starts it again without a failpoint.
+    async fn await_hub_exit(&mut self, point: &str) -> anyhow::Result<()> {
         let start = Instant::now();
         while self.fleet.hub().process().ended()?.is_none() {
-            ensure!(start.elapsed() < DIES_WITHIN, "the hub did not die at {point}");
+            ensure!(start.elapsed() < EXITS_WITHIN, "the hub did not exit at {point}");
             tokio::time::sleep(POLL_EVERY).await;
         }
         self.fleet.hub().restart().await
@@ -247,15 +252,12 @@ impl Door {
         Api::namespaced(self.client.clone(), "attest-system")
     }
 
-    /// A new certificate, asked for with the one that the cluster keeps.
+    /// Requests a new certificate with the one that the cluster keeps.
     async fn renew(&self) -> anyhow::Result<Bundle> {
         let data = self.secrets().get("attest-identity").await?.data.context("no data")?;
-        let text = |key: &str| -> anyhow::Result<String> {
-            Ok(String::from_utf8(data.get(key).with_context(|| key.to_owned())?.0.clone())?)
-        };
         let identity = Identity {
-            cluster: text("cluster-id")?.parse()?,
-            bundle: Bundle::from_pem(&text("tls.chain")?, &text("tls.key")?)?,
+            cluster: text(&data, "cluster-id")?.parse()?,
+            bundle: Bundle::from_pem(&text(&data, "tls.chain")?, &text(&data, "tls.key")?)?,
         };
         let policy = super::policies(&self.client).get("local").await?;
         let policy = serde_json::from_value(policy.data["spec"].clone())?;
@@ -266,42 +268,43 @@ impl Door {
             arrivals: None,
         };
         let mut session = Session::open(&simulator::endpoint()?, &identity, dial).await?;
-        tokio::time::timeout(DIES_WITHIN, session.renew()).await?
+        tokio::time::timeout(EXITS_WITHIN, session.renew()).await?
     }
 
-    /// The hub dies when it gives out a certificate, and when one is used for the first time.
+    /// The hub exits when it issues a certificate, and when one is used for the first time.
     async fn renewal(&mut self, point: &str) -> anyhow::Result<()> {
         self.spoke = None;
-        self.hub_restarts(Some(point)).await?;
-        let lost = self.renew();
-        let lost = tokio::time::timeout(LOST_WITHIN, lost).await;
-        ensure!(!matches!(lost, Ok(Ok(_))), "{point}: a certificate came before it was durable");
-        self.hub_dies(point).await?;
+        self.restart_hub(Some(point)).await?;
+        let interrupted = tokio::time::timeout(INTERRUPTED_WITHIN, self.renew()).await;
+        ensure!(
+            !matches!(interrupted, Ok(Ok(_))),
+            "{point}: a certificate was issued before it was durable"
+        );
+        self.await_hub_exit(point).await?;
         self.spoke = Some(Process::spawn(self.spec()?)?);
         self.is_connected("the certificate in use to be good").await?;
 
         self.spoke = None;
         let renewed = self.renew().await?;
-        let encoded = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
-        let patch = json!({"data": {
-            "tls.chain": encoded(&renewed.chain_pem()), "tls.key": encoded(&renewed.key_pem()),
+        let patch = json!({"stringData": {
+            "tls.chain": renewed.chain_pem(), "tls.key": renewed.key_pem().as_str(),
         }});
         let patch = Patch::Merge(patch);
         self.secrets().patch("attest-identity", &PatchParams::default(), &patch).await?;
-        self.hub_restarts(Some(point)).await?;
+        self.restart_hub(Some(point)).await?;
         self.spoke = Some(Process::spawn(self.spec()?)?);
-        self.hub_dies(point).await?;
+        self.await_hub_exit(point).await?;
         self.is_connected("the renewed certificate to be good").await
     }
 
-    /// The spoke dies at a point of its own, and is started again: it must be let in as it was.
-    async fn spoke_dies_at(&mut self, point: &str) -> anyhow::Result<()> {
+    /// The spoke exits at `point` and is started again; it must be accepted with the same identity.
+    async fn spoke_exits_at(&mut self, point: &str) -> anyhow::Result<()> {
         let id = self.cluster_id().await?;
         self.spoke = None;
         let mut spoke = Process::spawn(self.spec()?.with_failpoint(Some(point)))?;
         let start = Instant::now();
         while spoke.ended()?.is_none() {
-            if start.elapsed() > DIES_WITHIN {
+            if start.elapsed() > EXITS_WITHIN {
                 bail!("the spoke did not die at {point}\n{}", last_lines(&spoke.output()));
             }
             tokio::time::sleep(POLL_EVERY).await;
@@ -320,16 +323,16 @@ impl Door {
         let text = spoke_kubeconfig(&self.cluster, &stale);
         std::fs::write(&self.kubeconfig, text)?;
 
-        self.spoke_dies_at(point).await?;
+        self.spoke_exits_at(point).await?;
 
-        until("the file to hold a fresh token", DIES_WITHIN, || async {
+        until("the file to hold a fresh token", EXITS_WITHIN, || async {
             let text = std::fs::read_to_string(&self.kubeconfig)?;
             Ok((!text.contains(&stale)).then_some(()))
         })
         .await
     }
 
-    /// The spoke stores a renewed certificate: the one it has is nearly over, and the hub knows it.
+    /// The spoke stores a renewed certificate: its own is about to expire, and the hub knows that.
     async fn renewed_certificate(&mut self, point: &str) -> anyhow::Result<()> {
         let id = self.cluster_id().await?.context("no id")?;
         self.spoke = None;
@@ -347,15 +350,15 @@ impl Door {
         drop(store);
         self.fleet.hub().restart().await?;
 
-        self.spoke_dies_at(point).await
+        self.spoke_exits_at(point).await
     }
 
-    /// The spoke's certificate has expired, and it is given another token.
+    /// The spoke's certificate has expired, and it gets another token.
     async fn second_join(&mut self, point: &str) -> anyhow::Result<()> {
         self.spoke = None;
         let home = self.fleet.hub().home().to_owned();
         let ended = certify(&self.client, &home, Duration::from_secs(1)).await?;
-        until("the certificate to end", DIES_WITHIN, || async {
+        until("the certificate to end", EXITS_WITHIN, || async {
             Ok((ended.not_after <= SystemTime::now()).then_some(()))
         })
         .await?;
@@ -368,8 +371,15 @@ impl Door {
         })
         .await?;
 
-        self.spoke_dies_at(point).await
+        self.spoke_exits_at(point).await
     }
+}
+
+fn text(
+    data: &std::collections::BTreeMap<String, ByteString>,
+    key: &str,
+) -> anyhow::Result<String> {
+    Ok(String::from_utf8(data.get(key).with_context(|| key.to_owned())?.0.clone())?)
 }
 
 async fn account_token(client: &Client) -> anyhow::Result<String> {
@@ -382,7 +392,7 @@ async fn account_token(client: &Client) -> anyhow::Result<String> {
     made.status.and_then(|status| status.token).context("no token")
 }
 
-/// A kubeconfig with a token of the spoke's account, as an installer would give it.
+/// Creates a kubeconfig with a token of the spoke's account, as an installer would.
 fn spoke_kubeconfig(cluster: &Cluster, token: &str) -> String {
     let authority = data_encoding::BASE64.encode(cluster.authority_pem().as_bytes());
     let config = json!({
@@ -397,41 +407,41 @@ fn spoke_kubeconfig(cluster: &Cluster, token: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_registration_survives_a_death_at_every_durable_write() -> anyhow::Result<()> {
-    let Some(mut door) = Door::set().await? else { return Ok(()) };
+async fn a_registration_survives_an_exit_at_every_durable_write() -> anyhow::Result<()> {
+    let Some(mut registration) = Registration::set().await? else { return Ok(()) };
     for (who, point) in JOIN_WRITES {
-        let deaths = door.register(Some((who, point))).await?;
-        ensure!(deaths == 1, "{deaths} died at {point}");
+        let exits = registration.register(Some((who, point))).await?;
+        ensure!(exits == 1, "{exits} died at {point}");
     }
     for what in ["revoke", "evict", "remove"] {
-        // Not durable, not answered: the cluster stays in the fleet.
-        door.judge(&format!("before-{what}-commit")).await?;
-        let state = door.registered().await?.map(|cluster| cluster["state"].clone());
+        // Not durable and not acknowledged: the cluster stays in the fleet.
+        registration.decide(&format!("before-{what}-commit")).await?;
+        let state = registration.registered().await?.map(|cluster| cluster["state"].clone());
         ensure!(state == Some(json!("Accepted")), "{what}: {state:?}");
     }
-    door.is_connected("the spoke to be connected again").await?;
+    registration.is_connected("the spoke to be connected again").await?;
     for (what, state) in [("revoke", "Revoked"), ("evict", "Evicted"), ("remove", "")] {
-        door.judge(&format!("after-{what}-commit")).await?;
-        let answer: Value = door.fleet.api().call("GET", "/v1/clusters", None).await?;
-        let id = door.cluster_id().await?.context("no id")?;
+        registration.decide(&format!("after-{what}-commit")).await?;
+        let answer: Value = registration.fleet.api().call("GET", "/v1/clusters", None).await?;
+        let id = registration.cluster_id().await?.context("no id")?;
         let mine = answer["items"].as_array().context("items")?.iter().find(|c| c["id"] == *id);
         ensure!(
             mine.map_or("", |c| c["state"].as_str().unwrap_or_default()) == state,
             "{what}: {mine:?}"
         );
         ensure!(mine.is_none_or(|c| c["connected"] == false), "{what}: {mine:?}");
-        door.register(None).await?;
+        registration.register(None).await?;
     }
     for point in ["before-certificate-commit", "after-certificate-commit"] {
-        door.renewal(point).await?;
+        registration.renewal(point).await?;
     }
     for point in ["before-certificate-write", "after-certificate-write"] {
-        door.renewed_certificate(point).await?;
-        door.second_join(point).await?;
+        registration.renewed_certificate(point).await?;
+        registration.second_join(point).await?;
     }
     for point in ["before-token-write", "after-token-write"] {
-        door.account_token(point).await?;
+        registration.account_token(point).await?;
     }
-    door.cluster.audit().check_spoke_requests()?;
+    registration.cluster.audit().check_spoke_requests()?;
     Ok(())
 }
