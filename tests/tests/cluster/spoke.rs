@@ -1,5 +1,5 @@
-//! One spoke on a real API server, driven by a hub that sends what the test says: what it writes, what it
-//! does not write, what it puts back, takes away and refuses, and what it knows after being killed.
+//! One spoke on a real API server, driven by a hub under the test's control: its writes, reverts,
+//! deletions and refusals, and its state after a kill.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,18 +30,18 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
-/// Long enough for a second write to show, should there be one.
+/// Long enough to observe a second write, if there is one.
 const SETTLE: Duration = Duration::from_millis(700);
-/// The pace of admissions, as the spoke has it.
+/// The spoke's rate limit of admissions.
 const ADMISSIONS_AT_ONCE_MAX: u32 = 10;
 const ADMISSION_EVERY: Duration = Duration::from_secs(3);
-/// What a Deployment that never gets ready is given; longer than one that does takes.
+/// Deadline of a Deployment that never becomes ready; longer than a healthy one takes.
 const PROGRESS_DEADLINE_S: u64 = 5;
-/// How soon an edit is undone whatever other applications do: far less than their requests hang.
-const UNDONE_WITHIN: Duration = Duration::from_secs(5);
-/// How long a request hangs for which nobody answers.
+/// Time limit for reverting an edit while another application hangs: much less than its requests take.
+const REVERTED_WITHIN: Duration = Duration::from_secs(5);
+/// Duration of a request that is never answered.
 const HANGING_WITHIN: Duration = Duration::from_secs(25);
-/// Requests of one worker at a time, as the spoke has it, and more objects than that.
+/// The spoke's limit of concurrent requests per worker, and more objects than that.
 const REQUESTS_AT_ONCE: usize = 8;
 const REQUESTS_OF_ONE: usize = 20;
 const OTHER: &str = "other";
@@ -50,11 +50,11 @@ const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
 const POD: &str = "attest-system/attest-spoke";
 
-/// A cluster whose spoke listens to a hub that the test speaks for.
+/// A cluster whose spoke is connected to a hub under the test's control.
 struct Stage {
     fleet: RealFleet,
     hub: Option<CompromisedHub>,
-    carried: PublishedRelease,
+    published: PublishedRelease,
     ci: PrivateKey,
     sequence: u64,
     /// The sample's own objects; tests add theirs.
@@ -71,7 +71,8 @@ impl Stage {
         let started = RealFleet::start_with(&clusters, agents, &mut |_| {}).await?;
         let Some(mut fleet) = started else { return Ok(None) };
         fleet.write_sample()?;
-        // The sample is rendered for production too, and `attest run --verify` knows keys by environment.
+        // The sample is also rendered for production, and `attest run --verify` knows keys by
+        // environment.
         let public = fleet.key().with_extension("pub").display().to_string();
         let add = ["trust", "key", "add", "ci-too", &public, "--environment", "production"];
         fleet.operator().attest(&add)?;
@@ -81,10 +82,10 @@ impl Stage {
         fleet.hub().process().kill();
         let hub = CompromisedHub::take_over(&home, address).await?;
         hub.connected(CLUSTER).await?;
-        let carried = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
+        let published = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
         let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
-        let base = objects(&carried.content(CLUSTER)?)?;
-        Ok(Some(Self { fleet, hub: Some(hub), carried, ci, sequence: 0, base }))
+        let base = objects(&published.content(CLUSTER)?)?;
+        Ok(Some(Self { fleet, hub: Some(hub), published, ci, sequence: 0, base }))
     }
 
     fn site(&self) -> anyhow::Result<&RealSite> {
@@ -100,42 +101,42 @@ impl Stage {
     }
 
     async fn peer(&self) -> anyhow::Result<Peer> {
-        self.hub.as_ref().context("the hub is gone")?.connected(CLUSTER).await
+        self.hub.as_ref().context("the hub is stopped")?.connected(CLUSTER).await
     }
 
-    /// The sample and `more`, signed by CI as the next release, ready to be sent or bent first.
+    /// The sample and `more`, signed by CI as the next release, ready to send or to change first.
     async fn delivery(&mut self, more: &[Value]) -> anyhow::Result<Delivery> {
         let all = self.base.iter().chain(more).cloned().collect();
         let content = attest_common::documents::manifest::write(all)?;
-        let how = ResignOptions { key: &self.ci, render: CLUSTER, content: Some(content) };
-        let (again, content) = self.carried.sign_again(how, |_| {})?;
+        let options = ResignOptions { key: &self.ci, render: CLUSTER, content: Some(content) };
+        let (again, content) = self.published.sign_again(options, |_| {})?;
         self.sequence += 1;
         let peer = self.peer().await?;
         let mut delivery = again.delivery_of(&peer, CLUSTER, NAMESPACE, content)?;
         delivery.directive.sequence = self.sequence;
-        self.carried = again;
+        self.published = again;
         Ok(delivery)
     }
 
-    /// The same as another application in a namespace of its own, ordered for the first time.
+    /// The same as another application in its own namespace, with a first directive.
     async fn delivery_of_another(&self, more: &[Value]) -> anyhow::Result<Delivery> {
         let all = self.base.iter().chain(more).cloned().collect();
         let content = Some(attest_common::documents::manifest::write(all)?);
         let name = OTHER.parse()?;
-        let how = ResignOptions { key: &self.ci, render: CLUSTER, content };
+        let options = ResignOptions { key: &self.ci, render: CLUSTER, content };
         let (again, content) =
-            self.carried.sign_again(how, |release| release.application = name)?;
+            self.published.sign_again(options, |release| release.application = name)?;
         again.delivery_of(&self.peer().await?, CLUSTER, OTHER_NAMESPACE, content)
     }
 
     async fn send(&self, delivery: &Delivery) -> anyhow::Result<()> {
         let peer = self.peer().await?;
-        self.hub.as_ref().context("the hub is gone")?.push(&peer, delivery).await
+        self.hub.as_ref().context("the hub is stopped")?.push(&peer, delivery).await
     }
 
     /// Waits for a report about the newest directive.
     async fn reported(&self, wanted: impl Fn(&Report) -> bool) -> anyhow::Result<Report> {
-        let (hub, peer) = (self.hub.as_ref().context("the hub is gone")?, self.peer().await?);
+        let (hub, peer) = (self.hub.as_ref().context("the hub is stopped")?, self.peer().await?);
         let sequence = self.sequence;
         let mine = |r: &Report| r.application.as_str() == "web-app" && r.sequence == Some(sequence);
         let report = hub.report(&peer, |r| mine(r) && wanted(r)).await;
@@ -146,7 +147,7 @@ impl Stage {
         report
     }
 
-    /// Sends and waits until everything is as signed.
+    /// Sends a delivery and waits until everything is as signed.
     async fn synced(&mut self, more: &[Value]) -> anyhow::Result<Report> {
         let delivery = self.delivery(more).await?;
         self.send(&delivery).await?;
@@ -158,8 +159,7 @@ impl Stage {
         Ok(site.spoke.as_ref().map_or_else(|| site.fakelet.output(POD), Process::output))
     }
 
-    /// Starts the spoke outside the cluster anew, dying at `failpoint` if one is named, and waits
-    /// until it has greeted the hub.
+    /// Starts the spoke outside the cluster, with a failpoint if one is given, and waits for its Hello.
     async fn start_external(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
         let before = self.peer().await?.hello.nonce;
         let config = self.fleet.operator().config();
@@ -176,10 +176,10 @@ impl Stage {
             spec = spec.env("ATTEST_FAILPOINTS_ENABLED", "1").env("ATTEST_FAILPOINT", name);
         }
         let site = self.fleet.sites_mut().first_mut().context("no site")?;
-        // Dropped first: two spokes of one cluster would overtake each other.
+        // Dropped first: two spokes of one cluster would supersede each other.
         site.spoke = None;
         site.spoke = Some(Process::spawn(spec)?);
-        until("the spoke to greet", WITHIN, || async {
+        until("the spoke to send its Hello", WITHIN, || async {
             Ok((self.peer().await?.hello.nonce != before).then_some(()))
         })
         .await
@@ -189,21 +189,21 @@ impl Stage {
         Ok(self.site()?.cluster.audit().mark())
     }
 
-    /// What the spoke asked the API server for since then, but for its watches, its lease and its own
-    /// Secrets: `verb name`, or `verb resource` where no object is named.
+    /// Requests of the spoke to the API server since a mark, without its watches, its lease and its own
+    /// Secrets: `verb name`, or `verb resource` without an object.
     fn requests(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
         let events = self.events(mark)?.into_iter();
-        let said = events.filter(|event| event.verb != "watch").map(|event| {
+        let requests = events.filter(|event| event.verb != "watch").map(|event| {
             let object = event.object();
             let verb = if event.is_dry_run() { "try" } else { event.verb.as_str() };
             let what = [object.name, object.resource, event.request_uri];
             let what = what.into_iter().find(|word| !word.is_empty()).unwrap_or_default();
             format!("{verb} {what}")
         });
-        Ok(said.collect())
+        Ok(requests.collect())
     }
 
-    /// Writes of application objects since then, without dry runs: `verb name`.
+    /// Writes of application objects since a mark, without dry runs: `verb name`.
     fn writes(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
         let events = self.events(mark)?.into_iter().filter(|event| {
             let closed = event.object().namespace.starts_with("attest-");
@@ -214,16 +214,16 @@ impl Stage {
 
     fn events(&self, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
         let events = self.site()?.cluster.audit().since(mark)?.into_iter();
-        let ours = events.filter(|event| {
+        let of_applications = events.filter(|event| {
             let object = event.object();
             event.is_of_spoke()
                 && object.namespace != "attest-system"
                 && object.resource != "leases"
         });
-        Ok(ours.collect())
+        Ok(of_applications.collect())
     }
 
-    /// Waits for the first write after `mark`, then a little longer, and returns them all.
+    /// Waits for the first write after `mark`, then a little longer, and returns all of them.
     async fn writes_after(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
         until("a write", WITHIN, || async { Ok((!self.writes(mark)?.is_empty()).then_some(())) })
             .await?;
@@ -231,41 +231,49 @@ impl Stage {
         self.writes(mark)
     }
 
-    /// As [`Self::writes_after`], with everything else that was asked for.
+    /// Like [`Self::writes_after`], with all other requests.
     async fn requests_after(&self, mark: Mark) -> anyhow::Result<Vec<String>> {
         self.writes_after(mark).await?;
         self.requests(mark)
     }
 
-    fn record(&self) -> anyhow::Result<Option<Record>> {
+    /// Output of `attest spoke status`.
+    fn status(&self) -> anyhow::Result<Value> {
         let kubeconfig = self.site()?.cluster.kubeconfig().display().to_string();
-        let operator = self.fleet.operator();
-        let status = operator.json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
-        let all: Vec<Record> = serde_json::from_value(status["destinations"].clone())?;
+        self.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])
+    }
+
+    fn record(&self) -> anyhow::Result<Option<Record>> {
+        let all: Vec<Record> = serde_json::from_value(self.status()?["destinations"].clone())?;
         Ok(all.into_iter().find(|record| record.application.as_str() == "web-app"))
     }
 
-    /// Kills the spoke and waits until it runs again and, where there is a hub, has greeted it: a push
+    fn is_in_inventory(&self, name: &str) -> anyhow::Result<bool> {
+        let record = self.record()?.context("no record")?;
+        Ok(record.inventory.iter().any(|object| object.key.name == name))
+    }
+
+    /// Kills the spoke and waits until it runs again and, if there is a hub, has sent its Hello: a push
     /// to the dead session would be lost.
     async fn kill_spoke(&self) -> anyhow::Result<()> {
         let before = self.fleet.spoke_process(CLUSTER);
-        let greeted = match &self.hub {
+        let nonce = match &self.hub {
             Some(_) => Some(self.peer().await?.hello.nonce),
             None => None,
         };
         ensure!(self.site()?.fakelet.signal(POD, Signal::KILL) == 1, "no spoke to kill");
-        until("the spoke to be started again", WITHIN, || async {
+        until("the spoke to be restarted", WITHIN, || async {
             let now = self.fleet.spoke_process(CLUSTER);
             Ok(now.filter(|id| Some(*id) != before))
         })
         .await?;
-        if let Some(nonce) = greeted {
-            self.greets_anew(&nonce).await?;
+        if let Some(nonce) = nonce {
+            self.await_another_hello(&nonce).await?;
         }
         Ok(())
     }
 
-    /// Sets how many pods the spoke's Deployment has.
+    /// Sets the number of replicas of the spoke's Deployment.
     async fn replicas(&self, count: u32) -> anyhow::Result<()> {
         let deployments: Api<k8s_openapi::api::apps::v1::Deployment> =
             Api::namespaced(self.client().await?, "attest-system");
@@ -274,9 +282,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until the spoke has greeted the hub once more than at `nonce`.
-    async fn greets_anew(&self, nonce: &[u8]) -> anyhow::Result<()> {
-        until("the spoke to greet the hub again", WITHIN, || async {
+    /// Waits for another Hello of the spoke than that with `nonce`.
+    async fn await_another_hello(&self, nonce: &[u8]) -> anyhow::Result<()> {
+        until("the spoke to send another Hello", WITHIN, || async {
             Ok((self.peer().await?.hello.nonce != nonce).then_some(()))
         })
         .await
@@ -287,11 +295,11 @@ impl Stage {
         Ok(found.and_then(|config| config.data?.get("key").cloned()))
     }
 
-    /// Edits a field of ours a few times.
-    async fn edits_are_undone_at_once(&self) -> anyhow::Result<()> {
+    /// Edits a managed field several times.
+    async fn check_that_edits_are_reverted(&self) -> anyhow::Result<()> {
         for name in ["config-0", "config-1", "config-0"] {
             self.edit(name).await?;
-            until("the edit to be undone at once", UNDONE_WITHIN, || async {
+            until("the edit to be reverted", REVERTED_WITHIN, || async {
                 Ok((self.value(name).await?.as_deref() == Some("signed")).then_some(()))
             })
             .await?;
@@ -308,9 +316,17 @@ impl Stage {
     }
 }
 
+fn is_refused_as(report: &Report, reason: &str) -> bool {
+    report.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+}
+
 fn objects(content: &[u8]) -> anyhow::Result<Vec<Value>> {
     let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     Ok(lines.map(serde_json::from_slice).collect::<Result<_, _>>()?)
+}
+
+fn records_of(kind: &str) -> ListParams {
+    ListParams::default().labels(&format!("attest.continuu.ms/record={kind}"))
 }
 
 fn config(name: &str, value: &str) -> Value {
@@ -328,8 +344,8 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(12)).await?;
 
-    // One object of many changes: one dry run, one write, of exactly what was signed, and nobody asks
-    // about the others. The API server reads YAML, which would fold some of these characters.
+    // One object of a large rendering: one dry run and one write of exactly the signed content, and no
+    // request for the others. The API server reads YAML, which would fold some of these characters.
     let changed = "changed \u{85}  to \u{2028} \u{2029} \u{7f}\u{9f}\u{feff} ä \u{1f600}";
     let mut more = configs(12);
     more[3] = config("config-3", changed);
@@ -338,25 +354,25 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     assert_eq!(stage.value("config-3").await?.as_deref(), Some(changed));
     assert_eq!(stage.requests_after(mark).await?, ["try config-3", "patch config-3"]);
 
-    // The same again as a new release: no request at all.
+    // The same content as a new release: no request at all.
     let mark = stage.mark()?;
     stage.synced(&more).await?;
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.requests(mark)?, [""; 0]);
 
-    // Somebody edits a field of ours: one write, at once, and no other request on the way.
+    // An edit of a managed field: one write, immediately, without any other request.
     let mark = stage.mark()?;
     stage.edit("config-5").await?;
     assert_eq!(stage.requests_after(mark).await?, ["patch config-5"]);
     assert_eq!(stage.value("config-5").await?.as_deref(), Some("signed"));
 
-    // Somebody deletes an object: one write.
+    // A deleted object: one write.
     let mark = stage.mark()?;
     stage.configs().await?.delete("config-6", &DeleteParams::default()).await?;
     assert_eq!(stage.requests_after(mark).await?, ["patch config-6"]);
     assert_eq!(stage.value("config-6").await?.as_deref(), Some("signed"));
 
-    // Somebody adds what is not ours: nothing.
+    // An added field that is not managed: nothing.
     let mark = stage.mark()?;
     let label = Patch::Merge(json!({"metadata": {"labels": {"team": "shop"}}}));
     stage.configs().await?.patch("config-7", &PatchParams::default(), &label).await?;
@@ -368,7 +384,7 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     tokio::time::sleep(SETTLE).await;
     assert_eq!(stage.requests(mark)?, [""; 0]);
 
-    // Killed, with the hub gone: nothing is written until something is wrong again.
+    // Killed, with the hub down: nothing is written until something differs again.
     stage.hub = None;
     let mark = stage.mark()?;
     stage.kill_spoke().await?;
@@ -377,7 +393,7 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     let mark = stage.mark()?;
     stage.configs().await?.delete("config-9", &DeleteParams::default()).await?;
     assert_eq!(stage.requests_after(mark).await?, ["patch config-9"]);
-    until("the object that came back to be recorded", WITHIN, || async {
+    until("the restored object to be recorded", WITHIN, || async {
         let live = stage.configs().await?.get("config-9").await?.metadata.uid;
         let record = stage.record()?.context("no record")?;
         let mut mine = record.inventory.iter().filter(|owned| owned.key.name == "config-9");
@@ -385,10 +401,10 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     })
     .await?;
 
-    // What happened while no spoke was there is seen when it is back.
+    // A restarted spoke detects what happened while none was running.
     let mark = stage.mark()?;
     stage.replicas(0).await?;
-    until("the spoke to be gone", WITHIN, || async {
+    until("the spoke to be stopped", WITHIN, || async {
         Ok(stage.fleet.spoke_process(CLUSTER).is_none().then_some(()))
     })
     .await?;
@@ -396,7 +412,7 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
     stage.configs().await?.delete("config-2", &DeleteParams::default()).await?;
     assert_eq!(stage.writes(mark)?, [""; 0]);
     stage.replicas(1).await?;
-    until("both to be put back", WITHIN, || async {
+    until("both to be restored", WITHIN, || async {
         let edited = stage.value("config-1").await?.as_deref() == Some("signed");
         Ok((edited && stage.value("config-2").await?.is_some()).then_some(()))
     })
@@ -410,18 +426,18 @@ async fn an_object_is_written_when_it_changes_and_at_no_other_time() -> anyhow::
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_longer_rendered_goes_but_never_most_of_it_at_once() -> anyhow::Result<()> {
+async fn unrendered_objects_are_pruned_but_never_most_of_them_together() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(14)).await?;
 
     stage.synced(&configs(12)).await?;
     until("two objects to be deleted", WITHIN, || async {
-        let gone = stage.value("config-12").await?.is_none();
-        Ok((gone && stage.value("config-13").await?.is_none()).then_some(()))
+        let is_deleted = stage.value("config-12").await?.is_none();
+        Ok((is_deleted && stage.value("config-13").await?.is_none()).then_some(()))
     })
     .await?;
     assert!(stage.value("config-11").await?.is_some());
-    until("the inventory to say so", WITHIN, || async {
+    until("the inventory to follow", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
         let names: Vec<&str> = record.inventory.iter().map(|o| o.key.name.as_str()).collect();
         Ok((!names.contains(&"config-12") && names.contains(&"config-11")).then_some(()))
@@ -436,42 +452,41 @@ async fn what_is_no_longer_rendered_goes_but_never_most_of_it_at_once() -> anyho
     assert!(stage.value("config-11").await?.is_some());
     assert_eq!(stage.writes(mark)?, [""; 0]);
 
-    // Ordered away, which staging's policy leaves to the hub: all of it goes, the tombstone stays.
+    // Removed by a directive, which staging's policy allows: all objects are deleted, the tombstone
+    // stays.
     let mut removal = stage.delivery(&[]).await?;
     removal.directive.operation = Operation::Remove;
     stage.send(&removal).await?;
     stage.reported(|report| report.phase == Phase::Removed).await?;
-    until("the objects to be gone", WITHIN, || async {
+    until("the objects to be deleted", WITHIN, || async {
         Ok(stage.value("config-11").await?.is_none().then_some(()))
     })
     .await?;
-    let record = stage.record()?.context("the tombstone is gone")?;
+    let record = stage.record()?.context("the tombstone is missing")?;
     assert!(record.removed && record.held.is_none() && record.inventory.is_empty());
-    let floor = record.floor.context("the floor is gone")?;
+    let floor = record.floor.context("the floor is missing")?;
     assert!(record.binding.is_some());
 
-    // It may come back, but not older.
-    let newest = stage.carried.clone();
-    stage.carried.document.counter = floor.counter - 2;
+    // It may be deployed again, but not an older release.
+    let newest = stage.published.clone();
+    stage.published.document.counter = floor.counter - 2;
     let older = stage.delivery(&configs(1)).await?;
     stage.send(&older).await?;
-    let refused = |reason: &'static str| {
-        move |r: &Report| r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
-    };
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    hub.report(&peer, refused("CounterRegressed")).await?;
-    stage.carried = newest;
+    hub.report(&peer, |report| is_refused_as(report, "CounterRegressed")).await?;
+    stage.published = newest;
     stage.synced(&configs(1)).await?;
     stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyhow::Result<()> {
+async fn objects_of_other_owners_are_not_adopted_and_one_bad_object_blocks_no_other()
+-> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
 
-    // The plan names an object that somebody else made: refused as a whole, nothing written.
+    // The plan names an object of another owner: refused as a whole, nothing written.
     let theirs: ConfigMap = serde_json::from_value(config("theirs", "theirs"))?;
     let parameters = PostParams { field_manager: Some("hand".to_owned()), ..Default::default() };
     stage.configs().await?.create(&parameters, &theirs).await?;
@@ -489,13 +504,13 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
         refusal.message
     );
     assert_eq!(
-        report.running.context("what ran is forgotten")?.counter + 1,
-        stage.carried.document.counter
+        report.running.context("the running release is missing")?.counter + 1,
+        stage.published.document.counter
     );
     assert_eq!(stage.writes(mark)?, [""; 0]);
     assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
 
-    // Where nothing ran before, neither account nor bindings stay for it; the namespace does.
+    // Without an earlier deployment neither account nor bindings stay; the namespace does.
     let client = stage.client().await?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let namespace =
@@ -506,13 +521,12 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     let delivery = stage.delivery_of_another(&[config("theirs", "ours")]).await?;
     stage.send(&delivery).await?;
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    let is_refused = |r: &Report| r.application.as_str() == OTHER && r.phase == Phase::Refused;
-    hub.report(&peer, is_refused).await?;
+    hub.report(&peer, |r| r.application.as_str() == OTHER && r.phase == Phase::Refused).await?;
     let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), OTHER_NAMESPACE);
     let accounts: Api<ServiceAccount> = Api::namespaced(client, "attest-applications");
-    until("the rights to be taken back", WITHIN, || async {
-        let mut made = accounts.list_metadata(&ListParams::default()).await?.items.into_iter();
-        let has_account = made.any(|account| {
+    until("the rights to be removed", WITHIN, || async {
+        let mut existing = accounts.list_metadata(&ListParams::default()).await?.items.into_iter();
+        let has_account = existing.any(|account| {
             let mut annotations = account.metadata.annotations.into_iter().flatten();
             annotations.any(|(_, value)| value == OTHER_NAMESPACE)
         });
@@ -522,9 +536,9 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     .await?;
     assert!(others.get_opt("theirs").await?.is_some());
 
-    // What ran before is still kept, also by a spoke that has to read it all back.
+    // The running release is kept, also by a spoke that must read it all back.
     stage.edit("config-1").await?;
-    until("the edit to be undone", WITHIN, || async {
+    until("the edit to be reverted", WITHIN, || async {
         Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
@@ -532,20 +546,23 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
     let next = hub.report(&peer, |r| r.application.as_str() == "web-app").await?;
     assert_eq!(
-        next.running.context("the first report after the restart forgets what runs")?.counter + 1,
-        stage.carried.document.counter
+        next.running
+            .context("the first report after the restart lacks the running release")?
+            .counter
+            + 1,
+        stage.published.document.counter
     );
     stage.edit("config-0").await?;
-    until("the edit to be undone after a restart", WITHIN, || async {
+    until("the edit to be reverted after a restart", WITHIN, || async {
         Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
 
-    // With the very values that are there it is met, and released when it is no longer rendered.
+    // With identical values it counts as pre-existing, and is released when it is no longer rendered.
     more.pop();
     more.push(config("theirs", "theirs"));
     stage.synced(&more).await?;
-    until("the record to say that it was met", WITHIN, || async {
+    until("the record to mark it as pre-existing", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
         Ok(record.inventory.iter().any(|o| o.key.name == "theirs" && o.met).then_some(()))
     })
@@ -559,7 +576,7 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     .await?;
     assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
 
-    // One object that the API server will not have: the others are applied all the same.
+    // One object that the API server rejects: all others are applied.
     let mut bad = configs(4);
     bad.push(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad"},
@@ -572,7 +589,7 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
     until("the good object", WITHIN, || async { stage.value("config-3").await }).await?;
     stage.synced(&configs(4)).await?;
 
-    // Without self-heal drift is told and left alone.
+    // Without self-heal, drift is reported and not reverted.
     let mut delivery = stage.delivery(&configs(4)).await?;
     delivery.plan.sync.self_heal = false;
     stage.send(&delivery).await?;
@@ -588,30 +605,30 @@ async fn what_others_made_is_not_taken_and_one_bad_object_stops_nobody() -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goes_like_our_own()
+async fn existing_objects_are_adopted_if_plan_and_policy_allow_it_and_then_deleted_like_others()
 -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(1)).await?;
     let theirs: ConfigMap = serde_json::from_value(config("theirs", "theirs"))?;
     let parameters = PostParams { field_manager: Some("hand".to_owned()), ..Default::default() };
-    let made = stage.configs().await?.create(&parameters, &theirs).await?;
+    let existing = stage.configs().await?.create(&parameters, &theirs).await?;
     let mut more = configs(1);
     more.push(config("theirs", "ours"));
 
     // Either alone is not enough.
-    for (plan_asks, policy_allows) in [(true, false), (false, true)] {
+    for (plan_requests, policy_allows) in [(true, false), (false, true)] {
         if policy_allows {
             let nonce = stage.peer().await?.hello.nonce;
             stage.site()?.set_adopt(true).await?;
-            stage.greets_anew(&nonce).await?;
+            stage.await_another_hello(&nonce).await?;
         }
         let mut delivery = stage.delivery(&more).await?;
-        delivery.plan.sync.adopt = plan_asks;
+        delivery.plan.sync.adopt = plan_requests;
         let mark = stage.mark()?;
         stage.send(&delivery).await?;
         let report = stage.reported(|report| report.phase == Phase::Refused).await?;
         let refusal = report.refusal.context("no refusal")?;
-        assert_eq!(refusal.reason, "FieldConflict", "{plan_asks} {policy_allows}");
+        assert_eq!(refusal.reason, "FieldConflict", "{plan_requests} {policy_allows}");
         assert!(refusal.message.contains("hand"), "{}", refusal.message);
         assert_eq!(stage.writes(mark)?, [""; 0]);
         assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
@@ -622,18 +639,18 @@ async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goe
     stage.send(&delivery).await?;
     stage.reported(|report| report.phase == Phase::Synced).await?;
 
-    // It is the object that was there, with our value, ours to heal and to delete.
+    // The existing object with the signed value, managed and deletable.
     let live = stage.configs().await?.get("theirs").await?;
-    assert_eq!(live.metadata.uid, made.metadata.uid);
+    assert_eq!(live.metadata.uid, existing.metadata.uid);
     assert_eq!(stage.value("theirs").await?.as_deref(), Some("ours"));
-    until("it to be in the inventory as ours", WITHIN, || async {
+    until("it to be in the inventory as managed", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
         let mut mine = record.inventory.iter().filter(|owned| owned.key.name == "theirs");
         Ok(mine.next().filter(|owned| !owned.met && owned.uid == live.metadata.uid).map(|_| ()))
     })
     .await?;
     stage.edit("theirs").await?;
-    until("the edit to be undone", WITHIN, || async {
+    until("the edit to be reverted", WITHIN, || async {
         Ok((stage.value("theirs").await?.as_deref() == Some("ours")).then_some(()))
     })
     .await?;
@@ -647,8 +664,7 @@ async fn what_others_made_is_taken_over_when_plan_and_policy_both_say_so_and_goe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_application_that_hangs_or_fails_in_every_request_keeps_no_other_from_its_own()
--> anyhow::Result<()> {
+async fn an_application_whose_requests_hang_or_fail_does_not_block_another() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
     let namespaces: Api<Namespace> = Api::all(stage.client().await?);
@@ -656,28 +672,27 @@ async fn an_application_that_hangs_or_fails_in_every_request_keeps_no_other_from
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHER_NAMESPACE}});
     namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
     let others: Api<ConfigMap> = Api::namespaced(stage.client().await?, OTHER_NAMESPACE);
-    let webhook = Webhook::put(&stage.client().await?, &others).await?;
+    let webhook = Webhook::install(&stage.client().await?, &others).await?;
 
-    // More requests than a worker makes at a time, and none of them is answered.
+    // More requests than a worker makes concurrently, none of them answered.
     let delivery = stage.delivery_of_another(&configs(REQUESTS_OF_ONE)).await?;
-    let before = webhook.asked();
+    let before = webhook.calls();
     stage.send(&delivery).await?;
     until("the other application to hang", WITHIN, || async {
-        Ok((webhook.asked() >= before + REQUESTS_AT_ONCE).then_some(()))
+        Ok((webhook.calls() >= before + REQUESTS_AT_ONCE).then_some(()))
     })
     .await?;
-    stage.edits_are_undone_at_once().await?;
-    let begun = Instant::now();
+    stage.check_that_edits_are_reverted().await?;
+    let started = Instant::now();
     stage.synced(&configs(3)).await?;
-    assert!(begun.elapsed() < HANGING_WITHIN, "{:?}", begun.elapsed());
-    stage.edits_are_undone_at_once().await?;
+    assert!(started.elapsed() < HANGING_WITHIN, "{:?}", started.elapsed());
+    stage.check_that_edits_are_reverted().await?;
 
-    // Now they are answered at once, with an error, and asked again.
+    // Now they fail immediately and are retried.
     webhook.fail();
-    let is_other = |report: &Report| report.application.as_str() == OTHER;
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    hub.report(&peer, |r| is_other(r) && r.message.contains("webhook")).await?;
-    stage.edits_are_undone_at_once().await?;
+    hub.report(&peer, |r| r.application.as_str() == OTHER && r.message.contains("webhook")).await?;
+    stage.check_that_edits_are_reverted().await?;
     assert!(
         others
             .list(&ListParams::default().fields("metadata.name=config-0"))
@@ -686,29 +701,29 @@ async fn an_application_that_hangs_or_fails_in_every_request_keeps_no_other_from
             .is_empty()
     );
 
-    // Without the obstacle it goes on by itself.
+    // Without the obstacle it recovers by itself.
     webhook.remove().await?;
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    hub.report(&peer, |r| is_other(r) && r.phase == Phase::Synced).await?;
+    hub.report(&peer, |r| r.application.as_str() == OTHER && r.phase == Phase::Synced).await?;
     assert!(others.get_opt("config-0").await?.is_some());
     stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
-/// An admission webhook for the ConfigMaps of the other application: it answers nothing.
+/// An admission webhook for the ConfigMaps of the other application that never answers.
 struct Webhook {
-    asked: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
     fails: Arc<tokio::sync::Notify>,
     configurations: Api<ValidatingWebhookConfiguration>,
 }
 
 impl Webhook {
-    /// Returns once the API server asks it.
-    async fn put(client: &Client, asked_for: &Api<ConfigMap>) -> anyhow::Result<Self> {
+    /// Installs the webhook and returns when the API server calls it.
+    async fn install(client: &Client, watched: &Api<ConfigMap>) -> anyhow::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("https://{}/", listener.local_addr()?);
-        let (asked, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
-        let (count, failing) = (Arc::clone(&asked), Arc::clone(&fails));
+        let (calls, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+        let (count, failing) = (Arc::clone(&calls), Arc::clone(&fails));
         tokio::spawn(async move {
             let mut held = Vec::new();
             let mut holds = true;
@@ -740,21 +755,21 @@ impl Webhook {
         let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
         configurations.create(&PostParams::default(), &serde_json::from_value(webhook)?).await?;
         let probe: ConfigMap = serde_json::from_value(config("probe", "x"))?;
-        until("the webhook to be asked", WITHIN, || async {
+        until("the webhook to be called", WITHIN, || async {
             let dry_run = PostParams { dry_run: true, ..Default::default() };
-            let _ = tokio::time::timeout(SETTLE, asked_for.create(&dry_run, &probe)).await;
-            Ok((asked.load(Ordering::Relaxed) > 0).then_some(()))
+            let _ = tokio::time::timeout(SETTLE, watched.create(&dry_run, &probe)).await;
+            Ok((calls.load(Ordering::Relaxed) > 0).then_some(()))
         })
         .await?;
-        Ok(Self { asked, fails, configurations })
+        Ok(Self { calls, fails, configurations })
     }
 
-    /// How many connections were made to it.
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
+    /// Number of connections to the webhook.
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
     }
 
-    /// From now on it hangs up.
+    /// Closes connections instead of leaving them open.
     fn fail(&self) {
         self.fails.notify_one();
     }
@@ -766,8 +781,7 @@ impl Webhook {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_release_ends_it()
--> anyhow::Result<()> {
+async fn pods_that_never_become_ready_are_reported_until_a_healthy_release() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&[]).await?;
     let deployment = stage.base.iter().position(|object| object["kind"] == "Deployment");
@@ -777,13 +791,14 @@ async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_releas
     stage.base[deployment]["spec"]["template"]["metadata"]["annotations"] =
         json!({READY_ANNOTATION: "never"});
 
-    // Applied is not done: first its pods are waited for, then the cluster itself gives up on them.
+    // Applied is not yet healthy: first the pods are awaited, then the cluster itself times them out.
     let delivery = stage.delivery(&[]).await?;
     stage.send(&delivery).await?;
-    let waiting = |report: &Report| {
-        report.phase == Phase::Progressing && report.message.contains("Deployment")
-    };
-    let report = stage.reported(waiting).await?;
+    let report = stage
+        .reported(|report| {
+            report.phase == Phase::Progressing && report.message.contains("Deployment")
+        })
+        .await?;
     assert_eq!(report.health, Health::InProgress, "{report:#?}");
     let report = stage.reported(|report| report.phase == Phase::Degraded).await?;
     assert_eq!(
@@ -805,40 +820,38 @@ async fn pods_that_never_get_ready_are_waited_for_then_told_and_a_healthy_releas
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rights_that_were_taken_are_made_anew_and_what_waits_for_its_end_is_not_forgotten()
--> anyhow::Result<()> {
+async fn deleted_rights_are_restored_and_pending_deletions_are_remembered() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
 
-    // A spoke that starts without its bindings could list nothing, and would wait for ever.
+    // A spoke that starts without its bindings could not list anything, and would wait permanently.
     let bindings: Api<RoleBinding> = Api::namespaced(stage.client().await?, NAMESPACE);
     bindings.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     stage.kill_spoke().await?;
     stage.edit("config-0").await?;
-    until("the edit to be undone", WITHIN, || async {
+    until("the edit to be reverted", WITHIN, || async {
         Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
     stage.reported(|report| report.phase == Phase::Synced).await?;
 
-    // An accepted deletion is none while somebody holds the object.
+    // An accepted deletion is not complete while the object has a finalizer.
     let patch = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
     stage.configs().await?.patch("config-1", &PatchParams::default(), &patch).await?;
     let delivery = stage.delivery(&configs(1)).await?;
     stage.send(&delivery).await?;
     let waits = "waits for finalizers example.com/hold";
     stage.reported(|report| report.warnings.iter().any(|w| w.contains(waits))).await?;
-    let listed = |record: Record| record.inventory.iter().any(|o| o.key.name == "config-1");
-    assert!(listed(stage.record()?.context("no record")?));
+    assert!(stage.is_in_inventory("config-1")?);
 
     let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     stage.configs().await?.patch("config-1", &PatchParams::default(), &patch).await?;
-    until("it to be gone", WITHIN, || async {
-        Ok((!listed(stage.record()?.context("no record")?)).then_some(()))
+    until("it to leave the inventory", WITHIN, || async {
+        Ok((!stage.is_in_inventory("config-1")?).then_some(()))
     })
     .await?;
 
-    // The namespace goes while a removal is on its way, and the right to delete in it goes too.
+    // The namespace is deleted during a removal, and with it the right to delete in it.
     let patch = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
     stage.configs().await?.patch("config-0", &PatchParams::default(), &patch).await?;
     let mut removal = stage.delivery(&[]).await?;
@@ -865,29 +878,30 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     until("the spoke to notice", WITHIN, || async { Ok(stage.log()?.contains(log).then_some(())) })
         .await?;
 
-    // It speaks with no hub: none is pinned.
+    // It connects to no hub: none is pinned.
     let mark = stage.mark()?;
     let before = stage.record()?;
     let nonce = stage.peer().await?.hello.nonce;
     stage.edit("config-0").await?;
     let delivery = stage.delivery(&configs(3)).await?;
-    until("nothing to be taken from the hub any more", WITHIN, || async {
+    until("the session with the hub to end", WITHIN, || async {
         Ok(stage.send(&delivery).await.is_err().then_some(()))
     })
     .await?;
 
-    // Back again, but for another spoke: it hears the hub, and admits and changes nothing.
+    // The policy is back, but for another spoke: it connects to the hub, but admits and changes nothing.
     let status = policy.data.get_mut("status").map(Value::take);
     policy.metadata.resource_version = None;
     policy.metadata.uid = None;
     policy.metadata.managed_fields = None;
     policies.create(&PostParams::default(), &policy).await?;
-    stage.greets_anew(&nonce).await?;
+    stage.await_another_hello(&nonce).await?;
     stage.send(&delivery).await?;
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
     let sequence = Some(delivery.directive.sequence);
-    let mine = |r: &Report| r.refusal.as_ref().is_some_and(|refusal| refusal.sequence == sequence);
-    let report = hub.report(&peer, mine).await?;
+    let report = hub
+        .report(&peer, |r| r.refusal.as_ref().is_some_and(|refusal| refusal.sequence == sequence))
+        .await?;
     assert_eq!(report.refusal.context("no refusal")?.reason, "NoTrustPolicy");
     assert_eq!(stage.writes(mark)?, [""; 0]);
     let after = stage.record()?;
@@ -897,11 +911,11 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     );
     assert_eq!(stage.value("config-0").await?.as_deref(), Some("edited"));
 
-    // Bound to this spoke by the operator: everything goes on, and what was pushed meanwhile can be
+    // Bound to this spoke by the operator: everything continues, and what was pushed in between can be
     // pushed again.
     let bound = Patch::Merge(json!({"status": status.context("no status")?}));
     policies.patch_status("local", &PatchParams::default(), &bound).await?;
-    until("the edit to be undone", WITHIN, || async {
+    until("the edit to be reverted", WITHIN, || async {
         Ok((stage.value("config-0").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
@@ -911,21 +925,16 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn definitions_come_before_their_objects_and_only_where_the_policy_says() -> anyhow::Result<()>
-{
+async fn definitions_precede_their_objects_and_only_where_the_policy_allows_them()
+-> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
-    let version = |name: &str, storage: bool| {
-        json!({"name": name, "served": true, "storage": storage, "schema": {
-            "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
-                "properties": {"size": {"type": "integer"}}}}}}})
-    };
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "widgets.example.com"},
         "spec": {
             "group": "example.com", "scope": "Namespaced",
             "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
-            "versions": [version("v1beta1", false), version("v1", true)],
+            "versions": [widget_version("v1beta1", false), widget_version("v1", true)],
         },
     });
     let widget = json!({
@@ -946,18 +955,16 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     let mark = stage.mark()?;
     stage.send(&delivery).await?;
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    let refused = |r: &Report| r.refusal.as_ref().is_some_and(|r| r.reason == "KindNotAllowed");
-    let report = hub.report(&peer, refused).await?;
+    let report = hub.report(&peer, |report| is_refused_as(report, "KindNotAllowed")).await?;
     let text = report.refusal.context("no refusal")?.message;
     assert!(text.contains("clusterScoped") || text.contains("extra"), "{text}");
     assert_eq!(stage.writes(mark)?, [""; 0]);
 
-    // The operator adds the policy's lines.
+    // The operator adds the policy entries.
     let nonce = stage.peer().await?.hello.nonce;
     let directory = stage.fleet.directory().to_owned();
     let mut policy = stage.site()?.policies().await?.get("local").await?;
-    let spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
-    let mut spec = spec;
+    let mut spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
     spec["applications"][0]["kinds"] = json!({
         "clusterScoped": [{"group": "apiextensions.k8s.io", "resource": "customresourcedefinitions"}],
         "extra": [{"group": "example.com", "resource": "widgets"}, {"group": "", "resource": "secrets"}],
@@ -978,8 +985,8 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         &kubeconfig,
         "--yes",
     ])?;
-    // A session rests on one policy.
-    stage.greets_anew(&nonce).await?;
+    // A session is bound to one policy.
+    stage.await_another_hello(&nonce).await?;
     let report = stage.synced(&more).await?;
     assert_eq!(report.objects_total, (stage.base.len() + more.len()) as u64);
 
@@ -998,13 +1005,13 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     let labels = namespaces.get(NAMESPACE).await?.metadata.labels.context("no labels")?;
     assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
 
-    // A custom object is healed like any other, also by a spoke that starts anew.
+    // A custom object is reverted like any other, also by a restarted spoke.
     let edit = Patch::Merge(json!({"spec": {"size": 9}}));
-    for start_anew in [false, true] {
-        if start_anew {
+    for restarts in [false, true] {
+        if restarts {
             stage.kill_spoke().await?;
         }
-        until("the watch to be there and the edit to be undone", WITHIN, || async {
+        until("the watch to be open and the edit to be reverted", WITHIN, || async {
             widgets.patch("one", &PatchParams::default(), &edit).await?;
             tokio::time::sleep(SETTLE).await;
             Ok((widgets.get("one").await?.data["spec"]["size"] == 3).then_some(()))
@@ -1012,11 +1019,11 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         .await?;
     }
 
-    // A Secret is healed too, and its values, signed or edited, are told nowhere.
+    // A Secret is reverted too, and its values, signed or edited, appear nowhere.
     let secrets: Api<Secret> = Api::namespaced(stage.client().await?, NAMESPACE);
     let edit = Patch::Merge(json!({"stringData": {"word": "mackerel"}}));
     secrets.patch("words", &PatchParams::default(), &edit).await?;
-    until("the Secret to be put back", WITHIN, || async {
+    until("the Secret to be restored", WITHIN, || async {
         let data = secrets.get("words").await?.data.unwrap_or_default();
         Ok(data.get("word").is_some_and(|word| word.0 == b"swordfish").then_some(()))
     })
@@ -1035,8 +1042,8 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
         }
     }
 
-    // Gone from the rendering, and with it the version it was written in: the custom object is
-    // deleted in another, its definition and the namespace are not.
+    // No longer rendered, like the version that it was written in: the custom object is deleted in
+    // another version, its definition and the namespace are not.
     let [mut definition, _, namespace, secret] = more;
     definition["spec"]["versions"][0]["served"] = json!(false);
     stage.synced(&[definition, namespace, secret]).await?;
@@ -1051,12 +1058,19 @@ async fn definitions_come_before_their_objects_and_only_where_the_policy_says() 
     Ok(())
 }
 
+/// A version of a CustomResourceDefinition.
+fn widget_version(name: &str, storage: bool) -> Value {
+    json!({"name": name, "served": true, "storage": storage, "schema": {
+        "openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
+            "properties": {"size": {"type": "integer"}}}}}}})
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
+async fn a_spoke_catches_up_after_an_outage_of_the_api_server() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
 
-    // Ordered while nothing can be recorded.
+    // A directive while nothing can be recorded.
     let delivery = stage.delivery(&configs(4)).await?;
     stage.site()?.cluster.stop_api();
     stage.send(&delivery).await?;
@@ -1065,14 +1079,14 @@ async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
     stage.reported(|report| report.phase == Phase::Synced).await?;
     assert_eq!(stage.value("config-3").await?.as_deref(), Some("signed"));
 
-    // Edited while nobody watches: the spoke stands still until the edit is old.
+    // An edit while no watch is open: the spoke is stopped until the edit is old.
     ensure!(stage.site()?.fakelet.signal(POD, Signal::STOP) == 1, "no spoke to stop");
     stage.site()?.cluster.stop_api();
     stage.site()?.cluster.start_api().await?;
     stage.edit("config-1").await?;
     assert_eq!(stage.value("config-1").await?.as_deref(), Some("edited"));
-    ensure!(stage.site()?.fakelet.signal(POD, Signal::CONT) == 1, "no spoke to go on");
-    until("the edit to be undone", WITHIN, || async {
+    ensure!(stage.site()?.fakelet.signal(POD, Signal::CONT) == 1, "no spoke to continue");
+    until("the edit to be reverted", WITHIN, || async {
         Ok((stage.value("config-1").await?.as_deref() == Some("signed")).then_some(()))
     })
     .await?;
@@ -1081,7 +1095,7 @@ async fn an_api_server_that_was_away_is_caught_up_with() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_edit_is_undone_however_deep_its_author_nests_what_is_beside_it() -> anyhow::Result<()> {
+async fn an_edit_is_reverted_however_deeply_fields_beside_it_are_nested() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(2)).await?;
     let client = stage.client().await?;
@@ -1097,11 +1111,11 @@ async fn an_edit_is_undone_however_deep_its_author_nests_what_is_beside_it() -> 
     let entries = object["metadata"]["managedFields"].as_array_mut().context("no managers")?;
     entries.push(entry);
     let put = Request::put(&path).header("content-type", "application/json");
-    // Nested too deeply for a client that reads it as a document.
+    // Nested too deeply for a client that parses it as a document.
     let answer = client.request_text(put.body(object.to_string().into_bytes())?).await?;
 
     assert!(answer.contains(&r#"{"f:a":"#.repeat(130)), "the API server keeps it: {answer}");
-    until("the edit to be undone", WITHIN, || async {
+    until("the edit to be reverted", WITHIN, || async {
         let live = client.request_text(Request::get(&path).body(Vec::new())?).await?;
         Ok(live.contains(r#""data":{"key":"signed"}"#).then_some(()))
     })
@@ -1111,7 +1125,7 @@ async fn an_edit_is_undone_however_deep_its_author_nests_what_is_beside_it() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Result<()> {
+async fn a_spoke_that_exits_at_any_write_resumes_there() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
     stage.synced(&configs(3)).await?;
 
@@ -1127,17 +1141,18 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
         "before-delete",
         "after-delete",
     ];
-    // What changes known objects only begins with the record of its admission.
+    // A change of known objects starts with the record of its admission.
     let rounds = known.map(|failpoint| (failpoint, false)).into_iter();
     let rounds = rounds.chain(fresh.map(|failpoint| (failpoint, true)));
-    let mut former: Option<String> = None;
-    for (round, (failpoint, brings)) in rounds.enumerate() {
-        // Each time one object is changed. In most rounds one is new, and the last round's new one goes.
+    let mut previous: Option<String> = None;
+    for (round, (failpoint, adds)) in rounds.enumerate() {
+        // One object is changed in each round. Most rounds add one, and remove the one that the last
+        // round added.
         stage.start_external(Some(failpoint)).await?;
         let fresh = format!("fresh-{round}");
         let mut more = configs(3);
         more[1] = config("config-1", &fresh);
-        if brings {
+        if adds {
             more.push(config(&fresh, "signed"));
         }
         let delivery = stage.delivery(&more).await?;
@@ -1149,21 +1164,22 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
             .with_context(|| stage.log().unwrap_or_default())?;
 
         stage.start_external(None).await?;
-        // What an honest hub does when a spoke greets without its newest directive; else it is known.
+        // An honest hub does this when the newest directive is missing in a spoke's Hello; otherwise the
+        // spoke knows it.
         stage.send(&delivery).await?;
         let report = stage.reported(|report| report.phase == Phase::Synced).await?;
         assert_eq!(report.refusal, None, "{failpoint}");
         assert_eq!(stage.value("config-1").await?.as_deref(), Some(fresh.as_str()), "{failpoint}");
         let is_there = stage.value(&fresh).await?.as_deref() == Some("signed");
-        assert_eq!(is_there, brings, "{failpoint}");
-        if let Some(former) = former.replace(fresh).filter(|_| brings) {
-            until("what is no longer rendered to go", WITHIN, || async {
-                Ok(stage.value(&former).await?.is_none().then_some(()))
+        assert_eq!(is_there, adds, "{failpoint}");
+        if let Some(previous) = previous.replace(fresh).filter(|_| adds) {
+            until("the unrendered object to be deleted", WITHIN, || async {
+                Ok(stage.value(&previous).await?.is_none().then_some(()))
             })
             .await
             .context(failpoint)?;
         }
-        until("the record to know every object", WITHIN, || async {
+        until("the record to contain every object", WITHIN, || async {
             let record = stage.record()?.context("no record")?;
             let known = record.inventory.len() == stage.base.len() + more.len()
                 && record.inventory.iter().all(|owned| owned.uid.is_some());
@@ -1176,10 +1192,10 @@ async fn a_spoke_that_dies_at_any_write_carries_on_where_it_was() -> anyhow::Res
     Ok(())
 }
 
-/// One write before the first apply and one after the last, where other changes take one more.
+/// One write before the first apply and one after the last; other changes take one more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_of_known_objects_that_nothing_stands_against_begins_with_its_admission()
--> anyhow::Result<()> {
+async fn a_change_of_known_objects_without_obstacle_starts_with_its_admission() -> anyhow::Result<()>
+{
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(3)).await?;
     let mut changed = configs(3);
@@ -1203,7 +1219,8 @@ async fn a_change_of_known_objects_that_nothing_stands_against_begins_with_its_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_dying_spoke_just_made_is_its_own_for_the_next_order() -> anyhow::Result<()> {
+async fn an_object_created_just_before_an_exit_is_owned_in_the_next_directive() -> anyhow::Result<()>
+{
     let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
     stage.synced(&configs(1)).await?;
     stage.start_external(Some("after-apply")).await?;
@@ -1213,9 +1230,9 @@ async fn what_a_dying_spoke_just_made_is_its_own_for_the_next_order() -> anyhow:
     stage.send(&delivery).await?;
     let spoke = stage.fleet.sites_mut().first_mut().and_then(|site| site.spoke.as_mut());
     let spoke = std::sync::Mutex::new(spoke.context("no spoke")?);
-    until("its end", WITHIN, || async { spoke.lock().unwrap().ended() }).await?;
+    until("the spoke to exit", WITHIN, || async { spoke.lock().unwrap().ended() }).await?;
     let record = stage.record()?.context("no record")?;
-    assert!(record.former.is_none(), "it had begun to write");
+    assert!(record.former.is_none(), "the spoke has started to write");
     assert!(record.inventory.iter().any(|owned| owned.uid.is_none()));
 
     stage.start_external(None).await?;
@@ -1237,12 +1254,12 @@ async fn what_a_dying_spoke_just_made_is_its_own_for_the_next_order() -> anyhow:
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_used()
+async fn a_certificate_past_two_thirds_of_its_lifetime_is_renewed_and_the_new_one_used()
 -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set_with(Agents::External).await? else { return Ok(()) };
     stage.synced(&configs(1)).await?;
 
-    // As if the certificate had been issued long ago: backdated by five minutes, ending in one.
+    // As if the certificate had been issued long ago: backdated by five minutes, valid for one more.
     let peer = stage.peer().await?;
     let request = attest_certs::SigningRequest::generate()?;
     let hub = stage.hub.as_ref().context("hub")?;
@@ -1267,7 +1284,7 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_us
     .with_context(|| stage.log().unwrap_or_default())?;
     let data = secrets.get("attest-identity").await?.data.context("no identity")?;
     assert_eq!(data.get("generation").map(|g| g.0.clone()), Some(b"2".to_vec()));
-    // It is the same spoke and goes on as before.
+    // It is the same spoke and continues.
     assert_eq!(stage.peer().await?.cluster, peer.cluster);
     stage.synced(&configs(2)).await?;
     stage.fleet.check_spoke_requests()?;
@@ -1275,7 +1292,7 @@ async fn a_certificate_past_two_thirds_of_its_life_is_renewed_and_the_new_one_us
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_that()
+async fn a_spoke_without_its_records_admits_nothing_until_an_operator_accepts_the_loss()
 -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     let old = stage.delivery(&configs(1)).await?;
@@ -1283,39 +1300,36 @@ async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_th
     stage.reported(|report| report.phase == Phase::Synced).await?;
     stage.synced(&configs(2)).await?;
     let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-system");
-    until("the number of records to be noted", WITHIN, || async {
+    until("the number of records to be stored", WITHIN, || async {
         let data = secrets.get("attest-identity").await?.data.context("no identity")?;
         Ok(data.contains_key("destinations").then_some(()))
     })
     .await?;
 
-    let labelled =
-        |kind: &str| ListParams::default().labels(&format!("attest.continuu.ms/record={kind}"));
-    secrets.delete_collection(&DeleteParams::default(), &labelled("destination")).await?;
+    secrets.delete_collection(&DeleteParams::default(), &records_of("destination")).await?;
     stage.kill_spoke().await?;
     let mark = stage.mark()?;
     stage.send(&old).await?;
 
-    // Refused, and said everywhere.
-    let refused =
-        |report: &Report| report.refusal.as_ref().is_some_and(|r| r.reason == "StateLost");
+    // Refused, and reported everywhere.
     let (hub, peer) = (stage.hub.as_ref().context("hub")?, stage.peer().await?);
-    hub.report(&peer, refused).await.with_context(|| stage.log().unwrap_or_default())?;
+    hub.report(&peer, |report| is_refused_as(report, "StateLost"))
+        .await
+        .with_context(|| stage.log().unwrap_or_default())?;
     let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
-    let status = || stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig]);
     until("the refusal to be recorded", WITHIN, || async {
-        Ok((status()?["refusals"][0]["reason"] == "StateLost").then_some(()))
+        Ok((stage.status()?["refusals"][0]["reason"] == "StateLost").then_some(()))
     })
     .await?;
-    assert_eq!(status()?["stateLost"], json!({"recorded": 1, "found": 0}));
+    assert_eq!(stage.status()?["stateLost"], json!({"recorded": 1, "found": 0}));
     let metrics = stage.site()?.metrics().await?;
     assert!(metrics.contains("attest_spoke_state_lost 1"), "{metrics}");
     assert!(stage.log()?.contains("StateLost"));
     assert_eq!((stage.writes(mark)?, stage.record()?), (vec![], None));
-    // What shows that something was held is still there.
-    assert!(!secrets.list(&labelled("content")).await?.items.is_empty());
+    // The evidence of earlier records is kept.
+    assert!(!secrets.list(&records_of("content")).await?.items.is_empty());
 
-    let greeted = stage.peer().await?.hello.nonce;
+    let nonce = stage.peer().await?.hello.nonce;
     stage.fleet.operator().attest(&[
         "spoke",
         "accept-state",
@@ -1323,23 +1337,21 @@ async fn a_spoke_whose_records_are_gone_admits_nothing_until_somebody_accepts_th
         &kubeconfig,
         "--yes",
     ])?;
-    until("the spoke to start again", WITHIN, || async {
-        Ok((stage.peer().await?.hello.nonce != greeted).then_some(()))
+    until("the spoke to be restarted", WITHIN, || async {
+        Ok((stage.peer().await?.hello.nonce != nonce).then_some(()))
     })
     .await?;
     stage.synced(&configs(3)).await?;
-    let kubeconfig = stage.site()?.cluster.kubeconfig().display().to_string();
-    let status = stage.fleet.operator().json(&["spoke", "status", "--kubeconfig", &kubeconfig])?;
-    assert_eq!(status["stateLost"], Value::Null);
+    assert_eq!(stage.status()?["stateLost"], Value::Null);
     stage.fleet.check_spoke_requests()?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hub_that_orders_again_and_again_is_followed_at_a_bounded_pace() -> anyhow::Result<()> {
+async fn a_hub_that_repeats_directives_is_rate_limited() -> anyhow::Result<()> {
     let Some(mut stage) = Stage::set().await? else { return Ok(()) };
     stage.synced(&configs(1)).await?;
-    let (mark, begun) = (stage.mark()?, Instant::now());
+    let (mark, started) = (stage.mark()?, Instant::now());
 
     for _ in 0..3 * ADMISSIONS_AT_ONCE_MAX {
         let delivery = stage.delivery(&configs(1)).await?;
@@ -1348,10 +1360,10 @@ async fn a_hub_that_orders_again_and_again_is_followed_at_a_bounded_pace() -> an
     }
     stage.reported(|report| report.phase == Phase::Synced).await?;
 
-    let since = u32::try_from(begun.elapsed().as_secs() / ADMISSION_EVERY.as_secs())?;
+    let since = u32::try_from(started.elapsed().as_secs() / ADMISSION_EVERY.as_secs())?;
     let events = stage.site()?.cluster.audit().since(mark)?;
-    // The rendering is the same in all of them: of each order only the envelopes are new.
-    // Also a create that is refused, because the Secret is there, costs etcd all its bytes.
+    // The rendering is the same in all of them: only the envelopes of each directive are new. A create
+    // that fails, because the Secret exists, also costs etcd all its bytes.
     let sent = events.iter().filter(|event| {
         event.verb == "create" && event.object().name.starts_with("attest-content-")
     });
