@@ -1,7 +1,7 @@
 //! The fleet's certificate authority: one key, one level, pinned by every spoke.
 //!
-//! It decides every field of a certificate itself. It does not decide who may have one (the hub's
-//! enrolment does) and keeps no list of what it issued or revoked.
+//! It sets every field of a certificate. It does not decide who gets one (the hub's registration does)
+//! and keeps no list of issued or revoked certificates.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -21,20 +21,20 @@ use crate::identity::{
 };
 use crate::request::{RequestError, RequestedKey};
 
-/// How long an authority lasts.
+/// Lifetime of an authority.
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
-/// Usual lifetime of a hub's certificate.
+/// Default lifetime of a hub's certificate.
 pub const HUB_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Usual lifetime of an operator's certificate.
+/// Default lifetime of an operator's certificate.
 pub const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Usual lifetime of a spoke's certificate.
+/// Default lifetime of a spoke's certificate.
 pub const SPOKE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Certificates begin this long before they are made, for clocks that run behind.
+/// Certificates are valid from this long before they are issued, for clocks that are slow.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 const SERIAL_BYTES: usize = 16;
 
-/// A certificate authority that can issue.
+/// A certificate authority with its private key.
 pub struct Authority {
     trust_domain: String,
     certificate: CertificateDer<'static>,
@@ -44,10 +44,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a new key and its self-signed certificate, valid for [`AUTHORITY_LIFETIME`].
+    /// Creates a new key and its self-signed certificate, valid for [`AUTHORITY_LIFETIME`].
     ///
     /// # Errors
-    /// [`AuthorityError::TrustDomain`] for a name SPIFFE does not allow; otherwise the making failed.
+    /// [`AuthorityError::TrustDomain`] for a name that SPIFFE does not allow; otherwise creation failed.
     pub fn create(trust_domain: &str) -> Result<Self, AuthorityError> {
         if !is_trust_domain(trust_domain) {
             return Err(AuthorityError::TrustDomain(trust_domain.to_owned()));
@@ -65,10 +65,10 @@ impl Authority {
         Self::from_parts(certificate.der().clone(), key)
     }
 
-    /// Reads what [`Self::certificate_pem`] and [`Self::key_pem`] wrote.
+    /// Reads the output of [`Self::certificate_pem`] and [`Self::key_pem`].
     ///
     /// # Errors
-    /// When either is not what it should be, or they do not belong together.
+    /// When either is malformed, or they do not match.
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|_| AuthorityError::Malformed)?;
@@ -108,7 +108,7 @@ impl Authority {
         })
     }
 
-    /// The fleet's name inside every SPIFFE id.
+    /// Trust domain of the fleet, part of every SPIFFE id.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
@@ -123,21 +123,21 @@ impl Authority {
         chain_to_pem(std::slice::from_ref(&self.certificate))
     }
 
-    /// The authority's private key, PKCS#8 PEM. Whoever has it can pretend to be any member.
+    /// The authority's private key, PKCS#8 PEM. It can impersonate every member of the fleet.
     pub fn key_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 
-    /// What spokes and operators pin: SHA-256 of the authority's public key.
+    /// SHA-256 of the authority's public key, which spokes and operators pin.
     pub fn pin(&self) -> Pin {
         self.pin
     }
 
-    /// A key and certificate for a hub. `hosts` are for tools that check names (browsers, curl);
-    /// ATTEST's own clients go by the SPIFFE id.
+    /// Issues a key and certificate for a hub. `hosts` are for clients that check names (browsers,
+    /// curl); ATTEST's own clients check the SPIFFE id.
     ///
     /// # Errors
-    /// When a name is not allowed in a certificate or the making failed.
+    /// When a name is not allowed in a certificate or issuance fails.
     pub fn issue_hub(
         &self,
         name: &str,
@@ -147,15 +147,15 @@ impl Authority {
         self.issue_with_new_key(Role::Hub, name, hosts, lifetime)
     }
 
-    /// A key and certificate for an operator of the hub's API.
+    /// Issues a key and certificate for an operator of the hub's API.
     ///
     /// # Errors
-    /// When the name is not allowed in a certificate or the making failed.
+    /// When the name is not allowed in a certificate or issuance fails.
     pub fn issue_operator(&self, name: &str, lifetime: Duration) -> Result<Issued, AuthorityError> {
         self.issue_with_new_key(Role::Operator, name, &[], lifetime)
     }
 
-    /// A certificate for a spoke's own key. Of the request only the public key is used.
+    /// Issues a certificate for a spoke's own key. Only the public key of the request is used.
     ///
     /// # Errors
     /// When the request does not verify, or the cluster id is not allowed in a certificate.
@@ -219,17 +219,17 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// A name under which a hub is reached.
+/// A host name or address of a hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     /// A DNS name.
     Dns(String),
-    /// An address.
+    /// An IP address.
     Ip(IpAddr),
 }
 
 impl Host {
-    /// An address when it reads as one, else a DNS name.
+    /// Parses an IP address, else a DNS name.
     pub fn parse(text: &str) -> Self {
         text.parse().map_or_else(|_| Self::Dns(text.to_owned()), Self::Ip)
     }
@@ -246,17 +246,17 @@ impl Host {
     }
 }
 
-/// A certificate that was just made.
+/// An issued certificate.
 pub struct Issued {
-    /// Whom it names.
+    /// Identity that it names.
     pub id: SpiffeId,
     /// Leaf first, then the authority.
     pub chain: Vec<CertificateDer<'static>>,
     /// PKCS#8 PEM of the key, when the authority made it.
     pub key_pem: Option<Zeroizing<String>>,
-    /// Its serial number: 128 random bits.
+    /// Serial number: 128 random bits.
     pub serial: Serial,
-    /// When it ends.
+    /// End of validity.
     pub not_after: SystemTime,
 }
 
@@ -266,10 +266,10 @@ impl Issued {
         chain_to_pem(&self.chain)
     }
 
-    /// Chain and key together, when the authority made the key.
+    /// Chain and key, when the authority made the key.
     ///
     /// # Errors
-    /// [`AuthorityError::NoKey`] for a certificate over somebody else's key.
+    /// [`AuthorityError::NoKey`] for a certificate over a key that the requester holds.
     pub fn bundle(&self) -> Result<Bundle, AuthorityError> {
         let pem = self.key_pem.as_ref().ok_or(AuthorityError::NoKey)?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
@@ -307,7 +307,7 @@ fn new_serial() -> Result<(SerialNumber, Serial), AuthorityError> {
     Ok((SerialNumber::from_slice(&bytes), Serial::from_bytes(&bytes)))
 }
 
-/// Why the authority could not be made, read or used.
+/// Errors of creating, reading or using an authority.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthorityError {
@@ -318,33 +318,33 @@ pub enum AuthorityError {
     #[error("{0:?} is not a host name")]
     Host(String),
     /// The PEM is not an ATTEST authority's certificate.
-    #[error("this is not the certificate of an ATTEST authority")]
+    #[error("not the certificate of an ATTEST authority")]
     Malformed,
-    /// The private key cannot be read.
-    #[error("the authority's key cannot be read")]
+    /// The private key is malformed.
+    #[error("failed to parse the authority's key")]
     Key(#[source] rcgen::Error),
     /// Key and certificate belong to different authorities.
-    #[error("the authority's key does not belong to its certificate")]
+    #[error("the authority's key does not match its certificate")]
     KeyMismatch,
-    /// The key is with somebody else.
-    #[error("this certificate was made for a key that is held elsewhere")]
+    /// The requester holds the key.
+    #[error("the requester of this certificate holds its key")]
     NoKey,
-    /// The system gave no randomness.
-    #[error("no randomness for a serial number")]
+    /// The operating system provides no randomness.
+    #[error("failed to get randomness for a serial number")]
     Randomness(#[source] getrandom::Error),
-    /// The certificate could not be made.
-    #[error("cannot make the certificate")]
+    /// The certificate cannot be created.
+    #[error("failed to create the certificate")]
     Issue(#[source] rcgen::Error),
-    /// The name does not fit an identity.
+    /// The name is not allowed in an identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The request was refused.
+    /// The request is rejected.
     #[error(transparent)]
     Request(#[from] RequestError),
 }
 
 impl AuthorityError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
+    /// Stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TrustDomain(_) => "TrustDomain",
@@ -366,7 +366,7 @@ mod tests {
     use crate::request::SigningRequest;
 
     #[test]
-    fn an_authority_read_back_from_pem_issues_under_the_same_pin() {
+    fn an_authority_read_from_pem_issues_under_the_same_pin() {
         let made = Authority::create("fleet.example").unwrap();
 
         let read = Authority::from_pem(&made.certificate_pem(), &made.key_pem()).unwrap();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_authority_is_refused() {
+    fn a_key_of_another_authority_is_rejected() {
         let one = Authority::create("fleet").unwrap();
         let other = Authority::create("fleet").unwrap();
 
@@ -389,16 +389,16 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gives_its_public_key_and_nothing_else() {
+    fn only_the_public_key_of_a_request_is_used() {
         let authority = Authority::create("fleet").unwrap();
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let mut wishes = CertificateParams::new(vec!["hub.example".to_owned()]).unwrap();
-        wishes.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        wishes.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        wishes.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
-        wishes.subject_alt_names.push(uri_name("spiffe://fleet/attest/hub/main").unwrap());
-        wishes.distinguished_name.push(DnType::CommonName, "hub");
-        let csr = wishes.serialize_request(&key).unwrap();
+        let mut request = CertificateParams::new(vec!["hub.example".to_owned()]).unwrap();
+        request.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        request.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        request.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+        request.subject_alt_names.push(uri_name("spiffe://fleet/attest/hub/main").unwrap());
+        request.distinguished_name.push(DnType::CommonName, "hub");
+        let csr = request.serialize_request(&key).unwrap();
 
         let lifetime = Duration::from_secs(3600);
         let issued = authority.issue_spoke(csr.der(), "c-0123456789abcdef", lifetime).unwrap();
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_a_broken_self_signature_is_refused() {
+    fn a_request_with_an_invalid_self_signature_is_rejected() {
         let authority = Authority::create("fleet").unwrap();
         let mut csr = SigningRequest::generate().unwrap().csr_der;
         *csr.last_mut().unwrap() ^= 1;
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_for_another_kind_of_key_is_refused() {
+    fn a_request_for_another_kind_of_key_is_rejected() {
         let authority = Authority::create("fleet").unwrap();
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap();
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_for_a_key_of_small_order_is_refused() {
+    fn a_request_for_a_key_of_small_order_is_rejected() {
         let authority = Authority::create("fleet").unwrap();
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let mut csr = SigningRequest::generate_with(&key);
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_and_oversized_requests_are_refused_by_name() {
+    fn malformed_and_oversized_requests_are_rejected_with_a_reason() {
         let authority = Authority::create("fleet").unwrap();
         let mut trailing = SigningRequest::generate().unwrap().csr_der;
         trailing.push(0);
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_break_out_of_its_path_segment_is_refused() {
+    fn a_name_that_would_leave_its_path_segment_is_rejected() {
         let authority = Authority::create("fleet").unwrap();
         let csr = SigningRequest::generate().unwrap().csr_der;
         for name in ["", "a/b", "..", "a b", "../hub/main"] {

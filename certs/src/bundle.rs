@@ -1,7 +1,7 @@
 //! A certificate chain with its private key, in memory and as PEM files.
 //!
-//! Files are written whole or not at all and readable by their owner only. Reading checks that the
-//! texts are PEM of the right kind; whether anybody trusts the chain is decided in [`crate::tls`].
+//! Files are written atomically and are readable by their owner only. Reading checks that the texts are
+//! PEM of the right kind; [`crate::tls`] decides which chains are trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -13,9 +13,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-/// Most certificates in one chain.
+/// Maximum number of certificates in one chain.
 pub const CHAIN_CERTIFICATES_MAX: usize = 4;
-/// Largest PEM file read, in bytes.
+/// Maximum size of a PEM file, in bytes.
 pub const PEM_BYTES_MAX: u64 = 64 * 1024;
 
 const PEM_LINE_CHARACTERS: usize = 64;
@@ -28,7 +28,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Puts the two together; rustls checks that they match when a configuration is made.
+    /// Combines chain and key; rustls checks that they match when a configuration is built.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { chain, key }
     }
@@ -36,7 +36,7 @@ impl Bundle {
     /// Reads PEM texts.
     ///
     /// # Errors
-    /// [`BundleError::Chain`] or [`BundleError::Key`], naming what could not be read.
+    /// [`BundleError::Chain`] or [`BundleError::Key`], for the malformed part.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, BundleError> {
         let chain = chain_from_pem(chain_pem)?;
         let key =
@@ -53,7 +53,7 @@ impl Bundle {
         Self::from_pem(&read_pem(&chain)?, &read_pem(&key)?)
     }
 
-    /// Writes `<stem>.key`, then `<stem>.crt`, each mode 0600 and whole or not at all.
+    /// Writes `<stem>.key`, then `<stem>.crt`, each atomically and with mode 0600.
     ///
     /// # Errors
     /// [`BundleError::Write`], naming the file.
@@ -63,7 +63,7 @@ impl Bundle {
         write_private(&chain, self.chain_pem().as_bytes())
     }
 
-    /// Leaf first.
+    /// The chain, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
@@ -128,28 +128,27 @@ pub fn chain_to_pem(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
 }
 
-/// Writes a file of mode 0600 so that a reader, also after a crash, sees the old or the new content.
+/// Writes a file of mode 0600 atomically: a reader sees the old or the new content, also after a crash.
 ///
 /// # Errors
 /// [`BundleError::Write`], naming the file.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
-    let failed = |source| BundleError::Write { path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.partial", std::process::id()));
     let temporary = PathBuf::from(temporary);
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
-        return Err(failed(error));
+        return Err(BundleError::Write { path: path.to_owned(), source: error });
     }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or_else(|| Path::new(".")))
         .and_then(|directory| directory.sync_all())
-        .map_err(failed)
+        .map_err(|source| BundleError::Write { path: path.to_owned(), source })
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    // A leftover of a crashed process would keep its own mode.
+    // The file of a crashed process would keep its own mode.
     let _ = fs::remove_file(path);
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE_MODE).open(path)?;
@@ -158,11 +157,19 @@ fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn read_pem(path: &Path) -> Result<Zeroizing<String>, BundleError> {
-    let failed = |source| BundleError::Read { path: path.to_owned(), source };
-    if fs::metadata(path).map_err(failed)?.len() > PEM_BYTES_MAX {
-        return Err(BundleError::TooLarge { path: path.to_owned() });
+    match read_limited(path) {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) => Err(BundleError::TooLarge { path: path.to_owned() }),
+        Err(source) => Err(BundleError::Read { path: path.to_owned(), source }),
     }
-    fs::read_to_string(path).map(Zeroizing::new).map_err(failed)
+}
+
+/// Reads a file; `None` when it is larger than [`PEM_BYTES_MAX`].
+fn read_limited(path: &Path) -> std::io::Result<Option<Zeroizing<String>>> {
+    if fs::metadata(path)?.len() > PEM_BYTES_MAX {
+        return Ok(None);
+    }
+    fs::read_to_string(path).map(Zeroizing::new).map(Some)
 }
 
 fn paths(directory: &Path, stem: &str) -> (PathBuf, PathBuf) {
@@ -185,42 +192,42 @@ fn pem(label: &str, der: &[u8]) -> String {
     out
 }
 
-/// Why a chain or key could not be read or written.
+/// Errors of reading or writing a chain or key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
-    /// No, too many, or damaged certificates.
+    /// No certificate, too many, or a malformed one.
     #[error("expected 1 to {CHAIN_CERTIFICATES_MAX} PEM certificates")]
     Chain,
     /// No usable private key.
     #[error("expected a PEM private key")]
     Key,
     /// A file could not be read.
-    #[error("cannot read {path}")]
+    #[error("failed to read {path}")]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file is larger than [`PEM_BYTES_MAX`].
     #[error("{path} is larger than {PEM_BYTES_MAX} bytes")]
     TooLarge {
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
     /// A file could not be written.
-    #[error("cannot write {path}")]
+    #[error("failed to write {path}")]
     Write {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
 impl BundleError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
+    /// Stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Chain => "MalformedChain",
@@ -265,10 +272,10 @@ mod tests {
         let missing = Bundle::load(directory.path(), "hub").unwrap_err();
         fs::write(directory.path().join("hub.crt"), "no certificate").unwrap();
         fs::write(directory.path().join("hub.key"), "no key").unwrap();
-        let junk = Bundle::load(directory.path(), "hub").unwrap_err();
+        let malformed = Bundle::load(directory.path(), "hub").unwrap_err();
 
         assert!(missing.to_string().contains("hub.crt"), "{missing}");
-        assert_eq!(junk.reason(), "MalformedChain");
+        assert_eq!(malformed.reason(), "MalformedChain");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! SPIFFE identities: the name a certificate gives its holder, read strictly.
+//! SPIFFE identities: the names that certificates give their holders, parsed strictly.
 //!
-//! Nothing here trusts a certificate; chains are verified in [`crate::tls`]. What a peer says about
-//! itself in a message never reaches this module: identity comes from the certificate alone.
+//! Nothing here trusts a certificate; [`crate::tls`] verifies chains. Identity comes from the
+//! certificate alone, never from the content of a message.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,25 +14,25 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-/// Longest SPIFFE id read, in bytes (the limit of the SPIFFE standard).
+/// Maximum length of a SPIFFE id, in bytes (the limit of the SPIFFE standard).
 pub const SPIFFE_ID_BYTES_MAX: usize = 2048;
-/// Longest trust domain, in bytes.
+/// Maximum length of a trust domain, in bytes.
 pub const TRUST_DOMAIN_BYTES_MAX: usize = 255;
-/// Longest name in the last path segment, in bytes.
+/// Maximum length of the name in the last path segment, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 
 const SCHEME: &str = "spiffe://";
 const PATH_ROOT: &str = "attest";
 const PIN_PREFIX: &str = "sha256:";
 
-/// What the holder of a certificate is in the fleet.
+/// Role of a certificate's holder in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// Directs spokes.
+    /// Issues directives to spokes.
     Hub,
     /// Acts in one cluster.
     Spoke,
-    /// A person or program using the hub's API.
+    /// A person or program that uses the hub's API.
     Operator,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for Role {
 
 /// `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`. Compared whole, never by pattern.
 ///
-/// The name of a spoke is its cluster id, not the name that people gave the cluster.
+/// The name of a spoke is its cluster id, not the name of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     trust_domain: String,
@@ -80,17 +80,17 @@ impl SpiffeId {
         Ok(Self { trust_domain: trust_domain.to_owned(), role, name: name.to_owned() })
     }
 
-    /// The fleet, as chosen at `attest hub init`.
+    /// Trust domain of the fleet, as chosen at `attest hub init`.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
 
-    /// What the holder is.
+    /// Role of the holder.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Which one of its role: hub name, cluster id or operator name.
+    /// Name within the role: hub name, cluster id or operator name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -107,23 +107,32 @@ impl FromStr for SpiffeId {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || IdentityError::SpiffeId(text.chars().take(NAME_BYTES_MAX).collect());
-        if text.len() > SPIFFE_ID_BYTES_MAX {
-            return Err(refused());
-        }
-        let rest = text.strip_prefix(SCHEME).ok_or_else(refused)?;
-        let mut parts = rest.split('/');
-        let (Some(trust_domain), Some(PATH_ROOT), Some(role), Some(name), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(refused());
-        };
-        let role = Role::from_segment(role).ok_or_else(refused)?;
+        let (trust_domain, role, name) =
+            split_id(text).ok_or_else(|| IdentityError::SpiffeId(excerpt(text)))?;
         Self::new(trust_domain, role, name)
     }
 }
 
-/// True for a lowercase DNS-like trust domain without port, user or path.
+/// Trust domain, role and name of a SPIFFE id, not yet checked for their characters.
+fn split_id(text: &str) -> Option<(&str, Role, &str)> {
+    if text.len() > SPIFFE_ID_BYTES_MAX {
+        return None;
+    }
+    let mut parts = text.strip_prefix(SCHEME)?.split('/');
+    match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(trust_domain), Some(PATH_ROOT), Some(role), Some(name), None) => {
+            Some((trust_domain, Role::from_segment(role)?, name))
+        }
+        _ => None,
+    }
+}
+
+/// The beginning of a text from a peer, for error messages.
+fn excerpt(text: &str) -> String {
+    text.chars().take(NAME_BYTES_MAX).collect()
+}
+
+/// Returns whether the text is a lowercase DNS-like trust domain without port, user or path.
 pub(crate) fn is_trust_domain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= TRUST_DOMAIN_BYTES_MAX
@@ -167,7 +176,7 @@ impl fmt::Display for Serial {
 pub struct Pin([u8; 32]);
 
 impl Pin {
-    /// The pin of the key in a certificate.
+    /// Computes the pin of the key in a certificate.
     ///
     /// # Errors
     /// [`IdentityError::Malformed`] when the bytes are not one X.509 certificate.
@@ -195,34 +204,35 @@ impl FromStr for Pin {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || IdentityError::Pin(text.chars().take(NAME_BYTES_MAX).collect());
-        let hex = text.strip_prefix(PIN_PREFIX).ok_or_else(refused)?;
-        let bytes = HEXLOWER.decode(hex.as_bytes()).map_err(|_| refused())?;
-        Ok(Self(bytes.try_into().map_err(|_| refused())?))
+        let digest = text
+            .strip_prefix(PIN_PREFIX)
+            .and_then(|hex| HEXLOWER.decode(hex.as_bytes()).ok())
+            .and_then(|bytes| bytes.try_into().ok());
+        digest.map(Self).ok_or_else(|| IdentityError::Pin(excerpt(text)))
     }
 }
 
-/// What a verified peer certificate says about its holder.
+/// Identity of a peer, from its verified certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Who.
+    /// SPIFFE id of the peer.
     pub id: SpiffeId,
-    /// Which certificate; the hub compares it with its list of revoked ones.
+    /// Serial number of the certificate; the hub compares it with its list of revoked ones.
     pub serial: Serial,
-    /// Which key.
+    /// Pin of the peer's key.
     pub spki_sha256: Pin,
-    /// When the certificate begins; renewal is due at a share of the time in between.
+    /// Start of validity; renewal is due at a share of the lifetime.
     pub not_before: SystemTime,
-    /// When the certificate ends.
+    /// End of validity.
     pub not_after: SystemTime,
 }
 
 /// Reads the identity of the leaf (first) certificate of a chain by the X509-SVID rules.
 ///
-/// Call it on chains that TLS has verified; signatures are not looked at here.
+/// Call it on chains that TLS has verified; signatures are not checked here.
 ///
 /// # Errors
-/// The first rule that the leaf breaks.
+/// The first violated rule.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
     let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
     let certificate = parse(leaf)?;
@@ -252,21 +262,22 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, Ident
         return Err(IdentityError::UriCount);
     };
 
-    let at = |time: x509_parser::time::ASN1Time| {
-        let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    };
     let validity = certificate.validity();
     Ok(PeerIdentity {
         id: uri.parse()?,
         serial: Serial::from_bytes(certificate.raw_serial()),
         spki_sha256: Pin::of_spki(certificate.public_key().raw),
-        not_before: at(validity.not_before),
-        not_after: at(validity.not_after),
+        not_before: system_time(validity.not_before),
+        not_after: system_time(validity.not_after),
     })
 }
 
-/// One certificate and nothing after it.
+fn system_time(time: x509_parser::time::ASN1Time) -> SystemTime {
+    let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// Parses exactly one certificate.
 pub(crate) fn parse<'a>(
     certificate: &'a CertificateDer<'_>,
 ) -> Result<X509Certificate<'a>, IdentityError> {
@@ -276,31 +287,31 @@ pub(crate) fn parse<'a>(
     }
 }
 
-/// The text of a URI name; other kinds of name are not identities.
+/// Returns the text of a URI name; other kinds of names are not identities.
 pub(crate) fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
     if let GeneralName::URI(uri) = name { Some(uri) } else { None }
 }
 
-/// Why a certificate does not name a member of the fleet.
+/// Reasons why a certificate does not identify a member of the fleet.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// The peer presented nothing.
+    /// The peer presented no certificate.
     #[error("no certificate was presented")]
     NoCertificate,
     /// Not one DER X.509 certificate, or a repeated extension.
     #[error("the certificate is not well-formed X.509")]
     Malformed,
-    /// A CA certificate stands where a leaf belongs.
-    #[error("the certificate is a certificate authority, not a member")]
+    /// A CA certificate in the place of a leaf.
+    #[error("the certificate is that of a certificate authority, not of a member")]
     AuthorityAsLeaf,
     /// Key usage breaks the X509-SVID rules.
     #[error("the certificate's key usage {0}")]
     KeyUsage(&'static str),
-    /// Extended key usage names one of serverAuth and clientAuth without the other.
+    /// Extended key usage with only one of serverAuth and clientAuth.
     #[error("the certificate's extended key usage must hold both serverAuth and clientAuth")]
     ExtendedKeyUsage,
-    /// None, or more than one, URI among the subject alternative names.
+    /// No URI, or more than one, among the subject alternative names.
     #[error("the certificate must carry exactly one URI name")]
     UriCount,
     /// Not `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`.
@@ -309,20 +320,20 @@ pub enum IdentityError {
     /// Not `sha256:<64 lowercase hex digits>`.
     #[error("{0:?} is not a pin (sha256:<64 lowercase hex digits>)")]
     Pin(String),
-    /// A good identity of the wrong kind for this connection.
+    /// A valid identity with the wrong role for this connection.
     #[error("{id} is not a {wanted}")]
     Role {
-        /// Who the peer is.
+        /// The peer's identity.
         id: SpiffeId,
-        /// What this end talks to.
+        /// The required role.
         wanted: Role,
     },
-    /// A good identity of another fleet.
-    #[error("{id} is not of trust domain {wanted}")]
+    /// A valid identity of another fleet.
+    #[error("{id} is not in trust domain {wanted}")]
     TrustDomain {
-        /// Who the peer is.
+        /// The peer's identity.
         id: SpiffeId,
-        /// This end's fleet.
+        /// The trust domain of this end.
         wanted: String,
     },
     /// No presented certificate authority has a pinned key.
@@ -331,7 +342,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
+    /// Stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoCertificate => "NoCertificate",
@@ -372,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_outside_the_standard_is_refused() {
+    fn an_id_outside_the_standard_is_rejected() {
         let long = format!("spiffe://fleet/attest/hub/{}", "n".repeat(NAME_BYTES_MAX + 1));
         for text in [
             "",

@@ -1,8 +1,8 @@
-//! The PKI of a fleet: who may speak to whom, and every TLS configuration in ATTEST.
+//! The PKI of a fleet: identities, certificates, and every TLS configuration of ATTEST.
 //!
-//! It issues and reads certificates and builds rustls configurations from them. It opens no
-//! socket, keeps no list of revoked certificates (the hub does) and knows nothing of plans or
-//! receipts: the keys that sign those are another family and live in `attest-common`.
+//! It issues and reads certificates and builds rustls configurations from them. It opens no socket,
+//! keeps no list of revoked certificates (the hub does) and has no part in plans or receipts: their
+//! signing keys are separate and belong to `attest-common`.
 
 pub mod authority;
 pub mod bundle;

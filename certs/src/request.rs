@@ -1,7 +1,7 @@
-//! A request for a certificate, as a spoke makes it and the hub reads it.
+//! Certificate signing requests, created by spokes and read by the hub.
 //!
-//! The hub takes the public key out of a request and nothing else: names, usages and lifetime are
-//! the authority's own decision ([`crate::authority`]).
+//! The hub uses only the public key of a request: names, usages and lifetime are set by the authority
+//! ([`crate::authority`]).
 
 use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, PKCS_ED25519, PublicKey};
 use rustls_pki_types::CertificateSigningRequestDer;
@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 
 use crate::identity::Pin;
 
-/// Largest request read, in bytes.
+/// Maximum size of a request, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 
-/// A new Ed25519 TLS key and the self-signed request for a certificate over it.
+/// A new Ed25519 TLS key and the self-signed request for its certificate.
 pub struct SigningRequest {
     /// PKCS#8 PEM of the private key. It stays with the spoke.
     pub key_pem: Zeroizing<String>,
@@ -24,10 +24,10 @@ pub struct SigningRequest {
 }
 
 impl SigningRequest {
-    /// Makes a key and a request that carries no wishes.
+    /// Generates a key and a request without any attributes.
     ///
     /// # Errors
-    /// [`RequestError::KeyGeneration`] when the system has no randomness to give.
+    /// [`RequestError::KeyGeneration`] when the operating system provides no randomness.
     pub fn generate() -> Result<Self, RequestError> {
         let key = KeyPair::generate_for(&PKCS_ED25519).map_err(RequestError::KeyGeneration)?;
         let request = CertificateParams::default()
@@ -46,19 +46,19 @@ impl std::fmt::Debug for SigningRequest {
     }
 }
 
-/// The public key of a request, after its self-signature was checked.
+/// The public key of a request whose self-signature is valid.
 #[derive(Debug)]
 pub struct RequestedKey {
     pub(crate) public_key: PublicKey,
-    /// Names the key, for single use of a token and for audit.
+    /// Identifies the key, for single use of a token and for audit.
     pub spki_sha256: Pin,
 }
 
 impl RequestedKey {
-    /// Reads a request.
+    /// Parses a request and verifies its self-signature.
     ///
     /// # Errors
-    /// When it is too large, not PKCS#10, badly self-signed, or not for a sound Ed25519 key.
+    /// When it is too large, not PKCS#10, not correctly self-signed, or not for a strong Ed25519 key.
     pub fn from_csr_der(csr_der: &[u8]) -> Result<Self, RequestError> {
         if csr_der.len() > REQUEST_BYTES_MAX {
             return Err(RequestError::TooLarge { bytes: csr_der.len() });
@@ -67,7 +67,8 @@ impl RequestedKey {
             return Err(RequestError::Malformed);
         };
         let spki = &parsed.certification_request_info.subject_pki;
-        if spki.algorithm.algorithm != OID_SIG_ED25519 || !is_sound(&spki.subject_public_key.data) {
+        if spki.algorithm.algorithm != OID_SIG_ED25519 || !is_strong(&spki.subject_public_key.data)
+        {
             return Err(RequestError::Key);
         }
         let spki_sha256 = Pin::of_spki(spki.raw);
@@ -78,40 +79,40 @@ impl RequestedKey {
     }
 }
 
-/// A point of small order would accept signatures that nobody made.
-fn is_sound(public_key: &[u8]) -> bool {
+/// Returns whether the key is strong. A point of small order would accept forged signatures.
+fn is_strong(public_key: &[u8]) -> bool {
     <&[u8; 32]>::try_from(public_key)
         .ok()
         .and_then(|bytes| ed25519_dalek::VerifyingKey::from_bytes(bytes).ok())
         .is_some_and(|key| !key.is_weak())
 }
 
-/// Why a request was not made or not accepted.
+/// Errors of creating or reading a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// No key could be made.
-    #[error("cannot make a TLS key")]
+    /// The key cannot be generated.
+    #[error("failed to generate a TLS key")]
     KeyGeneration(#[source] rcgen::Error),
     /// Larger than [`REQUEST_BYTES_MAX`].
-    #[error("certificate request of {bytes} bytes; at most {REQUEST_BYTES_MAX} are read")]
+    #[error("the certificate request has {bytes} bytes; the maximum is {REQUEST_BYTES_MAX}")]
     TooLarge {
-        /// Its size.
+        /// Size of the request.
         bytes: usize,
     },
-    /// Not one PKCS#10 request.
+    /// Not exactly one PKCS#10 request.
     #[error("the certificate request is not well-formed PKCS#10")]
     Malformed,
     /// Another algorithm, or a weak key.
-    #[error("the certificate request must be for a sound Ed25519 key")]
+    #[error("the certificate request must be for a strong Ed25519 key")]
     Key,
-    /// The self-signature is wrong, or it asks for something unknown.
-    #[error("the certificate request does not verify")]
+    /// The self-signature is invalid, or the request contains unknown extensions.
+    #[error("the self-signature of the certificate request is invalid")]
     Refused(#[source] rcgen::Error),
 }
 
 impl RequestError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
+    /// Stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::KeyGeneration(_) => "KeyGeneration",

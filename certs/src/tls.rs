@@ -1,8 +1,9 @@
-//! Every TLS configuration of ATTEST: versions, crypto provider, who is accepted at which door.
+//! Every TLS configuration of ATTEST: versions, crypto provider, and the peers that each endpoint
+//! accepts.
 //!
-//! TLS 1.3 only, and a full handshake every time: session resumption, tickets and early data are
-//! off on both ends, because rustls does not look at a client's certificate again on resumption.
-//! Revocation is not checked here; the hub compares serials with its own list after the handshake.
+//! TLS 1.3 only, and always a full handshake: session resumption, tickets and early data are disabled on
+//! both ends, because rustls does not check a client's certificate again on resumption. Revocation is
+//! not checked here; the hub compares serial numbers with its own list after the handshake.
 
 use std::sync::{Arc, OnceLock};
 
@@ -24,9 +25,9 @@ use crate::identity::{IdentityError, PeerIdentity, Pin, Role, peer_identity};
 
 /// ALPN of a session between hub and spoke.
 pub const ALPN_SESSION: &[u8] = b"attest/1";
-/// ALPN of joining a fleet.
+/// ALPN of registration.
 pub const ALPN_JOIN: &[u8] = b"attest-join/1";
-/// The name spokes send for the hub. It is not looked up and not checked: pins and SPIFFE ids are.
+/// Server name that spokes send to the hub. It is neither resolved nor checked: pins and SPIFFE ids are.
 pub const HUB_SERVER_NAME: &str = "hub.attest.invalid";
 /// Label of the TLS exporter that binds a join proof to its connection.
 pub const JOIN_EXPORTER_LABEL: &[u8] = b"EXPORTER-attest-join-v1";
@@ -43,17 +44,18 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
 }
 
-/// Makes [`provider`] the default of libraries that ask rustls for one. First line of every `main`;
-/// calling it again changes nothing.
+/// Makes [`provider`] the default for libraries that use rustls' default provider. Called first in every
+/// `main`; repeated calls have no effect.
 pub fn install_provider() {
-    // An error means that a default is there already.
+    // An error means that a default is installed already.
     let _ = CryptoProvider::clone(&provider()).install_default();
 }
 
-/// The hub's QUIC door, for sessions ([`ALPN_SESSION`]) and joining ([`ALPN_JOIN`]).
+/// Configuration of the hub's QUIC listener, for sessions ([`ALPN_SESSION`]) and joining
+/// ([`ALPN_JOIN`]).
 ///
-/// A client certificate is optional, since joining spokes have none; one that is presented must be
-/// a spoke's of this fleet, under one of `authorities`. [`admit`] then tells the doors apart.
+/// A client certificate is optional, because joining spokes have none. A presented one must be that of a
+/// spoke of this fleet, under one of `authorities`. [`admit`] then separates sessions from joining.
 ///
 /// # Errors
 /// When `own` is not a hub's, or a certificate or key is unusable.
@@ -62,10 +64,16 @@ pub fn hub_quic(
     authorities: &[CertificateDer<'static>],
 ) -> Result<ServerConfig, TlsError> {
     let alpn = [ALPN_SESSION, ALPN_JOIN];
-    server(own, authorities, ClientDoor { role: Role::Spoke, mandatory: false }, &alpn, clock())
+    server(
+        own,
+        authorities,
+        ClientAuthentication { role: Role::Spoke, mandatory: false },
+        &alpn,
+        clock(),
+    )
 }
 
-/// The hub's HTTPS API: an operator's certificate of this fleet is required.
+/// Configuration of the hub's HTTPS API, which requires an operator's certificate of this fleet.
 ///
 /// # Errors
 /// When `own` is not a hub's, or a certificate or key is unusable.
@@ -73,11 +81,11 @@ pub fn hub_https(
     own: &Bundle,
     authorities: &[CertificateDer<'static>],
 ) -> Result<ServerConfig, TlsError> {
-    let door = ClientDoor { role: Role::Operator, mandatory: true };
-    server(own, authorities, door, &HTTP_ALPN, clock())
+    let client = ClientAuthentication { role: Role::Operator, mandatory: true };
+    server(own, authorities, client, &HTTP_ALPN, clock())
 }
 
-/// A spoke's side of a session: its own certificate, and a hub of its own fleet under a pinned
+/// Configuration of a spoke's session: its own certificate, and a hub of its own fleet under a pinned
 /// authority.
 ///
 /// # Errors
@@ -86,7 +94,7 @@ pub fn spoke_session(pins: &[Pin], own: &Bundle) -> Result<ClientConfig, TlsErro
     client(pins, Some(own), &[ALPN_SESSION], clock())
 }
 
-/// A spoke's side of joining: no certificate yet, and any hub under a pinned authority.
+/// Configuration for joining: no certificate, and any hub under a pinned authority.
 ///
 /// # Errors
 /// When there is no pin.
@@ -94,8 +102,8 @@ pub fn spoke_join(pins: &[Pin]) -> Result<ClientConfig, TlsError> {
     client(pins, None, &[ALPN_JOIN], clock())
 }
 
-/// An operator's side of the HTTPS API. The address is not checked against the certificate, so that
-/// port-forwarding works: a hub is known by its authority and SPIFFE id.
+/// Configuration of an operator's HTTPS client. The address is not checked against the certificate, so
+/// that port-forwarding works: authority and SPIFFE id identify the hub.
 ///
 /// # Errors
 /// When there is no pin, or the operator's certificate or key is unusable.
@@ -103,19 +111,19 @@ pub fn operator_https(pins: &[Pin], own: &Bundle) -> Result<ClientConfig, TlsErr
     client(pins, Some(own), &HTTP_ALPN, clock())
 }
 
-/// What a finished handshake at the hub's QUIC door entitles the peer to.
+/// Access of a peer after the handshake at the hub's QUIC listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// A session as this spoke; its serial still has to be compared with the revoked ones.
+    /// A session of this spoke; the caller must still compare its serial number with the revoked ones.
     Session(PeerIdentity),
-    /// Joining, and nothing else; a certificate, if any, counts for nothing.
+    /// Joining only; a certificate, if any, is ignored.
     Join,
 }
 
-/// Tells sessions from joining.
+/// Returns whether a connection is a session or a join.
 ///
 /// # Errors
-/// A session without a spoke's certificate, or another protocol name ([`TlsError::Alpn`]).
+/// A session without a spoke's certificate, or another protocol ([`TlsError::Alpn`]).
 pub fn admit(
     alpn: Option<&[u8]>,
     client_chain: Option<&[CertificateDer<'_>]>,
@@ -136,7 +144,7 @@ fn clock() -> Arc<dyn TimeProvider> {
 }
 
 #[derive(Clone, Copy)]
-struct ClientDoor {
+struct ClientAuthentication {
     role: Role,
     mandatory: bool,
 }
@@ -144,13 +152,13 @@ struct ClientDoor {
 fn server(
     own: &Bundle,
     authorities: &[CertificateDer<'static>],
-    door: ClientDoor,
+    client: ClientAuthentication,
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<ServerConfig, TlsError> {
-    let ClientDoor { role, mandatory } = door;
-    let me = peer_identity(own.chain())?;
-    require_role(&me, Role::Hub)?;
+    let ClientAuthentication { role, mandatory } = client;
+    let own_identity = peer_identity(own.chain())?;
+    require_role(&own_identity, Role::Hub)?;
     let mut roots = RootCertStore::empty();
     for authority in authorities {
         roots.add(authority.clone()).map_err(TlsError::Rustls)?;
@@ -158,7 +166,7 @@ fn server(
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
     let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
     let chain_verifier = builder.build().map_err(TlsError::Authorities)?;
-    let trust_domain = Some(me.id.trust_domain().to_owned());
+    let trust_domain = Some(own_identity.id.trust_domain().to_owned());
     let verifier = MemberVerifier { chain_verifier, identity: IdentityRule { role, trust_domain } };
     let mut config = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13])
@@ -217,7 +225,7 @@ fn refused(error: IdentityError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }
 
-/// The identity rule that ended a handshake on this end, when one did.
+/// Returns the identity rule that failed a handshake on this end, if any.
 pub fn refusal(error: &rustls::Error) -> Option<&IdentityError> {
     if let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(source))) = error {
         source.downcast_ref()
@@ -226,11 +234,11 @@ pub fn refusal(error: &rustls::Error) -> Option<&IdentityError> {
     }
 }
 
-/// Who a peer has to be once its chain is good. Both verifiers end with it.
+/// Identity that a peer with a valid chain must have. Both verifiers end with this check.
 #[derive(Debug)]
 struct IdentityRule {
     role: Role,
-    /// Absent while a spoke joins: it does not know its fleet yet.
+    /// `None` while a spoke joins and does not know its fleet yet.
     trust_domain: Option<String>,
 }
 
@@ -377,15 +385,15 @@ impl ServerCertVerifier for HubVerifier {
     }
 }
 
-/// Why a configuration could not be made, or a peer not admitted.
+/// Errors of building a configuration or admitting a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// Without a pin nobody could be trusted.
+    /// Without a pin no hub can be trusted.
     #[error("no authority pin is configured")]
     NoPin,
-    /// The peer settled on a protocol this door does not serve.
-    #[error("the peer speaks neither attest/1 nor attest-join/1")]
+    /// The negotiated protocol is not served at this endpoint.
+    #[error("the peer negotiated neither attest/1 nor attest-join/1")]
     Alpn,
     /// A certificate breaks the identity rules.
     #[error(transparent)]
@@ -394,12 +402,12 @@ pub enum TlsError {
     #[error("no usable certificate authority for clients")]
     Authorities(#[source] rustls::server::VerifierBuilderError),
     /// A certificate or key is unusable, or they do not match.
-    #[error("certificate or key is unusable for TLS")]
+    #[error("the certificate or key is unusable for TLS")]
     Rustls(#[source] rustls::Error),
 }
 
 impl TlsError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
+    /// Stable word for metric labels and condition reasons. Never reworded.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoPin => "NoPin",

@@ -1,4 +1,5 @@
-//! Whole handshakes in memory: which peers each door lets in, and which rule turns others away.
+//! Complete handshakes in memory: the peers that each endpoint accepts, and the rule that rejects
+//! others.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -21,7 +22,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const CLUSTER: &str = "c-0123456789abcdef";
 
 #[test]
-fn a_spoke_and_its_hub_know_each_other_by_certificate() {
+fn a_spoke_and_its_hub_identify_each_other_by_certificate() {
     let fleet = Fleet::new();
 
     let (client, server) = handshake(fleet.hub_quic(), fleet.spoke_session(&fleet.spoke)).unwrap();
@@ -43,15 +44,6 @@ fn a_joining_spoke_needs_no_certificate_and_shares_an_exporter_value_with_its_hu
 
     let (client, server) = handshake(fleet.hub_quic(), fleet.spoke_join()).unwrap();
 
-    let export = |connection: &Connection| {
-        connection
-            .export_keying_material(
-                [0; JOIN_EXPORTER_BYTES],
-                JOIN_EXPORTER_LABEL,
-                Some(JOIN_EXPORTER_CONTEXT),
-            )
-            .unwrap()
-    };
     assert_eq!(admit(server.alpn_protocol(), server.peer_certificates()).unwrap(), Admission::Join);
     assert_eq!(export(&client), export(&server));
     let (other, _) = handshake(fleet.hub_quic(), fleet.spoke_join()).unwrap();
@@ -61,10 +53,10 @@ fn a_joining_spoke_needs_no_certificate_and_shares_an_exporter_value_with_its_hu
 #[test]
 fn a_session_without_a_certificate_is_not_admitted() {
     let fleet = Fleet::new();
-    let mut nobody = fleet.spoke_join();
-    nobody.alpn_protocols = vec![ALPN_SESSION.to_vec()];
+    let mut anonymous = fleet.spoke_join();
+    anonymous.alpn_protocols = vec![ALPN_SESSION.to_vec()];
 
-    let (_, server) = handshake(fleet.hub_quic(), nobody).unwrap();
+    let (_, server) = handshake(fleet.hub_quic(), anonymous).unwrap();
 
     let error = admit(server.alpn_protocol(), server.peer_certificates()).unwrap_err();
     assert_eq!(error.reason(), "NoCertificate");
@@ -72,12 +64,12 @@ fn a_session_without_a_certificate_is_not_admitted() {
 }
 
 #[test]
-fn the_hub_turns_away_every_client_that_is_no_spoke_of_its_fleet() {
+fn the_hub_rejects_every_client_that_is_not_a_spoke_of_its_fleet() {
     let fleet = Fleet::new();
-    let stranger = Fleet::new();
+    let foreign = Fleet::new();
     let other_domain = fleet.rogue(Leaf { uris: &["spiffe://other/attest/spoke/c-1"], ..SOUND });
     for (who, client, expected) in [
-        ("the same names under another authority", stranger.spoke, "InvalidCertificate"),
+        ("the same names under another authority", foreign.spoke, "InvalidCertificate"),
         ("self-signed", self_signed(), "InvalidCertificate"),
         ("the authority itself", fleet.authority_as_leaf(), "InvalidCertificate"),
         ("an operator", fleet.operator.clone(), "PeerRole"),
@@ -91,7 +83,7 @@ fn the_hub_turns_away_every_client_that_is_no_spoke_of_its_fleet() {
 }
 
 #[test]
-fn a_certificate_counts_only_between_its_two_dates() {
+fn a_certificate_is_valid_only_between_its_two_dates() {
     let fleet = Fleet::new();
     for (when, expected) in [
         (SPOKE_LIFETIME - DAY, None),
@@ -110,7 +102,7 @@ fn a_certificate_counts_only_between_its_two_dates() {
 }
 
 #[test]
-fn a_spoke_does_not_take_an_expired_hub() {
+fn a_spoke_rejects_an_expired_hub() {
     let fleet = Fleet::new();
     let later = client(
         &[fleet.authority.pin()],
@@ -126,7 +118,7 @@ fn a_spoke_does_not_take_an_expired_hub() {
 }
 
 #[test]
-fn a_certificate_that_breaks_an_identity_rule_is_named_at_both_ends() {
+fn a_violated_identity_rule_is_named_at_both_ends() {
     let fleet = Fleet::new();
     let good = "spiffe://fleet/attest/spoke/c-1";
     for (what, leaf, expected) in [
@@ -166,25 +158,25 @@ fn a_certificate_that_breaks_an_identity_rule_is_named_at_both_ends() {
 }
 
 #[test]
-fn a_spoke_takes_nobody_but_a_hub_under_a_pinned_authority() {
+fn a_spoke_accepts_only_a_hub_under_a_pinned_authority() {
     let fleet = Fleet::new();
-    let stranger = Fleet::new();
-    let mut borrowed_chain = stranger.hub.chain().to_vec();
+    let foreign = Fleet::new();
+    let mut borrowed_chain = foreign.hub.chain().to_vec();
     borrowed_chain.push(fleet.authority.certificate().clone());
-    let borrowed = Bundle::new(borrowed_chain, stranger.hub.key().clone_key());
+    let borrowed = Bundle::new(borrowed_chain, foreign.hub.key().clone_key());
     let without_authority =
         Bundle::new(fleet.hub.chain()[..1].to_vec(), fleet.hub.key().clone_key());
     for (who, server, expected) in [
-        ("another fleet's hub", &stranger.hub, "NotPinned"),
-        ("a hub that shows our authority beside its own", &borrowed, "InvalidCertificate"),
-        ("a hub that does not show its authority", &without_authority, "NotPinned"),
+        ("another fleet's hub", &foreign.hub, "NotPinned"),
+        ("a hub that presents our authority beside its own", &borrowed, "InvalidCertificate"),
+        ("a hub that does not present its authority", &without_authority, "NotPinned"),
         ("a spoke of our fleet", &fleet.spoke, "PeerRole"),
         ("an operator of our fleet", &fleet.operator, "PeerRole"),
         ("self-signed", &self_signed(), "NotPinned"),
         ("the authority itself", &fleet.authority_as_leaf(), "InvalidCertificate"),
     ] {
         for client in [fleet.spoke_session(&fleet.spoke), fleet.spoke_join()] {
-            let error = handshake(careless_server(server), client).expect_err(who);
+            let error = handshake(permissive_server(server), client).expect_err(who);
 
             assert_eq!(error.at_client(), expected, "{who}: {error:?}");
         }
@@ -192,20 +184,20 @@ fn a_spoke_takes_nobody_but_a_hub_under_a_pinned_authority() {
 }
 
 #[test]
-fn a_spoke_with_two_pins_takes_hubs_under_either() {
+fn a_spoke_with_two_pins_accepts_hubs_under_either() {
     let old = Fleet::new();
     let new = Fleet::new();
     let pins = [old.authority.pin(), new.authority.pin()];
 
     for hub in [&old.hub, &new.hub] {
-        handshake(careless_server(hub), spoke_join(&pins).unwrap()).unwrap();
+        handshake(permissive_server(hub), spoke_join(&pins).unwrap()).unwrap();
     }
 
     assert_eq!(spoke_join(&[]).unwrap_err().reason(), "NoPin");
 }
 
 #[test]
-fn a_spoke_or_operator_certificate_cannot_open_a_hub() {
+fn a_spoke_or_operator_certificate_cannot_serve_as_a_hub() {
     let fleet = Fleet::new();
     for own in [&fleet.spoke, &fleet.operator] {
         let error = hub_quic(own, &fleet.authorities()).unwrap_err();
@@ -216,37 +208,37 @@ fn a_spoke_or_operator_certificate_cannot_open_a_hub() {
 }
 
 #[test]
-fn the_api_takes_operators_and_nobody_else() {
+fn the_api_accepts_operators_only() {
     let fleet = Fleet::new();
     let pins = [fleet.authority.pin()];
-    let api = || hub_https(&fleet.hub, &fleet.authorities()).unwrap();
 
-    handshake(api(), operator_https(&pins, &fleet.operator).unwrap()).unwrap();
-    let spoke = handshake(api(), operator_https(&pins, &fleet.spoke).unwrap()).unwrap_err();
-    let mut nobody = fleet.spoke_join();
-    nobody.alpn_protocols = vec![b"h2".to_vec()];
-    let nobody = handshake(api(), nobody).unwrap_err();
+    handshake(fleet.hub_https(), operator_https(&pins, &fleet.operator).unwrap()).unwrap();
+    let spoke =
+        handshake(fleet.hub_https(), operator_https(&pins, &fleet.spoke).unwrap()).unwrap_err();
+    let mut anonymous = fleet.spoke_join();
+    anonymous.alpn_protocols = vec![b"h2".to_vec()];
+    let anonymous = handshake(fleet.hub_https(), anonymous).unwrap_err();
 
     assert_eq!(spoke.at_server(), "PeerRole");
-    assert_eq!(nobody.at_server(), "NoCertificatesPresented");
+    assert_eq!(anonymous.at_server(), "NoCertificatesPresented");
 }
 
 #[test]
 fn every_connection_is_a_full_handshake() {
     let fleet = Fleet::new();
     let hub = Arc::new(fleet.hub_quic());
-    let mut eager = fleet.spoke_session(&fleet.spoke);
-    eager.resumption = Resumption::in_memory_sessions(8);
-    eager.enable_early_data = true;
-    let eager = Arc::new(eager);
+    let mut resuming_client = fleet.spoke_session(&fleet.spoke);
+    resuming_client.resumption = Resumption::in_memory_sessions(8);
+    resuming_client.enable_early_data = true;
+    let resuming_client = Arc::new(resuming_client);
     let spoke = Arc::new(fleet.spoke_session(&fleet.spoke));
-    let mut generous = fleet.hub_quic();
-    generous.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
-    generous.send_tls13_tickets = 2;
-    generous.max_early_data_size = u32::MAX;
-    let generous = Arc::new(generous);
+    let mut resuming_server = fleet.hub_quic();
+    resuming_server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    resuming_server.send_tls13_tickets = 2;
+    resuming_server.max_early_data_size = u32::MAX;
+    let resuming_server = Arc::new(resuming_server);
 
-    for (server, client) in [(&hub, &eager), (&generous, &spoke)] {
+    for (server, client) in [(&hub, &resuming_client), (&resuming_server, &spoke)] {
         for _ in 0..3 {
             let (mut client, mut server) = connect(server, client);
             assert!(early_data(&mut client).is_none(), "nothing is sent before the handshake");
@@ -256,22 +248,22 @@ fn every_connection_is_a_full_handshake() {
         }
     }
     assert_eq!((hub.max_early_data_size, hub.send_tls13_tickets), (0, 0));
-    // The control: with both ends at rustls' defaults the second connection does resume.
-    let (mut client, mut server) = connect(&generous, &eager);
+    // Positive control: with rustls' defaults at both ends the second connection does resume.
+    let (mut client, mut server) = connect(&resuming_server, &resuming_client);
     pump(&mut client, &mut server).unwrap();
-    let (mut client, mut server) = connect(&generous, &eager);
+    let (mut client, mut server) = connect(&resuming_server, &resuming_client);
     pump(&mut client, &mut server).unwrap();
     assert_eq!(server.handshake_kind(), Some(HandshakeKind::Resumed));
 }
 
 #[test]
-fn old_versions_and_unknown_protocols_are_turned_away() {
+fn old_versions_and_unknown_protocols_are_rejected() {
     let fleet = Fleet::new();
     let old = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_custom_certificate_verifier(Arc::new(TrustEveryServer))
         .with_no_client_auth();
     let mut other = fleet.spoke_session(&fleet.spoke);
     other.alpn_protocols = vec![b"h3".to_vec()];
@@ -284,7 +276,7 @@ fn old_versions_and_unknown_protocols_are_turned_away() {
 }
 
 #[test]
-fn installing_the_provider_twice_changes_nothing() {
+fn installing_the_provider_twice_has_no_effect() {
     install_provider();
     install_provider();
 
@@ -319,9 +311,13 @@ impl Fleet {
         hub_quic(&self.hub, &self.authorities()).unwrap()
     }
 
+    fn hub_https(&self) -> ServerConfig {
+        hub_https(&self.hub, &self.authorities()).unwrap()
+    }
+
     fn hub_quic_at(&self, at: At) -> ServerConfig {
-        let door = ClientDoor { role: Role::Spoke, mandatory: false };
-        server(&self.hub, &self.authorities(), door, &[ALPN_SESSION], Arc::new(at)).unwrap()
+        let client = ClientAuthentication { role: Role::Spoke, mandatory: false };
+        server(&self.hub, &self.authorities(), client, &[ALPN_SESSION], Arc::new(at)).unwrap()
     }
 
     fn spoke_session(&self, own: &Bundle) -> ClientConfig {
@@ -332,7 +328,7 @@ impl Fleet {
         spoke_join(&[self.authority.pin()]).unwrap()
     }
 
-    /// A client that does not look at its own certificate first.
+    /// A client that does not check its own certificate.
     fn client_with(&self, own: &Bundle) -> ClientConfig {
         let verifier = HubVerifier {
             pins: vec![self.authority.pin()],
@@ -349,7 +345,7 @@ impl Fleet {
         config
     }
 
-    /// A leaf that the real authority key signs but the authority's code would never make.
+    /// A leaf signed by the real authority key that the authority's code would never issue.
     fn rogue(&self, leaf: Leaf<'_>) -> Bundle {
         let authority_key = KeyPair::from_pem(&self.authority.key_pem()).unwrap();
         let issuer = Issuer::from_ca_cert_der(self.authority.certificate(), authority_key).unwrap();
@@ -402,8 +398,8 @@ fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))
 }
 
-/// A server that presents anything and asks for nothing.
-fn careless_server(own: &Bundle) -> ServerConfig {
+/// A server that presents any certificate and requires none.
+fn permissive_server(own: &Bundle) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -443,15 +439,15 @@ struct Failed {
 
 impl Failed {
     fn at_server(&self) -> &'static str {
-        self.server.as_ref().map_or("none", word)
+        self.server.as_ref().map_or("none", error_name)
     }
 
     fn at_client(&self) -> &'static str {
-        self.client.as_ref().map_or("none", word)
+        self.client.as_ref().map_or("none", error_name)
     }
 }
 
-fn word(error: &rustls::Error) -> &'static str {
+fn error_name(error: &rustls::Error) -> &'static str {
     if let Some(refusal) = refusal(error) {
         return refusal.reason();
     }
@@ -478,12 +474,19 @@ fn connect(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> (Connectio
     (client.into(), server.into())
 }
 
+fn export(connection: &Connection) -> [u8; JOIN_EXPORTER_BYTES] {
+    let output = [0; JOIN_EXPORTER_BYTES];
+    connection
+        .export_keying_material(output, JOIN_EXPORTER_LABEL, Some(JOIN_EXPORTER_CONTEXT))
+        .unwrap()
+}
+
 fn early_data(connection: &mut Connection) -> Option<()> {
     let Connection::Client(client) = connection else { return None };
     client.early_data().map(|_| ())
 }
 
-/// Carries bytes both ways until nobody has any left, then one byte of data each way.
+/// Transfers bytes both ways until none are left, then one byte of data each way.
 fn pump(client: &mut Connection, server: &mut Connection) -> Result<(), Box<Failed>> {
     let mut failed = Box::<Failed>::default();
     while carry(client, server, &mut failed.server) | carry(server, client, &mut failed.client) {}
@@ -516,11 +519,11 @@ fn carry(from: &mut Connection, to: &mut Connection, error: &mut Option<rustls::
     moved
 }
 
-/// Trusts every server: a client that is only there to be turned away.
+/// Verifier that trusts every server, for a client that is to be rejected.
 #[derive(Debug)]
-struct Anybody;
+struct TrustEveryServer;
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for TrustEveryServer {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
