@@ -144,7 +144,7 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
     Ok(())
 }
 
-/// Copies the steps that both shapes of the sample share.
+/// Copies the steps that both layouts of the sample share.
 fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository.tree(), &["k8s", "attest.yaml", "out"])
