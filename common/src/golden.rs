@@ -3,6 +3,7 @@
 //! Clusters hold such bytes for years and peers of other versions read them. A line that has to change
 //! here means a new version of a format, never a new golden file.
 
+use prost::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -18,6 +19,9 @@ use crate::documents::plan::{
 };
 use crate::documents::release::{NamespaceRule, RENDERING_TYPE};
 use crate::objects::health::Health;
+use crate::record::custody::{self, Confirmed, HubStatus, PackedBlobs, StoredRefusal};
+use crate::record::rollback::RollbackPoint;
+use crate::record::{Floor, Held, Owned, Record};
 use crate::session::frame;
 use crate::session::message::{Hello, Seen, ToHub, ToHubBody};
 use crate::session::report::{ObjectState, Phase, Refusal, Report, Running, Timings};
@@ -220,4 +224,146 @@ fn what_a_spoke_says_is_written_as_it_always_was() {
     assert_eq!(hexadecimal(&frame), include_str!("golden/hello.hex").trim_end());
     let body = frame.get(frame::LENGTH_BYTES..).unwrap();
     assert_eq!(frame::decode::<ToHub>(body).unwrap(), hello());
+}
+
+fn held(plan: &[u8]) -> Held {
+    Held {
+        plan: Digest::of(plan),
+        plan_digest: Digest::of(b"plan payload"),
+        release: Digest::of(b"release"),
+        receipts: vec![Digest::of(b"build"), Digest::of(b"test")],
+        content: Digest::of(b"content"),
+    }
+}
+
+fn object_key(name: &str) -> ObjectKey {
+    ObjectKey {
+        group: "apps".to_owned(),
+        kind: "Deployment".to_owned(),
+        namespace: Some("app-production".to_owned()),
+        name: name.to_owned(),
+    }
+}
+
+fn record() -> Record {
+    let floor = Floor { counter: 1_795_000_000, release: Digest::of(b"release") };
+    let binding = Some("https://git.example/company/web-app".to_owned());
+    let owned = |name: &str, uid: Option<&str>, met: bool| Owned {
+        key: object_key(name),
+        version: "v1".to_owned(),
+        uid: uid.map(str::to_owned),
+        met,
+    };
+    Record {
+        v: 1,
+        application: name("web-app"),
+        namespace: name("app-production"),
+        hub_key: hub_key().public().id(),
+        epoch: 3,
+        sequence: 42,
+        directive: Digest::of(b"directive"),
+        binding: binding.clone(),
+        floor: Some(floor.clone()),
+        held: Some(held(b"plan")),
+        last_good: Some(held(b"last good plan")),
+        inventory: vec![owned("web", Some("uid-1"), true), owned("worker", None, false)],
+        removed: false,
+        recorded_at: Some(time("2026-11-22T12:00:01Z")),
+        since: Some(time("2026-11-22T12:00:00Z")),
+        former: Some(Box::new(RollbackPoint {
+            directive: "the envelope".to_owned(),
+            binding,
+            floor: Some(floor),
+            held: Some(held(b"last good plan")),
+            last_good: Some(held(b"last good plan")),
+            since: Some(time("2026-11-21T12:00:00Z")),
+            removed: false,
+            objects: 1,
+        })),
+    }
+}
+
+fn refusals() -> Vec<StoredRefusal> {
+    let refusal = |sequence| Refusal {
+        reason: "CounterRegressed".to_owned(),
+        message: "older".to_owned(),
+        sequence,
+        at: time("2026-11-22T12:00:02Z"),
+    };
+    let signed = StoredRefusal {
+        application: "web-app".to_owned(),
+        namespace: "app-production".to_owned(),
+        signed: true,
+        first_at: Some(time("2026-11-22T12:00:01Z")),
+        count: 2,
+        refusal: refusal(Some(41)),
+    };
+    let unreadable = StoredRefusal {
+        application: String::new(),
+        namespace: String::new(),
+        signed: false,
+        first_at: None,
+        count: 1,
+        refusal: refusal(None),
+    };
+    vec![signed, unreadable]
+}
+
+#[test]
+fn what_a_spoke_keeps_is_written_as_it_always_was() {
+    keeps(&record(), include_str!("golden/record.json"));
+    keeps(&refusals(), include_str!("golden/refusals.json"));
+    let status = HubStatus { stale: true, since: time("2026-11-22T12:00:02Z") };
+    keeps(&status, include_str!("golden/hub-status.json"));
+    let confirmed = Confirmed {
+        desired: Digest::of(b"desired"),
+        uid: "uid-1".to_owned(),
+        projected: Digest::of(b"projected"),
+    };
+    keeps(&vec![(object_key("web"), confirmed)], include_str!("golden/confirmed.json"));
+    let packed = PackedBlobs { blobs: vec![b"plan"[..].into(), b"release"[..].into()] };
+    let golden = include_str!("golden/packed.hex").trim_end();
+    assert_eq!(hexadecimal(&packed.encode_to_vec()), golden);
+}
+
+#[test]
+fn a_refusal_of_an_older_spoke_is_read() {
+    let stored = r#"{"application":"web","namespace":"shop","reason":"Expired","message":"late","at":"2026-11-22T12:00:02Z"}"#;
+
+    let refusal: StoredRefusal = serde_json::from_str(stored).unwrap();
+
+    assert_eq!((refusal.count, refusal.first_at, refusal.signed), (1, None, false));
+}
+
+#[test]
+fn the_secrets_of_a_spoke_have_the_names_and_keys_they_always_had() {
+    let (application, namespace) = (name("web-app"), name("app-production"));
+    let names = json!({
+        "namespace": custody::SYSTEM_NAMESPACE,
+        "serviceAccount": custody::SPOKE_NAME,
+        "join": {custody::JOIN_SECRET: [custody::JOIN_TOKEN_KEY]},
+        "identity": {custody::IDENTITY_SECRET: [
+            custody::IDENTITY_PRIVATE_KEY,
+            custody::IDENTITY_CLUSTER_ID_KEY,
+            custody::IDENTITY_CHAIN_KEY,
+            custody::IDENTITY_TLS_KEY,
+            custody::IDENTITY_GENERATION_KEY,
+            custody::IDENTITY_DESTINATIONS_KEY,
+        ]},
+        "destination": {custody::destination_secret(&application, &namespace): {
+            "label": [custody::RECORD_LABEL, custody::DESTINATION_LABEL_VALUE],
+            "annotations": [custody::APPLICATION_ANNOTATION, custody::NAMESPACE_ANNOTATION],
+            "keys": [custody::RECORD_KEY, custody::DIRECTIVE_KEY, custody::CONFIRMED_KEY],
+        }},
+        "content": {custody::content_secret(Digest::of(b"content"), 1): {
+            "label": [custody::RECORD_LABEL, custody::CONTENT_LABEL_VALUE],
+            "annotations": [custody::PIECES_ANNOTATION, custody::BYTES_ANNOTATION],
+            "keys": [custody::PIECE_KEY],
+        }},
+        "refusals": {custody::REFUSALS_SECRET: [custody::REFUSALS_KEY, custody::HUB_STATUS_KEY]},
+    });
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("golden/custody.json")).unwrap();
+
+    assert_eq!(names, golden);
 }

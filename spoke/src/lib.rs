@@ -26,7 +26,4 @@ pub mod rate_limits;
 pub mod session;
 pub mod trust;
 
-/// Namespace of the spoke itself: its Secrets and its service account.
-pub const NAMESPACE: &str = "attest-system";
-/// The spoke's own service account.
-pub const ACCOUNT: &str = "attest-spoke";
+pub use attest_common::record::custody::{SPOKE_NAME, SYSTEM_NAMESPACE};

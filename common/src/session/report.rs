@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::documents::manifest::ObjectKey;
 use crate::objects::health::Health;
+pub use crate::record::custody::Refusal;
 use crate::verify::Check;
 
 /// Most objects listed one by one; the rest are counted.
@@ -99,17 +100,6 @@ pub struct Running {
     /// Who signed, by the names of the cluster's own policy.
     pub signers: Vec<String>,
     pub since: Timestamp,
-}
-
-/// A document that was refused, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Refusal {
-    pub reason: String,
-    pub message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sequence: Option<u64>,
-    pub at: Timestamp,
 }
 
 /// One object.

@@ -7,25 +7,21 @@ use attest_certs::bundle::chain_from_pem;
 use attest_certs::peer_identity;
 use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::record::Record;
-use attest_install::{IDENTITY_CHAIN_KEY, IDENTITY_SECRET};
+use attest_common::record::custody::{
+    DESTINATION_LABEL_VALUE, HUB_STATUS_KEY, HubStatus, IDENTITY_CHAIN_KEY,
+    IDENTITY_DESTINATIONS_KEY, IDENTITY_SECRET, RECORD_KEY, RECORD_LABEL, REFUSALS_KEY,
+    REFUSALS_SECRET, StoredRefusal,
+};
 use clap::Subcommand;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, PostParams};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::client::block_on;
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table};
 use crate::target::{Right, TargetArgs, TargetCluster};
-
-const DESTINATIONS: &str = "attest.continuu.ms/record=destination";
-const RECORD_KEY: &str = "record.json";
-const REFUSALS_SECRET: &str = "attest-refusals";
-const REFUSALS_KEY: &str = "refusals.json";
-const HUB_KEY: &str = "hub.json";
-/// Key in the identity's Secret: how many destinations the spoke has recorded.
-const DESTINATIONS_KEY: &str = "destinations";
 
 /// Look at and reset a spoke, without the hub
 #[derive(Debug, clap::Args)]
@@ -78,16 +74,9 @@ struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     state_lost: Option<StateLost>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hub: Option<HubNews>,
+    hub: Option<HubStatus>,
     destinations: Vec<Record>,
-    refusals: Vec<Refusal>,
-}
-
-/// Whether the hub's news is old, as the spoke last wrote it.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct HubNews {
-    stale: bool,
-    since: Timestamp,
+    refusals: Vec<StoredRefusal>,
 }
 
 /// Fewer records than the spoke has written: it admits nothing.
@@ -96,31 +85,6 @@ struct HubNews {
 struct StateLost {
     recorded: u64,
     found: u64,
-}
-
-/// A refusal as the spoke keeps it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Refusal {
-    application: Option<String>,
-    namespace: Option<String>,
-    /// A hub key of the policy signed what was refused.
-    #[serde(default)]
-    signed: bool,
-    /// When it was refused for the first time, and how often since.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    first_at: Option<Timestamp>,
-    #[serde(default = "once")]
-    count: u64,
-    reason: String,
-    message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sequence: Option<u64>,
-    at: Timestamp,
-}
-
-fn once() -> u64 {
-    1
 }
 
 pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
@@ -167,7 +131,7 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
              `attest spoke accept-state` begins anew",
         );
     }
-    if let Some(HubNews { stale, since }) = status.hub {
+    if let Some(HubStatus { stale, since }) = status.hub {
         let how = if stale { "stale (HubStale)" } else { "fresh" };
         printer.line(&format!("Hub: {how} for {}, as last written", age(since)));
     }
@@ -180,36 +144,36 @@ async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyho
     Ok(())
 }
 
-fn refused(refusals: &[Refusal]) -> Table {
+fn refused(refusals: &[StoredRefusal]) -> Table {
     let mut table = Table::new(&["refused", "sequence", "reason", "last seen", "message"]);
     for refusal in refusals {
         table.row([
             place(refusal),
-            or_none(refusal.sequence),
-            refusal.reason.clone(),
+            or_none(refusal.refusal.sequence),
+            refusal.refusal.reason.clone(),
             last_seen(refusal),
-            refusal.message.clone(),
+            refusal.refusal.message.clone(),
         ]);
     }
     table
 }
 
 /// `12s`, or `12s (x31 over 5h)`, as kubectl has it for events.
-fn last_seen(refusal: &Refusal) -> String {
-    let last = age(refusal.at);
+fn last_seen(refusal: &StoredRefusal) -> String {
+    let last = age(refusal.refusal.at);
     match (refusal.count, refusal.first_at) {
         (count, Some(first)) if count > 1 => format!("{last} (x{count} over {})", age(first)),
         (_, _) => last,
     }
 }
 
-fn place(refusal: &Refusal) -> String {
+fn place(refusal: &StoredRefusal) -> String {
     // Empty when what was refused could not be read.
-    let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    match (said(&refusal.application), said(&refusal.namespace)) {
-        (Some(application), Some(namespace)) => format!("{application}/{namespace}"),
-        (Some(application), None) => application,
-        (None, _) => NONE.to_owned(),
+    let StoredRefusal { application, namespace, .. } = refusal;
+    match (application.is_empty(), namespace.is_empty()) {
+        (false, false) => format!("{application}/{namespace}"),
+        (false, true) => application.clone(),
+        (true, _) => NONE.to_owned(),
     }
 }
 
@@ -243,7 +207,7 @@ fn destinations(records: &[Record]) -> Table {
 }
 
 async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)>> {
-    let marked = ListParams::default().labels(DESTINATIONS);
+    let marked = ListParams::default().labels(&format!("{RECORD_LABEL}={DESTINATION_LABEL_VALUE}"));
     let listed =
         cluster.secrets().list(&marked).await.context("cannot read the spoke's records")?;
     let mut records = Vec::new();
@@ -262,17 +226,19 @@ async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)
     Ok(records)
 }
 
-async fn refusals(cluster: &TargetCluster) -> anyhow::Result<(Vec<Refusal>, Option<HubNews>)> {
+async fn refusals(
+    cluster: &TargetCluster,
+) -> anyhow::Result<(Vec<StoredRefusal>, Option<HubStatus>)> {
     let secret = cluster.secrets().get_opt(REFUSALS_SECRET).await;
     let secret = secret.context("cannot read the spoke's refusals")?;
     let data = secret.and_then(|secret| secret.data).unwrap_or_default();
     let malformed = |key: &str| format!("{key} of Secret {REFUSALS_SECRET} is malformed");
     let read = |key: &str| data.get(key).map(|bytes| bytes.0.as_slice());
     let list = read(REFUSALS_KEY).map(serde_json::from_slice).transpose();
-    let hub = read(HUB_KEY).map(serde_json::from_slice).transpose();
+    let hub = read(HUB_STATUS_KEY).map(serde_json::from_slice).transpose();
     Ok((
         list.with_context(|| malformed(REFUSALS_KEY))?.unwrap_or_default(),
-        hub.with_context(|| malformed(HUB_KEY))?,
+        hub.with_context(|| malformed(HUB_STATUS_KEY))?,
     ))
 }
 
@@ -287,7 +253,7 @@ fn certificate_expires_at(identity: &Option<Secret>) -> Option<Timestamp> {
 }
 
 fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
-    let bytes = identity.as_ref()?.data.as_ref()?.get(DESTINATIONS_KEY)?;
+    let bytes = identity.as_ref()?.data.as_ref()?.get(IDENTITY_DESTINATIONS_KEY)?;
     let recorded = std::str::from_utf8(&bytes.0).ok()?.parse().ok()?;
     let found = found as u64;
     (found < recorded).then_some(StateLost { recorded, found })
@@ -340,7 +306,7 @@ async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyh
     }
     if let Some((StateLost { found, .. }, mut identity)) = lost {
         let count = ByteString(found.to_string().into_bytes());
-        identity.data.get_or_insert_default().insert(DESTINATIONS_KEY.to_owned(), count);
+        identity.data.get_or_insert_default().insert(IDENTITY_DESTINATIONS_KEY.to_owned(), count);
         replace(&cluster, &identity).await?;
     }
     cluster.restart_spoke().await?;
@@ -410,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    fn refusal(more: &serde_json::Value) -> Refusal {
+    fn refusal(more: &serde_json::Value) -> StoredRefusal {
         let hour_ago = Timestamp::now() - jiff::SignedDuration::from_mins(61);
         let mut stored = json!({
             "application": "web", "namespace": "shop", "reason": "Expired", "message": "late",

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use attest_common::record::custody::{
+    IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, SPOKE_NAME, SYSTEM_NAMESPACE,
+};
 use attest_common::trust::policy::POLICY_NAME;
 use attest_install::apply::{self, Target};
+use attest_install::namespaces;
 use attest_install::namespaces::Stranger;
-use attest_install::{
-    IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, SPOKE_NAME, SYSTEM_NAMESPACE,
-    namespaces,
-};
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, PostParams};

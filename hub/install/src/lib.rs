@@ -13,29 +13,16 @@ mod spoke;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use attest_common::record::custody::{SPOKE_NAME, SYSTEM_NAMESPACE};
 use attest_common::trust::policy::{Entry, GroupResource, Spec, accounts_namespace};
 use serde_json::{Map, Value, json};
 
-/// Namespace of the spoke.
-pub const SYSTEM_NAMESPACE: &str = "attest-system";
-/// ServiceAccount and Deployment of the spoke.
-pub const SPOKE_NAME: &str = "attest-spoke";
 /// User name of the spoke's ServiceAccount.
 pub const SPOKE_USER: &str = "system:serviceaccount:attest-system:attest-spoke";
 /// Field manager of everything installed here.
 pub const FIELD_MANAGER: &str = "attest-install";
 /// Label that says so of every object, with [`FIELD_MANAGER`] as its value.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// Secret with the join token; the spoke deletes it after joining.
-pub const JOIN_SECRET: &str = "attest-join";
-/// Key of the token in [`JOIN_SECRET`].
-pub const JOIN_SECRET_KEY: &str = "token";
-/// Secret that the spoke writes when it has joined.
-pub const IDENTITY_SECRET: &str = "attest-identity";
-/// Key of the cluster id in [`IDENTITY_SECRET`].
-pub const IDENTITY_CLUSTER_ID_KEY: &str = "cluster-id";
-/// Key of the certificate chain in [`IDENTITY_SECRET`]: there once the hub has admitted the spoke.
-pub const IDENTITY_CHAIN_KEY: &str = "tls.chain";
 /// What an application account may do where it is bound.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
 /// What the spoke may read where it is bound.

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{JOIN_SECRET, JOIN_SECRET_KEY, SPOKE_NAME, SYSTEM_NAMESPACE, object};
+use attest_common::record::custody::{JOIN_SECRET, JOIN_TOKEN_KEY};
+
+use super::{SPOKE_NAME, SYSTEM_NAMESPACE, object};
 
 const JOIN_DIRECTORY: &str = "/etc/attest/join";
 const HEALTH_PORT: u16 = 8081;
@@ -12,7 +14,7 @@ const USER_ID: u32 = 65534;
 
 pub(super) fn join_secret(token: &str) -> Value {
     let mut data = serde_json::Map::new();
-    data.insert(JOIN_SECRET_KEY.to_owned(), token.into());
+    data.insert(JOIN_TOKEN_KEY.to_owned(), token.into());
     let body = json!({"type": "Opaque", "stringData": data});
     object(("v1", "Secret"), Some(SYSTEM_NAMESPACE), JOIN_SECRET, body)
 }
@@ -50,7 +52,7 @@ fn pod(image: &str, hub: &str) -> Value {
 }
 
 fn container(image: &str, hub: &str) -> Value {
-    let token_file = format!("{JOIN_DIRECTORY}/{JOIN_SECRET_KEY}");
+    let token_file = format!("{JOIN_DIRECTORY}/{JOIN_TOKEN_KEY}");
     json!({
         "name": "spoke",
         "image": image,

@@ -9,6 +9,7 @@ use attest_common::basics::ids::Digest;
 use attest_common::basics::text::message;
 use attest_common::documents::plan::Directive;
 use attest_common::record::Record;
+use attest_common::record::custody::StoredRefusal;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Ages, Removal, Verified};
 use attest_runtime::clock::micros;
@@ -22,7 +23,7 @@ use crate::destination::mailbox::{Order, Origin, Run};
 use crate::destination::speculative::Checks;
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{self, Entry, Key, Lost};
-use crate::ledger::refusals::{Refused, Weight};
+use crate::ledger::refusals::Weight;
 use crate::session::push::Pushed;
 
 /// How often a push is judged anew because its record was changed meanwhile.
@@ -337,7 +338,7 @@ impl Agent {
             error = text,
             "Refused a directive"
         );
-        let noted = Refused::new(application, namespace, signed, refusal.clone());
+        let noted = StoredRefusal::first(application, namespace, signed, refusal.clone());
         self.shared.refusals.note(noted);
         let Some(key) = key else { return };
         match self.workers.get(&key) {

@@ -6,13 +6,14 @@
 
 use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
+use attest_common::record::custody::{APPLICATION_ANNOTATION, NAMESPACE_ANNOTATION};
 use attest_runtime::failpoint;
 use futures::future::{join, try_join};
 use serde_json::{Value, json};
 
 use super::client::{ApiServer, As, object_path};
 use super::error::ApiError;
-use crate::{ACCOUNT, NAMESPACE};
+use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
@@ -111,8 +112,8 @@ impl Account {
             "metadata": {
                 "name": self.name, "namespace": self.namespace,
                 "annotations": {
-                    "attest.continuu.ms/application": self.application.as_str(),
-                    "attest.continuu.ms/namespace": self.destination.as_str(),
+                    APPLICATION_ANNOTATION: self.application.as_str(),
+                    NAMESPACE_ANNOTATION: self.destination.as_str(),
                 },
             },
             "automountServiceAccountToken": false,
@@ -124,7 +125,7 @@ impl Account {
     }
 
     fn read_binding(&self) -> Value {
-        self.binding(ACCOUNT, READ_ROLE, NAMESPACE, ACCOUNT)
+        self.binding(SPOKE_NAME, READ_ROLE, SYSTEM_NAMESPACE, SPOKE_NAME)
     }
 
     fn binding(&self, name: &str, role: &str, subject_namespace: &str, subject: &str) -> Value {
@@ -208,7 +209,7 @@ mod tests {
             ("namespace", object_path("v1", "namespaces", None, "shop")),
             ("account", at("serviceaccounts", &account.namespace, &account.name)),
             ("workloads", at("rolebindings", "shop", &account.name)),
-            ("read", at("rolebindings", "shop", ACCOUNT)),
+            ("read", at("rolebindings", "shop", SPOKE_NAME)),
         ];
         let mut there = Vec::new();
         for (what, path) in places {

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::projection::FIELD_MANAGER;
+use attest_common::record::custody::Confirmed;
 use attest_common::verify::{ObjectSet, Removal, Verified};
 use attest_runtime::failpoint;
 use serde_json::Value;
 
 use super::client::{ApiServer, Apply, As, object_path};
-use super::drift::{Confirmed, Live};
+use super::drift::Live;
 use super::error::ApiError;
 use super::watch::{Observation, observe};
 

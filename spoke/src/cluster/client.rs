@@ -22,7 +22,7 @@ use super::answer;
 use super::credentials::{self, FileToken};
 use super::error::{ApiError, ClusterError, Details, REQUEST_TIMEOUT};
 use crate::metrics::Metrics;
-use crate::{ACCOUNT, NAMESPACE};
+use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
 /// Most requests that are made in the accounts of applications at a time. A worker makes eight of
 /// them: a few applications whose requests hang must not keep the others from healing.
@@ -338,7 +338,8 @@ impl ApiServer {
     }
 
     async fn fresh_token(&self) -> Result<String, ClusterError> {
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
+        let path =
+            format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/{SPOKE_NAME}/token");
         let body = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": TOKEN_LIFETIME_S},
@@ -447,7 +448,7 @@ mod tests {
         let api = fake.open().await;
 
         api.get("/version").await.unwrap();
-        let secrets: Api<Secret> = Api::namespaced(api.client(), NAMESPACE);
+        let secrets: Api<Secret> = Api::namespaced(api.client(), SYSTEM_NAMESPACE);
         let mut watch = secrets.watch(&WatchParams::default(), "0").await.unwrap().boxed();
         let _ = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::error::ClusterError;
-use crate::NAMESPACE;
+use crate::SYSTEM_NAMESPACE;
 
 /// The token of a kubeconfig, in memory and in its file.
 pub(super) struct FileToken {
@@ -151,7 +151,7 @@ pub(super) fn from_service_account(directory: &Path) -> Result<Config, ClusterEr
     let uri = format!("https://{host}:{port}");
     let uri = uri.parse().map_err(|_| ClusterError::NotInCluster { missing: uri })?;
     let mut config = Config::new(uri);
-    NAMESPACE.clone_into(&mut config.default_namespace);
+    SYSTEM_NAMESPACE.clone_into(&mut config.default_namespace);
     config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
     config.auth_info.token_file = Some(directory.join("token").display().to_string());
     Ok(config)

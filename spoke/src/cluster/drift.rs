@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
-use serde::{Deserialize, Serialize};
+use attest_common::record::custody::Confirmed;
 
 /// Heals of one object that happen at once; after that they are spaced.
 pub const HEALS_AT_ONCE_MAX: u32 = 300;
@@ -16,16 +16,6 @@ pub const HEALS_CONTESTED_MIN: u32 = 20;
 pub const HEAL_SPACE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
 /// Without a heal for this long, an object is no longer contested.
 pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(6 * 60);
-
-/// That an object was applied as desired, and how it looked then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confirmed {
-    /// Digest of the object as it was to be.
-    pub desired: Digest,
-    pub uid: String,
-    /// Digest of the live object projected on our fields.
-    pub projected: Digest,
-}
 
 /// What the watch says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,9 +7,10 @@ use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Turning, Verdict};
+use attest_common::record::custody::Confirmed;
 
 use crate::cluster::apply::{Passed, Standing};
-use crate::cluster::drift::{self, Confirmed, HealBudget, Live, Need};
+use crate::cluster::drift::{self, HealBudget, Live, Need};
 use crate::cluster::watch::{Observation, Scope};
 
 /// Most requests of one destination on their way at a time.

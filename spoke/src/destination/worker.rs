@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::record::custody::StoredRefusal;
 use attest_common::session::report::{Phase, Refusal, Report};
 use futures::stream::{FuturesUnordered, StreamExt};
 
@@ -19,7 +20,6 @@ use super::speculative::Early;
 use super::work::{self, State};
 use crate::cluster::watch::Inbox;
 use crate::ledger::records::Key;
-use crate::ledger::refusals::Refused;
 
 /// The worker of a destination, which never ends, and where its orders go.
 pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = ()> + Send) {
@@ -163,7 +163,7 @@ impl Worker {
             "Refused a plan"
         );
         self.shared.metrics.refused(&refusal.reason);
-        self.shared.refusals.note(Refused::new(application, namespace, true, refusal));
+        self.shared.refusals.note(StoredRefusal::first(application, namespace, true, refusal));
     }
 
     fn notice(&self, notice: Notice) {

@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use attest_common::basics::ids::Digest;
 use attest_common::basics::text::error_chain;
+use attest_common::record::custody::{
+    BYTES_ANNOTATION, CONTENT_LABEL_VALUE, PIECE_KEY, PIECES_ANNOTATION, PackedBlobs, RECORD_LABEL,
+    content_secret, content_stem,
+};
 use attest_common::record::{DestinationRecords, Held, Record};
 use attest_runtime::failpoint;
 use attest_runtime::frames::COMPRESSION_LEVEL;
@@ -19,7 +23,7 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use super::error::LedgerError;
-use super::index::{BYTES, CONTENT_TOTAL_BYTES_MAX, PIECE_BYTES_MAX, RECORD_LABEL};
+use super::index::{CONTENT_TOTAL_BYTES_MAX, PIECE_BYTES_MAX};
 use super::records::Ledger;
 use crate::trust::secrets::{self, collection, path};
 
@@ -32,14 +36,6 @@ const TIDY_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait after one that failed.
 const TIDY_RETRY: Duration = Duration::from_secs(10);
 const IN_FLIGHT_MAX: usize = 4;
-const PIECES: &str = "attest.continuu.ms/pieces";
-const PIECE: &str = "piece";
-
-#[derive(Clone, PartialEq, Message)]
-struct Packed {
-    #[prost(bytes = "bytes", repeated, tag = "1")]
-    blobs: Vec<Bytes>,
-}
 
 /// Keeps the content of some plans for as long as it lives: what is being stored and not yet named
 /// by a record.
@@ -79,7 +75,7 @@ fn pack(
     let (mut size, mut pieces) = (0, Vec::new());
     for (name, members) in packs(held) {
         let members = members.iter().map(|digest| blobs.get(digest).cloned().ok_or_else(lost));
-        let packed = Packed { blobs: members.collect::<Result<_, _>>()? };
+        let packed = PackedBlobs { blobs: members.collect::<Result<_, _>>()? };
         size += packed.encoded_len() as u64;
         if size > CONTENT_BYTES_MAX {
             let max = CONTENT_BYTES_MAX;
@@ -89,7 +85,8 @@ fn pack(
             zstd::bulk::compress(&packed.encode_to_vec(), COMPRESSION_LEVEL).map_err(|_| lost())?;
         let count = bytes.len().div_ceil(PIECE_BYTES_MAX);
         let all = bytes.chunks(PIECE_BYTES_MAX).enumerate();
-        pieces.extend(all.map(|(index, piece)| (piece_name(name, index), count, piece.to_vec())));
+        pieces
+            .extend(all.map(|(index, piece)| (content_secret(name, index), count, piece.to_vec())));
     }
     if pieces.len() > PIECES_MAX {
         let max = PIECES_MAX as u64;
@@ -154,10 +151,10 @@ impl Ledger {
             return Ok(());
         }
         let metadata = json!({
-            "labels": {RECORD_LABEL: "content"},
-            "annotations": {PIECES: count.to_string(), BYTES: piece.len().to_string()},
+            "labels": {RECORD_LABEL: CONTENT_LABEL_VALUE},
+            "annotations": {PIECES_ANNOTATION: count.to_string(), BYTES_ANNOTATION: piece.len().to_string()},
         });
-        let mut body = secrets::body(&name, "", metadata, &[(PIECE, &piece)].into());
+        let mut body = secrets::body(&name, "", metadata, &[(PIECE_KEY, &piece)].into());
         if let Some(fields) = body.as_object_mut() {
             fields.insert("immutable".to_owned(), true.into());
         }
@@ -198,7 +195,7 @@ impl Ledger {
         let mut whole = Vec::new();
         let reader = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(|_| lost())?;
         reader.take(CONTENT_BYTES_MAX).read_to_end(&mut whole).map_err(|_| lost())?;
-        let packed = Packed::decode(whole.as_slice()).map_err(|_| lost())?;
+        let packed = PackedBlobs::decode(whole.as_slice()).map_err(|_| lost())?;
         Ok(packed.blobs)
     }
 
@@ -209,14 +206,14 @@ impl Ledger {
         index: usize,
     ) -> Result<(Vec<u8>, usize), LedgerError> {
         let lost = || LedgerError::Content { plan };
-        let found = self.api().get_optional(&path(&piece_name(name, index))).await;
+        let found = self.api().get_optional(&path(&content_secret(name, index))).await;
         let Some(secret) = found.map_err(LedgerError::Api)? else {
             // Who deleted this may have deleted more.
             self.state().content.confirmed.clear();
             return Err(lost());
         };
-        let bytes = secrets::bytes(&secret, PIECE).ok_or_else(lost)?;
-        let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES));
+        let bytes = secrets::bytes(&secret, PIECE_KEY).ok_or_else(lost)?;
+        let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES_ANNOTATION));
         let count = pieces.and_then(Value::as_str).and_then(|text| text.parse().ok());
         Ok((bytes, count.ok_or_else(lost)?))
     }
@@ -286,15 +283,7 @@ fn used(records: &DestinationRecords) -> BTreeSet<String> {
 }
 
 fn stems(held: &Held) -> impl Iterator<Item = String> {
-    packs(held).into_iter().map(|(name, _)| stem(name))
-}
-
-fn stem(name: Digest) -> String {
-    format!("attest-content-{}", name.hex().chars().take(40).collect::<String>())
-}
-
-fn piece_name(name: Digest, index: usize) -> String {
-    format!("{}-{index}", stem(name))
+    packs(held).into_iter().map(|(name, _)| content_stem(name))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use attest_common::basics::ids::Digest;
 
-use crate::NAMESPACE;
+use crate::SYSTEM_NAMESPACE;
 use crate::cluster::error::ApiError;
 
 /// Why something is not durable.
@@ -14,7 +14,7 @@ pub enum LedgerError {
     #[error("the record was changed by somebody else")]
     Overtaken,
     #[error(
-        "Secret {NAMESPACE}/{secret} is not a readable record; \
+        "Secret {SYSTEM_NAMESPACE}/{secret} is not a readable record; \
          restore it, or `attest spoke reset` the destination"
     )]
     Unreadable { secret: String },

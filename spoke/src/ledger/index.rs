@@ -2,20 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use attest_common::record::custody::{BYTES_ANNOTATION, CONTENT_LABEL_VALUE, RECORD_LABEL};
 use serde_json::Value;
 
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 use crate::trust::secrets::collection;
 
-/// Label that tells the spoke's Secrets apart.
-pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
 /// Bytes of one Secret's piece.
 pub const PIECE_BYTES_MAX: usize = 900 * 1024;
 /// Most bytes of all content Secrets of a cluster, as stored.
 pub const CONTENT_TOTAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Annotation with the bytes of a piece.
-pub(super) const BYTES: &str = "attest.continuu.ms/bytes";
 
 /// What this process knows of the content Secrets: their names, and their sizes in bytes.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +30,7 @@ impl Index {
         let stored = items.filter_map(|item| {
             let name = item.pointer("/metadata/name")?.as_str()?;
             let annotations = item.pointer("/metadata/annotations");
-            let bytes = annotations.and_then(|a| a.get(BYTES)?.as_str()?.parse().ok());
+            let bytes = annotations.and_then(|a| a.get(BYTES_ANNOTATION)?.as_str()?.parse().ok());
             Some((name.to_owned(), bytes.unwrap_or(PIECE_BYTES_MAX as u64)))
         });
         Self { stored: stored.collect(), ..Self::default() }
@@ -56,6 +53,6 @@ impl Index {
 
 /// All content Secrets, without their bodies.
 pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
-    let all = format!("{}?labelSelector={RECORD_LABEL}%3Dcontent", collection());
+    let all = format!("{}?labelSelector={RECORD_LABEL}%3D{CONTENT_LABEL_VALUE}", collection());
     Ok(Index::of(&api.get_metadata(&all).await?))
 }

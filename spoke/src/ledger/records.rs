@@ -12,6 +12,10 @@ use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::record::custody::{
+    APPLICATION_ANNOTATION, CONFIRMED_KEY, Confirmed, DESTINATION_LABEL_VALUE, DIRECTIVE_KEY,
+    NAMESPACE_ANNOTATION, RECORD_KEY, RECORD_LABEL, destination_secret,
+};
 use attest_common::record::{DestinationRecords, Record};
 use attest_common::session::message::Seen;
 use attest_runtime::failpoint;
@@ -20,9 +24,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::error::LedgerError;
-use super::index::{self, Index, RECORD_LABEL};
+use super::index::{self, Index};
 use crate::cluster::client::ApiServer;
-use crate::cluster::drift::Confirmed;
 use crate::metrics::Metrics;
 use crate::rate_limits::WRITES;
 use crate::trust::identity::Identity;
@@ -51,10 +54,6 @@ const UID_LENGTH: usize = 36;
 const SWAP_ATTEMPTS: u32 = 3;
 /// How long to wait before the count of records is written again.
 const COUNT_RETRY: Duration = Duration::from_secs(1);
-
-const RECORD: &str = "record.json";
-const DIRECTIVE: &str = "directive";
-const CONFIRMED: &str = "confirmed";
 
 /// An application and a namespace.
 pub type Key = (Name, Name);
@@ -145,7 +144,10 @@ impl Ledger {
         let mut state = State { content, ..State::default() };
         let mut next = String::new();
         loop {
-            let selected = format!("{}?labelSelector={RECORD_LABEL}%3Ddestination", collection());
+            let selected = format!(
+                "{}?labelSelector={RECORD_LABEL}%3D{DESTINATION_LABEL_VALUE}",
+                collection()
+            );
             let page = format!("{selected}&limit={RECORDS_LISTED_MAX}&continue={next}");
             let list = api.get(&page).await.map_err(LedgerError::Api)?;
             for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
@@ -374,8 +376,7 @@ fn to_json(record: &Record) -> Result<Vec<u8>, LedgerError> {
 
 /// Name of the Secret that keeps a destination.
 pub fn secret_name((application, namespace): &Key) -> String {
-    let hex = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
-    format!("attest-destination-{}", hex.chars().take(16).collect::<String>())
+    destination_secret(application, namespace)
 }
 
 /// The Secret of a destination, and how many bytes are kept in it.
@@ -383,16 +384,16 @@ fn write(name: &str, entry: &Entry, version: &str) -> Result<(Value, u64), Ledge
     let Entry { record, directive, confirmed } = entry;
     let json = to_json(record)?;
     let metadata = json!({
-        "labels": {RECORD_LABEL: "destination"},
+        "labels": {RECORD_LABEL: DESTINATION_LABEL_VALUE},
         "annotations": {
-            "attest.continuu.ms/application": record.application.as_str(),
-            "attest.continuu.ms/namespace": record.namespace.as_str(),
+            APPLICATION_ANNOTATION: record.application.as_str(),
+            NAMESPACE_ANNOTATION: record.namespace.as_str(),
         },
     });
     let room = SECRET_BYTES_MAX.saturating_sub(json.len() + directive.len());
     let pairs = pack(confirmed).filter(|pairs| pairs.len() <= room);
-    let mut data = BTreeMap::from([(RECORD, json.as_slice()), (DIRECTIVE, directive)]);
-    data.extend(pairs.iter().map(|pairs| (CONFIRMED, pairs.as_slice())));
+    let mut data = BTreeMap::from([(RECORD_KEY, json.as_slice()), (DIRECTIVE_KEY, directive)]);
+    data.extend(pairs.iter().map(|pairs| (CONFIRMED_KEY, pairs.as_slice())));
     let bytes = data.values().map(|value| value.len() as u64).sum();
     Ok((secrets::body(name, version, metadata, &data), bytes))
 }
@@ -404,13 +405,13 @@ fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
     };
     let unreadable = || LedgerError::Unreadable { secret: name() };
     let bytes = |key: &str| secrets::bytes(secret, key);
-    let json = bytes(RECORD).ok_or_else(unreadable)?;
+    let json = bytes(RECORD_KEY).ok_or_else(unreadable)?;
     let record: Record = serde_json::from_slice(&json).map_err(|_| unreadable())?;
     let entry = Entry {
         record,
-        directive: bytes(DIRECTIVE).unwrap_or_default(),
+        directive: bytes(DIRECTIVE_KEY).unwrap_or_default(),
         // Lost or garbled pairs cost requests, not safety.
-        confirmed: bytes(CONFIRMED).and_then(|packed| unpack(&packed)).unwrap_or_default(),
+        confirmed: bytes(CONFIRMED_KEY).and_then(|packed| unpack(&packed)).unwrap_or_default(),
     };
     Ok((entry, resource_version(secret)))
 }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
-use attest_common::session::report::Refusal;
+use attest_common::record::custody::{
+    HUB_STATUS_KEY, HubStatus, REFUSALS_KEY, REFUSALS_SECRET, Refusal, StoredRefusal,
+};
 use attest_runtime::failpoint;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
@@ -21,8 +22,6 @@ use crate::cluster::error::ApiError;
 use crate::rate_limits::REFUSAL_WRITES;
 use crate::trust::secrets::{self, collection, path};
 
-/// Name of the Secret.
-pub const SECRET: &str = "attest-refusals";
 /// Most refusals kept of each weight.
 pub const REFUSALS_MAX: usize = 64;
 /// Reasons that show a hub to have tried what it must not be able to do. What is merely late or twice
@@ -40,27 +39,6 @@ const EVIDENCE: [&str; 9] = [
 ];
 /// Shortest time between two writes; see also [`REFUSAL_WRITES`].
 const WRITE_EVERY: Duration = Duration::from_millis(500);
-const KEY: &str = "refusals.json";
-const HUB_KEY: &str = "hub.json";
-
-/// One refusal and what it was about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Refused {
-    /// As the refused document says, unverified; empty when it could not be read.
-    pub application: String,
-    pub namespace: String,
-    /// A hub key of the policy signed it: evidence against that hub, where anything else is noise.
-    #[serde(default)]
-    pub signed: bool,
-    /// When it was refused for the first time, and how often since.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first_at: Option<Timestamp>,
-    #[serde(default)]
-    pub count: u64,
-    #[serde(flatten)]
-    pub refusal: Refusal,
-}
 
 /// What a refusal is worth to who asks later. Each has its own room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,26 +62,8 @@ impl Weight {
     }
 }
 
-impl Refused {
-    /// What was refused just now, for the first time as far as the caller knows.
-    pub fn new(application: String, namespace: String, signed: bool, refusal: Refusal) -> Self {
-        Self { application, namespace, signed, first_at: Some(refusal.at), count: 1, refusal }
-    }
-
-    fn weight(&self) -> Weight {
-        Weight::of(self.signed, &self.refusal.reason)
-    }
-
-    fn since(&self) -> Timestamp {
-        self.first_at.unwrap_or(self.refusal.at)
-    }
-}
-
-/// Whether the hub's news was old when this was last written, and since when it was or was not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HubNews {
-    pub stale: bool,
-    pub since: Timestamp,
+fn weight_of(stored: &StoredRefusal) -> Weight {
+    Weight::of(stored.signed, &stored.refusal.reason)
 }
 
 /// The list.
@@ -113,8 +73,8 @@ pub struct Refusals(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     api: ApiServer,
-    list: Mutex<VecDeque<Refused>>,
-    hub: Mutex<Option<HubNews>>,
+    list: Mutex<VecDeque<StoredRefusal>>,
+    hub: Mutex<Option<HubStatus>>,
     changed: Notify,
     writes: RateLimiter,
 }
@@ -125,10 +85,10 @@ impl Refusals {
     /// # Errors
     /// When the API server does not answer.
     pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
-        let secret = api.get_optional(&path(SECRET)).await?;
+        let secret = api.get_optional(&path(REFUSALS_SECRET)).await?;
         let bytes = |key| secret.as_ref().and_then(|secret| secrets::bytes(secret, key));
-        let list = bytes(KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let hub = bytes(HUB_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let list = bytes(REFUSALS_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let hub = bytes(HUB_STATUS_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(Self(Arc::new(Inner {
             api,
             list: Mutex::new(list.unwrap_or_default()),
@@ -139,7 +99,7 @@ impl Refusals {
     }
 
     /// Adds a refusal. Of each destination and reason the newest stays.
-    pub fn note(&self, refused: Refused) {
+    pub fn note(&self, refused: StoredRefusal) {
         keep(&mut self.0.list.lock().unwrap_or_else(PoisonError::into_inner), refused);
         self.0.changed.notify_one();
     }
@@ -148,14 +108,14 @@ impl Refusals {
     pub fn has_evidence(&self, reason: &str) -> bool {
         let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter()
-            .any(|known| known.weight() == Weight::Evidence && known.refusal.reason == reason)
+            .any(|known| weight_of(known) == Weight::Evidence && known.refusal.reason == reason)
     }
 
     /// Whether the hub is stale now; written when that is news.
     pub fn note_hub(&self, stale: bool, now: Timestamp) {
         let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
         if hub.is_none_or(|known| known.stale != stale) {
-            *hub = Some(HubNews { stale, since: now });
+            *hub = Some(HubStatus { stale, since: now });
             self.0.changed.notify_one();
         }
     }
@@ -195,11 +155,11 @@ impl Refusals {
         };
         let hub = *self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hub.and_then(|hub| serde_json::to_vec(&hub).ok());
-        let mut data = BTreeMap::from([(KEY, json)]);
-        data.extend(hub.map(|hub| (HUB_KEY, hub)));
-        let body = secrets::body(SECRET, "", json!({}), &data);
+        let mut data = BTreeMap::from([(REFUSALS_KEY, json)]);
+        data.extend(hub.map(|hub| (HUB_STATUS_KEY, hub)));
+        let body = secrets::body(REFUSALS_SECRET, "", json!({}), &data);
         failpoint::reach("before-refusal-write");
-        match self.0.api.replace(&path(SECRET), &body).await {
+        match self.0.api.replace(&path(REFUSALS_SECRET), &body).await {
             Err(error) if error.is_not_found() => self.0.api.create(&collection(), &body).await?,
             other => other?,
         };
@@ -211,32 +171,32 @@ impl Refusals {
 /// Adds to the list, and makes room among what weighs the same: there from the destination with the
 /// most, so that much noise about one drives out nothing about another. The first of each reason
 /// stays for as long as something else can go.
-fn keep(list: &mut VecDeque<Refused>, mut refused: Refused) {
-    fn of(refused: &Refused) -> (Weight, &str, &str) {
-        (refused.weight(), refused.application.as_str(), refused.namespace.as_str())
+fn keep(list: &mut VecDeque<StoredRefusal>, mut refused: StoredRefusal) {
+    fn of(refused: &StoredRefusal) -> (Weight, &str, &str) {
+        (weight_of(refused), refused.application.as_str(), refused.namespace.as_str())
     }
-    let same = |known: &Refused| {
+    let same = |known: &StoredRefusal| {
         of(known) == of(&refused) && known.refusal.reason == refused.refusal.reason
     };
     let known = list.iter().position(same).and_then(|index| list.remove(index));
     if let Some(known) = known {
-        refused.first_at = Some(known.since());
+        refused.first_at = Some(known.first_at());
         refused.count = refused.count.saturating_add(known.count.max(1));
     }
-    let weight = refused.weight();
+    let weight = weight_of(&refused);
     list.push_back(refused);
-    let alike = || list.iter().enumerate().filter(|(_, known)| known.weight() == weight);
+    let alike = || list.iter().enumerate().filter(|(_, known)| weight_of(known) == weight);
     if alike().count() <= REFUSALS_MAX {
         return;
     }
     let (mut counts, mut firsts) = (BTreeMap::new(), BTreeMap::new());
     for (index, known) in alike() {
         *counts.entry(of(known)).or_insert(0) += 1;
-        let here = (known.since(), index);
+        let here = (known.first_at(), index);
         let first = firsts.entry(known.refusal.reason.as_str()).or_insert(here);
         *first = here.min(*first);
     }
-    let is_first = |index: usize, known: &Refused| {
+    let is_first = |index: usize, known: &StoredRefusal| {
         firsts.get(known.refusal.reason.as_str()).is_some_and(|(_, first)| *first == index)
     };
     // Of those that are no first or else of all: from the fullest destination the oldest.
@@ -255,14 +215,14 @@ mod tests {
     use crate::cluster::fake::FakeApi;
     use crate::rate_limits::{REFUSAL_WRITE_EVERY, REFUSAL_WRITES_AT_ONCE_MAX};
 
-    fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> Refused {
+    fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> StoredRefusal {
         let refusal = Refusal {
             reason: reason.to_owned(),
             message: String::new(),
             sequence: Some(sequence),
             at: Timestamp::from_second(i64::try_from(sequence).unwrap()).unwrap(),
         };
-        Refused::new(application.to_owned(), "shop".to_owned(), signed, refusal)
+        StoredRefusal::first(application.to_owned(), "shop".to_owned(), signed, refusal)
     }
 
     #[test]
@@ -274,7 +234,7 @@ mod tests {
 
         let first_at = Some(Timestamp::UNIX_EPOCH);
         let last = refused(true, "web", "SequenceReplayed", 999);
-        assert_eq!(list, [Refused { first_at, count: 1_000, ..last }]);
+        assert_eq!(list, [StoredRefusal { first_at, count: 1_000, ..last }]);
     }
 
     #[test]
@@ -341,8 +301,8 @@ mod tests {
 
         let after = Refusals::load(api).await.unwrap();
 
-        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubNews { stale: true, since: at(100) }));
+        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubStatus { stale: true, since: at(100) }));
         after.note_hub(false, at(300));
-        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubNews { stale: false, since: at(300) }));
+        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubStatus { stale: false, since: at(300) }));
     }
 }

@@ -1,13 +1,11 @@
 //! The join token in the cluster: deleted once it is used up.
 
 use attest_common::basics::text::error_chain;
+use attest_common::record::custody::JOIN_SECRET;
 use attest_runtime::failpoint;
 
 use crate::cluster::client::ApiServer;
 use crate::trust::secrets;
-
-/// The Secret that brings the token into the cluster; deleted after joining.
-pub const JOIN_SECRET: &str = "attest-join";
 
 /// Deletes the join token, which was used up. Also after a start: the process may have died before.
 pub async fn forget(api: &ApiServer) {

@@ -10,25 +10,20 @@ use std::time::SystemTime;
 use attest_certs::{Bundle, peer_identity};
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::keys::PrivateKey;
+use attest_common::record::custody::{
+    IDENTITY_CHAIN_KEY as CHAIN, IDENTITY_CLUSTER_ID_KEY as CLUSTER_ID,
+    IDENTITY_DESTINATIONS_KEY as DESTINATIONS, IDENTITY_GENERATION_KEY as GENERATION,
+    IDENTITY_PRIVATE_KEY as KEY, IDENTITY_SECRET as SECRET, IDENTITY_TLS_KEY as TLS_KEY,
+};
 use attest_runtime::failpoint;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::secrets::{self, Swapped, resource_version};
-use crate::NAMESPACE;
+use crate::SYSTEM_NAMESPACE;
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 
-/// Name of the Secret.
-pub const SECRET: &str = "attest-identity";
-
-const KEY: &str = "identity.key";
-const CLUSTER_ID: &str = "cluster-id";
-const CHAIN: &str = "tls.chain";
-const TLS_KEY: &str = "tls.key";
-const GENERATION: &str = "generation";
-/// Most destinations that were ever recorded; `attest spoke accept-state` lowers it, nothing else does.
-const DESTINATIONS: &str = "destinations";
 /// How often a certificate is written against a newer version of the Secret before giving up.
 const SWAP_ATTEMPTS: u32 = 3;
 
@@ -220,14 +215,14 @@ fn same(found: &Value, wanted: &Value) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    #[error("cannot read or write Secret {NAMESPACE}/{SECRET}")]
+    #[error("cannot read or write Secret {SYSTEM_NAMESPACE}/{SECRET}")]
     Api(#[source] ApiError),
     #[error(
-        "Secret {NAMESPACE}/{SECRET} has a missing or unusable `{0}`; \
+        "Secret {SYSTEM_NAMESPACE}/{SECRET} has a missing or unusable `{0}`; \
          delete the Secret and register the cluster again"
     )]
     Malformed(&'static str),
-    #[error("Secret {NAMESPACE}/{SECRET} was deleted or is another identity's now")]
+    #[error("Secret {SYSTEM_NAMESPACE}/{SECRET} was deleted or is another identity's now")]
     Overtaken,
     #[error("the system has no randomness to give")]
     Randomness,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::NAMESPACE;
+use crate::SYSTEM_NAMESPACE;
 use crate::cluster::client::{ApiServer, object_path};
 use crate::cluster::error::ApiError;
 
@@ -22,12 +22,12 @@ pub(crate) enum Swapped {
 
 /// Path of the collection.
 pub(crate) fn collection() -> String {
-    object_path("v1", "secrets", Some(NAMESPACE), "")
+    object_path("v1", "secrets", Some(SYSTEM_NAMESPACE), "")
 }
 
 /// Path of one Secret.
 pub(crate) fn path(name: &str) -> String {
-    object_path("v1", "secrets", Some(NAMESPACE), name)
+    object_path("v1", "secrets", Some(SYSTEM_NAMESPACE), name)
 }
 
 /// A Secret. `metadata` is added to name and namespace; an empty `version` is one that must not
@@ -43,7 +43,7 @@ pub(crate) fn body<V: AsRef<[u8]>>(
     let mut all = metadata;
     if let Some(fields) = all.as_object_mut() {
         fields.insert("name".to_owned(), name.into());
-        fields.insert("namespace".to_owned(), NAMESPACE.into());
+        fields.insert("namespace".to_owned(), SYSTEM_NAMESPACE.into());
         if !version.is_empty() {
             fields.insert("resourceVersion".to_owned(), version.into());
         }

@@ -55,7 +55,7 @@ async fn a_first_plan_that_was_refused_before_a_restart_is_reported_when_it_is_o
         at: jiff::Timestamp::now(),
     };
     let (application, namespace) = ("web".to_owned(), "shop".to_owned());
-    agent.shared.refusals.note(Refused::new(application, namespace, true, refusal));
+    agent.shared.refusals.note(StoredRefusal::first(application, namespace, true, refusal));
 
     agent.say_again(&key());
 

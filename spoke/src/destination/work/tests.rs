@@ -6,11 +6,12 @@ use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Verdict};
 use attest_common::objects::kinds::Kinds;
+use attest_common::record::custody::Confirmed;
 use attest_common::session::report::Timings;
 
 use super::*;
 use crate::cluster::apply::{self, Deleted, Passed, Written};
-use crate::cluster::drift::{Confirmed, Live};
+use crate::cluster::drift::Live;
 use crate::cluster::error::ApiError;
 use crate::cluster::watch::Observation;
 use crate::destination::applying::{Durability, Rollback};

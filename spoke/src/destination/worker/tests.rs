@@ -88,7 +88,7 @@ async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>)
         object_path("rbac.authorization.k8s.io/v1", "rolebindings", namespace, name)
     };
     let own = path(&account.name);
-    let read = path(crate::ACCOUNT);
+    let read = path(crate::SPOKE_NAME);
     let namespace = object_path("v1", "namespaces", None, account.destination.as_str());
     let mut there = [true; 3];
     for (there, path) in there.iter_mut().zip([own, read, namespace]) {

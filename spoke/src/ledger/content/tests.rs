@@ -118,7 +118,7 @@ async fn content_that_somebody_deleted_is_stored_again_once_it_was_missed() {
     let (held, blobs) = held(&Bytes::from_static(b"plan"), &random_bytes(100, 5));
     ledger.store_content(&held, &blobs).await.unwrap();
     for name in [held.plan, held.content] {
-        ledger.api().delete_own(&path(&piece_name(name, 0))).await.unwrap();
+        ledger.api().delete_own(&path(&content_secret(name, 0))).await.unwrap();
     }
 
     let missed = ledger.load_content(&held, |_| true).await.unwrap_err();
@@ -155,12 +155,12 @@ fn all_content_of_a_cluster_has_one_bound_and_what_is_there_counts_once() {
 #[test]
 fn content_of_a_plan_in_flight_is_not_unused() {
     let plan = Digest::of(b"plan");
-    let name = piece_name(plan, 0);
+    let name = content_secret(plan, 0);
     let mut index = Index::default();
     assert!(index.is_unused(&name, &BTreeSet::new()));
-    assert!(!index.is_unused(&name, &BTreeSet::from([stem(plan)])));
+    assert!(!index.is_unused(&name, &BTreeSet::from([content_stem(plan)])));
 
-    index.kept.insert(stem(plan), 1);
+    index.kept.insert(content_stem(plan), 1);
     assert!(!index.is_unused(&name, &BTreeSet::new()));
     assert!(index.is_unused("attest-content-other-0", &BTreeSet::new()));
 }
@@ -168,7 +168,7 @@ fn content_of_a_plan_in_flight_is_not_unused() {
 #[test]
 fn a_secret_that_does_not_tell_its_size_counts_as_full() {
     let list = json!({"items": [
-        {"metadata": {"name": "a-0", "annotations": {BYTES: "7"}}},
+        {"metadata": {"name": "a-0", "annotations": {BYTES_ANNOTATION: "7"}}},
         {"metadata": {"name": "b-0"}},
     ]});
 

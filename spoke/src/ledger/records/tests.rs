@@ -61,7 +61,7 @@ fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
     let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
     let with_pairs = |directive: Vec<u8>| {
         let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
-        write("a", &entry, "1").unwrap().0["data"].get(CONFIRMED).is_some()
+        write("a", &entry, "1").unwrap().0["data"].get(CONFIRMED_KEY).is_some()
     };
 
     assert!(with_pairs(b"envelope".to_vec()));
@@ -112,9 +112,9 @@ fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
     let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
     let (mut secret, _) = write("attest-destination-x", &entry, "").unwrap();
 
-    secret["data"][CONFIRMED] = "!".into();
+    secret["data"][CONFIRMED_KEY] = "!".into();
     assert!(read(&secret).is_ok());
-    secret["data"][RECORD] = BASE64.encode(b"{\"v\":1}").into();
+    secret["data"][RECORD_KEY] = BASE64.encode(b"{\"v\":1}").into();
     assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
 }
 

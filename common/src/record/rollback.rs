@@ -1,0 +1,62 @@
+//! The rollback point of a destination: its state before a plan of which nothing is written yet.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Floor, Held, Record};
+use crate::basics::ids::Timestamp;
+
+/// The state of a record before an admission of which nothing is written yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RollbackPoint {
+    /// Envelope of the directive that ordered `held`; empty when there was none.
+    pub directive: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Floor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<Held>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    pub removed: bool,
+    /// Number of objects at the start of the inventory that precede the admission.
+    pub objects: usize,
+}
+
+impl Record {
+    /// Returns the rollback point of an admission that follows `before`: the plan that was last written, after any
+    /// number of admissions without a write. `None` when `held` runs already.
+    pub fn way_back(before: Option<(&Self, &[u8])>, held: &Held) -> Option<Box<RollbackPoint>> {
+        match before {
+            Some((Self { former: Some(former), .. }, _)) => Some(former.clone()),
+            Some((record, _)) if record.held.as_ref() == Some(held) => None,
+            Some((record, directive)) => Some(Box::new(RollbackPoint {
+                directive: String::from_utf8_lossy(directive).into_owned(),
+                binding: record.binding.clone(),
+                floor: record.floor.clone(),
+                held: record.held.clone(),
+                last_good: record.last_good.clone(),
+                since: record.since,
+                removed: record.removed,
+                objects: record.inventory.len(),
+            })),
+            None => Some(Box::default()),
+        }
+    }
+
+    /// Returns the record after `held` was refused before anything of it was written, and the envelope of the
+    /// directive that is in force again. The sequence of the refused directive stays used; everything else is as
+    /// before. With `keep_inventory`, its objects stay listed: a process that ended may have written them.
+    pub fn turned_back(mut self, keep_inventory: bool) -> Option<(Self, Vec<u8>)> {
+        let RollbackPoint { directive, binding, floor, held, last_good, since, removed, objects } =
+            *self.former.take()?;
+        if !keep_inventory {
+            self.inventory.truncate(objects);
+        }
+        let record = Self { binding, floor, held, last_good, since, removed, ..self };
+        Some((record, directive.into_bytes()))
+    }
+}
