@@ -12,7 +12,7 @@ use clap::Parser;
 /// How long a stopping spoke waits for what is in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time in which a session that is dropped tells the hub that it is closed.
-const FAREWELL: Duration = Duration::from_millis(200);
+const CLOSE_GRACE: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     attest_certs::install_provider();
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             outcome = run(options) => outcome,
             () = stopped() => Ok(()),
         };
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(CLOSE_GRACE).await;
         outcome
     });
     runtime.shutdown_timeout(STOP_TIMEOUT);

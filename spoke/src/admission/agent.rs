@@ -164,7 +164,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::cluster::fake::FakeApi;
     use crate::cluster::watch::Watches;
-    use crate::destination::mailbox::Resumes;
+    use crate::destination::mailbox::ReloadRequests;
     use crate::ledger::records::Ledger;
     use crate::ledger::refusals::Refusals;
     use crate::metrics::Metrics;
@@ -182,7 +182,7 @@ pub(crate) mod tests {
             outbox: Outbox::default(),
             metrics,
             kinds: Arc::new(RwLock::new(Kinds::built_in())),
-            resumes: Resumes::default(),
+            reloads: ReloadRequests::default(),
         };
         let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));
         // The policy goes on being watched.

@@ -29,7 +29,7 @@ pub const DIRECTIVE_BYTES_MAX: usize = 16 * 1024;
 
 /// What a push is judged against.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct GateContext<'a> {
     pub policy: &'a Policy,
     pub cluster: &'a ClusterId,
     pub records: &'a DestinationRecords,
@@ -43,20 +43,20 @@ pub struct View<'a> {
 
 /// What to do about a push.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum PushDecision {
     /// Everything is good: record it, then carry it out.
-    Admit(Box<Admitting>),
+    Admit(Box<AdmittedPush>),
     /// Take the application away.
     Remove(Box<Verified<Removal>>),
     /// Exactly what is already held.
-    Again(Key),
+    Repeated(Key),
     /// Good as far as it goes, but these blobs are missing.
-    Need(Key, Vec<Digest>),
+    NeedBlobs(Key, Vec<Digest>),
 }
 
 /// An admission and what it rests on.
 #[derive(Debug)]
-pub struct Admitting {
+pub struct AdmittedPush {
     pub admission: Verified<Admission>,
     /// The objects that it puts at the destination.
     pub objects: Verified<ObjectSet>,
@@ -71,10 +71,10 @@ pub fn judge(
     directive: &[u8],
     plan: Option<Digest>,
     blobs: impl Fn(&Digest) -> Option<Bytes>,
-    view: &View<'_>,
-) -> Result<Verdict, GateError> {
+    view: &GateContext<'_>,
+) -> Result<PushDecision, GateError> {
     check_size(directive)?;
-    let View { policy, cluster, records, kinds, now, ages, lost } = *view;
+    let GateContext { policy, cluster, records, kinds, now, ages, lost } = *view;
     let spoke = SpokeContext { policy, cluster, records, now, ages };
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
     let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
@@ -83,27 +83,27 @@ pub fn judge(
         return Err(GateError::StateLost(lost));
     }
     if ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce {
-        return Ok(Verdict::Again(key));
+        return Ok(PushDecision::Repeated(key));
     }
     if !records.contains_key(&key) && records.len() >= DESTINATIONS_MAX {
         return Err(GateError::Limit { what: "destinations", max: DESTINATIONS_MAX });
     }
     if ordered.directive.operation == Operation::Remove {
         let removal = verify::removal(&ordered, &spoke).map_err(GateError::Verify)?;
-        return Ok(Verdict::Remove(Box::new(removal)));
+        return Ok(PushDecision::Remove(Box::new(removal)));
     }
     let (Some(envelope_digest), Some(plan_digest)) = (plan, ordered.directive.plan) else {
         return Err(GateError::Verify(VerifyError::DirectiveIncomplete));
     };
     let Some(plan_bytes) = blobs(&envelope_digest) else {
-        return Ok(Verdict::Need(key, vec![envelope_digest]));
+        return Ok(PushDecision::NeedBlobs(key, vec![envelope_digest]));
     };
     let plan = verify::plan(&plan_bytes, plan_digest, policy).map_err(GateError::Verify)?;
     // What the local policy forbids by name alone needs no blobs to be refused.
     verify::check_allowed(policy, &key.0, &key.1, &plan.policy).map_err(GateError::Verify)?;
     let missing = missing(&plan, &blobs);
     if !missing.is_empty() {
-        return Ok(Verdict::Need(key, missing));
+        return Ok(PushDecision::NeedBlobs(key, missing));
     }
     let delivered = Delivered::of(&plan, &blobs)?;
     let receipts: Vec<&[u8]> = delivered.receipts.iter().map(|bytes| bytes.as_ref()).collect();
@@ -120,7 +120,7 @@ pub fn judge(
         receipts: plan.receipts.iter().map(|receipt| receipt.sha256).collect(),
         content: plan.content.sha256,
     };
-    Ok(Verdict::Admit(Box::new(Admitting { admission, objects, held })))
+    Ok(PushDecision::Admit(Box::new(AdmittedPush { admission, objects, held })))
 }
 
 /// Looked at before anything else is done with a directive.

@@ -16,11 +16,11 @@ use attest_runtime::clock::micros;
 use attest_runtime::failpoint;
 
 use super::agent::{Agent, RETRIES_MAX, Retry};
-use super::gate::{self, Admitting, GateError, Verdict, View};
+use super::gate::{self, AdmittedPush, GateContext, GateError, PushDecision};
 use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
 use crate::destination::mailbox::{Order, Origin, Run};
-use crate::destination::speculative::Checks;
+use crate::destination::speculative::SpeculativeDryRuns;
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{self, Entry, Key, Lost};
 use crate::ledger::refusals::Weight;
@@ -92,10 +92,10 @@ impl Agent {
         let (mut judgements, mut in_time) = (0, false);
         loop {
             let started = Instant::now();
-            let verdict = self.judge(directive, plan);
+            let decision = self.judge(directive, plan);
             let took = started.elapsed();
             self.shared.metrics.verification_seconds.observe(took.as_secs_f64());
-            match verdict {
+            match decision {
                 Err(error) if error.is_about_kinds() && !asked_kinds => {
                     asked_kinds = true;
                     if !self.discoveries.allows(Instant::now()) {
@@ -104,7 +104,7 @@ impl Agent {
                     self.discover().await;
                 }
                 Err(error) => return Err(Rejected::Gate(error)),
-                Ok(Verdict::Need(key, blobs)) => {
+                Ok(PushDecision::NeedBlobs(key, blobs)) => {
                     let unknown = || blobs.iter().copied().filter(|blob| !looked_up.contains(blob));
                     let unknown: BTreeSet<Digest> = unknown().collect();
                     looked_up.extend(&unknown);
@@ -115,18 +115,18 @@ impl Agent {
                     self.shared.outbox.need(key, blobs);
                     return Ok(());
                 }
-                Ok(Verdict::Again(key)) => {
+                Ok(PushDecision::Repeated(key)) => {
                     if self.unresumed.remove(&key).is_some() {
                         self.resume(&key).await;
                     }
-                    self.say_again(&key);
+                    self.report_again(&key);
                     return Ok(());
                 }
-                Ok(Verdict::Remove(removal)) => {
+                Ok(PushDecision::Remove(removal)) => {
                     self.check_rates(&removal.ordered.directive)?;
                     return self.remove(directive, *removal).await;
                 }
-                Ok(Verdict::Admit(admitting)) => {
+                Ok(PushDecision::Admit(admitting)) => {
                     if !std::mem::replace(&mut in_time, true) {
                         self.check_rates(&admitting.admission.ordered.directive)?;
                     }
@@ -146,13 +146,13 @@ impl Agent {
     }
 
     /// Who orders the same again may not have heard what became of it.
-    fn say_again(&mut self, key: &Key) {
+    fn report_again(&mut self, key: &Key) {
         match self.shared.ledger.entry(key) {
-            Some(entry) if is_gone(&entry.record) => self.say_gone(key, &entry),
+            Some(entry) if is_gone(&entry.record) => self.report_removed(key, &entry),
             // Its first plan was refused, and nothing runs that could say so.
             Some(entry) if is_empty(&entry.record) && !self.workers.contains_key(key) => {
-                let standing = self.standing(key, &entry);
-                self.say_without_worker(key, None, standing.as_ref());
+                let standing = self.standing_refusal(key, &entry);
+                self.report_without_worker(key, None, standing.as_ref());
             }
             _ => self.worker(key).repeat(),
         }
@@ -174,7 +174,7 @@ impl Agent {
         if self.admissions.take(&key, Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
 
-    fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<Verdict, GateError> {
+    fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<PushDecision, GateError> {
         self.judge_as(directive, plan, Ages::Enforce, self.shared.ledger.lost())
     }
 
@@ -185,12 +185,12 @@ impl Agent {
         plan: Option<Digest>,
         ages: Ages,
         lost: Option<Lost>,
-    ) -> Result<Verdict, GateError> {
+    ) -> Result<PushDecision, GateError> {
         let trust = self.trust.borrow().clone();
         let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
         let kinds = self.kinds();
         self.shared.ledger.with_records(|records| {
-            let view = View {
+            let view = GateContext {
                 policy,
                 cluster: &self.cluster,
                 records,
@@ -207,10 +207,10 @@ impl Agent {
     async fn admit(
         &mut self,
         directive: &[u8],
-        admitting: Admitting,
+        admitting: AdmittedPush,
         mut timings: Timings,
     ) -> Result<(), Rejected> {
-        let Admitting { admission, objects, held } = admitting;
+        let AdmittedPush { admission, objects, held } = admitting;
         let (admission, objects) = (Arc::new(admission), Arc::new(objects));
         let ordered = &admission.ordered.directive;
         let key = (ordered.application.clone(), ordered.namespace.clone());
@@ -221,7 +221,7 @@ impl Agent {
         let mut checks = running
             .map(|entry| {
                 let judged = (&**admission, &objects);
-                Checks::begin(&self.shared.api, &key, judged, &entry, &self.kinds())
+                SpeculativeDryRuns::begin(&self.shared.api, &key, judged, &entry, &self.kinds())
             })
             .unwrap_or_default();
         let kept = self.shared.ledger.keep_content(&held);
@@ -344,7 +344,7 @@ impl Agent {
         match self.workers.get(&key) {
             Some(worker) => worker.refused(refusal),
             // Nothing runs there; a report is enough, and it is bounded where a worker is not.
-            None => self.say_without_worker(&key, None, Some(&refusal)),
+            None => self.report_without_worker(&key, None, Some(&refusal)),
         }
     }
 

@@ -12,11 +12,11 @@ use attest_common::verify::Ages;
 use bytes::Bytes;
 
 use super::agent::{Agent, RESUME_RETRY};
-use super::gate::{Admitting, GateError, Verdict};
+use super::gate::{AdmittedPush, GateError, PushDecision};
 use super::rejected::Rejected;
 use crate::destination::mailbox::{Order, Origin, Run};
-use crate::destination::report::{self, RemovalNow, Situation};
-use crate::destination::speculative::Checks;
+use crate::destination::report::{self, RemovalStatus, ReportContext};
+use crate::destination::speculative::SpeculativeDryRuns;
 use crate::ledger::error::LedgerError;
 use crate::ledger::index::PIECE_BYTES_MAX;
 use crate::ledger::records::{Entry, Key};
@@ -68,12 +68,12 @@ impl Agent {
     pub(super) async fn resume(&mut self, key: &Key) -> bool {
         let Some(entry) = self.shared.ledger.entry(key) else { return true };
         if is_gone(&entry.record) {
-            self.say_gone(key, &entry);
+            self.report_removed(key, &entry);
             return true;
         }
         match self.load(key, &entry).await {
             Ok(Some(order)) => {
-                let standing = self.standing(key, &entry);
+                let standing = self.standing_refusal(key, &entry);
                 let worker = self.worker(key);
                 worker.order(order);
                 if let Some(refusal) = standing {
@@ -82,8 +82,8 @@ impl Agent {
             }
             // Nothing was ever admitted there.
             Ok(None) => {
-                if let Some(refusal) = self.standing(key, &entry) {
-                    self.say_without_worker(key, None, Some(&refusal));
+                if let Some(refusal) = self.standing_refusal(key, &entry) {
+                    self.report_without_worker(key, None, Some(&refusal));
                 }
             }
             Err(Rejected::Ledger(error)) if error.is_transient() => {
@@ -124,14 +124,14 @@ impl Agent {
                 self.load_blobs(held).await.map_err(Rejected::Ledger)?;
             }
         }
-        let mut verdict = self.judge_held(entry);
-        if verdict.as_ref().is_err_and(GateError::is_about_kinds) {
+        let mut decision = self.judge_held(entry);
+        if decision.as_ref().is_err_and(GateError::is_about_kinds) {
             self.discover().await;
-            verdict = self.judge_held(entry);
+            decision = self.judge_held(entry);
         }
-        let order = match verdict.map_err(Rejected::Gate)? {
-            Verdict::Admit(admitting) => {
-                let Admitting { admission, objects, held } = *admitting;
+        let order = match decision.map_err(Rejected::Gate)? {
+            PushDecision::Admit(admitting) => {
+                let AdmittedPush { admission, objects, held } = *admitting;
                 self.blobs.remove(held.blobs());
                 self.know_inventory(key, &admission.admitted.objects).await;
                 Order::Run(Box::new(Run {
@@ -140,14 +140,14 @@ impl Agent {
                     held,
                     origin: Origin::Loaded,
                     timings: Timings::default(),
-                    checks: Checks::default(),
+                    checks: SpeculativeDryRuns::default(),
                 }))
             }
-            Verdict::Remove(removal) => {
+            PushDecision::Remove(removal) => {
                 self.know_inventory(key, &[]).await;
                 Order::Remove(removal)
             }
-            Verdict::Need(..) | Verdict::Again(_) => {
+            PushDecision::NeedBlobs(..) | PushDecision::Repeated(_) => {
                 let plan = record.held.as_ref().map_or_else(|| Digest::of(b""), |held| held.plan);
                 return Err(Rejected::Ledger(LedgerError::Content { plan }));
             }
@@ -155,36 +155,36 @@ impl Agent {
         Ok(Some(order))
     }
 
-    fn judge_held(&self, entry: &Entry) -> Result<Verdict, GateError> {
+    fn judge_held(&self, entry: &Entry) -> Result<PushDecision, GateError> {
         let plan = entry.record.held.as_ref().map(|held| held.plan);
         self.judge_as(&entry.directive, plan, Ages::Skip, None)
     }
 
-    pub(super) fn standing(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
+    pub(super) fn standing_refusal(&self, key: &Key, entry: &Entry) -> Option<Refusal> {
         let refused = self.shared.refusals.newest(key.0.as_str(), key.1.as_str());
         refused.filter(|refusal| stands(refusal, entry))
     }
 
     /// That an application was taken away, again: who asked may not have heard it.
-    pub(super) fn say_gone(&self, key: &Key, entry: &Entry) {
-        let standing = self.standing(key, entry);
-        self.say_without_worker(key, Some(&entry.record), standing.as_ref());
+    pub(super) fn report_removed(&self, key: &Key, entry: &Entry) {
+        let standing = self.standing_refusal(key, entry);
+        self.report_without_worker(key, Some(&entry.record), standing.as_ref());
     }
 
     /// Reports on a destination where nothing runs: what was removed there, or refused.
-    pub(super) fn say_without_worker(
+    pub(super) fn report_without_worker(
         &self,
         key: &Key,
         gone: Option<&Record>,
         refusal: Option<&Refusal>,
     ) {
         let seen = self.sequence(key);
-        self.shared.outbox.report(&report::report(&Situation {
+        self.shared.outbox.report(&report::report(&ReportContext {
             key,
             epoch: seen.map(|(epoch, _)| epoch),
             sequence: seen.map(|(_, sequence)| sequence),
             running: None,
-            removal: gone.map(|_| RemovalNow { left: 0, done: true, obstacle: None }),
+            removal: gone.map(|_| RemovalStatus { left: 0, done: true, obstacle: None }),
             frozen: None,
             refusal,
             problem: None,

@@ -14,7 +14,7 @@ impl Agent {
     /// Judges what is pushed and brings to work what is held. Ends only by a mistake.
     pub(crate) async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
-        let resumes = self.shared.resumes.clone();
+        let reloads = self.shared.reloads.clone();
         loop {
             let wake = self.next_wake().saturating_duration_since(Instant::now());
             tokio::select! {
@@ -26,7 +26,7 @@ impl Agent {
                     Some(push) => self.take(push).await,
                     None => return,
                 },
-                keys = resumes.asked() => for key in keys {
+                keys = reloads.requested() => for key in keys {
                     self.resume(&key).await;
                 },
                 () = tokio::time::sleep(wake) => self.retry().await,

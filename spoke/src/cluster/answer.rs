@@ -29,19 +29,19 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
 
 /// One object of a list or watch.
 #[derive(Clone)]
-pub struct Live {
+pub struct LiveObject {
     pub value: Value,
     /// Name, namespace, UID and version, and nothing else.
     pub metadata: ObjectMeta,
 }
 
-impl fmt::Debug for Live {
+impl fmt::Debug for LiveObject {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Live").finish_non_exhaustive()
     }
 }
 
-impl<'de> Deserialize<'de> for Live {
+impl<'de> Deserialize<'de> for LiveObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Down(DEPTH_MAX).deserialize(deserializer)?;
         let text = |field| value.get("metadata")?.get(field)?.as_str().map(str::to_owned);
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Live {
     }
 }
 
-impl kube::Resource for Live {
+impl kube::Resource for LiveObject {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
 
@@ -180,14 +180,14 @@ mod tests {
 
         let answer = read(object.as_bytes()).unwrap();
         let event = format!(r#"{{"type":"MODIFIED","object":{object}}}"#);
-        let Ok(WatchEvent::Modified(seen)) = serde_json::from_str::<WatchEvent<Live>>(&event)
+        let Ok(WatchEvent::Modified(seen)) = serde_json::from_str::<WatchEvent<LiveObject>>(&event)
         else {
             panic!("an event is not read");
         };
         let list = format!(
             r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"8"}},"items":[{object}]}}"#
         );
-        let listed: ObjectList<Live> = serde_json::from_str(&list).unwrap();
+        let listed: ObjectList<LiveObject> = serde_json::from_str(&list).unwrap();
 
         let spec = json!({"image": "edited", "replicas": -2, "ratio": 0.5, "limit": u64::MAX, "on": true, "off": null});
         assert_eq!(answer["spec"], spec);

@@ -48,7 +48,7 @@ impl Target {
 /// In which relation an object of this name stands to this destination. With `adopt`, plan and
 /// policy both allow taking over what is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Ownership {
     /// In the inventory, and this is the UID of what we wrote.
     Ours { uid: String, adopt: bool },
     /// The destination's own Namespace: others may have fields in it, and we may add ours.
@@ -60,11 +60,11 @@ pub enum Standing {
 
 /// That an object may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passed {
+pub struct DryRunPermit {
     /// Whether our fields may be taken from other managers.
     pub force: bool,
     /// It was there before and holds our values already: released later, never deleted.
-    pub met: bool,
+    pub preexisting: bool,
 }
 
 /// Whose fields a write may take from other managers.
@@ -94,39 +94,45 @@ pub struct Written {
 pub async fn check(
     api: &ApiServer,
     target: &Target,
-    standing: Standing,
-) -> Result<Passed, ApplyError> {
+    ownership: Ownership,
+) -> Result<DryRunPermit, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
     let user = target.user();
-    let forced = match &standing {
-        Standing::Ours { .. } => true,
-        Standing::Shared => false,
-        Standing::Unknown { adopt, .. } => *adopt,
+    let forced = match &ownership {
+        Ownership::Ours { .. } => true,
+        Ownership::Shared => false,
+        Ownership::Unknown { adopt, .. } => *adopt,
     };
     let how = if forced { Apply::DryRunForced } else { Apply::DryRun };
     let answer = api.apply(&target.path, user, object.value(), how).await;
     let unclear = match answer {
-        Ok(applied) if applied.created => return Ok(Passed { force: false, met: false }),
-        Ok(applied) if may_force(&standing, &applied.live) => {
-            return Ok(Passed { force: true, met: false });
+        Ok(applied) if applied.created => {
+            return Ok(DryRunPermit { force: false, preexisting: false });
+        }
+        Ok(applied) if may_force(&ownership, &applied.live) => {
+            return Ok(DryRunPermit { force: true, preexisting: false });
         }
         // Another object stands in the place of ours: ask as about any stranger.
         Ok(_) if forced => {
-            let standing = Standing::Unknown { adopt: false, unfinished: true };
-            return Box::pin(check(api, target, standing)).await;
+            let ownership = Ownership::Unknown { adopt: false, unfinished: true };
+            return Box::pin(check(api, target, ownership)).await;
         }
-        Ok(_) if standing == Standing::Shared => return Ok(Passed { force: false, met: false }),
+        Ok(_) if ownership == Ownership::Shared => {
+            return Ok(DryRunPermit { force: false, preexisting: false });
+        }
         Ok(applied) => Some(applied.live),
         Err(error) if error.is_field_conflict() => None,
         Err(error) => return Err(failed(object.key(), error)),
     };
     // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
     let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
-    if matches!(standing, Standing::Unknown { unfinished: true, .. }) && is_made_by_us(&live) {
-        return Ok(Passed { force: true, met: false });
+    if matches!(ownership, Ownership::Unknown { unfinished: true, .. }) && is_made_by_us(&live) {
+        return Ok(DryRunPermit { force: true, preexisting: false });
     }
     match unclear {
-        Some(would_be) if same_values(&live, &would_be) => Ok(Passed { force: false, met: true }),
+        Some(would_be) if same_values(&live, &would_be) => {
+            Ok(DryRunPermit { force: false, preexisting: true })
+        }
         Some(_) | None => Err(ApplyError::FieldConflict {
             object: object.key().clone(),
             managers: managers(&live),
@@ -135,11 +141,11 @@ pub async fn check(
 }
 
 /// True when our fields may be taken from others in an object that exists.
-fn may_force(standing: &Standing, live: &Value) -> bool {
-    match standing {
-        Standing::Ours { uid, adopt } => *adopt || uid_of(live) == Some(uid),
-        Standing::Shared => false,
-        Standing::Unknown { adopt, .. } => *adopt,
+fn may_force(ownership: &Ownership, live: &Value) -> bool {
+    match ownership {
+        Ownership::Ours { uid, adopt } => *adopt || uid_of(live) == Some(uid),
+        Ownership::Shared => false,
+        Ownership::Unknown { adopt, .. } => *adopt,
     }
 }
 

@@ -127,7 +127,7 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, String) {
-    world.lock().unwrap().hear(&uri, &headers);
+    world.lock().unwrap().handle_message(&uri, &headers);
     if world.lock().unwrap().is_slow {
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
@@ -136,7 +136,7 @@ async fn answer(
 }
 
 impl World {
-    fn hear(&mut self, uri: &Uri, headers: &HeaderMap) {
+    fn handle_message(&mut self, uri: &Uri, headers: &HeaderMap) {
         self.asked.push(uri.to_string());
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         self.agents.push(text(USER_AGENT).to_owned());

@@ -58,7 +58,7 @@ pub struct Observation {
 
 /// Why a scope cannot be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum WatchRefusal {
     /// 403.
     Forbidden,
     /// 404: the API server does not serve the kind.
@@ -73,7 +73,7 @@ pub struct News {
     /// The newest observation of each object. Bounded by the inventory.
     pub objects: BTreeMap<ObjectKey, Observation>,
     /// Whether a scope can be seen: `None` once a list of it is complete.
-    pub scopes: BTreeMap<Scope, Option<Refused>>,
+    pub scopes: BTreeMap<Scope, Option<WatchRefusal>>,
 }
 
 /// Where the news of one destination wait.
@@ -98,7 +98,7 @@ impl Inbox {
         self.change(|news| news.objects.insert(key, observation));
     }
 
-    fn put_scope(&self, scope: &Scope, refused: Option<Refused>) {
+    fn put_scope(&self, scope: &Scope, refused: Option<WatchRefusal>) {
         self.change(|news| news.scopes.insert(scope.clone(), refused));
     }
 
@@ -194,7 +194,7 @@ impl Watches {
     }
 
     /// Tells them that it cannot be seen.
-    fn refused(&self, scope: &Scope, refused: Refused) {
+    fn refused(&self, scope: &Scope, refused: WatchRefusal) {
         for (_, inbox) in self.routes(scope) {
             inbox.put_scope(scope, Some(refused));
         }
@@ -206,7 +206,7 @@ impl Watches {
 }
 
 impl Scope {
-    fn key(&self, object: &answer::Live) -> ObjectKey {
+    fn key(&self, object: &answer::LiveObject) -> ObjectKey {
         ObjectKey {
             group: self.group.clone(),
             kind: self.kind.clone(),
@@ -254,7 +254,7 @@ async fn watch(watches: Watches, scope: Scope) {
 }
 
 /// Watches for as long as the API server allows it. Also returns whether a list was completed.
-async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool) {
+async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal, bool) {
     let dot = if scope.group.is_empty() { "" } else { "/" };
     let resource = ApiResource {
         api_version: format!("{}{dot}{}", scope.group, scope.version),
@@ -264,7 +264,7 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
         plural: scope.plural.clone(),
     };
     let client = watches.0.api.client();
-    let api: Api<answer::Live> = match &scope.namespace {
+    let api: Api<answer::LiveObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
@@ -323,29 +323,29 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (Refused, bool
 
 /// Whether an error says that this may not be watched at all, or leaves out what nobody will say
 /// again: only a new list can show more then.
-fn refusal(error: &watcher::Error) -> Option<Refused> {
+fn refusal(error: &watcher::Error) -> Option<WatchRefusal> {
     let code = match error {
         watcher::Error::WatchError(status) => status.code,
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
         | watcher::Error::WatchFailed(error) => {
             if matches!(error, kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) {
-                return Some(Refused::Unreadable);
+                return Some(WatchRefusal::Unreadable);
             }
             let kube::Error::Api(status) = error else { return None };
             status.code
         }
-        watcher::Error::NoResourceVersion => return Some(Refused::Unreadable),
+        watcher::Error::NoResourceVersion => return Some(WatchRefusal::Unreadable),
     };
     match code {
-        403 => Some(Refused::Forbidden),
-        404 => Some(Refused::NotServed),
+        403 => Some(WatchRefusal::Forbidden),
+        404 => Some(WatchRefusal::NotServed),
         _ => None,
     }
 }
 
 /// Passes an object's digest to its owner. Returns its key when it has one.
-fn tell(watches: &Watches, scope: &Scope, object: &answer::Live) -> Option<ObjectKey> {
+fn tell(watches: &Watches, scope: &Scope, object: &answer::LiveObject) -> Option<ObjectKey> {
     let key = scope.key(object);
     let inbox = watches.route(scope, &key)?;
     inbox.put(key.clone(), observe(&scope.group, &scope.kind, &object.value));

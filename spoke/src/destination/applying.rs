@@ -21,8 +21,8 @@ use super::deleting::{self, Deleting};
 use super::event::RunOrder;
 use super::mailbox::Origin;
 use super::objects::{Failure, Tracked};
-use super::report::RunningNow;
-use super::track::{track, with_met};
+use super::report::ApplyingStatus;
+use super::track::{track, with_known};
 use super::watch_status::WatchStatus;
 use crate::cluster::account::Account;
 use crate::cluster::drift::Need;
@@ -158,7 +158,7 @@ impl Applying {
         let kinds = placement::with_definitions(rendered.objects(), &facts.kinds).into_owned();
         let inventory = entry.map(|entry| entry.record.inventory.clone()).unwrap_or_default();
         let tracked_before = before.map(|before| &before.objects);
-        let inventory = with_met(inventory, tracked_before);
+        let inventory = with_known(inventory, tracked_before);
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
@@ -243,8 +243,8 @@ impl Applying {
     }
 
     /// What a report says of it.
-    pub(super) fn shown(&self) -> RunningNow<'_> {
-        RunningNow {
+    pub(super) fn shown(&self) -> ApplyingStatus<'_> {
+        ApplyingStatus {
             admission: &self.admission,
             plan: self.held.plan_digest,
             since: self.since,

@@ -12,7 +12,7 @@ use attest_common::session::report::{Refusal, Report};
 use super::objects::IN_FLIGHT_MAX;
 use super::recording::Update;
 use crate::cluster::account::Account;
-use crate::cluster::apply::{Authority, Force, Standing, Target};
+use crate::cluster::apply::{Authority, Force, Ownership, Target};
 use crate::cluster::watch::Scope;
 
 /// Something to do.
@@ -60,7 +60,7 @@ pub(super) enum Request {
     DryRun {
         key: ObjectKey,
         target: Target,
-        standing: Standing,
+        ownership: Ownership,
     },
     Write {
         key: ObjectKey,

@@ -11,7 +11,7 @@ use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 
 use super::mailbox::Origin;
-use crate::cluster::apply::{ApplyError, Deleted, Passed, Standing, Written};
+use crate::cluster::apply::{ApplyError, Deleted, DryRunPermit, Ownership, Written};
 use crate::cluster::error::ApiError;
 use crate::cluster::watch::{News, Observation};
 use crate::ledger::error::LedgerError;
@@ -55,7 +55,7 @@ pub(super) struct RunOrder {
     pub(super) origin: Origin,
     pub(super) timings: Timings,
     /// What the dry runs ask that are on their way already.
-    pub(super) asked: Vec<(ObjectKey, Standing)>,
+    pub(super) asked: Vec<(ObjectKey, Ownership)>,
     pub(super) facts: Facts,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Facts {
 pub(super) enum Outcome {
     /// Namespace, account and bindings exist; `true` when a binding was made.
     Prepared(Result<bool, ApiError>),
-    Checked(ObjectKey, Result<Passed, ApplyError>),
+    Checked(ObjectKey, Result<DryRunPermit, ApplyError>),
     Wrote {
         key: ObjectKey,
         heal: bool,

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::admission::gate::tests::directive_of;
-use crate::admission::gate::{self, Admitting, Verdict, View};
+use crate::admission::gate::{self, AdmittedPush, GateContext, PushDecision};
 use crate::ledger::records::{ConfirmedPairs, Entry};
 use crate::trust::policy::tests::object;
 
@@ -66,8 +66,8 @@ pub(super) fn remove(before: &Entry) -> Removed {
     let sequence = before.record.sequence + 1;
     let ordered = Directive { operation: Operation::Remove, plan: None, ..directive_of(sequence) };
     let directive = seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&key(1)]);
-    let verdict = judge(&directive, None, |_| None, Some(&before.record));
-    let Verdict::Remove(removal) = verdict else { panic!("not admitted") };
+    let decision = judge(&directive, None, |_| None, Some(&before.record));
+    let PushDecision::Remove(removal) = decision else { panic!("not admitted") };
     let record = gate::removed_record(&before.record, &removal, now());
     let entry = Entry { record, directive, confirmed: before.confirmed.clone() };
     Removed { removal: *removal, entry }
@@ -78,10 +78,10 @@ fn judge(
     plan: Option<Digest>,
     blobs: impl Fn(&Digest) -> Option<Bytes>,
     record: Option<&Record>,
-) -> Verdict {
+) -> PushDecision {
     let keyed =
         |record: &Record| ((record.application.clone(), record.namespace.clone()), record.clone());
-    let view = View {
+    let view = GateContext {
         policy: &policy(),
         cluster: &"c-0123456789abcdef".parse().unwrap(),
         records: &record.map(keyed).into_iter().collect::<DestinationRecords>(),
@@ -151,9 +151,9 @@ impl Delivery {
     fn judge(self, before: Option<&Entry>) -> Admitted {
         let blob = |digest: &Digest| self.blobs.get(digest).cloned();
         let record = before.map(|entry| &entry.record);
-        let verdict = judge(&self.directive, Some(self.plan), blob, record);
-        let Verdict::Admit(admitting) = verdict else { panic!("not admitted") };
-        let Admitting { admission, objects, held } = *admitting;
+        let decision = judge(&self.directive, Some(self.plan), blob, record);
+        let PushDecision::Admit(admitting) = decision else { panic!("not admitted") };
+        let AdmittedPush { admission, objects, held } = *admitting;
         let known = before.map(|entry| (&entry.record, &entry.directive[..]));
         let record = gate::admitted_record(known, &admission, &held, now()).unwrap();
         let confirmed = before.map(|entry| entry.confirmed.clone());

@@ -8,7 +8,7 @@ use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 use tokio::sync::Notify;
 
-use super::speculative::Checks;
+use super::speculative::SpeculativeDryRuns;
 use crate::ledger::records::Key;
 
 /// What a worker is to do now.
@@ -52,7 +52,7 @@ pub struct Run {
     pub origin: Origin,
     pub timings: Timings,
     /// Checks of it that are under way already.
-    pub checks: Checks,
+    pub checks: SpeculativeDryRuns,
 }
 
 /// Where orders wait. The newest replaces an older one that was not yet taken.
@@ -110,23 +110,23 @@ impl Mailbox {
 /// What workers ask the agent: to load anew what is recorded for their destination. Each destination
 /// waits here once.
 #[derive(Clone, Debug, Default)]
-pub struct Resumes(Arc<Asked>);
+pub struct ReloadRequests(Arc<Waiting>);
 
 #[derive(Debug, Default)]
-struct Asked {
+struct Waiting {
     keys: Mutex<BTreeSet<Key>>,
     arrived: Notify,
 }
 
-impl Resumes {
+impl ReloadRequests {
     /// Asks.
-    pub(super) fn ask(&self, key: &Key) {
+    pub(super) fn request(&self, key: &Key) {
         self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
         self.0.arrived.notify_one();
     }
 
     /// Who has asked, once somebody has.
-    pub async fn asked(&self) -> BTreeSet<Key> {
+    pub async fn requested(&self) -> BTreeSet<Key> {
         self.0.arrived.notified().await;
         std::mem::take(&mut *self.0.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }

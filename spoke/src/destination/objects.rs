@@ -9,7 +9,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Turning, Verdict};
 use attest_common::record::custody::Confirmed;
 
-use crate::cluster::apply::{Passed, Standing};
+use crate::cluster::apply::{DryRunPermit, Ownership};
 use crate::cluster::drift::{self, HealBudget, Live, Need};
 use crate::cluster::watch::{Observation, Scope};
 
@@ -41,7 +41,7 @@ pub struct Tracked {
     /// UID in the inventory.
     pub owned_uid: Option<String>,
     /// It was there before us: never forced, never deleted.
-    pub met: bool,
+    pub preexisting: bool,
     /// A Job that the cluster deletes some time after it ended.
     pub expires: bool,
     /// In the inventory from before, so that nobody else here could name it: what lives may be of an
@@ -54,7 +54,7 @@ pub struct Tracked {
     /// What its health becomes by time alone.
     pub turning: Option<Turning>,
     /// The dry-run's answer for this plan.
-    pub passed: Option<Passed>,
+    pub permit: Option<DryRunPermit>,
     pub failure: Option<Failure>,
     /// A request about it is on its way.
     pub busy: bool,
@@ -132,11 +132,11 @@ impl Tracked {
             && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
         {
             // What was found out about the former object says nothing about this one.
-            self.passed = self.passed.filter(|_| self.busy);
+            self.permit = self.permit.filter(|_| self.busy);
         }
-        if self.met && !drift::is_same(&live, &self.live) {
+        if self.preexisting && !drift::is_same(&live, &self.live) {
             // Whether it still holds our values is to be asked again.
-            self.passed = self.passed.filter(|_| self.busy);
+            self.permit = self.permit.filter(|_| self.busy);
         }
         let is_absent = matches!(live, Live::Gone { .. } | Live::NotListed);
         let was_applied = self.confirmed.is_some();
@@ -176,7 +176,7 @@ impl Tracked {
 
     /// UID of the object that we made, if it is the one that lives or nothing lives.
     fn our_uid(&self) -> Option<&String> {
-        let uid = self.owned_uid.as_ref().filter(|_| !self.met)?;
+        let uid = self.owned_uid.as_ref().filter(|_| !self.preexisting)?;
         match &self.live {
             Live::Present { uid: live, .. } => (live == uid).then_some(uid),
             Live::Gone { .. } | Live::NotListed | Live::Unknown => Some(uid),
@@ -191,37 +191,37 @@ impl Tracked {
         }
     }
 
-    pub fn standing(&self, adopt: bool) -> Standing {
+    pub fn ownership(&self, adopt: bool) -> Ownership {
         match self.our_uid() {
-            _ if !self.watched => Standing::Shared,
-            Some(uid) => Standing::Ours { uid: uid.clone(), adopt },
-            None => Standing::Unknown { adopt, unfinished: self.unfinished && !self.met },
+            _ if !self.watched => Ownership::Shared,
+            Some(uid) => Ownership::Ours { uid: uid.clone(), adopt },
+            None => Ownership::Unknown { adopt, unfinished: self.unfinished && !self.preexisting },
         }
     }
 
     /// Whether a dry run that asks this is the one that is to be made now.
-    fn is_to_ask(&self, asked: &Standing, adopt: bool) -> bool {
-        self.need() == Need::Apply && !self.busy && self.standing(adopt) == *asked
+    fn is_to_ask(&self, asked: &Ownership, adopt: bool) -> bool {
+        self.need() == Need::Apply && !self.busy && self.ownership(adopt) == *asked
     }
 }
 
 /// The objects whose dry runs are on their way already and ask what is to be asked now. They are busy
 /// from then on.
-pub(super) fn take_asked(
+pub(super) fn take_speculative(
     objects: &mut BTreeMap<ObjectKey, Tracked>,
-    mut asked: Vec<(ObjectKey, Standing)>,
+    mut asked: Vec<(ObjectKey, Ownership)>,
     adopt: bool,
 ) -> Vec<ObjectKey> {
-    asked.retain(|(key, standing)| {
-        let tracked = objects.get_mut(key).filter(|tracked| tracked.is_to_ask(standing, adopt));
+    asked.retain(|(key, ownership)| {
+        let tracked = objects.get_mut(key).filter(|tracked| tracked.is_to_ask(ownership, adopt));
         tracked.map(|tracked| tracked.busy = true).is_some()
     });
     asked.into_iter().map(|(key, _)| key).collect()
 }
 
 /// Whether an object counts as met once it is written: until our own apply has made it.
-pub fn is_met(before: bool, passed: Option<Passed>, created: bool) -> bool {
-    !created && (before || passed.is_some_and(|passed| passed.met))
+pub fn is_preexisting(before: bool, permit: Option<DryRunPermit>, created: bool) -> bool {
+    !created && (before || permit.is_some_and(|permit| permit.preexisting))
 }
 
 /// What the plan allows.
@@ -232,7 +232,7 @@ pub struct Rules {
     /// Nothing new is begun; what was applied is still put back.
     pub only_heals: bool,
     /// The record still leads back to what ran before: nothing new is written until it does not.
-    pub way_back: bool,
+    pub rollback_possible: bool,
     /// When this plan was begun.
     pub begun: Instant,
 }
@@ -241,9 +241,9 @@ pub struct Rules {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Ask what applying would do.
-    Check(ObjectKey, Standing),
+    Check(ObjectKey, Ownership),
     /// Give up the way back: everything is checked, and the first write comes next.
-    Begin,
+    GiveUpRollback,
     /// Apply, with or without force.
     Write { key: ObjectKey, force: bool, heal: bool },
     /// See whether it exists.
@@ -265,7 +265,7 @@ pub fn steps(
     let mut begins = false;
     let unchecked = objects.values().any(|t| {
         let open = plan.is_live(t) || t.failure.as_ref().is_some_and(|f| f.transient);
-        t.need() == Need::Apply && t.passed.is_none() && open && !plan.waits(t)
+        t.need() == Need::Apply && t.permit.is_none() && open && !plan.waits(t)
     });
     let open_rank = objects
         .values()
@@ -279,13 +279,13 @@ pub fn steps(
             Need::Look | Need::Wait => Some(Step::Look(key.clone())),
             Need::Heal => plan.heal(key, tracked),
             Need::Apply if rules.only_heals || plan.waits(tracked) => None,
-            Need::Apply => match tracked.passed {
-                None => Some(Step::Check(key.clone(), tracked.standing(rules.adopt))),
+            Need::Apply => match tracked.permit {
+                None => Some(Step::Check(key.clone(), tracked.ownership(rules.adopt))),
                 Some(_) if unchecked => None,
                 Some(_) if open_rank.is_some_and(|rank| rank < tracked.rank) => None,
-                Some(_) if rules.way_back => Some(Step::Begin),
-                Some(passed) => {
-                    Some(Step::Write { key: key.clone(), force: passed.force, heal: false })
+                Some(_) if rules.rollback_possible => Some(Step::GiveUpRollback),
+                Some(permit) => {
+                    Some(Step::Write { key: key.clone(), force: permit.force, heal: false })
                 }
             },
         };
@@ -293,14 +293,14 @@ pub fn steps(
         let retry_at = tracked.failure.as_ref().map(|failure| failure.retry_at);
         if let Some(at) = retry_at.filter(|at| *at > now) {
             plan.wake_at(at);
-        } else if step == Step::Begin {
+        } else if step == Step::GiveUpRollback {
             begins = true;
         } else if steps.len() < room {
             steps.push(step);
         }
     }
     // One write to the record, whatever else is on its way.
-    steps.extend(begins.then_some(Step::Begin));
+    steps.extend(begins.then_some(Step::GiveUpRollback));
     (steps, plan.wake)
 }
 
@@ -352,9 +352,9 @@ impl Planning<'_> {
             return Some(Step::Write { key: key.clone(), force, heal: true });
         }
         // Somebody put another object in its place: ask first.
-        match tracked.passed {
-            Some(passed) => Some(Step::Write { key: key.clone(), force: passed.force, heal: true }),
-            None => Some(Step::Check(key.clone(), tracked.standing(self.rules.adopt))),
+        match tracked.permit {
+            Some(permit) => Some(Step::Write { key: key.clone(), force: permit.force, heal: true }),
+            None => Some(Step::Check(key.clone(), tracked.ownership(self.rules.adopt))),
         }
     }
 }

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use super::command::Request;
 use super::event::Outcome;
 use super::shared::Shared;
-use super::speculative::Early;
+use super::speculative::SpeculativeDryRun;
 use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
@@ -40,7 +40,7 @@ impl Performer {
     }
 
     /// Begins a request. `early` is the dry run that it waits for, when it waits for one.
-    pub(super) fn begin(&self, request: Request, early: Option<Early>) -> Flight {
+    pub(super) fn begin(&self, request: Request, early: Option<SpeculativeDryRun>) -> Flight {
         let Self { shared, key: destination, restoring } = self.clone();
         let Shared { api, ledger, kinds, .. } = shared;
         match request {
@@ -54,8 +54,8 @@ impl Performer {
                 };
                 Outcome::Checked(key, answer)
             }),
-            Request::DryRun { key, target, standing } => Box::pin(async move {
-                let result = apply::check(&api, &target, standing).await;
+            Request::DryRun { key, target, ownership } => Box::pin(async move {
+                let result = apply::check(&api, &target, ownership).await;
                 Outcome::Checked(key, result)
             }),
             Request::Write { key, target, force, heal } => Box::pin(async move {

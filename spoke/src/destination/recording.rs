@@ -63,7 +63,7 @@ impl Update {
 #[derive(Debug)]
 pub(super) struct Learnt {
     pub(super) uid: Option<String>,
-    pub(super) met: bool,
+    pub(super) preexisting: bool,
     /// The API version that it is known to have been written by.
     pub(super) version: Option<String>,
 }
@@ -71,9 +71,9 @@ pub(super) struct Learnt {
 /// Takes it in.
 fn learn(inventory: &mut [Owned], known: &BTreeMap<ObjectKey, Learnt>) {
     for owned in inventory {
-        let Some(Learnt { uid, met, version }) = known.get(&owned.key) else { continue };
+        let Some(Learnt { uid, preexisting, version }) = known.get(&owned.key) else { continue };
         owned.uid.clone_from(uid);
-        owned.met = *met;
+        owned.met = *preexisting;
         // An inventory is emptied by the version that wrote last.
         if let Some(version) = version {
             owned.version.clone_from(version);
@@ -101,8 +101,11 @@ mod tests {
         let before = Owned { key: key.clone(), version, uid: uid.clone(), met: false };
         let after = |version: Option<&str>| {
             let mut inventory = [before.clone()];
-            let learnt =
-                Learnt { uid: uid.clone(), met: false, version: version.map(str::to_owned) };
+            let learnt = Learnt {
+                uid: uid.clone(),
+                preexisting: false,
+                version: version.map(str::to_owned),
+            };
             learn(&mut inventory, &[(key.clone(), learnt)].into());
             inventory.map(|owned| owned.version)
         };

@@ -12,8 +12,8 @@ use super::command::{By, Command, Commands, Notice, Request};
 use super::deleting::Deleting;
 use super::event::RemoveOrder;
 use super::objects::Failure;
-use super::report::RemovalNow;
-use super::track::with_met;
+use super::report::RemovalStatus;
+use super::track::with_known;
 use crate::cluster::account::Account;
 use crate::cluster::apply::{ApplyError, Authority, Deleted};
 use crate::ledger::error::LedgerError;
@@ -46,7 +46,7 @@ impl Removing {
         let (application, namespace) = key;
         let account = Account::new(application, namespace, &removal.accounts_namespace);
         let inventory = facts.entry.map(|entry| entry.record.inventory).unwrap_or_default();
-        let inventory = with_met(inventory, before.map(|before| &before.objects));
+        let inventory = with_known(inventory, before.map(|before| &before.objects));
         Self {
             deleting: Deleting::of(&inventory, &facts.kinds),
             stage: if inventory.is_empty() { Stage::Done } else { Stage::Deleting },
@@ -119,8 +119,8 @@ impl Removing {
     }
 
     /// What a report says of it.
-    pub(super) fn shown(&self) -> RemovalNow<'_> {
-        RemovalNow {
+    pub(super) fn shown(&self) -> RemovalStatus<'_> {
+        RemovalStatus {
             left: self.deleting.items.len(),
             done: self.stage == Stage::Done,
             obstacle: self.deleting.obstacle(),

@@ -17,12 +17,12 @@ use crate::ledger::records::Key;
 
 /// What a report is made from.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
+pub struct ReportContext<'a> {
     pub key: &'a Key,
     pub epoch: Option<u64>,
     pub sequence: Option<u64>,
-    pub running: Option<RunningNow<'a>>,
-    pub removal: Option<RemovalNow<'a>>,
+    pub running: Option<ApplyingStatus<'a>>,
+    pub removal: Option<RemovalStatus<'a>>,
     /// Why nothing may be changed at all.
     pub frozen: Option<(&'a str, &'a str)>,
     pub refusal: Option<&'a Refusal>,
@@ -34,7 +34,7 @@ pub struct Situation<'a> {
 
 /// What runs.
 #[derive(Clone, Copy, Debug)]
-pub struct RunningNow<'a> {
+pub struct ApplyingStatus<'a> {
     pub admission: &'a Admission,
     pub plan: Digest,
     pub since: Timestamp,
@@ -50,7 +50,7 @@ pub struct RunningNow<'a> {
 
 /// How far a removal is.
 #[derive(Clone, Copy, Debug)]
-pub struct RemovalNow<'a> {
+pub struct RemovalStatus<'a> {
     pub left: usize,
     pub done: bool,
     pub obstacle: Option<Obstacle<'a>>,
@@ -66,7 +66,7 @@ pub enum Obstacle<'a> {
 }
 
 /// The report.
-pub fn report(situation: &Situation<'_>) -> Report {
+pub fn report(situation: &ReportContext<'_>) -> Report {
     let (phase, reason, text) = phase(situation);
     let mut report = Report {
         v: 1,
@@ -122,7 +122,7 @@ pub fn report(situation: &Situation<'_>) -> Report {
     report
 }
 
-fn phase(situation: &Situation<'_>) -> (Phase, String, String) {
+fn phase(situation: &ReportContext<'_>) -> (Phase, String, String) {
     let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
     if let Some((reason, text)) = situation.frozen {
         return (Phase::Degraded, reason.to_owned(), text.to_owned());
@@ -135,7 +135,7 @@ fn phase(situation: &Situation<'_>) -> (Phase, String, String) {
     }
     match (&situation.removal, &situation.running) {
         (Some(removal), _) if removal.done => plain(Phase::Removed, "is gone".to_owned()),
-        (Some(RemovalNow { left, obstacle, .. }), _) => match obstacle {
+        (Some(RemovalStatus { left, obstacle, .. }), _) => match obstacle {
             Some(Obstacle::Failing(key, failure)) => cannot_delete(key, failure),
             Some(Obstacle::Leaving(key, until)) => {
                 let text = format!("removing {left} objects; {key} waits for {until}");
@@ -153,7 +153,7 @@ fn cannot_delete(key: &ObjectKey, failure: &Failure) -> (Phase, String, String) 
     (Phase::Degraded, failure.reason.to_owned(), text)
 }
 
-fn running_phase(now: &RunningNow<'_>) -> (Phase, String, String) {
+fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
     let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
     let failed = now.objects.iter().find_map(|(key, tracked)| {
         let failure = tracked.failure.as_ref().filter(|failure| !failure.quiet)?;
@@ -238,12 +238,12 @@ mod tests {
         let failure =
             Failure::after(None, "Forbidden", "delete /x: 403 no".to_owned(), Instant::now());
         let tell = |obstacle| {
-            let report = report(&Situation {
+            let report = report(&ReportContext {
                 key: &key,
                 epoch: None,
                 sequence: None,
                 running: None,
-                removal: Some(RemovalNow { left: 2, done: false, obstacle: Some(obstacle) }),
+                removal: Some(RemovalStatus { left: 2, done: false, obstacle: Some(obstacle) }),
                 frozen: None,
                 refusal: None,
                 problem: None,

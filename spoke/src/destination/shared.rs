@@ -4,7 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use attest_common::objects::kinds::Kinds;
 
-use super::mailbox::Resumes;
+use super::mailbox::ReloadRequests;
 use crate::cluster::client::ApiServer;
 use crate::cluster::watch::Watches;
 use crate::ledger::records::Ledger;
@@ -23,5 +23,5 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What the API server serves, as far as it was asked.
     pub kinds: Arc<RwLock<Kinds>>,
-    pub resumes: Resumes,
+    pub reloads: ReloadRequests,
 }

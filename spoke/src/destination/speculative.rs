@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::objects::{IN_FLIGHT_MAX, Tracked};
 use super::track::track;
 use crate::cluster::account::Account;
-use crate::cluster::apply::{self, ApplyError, Passed, Standing, Target};
+use crate::cluster::apply::{self, ApplyError, DryRunPermit, Ownership, Target};
 use crate::cluster::client::ApiServer;
 use crate::cluster::drift::Need;
 use crate::ledger::records::{Entry, Key};
@@ -24,13 +24,13 @@ const ANSWERS_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// The checks of an admission that were begun before its record is written.
 #[derive(Debug, Default)]
-pub struct Checks {
-    pub(super) each: Vec<Early>,
+pub struct SpeculativeDryRuns {
+    pub(super) each: Vec<SpeculativeDryRun>,
     /// They are all that is to be checked before the first write.
     complete: bool,
 }
 
-impl Checks {
+impl SpeculativeDryRuns {
     /// Begins to check what an admission changes in objects that are known to be ours: their account
     /// has its rights, and what the check asks does not hang on anything that comes before it. At
     /// most [`IN_FLIGHT_MAX`]; the others are checked in their turn.
@@ -50,7 +50,7 @@ impl Checks {
         let changes = |tracked: &Tracked| tracked.need() == Need::Apply;
         let ours = |tracked: &Tracked| {
             let definition = tracked.definition.as_ref().and_then(|key| objects.get(key));
-            matches!(tracked.standing(adopt), Standing::Ours { .. })
+            matches!(tracked.ownership(adopt), Ownership::Ours { .. })
                 && tracked.confirmed.is_some()
                 && !definition.is_some_and(changes)
         };
@@ -61,14 +61,14 @@ impl Checks {
                 path: tracked.path.clone(),
                 user: Some(account.user()),
             };
-            let standing = tracked.standing(adopt);
-            let (api, asked) = (api.clone(), standing.clone());
+            let ownership = tracked.ownership(adopt);
+            let (api, asked) = (api.clone(), ownership.clone());
             let asking = async move { apply::check(&api, &target, asked).await };
             let answer = Answer::Awaited(AbortOnDropHandle::new(tokio::spawn(asking)));
-            Early { key: key.clone(), standing, answer }
+            SpeculativeDryRun { key: key.clone(), ownership, answer }
         };
         let changed = objects.iter().filter(|(_, tracked)| changes(tracked));
-        let each: Vec<Early> = changed
+        let each: Vec<SpeculativeDryRun> = changed
             .clone()
             .filter(|(_, tracked)| ours(tracked))
             .take(IN_FLIGHT_MAX)
@@ -84,7 +84,8 @@ impl Checks {
         if !self.complete || self.each.is_empty() {
             return false;
         }
-        let answers = futures::future::join_all(self.each.iter_mut().map(Early::answered));
+        let answers =
+            futures::future::join_all(self.each.iter_mut().map(SpeculativeDryRun::answered));
         let _ = tokio::time::timeout(ANSWERS_WAIT_MAX, answers).await;
         self.each.iter().all(|early| matches!(early.answer, Answer::Given(Ok(_))))
     }
@@ -92,19 +93,19 @@ impl Checks {
 
 /// A check that is under way. Dropped, it ends.
 #[derive(Debug)]
-pub(super) struct Early {
+pub(super) struct SpeculativeDryRun {
     pub(super) key: ObjectKey,
-    pub(super) standing: Standing,
+    pub(super) ownership: Ownership,
     answer: Answer,
 }
 
 #[derive(Debug)]
 enum Answer {
-    Awaited(AbortOnDropHandle<Result<Passed, ApplyError>>),
-    Given(Result<Passed, ApplyError>),
+    Awaited(AbortOnDropHandle<Result<DryRunPermit, ApplyError>>),
+    Given(Result<DryRunPermit, ApplyError>),
 }
 
-impl Early {
+impl SpeculativeDryRun {
     async fn answered(&mut self) {
         if let Answer::Awaited(asking) = &mut self.answer {
             // It is never aborted while somebody waits for it.
@@ -113,7 +114,7 @@ impl Early {
     }
 
     /// The answer, waited for.
-    pub(super) async fn answer(self) -> Result<Passed, ApplyError> {
+    pub(super) async fn answer(self) -> Result<DryRunPermit, ApplyError> {
         match self.answer {
             Answer::Given(answer) => answer,
             Answer::Awaited(asking) => asking.await.unwrap_or(Err(ApplyError::Gone)),
@@ -127,16 +128,16 @@ mod tests {
 
     use attest_common::basics::ids::Digest;
 
-    use super::super::objects::take_asked;
+    use super::super::objects::take_speculative;
     use super::super::objects::tests::applied;
     use super::*;
     use crate::ledger::records::tests::object_key;
 
-    fn early(uid: &str) -> Early {
-        let passed = Passed { force: true, met: false };
-        Early {
+    fn early(uid: &str) -> SpeculativeDryRun {
+        let passed = DryRunPermit { force: true, preexisting: false };
+        SpeculativeDryRun {
             key: object_key("ConfigMap", "a"),
-            standing: Standing::Ours { uid: uid.to_owned(), adopt: false },
+            ownership: Ownership::Ours { uid: uid.to_owned(), adopt: false },
             answer: Answer::Awaited(AbortOnDropHandle::new(tokio::spawn(
                 async move { Ok(passed) },
             ))),
@@ -145,10 +146,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_plan_begins_at_once_when_all_its_checks_have_passed_in_time() {
-        let fails = || Early { answer: Answer::Given(Err(ApplyError::Gone)), ..early("uid") };
+        let fails =
+            || SpeculativeDryRun { answer: Answer::Given(Err(ApplyError::Gone)), ..early("uid") };
         let hangs = || {
             let answer = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
-            Early { answer: Answer::Awaited(answer), ..early("uid") }
+            SpeculativeDryRun { answer: Answer::Awaited(answer), ..early("uid") }
         };
         let table = [
             ("all passed", vec![early("a"), early("b")], true, true),
@@ -159,7 +161,7 @@ mod tests {
         ];
 
         for (case, each, complete, expected) in table {
-            let mut checks = Checks { each, complete };
+            let mut checks = SpeculativeDryRuns { each, complete };
             assert_eq!(checks.all_passed().await, expected, "{case}");
         }
     }
@@ -170,7 +172,7 @@ mod tests {
         let key = object_key("ConfigMap", "a");
         let with = |tracked: Tracked| BTreeMap::from([(key.clone(), tracked)]);
         let taken = |uid: &str, adopt: bool, objects: &mut BTreeMap<ObjectKey, Tracked>| {
-            take_asked(objects, vec![(key.clone(), early(uid).standing)], adopt)
+            take_speculative(objects, vec![(key.clone(), early(uid).ownership)], adopt)
         };
         let is_used = |uid: &str, adopt: bool, tracked: Tracked| {
             !taken(uid, adopt, &mut with(tracked)).is_empty()

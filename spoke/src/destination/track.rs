@@ -70,7 +70,7 @@ pub(super) fn track(
             expires: key.group == "batch"
                 && key.kind == "Job"
                 && object.value().pointer("/spec/ttlSecondsAfterFinished").is_some(),
-            met: mine.is_some_and(|owned| owned.met),
+            preexisting: mine.is_some_and(|owned| owned.met),
             unfinished: mine.is_some(),
             confirmed: before
                 .and_then(|t| t.confirmed.clone())
@@ -79,7 +79,7 @@ pub(super) fn track(
             health: before.map_or(Health::NotFound, |t| t.health),
             message: before.map(|t| t.message.clone()).unwrap_or_default(),
             turning: before.and_then(|t| t.turning.clone()),
-            passed: None,
+            permit: None,
             failure: None,
             busy: false,
             budget: before.map_or_else(HealBudget::default, |t| t.budget),
@@ -91,14 +91,14 @@ pub(super) fn track(
 }
 
 /// The inventory, with what a worker knows and may not have recorded.
-pub(super) fn with_met(
+pub(super) fn with_known(
     mut inventory: Vec<Owned>,
     former: Option<&BTreeMap<ObjectKey, Tracked>>,
 ) -> Vec<Owned> {
     for owned in &mut inventory {
         let known = former.and_then(|former| former.get(&owned.key));
         if let Some(tracked) = known {
-            owned.met = tracked.met;
+            owned.met = tracked.preexisting;
             owned.uid = tracked.owned_uid.clone().or_else(|| owned.uid.take());
         }
     }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::objects::Failure;
-use crate::cluster::watch::{Refused, Scope};
+use crate::cluster::watch::{Scope, WatchRefusal};
 
 /// Scopes whose watch is refused or cannot be read. What is in them is not known until a list completes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchStatus {
-    blind: BTreeMap<Scope, Failure>,
+    unobservable: BTreeMap<Scope, Failure>,
 }
 
 impl WatchStatus {
@@ -18,24 +18,24 @@ impl WatchStatus {
     pub(super) fn see(
         &mut self,
         scope: Scope,
-        refused: Option<Refused>,
+        refused: Option<WatchRefusal>,
         quiet: bool,
         now: Instant,
     ) -> bool {
         let place = scope.namespace.as_deref().map(|n| format!(" in {n}")).unwrap_or_default();
         let (reason, text) = match refused {
             None => {
-                self.blind.remove(&scope);
+                self.unobservable.remove(&scope);
                 return false;
             }
-            Some(Refused::Forbidden) => {
+            Some(WatchRefusal::Forbidden) => {
                 ("WatchForbidden", format!("may not watch {}{place}", scope.plural))
             }
-            Some(Refused::NotServed) => {
+            Some(WatchRefusal::NotServed) => {
                 let Scope { group, version, plural, .. } = &scope;
                 ("KindUnknown", format!("the API server does not serve {plural} {group}/{version}"))
             }
-            Some(Refused::Unreadable) => {
+            Some(WatchRefusal::Unreadable) => {
                 let text =
                     format!("cannot read what the API server says of {}{place}", scope.plural);
                 ("WatchUnreadable", text)
@@ -44,30 +44,30 @@ impl WatchStatus {
         let failure = if quiet {
             Failure::not_ready(reason, text, now)
         } else {
-            Failure::after(self.blind.get(&scope), reason, text, now)
+            Failure::after(self.unobservable.get(&scope), reason, text, now)
         };
-        self.blind.insert(scope, failure);
-        !quiet && refused == Some(Refused::Forbidden)
+        self.unobservable.insert(scope, failure);
+        !quiet && refused == Some(WatchRefusal::Forbidden)
     }
 
     /// Forgets scopes that are not used any more.
     pub(super) fn keep(mut self, used: &BTreeSet<&Scope>) -> Self {
-        self.blind.retain(|scope, _| used.contains(scope));
+        self.unobservable.retain(|scope, _| used.contains(scope));
         self
     }
 
-    pub(super) fn is_blind(&self) -> bool {
-        !self.blind.is_empty()
+    pub(super) fn is_unobservable(&self) -> bool {
+        !self.unobservable.is_empty()
     }
 
     /// The watches to begin anew once rights were given.
-    pub(super) fn blind(&self) -> BTreeSet<Scope> {
-        self.blind.keys().cloned().collect()
+    pub(super) fn unobservable(&self) -> BTreeSet<Scope> {
+        self.unobservable.keys().cloned().collect()
     }
 
     /// What to show.
     pub(super) fn problem(&self) -> Option<&Failure> {
-        self.blind.values().find(|failure| !failure.quiet)
+        self.unobservable.values().find(|failure| !failure.quiet)
     }
 }
 
@@ -85,16 +85,19 @@ mod tests {
             plural: "deployments".to_owned(),
             namespace: Some("shop".to_owned()),
         };
-        let mut sight = WatchStatus::default();
+        let mut status = WatchStatus::default();
 
-        assert!(!sight.see(scope.clone(), Some(Refused::Forbidden), true, now));
-        assert!(sight.is_blind() && sight.problem().is_none(), "new bindings need a moment");
+        assert!(!status.see(scope.clone(), Some(WatchRefusal::Forbidden), true, now));
+        assert!(
+            status.is_unobservable() && status.problem().is_none(),
+            "new bindings need a moment"
+        );
 
-        assert!(sight.see(scope.clone(), Some(Refused::Forbidden), false, now));
-        assert_eq!(sight.problem().unwrap().reason, "WatchForbidden");
-        assert_eq!(sight.blind(), [scope.clone()].into());
+        assert!(status.see(scope.clone(), Some(WatchRefusal::Forbidden), false, now));
+        assert_eq!(status.problem().unwrap().reason, "WatchForbidden");
+        assert_eq!(status.unobservable(), [scope.clone()].into());
 
-        assert!(!sight.see(scope, None, false, now));
-        assert!(!sight.is_blind() && sight.problem().is_none());
+        assert!(!status.see(scope, None, false, now));
+        assert!(!status.is_unobservable() && status.problem().is_none());
     }
 }

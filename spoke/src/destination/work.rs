@@ -18,7 +18,7 @@ use super::mailbox::Origin;
 use super::objects::Failure;
 use super::recording::is_of;
 use super::removing::Removing;
-use super::report::{self, Situation};
+use super::report::{self, ReportContext};
 use super::track::scopes;
 use crate::cluster::account::Account;
 use crate::cluster::apply::ApplyError;
@@ -373,9 +373,9 @@ impl State {
         }
     }
 
-    fn situation(&self, position: Option<(u64, u64)>, moment: Moment) -> Situation<'_> {
+    fn situation(&self, position: Option<(u64, u64)>, moment: Moment) -> ReportContext<'_> {
         let (applying, removing) = (self.work.applying(), self.work.removing());
-        Situation {
+        ReportContext {
             key: &self.key,
             epoch: position.map(|(epoch, _)| epoch),
             sequence: position.map(|(_, sequence)| sequence),

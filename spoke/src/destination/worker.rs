@@ -16,7 +16,7 @@ use super::event::{Event, Facts, Moment, RemoveOrder, RunOrder};
 use super::mailbox::{Mailbox, Order, Run, Slot};
 use super::perform::{Flight, Performer};
 use super::shared::Shared;
-use super::speculative::Early;
+use super::speculative::SpeculativeDryRun;
 use super::work::{self, State};
 use crate::cluster::watch::Inbox;
 use crate::ledger::records::Key;
@@ -35,7 +35,7 @@ struct Worker {
     inbox: Arc<Inbox>,
     flights: FuturesUnordered<Flight>,
     /// Dry runs of the order that is being taken, which were begun before it arrived.
-    early: BTreeMap<ObjectKey, Early>,
+    early: BTreeMap<ObjectKey, SpeculativeDryRun>,
     state: State,
     wake: Instant,
 }
@@ -98,7 +98,7 @@ impl Worker {
 
     fn take_run(&mut self, run: Run) {
         let Run { admission, objects, held, origin, timings, checks } = run;
-        let asked = checks.each.iter().map(|early| (early.key.clone(), early.standing.clone()));
+        let asked = checks.each.iter().map(|early| (early.key.clone(), early.ownership.clone()));
         let asked = asked.collect();
         self.early = checks.each.into_iter().map(|early| (early.key.clone(), early)).collect();
         let order =
@@ -139,7 +139,7 @@ impl Worker {
             Command::Follow { objects, relist } => {
                 self.shared.watches.follow(&self.inbox, &objects, &relist);
             }
-            Command::Reload => self.shared.resumes.ask(&self.key),
+            Command::Reload => self.shared.reloads.request(&self.key),
             Command::TidyContent => self.shared.ledger.tidy_content(),
             Command::NoteRefusal(refusal) => self.note_refusal(refusal),
             Command::Report { report, phase } => {

@@ -15,7 +15,7 @@ use crate::admission::agent::{Agent, RETRY};
 use crate::cluster::client::{Access, ApiServer};
 use crate::cluster::error::{ApiError, ClusterError};
 use crate::cluster::watch::Watches;
-use crate::destination::mailbox::Resumes;
+use crate::destination::mailbox::ReloadRequests;
 use crate::destination::shared::Shared;
 use crate::http::{self, HttpError, Readiness};
 use crate::ledger::error::LedgerError;
@@ -24,7 +24,7 @@ use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
 use crate::rate_limits::{REFUSALS, SESSIONS};
 use crate::session::freshness::Freshness;
-use crate::session::join::Door;
+use crate::session::join::JoinEndpoint;
 use crate::session::link::{Link, PUSHES_MAX, SeenSource};
 use crate::session::outbox::Outbox;
 use crate::session::push::Room;
@@ -69,14 +69,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (told, trust) = watch::channel(Trust::default());
     tasks.spawn(policy::follow(api.clone(), kube_system_uid.clone(), told));
     let identity = identity(&api).await?;
-    let (ledger, refusals) = remembered(&api, &metrics, identity.destinations).await?;
+    let (ledger, refusals) = load_state(&api, &metrics, identity.destinations).await?;
     let freshness = Freshness::default();
     tasks.spawn(refusals.clone().keep());
     tasks.spawn(ledger.clone().keep_tidy());
     tasks.spawn(ledger.clone().keep_count(identity.destinations));
     tasks.spawn(freshness.clone().watch(metrics.clone(), refusals.clone()));
     match ledger.lost() {
-        Some(lost) => say_what_was_lost(lost),
+        Some(lost) => report_lost_records(lost),
         // What was stored and not recorded before the process ended.
         None => ledger.tidy_content(),
     }
@@ -91,7 +91,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         outbox: outbox.clone(),
         metrics: metrics.clone(),
         kinds: Arc::new(RwLock::new(Kinds::built_in())),
-        resumes: Resumes::default(),
+        reloads: ReloadRequests::default(),
     };
     let cluster = identity.cluster.clone();
     let agent = Agent::new(shared, cluster, trust.clone(), seen.clone(), readiness.clone());
@@ -114,7 +114,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         refusal_limiter: RateLimiter::new(REFUSALS),
         session_limiter: RateLimiter::new(SESSIONS),
     };
-    tasks.spawn(connect(link, Door::new(join_token_file, kube_system_uid), readiness));
+    tasks.spawn(connect(link, JoinEndpoint::new(join_token_file, kube_system_uid), readiness));
     let ended = tasks.join_next().await;
     Err(AgentError::Ended(ended.and_then(Result::err)))
 }
@@ -127,7 +127,7 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
             Err(IdentityError::Api(error))
                 if error.is_transient() || error.is_forbidden() || error.is_unauthorized() =>
             {
-                complain("Cannot read the identity; trying again", &error);
+                log_retry("Cannot read the identity; trying again", &error);
             }
             Err(error) => return Err(AgentError::Identity(error)),
         }
@@ -136,7 +136,7 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
     }
 }
 
-async fn remembered(
+async fn load_state(
     api: &ApiServer,
     metrics: &Metrics,
     recorded: u64,
@@ -148,7 +148,7 @@ async fn remembered(
         match (ledger, refusals) {
             (Ok(ledger), Ok(refusals)) => return Ok((ledger, refusals)),
             (Err(LedgerError::Api(error)), _) | (Ok(_), Err(error)) => {
-                complain("Cannot read the records; trying again", &error);
+                log_retry("Cannot read the records; trying again", &error);
             }
             // What an unreadable record forbids is unknown, so nothing may be admitted.
             (Err(error), _) => return Err(AgentError::Ledger(error)),
@@ -158,7 +158,7 @@ async fn remembered(
     }
 }
 
-fn say_what_was_lost(lost: Lost) {
+fn report_lost_records(lost: Lost) {
     tracing::error!(
         reason = "StateLost",
         recorded = lost.recorded,
@@ -173,7 +173,7 @@ async fn kubernetes_version(api: &ApiServer) -> String {
     version.get("gitVersion").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn complain(what: &str, error: &ApiError) {
+fn log_retry(what: &str, error: &ApiError) {
     tracing::warn!(reason = error.reason(), error = %error_chain(error), "{what}");
 }
 

@@ -27,7 +27,7 @@ use super::reconnect::reconnect_ms;
 use super::token;
 use crate::cluster::client::ApiServer;
 use crate::http::Readiness;
-use crate::trust::identity::{Identity, IdentityError, Standing};
+use crate::trust::identity::{Identity, IdentityError, Membership};
 use crate::trust::policy::Loaded;
 
 /// The reason of a spoke whose certificate has expired.
@@ -35,14 +35,14 @@ const EXPIRED: &str = "CertificateExpired";
 
 /// What a spoke joins with.
 #[derive(Debug)]
-pub struct Door {
+pub struct JoinEndpoint {
     token_file: Option<PathBuf>,
     kube_system_uid: String,
     /// Id of the token that was used, or that the hub took no more.
     spent: Option<String>,
 }
 
-impl Door {
+impl JoinEndpoint {
     /// The token is read from the file whenever there is need of one.
     pub fn new(token_file: Option<PathBuf>, kube_system_uid: String) -> Self {
         Self { token_file, kube_system_uid, spent: None }
@@ -51,7 +51,7 @@ impl Door {
 
 /// Joins, asking again for as long as it takes. Returns at once for a member of the fleet, and
 /// otherwise when a certificate is stored.
-pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
+pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readiness) {
     if link.identity.tls.is_none() {
         let fingerprint = join::fingerprint(link.identity.key.public().bytes());
         tracing::info!(cluster_id = %link.identity.cluster, fingerprint, "Joining the fleet");
@@ -59,18 +59,18 @@ pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
     let mut attempt = 0;
     // Looked at anew each time: a clock that was wrong may have been set right.
     loop {
-        let standing = link.identity.standing(SystemTime::now());
-        if standing == Standing::Member {
+        let membership = link.identity.membership(SystemTime::now());
+        if membership == Membership::Member {
             return;
         }
         link.note_certificate();
         let loaded = link.trust.borrow_and_update().loaded().cloned();
-        if standing == Standing::Expired {
+        if membership == Membership::Expired {
             readiness.joined(Err(expired(loaded.as_deref().ok())));
         }
         let outcome = match &loaded {
             Err(error) => Err(JoinError::Trust(error.clone())),
-            Ok(loaded) => once(link, door, loaded).await,
+            Ok(loaded) => once(link, endpoint, loaded).await,
         };
         let wait_ms = match outcome {
             Ok(Progress::Joined) => return,
@@ -79,9 +79,9 @@ pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
                 retry_ms.clamp(RECONNECT_MIN_MS, RECONNECT_MAX_MS)
             }
             Err(error) => {
-                let (reason, what) = match standing {
-                    Standing::Expired => (EXPIRED, expired(loaded.as_deref().ok())),
-                    Standing::New | Standing::Member => {
+                let (reason, what) = match membership {
+                    Membership::Expired => (EXPIRED, expired(loaded.as_deref().ok())),
+                    Membership::New | Membership::Member => {
                         (error.reason(), "Has not joined; trying again".to_owned())
                     }
                 };
@@ -99,10 +99,10 @@ pub async fn run(link: &mut Link, door: &mut Door, readiness: &Readiness) {
 
 /// Joins once more, if there is a token for it: the hub takes the certificate no more, which is kept until
 /// another one is stored.
-pub async fn again(link: &mut Link, door: &mut Door) {
+pub async fn again(link: &mut Link, endpoint: &mut JoinEndpoint) {
     let loaded = link.trust.borrow().loaded().cloned();
     let Ok(loaded) = loaded else { return };
-    match once(link, door, &loaded).await {
+    match once(link, endpoint, &loaded).await {
         Ok(Progress::Joined | Progress::Pending { .. }) => {}
         // Nobody has brought a token.
         Err(JoinError::NoTokenFile | JoinError::TokenFile { .. } | JoinError::TokenSpent) => {}
@@ -114,8 +114,12 @@ pub async fn again(link: &mut Link, door: &mut Door) {
     }
 }
 
-async fn once(link: &mut Link, door: &mut Door, loaded: &Loaded) -> Result<Progress, JoinError> {
-    let Door { token_file, kube_system_uid, spent } = door;
+async fn once(
+    link: &mut Link,
+    endpoint: &mut JoinEndpoint,
+    loaded: &Loaded,
+) -> Result<Progress, JoinError> {
+    let JoinEndpoint { token_file, kube_system_uid, spent } = endpoint;
     let file = token_file.as_deref().ok_or(JoinError::NoTokenFile)?;
     let (api, hub, identity) = (&link.api, &link.hub, &mut link.identity);
     let mut joining = Joining { api, hub, loaded, kube_system_uid, identity };

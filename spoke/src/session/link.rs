@@ -111,11 +111,11 @@ impl Link {
         tokio::select! {
             biased;
             () = changed(trust, &loaded) => Err(LinkError::PolicyChanged),
-            outcome = self.meet(&loaded, (attempt, window_ms)) => outcome,
+            outcome = self.connect(&loaded, (attempt, window_ms)) => outcome,
         }
     }
 
-    async fn meet(
+    async fn connect(
         &mut self,
         loaded: &Arc<Loaded>,
         attempt: (&mut u32, &mut u64),
@@ -126,7 +126,7 @@ impl Link {
         };
         let tls = tls::spoke_session(&pins(loaded)?, &bundle).map_err(LinkError::Tls)?;
         let (endpoint, connection) = quic::dial(&self.hub, tls).await?;
-        let outcome = self.talk(&connection, loaded, &bundle, attempt).await;
+        let outcome = self.run_session(&connection, loaded, &bundle, attempt).await;
         // Before this end closes too, which would be all that is seen.
         let outcome = outcome.map_err(|error| closed(&connection, error));
         connection.close(VarInt::from_u32(CLOSE_NORMAL), b"");
@@ -146,7 +146,7 @@ impl Link {
         }
     }
 
-    async fn talk(
+    async fn run_session(
         &mut self,
         connection: &Connection,
         loaded: &Arc<Loaded>,
@@ -196,7 +196,7 @@ impl Link {
                         return Err(LinkError::Closed("it finished the control stream".to_owned()));
                     };
                     check_known(&message, &mut unknown)?;
-                    self.hear(message, &mut judged, &mut deliveries, &mut renewal).await?;
+                    self.handle_message(message, &mut judged, &mut deliveries, &mut renewal).await?;
                 }
                 stream = connection.accept_uni() => {
                     let stream = stream.map_err(LinkError::Connection)?;
@@ -261,7 +261,7 @@ impl Link {
         Ok(())
     }
 
-    async fn hear(
+    async fn handle_message(
         &mut self,
         message: ToSpoke,
         judged: &mut Heartbeats,
@@ -269,7 +269,7 @@ impl Link {
         renewal: &mut Renewal,
     ) -> Result<(), LinkError> {
         match message.body {
-            Some(ToSpokeBody::Sync(envelope)) => self.hear_sync(&envelope, judged),
+            Some(ToSpokeBody::Sync(envelope)) => self.handle_sync(&envelope, judged),
             Some(ToSpokeBody::Acknowledge(number)) => deliveries.acknowledge(number),
             Some(ToSpokeBody::Renewed(renewed)) => {
                 let bundle =
@@ -297,7 +297,7 @@ impl Link {
         Ok(())
     }
 
-    fn hear_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
+    fn handle_sync(&self, envelope: &[u8], judged: &mut Heartbeats) {
         let Ok(loaded) = self.trust.borrow().loaded().cloned() else { return };
         let records = DestinationRecords::new();
         let spoke = verify::SpokeContext {

@@ -54,7 +54,7 @@ impl Tls {
 
 /// Whether the hub would let this spoke in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Membership {
     /// It has no certificate yet.
     New,
     Member,
@@ -64,11 +64,11 @@ pub enum Standing {
 
 impl Identity {
     /// Where this spoke stands, by the certificate it holds.
-    pub fn standing(&self, now: SystemTime) -> Standing {
+    pub fn membership(&self, now: SystemTime) -> Membership {
         match &self.tls {
-            None => Standing::New,
-            Some(tls) if tls.expires_at().is_none_or(|at| at <= now) => Standing::Expired,
-            Some(_) => Standing::Member,
+            None => Membership::New,
+            Some(tls) if tls.expires_at().is_none_or(|at| at <= now) => Membership::Expired,
+            Some(_) => Membership::Member,
         }
     }
 
@@ -285,15 +285,15 @@ mod tests {
         let api = fake.open().await;
         let mut identity = Identity::load_or_create(&api).await.unwrap();
         let now = SystemTime::now();
-        assert_eq!(identity.standing(now), Standing::New);
+        assert_eq!(identity.membership(now), Membership::New);
         let certificate = bundle(&identity);
 
         identity.store_tls(&api, certificate).await.unwrap();
 
         let end = identity.tls.as_ref().unwrap().expires_at().unwrap();
-        assert_eq!(identity.standing(now), Standing::Member);
-        assert_eq!(identity.standing(end - Duration::from_secs(1)), Standing::Member);
-        assert_eq!(identity.standing(end), Standing::Expired);
+        assert_eq!(identity.membership(now), Membership::Member);
+        assert_eq!(identity.membership(end - Duration::from_secs(1)), Membership::Member);
+        assert_eq!(identity.membership(end), Membership::Expired);
     }
 
     #[tokio::test]

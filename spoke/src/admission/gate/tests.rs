@@ -40,7 +40,7 @@ pub(crate) fn removal() -> (Vec<u8>, Verified<Removal>) {
     let policy = serde_json::from_value::<Spec>(spec).unwrap().load().unwrap();
     let record = Record { binding: Some("https://git.example/web".to_owned()), ..recorded() };
     let key = (record.application.clone(), record.namespace.clone());
-    let view = View {
+    let view = GateContext {
         policy: &policy,
         cluster: &"c-0123456789abcdef".parse().unwrap(),
         records: &DestinationRecords::from([(key, record)]),
@@ -50,7 +50,7 @@ pub(crate) fn removal() -> (Vec<u8>, Verified<Removal>) {
         lost: None,
     };
     match judge(&directive, None, |_| None, &view) {
-        Ok(Verdict::Remove(removal)) => (directive, *removal),
+        Ok(PushDecision::Remove(removal)) => (directive, *removal),
         other => panic!("{other:?}"),
     }
 }
@@ -65,7 +65,7 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
     let spec: Spec = serde_json::from_value(object()["spec"].clone()).unwrap();
     let (policy, records) = (spec.load().unwrap(), DestinationRecords::new());
     let (cluster, kinds) = ("c-0123456789abcdef".parse().unwrap(), Kinds::built_in());
-    let view = |lost| View {
+    let view = |lost| GateContext {
         policy: &policy,
         cluster: &cluster,
         records: &records,
@@ -76,7 +76,7 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
     };
     let judged = |lost| judge(&directive(), Some(Digest::of(b"envelope")), |_| None, &view(lost));
 
-    assert!(matches!(judged(None), Ok(Verdict::Need(..))));
+    assert!(matches!(judged(None), Ok(PushDecision::NeedBlobs(..))));
     let refused = judged(Lost::of(2, 1)).unwrap_err();
     assert_eq!(refused.reason(), "StateLost");
     assert!(refused.to_string().contains("of 2 records of this spoke 1 are left"), "{refused}");

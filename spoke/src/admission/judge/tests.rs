@@ -57,7 +57,7 @@ async fn a_first_plan_that_was_refused_before_a_restart_is_reported_when_it_is_o
     let (application, namespace) = ("web".to_owned(), "shop".to_owned());
     agent.shared.refusals.note(StoredRefusal::first(application, namespace, true, refusal));
 
-    agent.say_again(&key());
+    agent.report_again(&key());
 
     let told = reports(&agent);
     assert_eq!((told.len(), told[0].phase, told[0].sequence), (1, Phase::Refused, Some(7)));

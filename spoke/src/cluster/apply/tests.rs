@@ -18,13 +18,13 @@ fn an_object_is_the_same_when_only_bookkeeping_differs() {
 #[test]
 fn our_fields_are_forced_only_on_the_uid_we_wrote_or_where_adopting_is_allowed() {
     let live = json!({"metadata": {"uid": "u"}});
-    let ours = |uid: &str, adopt| Standing::Ours { uid: uid.to_owned(), adopt };
+    let ours = |uid: &str, adopt| Ownership::Ours { uid: uid.to_owned(), adopt };
 
     assert!(may_force(&ours("u", false), &live));
     assert!(!may_force(&ours("other", false), &live));
     assert!(may_force(&ours("other", true), &live));
-    assert!(!may_force(&Standing::Unknown { adopt: false, unfinished: true }, &live));
-    assert!(may_force(&Standing::Unknown { adopt: true, unfinished: false }, &live));
+    assert!(!may_force(&Ownership::Unknown { adopt: false, unfinished: true }, &live));
+    assert!(may_force(&Ownership::Unknown { adopt: true, unfinished: false }, &live));
 }
 
 #[test]

@@ -66,7 +66,7 @@ async fn a_watch_that_is_forbidden_is_told_of_until_a_list_completes() {
 
     watches.follow(&inbox, &[(key.clone(), scope("v1"))].into(), &BTreeSet::new());
     let blind = news(&inbox, |news| !news.scopes.is_empty()).await;
-    assert_eq!(blind.scopes, [(scope("v1"), Some(Refused::Forbidden))].into());
+    assert_eq!(blind.scopes, [(scope("v1"), Some(WatchRefusal::Forbidden))].into());
     assert!(blind.objects.is_empty());
 
     allowed.store(true, Ordering::SeqCst);
@@ -86,7 +86,7 @@ fn a_watch_that_cannot_be_read_leaves_its_scope_unseen() {
         watcher::Error::WatchFailed(unreadable()),
         watcher::Error::NoResourceVersion,
     ] {
-        assert_eq!(refusal(&error), Some(Refused::Unreadable), "{error}");
+        assert_eq!(refusal(&error), Some(WatchRefusal::Unreadable), "{error}");
     }
     let cut = kube::Error::ReadEvents(std::io::Error::other("reset"));
     assert_eq!(refusal(&watcher::Error::WatchFailed(cut)), None, "it is only opened again");

@@ -30,7 +30,7 @@ impl Applying {
             self_heal: self.admission.plan.sync.self_heal,
             adopt: self.adopts(),
             only_heals: !prepared && held_back.is_some(),
-            way_back: self.rollback != Rollback::GivenUp,
+            rollback_possible: self.rollback != Rollback::GivenUp,
             begun: self.begun,
         };
         let (steps, wake) = objects::steps(&self.objects, rules, now, commands.room());
@@ -42,7 +42,7 @@ impl Applying {
                 self.take(step, commands);
             }
         } else if self.preparation == Preparation::Due
-            && (!steps.is_empty() || self.watch_status.is_blind())
+            && (!steps.is_empty() || self.watch_status.is_unobservable())
         {
             self.preparation = Preparation::Underway;
             commands.request(Request::Prepare(self.account.clone()));
@@ -66,14 +66,14 @@ impl Applying {
 
     fn take(&mut self, step: Step, commands: &mut Commands) {
         match step {
-            Step::Begin => {
+            Step::GiveUpRollback => {
                 if self.rollback == Rollback::Possible {
                     self.rollback = Rollback::GiveUpDue;
                 }
             }
-            Step::Check(key, standing) => {
+            Step::Check(key, ownership) => {
                 let Some((target, _)) = self.begin_request(&key) else { return };
-                commands.request(Request::DryRun { key, target, standing });
+                commands.request(Request::DryRun { key, target, ownership });
             }
             Step::Write { key, force, heal } => {
                 let Some((target, in_place)) = self.begin_request(&key) else { return };
@@ -170,6 +170,6 @@ impl Applying {
             tracked.confirmed.as_ref().is_some_and(|pair| pair.desired == tracked.desired);
         let rendered = self.rendered.get(key);
         let version = rendered.filter(|_| is_as_desired).map(|object| object.version().to_owned());
-        Learnt { uid: tracked.owned_uid.clone(), met: tracked.met, version }
+        Learnt { uid: tracked.owned_uid.clone(), preexisting: tracked.preexisting, version }
     }
 }

@@ -8,10 +8,10 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::Verdict;
 
 use super::{Applying, Preparation, Progress, Rollback};
-use crate::cluster::apply::{ApplyError, Deleted, Passed, Standing, Written};
+use crate::cluster::apply::{ApplyError, Deleted, DryRunPermit, Ownership, Written};
 use crate::cluster::drift::{Live, Need};
 use crate::cluster::error::ApiError;
-use crate::cluster::watch::{News, Observation, Refused, Scope};
+use crate::cluster::watch::{News, Observation, Scope, WatchRefusal};
 use crate::destination::command::{Command, Commands, Notice, Request};
 use crate::destination::objects::{self, DEFINITION_WAIT, Failure, NOT_READY_FOR};
 use crate::destination::track::scopes;
@@ -37,12 +37,12 @@ impl Applying {
     }
 
     /// Takes in whether a scope can be seen.
-    fn see_scope(&mut self, scope: Scope, refused: Option<Refused>, now: Instant) {
+    fn see_scope(&mut self, scope: Scope, refused: Option<WatchRefusal>, now: Instant) {
         let quiet = match refused {
-            Some(Refused::Forbidden) => self.is_settling(now),
+            Some(WatchRefusal::Forbidden) => self.is_settling(now),
             // The definition of the kind may come with this very plan.
-            Some(Refused::NotServed) => now < self.begun + DEFINITION_WAIT,
-            Some(Refused::Unreadable) | None => false,
+            Some(WatchRefusal::NotServed) => now < self.begun + DEFINITION_WAIT,
+            Some(WatchRefusal::Unreadable) | None => false,
         };
         if self.watch_status.see(scope, refused, quiet, now)
             && matches!(self.preparation, Preparation::Done { .. })
@@ -55,11 +55,11 @@ impl Applying {
     /// Waits for dry runs that are on their way already, as far as they ask what is to be asked.
     pub(in crate::destination) fn await_dry_runs(
         &mut self,
-        asked: Vec<(ObjectKey, Standing)>,
+        asked: Vec<(ObjectKey, Ownership)>,
         commands: &mut Commands,
     ) {
         let adopt = self.adopts();
-        for key in objects::take_asked(&mut self.objects, asked, adopt) {
+        for key in objects::take_speculative(&mut self.objects, asked, adopt) {
             commands.request(Request::AwaitDryRun(key));
         }
     }
@@ -75,7 +75,7 @@ impl Applying {
                 let settling_until = made.then(|| now + NOT_READY_FOR);
                 self.preparation = Preparation::Done { settling_until };
                 self.problem = None;
-                let relist = if made { self.watch_status.blind() } else { BTreeSet::new() };
+                let relist = if made { self.watch_status.unobservable() } else { BTreeSet::new() };
                 commands.push(Command::Follow { objects: scopes(&self.objects), relist });
             }
             Err(error) => {
@@ -90,15 +90,15 @@ impl Applying {
     pub(in crate::destination) fn checked(
         &mut self,
         key: &ObjectKey,
-        result: Result<Passed, ApplyError>,
+        result: Result<DryRunPermit, ApplyError>,
         now: Instant,
     ) {
         self.timings.requests += 1;
         match result {
-            Ok(passed) => {
+            Ok(permit) => {
                 let Some(tracked) = self.objects.get_mut(key) else { return };
                 tracked.busy = false;
-                tracked.passed = Some(passed);
+                tracked.permit = Some(permit);
                 tracked.failure = None;
             }
             Err(error) => self.fail(key, &error, now),
@@ -132,7 +132,7 @@ impl Applying {
             self.durability.learnt();
         }
         tracked.owned_uid = Some(confirmed.uid.clone());
-        tracked.met = objects::is_met(tracked.met, tracked.passed, created);
+        tracked.preexisting = objects::is_preexisting(tracked.preexisting, tracked.permit, created);
         tracked.confirmed = Some(confirmed);
         tracked.see(observation);
         if heal {
@@ -226,14 +226,14 @@ impl Applying {
         let text = error_chain(error);
         if matches!(error, ApplyError::FieldConflict { .. }) {
             // It belongs to another writer: never deleted, and asked about again before the next attempt.
-            tracked.passed = None;
-            if !std::mem::replace(&mut tracked.met, true) {
+            tracked.permit = None;
+            if !std::mem::replace(&mut tracked.preexisting, true) {
                 self.durability.learnt();
             }
         }
         // Another object, or another writer: what was found is asked about again.
         if error.is_conflict() {
-            tracked.passed = None;
+            tracked.permit = None;
         }
         tracked.failure = Some(if error.is_not_ready() && settling {
             Failure::not_ready(error.reason(), text, now)

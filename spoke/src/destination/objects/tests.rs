@@ -19,7 +19,7 @@ fn tracked(rank: u8) -> Tracked {
         watched: true,
         definition: None,
         owned_uid: None,
-        met: false,
+        preexisting: false,
         expires: false,
         unfinished: false,
         confirmed: None,
@@ -27,7 +27,7 @@ fn tracked(rank: u8) -> Tracked {
         health: Health::NotFound,
         message: String::new(),
         turning: None,
-        passed: None,
+        permit: None,
         failure: None,
         busy: false,
         budget: HealBudget::default(),
@@ -62,10 +62,10 @@ fn verdict(health: Health) -> Verdict {
     Verdict { health, message: String::new(), gates: true, turn: None }
 }
 
-const PASSED: Option<Passed> = Some(Passed { force: false, met: false });
+const PASSED: Option<DryRunPermit> = Some(DryRunPermit { force: false, preexisting: false });
 
 fn rules(now: Instant) -> Rules {
-    Rules { self_heal: true, adopt: false, only_heals: false, way_back: false, begun: now }
+    Rules { self_heal: true, adopt: false, only_heals: false, rollback_possible: false, begun: now }
 }
 
 fn names(steps: &[Step]) -> Vec<String> {
@@ -73,7 +73,7 @@ fn names(steps: &[Step]) -> Vec<String> {
         Step::Check(key, _) => format!("check {}", key.name),
         Step::Write { key, force, .. } => format!("write {} {force}", key.name),
         Step::Look(key) => format!("look {}", key.name),
-        Step::Begin => "begin".to_owned(),
+        Step::GiveUpRollback => "begin".to_owned(),
     };
     steps.iter().map(name).collect()
 }
@@ -85,7 +85,7 @@ fn of<const N: usize>(objects: [(&str, Tracked); N]) -> BTreeMap<ObjectKey, Trac
 #[test]
 fn every_object_is_checked_before_the_first_is_written() {
     let now = Instant::now();
-    let objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+    let objects = of([("a", Tracked { permit: PASSED, ..tracked(1) }), ("b", tracked(2))]);
 
     assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check b"]);
 }
@@ -95,7 +95,7 @@ fn an_object_whose_check_got_no_answer_is_not_yet_checked() {
     let now = Instant::now();
     let failure = Failure::after(None, "ApiServerTimeout", String::new(), now);
     let transient = Failure { transient: true, ..failure.clone() };
-    let mut objects = of([("a", Tracked { passed: PASSED, ..tracked(1) }), ("b", tracked(2))]);
+    let mut objects = of([("a", Tracked { permit: PASSED, ..tracked(1) }), ("b", tracked(2))]);
     let mut fails = |failure: Failure| {
         objects.get_mut(&object_key("ConfigMap", "b")).unwrap().failure = Some(failure);
         names(&steps(&objects, rules(now), now, 8).0)
@@ -108,7 +108,7 @@ fn an_object_whose_check_got_no_answer_is_not_yet_checked() {
 #[test]
 fn lower_ranks_are_written_first_and_a_failed_object_holds_nobody_up() {
     let now = Instant::now();
-    let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+    let ready = |rank| Tracked { permit: PASSED, ..tracked(rank) };
     let mut objects = of([("a", ready(1)), ("b", ready(2))]);
     assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
 
@@ -163,8 +163,8 @@ fn heals_go_on_and_find_room_while_nothing_new_may_begin() {
 #[test]
 fn nothing_new_is_written_while_the_record_leads_back_and_heals_are_not_held_up() {
     let now = Instant::now();
-    let unwritten = Rules { way_back: true, ..rules(now) };
-    let ready = |rank| Tracked { passed: PASSED, ..tracked(rank) };
+    let unwritten = Rules { rollback_possible: true, ..rules(now) };
+    let ready = |rank| Tracked { permit: PASSED, ..tracked(rank) };
     let mut drifted = applied(1);
     drifted.see(edited(b"edited", 6));
     let mut objects = of([("a", ready(1)), ("b", ready(1)), ("c", tracked(1))]);
@@ -201,7 +201,7 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
         next,
         [Step::Check(
             object_key("ConfigMap", "a"),
-            Standing::Unknown { adopt: false, unfinished: false }
+            Ownership::Unknown { adopt: false, unfinished: false }
         )]
     );
 }
@@ -209,17 +209,17 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
 #[test]
 fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
     let now = Instant::now();
-    let passed = Some(Passed { force: false, met: true });
-    let mut met = Tracked { met: true, passed, ..applied(1) };
-    met.see(edited(b"edited", 6));
+    let permit = Some(DryRunPermit { force: false, preexisting: true });
+    let mut preexisting = Tracked { preexisting: true, permit, ..applied(1) };
+    preexisting.see(edited(b"edited", 6));
     let adopting = Rules { adopt: true, ..rules(now) };
 
     for (rules, adopt) in [(rules(now), false), (adopting, true)] {
         assert_eq!(
-            steps(&of([("a", met.clone())]), rules, now, 8).0,
+            steps(&of([("a", preexisting.clone())]), rules, now, 8).0,
             [Step::Check(
                 object_key("ConfigMap", "a"),
-                Standing::Unknown { adopt, unfinished: false }
+                Ownership::Unknown { adopt, unfinished: false }
             )]
         );
     }
@@ -227,25 +227,25 @@ fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
 
 #[test]
 fn an_object_stays_met_until_our_own_apply_makes_it() {
-    let ours = Some(Passed { force: true, met: false });
-    let met = Some(Passed { force: false, met: true });
+    let ours = Some(DryRunPermit { force: true, preexisting: false });
+    let preexisting = Some(DryRunPermit { force: false, preexisting: true });
 
-    assert!(is_met(false, met, false));
-    assert!(is_met(true, ours, false));
-    assert!(is_met(true, None, false));
-    assert!(!is_met(true, met, true));
-    assert!(!is_met(false, ours, false));
+    assert!(is_preexisting(false, preexisting, false));
+    assert!(is_preexisting(true, ours, false));
+    assert!(is_preexisting(true, None, false));
+    assert!(!is_preexisting(true, preexisting, true));
+    assert!(!is_preexisting(false, ours, false));
 }
 
 #[test]
 fn an_unfinished_apply_is_told_from_an_object_that_was_never_ours() {
     let ours = Tracked { unfinished: true, ..tracked(1) };
-    let theirs = Tracked { met: true, ..ours.clone() };
+    let theirs = Tracked { preexisting: true, ..ours.clone() };
 
-    assert_eq!(ours.standing(false), Standing::Unknown { adopt: false, unfinished: true });
-    assert_eq!(theirs.standing(false), Standing::Unknown { adopt: false, unfinished: false });
+    assert_eq!(ours.ownership(false), Ownership::Unknown { adopt: false, unfinished: true });
+    assert_eq!(theirs.ownership(false), Ownership::Unknown { adopt: false, unfinished: false });
     let uid = "uid".to_owned();
-    assert_eq!(applied(1).standing(false), Standing::Ours { uid, adopt: false });
+    assert_eq!(applied(1).ownership(false), Ownership::Ours { uid, adopt: false });
 }
 
 #[test]
@@ -274,11 +274,11 @@ fn what_goes_on_too_long_changes_an_objects_health_by_itself() {
 fn the_destinations_own_namespace_is_never_forced_even_when_we_made_it() {
     let now = Instant::now();
     let mut own = Tracked { watched: false, ..applied(1) };
-    assert_eq!(own.standing(true), Standing::Shared);
+    assert_eq!(own.ownership(true), Ownership::Shared);
 
     own.see(edited(b"edited", 6));
     let (next, _) = steps(&of([("shop", own)]), rules(now), now, 8);
-    assert_eq!(next, [Step::Check(object_key("ConfigMap", "shop"), Standing::Shared)]);
+    assert_eq!(next, [Step::Check(object_key("ConfigMap", "shop"), Ownership::Shared)]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use attest_common::record::custody::Confirmed;
 use attest_common::session::report::Timings;
 
 use super::*;
-use crate::cluster::apply::{self, Deleted, Passed, Written};
+use crate::cluster::apply::{self, Deleted, DryRunPermit, Written};
 use crate::cluster::drift::Live;
 use crate::cluster::error::ApiError;
 use crate::cluster::watch::Observation;
@@ -21,7 +21,7 @@ use crate::destination::recording::RollbackUpdate;
 use crate::ledger::records::Entry;
 use crate::ledger::records::tests::object_key;
 
-const PASSED: Passed = Passed { force: false, met: false };
+const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false };
 
 /// A state machine at a time, and what it has asked for last.
 struct Machine {
@@ -174,7 +174,7 @@ fn refusal(sequence: u64) -> Event {
     })
 }
 
-fn checked(name: &str, result: Result<Passed, ApplyError>) -> Outcome {
+fn checked(name: &str, result: Result<DryRunPermit, ApplyError>) -> Outcome {
     Outcome::Checked(object_key("ConfigMap", name), result)
 }
 
@@ -524,7 +524,7 @@ fn a_dry_run_that_was_begun_before_the_order_is_waited_for_and_not_made_twice() 
     let second = admit(Some(&first.entry), &["a", "b"], "two");
     let Event::Run(mut order) = run(&second, Origin::Admitted) else { panic!() };
     let a = object_key("ConfigMap", "a");
-    order.asked = vec![(a.clone(), machine.applying().objects[&a].standing(false))];
+    order.asked = vec![(a.clone(), machine.applying().objects[&a].ownership(false))];
 
     let commands = machine.feed(Event::Run(order));
 

@@ -133,7 +133,7 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
 
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!((entry.record, &entry.directive[..]), (ran, &b"order"[..]));
-    assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
+    assert_eq!(worker.shared.reloads.requested().await, [worker.key.clone()].into());
     assert!(
         matches!(worker.state.work, Work::Reverting(_)),
         "nothing is told before what ran is loaded"
@@ -158,7 +158,7 @@ async fn a_worker_whose_record_holds_something_newer_gives_way_unless_an_order_c
 
     let Work::Frozen { reason, .. } = &worker.state.work else { panic!("not frozen") };
     assert_eq!(reason, "RecordOvertaken");
-    assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
+    assert_eq!(worker.shared.reloads.requested().await, [worker.key.clone()].into());
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!(entry.record.inventory.len(), 1, "nothing newer is overwritten");
 }
@@ -179,7 +179,7 @@ async fn a_refused_plan_that_was_ordered_again_meanwhile_is_left_to_the_newer_or
     worker.finish(outcome);
 
     assert_eq!(worker.shared.ledger.entry(&worker.key).unwrap().record, again);
-    assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
+    assert_eq!(worker.shared.reloads.requested().await, [worker.key.clone()].into());
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn what_ran_is_asked_for_also_when_the_record_had_gone_back_to_it_already(
     let outcome = reverted(&worker, held(b"plan"), b"newer", AddedInventory::Drop).await;
     worker.finish(outcome);
 
-    assert_eq!(worker.shared.resumes.asked().await, [worker.key.clone()].into());
+    assert_eq!(worker.shared.reloads.requested().await, [worker.key.clone()].into());
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn a_removal_that_waited_while_another_process_admitted_a_release_deletes_
     late.tick();
 
     assert!(late.state.work.removing().is_none() && late.flights.is_empty());
-    assert_eq!(late.shared.resumes.asked().await, [late.key.clone()].into());
+    assert_eq!(late.shared.reloads.requested().await, [late.key.clone()].into());
 
     let (fake, removed) = (FakeApi::start().await, Record { removed: true, ..record() });
     let mut in_time = worker(&fake, removed, &directive).await;

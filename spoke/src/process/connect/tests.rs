@@ -15,9 +15,9 @@ async fn a_spoke_tells_how_long_its_certificate_lasts_though_it_has_no_session()
     let (mut link, _told, _fake) = member(&hub).await;
     let metrics = link.metrics.clone();
 
-    let mut door = Door::new(None, "uid-1".to_owned());
+    let mut endpoint = JoinEndpoint::new(None, "uid-1".to_owned());
     let ended =
-        tokio::time::timeout(Duration::from_millis(100), sessions(&mut link, &mut door)).await;
+        tokio::time::timeout(Duration::from_millis(100), sessions(&mut link, &mut endpoint)).await;
 
     assert!(ended.is_err() && metrics.connected.get() == 0, "the hub does not answer");
     let text = metrics.text();
@@ -38,8 +38,8 @@ async fn a_spoke_whose_good_certificate_the_hub_takes_no_more_comes_back_by_anot
     let token = |n: u8| JoinToken::from_random(&[n; TOKEN_RANDOM_BYTES]);
     std::fs::write(&file, token(1).text().as_bytes()).unwrap();
     let running = tokio::spawn({
-        let mut door = Door::new(Some(file.clone()), "uid-1".to_owned());
-        async move { sessions(&mut link, &mut door).await }
+        let mut endpoint = JoinEndpoint::new(Some(file.clone()), "uid-1".to_owned());
+        async move { sessions(&mut link, &mut endpoint).await }
     });
     let refuse = |_: &Authority, _| {
         let (reason, message) = ("TokenRevoked".to_owned(), String::new());

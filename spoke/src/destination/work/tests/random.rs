@@ -198,7 +198,7 @@ impl World {
             1 => Err(ApplyError::KindUnknown),
             2 => Err(ApplyError::Replaced(key.clone())),
             3 => Err(ApplyError::Api(away())),
-            force => Ok(Passed { force: force > 10, met: force == 5 }),
+            force => Ok(DryRunPermit { force: force > 10, preexisting: force == 5 }),
         };
         Outcome::Checked(key, result)
     }
