@@ -1,8 +1,8 @@
-//! The account that writes one application's objects: its namespace, itself, and the two bindings (S1).
+//! Namespace, service account and the two role bindings of an application in a destination (S1).
 //!
-//! The spoke may create exactly these four objects outside its own namespace, and delete all of them but
-//! the namespace; an admission policy of the cluster holds it to that. Everything else is written in the
-//! account's name.
+//! The spoke may create exactly these four objects outside its own namespace, and delete all of them except
+//! the namespace. An admission policy of the cluster enforces that. Every other object is written by
+//! impersonating the account.
 
 use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
@@ -17,23 +17,23 @@ use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
-/// ClusterRole that the spoke gets there, to watch.
+/// ClusterRole that the spoke gets there, for its watches.
 pub const READ_ROLE: &str = "attest-workloads-read";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
-/// Who writes an application's objects in a namespace.
+/// The service account that writes an application's objects in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     pub application: Name,
-    /// Where the objects go.
+    /// Namespace of the objects.
     pub destination: Name,
-    /// Where the account lives.
+    /// Namespace of the account.
     pub namespace: String,
     pub name: String,
 }
 
 impl Account {
-    /// The account of an application in a destination namespace.
+    /// Returns the account of an application in a destination namespace.
     pub fn new(application: &Name, destination: &Name, accounts_namespace: &str) -> Self {
         Self {
             application: application.clone(),
@@ -43,16 +43,16 @@ impl Account {
         }
     }
 
-    /// The user name that the API server knows it by.
+    /// Returns the user name of the account at the API server.
     pub fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }
 
-    /// Creates what is missing of namespace, account and bindings. True when a binding was made
-    /// just now, so that the API server may need a moment to honour it.
+    /// Creates the missing ones of namespace, account and bindings. Returns whether a binding was created,
+    /// so that the API server may need a moment to apply it.
     ///
     /// # Errors
-    /// [`ApiError`]; what was created stays and is found next time.
+    /// [`ApiError`]; objects that were created stay and are found by the next attempt.
     pub async fn prepare(&self, api: &ApiServer) -> Result<bool, ApiError> {
         let namespace = create(api, "v1", "namespaces", None, self.namespace_object());
         let (namespace, account) = join(namespace, self.create_account(api)).await;
@@ -61,11 +61,11 @@ impl Account {
         self.bind(api).await
     }
 
-    /// Creates what is missing of account and bindings, and no namespace: what is only to be taken
-    /// away needs none. True when a binding was made just now.
+    /// Creates the missing ones of account and bindings, but no namespace: a removal needs none. Returns
+    /// whether a binding was created.
     ///
     /// # Errors
-    /// [`ApiError`]; what was created stays and is found next time.
+    /// [`ApiError`]; objects that were created stay and are found by the next attempt.
     pub async fn restore_rights(&self, api: &ApiServer) -> Result<bool, ApiError> {
         self.create_account(api).await?;
         self.bind(api).await
@@ -86,12 +86,12 @@ impl Account {
         Ok(workloads || read)
     }
 
-    /// Deletes account and binding where nothing of the application runs, and the spoke's own binding too
-    /// when `alone`, because nothing else runs in the namespace. Only what is still as it was made here goes.
-    /// The namespace stays: by now it may hold what others made, and would take that along.
+    /// Deletes account and binding of an application that does not run, and the spoke's own binding too if
+    /// `alone`: no other application runs in the namespace. Objects that were changed since they were created
+    /// stay. The namespace stays: it may hold objects of others, which would be deleted with it.
     ///
     /// # Errors
-    /// [`ApiError`]; what is left can be deleted by the next attempt.
+    /// [`ApiError`]; the next attempt can delete the rest.
     pub async fn withdraw(&self, api: &ApiServer, alone: bool) -> Result<(), ApiError> {
         let destination = Some(self.destination.as_str());
         remove(api, RBAC, "rolebindings", destination, &self.workloads_binding()).await?;
@@ -138,7 +138,7 @@ impl Account {
     }
 }
 
-/// True when the object was created, false when there was one of this name.
+/// Creates an object. Returns false if one of this name exists.
 async fn create(
     api: &ApiServer,
     api_version: &str,
@@ -156,7 +156,7 @@ async fn create(
     }
 }
 
-/// Deletes an object of this name that is as it was made; any other is somebody's.
+/// Deletes an object if it still is as the spoke created it.
 async fn remove(
     api: &ApiServer,
     api_version: &str,
@@ -172,12 +172,12 @@ async fn remove(
     let Some(found) = found else { return Ok(()) };
     match api.delete(&path, As::Spoke, &text(&found, "/metadata/uid")).await {
         Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-        // Gone, or meanwhile another object: then it is not ours.
+        // Deleted, or replaced by another object concurrently, which is not ours.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Whether everything that `made` says is so in `found`, whatever else that says. Lists are whole.
+/// Returns whether `found` has every value of `made`. It may have more fields; lists are compared as a whole.
 fn holds(found: &Value, made: &Value) -> bool {
     match (found, made) {
         (Value::Object(found), Value::Object(made)) => made

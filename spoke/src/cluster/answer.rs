@@ -1,7 +1,7 @@
-//! What the API server says, as JSON down to a depth. What lies deeper is left out, and never makes an answer unreadable.
+//! Responses of the API server as JSON, down to a depth. Deeper values are dropped and never make a response unreadable.
 //!
-//! An API server keeps objects that are nested up to 10 000 levels, also in what people may write
-//! into somebody else's object. One that could not be read would be one whose drift nobody sees.
+//! An API server stores objects that are nested up to 10 000 levels, also in fields that other writers
+//! may set on an object. An object that cannot be read would be one whose drift is not detected.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 
-/// Levels that are read. Nothing that was signed lies deeper, nor does its entry in `managedFields`,
-/// also in a list; and serde_json reads 128.
+/// Most levels that are read. No signed value is nested deeper, nor is its entry in `managedFields`,
+/// also in a list. serde_json reads 128.
 pub const DEPTH_MAX: usize = OBJECT_DEPTH_MAX + 16;
 
-/// Reads a whole document.
+/// Parses a document.
 ///
 /// # Errors
-/// When it is not JSON.
+/// If it is not JSON.
 pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Down(DEPTH_MAX).deserialize(&mut deserializer)?;
@@ -31,7 +31,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
 #[derive(Clone)]
 pub struct LiveObject {
     pub value: Value,
-    /// Name, namespace, UID and version, and nothing else.
+    /// Name, namespace, UID and version only.
     pub metadata: ObjectMeta,
 }
 
@@ -89,7 +89,7 @@ impl kube::Resource for LiveObject {
     }
 }
 
-/// Reads a value of at most so many levels; what is in the last is passed over without recursion.
+/// Reads a value of at most this many levels; values below the last are skipped without recursion.
 #[derive(Clone, Copy)]
 struct Down(usize);
 

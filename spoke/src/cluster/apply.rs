@@ -1,7 +1,7 @@
-//! The writer: the only code that writes an application's objects, and it takes `Verified<ObjectSet>` only.
+//! The writer: the only code that writes an application's objects. It takes `Verified<ObjectSet>` only.
 //!
-//! What to write and when is decided in `destination`; here is how: in the account's name, by
-//! server-side apply, with force on our own objects alone.
+//! `destination` decides which object is written and when. This file writes it: by server-side apply, as
+//! the application's account, with force on objects of this destination only.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,19 +19,19 @@ use super::drift::Live;
 use super::error::ApiError;
 use super::watch::{Observation, observe};
 
-/// Most seconds between the making of an object and the apply that made it: both are whole seconds.
+/// Longest time between the creation of an object and the apply that created it, in seconds. Both are whole seconds.
 const MADE_WITHIN_S: i64 = 1;
 
-/// One object of a set, and where and as whom it is written.
+/// One object of a set, with its path and the user that writes it.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub objects: Arc<Verified<ObjectSet>>,
-    /// The object of the set.
+    /// Key of the object in the set.
     pub key: ObjectKey,
     /// Path at the API server.
     pub path: String,
-    /// The application account's user name; absent for the destination's own Namespace, which the
-    /// spoke itself makes.
+    /// User name of the application's account. Absent for the destination's own Namespace, which the
+    /// spoke writes under its own identity.
     pub user: Option<String>,
 }
 
@@ -45,52 +45,52 @@ impl Target {
     }
 }
 
-/// In which relation an object of this name stands to this destination. With `adopt`, plan and
-/// policy both allow taking over what is there.
+/// Relation of an object of this name to this destination. With `adopt`, plan and policy both allow
+/// taking over an existing object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// In the inventory, and this is the UID of what we wrote.
+    /// In the inventory, with the UID of the object that this destination wrote.
     Ours { uid: String, adopt: bool },
-    /// The destination's own Namespace: others may have fields in it, and we may add ours.
+    /// The destination's own Namespace: others may own fields of it, and the spoke adds its own.
     Shared,
-    /// Not known to be ours, or known not to be. `unfinished`: the inventory listed it before, so
-    /// this may be of an apply of ours that was cut off before its UID was recorded.
+    /// Not known to belong to this destination. `unfinished`: the inventory lists it, so it may be the
+    /// result of an apply that ended before the UID was recorded.
     Unknown { adopt: bool, unfinished: bool },
 }
 
-/// That an object may be written.
+/// Permission to write an object, given by a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DryRunPermit {
-    /// Whether our fields may be taken from other managers.
+    /// The write may take our fields from other managers.
     pub force: bool,
-    /// It was there before and holds our values already: released later, never deleted.
+    /// The object existed before and holds our values: it is released later, never deleted.
     pub preexisting: bool,
 }
 
-/// Whose fields a write may take from other managers.
+/// The object whose fields a write may take from other managers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Force {
     No,
-    /// Those of the object with this UID.
+    /// The object with this UID.
     Of(String),
-    /// Those of whatever is there: it was looked at, and its UID is not known here.
+    /// Any object: a dry run has permitted it, and its UID is not known here.
     Any,
 }
 
-/// What a write left behind.
+/// Result of a write.
 #[derive(Debug)]
 pub struct Written {
-    /// It did not exist before.
+    /// The object did not exist before.
     pub created: bool,
     pub confirmed: Confirmed,
     pub observation: Observation,
 }
 
-/// Asks the API server what applying would do, without doing it.
+/// Applies an object as a dry run.
 ///
 /// # Errors
-/// [`ApplyError::FieldConflict`] when the object belongs to somebody else, and whatever admission
-/// in the cluster says.
+/// [`ApplyError::FieldConflict`] if the object belongs to another writer, and every rejection by
+/// admission in the cluster.
 pub async fn check(
     api: &ApiServer,
     target: &Target,
@@ -112,7 +112,7 @@ pub async fn check(
         Ok(applied) if may_force(&ownership, &applied.live) => {
             return Ok(DryRunPermit { force: true, preexisting: false });
         }
-        // Another object stands in the place of ours: ask as about any stranger.
+        // Another object has replaced ours: it is checked like any object of another writer.
         Ok(_) if forced => {
             let ownership = Ownership::Unknown { adopt: false, unfinished: true };
             return Box::pin(check(api, target, ownership)).await;
@@ -124,7 +124,7 @@ pub async fn check(
         Err(error) if error.is_field_conflict() => None,
         Err(error) => return Err(failed(object.key(), error)),
     };
-    // Something of this name exists that we do not know. Ours after a crash, or somebody else's?
+    // An object of this name exists whose UID is not recorded: ours after a crash, or another writer's.
     let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
     if matches!(ownership, Ownership::Unknown { unfinished: true, .. }) && is_made_by_us(&live) {
         return Ok(DryRunPermit { force: true, preexisting: false });
@@ -140,7 +140,7 @@ pub async fn check(
     }
 }
 
-/// True when our fields may be taken from others in an object that exists.
+/// Returns whether our fields of an existing object may be taken from other managers.
 fn may_force(ownership: &Ownership, live: &Value) -> bool {
     match ownership {
         Ownership::Ours { uid, adopt } => *adopt || uid_of(live) == Some(uid),
@@ -149,8 +149,8 @@ fn may_force(ownership: &Ownership, live: &Value) -> bool {
     }
 }
 
-/// True when the object carries our fields since it was made: an apply of ours made it, and did
-/// not merely come upon it.
+/// Returns whether our apply created the object, as opposed to having applied to an existing one: our
+/// entry of `managedFields` is as old as the object.
 fn is_made_by_us(live: &Value) -> bool {
     let time = |value: Option<&Value>| value?.as_str()?.parse::<jiff::Timestamp>().ok();
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);
@@ -170,7 +170,7 @@ fn is_made_by_us(live: &Value) -> bool {
 /// Writes one object.
 ///
 /// # Errors
-/// [`ApplyError`]; what happened is then unknown unless the API server said so.
+/// [`ApplyError`]; the outcome is then unknown unless the API server has reported it.
 pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Written, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
     let mut body = Cow::Borrowed(object.value());
@@ -178,7 +178,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Wri
         Force::No => Apply::Unforced,
         Force::Any => Apply::Forced,
         Force::Of(uid) => {
-            // The API server writes nothing when another object of this name lives, or none does.
+            // The API server rejects the write if another object of this name exists, or none does.
             if let Some(metadata) = body.to_mut().get_mut("metadata").and_then(Value::as_object_mut)
             {
                 metadata.insert("uid".to_owned(), uid.as_str().into());
@@ -201,7 +201,7 @@ pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Wri
     Ok(Written { created, confirmed, observation })
 }
 
-/// Why a write was refused.
+/// Returns the error of a rejected write.
 fn unwritten(key: &ObjectKey, error: ApiError, force: &Force) -> ApplyError {
     match force {
         Force::Of(_) if error.is_other_object() => ApplyError::Replaced(key.clone()),
@@ -213,23 +213,23 @@ fn unwritten(key: &ObjectKey, error: ApiError, force: &Force) -> ApplyError {
     }
 }
 
-/// Proof that something may be deleted: a set of objects that does not hold it, or a removal.
+/// Proof that an object may be deleted: a set of objects that does not contain it, or a removal.
 #[derive(Clone, Debug)]
 pub enum Authority {
     Prune(Arc<Verified<ObjectSet>>),
     Remove(Arc<Verified<Removal>>),
 }
 
-/// What became of an object that is to be deleted.
+/// State of an object after a request to delete it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deleted {
-    /// It is not there any more, or another of its name is.
+    /// It no longer exists, or another object of its name does.
     Gone,
-    /// It is still there; what it waits for.
+    /// It still exists, and waits for this.
     Leaving(String),
 }
 
-/// Deletes an object of the inventory, if it is still the one we wrote. Absent is fine.
+/// Deletes an object of the inventory if it still has this UID. An absent object is not an error.
 ///
 /// # Errors
 /// [`ApplyError`].
@@ -250,11 +250,11 @@ pub async fn delete(
     match answer {
         Ok(answer) => Ok(deleted(&answer)),
         Err(error) if error.is_absent() => Ok(Deleted::Gone),
-        // The account's rights went with its namespace, and so did the object.
+        // The rights of the account were deleted with its namespace, and so was the object.
         Err(error) if error.is_forbidden() && is_without_namespace(api, key).await => {
             Ok(Deleted::Gone)
         }
-        // Most likely another UID; only what lives can tell.
+        // Most likely another UID; only the live object shows it.
         Err(error) if error.is_conflict() => match api.get(path).await {
             Ok(live) if uid_of(&live) == Some(uid) => Err(failed(key, error)),
             Ok(_) => Ok(Deleted::Gone),
@@ -265,14 +265,14 @@ pub async fn delete(
     }
 }
 
-/// True when the namespace of an object is known not to exist.
+/// Returns whether the namespace of an object is known not to exist.
 async fn is_without_namespace(api: &ApiServer, key: &ObjectKey) -> bool {
     let Some(namespace) = &key.namespace else { return false };
     let looked = api.get(&object_path("v1", "namespaces", None, namespace)).await;
     looked.is_err_and(|error| error.is_absent())
 }
 
-/// An accepted request is no deletion yet: an object with finalizers stays until they are done.
+/// Interprets the response to a delete: an object with finalizers exists until they are done.
 fn deleted(answer: &Value) -> Deleted {
     if answer.get("kind").and_then(Value::as_str) == Some("Status") {
         return Deleted::Gone;
@@ -290,7 +290,7 @@ fn uid_of(live: &Value) -> Option<&str> {
     live.pointer("/metadata/uid").and_then(Value::as_str)
 }
 
-/// UID of a live object that an apply of ours made; `None` when there is none or it is somebody else's.
+/// Returns the UID of a live object that our apply created; `None` if it does not exist or is another writer's.
 ///
 /// # Errors
 /// [`ApplyError`].
@@ -303,18 +303,18 @@ pub async fn our_uid(
         Ok(live) if is_made_by_us(&live) => Ok(uid_of(&live).map(str::to_owned)),
         Ok(_) => Ok(None),
         Err(error) if error.is_absent() => Ok(None),
-        // The right to read went with the namespace, and so did the object.
+        // The right to read was deleted with the namespace, and so was the object.
         Err(error) if error.is_forbidden() && is_without_namespace(api, key).await => Ok(None),
         Err(error) => Err(ApplyError::Api(error)),
     }
 }
 
-/// Digest of an object as it is to be.
+/// Returns the digest of an object as desired.
 pub fn desired(object: &Object) -> attest_common::basics::ids::Digest {
     attest_common::basics::ids::Digest::of(object.value().to_string().as_bytes())
 }
 
-/// True when two objects differ in nothing that people wrote. Two moments show two statuses.
+/// Returns whether two objects have the same values, apart from status and server-side bookkeeping.
 fn same_values(live: &Value, would_be: &Value) -> bool {
     let plain = |object: &Value| {
         let mut object = object.clone();
@@ -341,13 +341,13 @@ fn managers(live: &Value) -> String {
         .filter(|name| *name != FIELD_MANAGER)
         .collect();
     if names.is_empty() {
-        "nobody".to_owned()
+        "no other manager".to_owned()
     } else {
         names.into_iter().collect::<Vec<_>>().join(", ")
     }
 }
 
-/// The API server's message may quote what was sent; of a Secret nothing is quoted.
+/// Wraps an error of the API server. Its message may quote the request; that of a Secret is dropped.
 fn failed(key: &ObjectKey, error: ApiError) -> ApplyError {
     let is_secret = key.group.is_empty() && key.kind == "Secret";
     let mut error = error;
@@ -357,7 +357,7 @@ fn failed(key: &ObjectKey, error: ApiError) -> ApplyError {
     ApplyError::Api(error)
 }
 
-/// Why an object was not written.
+/// Error of a write, a dry run or a deletion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
@@ -366,13 +366,13 @@ pub enum ApplyError {
          application and `adopt: true` in the cluster's trust policy"
     )]
     FieldConflict { object: ObjectKey, managers: String },
-    #[error("{0} was deleted, or replaced by another object, after it was looked at")]
+    #[error("{0} was deleted, or replaced by another object, after it was checked")]
     Replaced(ObjectKey),
     #[error(transparent)]
     Api(ApiError),
     #[error("the API server does not serve this kind; its definition or its server is missing")]
     KindUnknown,
-    #[error("the object is not what this admission allows")]
+    #[error("the admission does not allow this operation on the object")]
     Gone,
 }
 
@@ -388,12 +388,12 @@ impl ApplyError {
         }
     }
 
-    /// True when the answer says nothing about the object. Quota answers 409 when it was just changed.
+    /// Returns whether the response says nothing about the object. A quota that was just changed answers 409.
     pub fn is_transient(&self) -> bool {
         self.is_conflict() || matches!(self, Self::Api(error) if error.is_transient())
     }
 
-    /// True when something was faster: what was found before may not be so any more.
+    /// Returns whether a concurrent write was faster, so that earlier results may be out of date.
     pub fn is_conflict(&self) -> bool {
         match self {
             Self::Replaced(_) => true,
@@ -402,7 +402,7 @@ impl ApplyError {
         }
     }
 
-    /// True for answers that are normal for a moment after an account got its rights.
+    /// Returns whether this is normal shortly after an account got its rights.
     pub fn is_not_ready(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_forbidden() || error.is_not_found())
     }

@@ -1,7 +1,7 @@
-//! The API server: how it is reached, and the few requests that are made to it. Decides nothing.
+//! Client of the API server. Decides nothing.
 //!
-//! Requests are plain HTTP with JSON, because impersonation and "created or only changed?" are
-//! headers and status codes that a typed client hides.
+//! Requests are plain HTTP with JSON, because impersonation is a header and the difference between
+//! created and changed is a status code, which a typed client hides.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use super::error::{ApiError, ClusterError, Details, REQUEST_TIMEOUT};
 use crate::metrics::Metrics;
 use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
-/// Most requests that are made in the accounts of applications at a time. A worker makes eight of
-/// them: a few applications whose requests hang must not keep the others from healing.
+/// Most concurrent requests under the accounts of applications. A worker makes eight of them: a few
+/// applications whose requests hang must not keep the others from healing.
 pub const ACCOUNT_REQUESTS_MAX: usize = 32;
-/// Most requests that the spoke makes for itself at a time, other than watches.
+/// Most concurrent requests under the spoke's own identity, other than watches.
 pub const OWN_REQUESTS_MAX: usize = 16;
-/// How long a renewed token of a kubeconfig is asked to live, in seconds.
+/// Requested lifetime of a renewed token of a kubeconfig, in seconds.
 pub const TOKEN_LIFETIME_S: u64 = 24 * 60 * 60;
-/// How often to look whether the token must be renewed.
+/// Interval of the check whether the token must be renewed.
 const TOKEN_CHECK_EVERY: Duration = Duration::from_secs(60);
-/// Longest message of the API server that is kept, in characters.
+/// Longest message of the API server that is retained, in characters.
 const MESSAGE_CHARACTERS_MAX: usize = 600;
 
-/// How the spoke names itself to the API server.
+/// User agent of the spoke.
 const AGENT: &str = concat!("attest-spoke/", env!("CARGO_PKG_VERSION"));
 const IMPERSONATE: &str = "impersonate-user";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
-/// The API server, as the spoke's own service account unless told otherwise.
+/// The API server. Requests are made under the spoke's own identity unless another user is named.
 #[derive(Clone)]
 pub struct ApiServer {
     client: Client,
@@ -51,7 +51,7 @@ pub struct ApiServer {
     own_requests: Arc<Semaphore>,
 }
 
-/// How to reach the API server.
+/// Credentials and address of the API server.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// A kubeconfig file; a token in it is renewed and written back.
@@ -60,7 +60,7 @@ pub enum Access {
     ServiceAccount(PathBuf),
 }
 
-/// Whose name a request carries.
+/// User of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum As<'a> {
     Spoke,
@@ -68,32 +68,32 @@ pub enum As<'a> {
     Account(&'a str),
 }
 
-/// What server-side apply may do.
+/// Mode of a server-side apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Apply {
-    /// Only ask what would happen; take no field from another manager.
+    /// Dry run that takes no field from another manager.
     DryRun,
-    /// Only ask what would happen, with force.
+    /// Dry run with force.
     DryRunForced,
-    /// Take no field from another manager.
+    /// Takes no field from another manager.
     Unforced,
-    /// Take our fields back.
+    /// Takes our fields from other managers.
     Forced,
 }
 
-/// What an apply did.
+/// Result of a server-side apply.
 #[derive(Debug)]
 pub struct Applied {
-    /// True when the object did not exist before.
+    /// The object did not exist before.
     pub created: bool,
     pub live: Value,
 }
 
 impl ApiServer {
-    /// Reads the access and prepares the client. Sends nothing yet.
+    /// Reads the credentials and prepares the client. Sends no request.
     ///
     /// # Errors
-    /// When the kubeconfig or the service account's files cannot be used.
+    /// If the kubeconfig or the files of the service account cannot be used.
     pub async fn open(access: &Access, metrics: Metrics) -> Result<Self, ClusterError> {
         let (mut config, token) = match access {
             Access::Kubeconfig(path) => credentials::from_kubeconfig(path).await?,
@@ -101,7 +101,7 @@ impl ApiServer {
                 (credentials::from_service_account(directory)?, None)
             }
         };
-        // So that an audit log tells the agent from whoever borrowed its account.
+        // So that an audit log distinguishes the agent from other users of its account.
         config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
         let builder =
             ClientBuilder::try_from(config).map_err(|e| ClusterError::Client(e.into()))?;
@@ -121,7 +121,7 @@ impl ApiServer {
         Ok(Self { token, ..Self::of(client, metrics) })
     }
 
-    /// The API server behind a client that is ready.
+    /// Wraps a client.
     pub(crate) fn of(client: Client, metrics: Metrics) -> Self {
         Self {
             client,
@@ -132,7 +132,7 @@ impl ApiServer {
         }
     }
 
-    /// The client, for watches.
+    /// Returns the client, for watches.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
@@ -140,7 +140,7 @@ impl ApiServer {
     /// Reads an object or list.
     ///
     /// # Errors
-    /// [`ApiError`], also when there is none.
+    /// [`ApiError`], also if it does not exist.
     pub async fn get(&self, path: &str) -> Result<Value, ApiError> {
         self.send(Method::GET, path, As::Spoke, None).await.map(|(_, value)| value)
     }
@@ -148,7 +148,7 @@ impl ApiServer {
     /// Reads an object that may be absent.
     ///
     /// # Errors
-    /// [`ApiError`], but not for an absent object.
+    /// [`ApiError`], except for an absent object.
     pub async fn get_optional(&self, path: &str) -> Result<Option<Value>, ApiError> {
         match self.get(path).await {
             Ok(value) => Ok(Some(value)),
@@ -157,7 +157,7 @@ impl ApiServer {
         }
     }
 
-    /// The aggregated discovery document.
+    /// Reads an aggregated discovery document.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -167,7 +167,7 @@ impl ApiServer {
         self.call("get", path, request, Vec::new()).await.map(|(_, value)| value)
     }
 
-    /// Reads a list with nothing but metadata in it.
+    /// Reads a list with metadata only.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -185,7 +185,7 @@ impl ApiServer {
         self.send(Method::POST, path, As::Spoke, Some(body)).await.map(|(_, value)| value)
     }
 
-    /// Replaces an object; with `metadata.resourceVersion` in it, only that version.
+    /// Replaces an object; if `body` has `metadata.resourceVersion`, only that version.
     ///
     /// # Errors
     /// [`ApiError`]; see [`ApiError::is_conflict`].
@@ -193,7 +193,7 @@ impl ApiServer {
         self.send(Method::PUT, path, As::Spoke, Some(body)).await.map(|(_, value)| value)
     }
 
-    /// Deletes an object of the spoke's own namespace. Absent is fine.
+    /// Deletes an object of the spoke's own namespace. An absent object is not an error.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -204,7 +204,7 @@ impl ApiServer {
         }
     }
 
-    /// Server-side apply of an application's object. Only `apply` calls this.
+    /// Applies an application's object by server-side apply. Only `apply` calls this.
     pub(crate) async fn apply(
         &self,
         path: &str,
@@ -223,9 +223,9 @@ impl ApiServer {
         Ok(Applied { created: status == StatusCode::CREATED, live })
     }
 
-    /// Asks to delete an object if it still has this UID, and returns the answer: the object itself
-    /// while it is still there, a `Status` once it is not. Only `apply` calls this for what an application
-    /// owns, and `account` for what the spoke itself made for it.
+    /// Deletes an object if it still has this UID. Returns the response: the object while it still exists,
+    /// a `Status` once it does not. Only `apply` calls this for objects of an application, and `account`
+    /// for those that the spoke created for it.
     pub(crate) async fn delete(
         &self,
         path: &str,
@@ -260,7 +260,7 @@ impl ApiServer {
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, media_type);
         if let As::Account(name) = user {
-            // One that cannot be said fails the request: without it, it would be made with the spoke's rights.
+            // A name that is no header value fails the request, which would be made with the spoke's rights without it.
             request = request.header(IMPERSONATE, name);
         }
         let bytes = body.map(|value| yaml_of(value).into_bytes()).unwrap_or_default();
@@ -301,7 +301,7 @@ impl ApiServer {
             let unreadable = |source| ApiError::Unreadable { verb, path: place(), source };
             return value.map(|value| (status, value)).map_err(unreadable);
         }
-        // A proxy may refuse in prose.
+        // A proxy may answer without JSON.
         let value = value.unwrap_or_default();
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
         Err(ApiError::Status {

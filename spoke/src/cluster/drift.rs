@@ -31,25 +31,25 @@ pub enum Live {
     },
     /// Deleted, as seen by a watch event.
     Gone { uid: String },
-    /// Not in a list that a watch began with; an object made meanwhile may be missing there too.
+    /// Not in the list that a watch began with; an object created concurrently may be missing there too.
     NotListed,
 }
 
-/// What an object needs.
+/// Action that an object needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     Nothing,
-    /// Never applied as it is to be now.
+    /// Not applied yet as now desired.
     Apply,
-    /// Was as it should be, and somebody changed or deleted it.
+    /// Was as desired, and another writer changed or deleted it.
     Heal,
-    /// To be looked at before anything is done.
+    /// To be read first.
     Look,
-    /// Confirmed before a restart, and not yet seen since.
+    /// Confirmed before a restart, and not observed since.
     Wait,
 }
 
-/// What an object needs. Whether drift is put back or only reported is the caller's business.
+/// Returns the action that an object needs. The caller decides whether drift is reverted or only reported.
 pub fn need(desired: Digest, confirmed: Option<&Confirmed>, live: &Live) -> Need {
     let Some(confirmed) = confirmed.filter(|pair| pair.desired == desired) else {
         return Need::Apply;
@@ -65,7 +65,7 @@ pub fn need(desired: Digest, confirmed: Option<&Confirmed>, live: &Live) -> Need
     }
 }
 
-/// True when two sights of an object show the same UID and the same values of our fields.
+/// Returns whether two observations show the same UID and the same values of our fields.
 pub fn is_same(one: &Live, other: &Live) -> bool {
     match (one, other) {
         (
@@ -76,21 +76,21 @@ pub fn is_same(one: &Live, other: &Live) -> bool {
     }
 }
 
-/// True when what a watch says is not older than what is known already.
+/// Returns whether an observation is not older than the known state.
 pub fn is_news(known: &Live, said: &Live) -> bool {
     match (known, said) {
         (Live::Present { version: known, .. }, Live::Present { version, .. }) => {
             *version == 0 || version >= known
         }
-        // An object that was put back already has another UID than the one that was deleted.
+        // An object that was created again has another UID than the one that was deleted.
         (Live::Present { uid: known, .. }, Live::Gone { uid }) => uid == known,
-        // A UID never comes back: what still shows it is older than its end.
+        // A UID is never reused: an observation that still shows it is older than the deletion.
         (Live::Gone { uid: known }, Live::Present { uid, .. }) => uid != known,
         (Live::Present { .. } | Live::Unknown | Live::Gone { .. } | Live::NotListed, _) => true,
     }
 }
 
-/// How often an object was put back lately: a fight with another controller must not become a flood.
+/// Recent heals of an object: a conflict with another controller must not become a flood of writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HealBudget {
     used: u32,
@@ -98,7 +98,7 @@ pub struct HealBudget {
 }
 
 impl HealBudget {
-    /// When the next heal may happen; now or earlier means at once.
+    /// Returns when the next heal may happen; now or earlier means immediately.
     pub fn ready_at(&self, now: Instant) -> Instant {
         let Some(last) = self.last else { return now };
         if now.duration_since(last) >= HEAL_FORGET_AFTER || self.used < HEALS_AT_ONCE_MAX {
@@ -114,7 +114,7 @@ impl HealBudget {
         self.last = Some(now);
     }
 
-    /// True when the object has been put back so often that people should know.
+    /// Returns whether the object was healed so often that it is reported.
     pub fn is_contested(&self) -> bool {
         self.used >= HEALS_CONTESTED_MIN
     }

@@ -1,14 +1,14 @@
-//! Why the API server cannot be used, or did not do what was asked.
+//! Errors of the connection to the API server and of requests to it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longest a request other than a watch may take.
+/// Longest time that a request other than a watch may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the API server cannot be reached at all.
+/// Error of the credentials or the client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClusterError {
@@ -53,7 +53,7 @@ impl ClusterError {
     }
 }
 
-/// Why one request failed.
+/// Error of one request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
@@ -86,24 +86,24 @@ pub enum ApiError {
     Request { path: String, message: String },
 }
 
-/// What an API server says, in words only, to an apply that names a UID when there is no object.
+/// Text of the API server's answer to an apply that names a UID if no object exists; no field shows it.
 const UID_MISMATCH: &str = "uid mismatch";
 
-/// What a refusal says beyond its code.
+/// Details of a rejection beyond its code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Details {
-    /// It names the object.
+    /// The response names the object.
     pub named: bool,
-    /// A cause of it is that another manager owns a field.
+    /// One cause is that another manager owns a field.
     pub field_conflict: bool,
-    /// A cause of it is that the object has another UID.
+    /// One cause is that the object has another UID.
     pub other_uid: bool,
-    /// It says that there is no object to have the UID that was named.
+    /// No object exists that could have the named UID.
     pub no_object: bool,
 }
 
 impl Details {
-    /// Of a `Status` document.
+    /// Reads the details of a `Status` document.
     pub fn of(status: &Value) -> Self {
         let name = status.pointer("/details/name").and_then(Value::as_str);
         let causes = status.pointer("/details/causes").and_then(Value::as_array);
@@ -139,13 +139,13 @@ impl ApiError {
         self.is_not_found() && matches!(self, Self::Status { details, .. } if details.named)
     }
 
-    /// 409 because other managers own fields. Quota and other admission answer 409 too.
+    /// 409 because other managers own fields. Quotas and other admission answer 409 too.
     pub fn is_field_conflict(&self) -> bool {
         self.is_conflict() && matches!(self, Self::Status { details, .. } if details.field_conflict)
     }
 
-    /// The answer to an apply that names a UID, when another object of this name lives (422), or
-    /// none does (409). Quotas and writers who were faster are answered with 409 too.
+    /// Answer to an apply that names a UID, if another object of this name exists (422), or none does
+    /// (409). Quotas and concurrent writers cause 409 too.
     pub fn is_other_object(&self) -> bool {
         matches!(self, Self::Status { details, .. } if details.other_uid)
             || (self.is_conflict()
@@ -177,7 +177,7 @@ impl ApiError {
         self.code() == 409 && !self.is_already_exists()
     }
 
-    /// True when asking again may help without anybody changing anything.
+    /// Returns whether a retry may succeed without any other change.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status { code, .. } => *code == 429 || *code >= 500,

@@ -1,6 +1,6 @@
-//! One watch for each kind and namespace in use, and where its events go. Keeps digests, never bodies.
+//! One watch for each kind and namespace in use, and routes of its events to workers. Keeps digests, never bodies.
 //!
-//! Events about objects of nobody are dropped here. What an event means is decided in `drift`.
+//! Events about objects that no worker follows are dropped here. `drift` interprets events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,18 +25,18 @@ use super::client::ApiServer;
 use super::drift::Live;
 use crate::metrics::Metrics;
 
-/// Failures in a row after which a watch is worth a warning: a new binding or definition needs a moment.
+/// Consecutive failures of a watch after which a warning is logged: a new binding or definition needs a moment.
 pub const FAILURES_QUIET_MAX: u32 = 3;
-/// How long the API server keeps a watch open, in seconds. One from which nothing is heard for a few
-/// seconds longer is dead and opened again.
+/// Time for which the API server keeps a watch open, in seconds. A watch that is silent for a few seconds
+/// longer is dead and is opened again.
 pub const WATCH_OPEN_S: u32 = 60;
-/// Delay before a watch that the API server refuses is tried again.
+/// Delay before a watch that the API server rejects is tried again.
 pub const REFUSED_RETRY: Backoff =
     Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-/// Objects asked for at a time when a watch begins.
+/// Objects per page of the list that a watch begins with.
 pub const LIST_PAGE_OBJECTS: u32 = 100;
 
-/// What is watched.
+/// Kind, version and namespace of a watch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scope {
     pub group: String,
@@ -47,36 +47,36 @@ pub struct Scope {
     pub namespace: Option<String>,
 }
 
-/// What is now known about one object.
+/// Observed state of one object.
 #[derive(Clone, Debug)]
 pub struct Observation {
     pub live: Live,
     pub verdict: Verdict,
-    /// When the event arrived, to measure how long a heal took.
+    /// Arrival of the event, to measure the duration of a heal.
     pub at: Instant,
 }
 
-/// Why a scope cannot be watched.
+/// Reason that a scope cannot be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchRefusal {
     /// 403.
     Forbidden,
     /// 404: the API server does not serve the kind.
     NotServed,
-    /// What the API server says of it is not JSON: there may be changes that nobody sees.
+    /// The response of the API server is not JSON: changes may be missed.
     Unreadable,
 }
 
-/// What watches say that was not taken in yet.
+/// Observations that a worker has not processed yet.
 #[derive(Debug, Default)]
 pub struct News {
     /// The newest observation of each object. Bounded by the inventory.
     pub objects: BTreeMap<ObjectKey, Observation>,
-    /// Whether a scope can be seen: `None` once a list of it is complete.
+    /// Status of each scope: `None` once a list of it is complete.
     pub scopes: BTreeMap<Scope, Option<WatchRefusal>>,
 }
 
-/// Where the news of one destination wait.
+/// Queue of the observations of one destination.
 #[derive(Debug, Default)]
 pub struct Inbox {
     news: Mutex<News>,
@@ -84,12 +84,12 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Everything new since the last call.
+    /// Takes everything new since the last call.
     pub fn take(&self) -> News {
         std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Until something is new.
+    /// Waits until something is new.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
@@ -121,21 +121,21 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whom to tell about an object, and which watch may: another version of its kind projects it
-    /// otherwise.
+    /// The inbox of each object, and the watch that feeds it: another version of its kind projects it
+    /// differently.
     routes: BTreeMap<ObjectKey, (Scope, Arc<Inbox>)>,
     watches: BTreeMap<Scope, AbortHandle>,
 }
 
 impl Watches {
-    /// No watches yet.
+    /// Returns an empty set of watches.
     pub fn new(api: ApiServer, metrics: Metrics) -> Self {
         Self(Arc::new(Inner { api, metrics, state: Mutex::default() }))
     }
 
-    /// Makes `inbox` hear of exactly these objects, and opens and closes watches accordingly.
-    /// Watches in `relist` that are open already begin anew, so that objects nobody asked about
-    /// before are heard of too.
+    /// Routes exactly these objects to `inbox`, and opens and closes watches accordingly. Watches in
+    /// `relist` that are open already are restarted, so that objects that were not followed before are
+    /// observed too.
     pub fn follow(
         &self,
         inbox: &Arc<Inbox>,
@@ -176,14 +176,14 @@ impl Watches {
         (routed == scope).then(|| Arc::clone(inbox))
     }
 
-    /// Objects of this scope, and whom to tell about each.
+    /// Returns the objects of this scope, with the inbox of each.
     fn routes(&self, scope: &Scope) -> Vec<(ObjectKey, Arc<Inbox>)> {
         let state = self.state();
         let mine = state.routes.iter().filter(|(_, (routed, _))| routed == scope);
         mine.map(|(key, (_, inbox))| (key.clone(), Arc::clone(inbox))).collect()
     }
 
-    /// Tells the owners of objects in this scope what a list did not hold, and that it is complete.
+    /// Reports to each inbox of this scope which objects a list did not contain, and that it is complete.
     fn listed(&self, scope: &Scope, listed: &BTreeSet<ObjectKey>) {
         for (key, inbox) in self.routes(scope) {
             if !listed.contains(&key) {
@@ -193,7 +193,7 @@ impl Watches {
         }
     }
 
-    /// Tells them that it cannot be seen.
+    /// Reports to each inbox of this scope that it cannot be watched.
     fn refused(&self, scope: &Scope, refused: WatchRefusal) {
         for (_, inbox) in self.routes(scope) {
             inbox.put_scope(scope, Some(refused));
@@ -216,17 +216,17 @@ impl Scope {
     }
 }
 
-/// What is seen of an object that is not there.
+/// Returns the observation of an object that does not exist.
 pub fn absent(scope: &Scope, live: Live) -> Observation {
     Observation { live, verdict: Verdict::absent(&scope.group, &scope.kind), at: Instant::now() }
 }
 
-/// The projection of an object in which we own no field: one that says nothing but its name.
+/// Returns the projection of an object in which we own no field.
 fn nothing_ours() -> Digest {
     Digest::of(b"")
 }
 
-/// What a live object shows, whether it comes from a watch or from the answer to an apply.
+/// Returns the observation of a live object, from a watch or from the response to an apply.
 pub fn observe(group: &str, kind: &str, live: &Value) -> Observation {
     let text = |pointer: &str| live.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     Observation {
@@ -253,7 +253,7 @@ async fn watch(watches: Watches, scope: Scope) {
     }
 }
 
-/// Watches for as long as the API server allows it. Also returns whether a list was completed.
+/// Watches until the API server rejects it. Also returns whether a list was completed.
 async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal, bool) {
     let dot = if scope.group.is_empty() { "" } else { "/" };
     let resource = ApiResource {
@@ -321,8 +321,8 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
     }
 }
 
-/// Whether an error says that this may not be watched at all, or leaves out what nobody will say
-/// again: only a new list can show more then.
+/// Returns the reason if an error ends a watch: it is not permitted, or events may be lost, so that only
+/// a new list shows the state.
 fn refusal(error: &watcher::Error) -> Option<WatchRefusal> {
     let code = match error {
         watcher::Error::WatchError(status) => status.code,
@@ -344,7 +344,7 @@ fn refusal(error: &watcher::Error) -> Option<WatchRefusal> {
     }
 }
 
-/// Passes an object's digest to its owner. Returns its key when it has one.
+/// Passes an object's observation to its inbox. Returns its key if an inbox follows it.
 fn tell(watches: &Watches, scope: &Scope, object: &answer::LiveObject) -> Option<ObjectKey> {
     let key = scope.key(object);
     let inbox = watches.route(scope, &key)?;

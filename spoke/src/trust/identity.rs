@@ -1,8 +1,8 @@
-//! Who this spoke is: the Secret `attest-identity` of its own cluster.
+//! Identity of this spoke: the Secret `attest-identity` of its own cluster.
 //!
-//! The identity key is made once and kept; its hash is the cluster id. TLS key and certificate are
-//! replaced on every renewal, and `generation` counts them. How many destinations it has recorded
-//! stands here too, apart from the records, so that lost ones are missed.
+//! The identity key is generated once and kept; its hash is the cluster id. TLS key and certificate are
+//! replaced on every renewal, and `generation` counts them. The number of recorded destinations is stored
+//! here too, apart from the records, so that lost records are detected.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -24,21 +24,21 @@ use crate::SYSTEM_NAMESPACE;
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 
-/// How often a certificate is written against a newer version of the Secret before giving up.
+/// Most attempts to write a certificate against newer versions of the Secret.
 const SWAP_ATTEMPTS: u32 = 3;
 
-/// The identity, and the certificate when the cluster has joined.
+/// The identity, with the certificate once the cluster has joined.
 #[derive(Debug)]
 pub struct Identity {
     pub key: PrivateKey,
     pub cluster: ClusterId,
     pub tls: Option<Tls>,
-    /// How many destinations this identity has recorded.
+    /// Number of destinations that this identity has recorded.
     pub destinations: u64,
     resource_version: String,
 }
 
-/// A certificate and how many came before it.
+/// A certificate and its generation.
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub bundle: Bundle,
@@ -46,24 +46,24 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// When the certificate ends.
+    /// Returns when the certificate expires.
     pub fn expires_at(&self) -> Option<SystemTime> {
         peer_identity(self.bundle.chain()).ok().map(|peer| peer.not_after)
     }
 }
 
-/// Whether the hub would let this spoke in.
+/// Membership of this spoke in the fleet, by its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Membership {
     /// It has no certificate yet.
     New,
     Member,
-    /// Its certificate has ended: only a new join token helps.
+    /// Its certificate has expired: it needs a new join token.
     Expired,
 }
 
 impl Identity {
-    /// Where this spoke stands, by the certificate it holds.
+    /// Returns the membership that follows from the certificate.
     pub fn membership(&self, now: SystemTime) -> Membership {
         match &self.tls {
             None => Membership::New,
@@ -72,7 +72,7 @@ impl Identity {
         }
     }
 
-    /// Reads the identity, or makes one and stores it before anybody hears of it.
+    /// Reads the identity, or generates and stores one. It is stored before it is used.
     ///
     /// # Errors
     /// [`IdentityError`].
@@ -91,7 +91,7 @@ impl Identity {
         let written = secrets::swap(api, &body, |found| same(found, &body)).await;
         failpoint::reach("after-identity-write");
         match written.map_err(IdentityError::Api)? {
-            // Another process of this spoke was faster; there is one identity.
+            // A concurrent process of this spoke stored one first; there is one identity.
             Swapped::Done(secret) | Swapped::Overtaken(Some(secret)) => Self::read(&secret),
             Swapped::Overtaken(None) => Err(IdentityError::Overtaken),
         }
@@ -100,7 +100,7 @@ impl Identity {
     /// Stores a new certificate.
     ///
     /// # Errors
-    /// [`IdentityError`]; the old certificate then stays in use.
+    /// [`IdentityError`]; the previous certificate then stays in use.
     pub async fn store_tls(
         &mut self,
         api: &ApiServer,
@@ -124,7 +124,7 @@ impl Identity {
                     if found.cluster != self.cluster {
                         return Err(IdentityError::Overtaken);
                     }
-                    // Still this identity: only the version was old.
+                    // The same identity: only the version was out of date.
                     self.resource_version = found.resource_version;
                     self.destinations = found.destinations;
                 }
@@ -134,10 +134,10 @@ impl Identity {
         Err(IdentityError::Overtaken)
     }
 
-    /// Makes durable that so many destinations have been recorded; never fewer than before.
+    /// Stores the number of recorded destinations; it never decreases.
     ///
     /// # Errors
-    /// [`IdentityError`]; to be tried again.
+    /// [`IdentityError`]; the caller retries.
     pub async fn note_destinations(api: &ApiServer, count: u64) -> Result<(), IdentityError> {
         for _ in 0..SWAP_ATTEMPTS {
             let mut identity = Self::read(&api.get(&path()).await.map_err(IdentityError::Api)?)?;
@@ -185,7 +185,7 @@ impl Identity {
         Ok(Self { key, cluster, tls, destinations, resource_version })
     }
 
-    /// The Secret with this certificate, in place of the version that was last read.
+    /// Returns the Secret with this certificate, to replace the version that was last read.
     fn secret(&self, tls: Option<&Tls>) -> Result<Value, IdentityError> {
         let pem = self.key.to_pem().map_err(|_| IdentityError::Malformed(KEY))?;
         let cluster = Zeroizing::new(self.cluster.to_string());
@@ -211,20 +211,20 @@ fn same(found: &Value, wanted: &Value) -> bool {
     found.get("data") == wanted.get("data")
 }
 
-/// Why there is no identity.
+/// Error of reading or writing the identity.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    #[error("cannot read or write Secret {SYSTEM_NAMESPACE}/{SECRET}")]
+    #[error("failed to read or write Secret {SYSTEM_NAMESPACE}/{SECRET}")]
     Api(#[source] ApiError),
     #[error(
         "Secret {SYSTEM_NAMESPACE}/{SECRET} has a missing or unusable `{0}`; \
          delete the Secret and register the cluster again"
     )]
     Malformed(&'static str),
-    #[error("Secret {SYSTEM_NAMESPACE}/{SECRET} was deleted or is another identity's now")]
+    #[error("Secret {SYSTEM_NAMESPACE}/{SECRET} was deleted or holds another identity")]
     Overtaken,
-    #[error("the system has no randomness to give")]
+    #[error("no randomness available from the system")]
     Randomness,
 }
 

@@ -1,7 +1,7 @@
-//! The cluster's own trust policy, `AttestTrustPolicy/local`, as it stands now. Watched, never written.
+//! The cluster's own trust policy, `AttestTrustPolicy/local`. Watched, never written.
 //!
-//! A policy that is missing, unreadable or for another cluster means: admit nothing, change nothing.
-//! What is running stays as it is.
+//! If the policy is missing, unreadable or for another cluster, nothing is admitted and nothing is changed.
+//! Applications keep running as they are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use tokio::sync::watch;
 
 use crate::cluster::client::ApiServer;
 
-/// Name of the one policy that counts.
+/// Name of the policy that is used.
 const NAME: &str = "local";
-/// How long to wait before asking an API server again that did not answer at start.
+/// Delay before an API server that did not answer at start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// After how many seconds the watch is begun anew. The client waits a little longer for its end, so
-/// that a connection that died is noticed within a minute.
+/// Time after which the watch is restarted, in seconds. The client waits slightly longer for its end, so
+/// that a dead connection is detected within a minute.
 const WATCH_LASTS_S: u32 = 45;
 
-/// What is known about the policy.
+/// Current knowledge of the policy.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     loaded: Option<Arc<Loaded>>,
-    /// Why nothing is loaded, or why what is loaded may not be used.
+    /// Reason that no policy is loaded, or that the loaded one may not be used.
     problem: Option<Arc<TrustError>>,
 }
 
@@ -39,14 +39,14 @@ pub struct Trust {
 #[derive(Debug)]
 pub struct Loaded {
     pub policy: Policy,
-    /// The policy as JSON, for the hub to know early what will be refused.
+    /// The policy as JSON, so that the hub can predict refusals.
     pub spec_json: Vec<u8>,
-    /// `status.clusterId`: which spoke the operator installed this for.
+    /// `status.clusterId`: the spoke for which the operator installed this.
     cluster_id: Option<String>,
 }
 
 impl Trust {
-    /// The policy, bound to this spoke or not: enough to know which hub to dial.
+    /// Returns the policy, bound to this spoke or not; it names the hub to connect to.
     pub fn loaded(&self) -> Result<&Arc<Loaded>, TrustError> {
         match (&self.loaded, &self.problem) {
             (Some(loaded), None) => Ok(loaded),
@@ -55,7 +55,7 @@ impl Trust {
         }
     }
 
-    /// The policy, when the operator bound it to this spoke.
+    /// Returns the policy if the operator has bound it to this spoke.
     pub fn bound(&self, cluster: &ClusterId) -> Result<&Policy, TrustError> {
         let loaded = self.loaded()?;
         match &loaded.cluster_id {
@@ -64,7 +64,7 @@ impl Trust {
         }
     }
 
-    /// Whether it says what `other` says: then nothing that rests on it is to be looked at again.
+    /// Returns whether it has the same content as `other`, so that nothing needs to be judged again.
     fn is_same(&self, other: &Self) -> bool {
         let said = |trust: &Self| {
             let loaded = trust.loaded.as_ref();
@@ -98,8 +98,8 @@ fn read(object: &Value, kube_system_uid: &str) -> Result<Loaded, TrustError> {
     })
 }
 
-/// UID of the namespace `kube-system`: the name of this cluster that nobody can give another.
-/// Asks until the API server answers.
+/// Returns the UID of the namespace `kube-system`, which identifies the cluster. Retries until the API
+/// server answers.
 pub async fn kube_system_uid(api: &ApiServer) -> String {
     loop {
         match api.get("/api/v1/namespaces/kube-system").await {
@@ -111,7 +111,7 @@ pub async fn kube_system_uid(api: &ApiServer) -> String {
             Err(error) => tracing::warn!(
                 reason = error.reason(),
                 error = %error_chain(&error),
-                "Cannot read namespace kube-system; trying again"
+                "Failed to read namespace kube-system; retrying"
             ),
         }
         tokio::time::sleep(RETRY).await;
@@ -151,12 +151,12 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
             }
             Ok(watcher::Event::InitDone) => continue,
             Err(error) => {
-                // What was read stays in force: without an API server nothing can be applied anyway.
-                tracing::warn!(error = %error_chain(&error), "Cannot watch the trust policy");
+                // The loaded policy stays in force: without an API server nothing can be applied.
+                tracing::warn!(error = %error_chain(&error), "Failed to watch the trust policy");
                 continue;
             }
         };
-        // Listed again after an API server was away, or changed in nothing that is read here.
+        // Listed again after an outage of the API server, or changed in a field that is not read here.
         if told.borrow().is_same(&trust) {
             continue;
         }
@@ -177,11 +177,11 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
     }
 }
 
-/// Why there is no policy to act on.
+/// Reason that no policy can be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
-    #[error("AttestTrustPolicy/{NAME} does not exist; `attest trust install` makes it")]
+    #[error("AttestTrustPolicy/{NAME} does not exist; create it with `attest trust install`")]
     Missing,
     #[error("AttestTrustPolicy/{NAME} cannot be read: {0}")]
     Unreadable(String),
@@ -199,7 +199,7 @@ pub enum TrustError {
 }
 
 impl TrustError {
-    /// A stable word for conditions, metrics, logs and the CLI. One for all: fail closed.
+    /// A stable word for conditions, metrics, logs and the CLI; the same for every variant.
     pub fn reason(&self) -> &'static str {
         "NoTrustPolicy"
     }

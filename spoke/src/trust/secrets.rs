@@ -1,6 +1,6 @@
-//! The spoke's own Secrets: how one is written down, and compare-and-swap that survives a lost answer. Decides nothing.
+//! The spoke's own Secrets: encoding, and compare-and-swap that tolerates a lost response. Decides nothing.
 //!
-//! An error of a write means *unknown*: the Secret is read back and compared.
+//! After an error of a write the outcome is unknown: the Secret is read back and compared.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use crate::SYSTEM_NAMESPACE;
 use crate::cluster::client::{ApiServer, object_path};
 use crate::cluster::error::ApiError;
 
-/// What became of a write.
+/// Result of a compare-and-swap.
 #[derive(Debug)]
 pub(crate) enum Swapped {
-    /// It is stored, as here.
+    /// The Secret is stored, as returned.
     Done(Value),
-    /// Somebody else was faster; this is there now, or nothing any more.
+    /// Another writer was faster. Holds the current Secret, or `None` if it was deleted.
     Overtaken(Option<Value>),
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn path(name: &str) -> String {
     object_path("v1", "secrets", Some(SYSTEM_NAMESPACE), name)
 }
 
-/// A Secret. `metadata` is added to name and namespace; an empty `version` is one that must not
+/// Returns a Secret. `metadata` is added to name and namespace. An empty `version` means that it must not
 /// exist yet.
 pub(crate) fn body<V: AsRef<[u8]>>(
     name: &str,
@@ -51,17 +51,17 @@ pub(crate) fn body<V: AsRef<[u8]>>(
     json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": all, "data": data})
 }
 
-/// One value of a Secret.
+/// Returns one value of a Secret.
 pub(crate) fn bytes(secret: &Value, key: &str) -> Option<Vec<u8>> {
     let text = secret.get("data")?.get(key)?.as_str()?;
     BASE64.decode(text.as_bytes()).ok()
 }
 
-/// Creates the Secret, or replaces exactly the version that `body` names. `is_ours` tells whether
-/// what is found after an error is what was to be written.
+/// Creates the Secret, or replaces exactly the version that `body` names. `is_ours` returns whether a
+/// Secret that is found after an error is the one that was written.
 ///
 /// # Errors
-/// [`ApiError`] when it was certainly not written, or when that cannot be known.
+/// [`ApiError`] if it was not written, or if the outcome cannot be determined.
 pub(crate) async fn swap(
     api: &ApiServer,
     body: &Value,
