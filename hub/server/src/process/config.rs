@@ -43,9 +43,6 @@ pub struct Options {
     /// Allow `http://` repositories: unencrypted.
     #[arg(long)]
     pub allow_http_repositories: bool,
-    /// Allow `git://` repositories: unencrypted.
-    #[arg(long)]
-    pub allow_git_repositories: bool,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -56,7 +53,6 @@ impl Options {
         UrlPolicy {
             file_directories: self.allow_file_repositories.clone(),
             allow_http: self.allow_http_repositories,
-            allow_git: self.allow_git_repositories,
         }
     }
 

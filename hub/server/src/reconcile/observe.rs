@@ -306,14 +306,17 @@ fn render_waiting(error: &RenderError) -> Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::OwnedFd;
-    use std::path::Path;
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
+
+    use axum::extract::{Request, State};
+    use axum::http::{Method, header::CONTENT_TYPE};
+    use axum::response::IntoResponse;
 
     use super::*;
     use crate::core::store::records::ApplicationRecord;
@@ -413,7 +416,7 @@ mod tests {
     fn a_hub_that_starts_asks_about_the_credentials_whose_day_is_over() {
         let directory = tempfile::tempdir().unwrap();
         let hub = hub(directory.path());
-        let (old, fresh) = ("git://127.0.0.1:1/old", "git://127.0.0.1:1/fresh");
+        let (old, fresh) = ("https://127.0.0.1:1/old", "https://127.0.0.1:1/fresh");
         let long_ago: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let yesterday = RepositoryRecord { checked_at: Some(long_ago), ..repository(old, "a") };
         let today = RepositoryRecord { checked_at: Some(now()), ..repository(fresh, "a") };
@@ -437,7 +440,7 @@ mod tests {
         };
         home::create(&path, &advertise).unwrap();
         let settings = Settings {
-            urls: UrlPolicy { allow_git: true, ..UrlPolicy::default() },
+            urls: UrlPolicy { allow_http: true, ..UrlPolicy::default() },
             poll_interval: Duration::from_secs(300),
             kustomize: Kustomize::none(),
         };
@@ -460,7 +463,7 @@ mod tests {
         }
     }
 
-    /// A git:// server of one repository with one empty commit; its address, and how often it was connected to.
+    /// Serves one repository with one empty commit over http; returns its address and the number of polls so far.
     fn serve_repository(directory: &Path) -> (String, Arc<AtomicUsize>) {
         let bare = directory.join("a.git");
         git(directory, &["init", "--quiet", "--bare", "-b", "main", "a.git"]);
@@ -468,33 +471,52 @@ mod tests {
         let commit = git(&bare, &["commit-tree", "-m", "first", &tree]);
         git(&bare, &["update-ref", "refs/heads/main", &commit]);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("git://{}/a", listener.local_addr().unwrap());
-        let opened = Arc::new(AtomicUsize::new(0));
-        let count = opened.clone();
+        let url = format!("http://{}/a", listener.local_addr().unwrap());
+        let polls = Arc::new(AtomicUsize::new(0));
+        let state = (directory.to_owned(), polls.clone());
+        let router = axum::Router::new().fallback(answer_request).with_state(state);
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                count.fetch_add(1, Ordering::SeqCst);
-                let bare = bare.clone();
-                std::thread::spawn(move || upload(stream, &bare));
-            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                axum::serve(listener, router).await.unwrap();
+            });
         });
-        (url, opened)
+        (url, polls)
     }
 
-    fn upload(mut stream: TcpStream, bare: &Path) {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).unwrap();
-        let length = u64::from_str_radix(std::str::from_utf8(&length).unwrap(), 16).unwrap();
-        let mut request = Vec::new();
-        (&mut stream).take(length - 4).read_to_end(&mut request).unwrap();
-        let mut child = Command::new("git")
-            .args(["upload-pack", bare.to_str().unwrap()])
-            .env("GIT_PROTOCOL", "version=2")
-            .stdin(OwnedFd::from(stream.try_clone().unwrap()))
-            .stdout(OwnedFd::from(stream))
+    /// Answers a request with `git http-backend`. A poll begins with its only GET.
+    async fn answer_request(
+        State((projects, polls)): State<(PathBuf, Arc<AtomicUsize>)>,
+        request: Request,
+    ) -> impl IntoResponse {
+        let (head, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let is_poll = head.method == Method::GET;
+        polls.fetch_add(is_poll.into(), Ordering::SeqCst);
+        let header =
+            |name: &str| head.headers.get(name).map_or("", |value| value.to_str().unwrap());
+        let mut backend = Command::new("git")
+            .arg("http-backend")
+            .env("GIT_PROJECT_ROOT", projects)
+            .env("GIT_HTTP_EXPORT_ALL", "1")
+            .env("GIT_PROTOCOL", header("git-protocol"))
+            .env("REQUEST_METHOD", head.method.as_str())
+            .env("PATH_INFO", head.uri.path())
+            .env("QUERY_STRING", head.uri.query().unwrap_or_default())
+            .env("CONTENT_TYPE", header("content-type"))
+            .env("CONTENT_LENGTH", body.len().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        child.wait().unwrap();
+        backend.stdin.take().unwrap().write_all(&body).unwrap();
+        let output = backend.wait_with_output().unwrap().stdout;
+        let end = output.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        let kind = if is_poll { "advertisement" } else { "result" };
+        let content_type = format!("application/x-git-upload-pack-{kind}");
+        ([(CONTENT_TYPE, content_type)], output[end + 4..].to_vec())
     }
 
     fn git(directory: &Path, arguments: &[&str]) -> String {

@@ -24,7 +24,7 @@ pub(crate) fn answered(
     match remote.url.scheme() {
         Scheme::Https | Scheme::Http => over_http(remote, call, time),
         Scheme::Ssh => over_ssh(remote, call),
-        Scheme::File | Scheme::Git => Ok(false),
+        Scheme::File => Ok(false),
     }
 }
 

@@ -1,12 +1,12 @@
 //! One conversation with a Git server: the wire, its time limit, and what its failure means.
 //!
-//! https and git:// are spoken by gix itself. For ssh and file a program is run (`ssh`, `git upload-pack`) with a
+//! https is spoken by gix itself. For ssh and file a program is run (`ssh`, `git upload-pack`) with a
 //! clean environment, watched and killed when the time is over. Which objects are asked for is not decided here.
 
 use std::any::Any;
 use std::ffi::OsString;
 use std::io::{Read, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -113,7 +113,6 @@ impl Call {
                 let wire = Connection::new(read, write, Protocol::V2, path, nowhere, mode, false);
                 Ok((Box::new(wire), None))
             }
-            Scheme::Git => Ok((self.daemon()?, None)),
         }
     }
 
@@ -125,7 +124,7 @@ impl Call {
     ) -> Result<(std::process::ChildStdout, std::process::ChildStdin), SourceError> {
         let (mut command, program, package) = match self.url.scheme() {
             Scheme::File => (file_command(&self.url, service), "git", "git"),
-            Scheme::Ssh | Scheme::Https | Scheme::Http | Scheme::Git => {
+            Scheme::Ssh | Scheme::Https | Scheme::Http => {
                 let (command, identity) = ssh_command(remote, service)?;
                 self._identity = Some(identity);
                 (command, "ssh", "openssh-client")
@@ -235,38 +234,6 @@ impl Call {
         };
         self.watchdog.end_child();
         output.recv_timeout(Duration::from_millis(ERROR_OUTPUT_WAIT_MS)).unwrap_or_default()
-    }
-
-    fn daemon(&mut self) -> Result<Wire, SourceError> {
-        let host = self.url.host().to_owned();
-        let port = self.url.port().unwrap_or(9418);
-        let plain_host = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<SocketAddr> = (plain_host, port)
-            .to_socket_addrs()
-            .map_err(|error| self.unreachable(&error))?
-            .filter(|address| forbidden_address(address.ip()).is_none())
-            .collect();
-        let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-        for address in addresses {
-            match TcpStream::connect_timeout(&address, Duration::from_secs(CONNECT_SECONDS_MAX)) {
-                Ok(stream) => return self.daemon_wire(stream, host, port),
-                Err(error) => last = error,
-            }
-        }
-        Err(self.unreachable(&last))
-    }
-
-    fn daemon_wire(&self, stream: TcpStream, host: String, port: u16) -> Result<Wire, SourceError> {
-        stream.set_read_timeout(Some(self.time)).map_err(|error| self.unreachable(&error))?;
-        let write = stream.try_clone().map_err(|error| self.unreachable(&error))?;
-        let path = self.url.path().to_owned();
-        let at = Some((host, Some(port)));
-        let mode = git::ConnectMode::Daemon;
-        Ok(Box::new(Connection::new(stream, write, Protocol::V2, path, at, mode, false)))
-    }
-
-    fn unreachable(&self, error: &std::io::Error) -> SourceError {
-        SourceError::Unreachable { url: self.url.to_string(), detail: one_line(&error.to_string()) }
     }
 }
 

@@ -14,6 +14,10 @@ pub const URL_BYTES_MAX: usize = 2048;
 const METADATA_HOSTS: [&str; 4] =
     ["metadata", "metadata.google.internal", "metadata.goog", "instance-data"];
 
+/// Why the protocol of `git daemon` is not supported.
+const UNAUTHENTICATED_GIT: &str =
+    "is not supported, it has neither authentication nor encryption: use https or ssh";
+
 /// How a repository is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scheme {
@@ -25,8 +29,6 @@ pub enum Scheme {
     File,
     /// HTTP without TLS, only when the operator allowed it.
     Http,
-    /// The unauthenticated Git protocol, only when the operator allowed it.
-    Git,
 }
 
 impl Scheme {
@@ -36,7 +38,6 @@ impl Scheme {
             Self::Ssh => "ssh",
             Self::File => "file",
             Self::Http => "http",
-            Self::Git => "git",
         }
     }
 
@@ -45,7 +46,6 @@ impl Scheme {
             Self::Https => Some(443),
             Self::Ssh => Some(22),
             Self::Http => Some(80),
-            Self::Git => Some(9418),
             Self::File => None,
         }
     }
@@ -58,8 +58,6 @@ pub struct UrlPolicy {
     pub file_directories: Vec<PathBuf>,
     /// Whether `http://` is spoken.
     pub allow_http: bool,
-    /// Whether `git://` is spoken.
-    pub allow_git: bool,
 }
 
 /// Why an address is refused. Every text says what to write instead.
@@ -175,19 +173,11 @@ impl RepositoryUrl {
         match url.scheme {
             Scheme::Https | Scheme::Ssh => {}
             Scheme::Http if policy.allow_http => {}
-            Scheme::Git if policy.allow_git => {}
             Scheme::Http => {
                 return Err(scheme_error(
                     text,
                     "http",
                     "has no encryption: write https, or start the hub with --allow-http-repositories",
-                ));
-            }
-            Scheme::Git => {
-                return Err(scheme_error(
-                    text,
-                    "git",
-                    "has no encryption: write https or ssh, or start the hub with --allow-git-repositories",
                 ));
             }
             Scheme::File => url.path = allowed_file(&url.path, policy)?,
@@ -259,7 +249,7 @@ impl RepositoryUrl {
             "ssh" | "git+ssh" | "ssh+git" => Scheme::Ssh,
             "file" => Scheme::File,
             "http" => Scheme::Http,
-            "git" => Scheme::Git,
+            "git" => return Err(scheme_error(text, scheme, UNAUTHENTICATED_GIT)),
             _ => {
                 return Err(scheme_error(text, scheme, "is never spoken: write https or ssh"));
             }
@@ -553,7 +543,8 @@ mod tests {
             ("https://git.exаmple/a", "not understood"),
             ("https://git.example/a\nb", "not understood"),
             ("http://git.example/a", "--allow-http-repositories"),
-            ("git://git.example/a", "--allow-git-repositories"),
+            ("git://git.example/a", "\"git\" is not supported"),
+            ("GIT://git.example/a", "use https or ssh"),
             ("file:///etc", "--allow-file-repositories"),
             ("file://other/etc", "is not this machine"),
             ("/etc", "not understood"),
