@@ -37,12 +37,25 @@ const ORDERS: [(&str, &[&str]); 4] = [
         "hub/supply",
         &["text", "image_change", "yaml", "source", "recipe", "render", "trust_policy", "ci"],
     ),
-    ("hub/install", &["admission", "definition", "rbac", "spoke", "apply", "namespaces"]),
+    (
+        "hub/install",
+        &[
+            "admission",
+            "definition",
+            "rbac",
+            "spoke",
+            "apply",
+            "namespaces",
+            "cluster",
+            "registration",
+            "permissions",
+        ],
+    ),
     ("hub/documents", &[]),
     (
         "hub/cli",
         &[
-            "printer", "exit", "human", "context", "client", "hub_args", "input", "watch",
+            "printer", "exit", "human", "context", "client", "hub_args", "input", "wait", "watch",
             "target", "key", "init", "verify", "run", "release", "version", "trust", "spoke",
             "hub", "repo", "app", "cluster", "gitops",
         ],

@@ -6,7 +6,7 @@ mod sync;
 
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED, REMOVAL_UNCONFIRMED};
@@ -16,11 +16,12 @@ use reqwest::Method;
 use serde_json::Value;
 
 use self::page::{described, destinations, table, trouble};
-use crate::client::{block_on, is_missing, late, refusal};
+use crate::client::{block_on, is_missing, refusal};
 use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::input::{segment, wait_seconds};
 use crate::printer::{Format, Output, Printer, Table, Watch};
+use crate::wait::{Poll, Wait};
 use crate::watch::show;
 
 /// Largest manifest file, in bytes; the hub takes no larger body.
@@ -103,8 +104,8 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
                 yes,
                 printer,
             )?;
-            let wait = wait.then(|| Duration::from_secs(timeout));
-            block_on(Box::pin(delete(&name, wait, hub, printer)))
+            let seconds = wait.then_some(timeout);
+            block_on(Box::pin(delete(&name, seconds, hub, printer)))
         }
     }
 }
@@ -236,51 +237,42 @@ fn history(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyh
 
 async fn delete(
     name: &str,
-    wait: Option<Duration>,
+    wait_seconds: Option<u64>,
     hub: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let client = hub.client()?;
     let path = path(name);
     client.act(Method::DELETE, &path, None::<&()>).await?;
-    let Some(wait) = wait else {
+    let Some(seconds) = wait_seconds else {
         printer.line(&format!("application/{name} is being removed"));
         return Ok(());
     };
-    let until = Instant::now() + wait;
-    let client = client.until(until);
-    let still = |told: &str| {
-        let told = if told.is_empty() { String::new() } else { format!(": {told}") };
-        format!("application {name} is still being removed after {} s{told}", wait.as_secs())
-    };
-    let mut told = String::new();
-    loop {
+    let wait = Wait::new(seconds, POLL_EVERY, printer);
+    let client = client.until(wait.deadline());
+    let poll = async || {
         let left: Application = match client.get(&path).await {
-            Ok(application) => application,
-            Err(error) if is_missing(&error) => {
-                printer.line(&format!("application/{name} removed"));
-                return Ok(());
-            }
-            Err(error) if Instant::now() >= until => return Err(late(error, still(&told))),
-            Err(error) => return Err(error),
+            Err(error) if is_missing(&error) => return Ok(Poll::Ready(())),
+            answered => answered?,
         };
-        if let Some(refused) = left.destinations.iter().find(|d| d.phase == "Refused") {
-            bail!("{}", trouble(refused));
+        match left.destinations.iter().find(|d| d.phase == "Refused") {
+            Some(refused) => bail!("{}", trouble(refused)),
+            None => Ok(Poll::Pending(removal_progress(&left))),
         }
-        let places: Vec<String> = left
-            .destinations
-            .iter()
-            .filter(|d| d.phase != "Synced")
-            .map(|d| format!("{}/{}: {}", d.cluster, d.namespace, d.message))
-            .collect();
-        let now = places.join("; ");
-        if now != told && !now.is_empty() {
-            printer.note(&now);
-            told = now;
-        }
-        if Instant::now() + POLL_EVERY >= until {
-            bail!("{}", still(&told));
-        }
-        tokio::time::sleep(POLL_EVERY).await;
-    }
+    };
+    wait.until("", poll, |state| {
+        let state = if state.is_empty() { String::new() } else { format!(": {state}") };
+        format!("application {name} is still being removed after {seconds} s{state}")
+    })
+    .await?;
+    printer.line(&format!("application/{name} removed"));
+    Ok(())
+}
+
+/// The destinations that are not removed yet.
+fn removal_progress(application: &Application) -> String {
+    let open = application.destinations.iter().filter(|d| d.phase != "Synced");
+    let open: Vec<String> =
+        open.map(|d| format!("{}/{}: {}", d.cluster, d.namespace, d.message)).collect();
+    open.join("; ")
 }

@@ -1,25 +1,30 @@
 //! `attest gitops cluster …`: who is in the fleet. Adding one is `add`, its way back `rejoin`; this file is the rest.
 
 mod add;
+mod join_token;
 mod rejoin;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use attest_common::basics::ids::{ClusterId, Name, Timestamp};
+use anyhow::bail;
+use attest_common::basics::ids::Timestamp;
 use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
 use attest_install::SYSTEM_NAMESPACE;
 use attest_install::apply::write_cluster_id;
+use attest_install::cluster::spoke_identity;
+use attest_install::registration::HubEntry;
 use clap::Subcommand;
 use reqwest::Method;
 
+use self::join_token::JoinToken;
 use crate::client::{Client, block_on, is_missing};
 use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
 use crate::input::{segment, wait_seconds};
 use crate::printer::{Format, Output, Printer, Table, Watch};
-use crate::target::{TargetArgs, TargetCluster, write_private};
+use crate::target::{TargetArgs, TargetCluster};
+use crate::wait::{Poll, Wait};
 use crate::watch::show;
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -170,6 +175,10 @@ fn path(name: &str) -> String {
     format!("/v1/clusters/{}", segment(name))
 }
 
+fn token_path(id: &str) -> String {
+    format!("/v1/tokens/{}", segment(id))
+}
+
 /// The one cluster with this id or name; who names one of several must say which.
 async fn only(client: &Client, name: &str) -> anyhow::Result<Cluster> {
     let all: List<Cluster> = client.get("/v1/clusters").await?;
@@ -188,13 +197,26 @@ async fn only(client: &Client, name: &str) -> anyhow::Result<Cluster> {
     }
 }
 
+/// The hub's entry of a cluster, as the rules of registration take it.
+fn hub_entry(cluster: &Cluster) -> HubEntry<'_> {
+    HubEntry {
+        name: &cluster.name,
+        id: &cluster.id,
+        state: &cluster.state,
+        connected: cluster.connected,
+        certificate_expired: cluster.certificate_expires_at.is_some_and(has_expired),
+        fingerprint: &cluster.fingerprint,
+        kube_system_uid: &cluster.kube_system_uid,
+    }
+}
+
+fn hub_entries(clusters: &[Cluster]) -> Vec<HubEntry<'_>> {
+    clusters.iter().map(hub_entry).collect()
+}
+
 /// One word for where a cluster stands.
 fn state(cluster: &Cluster) -> &str {
-    match (cluster.state.as_str(), cluster.connected) {
-        ("Accepted", true) => "Connected",
-        ("Accepted", false) => "Disconnected",
-        (other, _) => other,
-    }
+    hub_entry(cluster).status()
 }
 
 fn last_seen(cluster: &Cluster) -> String {
@@ -315,10 +337,10 @@ async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::R
     let AcceptArgs { name, fingerprint, target, timeout } = args;
     let client = hub.client()?;
     // A kubeconfig that cannot be used is noticed before the hub is told anything.
-    let given = target.kubeconfig.is_some() || target.context.is_some();
-    let cluster = if given { Some(TargetCluster::open(&target).await?) } else { None };
+    let is_given = target.kubeconfig.is_some() || target.context.is_some();
+    let cluster = if is_given { Some(TargetCluster::open(&target).await?) } else { None };
     if let Some(cluster) = &cluster
-        && cluster.look().await?.policy.is_none()
+        && cluster.facts().await?.policy.is_none()
     {
         bail!(
             "the cluster has no trust policy yet; first `attest trust new --environment E \
@@ -338,16 +360,15 @@ async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::R
         ));
         return Ok(());
     };
-    let until = tokio::time::Instant::now() + Duration::from_secs(timeout);
-    let found = loop {
-        match cluster.spoke().await? {
-            Some(spoke) => break spoke.cluster_id,
-            None if tokio::time::Instant::now() >= until => {
-                bail!("the spoke has not fetched its certificate within {timeout} s");
-            }
-            None => tokio::time::sleep(POLL_EVERY).await,
-        }
+    let poll = async || {
+        let spoke = spoke_identity(&cluster.client).await?;
+        let id = spoke.map(|spoke| spoke.cluster_id);
+        Ok(id.map_or_else(|| Poll::Pending(String::new()), Poll::Ready))
     };
+    let wait = Wait::new(timeout, POLL_EVERY, printer);
+    let timed_out =
+        |_: &str| format!("the spoke has not fetched its certificate within {timeout} s");
+    let found = wait.until("accept", poll, timed_out).await?;
     if found != accepted.id.as_str() {
         bail!("context `{}` holds spoke {found}, not {}", cluster.context, accepted.id);
     }
@@ -367,14 +388,10 @@ fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Res
                 replace,
                 identity: None,
             };
-            let token: Token = block_on(client.post("/v1/tokens", &request))?;
-            let secret = token.token.context("the hub's answer has no token")?;
+            let token = block_on(JoinToken::issue(&client, &request))?;
             match token_output {
-                Some(file) => {
-                    write_private(&file, secret.as_bytes())?;
-                    printer.line(&format!("token/{} written to {}", token.id, file.display()));
-                }
-                None => printer.line(&secret),
+                Some(file) => token.write(&file, printer)?,
+                None => printer.line(&token.secret),
             }
             printer.note(&format!("good once, for {}; next:", until(token.expires_at)));
             printer.note(&format!(
@@ -398,8 +415,7 @@ fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Res
             })?;
         }
         TokenCommand::Revoke { id } => {
-            let path = format!("/v1/tokens/{}", segment(&id));
-            block_on(client.act(Method::DELETE, &path, None::<&()>))?;
+            block_on(client.act(Method::DELETE, &token_path(&id), None::<&()>))?;
             printer.line(&format!("token/{id} revoked"));
         }
     }
@@ -413,24 +429,6 @@ async fn registered(client: &Client, name: &str) -> anyhow::Result<Option<Cluste
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The hub's entry, under another name, of the cluster with this spoke or else this UID of `kube-system`. One that was
-/// shut out holds nothing any more.
-fn held_as_another<'a>(
-    clusters: &'a [Cluster],
-    name: &Name,
-    spoke: Option<&ClusterId>,
-    kube_system_uid: &str,
-) -> Option<&'a Cluster> {
-    let others = || clusters.iter().filter(|c| c.name != name.as_str() && c.state != "Revoked");
-    let by_spoke = spoke.and_then(|id| others().find(|other| is_same(other, id)));
-    by_spoke.or_else(|| others().find(|other| other.kube_system_uid == kube_system_uid))
-}
-
-/// True when the entry is for the spoke with this id.
-fn is_same(cluster: &Cluster, id: &ClusterId) -> bool {
-    cluster.id == *id
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod target;
 mod trust;
 mod verify;
 mod version;
+mod wait;
 mod watch;
 
 use std::process::ExitCode;

@@ -12,6 +12,8 @@ use attest_common::record::custody::{
     IDENTITY_DESTINATIONS_KEY, IDENTITY_SECRET, RECORD_KEY, RECORD_LABEL, REFUSALS_KEY,
     REFUSALS_SECRET, StoredRefusal,
 };
+use attest_install::cluster::{restart_spoke, spoke_secrets};
+use attest_install::permissions::record_permissions;
 use clap::Subcommand;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -21,7 +23,7 @@ use serde::Serialize;
 use crate::client::block_on;
 use crate::human::{NONE, age, confirm_loss, or_none, short};
 use crate::printer::{Format, Output, Printer, Table};
-use crate::target::{Right, TargetArgs, TargetCluster};
+use crate::target::{TargetArgs, TargetCluster};
 
 /// Look at and reset a spoke, without the hub
 #[derive(Debug, clap::Args)]
@@ -100,14 +102,14 @@ pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
 
 async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyhow::Result<()> {
     let cluster = TargetCluster::open(target).await?;
-    cluster.look().await?;
+    let facts = cluster.facts().await?;
     let records = records(&cluster).await?;
     let (refusals, hub) = refusals(&cluster).await?;
     let identity = identity(&cluster).await?;
     let status = Status {
         api_version: attest_documents::API_VERSION,
         kind: "SpokeStatus",
-        cluster_id: cluster.spoke().await?.map(|spoke| spoke.cluster_id),
+        cluster_id: facts.spoke.map(|spoke| spoke.cluster_id),
         certificate_expires_at: certificate_expires_at(&identity),
         state_lost: lost(&identity, records.len()),
         hub,
@@ -208,8 +210,10 @@ fn destinations(records: &[Record]) -> Table {
 
 async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)>> {
     let marked = ListParams::default().labels(&format!("{RECORD_LABEL}={DESTINATION_LABEL_VALUE}"));
-    let listed =
-        cluster.secrets().list(&marked).await.context("cannot read the spoke's records")?;
+    let listed = spoke_secrets(&cluster.client)
+        .list(&marked)
+        .await
+        .context("cannot read the spoke's records")?;
     let mut records = Vec::new();
     for secret in listed.items {
         let name = secret.metadata.name.clone().unwrap_or_default();
@@ -229,7 +233,7 @@ async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)
 async fn refusals(
     cluster: &TargetCluster,
 ) -> anyhow::Result<(Vec<StoredRefusal>, Option<HubStatus>)> {
-    let secret = cluster.secrets().get_opt(REFUSALS_SECRET).await;
+    let secret = spoke_secrets(&cluster.client).get_opt(REFUSALS_SECRET).await;
     let secret = secret.context("cannot read the spoke's refusals")?;
     let data = secret.and_then(|secret| secret.data).unwrap_or_default();
     let malformed = |key: &str| format!("{key} of Secret {REFUSALS_SECRET} is malformed");
@@ -243,7 +247,10 @@ async fn refusals(
 }
 
 async fn identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
-    cluster.secrets().get_opt(IDENTITY_SECRET).await.context("cannot read the spoke's identity")
+    spoke_secrets(&cluster.client)
+        .get_opt(IDENTITY_SECRET)
+        .await
+        .context("cannot read the spoke's identity")
 }
 
 fn certificate_expires_at(identity: &Option<Secret>) -> Option<Timestamp> {
@@ -262,14 +269,8 @@ fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
 /// The cluster, once it is known that a change of the spoke's records does not stop half-way.
 async fn to_be_changed(target: &TargetArgs) -> anyhow::Result<TargetCluster> {
     let cluster = TargetCluster::open(target).await?;
-    cluster.look().await?;
-    let rights = [
-        Right::of_spoke("list", "secrets", ""),
-        Right::of_spoke("get", "secrets", ""),
-        Right::of_spoke("update", "secrets", ""),
-        Right::of_spoke("deletecollection", "pods", ""),
-    ];
-    cluster.check_rights("a change of the spoke's records", &rights).await?;
+    cluster.facts().await?;
+    cluster.check_permissions("a change of the spoke's records", &record_permissions()).await?;
     Ok(cluster)
 }
 
@@ -309,7 +310,7 @@ async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyh
         identity.data.get_or_insert_default().insert(IDENTITY_DESTINATIONS_KEY.to_owned(), count);
         replace(&cluster, &identity).await?;
     }
-    cluster.restart_spoke().await?;
+    restart_spoke(&cluster.client).await?;
     printer.line(&format!("spoke/{} state accepted", cluster.context));
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");
@@ -326,7 +327,7 @@ fn set_record(secret: &mut Secret, record: &Record) -> anyhow::Result<()> {
 async fn replace(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()> {
     let name = secret.metadata.name.clone().unwrap_or_default();
     // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
-    match cluster.secrets().replace(&name, &PostParams::default(), secret).await {
+    match spoke_secrets(&cluster.client).replace(&name, &PostParams::default(), secret).await {
         Err(kube::Error::Api(status)) if status.is_conflict() => {
             bail!("the spoke has just written Secret {name}; run the command again")
         }
@@ -363,7 +364,7 @@ async fn reset(
     record.floor = None;
     set_record(&mut secret, &record)?;
     replace(&cluster, &secret).await?;
-    cluster.restart_spoke().await?;
+    restart_spoke(&cluster.client).await?;
     printer.line(&format!("destination/{application}/{namespace} reset"));
     printer
         .note("a spoke of the cluster starts again by itself; one outside must be started again");

@@ -7,12 +7,11 @@ use attest_common::basics::ids::{ClusterId, Name};
 use attest_common::basics::keys::PublicKey;
 use attest_common::trust::policy::Spec;
 use attest_documents::List;
-use attest_install::apply::{self, Target};
-use attest_install::{Agent, Installation};
+use attest_install::cluster::ClusterFacts;
+use attest_install::{Agent, Installation, apply};
 use attest_supply::trust_policy;
 use clap::Subcommand;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::client::block_on;
 use crate::context::{Config, Hub};
@@ -20,7 +19,7 @@ use crate::hub_args::HubArgs;
 use crate::human::confirm;
 use crate::input::{read_public_key, read_small};
 use crate::printer::{Output, Printer, Table};
-use crate::target::{INSTALLATION, TargetArgs, TargetCluster, installation_rights};
+use crate::target::{TargetArgs, TargetCluster, show_objects};
 
 /// Whom a cluster believes
 #[derive(Debug, clap::Args)]
@@ -142,7 +141,7 @@ pub(crate) fn read_policy(file: &Path) -> anyhow::Result<Spec> {
 ///
 /// # Errors
 /// Without any such key, with the line that adds one.
-pub(crate) fn generate(
+pub(crate) fn generate_policy(
     config: &Config,
     hub: &Hub,
     environment: &Name,
@@ -178,7 +177,7 @@ fn new(args: NewArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let NewArgs { environment, cluster_name, narrowing, output } = args;
     let config = Config::load()?;
     let entry = config.hub(hub.hub.as_deref())?;
-    let spec = generate(&config, entry, &environment, cluster_name.as_ref(), &narrowing)?;
+    let spec = generate_policy(&config, entry, &environment, cluster_name.as_ref(), &narrowing)?;
     let yaml = trust_policy::to_yaml(&spec)?;
     match output {
         None => printer.text(&yaml),
@@ -240,54 +239,47 @@ fn key(command: KeyCommand, printer: &Printer) -> anyhow::Result<()> {
 
 async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
     let InstallArgs { file, target, cluster_name, cluster_id, yes } = args;
-    let spec = read_policy(&file)?;
+    let given = read_policy(&file)?;
     let cluster = TargetCluster::open(&target).await?;
-    let seen = cluster.look().await?;
-    let installed_name = seen.policy.as_ref().and_then(|spec| spec.get("clusterName"));
-    let installed_name =
-        installed_name.and_then(Value::as_str).and_then(|name| Name::new(name).ok());
-    let absent = spec.cluster_name.is_none();
-    let named = cluster_name.or_else(|| installed_name.filter(|_| absent));
-    let spec = trust_policy::complete(spec, named.as_ref(), &seen.kube_system_uid)?;
+    let facts = cluster.facts().await?;
+    let name = cluster_name.or_else(|| match given.cluster_name {
+        Some(_) => None,
+        None => installed_name(&facts),
+    });
+    let spec = trust_policy::complete(given, name.as_ref(), &facts.kube_system_uid)?;
     spec.load().with_context(|| {
         format!("{} cannot be used; --cluster-name NAME fills in a name", file.display())
     })?;
     let manifests = Installation { policy: &spec, agent: Agent::External }.manifests();
-    cluster.check_rights(INSTALLATION, &installation_rights(&manifests, &[])?).await?;
-    apply::rehearse(&cluster.client, &manifests).await?;
-    let joined = seen.spoke.as_ref().is_some_and(|spoke| spoke.joined);
-    cluster.check_namespaces(&manifests, joined, printer).await?;
+    cluster.check_installation(&manifests, &[]).await?;
+    let has_joined = facts.spoke.as_ref().is_some_and(|spoke| spoke.joined);
+    cluster.check_namespaces(&manifests, has_joined, printer).await?;
 
-    printer.note("to be installed:");
-    for manifest in &manifests {
-        printer.note(&format!("  {}", Target::of(manifest)?));
-    }
+    show_objects(&manifests, printer)?;
     for line in trust_policy::explain(&spec) {
         printer.note(&format!("  {line}"));
     }
     confirm(&format!("Install this into context {}?", cluster.context), yes, printer)?;
-    apply::apply(&cluster.client, &manifests, |_| {}).await?;
-    for gone in apply::prune(&cluster.client, &manifests).await? {
-        printer.note(&format!("{gone} removed: the policy has no use for it any more"));
-    }
+    apply::apply_manifests(&cluster.client, &manifests).await?;
+    cluster.prune(&manifests, "", printer).await?;
     printer.line("attesttrustpolicy/local installed");
-
-    let found = seen.spoke.as_ref().map(|spoke| spoke.cluster_id.as_str());
-    match (cluster_id, found) {
-        (Some(given), Some(found)) if given.as_str() != found => {
-            bail!(
-                "the spoke in context `{}` is {found}, not {given}; its policy stays without an id",
-                cluster.context
-            )
-        }
+    match (cluster_id, facts.spoke.map(|spoke| spoke.cluster_id)) {
+        (Some(given), Some(found)) if given.as_str() != found => bail!(
+            "the spoke in context `{}` is {found}, not {given}; its policy stays without an id",
+            cluster.context
+        ),
         (Some(id), _) => apply::write_cluster_id(&cluster.client, id.as_str()).await?,
-        (None, Some(found)) => apply::write_cluster_id(&cluster.client, found).await?,
-        (None, None) => {
-            printer.note(
-                "no spoke has joined there yet: once it has, the same command with --cluster-id \
-                          (`attest gitops cluster get NAME`) tells the policy which one it is for",
-            );
-        }
+        (None, Some(found)) => apply::write_cluster_id(&cluster.client, &found).await?,
+        (None, None) => printer.note(
+            "no spoke has joined there yet: once it has, the same command with --cluster-id \
+             (`attest gitops cluster get NAME`) tells the policy which one it is for",
+        ),
     }
     Ok(())
+}
+
+/// The name of the cluster in the policy that is installed there.
+fn installed_name(facts: &ClusterFacts) -> Option<Name> {
+    let name = facts.policy.as_ref()?.get("clusterName")?.as_str()?;
+    Name::new(name).ok()
 }

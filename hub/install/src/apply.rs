@@ -1,6 +1,6 @@
 //! Brings manifests into a cluster by server-side apply. Repeating it changes nothing.
 //!
-//! The caller holds the operator's credentials; this file never sees a kubeconfig.
+//! The caller provides a client with the operator's credentials; this module reads no kubeconfig.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use tokio::time::Instant;
 
 use super::{FIELD_MANAGER, KINDS_LABEL};
 
-/// How long the API server may take to serve a kind that was just defined.
+/// Longest time until the API server serves a new CustomResourceDefinition.
 pub const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// Kinds that an installation consists of: group, version, kind, plural, namespaced.
+/// Kinds of an installation: group, version, kind, plural, namespaced.
 const KINDS: [(&str, &str, &str, &str, bool); 12] = [
     ("", "v1", "Namespace", "namespaces", false),
     ("", "v1", "Secret", "secrets", true),
@@ -46,7 +46,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 12] = [
     ("attest.continuu.ms", "v1", "AttestTrustPolicy", "attesttrustpolicies", false),
 ];
 
-/// Kinds whose objects go when the policy has no use for them any more.
+/// Kinds whose objects are removed when the policy no longer needs them.
 const PRUNED: [&str; 6] = [
     "ValidatingAdmissionPolicyBinding",
     "ValidatingAdmissionPolicy",
@@ -56,32 +56,35 @@ const PRUNED: [&str; 6] = [
     "Role",
 ];
 
-/// An object to be applied: where it goes and what people call it.
+/// Reference to an object of an installation. Displayed as `Kind/namespace/name`.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct ObjectRef {
     pub resource: ApiResource,
     pub namespace: Option<String>,
     pub name: String,
 }
 
-impl Target {
-    /// Reads type and name of a manifest.
+impl ObjectRef {
+    /// Reads kind, namespace and name of a manifest.
     ///
     /// # Errors
-    /// [`InstallError::Manifest`] for a kind that an installation does not consist of.
-    pub fn of(manifest: &Value) -> Result<Self, InstallError> {
-        let text = |path: &str| manifest.pointer(path).and_then(Value::as_str).unwrap_or_default();
-        let (kind, name) = (text("/kind"), text("/metadata/name"));
-        let unknown = || InstallError::Manifest(format!("{kind}/{name}"));
-        let (resource, namespaced) = resource(kind).ok_or_else(unknown)?;
+    /// [`InstallError::Manifest`] for a kind that is not part of an installation.
+    pub fn from_manifest(manifest: &Value) -> Result<Self, InstallError> {
+        let kind = manifest.get("kind").and_then(Value::as_str).unwrap_or_default();
+        let name = manifest.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let namespace = manifest.pointer("/metadata/namespace").and_then(Value::as_str);
-        if namespaced != namespace.is_some() || name.is_empty() {
-            return Err(unknown());
+        match api_resource(kind) {
+            Some((resource, namespaced))
+                if namespaced == namespace.is_some() && !name.is_empty() =>
+            {
+                let namespace = namespace.map(str::to_owned);
+                Ok(Self { resource, namespace, name: name.to_owned() })
+            }
+            Some(_) | None => Err(InstallError::Manifest(format!("{kind}/{name}"))),
         }
-        Ok(Self { resource, namespace: namespace.map(str::to_owned), name: name.to_owned() })
     }
 
-    /// The API for objects like this one.
+    /// The API for objects of this kind and namespace.
     pub fn api(&self, client: &Client) -> Api<DynamicObject> {
         match &self.namespace {
             Some(namespace) => Api::namespaced_with(client.clone(), namespace, &self.resource),
@@ -90,7 +93,7 @@ impl Target {
     }
 }
 
-impl std::fmt::Display for Target {
+impl std::fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/", self.resource.kind)?;
         if let Some(namespace) = &self.namespace {
@@ -100,8 +103,8 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// A kind that an installation consists of, and whether it is namespaced.
-pub(super) fn resource(kind: &str) -> Option<(ApiResource, bool)> {
+/// The API resource of a kind of an installation, and true if it is namespaced.
+pub(super) fn api_resource(kind: &str) -> Option<(ApiResource, bool)> {
     let (group, version, kind, plural, namespaced) = KINDS.iter().find(|row| row.2 == kind)?;
     let api_version =
         if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") };
@@ -115,174 +118,186 @@ pub(super) fn resource(kind: &str) -> Option<(ApiResource, bool)> {
     Some((resource, *namespaced))
 }
 
-/// Kinds that [`prune`] looks through.
-pub fn pruned_kinds() -> impl Iterator<Item = ApiResource> {
-    PRUNED.iter().filter_map(|kind| resource(kind)).map(|(resource, _)| resource)
+/// References to the objects of these manifests, as text.
+pub(super) fn object_names(manifests: &[Value]) -> Result<BTreeSet<String>, InstallError> {
+    manifests.iter().map(|one| Ok(ObjectRef::from_manifest(one)?.to_string())).collect()
 }
 
-/// Applies the manifests in their order, telling `applied` about each.
+/// Kinds whose objects [`prune`] removes.
+pub fn pruned_kinds() -> impl Iterator<Item = ApiResource> {
+    PRUNED.iter().filter_map(|kind| api_resource(kind)).map(|(resource, _)| resource)
+}
+
+/// Applies the manifests in their order.
 ///
 /// # Errors
-/// The first object that the API server refuses, by name. What was applied before stays.
-pub async fn apply(
-    client: &Client,
-    manifests: &[Value],
-    mut applied: impl FnMut(&Target),
-) -> Result<(), InstallError> {
+/// The first object that the API server rejects, by name. Objects applied before it remain.
+pub async fn apply_manifests(client: &Client, manifests: &[Value]) -> Result<(), InstallError> {
     for manifest in manifests {
-        let target = Target::of(manifest)?;
-        apply_one(client, &target, manifest).await?;
-        if target.resource.kind == "CustomResourceDefinition" {
-            established(client, &target).await?;
+        let object = ObjectRef::from_manifest(manifest)?;
+        apply_object(client, &object, manifest).await?;
+        if object.resource.kind == "CustomResourceDefinition" {
+            wait_established(client, &object).await?;
         }
-        applied(&target);
     }
     Ok(())
 }
 
-/// Asks the API server whether it would accept the cluster-scoped manifests; changes nothing.
+/// Applies the cluster-scoped manifests as a dry run: nothing changes.
 ///
 /// # Errors
-/// As [`apply`]: rights that the operator may not hand on are found here, before anything is written.
-pub async fn rehearse(client: &Client, manifests: &[Value]) -> Result<(), InstallError> {
+/// As [`apply_manifests`]. A permission that the operator may not grant is found here, before the first write.
+pub async fn dry_run(client: &Client, manifests: &[Value]) -> Result<(), InstallError> {
     let parameters = PatchParams::apply(FIELD_MANAGER).force().dry_run();
     for manifest in manifests {
-        let target = Target::of(manifest)?;
+        let object = ObjectRef::from_manifest(manifest)?;
         // The others need a namespace or a definition that does not exist yet.
-        if target.namespace.is_some() || target.resource.kind == "AttestTrustPolicy" {
+        if object.namespace.is_some() || object.resource.kind == "AttestTrustPolicy" {
             continue;
         }
-        let patched = send(client, &target, manifest, &parameters).await;
-        patched.map_err(|source| InstallError::refused(&target, source))?;
+        let patched = patch_object(client, &object, manifest, &parameters).await;
+        patched.map_err(|source| InstallError::on_object("apply", &object, source))?;
     }
     Ok(())
 }
 
-/// Removes rights that an earlier policy had added and that `manifests` no longer have.
+/// Removes the objects that an earlier policy needed and that are not among `manifests`. Returns them.
 ///
 /// # Errors
-/// The first request that the API server refuses.
-pub async fn prune(client: &Client, manifests: &[Value]) -> Result<Vec<Target>, InstallError> {
-    let wanted: Vec<Target> = manifests.iter().map(Target::of).collect::<Result<_, _>>()?;
-    let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
-    let marked = ListParams::default().labels(&format!("{KINDS_LABEL}=true"));
+/// The first request that the API server rejects.
+pub async fn prune(client: &Client, manifests: &[Value]) -> Result<Vec<ObjectRef>, InstallError> {
+    let wanted = object_names(manifests)?;
+    let from_policy = ListParams::default().labels(&format!("{KINDS_LABEL}=true"));
     let mut removed = Vec::new();
     for resource in pruned_kinds() {
-        let kind = &resource.kind;
         let all: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-        let failed = |name: &str| {
-            let object = format!("{kind}/{name}");
-            move |source| InstallError::Refused { object, source: Box::new(source) }
-        };
-        for found in all.list(&marked).await.map_err(failed("*"))? {
-            let name = found.metadata.name.unwrap_or_default();
-            let target =
-                Target { resource: resource.clone(), namespace: found.metadata.namespace, name };
-            if wanted.contains(&target.to_string()) {
-                continue;
+        let listed = all.list(&from_policy).await;
+        let listed = listed.map_err(|e| InstallError::request("list", &resource.plural, e))?;
+        for found in listed {
+            let object = ObjectRef {
+                resource: resource.clone(),
+                namespace: found.metadata.namespace,
+                name: found.metadata.name.unwrap_or_default(),
+            };
+            if !wanted.contains(&object.to_string()) {
+                let parameters = DeleteParams::default();
+                let deleted = object.api(client).delete(&object.name, &parameters).await;
+                deleted.map_err(|source| InstallError::on_object("delete", &object, source))?;
+                removed.push(object);
             }
-            let parameters = DeleteParams::default();
-            let deleted = target.api(client).delete(&target.name, &parameters).await;
-            deleted.map_err(failed(&target.name))?;
-            removed.push(target);
         }
     }
     Ok(removed)
 }
 
-/// Which of the manifests' objects are there.
+/// The objects of these manifests that exist in the cluster.
 ///
 /// # Errors
-/// The first request that the API server refuses.
-pub async fn present(client: &Client, manifests: &[Value]) -> Result<Vec<Target>, InstallError> {
-    let mut found = Vec::new();
+/// The first request that the API server rejects.
+pub async fn existing_objects(
+    client: &Client,
+    manifests: &[Value],
+) -> Result<Vec<ObjectRef>, InstallError> {
+    let mut existing = Vec::new();
     for manifest in manifests {
-        let target = Target::of(manifest)?;
-        let got = target.api(client).get_opt(&target.name).await;
-        if got.map_err(|source| InstallError::refused(&target, source))?.is_some() {
-            found.push(target);
+        let object = ObjectRef::from_manifest(manifest)?;
+        let found = object.api(client).get_opt(&object.name).await;
+        if found.map_err(|source| InstallError::on_object("read", &object, source))?.is_some() {
+            existing.push(object);
         }
     }
-    Ok(found)
+    Ok(existing)
 }
 
-/// Deletes an object and, by way of the API server, what it made.
+/// Deletes an object and, in the background, its dependents. An object that does not exist is not an error.
 ///
 /// # Errors
-/// When the API server refuses; not when the object is gone already.
-pub async fn delete(client: &Client, target: &Target) -> Result<(), InstallError> {
-    match target.api(client).delete(&target.name, &DeleteParams::background()).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(source) => Err(InstallError::refused(target, source)),
-    }
+/// When the API server rejects the request.
+pub async fn delete_object(client: &Client, object: &ObjectRef) -> Result<(), InstallError> {
+    let deleted = object.api(client).delete(&object.name, &DeleteParams::background()).await;
+    ignore_not_found(deleted).map_err(|source| InstallError::on_object("delete", object, source))
 }
 
-/// Writes the id of the spoke that the policy is for.
+/// Writes the id of the spoke for which the policy is installed into the policy's status.
 ///
 /// # Errors
-/// When the API server refuses.
+/// When the API server rejects the request.
 pub async fn write_cluster_id(client: &Client, cluster_id: &str) -> Result<(), InstallError> {
     let manifest = json!({
         "apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
         "metadata": {"name": POLICY_NAME}, "status": {"clusterId": cluster_id}
     });
-    let target = Target::of(&manifest)?;
+    let policy = ObjectRef::from_manifest(&manifest)?;
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(&manifest);
-    let patched = target.api(client).patch_status(&target.name, &parameters, &patch).await;
-    patched.map_err(|source| InstallError::refused(&target, source))?;
+    let patched = policy.api(client).patch_status(&policy.name, &parameters, &patch).await;
+    patched.map_err(|e| InstallError::on_object("write the status of", &policy, e))?;
     Ok(())
 }
 
-/// A kind that was just defined answers 404 for a moment.
-async fn apply_one(client: &Client, target: &Target, manifest: &Value) -> Result<(), InstallError> {
+/// Applies one object. A kind that was just defined is answered with 404 for a moment.
+async fn apply_object(
+    client: &Client,
+    object: &ObjectRef,
+    manifest: &Value,
+) -> Result<(), InstallError> {
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let until = Instant::now() + ESTABLISHED_WITHIN;
     loop {
-        match send(client, target, manifest, &parameters).await {
+        match patch_object(client, object, manifest, &parameters).await {
             Ok(_) => return Ok(()),
             Err(kube::Error::Api(status))
                 if status.code == 404 && !names_namespace(&status) && Instant::now() < until =>
             {
                 tokio::time::sleep(POLL_EVERY).await;
             }
-            Err(source) => return Err(InstallError::refused(target, source)),
+            Err(source) => return Err(InstallError::on_object("apply", object, source)),
         }
     }
 }
 
-async fn send(
+async fn patch_object(
     client: &Client,
-    target: &Target,
+    object: &ObjectRef,
     manifest: &Value,
     parameters: &PatchParams,
 ) -> kube::Result<DynamicObject> {
-    target.api(client).patch(&target.name, parameters, &Patch::Apply(manifest)).await
+    object.api(client).patch(&object.name, parameters, &Patch::Apply(manifest)).await
 }
 
-/// True when the 404 is about a namespace, which waiting does not bring.
+/// Returns true if the 404 is about a missing namespace, which waiting does not create.
 fn names_namespace(status: &Status) -> bool {
     status.details.as_ref().is_some_and(|details| details.kind == "namespaces")
 }
 
-async fn established(client: &Client, target: &Target) -> Result<(), InstallError> {
+async fn wait_established(client: &Client, definition: &ObjectRef) -> Result<(), InstallError> {
     let until = Instant::now() + ESTABLISHED_WITHIN;
     loop {
-        let found = target.api(client).get(&target.name).await;
-        let found = found.map_err(|source| InstallError::refused(target, source))?;
-        let conditions = found.data.pointer("/status/conditions").and_then(Value::as_array);
-        let is_established = |condition: &Value| {
-            condition.get("type").is_some_and(|kind| kind == "Established")
-                && condition.get("status").is_some_and(|status| status == "True")
-        };
-        if conditions.is_some_and(|conditions| conditions.iter().any(is_established)) {
+        let found = definition.api(client).get(&definition.name).await;
+        let found = found.map_err(|source| InstallError::on_object("read", definition, source))?;
+        if is_established(&found) {
             return Ok(());
         }
         if Instant::now() >= until {
-            return Err(InstallError::NotEstablished(target.name.clone()));
+            return Err(InstallError::NotEstablished(definition.name.clone()));
         }
         tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+fn is_established(definition: &DynamicObject) -> bool {
+    let conditions = definition.data.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|condition| {
+        condition.get("type").is_some_and(|kind| kind == "Established")
+            && condition.get("status").is_some_and(|status| status == "True")
+    })
+}
+
+/// Success for an object that does not exist.
+pub(super) fn ignore_not_found<T>(result: kube::Result<T>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.map(drop),
     }
 }
 
@@ -290,21 +305,27 @@ async fn established(client: &Client, target: &Target) -> Result<(), InstallErro
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
-    #[error("the API server refuses {object}")]
+    #[error("failed to {action} {object}")]
     Refused {
+        /// The request, for example `apply` or `list pods of`.
+        action: &'static str,
         object: String,
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("the API server does not serve {0}, which was just defined")]
+    #[error("timed out waiting for the API server to serve {0}")]
     NotEstablished(String),
     #[error("{0} is not part of an installation")]
     Manifest(String),
 }
 
 impl InstallError {
-    pub(super) fn refused(target: &Target, source: kube::Error) -> Self {
-        Self::Refused { object: target.to_string(), source: Box::new(source) }
+    pub(super) fn request(action: &'static str, object: &str, source: kube::Error) -> Self {
+        Self::Refused { action, object: object.to_owned(), source: Box::new(source) }
+    }
+
+    pub(super) fn on_object(action: &'static str, object: &ObjectRef, source: kube::Error) -> Self {
+        Self::request(action, &object.to_string(), source)
     }
 
     /// A stable word for the CLI.

@@ -6,9 +6,12 @@
 
 mod admission;
 pub mod apply;
+pub mod cluster;
 mod definition;
 pub mod namespaces;
+pub mod permissions;
 mod rbac;
+pub mod registration;
 mod spoke;
 
 use std::collections::{BTreeMap, BTreeSet};

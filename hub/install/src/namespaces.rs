@@ -1,7 +1,7 @@
-//! Whether the namespaces that are to be ours are nobody else's: what stands in them before an installation.
+//! The check for foreign objects in the namespaces that an installation reserves.
 //!
-//! Whoever made `attest-system` could leave a binding there by which to read the spoke's key, or an account
-//! whose token they hold. Looks and judges; what follows from it is up to the caller.
+//! The creator of `attest-system` could have left a binding there that grants access to the spoke's key, or an
+//! account whose token they hold. This module reports what it finds; the caller decides what follows.
 
 use std::collections::BTreeSet;
 
@@ -13,35 +13,35 @@ use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::Value;
 
-use super::apply::{InstallError, Target, resource};
+use super::apply::{InstallError, ObjectRef, api_resource, object_names};
 use super::{FIELD_MANAGER, KINDS_LABEL, MANAGED_BY_LABEL, SYSTEM_NAMESPACE};
 
-/// Kinds by which somebody could reach what is in a namespace, and which of their objects are listed.
-const LOOKED_AT: [(&str, &str); 3] = [
+/// Kinds that grant access to the contents of a namespace, with the field selector of the relevant objects.
+const ACCESS_KINDS: [(&str, &str); 3] = [
     ("RoleBinding", ""),
     ("ServiceAccount", ""),
     ("Secret", "type=kubernetes.io/service-account-token"),
 ];
-/// Every namespace has it.
+/// The account that Kubernetes creates in every namespace.
 const DEFAULT_ACCOUNT: &str = "default";
 
-/// Something that was there before and is not of an installation.
+/// An object in a reserved namespace, or the namespace itself, that is not part of an installation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stranger {
+pub enum ForeignObject {
     /// The namespace itself.
     Namespace(String),
     /// An object in it.
     Object { namespace: String, kind: String, name: String },
 }
 
-impl Stranger {
-    /// True when nothing in the namespace can be taken for ours.
+impl ForeignObject {
+    /// Returns true for a namespace: nothing in it can be attributed to an installation.
     pub fn is_namespace(&self) -> bool {
         matches!(self, Self::Namespace(_))
     }
 }
 
-impl std::fmt::Display for Stranger {
+impl std::fmt::Display for ForeignObject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Namespace(name) => write!(
@@ -59,62 +59,66 @@ impl std::fmt::Display for Stranger {
     }
 }
 
-/// The namespaces of these manifests that are for us alone.
-fn ours(manifests: &[Value]) -> Result<Vec<Target>, InstallError> {
-    let targets = manifests.iter().map(Target::of).collect::<Result<Vec<_>, _>>()?;
-    let is_ours = |target: &Target| {
-        target.resource.kind == "Namespace"
-            && (target.name == SYSTEM_NAMESPACE || target.name.starts_with(ACCOUNTS_NAMESPACE))
-    };
-    Ok(targets.into_iter().filter(is_ours).collect())
+/// The namespaces of these manifests that are reserved for ATTEST.
+fn reserved_namespaces(manifests: &[Value]) -> Result<Vec<ObjectRef>, InstallError> {
+    let objects = manifests.iter().map(ObjectRef::from_manifest).collect::<Result<Vec<_>, _>>()?;
+    Ok(objects.into_iter().filter(is_reserved).collect())
 }
 
-/// What [`strangers`] lists, and where.
-///
-/// # Errors
-/// As [`Target::of`].
-pub fn listed(manifests: &[Value]) -> Result<Vec<(ApiResource, String)>, InstallError> {
-    let kinds = || LOOKED_AT.iter().filter_map(|(kind, _)| resource(kind));
-    let ours = ours(manifests)?;
-    let all = ours.iter().flat_map(|ours| kinds().map(|(kind, _)| (kind, ours.name.clone())));
-    Ok(all.collect())
+fn is_reserved(object: &ObjectRef) -> bool {
+    object.resource.kind == "Namespace"
+        && (object.name == SYSTEM_NAMESPACE || object.name.starts_with(ACCOUNTS_NAMESPACE))
 }
 
-/// What there is in our namespaces that an installation of these manifests does not know. A namespace
-/// that does not exist yet holds nothing.
+/// Kinds that [`foreign_objects`] lists, each with a namespace.
 ///
 /// # Errors
-/// The first request that the API server refuses.
-pub async fn strangers(
+/// As [`ObjectRef::from_manifest`].
+pub fn listed_kinds(manifests: &[Value]) -> Result<Vec<(ApiResource, String)>, InstallError> {
+    let mut listed = Vec::new();
+    for namespace in reserved_namespaces(manifests)? {
+        let kinds = ACCESS_KINDS.iter().filter_map(|(kind, _)| api_resource(kind));
+        listed.extend(kinds.map(|(resource, _)| (resource, namespace.name.clone())));
+    }
+    Ok(listed)
+}
+
+/// Foreign objects in the reserved namespaces of these manifests. A namespace that does not exist holds none.
+///
+/// # Errors
+/// The first request that the API server rejects.
+pub async fn foreign_objects(
     client: &Client,
     manifests: &[Value],
-) -> Result<BTreeSet<Stranger>, InstallError> {
-    let wanted = manifests.iter().map(Target::of).collect::<Result<Vec<_>, _>>()?;
-    let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
+) -> Result<BTreeSet<ForeignObject>, InstallError> {
+    let wanted = object_names(manifests)?;
     let mut found = BTreeSet::new();
-    for target in ours(manifests)? {
-        let refused = |source| InstallError::refused(&target, source);
-        let namespace = target.api(client).get_opt(&target.name).await.map_err(refused)?;
+    for reserved in reserved_namespaces(manifests)? {
+        let namespace = reserved.api(client).get_opt(&reserved.name).await;
+        let namespace = namespace.map_err(|e| InstallError::on_object("read", &reserved, e))?;
         let Some(namespace) = namespace else { continue };
         if label(&namespace, MANAGED_BY_LABEL) != Some(FIELD_MANAGER) {
-            found.insert(Stranger::Namespace(target.name));
+            found.insert(ForeignObject::Namespace(reserved.name));
             continue;
         }
-        for (kind, selected) in LOOKED_AT {
-            let Some((resource, _)) = resource(kind) else { continue };
+        for (kind, selector) in ACCESS_KINDS {
+            let Some((resource, _)) = api_resource(kind) else { continue };
             let all: Api<DynamicObject> =
-                Api::namespaced_with(client.clone(), &target.name, &resource);
-            let there = all.list(&ListParams::default().fields(selected)).await;
-            for object in there.map_err(refused)? {
-                let name = object.metadata.name.clone().unwrap_or_default();
-                let here = Target {
+                Api::namespaced_with(client.clone(), &reserved.name, &resource);
+            let listed = all.list(&ListParams::default().fields(selector)).await;
+            let listed = listed.map_err(|e| InstallError::request("list", &resource.plural, e))?;
+            for object in listed {
+                let reference = ObjectRef {
                     resource: resource.clone(),
-                    namespace: Some(target.name.clone()),
-                    name: name.clone(),
+                    namespace: Some(reserved.name.clone()),
+                    name: object.metadata.name.clone().unwrap_or_default(),
                 };
-                if !wanted.contains(&here.to_string()) && !is_known(kind, &here, &object) {
-                    let (namespace, kind) = (target.name.clone(), kind.to_owned());
-                    found.insert(Stranger::Object { namespace, kind, name });
+                if !wanted.contains(&reference.to_string()) && !is_known(&reference, &object) {
+                    found.insert(ForeignObject::Object {
+                        namespace: reserved.name.clone(),
+                        kind: kind.to_owned(),
+                        name: reference.name,
+                    });
                 }
             }
         }
@@ -122,27 +126,32 @@ pub async fn strangers(
     Ok(found)
 }
 
-/// Whether an object that is not among the manifests belongs there all the same.
-fn is_known(kind: &str, target: &Target, object: &DynamicObject) -> bool {
-    match kind {
-        // The installation takes it away, because the policy has no use for it any more.
+/// Returns true for an object that is not among the manifests and belongs to an installation nevertheless.
+fn is_known(reference: &ObjectRef, object: &DynamicObject) -> bool {
+    match reference.resource.kind.as_str() {
+        // Pruned by the installation, because the policy no longer needs it.
         "RoleBinding" => label(object, KINDS_LABEL) == Some("true"),
         "ServiceAccount" => {
-            let annotations = object.metadata.annotations.as_ref();
-            let noted = |key: &str| {
-                let value =
-                    annotations.and_then(|all| all.get(&format!("attest.continuu.ms/{key}")));
-                value.and_then(|value| Name::new(value.clone()).ok())
-            };
-            let made_for = noted("application").zip(noted("namespace"));
-            let is_application = made_for.is_some_and(|(application, namespace)| {
-                account_name(&application, &namespace) == target.name
-            });
-            let in_accounts = target.namespace.as_deref() != Some(SYSTEM_NAMESPACE);
-            target.name == DEFAULT_ACCOUNT || in_accounts && is_application
+            let in_accounts = reference.namespace.as_deref() != Some(SYSTEM_NAMESPACE);
+            reference.name == DEFAULT_ACCOUNT
+                || in_accounts && is_application_account(&reference.name, object)
         }
         _ => false,
     }
+}
+
+/// Returns true for an account whose annotations name the application for which it is called so.
+fn is_application_account(name: &str, account: &DynamicObject) -> bool {
+    let application = annotated_name(account, "attest.continuu.ms/application");
+    let namespace = annotated_name(account, "attest.continuu.ms/namespace");
+    application
+        .zip(namespace)
+        .is_some_and(|(application, namespace)| account_name(&application, &namespace) == name)
+}
+
+fn annotated_name(object: &DynamicObject, annotation: &str) -> Option<Name> {
+    let value = object.metadata.annotations.as_ref()?.get(annotation)?;
+    Name::new(value.clone()).ok()
 }
 
 fn label<'a>(object: &'a DynamicObject, key: &str) -> Option<&'a str> {
@@ -156,20 +165,26 @@ mod tests {
     use super::*;
 
     fn is_known_in(namespace: &str, kind: &str, metadata: &Value) -> bool {
-        let (resource, _) = resource(kind).unwrap();
+        let (resource, _) = api_resource(kind).unwrap();
         let name = metadata["name"].as_str().unwrap().to_owned();
-        let target = Target { resource, namespace: Some(namespace.to_owned()), name };
+        let reference = ObjectRef { resource, namespace: Some(namespace.to_owned()), name };
         let object = json!({"metadata": metadata});
-        is_known(kind, &target, &serde_json::from_value(object).unwrap())
+        is_known(&reference, &serde_json::from_value(object).unwrap())
+    }
+
+    fn web_annotations(namespace: &str) -> Value {
+        json!({"attest.continuu.ms/application": "web", "attest.continuu.ms/namespace": namespace})
+    }
+
+    fn plain(name: &str) -> Value {
+        json!({"name": name})
     }
 
     #[test]
     fn accounts_of_applications_belong_where_they_live_and_tokens_for_others_nowhere() {
-        let annotations = |namespace: &str| json!({"attest.continuu.ms/application": "web", "attest.continuu.ms/namespace": namespace});
-        let web = json!({"name": "a-web-shop", "annotations": annotations("shop")});
-        let other = json!({"name": "a-web-shop", "annotations": annotations("elsewhere")});
+        let web = json!({"name": "a-web-shop", "annotations": web_annotations("shop")});
+        let other = json!({"name": "a-web-shop", "annotations": web_annotations("elsewhere")});
         let pruned = json!({"name": "old", "labels": {KINDS_LABEL: "true"}});
-        let plain = |name: &str| json!({"name": name});
 
         for (namespace, kind, metadata, expected) in [
             ("attest-applications", "ServiceAccount", &web, true),

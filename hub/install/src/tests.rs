@@ -92,7 +92,7 @@ fn no_rule_has_a_wildcard_and_nobody_is_cluster_admin() {
             assert!(!verbs.contains(&json!("escalate")), "{manifest}");
         }
         assert_ne!(manifest["roleRef"]["name"], "cluster-admin");
-        assert!(apply::Target::of(manifest).is_ok(), "{manifest}");
+        assert!(apply::ObjectRef::from_manifest(manifest).is_ok(), "{manifest}");
     }
 }
 
@@ -110,7 +110,7 @@ fn an_external_agent_gets_neither_deployment_nor_token() {
 fn what_only_an_agent_in_the_cluster_has_is_known_by_name() {
     let policy = policy(&json!([entry(&json!({}))]));
     let named = |manifests: &[Value]| -> BTreeSet<String> {
-        manifests.iter().map(|m| apply::Target::of(m).unwrap().to_string()).collect()
+        manifests.iter().map(|m| apply::ObjectRef::from_manifest(m).unwrap().to_string()).collect()
     };
     let inside = named(&Installation { policy: &policy, agent: in_cluster() }.manifests());
     let outside = named(&Installation { policy: &policy, agent: Agent::External }.manifests());

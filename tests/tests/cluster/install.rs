@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use attest_common::trust::policy::Spec;
-use attest_install::apply::{apply, prune, rehearse, write_cluster_id};
+use attest_install::apply::{apply_manifests, dry_run, prune, write_cluster_id};
 use attest_install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE};
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
@@ -29,8 +29,8 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     let Some(cluster) = Cluster::start("install").await? else { return Ok(()) };
     let admin = cluster.client().await?;
     let manifests = in_cluster(&policy(&json!([entry(&json!({}))])));
-    rehearse(&admin, &manifests).await?;
-    apply(&admin, &manifests, |_| {}).await?;
+    dry_run(&admin, &manifests).await?;
+    apply_manifests(&admin, &manifests).await?;
     let token = token(&admin).await?;
     let spoke = Caller { client: client(&cluster, &token, None).await? };
     let account = format!("system:serviceaccount:attest-applications:{ACCOUNT}");
@@ -148,10 +148,10 @@ async fn a_second_installation_changes_nothing() -> anyhow::Result<()> {
     let admin = site.cluster.client().await?;
     let policy = policy(&json!([entry(&json!({"entry": "again"}))]));
     let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();
-    apply(&admin, &manifests, |_| {}).await?;
+    apply_manifests(&admin, &manifests).await?;
     let before = versions(&admin, &manifests).await?;
 
-    apply(&admin, &manifests, |_| {}).await?;
+    apply_manifests(&admin, &manifests).await?;
 
     assert_eq!(versions(&admin, &manifests).await?, before);
     assert!(before.values().all(|version| !version.is_empty()));
@@ -169,7 +169,7 @@ async fn kinds_are_writable_as_long_as_the_policy_names_them() -> anyhow::Result
         }
     }));
     let with_kinds = in_cluster(&policy(&json!([more])));
-    apply(&admin, &with_kinds, |_| {}).await?;
+    apply_manifests(&admin, &with_kinds).await?;
     assert!(prune(&admin, &with_kinds).await?.is_empty());
     let token = token(&admin).await?;
     let account = format!("system:serviceaccount:attest-applications:{ACCOUNT}");
@@ -206,7 +206,7 @@ async fn kinds_are_writable_as_long_as_the_policy_names_them() -> anyhow::Result
     spoke.may("GET", "/apis/scheduling.k8s.io/v1/priorityclasses", &Value::Null).await?;
 
     let without = in_cluster(&policy(&json!([entry(&json!({}))])));
-    apply(&admin, &without, |_| {}).await?;
+    apply_manifests(&admin, &without).await?;
     let removed: Vec<String> =
         prune(&admin, &without).await?.iter().map(ToString::to_string).collect();
 
@@ -223,7 +223,7 @@ async fn a_policy_with_an_unknown_field_is_refused_by_the_api_server() -> anyhow
     let Some(cluster) = Cluster::start("definition").await? else { return Ok(()) };
     let admin = cluster.client().await?;
     let manifests = in_cluster(&policy(&json!([entry(&json!({}))])));
-    apply(&admin, &manifests, |_| {}).await?;
+    apply_manifests(&admin, &manifests).await?;
     write_cluster_id(&admin, "c-0123456789abcdef").await?;
     let operator = Caller { client: admin.clone() };
     let stored = manifests.iter().find(|m| m["kind"] == "AttestTrustPolicy").unwrap();
@@ -391,7 +391,7 @@ async fn client(
 async fn versions(admin: &Client, manifests: &[Value]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut versions = BTreeMap::new();
     for manifest in manifests {
-        let target = attest_install::apply::Target::of(manifest)?;
+        let target = attest_install::apply::ObjectRef::from_manifest(manifest)?;
         let found = target.api(admin).get(&target.name).await?;
         let managers = found.metadata.managed_fields.unwrap_or_default();
         assert!(managers.iter().any(|m| m.manager.as_deref() == Some(FIELD_MANAGER)), "{target}");

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use attest_certs::{Authority, Issued, SigningRequest};
-use attest_install::apply::Target;
+use attest_install::apply::ObjectRef;
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
 use attest_tests::fleet::{Hub, Operator, generate_key, program};
@@ -484,7 +484,7 @@ async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
 
 /// Applies a manifest as a client other than the installer.
 async fn apply(client: &Client, manifest: &Value) -> anyhow::Result<()> {
-    let target = Target::of(manifest)?;
+    let target = ObjectRef::from_manifest(manifest)?;
     let parameters = PatchParams::apply("another-client");
     target.api(client).patch(&target.name, &parameters, &Patch::Apply(manifest)).await?;
     Ok(())

@@ -1,7 +1,8 @@
 //! `attest gitops app sync`: asks the hub to look now, waits for the outcome, and says where the time went.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::bail;
 use attest_documents::{Application, ChangeTimings, Condition, Destination};
@@ -13,6 +14,7 @@ use crate::hub_args::HubArgs;
 use crate::human::milliseconds;
 use crate::input::wait_seconds;
 use crate::printer::{Format, Output, Printer, Table};
+use crate::wait::{Poll, Wait};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SyncArgs {
@@ -31,16 +33,16 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
     let SyncArgs { name, wait, timeout, output } = args;
     let mut client = hub.client()?;
     let path = path(&name);
-    let until = Instant::now() + Duration::from_secs(timeout);
+    let waiting = Wait::new(timeout, POLL_EVERY, printer);
     if wait {
-        client = client.until(until);
+        client = client.until(waiting.deadline());
     }
     let before = if wait { ordered_before(&client, &path).await? } else { BTreeMap::new() };
     let mut application = loop {
         let asked: anyhow::Result<Application> =
             client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
         match asked {
-            Err(error) if wait && Instant::now() >= until => {
+            Err(error) if wait && Instant::now() >= waiting.deadline() => {
                 let next = format!("`attest gitops app get {name}` shows what comes of it");
                 let told = format!("the look at {name} goes on; {next}");
                 return Err(late(error, not_done(timeout, &told)));
@@ -58,7 +60,7 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
         if let Some(unread) = unread {
             bail!("{unread}");
         }
-        application = settled(&client, &path, application, (until, timeout), printer).await?;
+        application = settled(&client, &path, application, &waiting).await?;
     }
     if let (false, Some(unread)) = (wait, unread) {
         printer.warning(&unread);
@@ -94,40 +96,27 @@ async fn settled(
     client: &Client,
     path: &str,
     first: Application,
-    (until, timeout_s): (Instant, u64),
-    printer: &Printer,
+    wait: &Wait<'_>,
 ) -> anyhow::Result<Application> {
-    let mut application = first;
-    let mut told = String::new();
-    loop {
-        let open: Vec<&Destination> =
-            application.destinations.iter().filter(|d| !is_final(&d.phase)).collect();
-        if open.is_empty() && is_final(&application.phase) {
-            return Ok(application);
-        }
-        let waiting: Vec<String> = open
+    let first = Cell::new(Some(first));
+    let poll = async || {
+        let application: Application = match first.take() {
+            Some(first) => first,
+            None => client.get(path).await?,
+        };
+        let open: Vec<String> = application
+            .destinations
             .iter()
+            .filter(|d| !is_final(&d.phase))
             .map(|d| format!("{}/{} {} {}", d.cluster, d.namespace, d.phase, d.message))
             .collect();
-        let now = match waiting.as_slice() {
-            [] => format!("{} is {}", application.name, application.phase),
-            some => some.join("; "),
-        };
-        if now != told {
-            printer.note(&now);
-            told = now;
-        }
-        if Instant::now() + POLL_EVERY >= until {
-            bail!("{}", not_done(timeout_s, &told));
-        }
-        tokio::time::sleep(POLL_EVERY).await;
-        application = match client.get(path).await {
-            Err(error) if Instant::now() >= until => {
-                return Err(late(error, not_done(timeout_s, &told)));
-            }
-            answered => answered?,
-        };
-    }
+        Ok(match open.as_slice() {
+            [] if is_final(&application.phase) => Poll::Ready(application),
+            [] => Poll::Pending(format!("{} is {}", application.name, application.phase)),
+            open => Poll::Pending(open.join("; ")),
+        })
+    };
+    wait.until("", poll, |state| not_done(wait.seconds(), state)).await
 }
 
 fn not_done(timeout_s: u64, told: &str) -> String {

@@ -1,0 +1,307 @@
+//! The decision about a registration: how `cluster add` and `cluster rejoin` proceed, or why they refuse.
+//!
+//! Pure functions of the hub's entries and the facts read from the cluster. Nothing is read or written here.
+
+use attest_common::basics::ids::{ClusterId, Name};
+use k8s_openapi::apimachinery::pkg::version::Info;
+use serde_json::Value;
+
+use crate::cluster::ClusterFacts;
+use attest_common::record::custody::{IDENTITY_SECRET, SYSTEM_NAMESPACE};
+
+/// Oldest supported Kubernetes minor version: the first with ValidatingAdmissionPolicy `v1`.
+pub const KUBERNETES_MINOR_MIN: u32 = 30;
+
+/// A cluster's entry at the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubEntry<'a> {
+    pub name: &'a str,
+    pub id: &'a ClusterId,
+    /// `Pending`, `Accepted`, `Evicted` or `Revoked`, as in the API.
+    pub state: &'a str,
+    pub connected: bool,
+    pub certificate_expired: bool,
+    /// `SHA256:` fingerprint of the identity key.
+    pub fingerprint: &'a str,
+    pub kube_system_uid: &'a str,
+}
+
+impl<'a> HubEntry<'a> {
+    /// The state in one word, which distinguishes connected from disconnected clusters.
+    pub fn status(&self) -> &'a str {
+        match (self.state, self.connected) {
+            ("Accepted", true) => "Connected",
+            ("Accepted", false) => "Disconnected",
+            (other, _) => other,
+        }
+    }
+
+    /// Returns true unless the entry was revoked. A revoked entry reserves no name and no cluster.
+    pub fn is_current(&self) -> bool {
+        self.state != "Revoked"
+    }
+}
+
+/// A registration as the operator requests it.
+#[derive(Clone, Copy, Debug)]
+pub struct RegistrationRequest<'a> {
+    pub name: &'a Name,
+    /// Replace an entry of this name, or an entry of this cluster.
+    pub replace: bool,
+    /// Pin of the hub's certificate authority.
+    pub ca_pin: &'a str,
+}
+
+/// How a registration proceeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistrationPlan<'a> {
+    pub action: RegistrationAction,
+    /// The hub's entry of this cluster under another name, which remains after a new registration.
+    pub other_entry: Option<HubEntry<'a>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationAction {
+    /// The cluster has no identity: installs the spoke with a join token.
+    Install,
+    /// The cluster is registered by this name: updates the manifests only.
+    Update(ClusterId),
+    /// The cluster's identity is no longer valid: deletes it, then installs with a join token.
+    Rejoin,
+}
+
+impl RegistrationAction {
+    /// Returns true if the spoke joins with a token.
+    pub fn joins(&self) -> bool {
+        !matches!(self, Self::Update(_))
+    }
+}
+
+/// Decides how a cluster is registered.
+///
+/// # Errors
+/// The refusal, when the name or the cluster is registered otherwise and the request does not replace it.
+pub fn plan_registration<'a>(
+    request: &RegistrationRequest<'_>,
+    entries: &[HubEntry<'a>],
+    facts: &ClusterFacts,
+) -> Result<RegistrationPlan<'a>, RegistrationRefusal> {
+    let identity = joined_identity(facts)?;
+    let mut current = entries.iter().filter(|entry| entry.is_current());
+    let entry = current.find(|entry| entry.name == request.name.as_str());
+    if let (Some(entry), Some(id)) = (entry, &identity)
+        && entry.id == id
+        && entry.state == "Accepted"
+    {
+        return plan_update(entry);
+    }
+    let other_entry = other_entry(request.name, entries, identity.as_ref(), facts);
+    if !request.replace {
+        refuse_claimed(request, entry, other_entry.as_ref(), identity.as_ref(), facts)?;
+    }
+    let action = match identity {
+        Some(_) => RegistrationAction::Rejoin,
+        None => RegistrationAction::Install,
+    };
+    Ok(RegistrationPlan { action, other_entry })
+}
+
+/// The identity that a hub has certified. An identity that has not joined yet does not count:
+/// the attempt that created it continues.
+fn joined_identity(facts: &ClusterFacts) -> Result<Option<ClusterId>, RegistrationRefusal> {
+    let Some(spoke) = facts.spoke.as_ref().filter(|spoke| spoke.joined) else { return Ok(None) };
+    match spoke.cluster_id.parse() {
+        Ok(id) => Ok(Some(id)),
+        Err(_) => Err(RegistrationRefusal::MalformedIdentity { id: spoke.cluster_id.clone() }),
+    }
+}
+
+/// Returns true if the installed policy pins this certificate authority.
+fn policy_pins(facts: &ClusterFacts, ca_pin: &str) -> bool {
+    let pins = facts.policy.as_ref().and_then(|spec| spec.pointer("/hub/caPins"));
+    pins.and_then(Value::as_array).is_some_and(|pins| pins.iter().any(|pin| *pin == *ca_pin))
+}
+
+fn plan_update<'a>(entry: &HubEntry<'a>) -> Result<RegistrationPlan<'a>, RegistrationRefusal> {
+    if entry.certificate_expired && !entry.connected {
+        return Err(RegistrationRefusal::CertificateExpired { name: entry.name.to_owned() });
+    }
+    let action = RegistrationAction::Update(entry.id.clone());
+    Ok(RegistrationPlan { action, other_entry: None })
+}
+
+/// Refuses a name or a cluster that is registered otherwise.
+fn refuse_claimed(
+    request: &RegistrationRequest<'_>,
+    entry: Option<&HubEntry<'_>>,
+    other_entry: Option<&HubEntry<'_>>,
+    identity: Option<&ClusterId>,
+    facts: &ClusterFacts,
+) -> Result<(), RegistrationRefusal> {
+    let name = request.name.to_string();
+    match (entry, other_entry, identity) {
+        (Some(entry), _, _) if entry.state == "Evicted" => {
+            Err(RegistrationRefusal::Evicted { name })
+        }
+        (Some(entry), _, Some(id)) if entry.id == id => {
+            Err(RegistrationRefusal::awaiting_acceptance(entry))
+        }
+        (Some(entry), _, _) => Err(RegistrationRefusal::NameTaken {
+            name,
+            id: entry.id.clone(),
+            state: entry.state.to_owned(),
+        }),
+        (None, Some(other), _) => Err(RegistrationRefusal::RegisteredAs {
+            name,
+            other: other.name.to_owned(),
+            id: other.id.clone(),
+            status: other.status().to_owned(),
+        }),
+        // An identity that this hub issued and has no entry for: the cluster was removed.
+        (None, None, Some(id)) if !policy_pins(facts, request.ca_pin) => {
+            Err(RegistrationRefusal::OtherHub { id: id.clone() })
+        }
+        (None, None, _) => Ok(()),
+    }
+}
+
+/// The hub's entry, under another name, with this identity or else with this UID of `kube-system`.
+fn other_entry<'a>(
+    name: &Name,
+    entries: &[HubEntry<'a>],
+    identity: Option<&ClusterId>,
+    facts: &ClusterFacts,
+) -> Option<HubEntry<'a>> {
+    let others: Vec<&HubEntry<'a>> =
+        entries.iter().filter(|entry| entry.is_current() && entry.name != name.as_str()).collect();
+    let by_identity = others.iter().find(|entry| Some(entry.id) == identity);
+    let by_uid = others.iter().find(|entry| entry.kube_system_uid == facts.kube_system_uid);
+    by_identity.or(by_uid).map(|entry| **entry)
+}
+
+/// How a rejoin proceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejoinPlan {
+    /// The cluster is connected: nothing to do.
+    Connected,
+    /// A join token for the cluster's identity restores it.
+    IssueToken,
+}
+
+/// Decides how a registered cluster gets a new certificate.
+///
+/// # Errors
+/// The refusal, when the entry is neither accepted nor evicted.
+pub fn plan_rejoin(entry: &HubEntry<'_>) -> Result<RejoinPlan, RegistrationRefusal> {
+    match entry.state {
+        _ if entry.connected => Ok(RejoinPlan::Connected),
+        "Accepted" | "Evicted" => Ok(RejoinPlan::IssueToken),
+        "Pending" => Err(RegistrationRefusal::awaiting_acceptance(entry)),
+        state => Err(RegistrationRefusal::IdentityRejected {
+            name: entry.name.to_owned(),
+            state: state.to_owned(),
+        }),
+    }
+}
+
+/// Checks that a cluster and the identity in it are those of the entry.
+///
+/// # Errors
+/// The refusal. A new registration is offered for this cluster only: for another one it would move the name.
+pub fn check_rejoin(
+    entry: &HubEntry<'_>,
+    entries: &[HubEntry<'_>],
+    facts: &ClusterFacts,
+) -> Result<(), RegistrationRefusal> {
+    let name = entry.name.to_owned();
+    if facts.kube_system_uid != entry.kube_system_uid {
+        let found = entries.iter().find(|other| other.kube_system_uid == facts.kube_system_uid);
+        let found = found.map(|other| other.name.to_owned());
+        return Err(RegistrationRefusal::OtherCluster { name, found });
+    }
+    let found = facts.spoke.as_ref().map(|spoke| spoke.cluster_id.clone());
+    if found.as_deref() != Some(entry.id.as_str()) {
+        return Err(RegistrationRefusal::OtherIdentity { name, id: entry.id.clone(), found });
+    }
+    Ok(())
+}
+
+/// Checks that the API server is recent enough. A version that is not numeric is accepted.
+///
+/// # Errors
+/// [`RegistrationRefusal::KubernetesTooOld`].
+pub fn check_version(version: &Info) -> Result<(), RegistrationRefusal> {
+    let digits = version.minor.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    let is_too_old = digits.parse().is_ok_and(|minor: u32| minor < KUBERNETES_MINOR_MIN);
+    if version.major == "1" && is_too_old {
+        let version = version.git_version.clone();
+        return Err(RegistrationRefusal::KubernetesTooOld { version });
+    }
+    Ok(())
+}
+
+/// Why a cluster is not registered.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistrationRefusal {
+    #[error("{name} is registered, and its certificate has expired")]
+    CertificateExpired { name: String },
+    #[error("{name} was evicted")]
+    Evicted { name: String },
+    #[error("{name} is registered and waits to be let in")]
+    AwaitingAcceptance { name: String, fingerprint: String },
+    #[error("the name {name} is taken by cluster {id} ({state})")]
+    NameTaken { name: String, id: ClusterId, state: String },
+    #[error("this cluster is registered as {other} already ({id}, {status})")]
+    RegisteredAs { name: String, other: String, id: ClusterId, status: String },
+    #[error("this cluster is registered with another hub, as {id}")]
+    OtherHub { id: ClusterId },
+    #[error("{name} is {state}, and its identity stays out")]
+    IdentityRejected { name: String, state: String },
+    #[error("the cluster holds {}, not {name} ({id})", found.as_deref().unwrap_or("no spoke's identity"))]
+    OtherIdentity { name: String, id: ClusterId, found: Option<String> },
+    #[error("the kubeconfig is for another cluster, {}", found.as_deref().unwrap_or("one that the hub does not know"))]
+    OtherCluster { name: String, found: Option<String> },
+    #[error("Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET} holds a malformed cluster id `{id}`")]
+    MalformedIdentity { id: String },
+    #[error("the cluster runs Kubernetes {version}")]
+    KubernetesTooOld { version: String },
+}
+
+impl RegistrationRefusal {
+    fn awaiting_acceptance(entry: &HubEntry<'_>) -> Self {
+        let fingerprint = entry.fingerprint.to_owned();
+        Self::AwaitingAcceptance { name: entry.name.to_owned(), fingerprint }
+    }
+
+    /// The next step for the operator. `flags` are those by which `attest` reaches the cluster.
+    pub fn remedy(&self, flags: &str) -> String {
+        match self {
+            Self::CertificateExpired { name } | Self::Evicted { name } => {
+                format!("`attest gitops cluster rejoin {name} {flags}` lets it in again")
+            }
+            Self::AwaitingAcceptance { name, fingerprint } => {
+                format!("`attest gitops cluster accept {name} --fingerprint {fingerprint}`")
+            }
+            Self::NameTaken { name, .. } => format!(
+                "choose another name, remove that one with `attest gitops cluster rm {name}`, or \
+                 replace it with --replace"
+            ),
+            Self::RegisteredAs { name, other, .. } => format!(
+                "is it the wrong kubeconfig? --replace takes it from {other} and registers it as {name}"
+            ),
+            Self::OtherHub { .. } => "--replace takes it over".to_owned(),
+            Self::IdentityRejected { name, .. } | Self::OtherIdentity { name, .. } => format!(
+                "`attest gitops cluster add {name} --replace {flags}` registers it as a new one"
+            ),
+            Self::OtherCluster { name, .. } => format!("give the kubeconfig of {name}"),
+            Self::MalformedIdentity { .. } => "restore the Secret, or delete it".to_owned(),
+            Self::KubernetesTooOld { .. } => {
+                format!("the oldest version that works is 1.{KUBERNETES_MINOR_MIN}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
