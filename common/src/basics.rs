@@ -6,6 +6,7 @@ pub mod envelope;
 pub mod ids;
 pub mod json;
 pub mod keys;
+pub mod locked;
 pub mod rate;
 pub mod terms;
 pub mod text;

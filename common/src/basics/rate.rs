@@ -1,8 +1,10 @@
 //! Rate limits: token buckets, alone and by key. Pure; the caller supplies the time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::locked::Locked;
 
 /// Most keys that a [`KeyedTokenBucket`] tracks unless its owner sets another limit.
 pub const RATE_KEYS_MAX: usize = 10_000;
@@ -154,12 +156,12 @@ impl<K: Ord + Clone> KeyedTokenBucket<K> {
 
 /// A [`TokenBucket`] that its clones share.
 #[derive(Clone, Debug)]
-pub struct RateLimiter(Arc<Mutex<TokenBucket>>);
+pub struct RateLimiter(Arc<Locked<TokenBucket>>);
 
 impl RateLimiter {
     /// A full bucket.
     pub fn new(limit: RateLimit) -> Self {
-        Self(Arc::new(Mutex::new(TokenBucket::new(limit))))
+        Self(Arc::new(Locked::new(TokenBucket::new(limit))))
     }
 
     /// Takes one token; see [`TokenBucket::take`].
@@ -183,23 +185,23 @@ impl RateLimiter {
     }
 
     fn bucket<T>(&self, use_bucket: impl FnOnce(&mut TokenBucket) -> T) -> T {
-        use_bucket(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_bucket(&mut self.0.lock())
     }
 }
 
 /// A [`KeyedTokenBucket`] that its clones share.
 #[derive(Clone, Debug)]
-pub struct KeyedRateLimiter<K>(Arc<Mutex<KeyedTokenBucket<K>>>);
+pub struct KeyedRateLimiter<K>(Arc<Locked<KeyedTokenBucket<K>>>);
 
 impl<K: Ord + Clone> KeyedRateLimiter<K> {
     /// No key has a bucket yet. Tracks at most `keys_max` keys, and at least one.
     pub fn new(limit: RateLimit, keys_max: usize) -> Self {
-        Self(Arc::new(Mutex::new(KeyedTokenBucket::new(limit, keys_max))))
+        Self(Arc::new(Locked::new(KeyedTokenBucket::new(limit, keys_max))))
     }
 
     /// Takes one token of a key; see [`KeyedTokenBucket::take`].
     pub fn allows(&self, key: &K, now: Instant) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(key, now)
+        self.0.lock().take(key, now)
     }
 }
 

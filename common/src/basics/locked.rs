@@ -1,9 +1,11 @@
 //! Locks that survive a panic of another holder.
 //!
-//! A panic ends one task; the process decides elsewhere whether it goes on. What the locks of this workspace
-//! guard is replaced in one step, so that a holder that panicked leaves no half-written value.
+//! A panic ends one task, and others continue with the value as that task left it. Whether the process ends
+//! with a task is decided where the task is started.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 
 /// A mutex without poisoning.
 #[derive(Debug, Default)]
@@ -18,6 +20,20 @@ impl<T> Locked<T> {
     /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the lock unless it is held.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,7 +75,8 @@ mod tests {
         });
 
         *locked.lock() += 1;
+        assert!(locked.try_lock().is_some());
         *shared.write() += 1;
-        assert_eq!((*locked.lock(), *shared.read()), (2, 2));
+        assert_eq!((*shared.read(), locked.into_inner()), (2, 2));
     }
 }
