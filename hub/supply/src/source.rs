@@ -15,8 +15,8 @@ mod worktree;
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use gix::progress::Discard;
@@ -157,7 +157,7 @@ impl Source {
     ) -> Result<Tree, SourceError> {
         let place = self.cache.place(&remote.url.address());
         let lock = self.cache.lock(&place);
-        let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_writer = lock.lock();
         if self.is_worn(&place) {
             self.cache.renew(&place)?;
         }
@@ -198,7 +198,7 @@ impl Source {
         let lock = self.cache.lock(&place);
         // Opening may make it anew: not while somebody fetches into it.
         let opened = {
-            let _one_writer = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let _one_writer = lock.lock();
             self.cache.open(&place)
         };
         let repository = opened?;
@@ -215,7 +215,7 @@ impl Source {
             return Ok(resolved);
         }
         // Whoever writes may be bringing this very commit: `fetch` waits for it, a connection does not.
-        let Ok(_one_writer) = lock.try_lock() else { return Ok(resolved) };
+        let Some(_one_writer) = lock.try_lock() else { return Ok(resolved) };
         if repository.has_object(object_id(&resolved.commit)?) || self.is_worn(&place) {
             return Ok(resolved);
         }

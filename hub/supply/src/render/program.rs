@@ -6,8 +6,10 @@ use std::io::Read;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, PoisonError};
 use std::time::{Duration, Instant};
+
+use attest_common::basics::locked::Locked;
 
 /// How long a renderer may take, in seconds.
 pub const RENDER_SECONDS_MAX: u64 = 30;
@@ -21,7 +23,7 @@ const ERROR_BYTES_MAX: usize = 16 * 1024;
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 /// How many renderers run in this process.
-static RUNNING: Mutex<usize> = Mutex::new(0);
+static RUNNING: Locked<usize> = Locked::new(0);
 static ENDED: Condvar = Condvar::new();
 
 /// Leave to run one renderer, given back when it is dropped.
@@ -30,7 +32,7 @@ struct Turn;
 impl Turn {
     /// Waits until fewer than [`RENDERERS_MAX`] run.
     fn take() -> Self {
-        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = RUNNING.lock();
         let free = ENDED.wait_while(running, |running| *running >= RENDERERS_MAX);
         *free.unwrap_or_else(PoisonError::into_inner) += 1;
         Self
@@ -39,7 +41,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *RUNNING.lock() -= 1;
         ENDED.notify_one();
     }
 }

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use attest_common::basics::locked::Locked;
 use sha2::{Digest as _, Sha256};
 
 use super::error::SourceError;
@@ -22,12 +23,12 @@ const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
-    locks: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
+    locks: Locked<BTreeMap<PathBuf, Arc<Locked<()>>>>,
 }
 
 impl Cache {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, locks: Mutex::default() }
+        Self { directory, locks: Locked::default() }
     }
 
     /// Where the repository of `address` lies.
@@ -37,8 +38,8 @@ impl Cache {
     }
 
     /// One writer at a time for each repository.
-    pub(crate) fn lock(&self, place: &Path) -> Arc<Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn lock(&self, place: &Path) -> Arc<Locked<()>> {
+        let mut locks = self.locks.lock();
         Arc::clone(locks.entry(place.to_owned()).or_default())
     }
 

@@ -11,9 +11,10 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::locked::Locked;
 use gix::protocol::transport::Protocol;
 use gix::protocol::transport::client::blocking_io::{Transport, connect, http};
 use gix::protocol::transport::client::git::{self, blocking_io::Connection};
@@ -83,7 +84,7 @@ impl Call {
     /// From now on the files in `directory` may not grow beyond so many bytes.
     pub(crate) fn limit_growth(&mut self, directory: PathBuf, bytes_max: u64) {
         self.bytes_max = bytes_max;
-        *locked(&self.watchdog.shared.grows) = Some((directory, bytes_max));
+        *self.watchdog.shared.grows.lock() = Some((directory, bytes_max));
     }
 
     /// Flag that ends work inside gix.
@@ -407,10 +408,10 @@ enum Verdict {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    verdict: Mutex<Option<Verdict>>,
-    grows: Mutex<Option<(PathBuf, u64)>>,
-    child: Mutex<Option<Child>>,
-    done: Mutex<bool>,
+    verdict: Locked<Option<Verdict>>,
+    grows: Locked<Option<(PathBuf, u64)>>,
+    child: Locked<Option<Child>>,
+    done: Locked<bool>,
     wake: Condvar,
 }
 
@@ -428,9 +429,9 @@ impl Watchdog {
         let interrupt = Arc::clone(interrupt);
         let seen = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
-            let mut done = locked(&seen.done);
+            let mut done = seen.done.lock();
             while !*done {
-                let grows = locked(&seen.grows).clone();
+                let grows = seen.grows.lock().clone();
                 let verdict = if interrupt.load(Ordering::Relaxed) {
                     Some(Verdict::Interrupted)
                 } else if Instant::now() >= deadline {
@@ -441,7 +442,7 @@ impl Watchdog {
                     None
                 };
                 if let Some(verdict) = verdict {
-                    *locked(&seen.verdict) = Some(verdict);
+                    *seen.verdict.lock() = Some(verdict);
                     seen.stop.store(true, Ordering::Relaxed);
                     end(&seen.child);
                     return;
@@ -457,14 +458,14 @@ impl Watchdog {
     }
 
     fn guard(&self, child: Child) {
-        *locked(&self.shared.child) = Some(child);
+        *self.shared.child.lock() = Some(child);
         if self.shared.stop.load(Ordering::Relaxed) {
             self.end_child();
         }
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        *locked(&self.shared.verdict)
+        *self.shared.verdict.lock()
     }
 
     fn end_child(&self) {
@@ -474,7 +475,7 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        *locked(&self.shared.done) = true;
+        *self.shared.done.lock() = true;
         self.shared.wake.notify_all();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -483,16 +484,11 @@ impl Drop for Watchdog {
     }
 }
 
-fn end(child: &Mutex<Option<Child>>) {
-    if let Some(mut child) = locked(child).take() {
+fn end(child: &Locked<Option<Child>>) {
+    if let Some(mut child) = child.lock().take() {
         let _ = child.kill();
         let _ = child.wait();
     }
-}
-
-/// A watchdog's data stay meaningful when a holder panicked.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of the files directly in a directory.
