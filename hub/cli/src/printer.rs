@@ -10,9 +10,9 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
 
 use attest_common::basics::json::escaped;
+use attest_common::basics::locked::Locked;
 use serde::Serialize;
 
 /// Exit code of a command that failed.
@@ -141,12 +141,12 @@ fn shown(text: &str) -> String {
 /// Where results and talk go. A reader that has gone away is remembered, not shouted at.
 #[derive(Debug)]
 pub(crate) struct Printer {
-    failed: Mutex<Option<io::Error>>,
+    failed: Locked<Option<io::Error>>,
 }
 
 impl Printer {
     pub(crate) fn new() -> Self {
-        Self { failed: Mutex::new(None) }
+        Self { failed: Locked::new(None) }
     }
 
     /// Data, without an added line end.
@@ -227,7 +227,7 @@ impl Printer {
 
     /// The exit code, when what was to be printed could be printed.
     pub(crate) fn finish(self, code: ExitCode) -> ExitCode {
-        let failed = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.failed.into_inner();
         match failed {
             // The reader had enough (`attest … | head`): that is its business.
             None => code,
@@ -241,7 +241,7 @@ impl Printer {
 
     fn keep(&self, written: io::Result<()>) {
         if let Err(error) = written {
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failed = self.failed.lock();
             failed.get_or_insert(error);
         }
     }
