@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use attest_common::basics::locked::Locked;
 use attest_runtime::probes::{self, BindError, ListenAddress};
 use tokio::net::TcpListener;
 
@@ -11,7 +12,7 @@ use crate::metrics::Metrics;
 
 /// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
 #[derive(Clone, Debug)]
-pub struct Readiness(Arc<Mutex<Ready>>);
+pub struct Readiness(Arc<Locked<Ready>>);
 
 #[derive(Debug)]
 struct Ready {
@@ -23,23 +24,23 @@ struct Ready {
 impl Default for Readiness {
     fn default() -> Self {
         let outside = Some("not joined yet".to_owned());
-        Self(Arc::new(Mutex::new(Ready { outside, resumed: false })))
+        Self(Arc::new(Locked::new(Ready { outside, resumed: false })))
     }
 }
 
 impl Readiness {
     /// The fleet knows this spoke, or why it does not.
     pub fn joined(&self, joined: Result<(), String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).outside = joined.err();
+        self.0.lock().outside = joined.err();
     }
 
     /// Whether records and trust policy are there to work by.
     pub fn resumed(&self, resumed: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).resumed = resumed;
+        self.0.lock().resumed = resumed;
     }
 
     fn get(&self) -> Result<(), String> {
-        let ready = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = self.0.lock();
         match &ready.outside {
             Some(why) => Err(why.clone()),
             None if ready.resumed => Ok(()),

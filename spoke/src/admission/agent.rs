@@ -4,7 +4,7 @@
 //! trust policy being away stops every change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
@@ -151,13 +151,13 @@ impl Agent {
     }
 
     pub(super) fn kinds(&self) -> Kinds {
-        self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.kinds.read().clone()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::RwLock;
+    use attest_common::basics::locked::RwLocked;
 
     use attest_common::session::report::Report;
 
@@ -181,7 +181,7 @@ pub(crate) mod tests {
             api,
             outbox: Outbox::default(),
             metrics,
-            kinds: Arc::new(RwLock::new(Kinds::built_in())),
+            kinds: Arc::new(RwLocked::new(Kinds::built_in())),
             reloads: ReloadRequests::default(),
         };
         let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));

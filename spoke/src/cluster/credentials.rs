@@ -1,10 +1,11 @@
 //! How the spoke proves to the API server who it is: a kubeconfig whose token it renews, or its pod's own files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::locked::RwLocked;
 use attest_runtime::failpoint;
 use http::header::HeaderValue;
 use kube::Config;
@@ -18,7 +19,7 @@ use crate::SYSTEM_NAMESPACE;
 /// The token of a kubeconfig, in memory and in its file.
 pub(super) struct FileToken {
     path: PathBuf,
-    current: RwLock<Held>,
+    current: RwLocked<Held>,
     /// The file holds an older token than memory does.
     is_unwritten: AtomicBool,
 }
@@ -39,7 +40,7 @@ impl Held {
 
 impl FileToken {
     pub(super) fn header(&self) -> Option<HeaderValue> {
-        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.current.read();
         let mut value = HeaderValue::from_str(&format!("Bearer {}", held.token)).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -47,14 +48,14 @@ impl FileToken {
 
     /// True from two thirds of the token's life on.
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.current.read();
         let life_s = held.expires_s - held.issued_s;
         held.expires_s > 0 && now.as_second() >= held.issued_s + life_s * 2 / 3
     }
 
     /// Uses this token from now on. Writing it into the file is [`Self::write`].
     pub(super) fn replace(&self, fresh: &str) {
-        let mut held = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.current.write();
         *held = Held::new(fresh.to_owned());
         self.is_unwritten.store(true, Ordering::Relaxed);
     }
@@ -66,7 +67,7 @@ impl FileToken {
     /// Writes the token in use into the file, whatever token is there now.
     pub(super) fn write(&self) -> Result<(), ClusterError> {
         let token = {
-            let held = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            let held = self.current.read();
             Zeroizing::new(held.token.clone())
         };
         let file = |source| ClusterError::KubeconfigFile { path: self.path.clone(), source };
@@ -123,7 +124,7 @@ pub(super) async fn from_kubeconfig(
         let held = Held::new(token.to_owned());
         Arc::new(FileToken {
             path: path.to_owned(),
-            current: RwLock::new(held),
+            current: RwLocked::new(held),
             is_unwritten: AtomicBool::new(false),
         })
     });
@@ -169,7 +170,7 @@ mod tests {
         let payload = data_encoding::BASE64URL_NOPAD.encode(br#"{"iat":1000,"exp":1300}"#);
         let held = |token: String| FileToken {
             path: PathBuf::new(),
-            current: RwLock::new(Held::new(token)),
+            current: RwLocked::new(Held::new(token)),
             is_unwritten: AtomicBool::new(false),
         };
         let token = held(format!("h.{payload}.s"));

@@ -1,7 +1,6 @@
 //! What the API server serves, learnt when something needs a kind that is not known yet.
 
-use std::sync::{PoisonError, RwLock};
-
+use attest_common::basics::locked::RwLocked;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kind, Kinds};
 use serde_json::Value;
@@ -10,10 +9,10 @@ use super::client::ApiServer;
 use super::error::ApiError;
 
 /// Asks the API server what it serves, and adds that to what is known.
-pub(crate) async fn discover(api: &ApiServer, kinds: &RwLock<Kinds>) -> Result<(), ApiError> {
+pub(crate) async fn discover(api: &ApiServer, kinds: &RwLocked<Kinds>) -> Result<(), ApiError> {
     for root in ["/api", "/apis"] {
         let document = api.discovery(root).await?;
-        learn(&mut kinds.write().unwrap_or_else(PoisonError::into_inner), &document);
+        learn(&mut kinds.write(), &document);
     }
     Ok(())
 }

@@ -3,11 +3,12 @@
 //! Events about objects that no worker follows are dropped here. `drift` interprets events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
+use attest_common::basics::locked::Locked;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{self, Verdict};
@@ -79,14 +80,14 @@ pub struct News {
 /// Queue of the observations of one destination.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    news: Mutex<News>,
+    news: Locked<News>,
     arrived: Notify,
 }
 
 impl Inbox {
     /// Takes everything new since the last call.
     pub fn take(&self) -> News {
-        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.news.lock())
     }
 
     /// Waits until something is new.
@@ -103,7 +104,7 @@ impl Inbox {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut News) -> T) {
-        change(&mut self.news.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.news.lock());
         self.arrived.notify_one();
     }
 }
@@ -116,7 +117,7 @@ pub struct Watches(Arc<Inner>);
 struct Inner {
     api: ApiServer,
     metrics: Metrics,
-    state: Mutex<State>,
+    state: Locked<State>,
 }
 
 #[derive(Debug, Default)]
@@ -130,7 +131,7 @@ struct State {
 impl Watches {
     /// Returns an empty set of watches.
     pub fn new(api: ApiServer, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { api, metrics, state: Mutex::default() }))
+        Self(Arc::new(Inner { api, metrics, state: Locked::default() }))
     }
 
     /// Routes exactly these objects to `inbox`, and opens and closes watches accordingly. Watches in
@@ -201,7 +202,7 @@ impl Watches {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

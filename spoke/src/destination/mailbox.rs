@@ -1,8 +1,9 @@
 //! What the agent tells a worker, and where that waits. The newest order replaces an older one; nothing is decided here.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use attest_common::basics::locked::Locked;
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
@@ -58,7 +59,7 @@ pub struct Run {
 /// Where orders wait. The newest replaces an older one that was not yet taken.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    slot: Mutex<Slot>,
+    slot: Locked<Slot>,
     arrived: Notify,
 }
 
@@ -93,7 +94,7 @@ impl Mailbox {
     }
 
     fn change(&self, change: impl FnOnce(&mut Slot)) {
-        change(&mut self.slot.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.slot.lock());
         self.arrived.notify_one();
     }
 
@@ -103,7 +104,7 @@ impl Mailbox {
     }
 
     pub(super) fn take(&self) -> Slot {
-        std::mem::take(&mut *self.slot.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.slot.lock())
     }
 }
 
@@ -114,21 +115,21 @@ pub struct ReloadRequests(Arc<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    keys: Mutex<BTreeSet<Key>>,
+    keys: Locked<BTreeSet<Key>>,
     arrived: Notify,
 }
 
 impl ReloadRequests {
     /// Asks.
     pub(super) fn request(&self, key: &Key) {
-        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        self.0.keys.lock().insert(key.clone());
         self.0.arrived.notify_one();
     }
 
     /// Who has asked, once somebody has.
     pub async fn requested(&self) -> BTreeSet<Key> {
         self.0.arrived.notified().await;
-        std::mem::take(&mut *self.0.keys.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.keys.lock())
     }
 }
 

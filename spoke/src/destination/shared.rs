@@ -1,7 +1,8 @@
 //! What the workers of all destinations share: nothing of it is about one of them.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use attest_common::basics::locked::RwLocked;
 use attest_common::objects::kinds::Kinds;
 
 use super::mailbox::ReloadRequests;
@@ -22,6 +23,6 @@ pub struct Shared {
     pub outbox: Outbox,
     pub metrics: Metrics,
     /// What the API server serves, as far as it was asked.
-    pub kinds: Arc<RwLock<Kinds>>,
+    pub kinds: Arc<RwLocked<Kinds>>,
     pub reloads: ReloadRequests,
 }

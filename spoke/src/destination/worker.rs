@@ -3,7 +3,7 @@
 //! It decides nothing: each event goes through `work::next`, and each command is carried out as it is.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::documents::manifest::ObjectKey;
@@ -109,7 +109,7 @@ impl Worker {
     }
 
     fn facts(&self) -> Facts {
-        let kinds = self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let kinds = self.shared.kinds.read().clone();
         Facts { entry: self.shared.ledger.entry(&self.key), kinds }
     }
 

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::locked::Locked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
@@ -85,7 +86,7 @@ pub struct Ledger(Arc<Inner>);
 struct Inner {
     api: ApiServer,
     metrics: Metrics,
-    state: Mutex<State>,
+    state: Locked<State>,
     /// Held while content is stored or deleted: never both at a time.
     content_turn: tokio::sync::Mutex<()>,
     tidy: Notify,
@@ -168,7 +169,7 @@ impl Ledger {
             metrics,
             lost,
             grown: Notify::new(),
-            state: Mutex::new(state),
+            state: Locked::new(state),
             content_turn: tokio::sync::Mutex::default(),
             tidy: Notify::new(),
             writes: RateLimiter::new(WRITES),
@@ -337,7 +338,7 @@ impl Ledger {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

@@ -4,10 +4,11 @@
 //! burden to its API server.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::locked::Locked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::record::custody::{
@@ -73,8 +74,8 @@ pub struct Refusals(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     api: ApiServer,
-    list: Mutex<VecDeque<StoredRefusal>>,
-    hub: Mutex<Option<HubStatus>>,
+    list: Locked<VecDeque<StoredRefusal>>,
+    hub: Locked<Option<HubStatus>>,
     changed: Notify,
     writes: RateLimiter,
 }
@@ -91,8 +92,8 @@ impl Refusals {
         let hub = bytes(HUB_STATUS_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(Self(Arc::new(Inner {
             api,
-            list: Mutex::new(list.unwrap_or_default()),
-            hub: Mutex::new(hub),
+            list: Locked::new(list.unwrap_or_default()),
+            hub: Locked::new(hub),
             changed: Notify::new(),
             writes: RateLimiter::new(REFUSAL_WRITES),
         })))
@@ -100,20 +101,20 @@ impl Refusals {
 
     /// Adds a refusal. Of each destination and reason the newest stays.
     pub fn note(&self, refused: StoredRefusal) {
-        keep(&mut self.0.list.lock().unwrap_or_else(PoisonError::into_inner), refused);
+        keep(&mut self.0.list.lock(), refused);
         self.0.changed.notify_one();
     }
 
     /// Whether the list holds evidence of this reason already. The first of each stays in it.
     pub fn has_evidence(&self, reason: &str) -> bool {
-        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.0.list.lock();
         list.iter()
             .any(|known| weight_of(known) == Weight::Evidence && known.refusal.reason == reason)
     }
 
     /// Whether the hub is stale now; written when that is news.
     pub fn note_hub(&self, stale: bool, now: Timestamp) {
-        let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hub = self.0.hub.lock();
         if hub.is_none_or(|known| known.stale != stale) {
             *hub = Some(HubStatus { stale, since: now });
             self.0.changed.notify_one();
@@ -122,7 +123,7 @@ impl Refusals {
 
     /// The newest refusal of a destination.
     pub fn newest(&self, application: &str, namespace: &str) -> Option<Refusal> {
-        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.0.list.lock();
         let mine =
             list.iter().rev().filter(|r| r.application == application && r.namespace == namespace);
         mine.max_by_key(|refused| refused.refusal.at).map(|refused| refused.refusal.clone())
@@ -150,10 +151,10 @@ impl Refusals {
 
     async fn write(&self) -> Result<(), ApiError> {
         let json = {
-            let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+            let list = self.0.list.lock();
             serde_json::to_vec(&*list).unwrap_or_default()
         };
-        let hub = *self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        let hub = *self.0.hub.lock();
         let hub = hub.and_then(|hub| serde_json::to_vec(&hub).ok());
         let mut data = BTreeMap::from([(REFUSALS_KEY, json)]);
         data.extend(hub.map(|hub| (HUB_STATUS_KEY, hub)));
@@ -301,8 +302,8 @@ mod tests {
 
         let after = Refusals::load(api).await.unwrap();
 
-        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubStatus { stale: true, since: at(100) }));
+        assert_eq!(*after.0.hub.lock(), Some(HubStatus { stale: true, since: at(100) }));
         after.note_hub(false, at(300));
-        assert_eq!(*after.0.hub.lock().unwrap(), Some(HubStatus { stale: false, since: at(300) }));
+        assert_eq!(*after.0.hub.lock(), Some(HubStatus { stale: false, since: at(300) }));
     }
 }

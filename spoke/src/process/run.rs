@@ -1,7 +1,8 @@
 //! Starts the spoke: everything it reads first, then the tasks that run for as long as the process lives.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use attest_common::basics::locked::RwLocked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::objects::kinds::Kinds;
@@ -90,7 +91,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         refusals,
         outbox: outbox.clone(),
         metrics: metrics.clone(),
-        kinds: Arc::new(RwLock::new(Kinds::built_in())),
+        kinds: Arc::new(RwLocked::new(Kinds::built_in())),
         reloads: ReloadRequests::default(),
     };
     let cluster = identity.cluster.clone();

@@ -1,7 +1,9 @@
 //! How old the hub's news is: only a verified sync makes it new. Says so; changes nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use attest_common::basics::locked::Locked;
 
 use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
@@ -14,7 +16,7 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// When the hub was last known to be what it says, by a verified sync.
 #[derive(Clone, Debug)]
-pub struct Freshness(Arc<Mutex<Option<Instant>>>, Instant);
+pub struct Freshness(Arc<Locked<Option<Instant>>>, Instant);
 
 impl Default for Freshness {
     fn default() -> Self {
@@ -24,11 +26,11 @@ impl Default for Freshness {
 
 impl Freshness {
     pub(super) fn mark(&self, now: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        *self.0.lock() = Some(now);
     }
 
     fn age(&self, now: Instant) -> Option<Duration> {
-        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = *self.0.lock();
         heard.map(|at| now.saturating_duration_since(at))
     }
 

@@ -3,10 +3,11 @@
 //! Pushes go to `agent`, which judges them; reports come from `outbox`. Nothing here changes the
 //! cluster, and losing the hub changes nothing but how old its news is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, tls};
+use attest_common::basics::locked::Locked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::record::DestinationRecords;
@@ -78,16 +79,16 @@ pub struct Link {
 
 /// What is durably held, as of now: for `Hello`.
 #[derive(Clone, Debug, Default)]
-pub struct SeenSource(Arc<Mutex<Vec<Seen>>>);
+pub struct SeenSource(Arc<Locked<Vec<Seen>>>);
 
 impl SeenSource {
     /// Replaces the list.
     pub fn set(&self, seen: Vec<Seen>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        *self.0.lock() = seen;
     }
 
     fn get(&self) -> Vec<Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 

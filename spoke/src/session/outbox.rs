@@ -4,10 +4,11 @@
 //! acknowledged it. Sending is `link`'s business.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::locked::Locked;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, REPORT_BYTES_MAX, Report};
 use tokio::sync::Notify;
 
@@ -24,7 +25,7 @@ pub struct Outbox(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    state: Mutex<State>,
+    state: Locked<State>,
     changed: Notify,
 }
 
@@ -81,7 +82,7 @@ impl Outbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

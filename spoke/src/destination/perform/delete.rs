@@ -1,8 +1,8 @@
 //! Deletes an object of an inventory, by the version that the API server serves, and gives back rights that are missing.
 
-use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use attest_common::basics::locked::RwLocked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
@@ -21,7 +21,7 @@ pub(in crate::destination) const RIGHTS_EVERY: Duration = Duration::from_secs(10
 /// attempt shows; `restoring` says how often.
 pub(in crate::destination) async fn deletion(
     api: &ApiServer,
-    kinds: &RwLock<Kinds>,
+    kinds: &RwLocked<Kinds>,
     deletion: &Deletion,
     restoring: &RateLimiter,
 ) -> Result<Deleted, ApplyError> {
@@ -54,7 +54,7 @@ async fn restore_rights(
 
 async fn delete(
     api: &ApiServer,
-    kinds: &RwLock<Kinds>,
+    kinds: &RwLocked<Kinds>,
     deletion: &Deletion,
 ) -> Result<Deleted, ApplyError> {
     let Deletion { key, version, plural, uid, by } = deletion;
@@ -62,7 +62,7 @@ async fn delete(
         Some(plural) => plural.clone(),
         None => {
             discovery::discover(api, kinds).await.map_err(ApplyError::Api)?;
-            let known = kinds.read().unwrap_or_else(PoisonError::into_inner);
+            let known = kinds.read();
             let kind = known.get(&key.group, &key.kind).ok_or(ApplyError::KindUnknown)?;
             kind.plural.clone()
         }
