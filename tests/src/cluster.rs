@@ -12,10 +12,11 @@ pub mod ports;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use attest_common::basics::locked::Locked;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -72,7 +73,7 @@ pub struct Cluster {
     directory: PathBuf,
     server: String,
     pki: Pki,
-    processes: Mutex<Processes>,
+    processes: Locked<Processes>,
     _temporary: Option<TempDir>,
 }
 
@@ -170,7 +171,7 @@ impl Cluster {
             context: context.clone(),
             server,
             pki,
-            processes: Mutex::new(Processes { controllers, api, etcd }),
+            processes: Locked::new(Processes { controllers, api, etcd }),
             directory,
             _temporary: temporary,
         })
@@ -311,7 +312,7 @@ impl Cluster {
     }
 
     fn processes(&self) -> std::sync::MutexGuard<'_, Processes> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.processes.lock()
     }
 }
 
@@ -340,14 +341,9 @@ pub struct Site {
 /// As [`Cluster::start`].
 pub async fn shared(name: &str) -> anyhow::Result<Option<Arc<Site>>> {
     type Slot = Arc<tokio::sync::OnceCell<Option<Arc<Site>>>>;
-    static SITES: OnceLock<Mutex<BTreeMap<String, Slot>>> = OnceLock::new();
-    let slot = SITES
-        .get_or_init(Mutex::default)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .entry(name.to_owned())
-        .or_default()
-        .clone();
+    static SITES: OnceLock<Locked<BTreeMap<String, Slot>>> = OnceLock::new();
+    let slot =
+        SITES.get_or_init(Locked::default).lock().entry(name.to_owned()).or_default().clone();
     slot.get_or_try_init(|| async {
         let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
         let fakelet = Fakelet::start(&cluster, FakeletOptions::default())?;
@@ -377,9 +373,9 @@ pub async fn is_ready(client: &Client) -> anyhow::Result<Option<()>> {
 }
 
 async fn ready(client: &Client, processes: [&mut Process; 2]) -> anyhow::Result<()> {
-    let processes = Mutex::new(processes);
+    let processes = Locked::new(processes);
     let polled = until("the API server to be ready", READY_WITHIN, || async {
-        for process in processes.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        for process in processes.lock().iter_mut() {
             if let Some(status) = process.ended()? {
                 return Ok(Some(Err(ended_early(process, status))));
             }
@@ -392,11 +388,11 @@ async fn ready(client: &Client, processes: [&mut Process; 2]) -> anyhow::Result<
 /// Waits for the default account, which every Pod needs and which shows that the controllers work.
 async fn default_account(client: &Client, controllers: &mut Process) -> anyhow::Result<()> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
-    let controllers = Mutex::new(controllers);
+    let controllers = Locked::new(controllers);
     let polled =
         until("the controller manager to create the default account", READY_WITHIN, || async {
             {
-                let mut controllers = controllers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut controllers = controllers.lock();
                 if let Some(status) = controllers.ended()? {
                     return Ok(Some(Err(ended_early(&controllers, status))));
                 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,6 +16,7 @@ use attest_certs::tls::{Admission, admit};
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, STATEMENT_TYPE};
 use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::locked::Locked;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
@@ -56,7 +57,7 @@ pub struct CompromisedHub {
     peers: Peers,
 }
 
-type Peers = Arc<Mutex<BTreeMap<Name, Peer>>>;
+type Peers = Arc<Locked<BTreeMap<Name, Peer>>>;
 
 /// A connected spoke.
 #[derive(Clone, Debug)]
@@ -135,7 +136,7 @@ impl CompromisedHub {
     pub async fn connected(&self, cluster_name: &str) -> anyhow::Result<Peer> {
         let name = Name::new(cluster_name)?;
         until("the spoke to connect to the compromised hub", CONNECTED_WITHIN, || async {
-            Ok(lock(&self.peers).get(&name).cloned())
+            Ok(self.peers.lock().get(&name).cloned())
         })
         .await
     }
@@ -186,7 +187,7 @@ impl CompromisedHub {
         wanted: impl Fn(&Report) -> bool,
     ) -> anyhow::Result<Report> {
         until("a report", REPORTED_WITHIN, || async {
-            let peers = lock(&self.peers);
+            let peers = self.peers.lock();
             let mine = peers.values().find(|p| p.cluster == peer.cluster);
             Ok(mine.and_then(|p| p.reports.iter().rev().find(|r| wanted(r)).cloned()))
         })
@@ -215,10 +216,6 @@ impl Drop for CompromisedHub {
     fn drop(&mut self) {
         self.endpoint.close(0_u8.into(), b"done");
     }
-}
-
-fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, BTreeMap<Name, Peer>> {
-    peers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn accept(endpoint: Endpoint, authority: Arc<Authority>, peers: Peers) {
@@ -260,7 +257,7 @@ async fn serve(connection: Connection, authority: &Authority, peers: Peers) -> a
         connection: connection.clone(),
         reports: Vec::new(),
     };
-    lock(&peers).insert(name.clone(), peer);
+    peers.lock().insert(name.clone(), peer);
     listen((&mut send, &mut receive), &name, authority, &peers).await
 }
 
@@ -274,13 +271,13 @@ async fn listen(
         let answer = match frame.body {
             Some(ToHubBody::Report(numbered)) => {
                 let report: Report = serde_json::from_slice(&numbered.report)?;
-                if let Some(peer) = lock(peers).get_mut(name) {
+                if let Some(peer) = peers.lock().get_mut(name) {
                     peer.reports.push(report);
                 }
                 ToSpokeBody::Acknowledge(numbered.number)
             }
             Some(ToHubBody::Renew(request)) => {
-                let cluster = lock(peers).get(name).context("no such peer")?.cluster.clone();
+                let cluster = peers.lock().get(name).context("no such peer")?.cluster.clone();
                 let issued = authority.issue_spoke(&request, cluster.as_str(), SPOKE_LIFETIME)?;
                 let chain_der = issued.chain.iter().map(|der| der.as_ref().to_vec()).collect();
                 ToSpokeBody::Renewed(Renewed { chain_der })

@@ -10,9 +10,10 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use anyhow::Context;
+use attest_common::basics::locked::Locked;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Variables that make `attest-hub` and `attest-spoke` exit at a failpoint.
@@ -261,7 +262,7 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
 
 /// The guardian never exits before this process, so its pipe is never closed early.
 fn send_to_guardian(line: &str) {
-    static GUARDIAN_INPUT: OnceLock<Option<Mutex<ChildStdin>>> = OnceLock::new();
+    static GUARDIAN_INPUT: OnceLock<Option<Locked<ChildStdin>>> = OnceLock::new();
     let input = GUARDIAN_INPUT.get_or_init(|| {
         Command::new("sh")
             .args(["-c", GUARDIAN])
@@ -272,10 +273,10 @@ fn send_to_guardian(line: &str) {
             .spawn()
             .ok()
             .and_then(|mut child| child.stdin.take())
-            .map(Mutex::new)
+            .map(Locked::new)
     });
     if let Some(input) = input {
-        let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut input = input.lock();
         let _ = writeln!(input, "{line}");
     }
 }

@@ -9,11 +9,12 @@ pub mod runner;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use attest_common::basics::locked::Locked;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -116,9 +117,9 @@ impl Fakelet {
         let FakeletOptions { scripts, runners } = options;
         let node = Arc::new(NodeState {
             directory: directory.join("pods"),
-            scripts: Mutex::new(scripts),
-            runners: Mutex::new(runners),
-            processes: Mutex::default(),
+            scripts: Locked::new(scripts),
+            runners: Locked::new(runners),
+            processes: Locked::default(),
             addresses: AtomicU32::new(1),
         });
         std::fs::create_dir_all(&node.directory)?;
@@ -135,23 +136,23 @@ impl Fakelet {
 
     /// Sets the readiness of new pods with an image that contains the text.
     pub fn script(&self, image: &str, readiness: Readiness) {
-        lock(&self.node.scripts).push((image.to_owned(), readiness));
+        self.node.scripts.lock().push((image.to_owned(), readiness));
     }
 
     /// Starts a real process for each new pod of this image.
     pub fn run(&self, runner: Runner) {
-        lock(&self.node.runners).push(runner);
+        self.node.runners.lock().push(runner);
     }
 
     /// The processes of pods, as (`namespace/pod`, process id).
     pub fn processes(&self) -> Vec<(String, u32)> {
-        lock(&self.node.processes).iter().map(|(pod, id)| (pod.clone(), *id)).collect()
+        self.node.processes.lock().iter().map(|(pod, id)| (pod.clone(), *id)).collect()
     }
 
     /// Sends a signal to the processes of pods whose `namespace/pod` begins with the text, and returns
     /// their number. A process that it ends is restarted, as a container would be.
     pub fn signal(&self, pod_prefix: &str, signal: Signal) -> usize {
-        let processes = lock(&self.node.processes);
+        let processes = self.node.processes.lock();
         let matching = processes.iter().filter(|(pod, _)| pod.starts_with(pod_prefix));
         matching.map(|(_, id)| signal_group(*id, signal)).count()
     }
@@ -186,9 +187,9 @@ impl Drop for Fakelet {
 #[derive(Debug)]
 struct NodeState {
     directory: PathBuf,
-    scripts: Mutex<Vec<(String, Readiness)>>,
-    runners: Mutex<Vec<Runner>>,
-    processes: Mutex<BTreeMap<String, u32>>,
+    scripts: Locked<Vec<(String, Readiness)>>,
+    runners: Locked<Vec<Runner>>,
+    processes: Locked<BTreeMap<String, u32>>,
     addresses: AtomicU32,
 }
 
@@ -198,7 +199,7 @@ impl NodeState {
         if let Some(readiness) = annotated.and_then(|text| Readiness::parse(text)) {
             return readiness;
         }
-        let scripts = lock(&self.scripts);
+        let scripts = self.scripts.lock();
         let scripted = scripts
             .iter()
             .rev()
@@ -207,7 +208,7 @@ impl NodeState {
     }
 
     fn runner(&self, pod: &Pod) -> Option<(Runner, Container)> {
-        let runners = lock(&self.runners);
+        let runners = self.runners.lock();
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
         containers.into_iter().find_map(|container| {
             let image = container.image.as_deref()?;
@@ -221,10 +222,6 @@ impl NodeState {
         let [_, _, high, low] = number.to_be_bytes();
         format!("10.244.{high}.{low}")
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn images(pod: &Pod) -> impl Iterator<Item = &str> {

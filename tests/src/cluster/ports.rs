@@ -5,9 +5,9 @@
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::bail;
+use attest_common::basics::locked::Locked;
 
 const FIRST: u16 = 15_000;
 const COUNT: u16 = 16_000;
@@ -17,8 +17,8 @@ const COUNT: u16 = 16_000;
 /// # Errors
 /// When there is none left.
 pub fn free() -> anyhow::Result<u16> {
-    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    static GIVEN: Locked<Option<HashSet<u16>>> = Locked::new(None);
+    let mut given = GIVEN.lock();
     let given = given.get_or_insert_default();
     let mut random = [0; 2];
     getrandom::fill(&mut random)?;

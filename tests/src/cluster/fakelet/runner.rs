@@ -20,7 +20,7 @@ use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use super::{Condition, NodePod, NodeState, RETRY_EVERY, lock};
+use super::{Condition, NodePod, NodeState, RETRY_EVERY};
 use crate::process::{Process, Spec};
 
 /// Names the directory that replaces `/var/run/secrets/kubernetes.io/serviceaccount`.
@@ -111,7 +111,7 @@ impl Job<'_> {
         let spec = self.spec(&directory, &mounts).await?;
         let mut running =
             Running { process: Process::spawn(spec)?, node: self.node, pod: self.pod_path() };
-        lock(&self.node.processes).insert(running.pod.clone(), running.process.id());
+        self.node.processes.lock().insert(running.pod.clone(), running.process.id());
         let started = Instant::now();
         let mut token_age = Instant::now();
         let mut is_reported = false;
@@ -363,7 +363,7 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        lock(&self.node.processes).remove(&self.pod);
+        self.node.processes.lock().remove(&self.pod);
         self.process.terminate();
         let asked = Instant::now();
         while asked.elapsed() < STOP_WITHIN && matches!(self.process.ended(), Ok(None)) {
