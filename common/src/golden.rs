@@ -270,7 +270,7 @@ fn record() -> Record {
         removed: false,
         recorded_at: Some(time("2026-11-22T12:00:01Z")),
         since: Some(time("2026-11-22T12:00:00Z")),
-        former: Some(Box::new(RollbackPoint {
+        rollback_point: Some(Box::new(RollbackPoint {
             directive: "the envelope".to_owned(),
             binding,
             floor: Some(floor),

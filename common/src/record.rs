@@ -84,8 +84,8 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     /// Rollback point; cleared before the first write of `held`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub former: Option<Box<RollbackPoint>>,
+    #[serde(rename = "former", default, skip_serializing_if = "Option::is_none")]
+    pub rollback_point: Option<Box<RollbackPoint>>,
 }
 
 impl Record {
@@ -96,8 +96,9 @@ impl Record {
 
     /// Returns every plan that may have to run.
     pub fn plans(&self) -> impl Iterator<Item = &Held> {
-        let former = self.former.iter().flat_map(|f| f.held.iter().chain(&f.last_good));
-        self.held.iter().chain(&self.last_good).chain(former)
+        let before = self.rollback_point.iter();
+        let before = before.flat_map(|point| point.held.iter().chain(&point.last_good));
+        self.held.iter().chain(&self.last_good).chain(before)
     }
 }
 

@@ -26,14 +26,15 @@ pub struct RollbackPoint {
     pub objects: usize,
 }
 
-impl Record {
-    /// Returns the rollback point of an admission that follows `before`: the plan that was last written, after any
-    /// number of admissions without a write. `None` when `held` runs already.
-    pub fn way_back(before: Option<(&Self, &[u8])>, held: &Held) -> Option<Box<RollbackPoint>> {
+impl RollbackPoint {
+    /// Returns the rollback point of an admission of `held` that follows `before`, a record and the envelope of its
+    /// directive: the plan that was last written, after any number of admissions without a write. Returns none when
+    /// `held` runs already.
+    pub fn before(before: Option<(&Record, &[u8])>, held: &Held) -> Option<Box<Self>> {
         match before {
-            Some((Self { former: Some(former), .. }, _)) => Some(former.clone()),
+            Some((Record { rollback_point: Some(point), .. }, _)) => Some(point.clone()),
             Some((record, _)) if record.held.as_ref() == Some(held) => None,
-            Some((record, directive)) => Some(Box::new(RollbackPoint {
+            Some((record, directive)) => Some(Box::new(Self {
                 directive: String::from_utf8_lossy(directive).into_owned(),
                 binding: record.binding.clone(),
                 floor: record.floor.clone(),
@@ -46,17 +47,26 @@ impl Record {
             None => Some(Box::default()),
         }
     }
+}
 
+impl Record {
     /// Returns the record after `held` was refused before anything of it was written, and the envelope of the
     /// directive that is in force again. The sequence of the refused directive stays used; everything else is as
     /// before. With `keep_inventory`, its objects stay listed: a process that ended may have written them.
-    pub fn turned_back(mut self, keep_inventory: bool) -> Option<(Self, Vec<u8>)> {
-        let RollbackPoint { directive, binding, floor, held, last_good, since, removed, objects } =
-            *self.former.take()?;
+    pub fn reverted(mut self, keep_inventory: bool) -> Option<(Self, Vec<u8>)> {
+        let point = *self.rollback_point.take()?;
         if !keep_inventory {
-            self.inventory.truncate(objects);
+            self.inventory.truncate(point.objects);
         }
-        let record = Self { binding, floor, held, last_good, since, removed, ..self };
-        Some((record, directive.into_bytes()))
+        let record = Self {
+            binding: point.binding,
+            floor: point.floor,
+            held: point.held,
+            last_good: point.last_good,
+            since: point.since,
+            removed: point.removed,
+            ..self
+        };
+        Some((record, point.directive.into_bytes()))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::basics::keys::PrivateKey;
+use crate::record::rollback::RollbackPoint;
 
 #[test]
 fn two_destinations_never_share_an_account() {
@@ -74,7 +75,7 @@ fn record(plan: &[u8], sequence: u64, inventory: &[&str]) -> Record {
         removed: false,
         recorded_at: None,
         since: None,
-        former: None,
+        rollback_point: None,
     }
 }
 
@@ -82,23 +83,23 @@ fn record(plan: &[u8], sequence: u64, inventory: &[&str]) -> Record {
 fn however_many_plans_were_refused_unwritten_the_way_back_leads_to_what_was_written() {
     let a = record(b"a", 1, &["one"]);
     let b = Record {
-        former: Record::way_back(Some((&a, b"order of a")), &held(b"b")),
+        rollback_point: RollbackPoint::before(Some((&a, b"order of a")), &held(b"b")),
         ..record(b"b", 2, &["one", "two"])
     };
     let c = Record {
-        former: Record::way_back(Some((&b, b"order of b")), &held(b"c")),
+        rollback_point: RollbackPoint::before(Some((&b, b"order of b")), &held(b"c")),
         ..record(b"c", 3, &["one", "two", "three"])
     };
     assert!(c.plans().any(|plan| *plan == held(b"a")), "its content has to stay");
 
-    let (back, directive) = c.clone().turned_back(false).unwrap();
+    let (back, directive) = c.clone().reverted(false).unwrap();
     assert_eq!(directive, b"order of a");
     assert_eq!((back.held, back.floor), (a.held, a.floor));
     assert_eq!((back.sequence, back.directive), (3, Digest::of(b"c")), "the order is used up");
     assert_eq!(back.inventory, [owned("one")]);
-    assert!(back.former.is_none());
+    assert!(back.rollback_point.is_none());
 
-    let (unsure, _) = c.turned_back(true).unwrap();
+    let (unsure, _) = c.reverted(true).unwrap();
     assert_eq!(unsure.inventory.len(), 3, "another process may have written them");
 }
 
@@ -106,11 +107,11 @@ fn however_many_plans_were_refused_unwritten_the_way_back_leads_to_what_was_writ
 fn once_writing_began_the_way_back_leads_to_that_plan_and_keeps_its_objects() {
     let begun = record(b"b", 2, &["one", "two"]);
     let c = Record {
-        former: Record::way_back(Some((&begun, b"order of b")), &held(b"c")),
+        rollback_point: RollbackPoint::before(Some((&begun, b"order of b")), &held(b"c")),
         ..record(b"c", 3, &["one", "two", "three"])
     };
 
-    let (back, directive) = c.turned_back(false).unwrap();
+    let (back, directive) = c.reverted(false).unwrap();
 
     assert_eq!(directive, b"order of b");
     assert_eq!((back.held, back.floor), (begun.held, begun.floor));
@@ -120,9 +121,9 @@ fn once_writing_began_the_way_back_leads_to_that_plan_and_keeps_its_objects() {
 #[test]
 fn what_runs_already_has_no_way_back_and_a_first_plan_goes_back_to_nothing() {
     let a = record(b"a", 1, &["one"]);
-    assert!(Record::way_back(Some((&a, b"")), &held(b"a")).is_none());
+    assert!(RollbackPoint::before(Some((&a, b"")), &held(b"a")).is_none());
 
-    let first = Record { former: Record::way_back(None, &held(b"a")), ..a };
-    let (back, _) = first.turned_back(false).unwrap();
+    let first = Record { rollback_point: RollbackPoint::before(None, &held(b"a")), ..a };
+    let (back, _) = first.reverted(false).unwrap();
     assert_eq!((back.held, back.binding, back.inventory), (None, None, vec![]));
 }

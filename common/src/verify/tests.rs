@@ -330,7 +330,7 @@ impl World {
             removed: false,
             recorded_at: None,
             since: None,
-            former: None,
+            rollback_point: None,
         }
     }
 

@@ -11,6 +11,7 @@ use attest_common::basics::json;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::documents::plan::{Directive, Operation, Plan};
 use attest_common::objects::kinds::Kinds;
+use attest_common::record::rollback::RollbackPoint;
 use attest_common::record::{
     DestinationRecords, DirectiveOrder, Floor, Held, INVENTORY_MAX, Owned, Record,
 };
@@ -213,7 +214,7 @@ pub fn admitted_record(
         inventory,
         removed: false,
         since: same.and_then(|record| record.since).or(Some(now)),
-        former: Record::way_back(before, held),
+        rollback_point: RollbackPoint::before(before, held),
         ..ordered_record(&admission.ordered, former, now)
     })
 }
@@ -270,7 +271,7 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
         // Never earlier than before: that would forget how late it has been.
         recorded_at: former.and_then(|record| record.recorded_at).max(Some(now)),
         since: None,
-        former: None,
+        rollback_point: None,
     }
 }
 

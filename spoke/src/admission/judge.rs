@@ -236,8 +236,8 @@ impl Agent {
             let record = gate::admitted_record(before, &admission, &held, jiff::Timestamp::now())
                 .map_err(|_| LedgerError::TooLarge { objects: objects.objects().len() })?;
             // Nothing stands against its first write: it is begun with this record.
-            let former = record.former.filter(|_| !begins);
-            let record = Record { former, ..record };
+            let rollback_point = record.rollback_point.filter(|_| !begins);
+            let record = Record { rollback_point, ..record };
             records::check_room(&record)?;
             let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))

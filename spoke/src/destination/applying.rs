@@ -162,7 +162,7 @@ impl Applying {
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
-        let former = entry.and_then(|entry| entry.record.former.as_ref());
+        let former = entry.and_then(|entry| entry.record.rollback_point.as_ref());
         if let (Some(former), Origin::Admitted) = (former, origin) {
             // Only what was listed before this admission can be an apply of ours that was not finished.
             let listed = inventory.iter().take(former.objects);

@@ -42,7 +42,7 @@ impl Update {
     pub(super) fn apply(&self, before: &Entry) -> Option<Entry> {
         let mut entry = before.clone();
         if self.rollback == RollbackUpdate::GiveUp {
-            entry.record.former = None;
+            entry.record.rollback_point = None;
         }
         entry.record.inventory.retain(|owned| !self.gone.contains(&owned.key));
         learn(&mut entry.record.inventory, &self.known);

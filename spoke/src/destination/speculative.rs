@@ -74,7 +74,7 @@ impl SpeculativeDryRuns {
             .take(IN_FLIGHT_MAX)
             .map(begin)
             .collect();
-        let complete = entry.record.former.is_none() && each.len() == changed.count();
+        let complete = entry.record.rollback_point.is_none() && each.len() == changed.count();
         Self { each, complete }
     }
 

@@ -1205,7 +1205,7 @@ async fn a_change_of_known_objects_without_obstacle_starts_with_its_admission() 
     stage.synced(&changed).await?;
 
     let record = stage.record()?.context("no record")?;
-    assert_eq!(record.former, None);
+    assert_eq!(record.rollback_point, None);
     let events = stage.fleet.sites()[0].cluster.audit().since(mark)?.into_iter();
     let before_the_apply: Vec<String> = events
         .filter(|event| event.is_mutating() && !event.is_dry_run() && event.is_success())
@@ -1232,7 +1232,7 @@ async fn an_object_created_just_before_an_exit_is_owned_in_the_next_directive() 
     let spoke = std::sync::Mutex::new(spoke.context("no spoke")?);
     until("the spoke to exit", WITHIN, || async { spoke.lock().unwrap().ended() }).await?;
     let record = stage.record()?.context("no record")?;
-    assert!(record.former.is_none(), "the spoke has started to write");
+    assert!(record.rollback_point.is_none(), "the spoke has started to write");
     assert!(record.inventory.iter().any(|owned| owned.uid.is_none()));
 
     stage.start_external(None).await?;

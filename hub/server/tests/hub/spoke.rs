@@ -248,7 +248,7 @@ fn record(
         inventory: Vec::new(),
         removed: false,
         recorded_at: None,
-        former: None,
+        rollback_point: None,
         since: None,
     }
 }

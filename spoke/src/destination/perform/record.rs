@@ -59,7 +59,7 @@ pub(in crate::destination) async fn revert(
     let change = |entry: Option<Entry>| {
         let mine = entry.filter(|entry| is_of(Some(entry), Some(held), *directive));
         Ok(mine.and_then(|Entry { record, confirmed, .. }| {
-            let (record, directive) = record.turned_back(*inventory == AddedInventory::Keep)?;
+            let (record, directive) = record.reverted(*inventory == AddedInventory::Keep)?;
             Some(Entry { record, directive, confirmed })
         }))
     };

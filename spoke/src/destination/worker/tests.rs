@@ -3,6 +3,7 @@
 use attest_common::basics::envelope::{DIRECTIVE_TYPE, seal};
 use attest_common::basics::ids::Digest;
 use attest_common::basics::keys::PrivateKey;
+use attest_common::record::rollback::RollbackPoint;
 use attest_common::record::{Held, Owned, Record};
 
 use super::*;
@@ -62,7 +63,7 @@ async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>)
     let fake = FakeApi::start().await;
     let first = Record {
         held: Some(held(b"plan")),
-        former: Record::way_back(None, &held(b"plan")),
+        rollback_point: RollbackPoint::before(None, &held(b"plan")),
         inventory,
         ..record()
     };
@@ -121,7 +122,7 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
     inventory.push(Owned { key, version: "v1".to_owned(), uid: None, met: false });
     let refused = Record {
         held: Some(held(b"refused")),
-        former: Record::way_back(Some((&ran, b"order")), &held(b"refused")),
+        rollback_point: RollbackPoint::before(Some((&ran, b"order")), &held(b"refused")),
         inventory,
         ..ran.clone()
     };
@@ -169,7 +170,7 @@ async fn a_refused_plan_that_was_ordered_again_meanwhile_is_left_to_the_newer_or
     let ran = Record { held: Some(held(b"ran")), ..record() };
     let again = Record {
         held: Some(held(b"plan")),
-        former: Record::way_back(Some((&ran, b"order")), &held(b"plan")),
+        rollback_point: RollbackPoint::before(Some((&ran, b"order")), &held(b"plan")),
         ..ran
     };
     let mut worker = worker(&fake, again.clone(), &order_of(b"newer")).await;

@@ -39,7 +39,7 @@ pub(crate) fn record() -> Record {
         removed: false,
         recorded_at: None,
         since: None,
-        former: None,
+        rollback_point: None,
     }
 }
 

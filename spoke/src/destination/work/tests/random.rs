@@ -231,7 +231,7 @@ impl World {
         let is_mine = |entry: &Entry| is_of(Some(entry), Some(&revert.held), revert.directive);
         if let Some(Entry { record, confirmed, .. }) = self.entry.clone().filter(is_mine)
             && let Some((record, directive)) =
-                record.turned_back(revert.inventory == AddedInventory::Keep)
+                record.reverted(revert.inventory == AddedInventory::Keep)
         {
             self.entry = Some(Entry { record, directive, confirmed });
         }
@@ -274,7 +274,7 @@ impl World {
                 assert!(*heal || applying.rollback == Rollback::GivenUp, "the way back is open");
                 let entry = self.entry.as_ref().unwrap();
                 let is_recorded = entry.record.held.as_ref() == Some(&applying.held);
-                let is_open = is_recorded && entry.record.former.is_some();
+                let is_open = is_recorded && entry.record.rollback_point.is_some();
                 assert!(*heal || !is_open, "the record leads back");
             }
             (
