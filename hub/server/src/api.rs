@@ -6,9 +6,12 @@ mod applications;
 mod clusters;
 mod serve;
 mod settings;
+mod shown;
 
 use std::sync::Arc;
 
+use attest_common::basics::json::{self, OBJECT_DEPTH_MAX};
+use attest_common::basics::text::error_chain;
 use attest_documents::{BODY_BYTES_MAX, Failure};
 use axum::Router;
 use axum::body::Bytes;
@@ -20,17 +23,30 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 
-pub use serve::{
-    API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX, ApiError,
-    Certificate, Listening, bind, listen, serve,
-};
+pub use serve::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError};
+pub(crate) use serve::{Certificate, bind, listen, serve};
 
-use crate::applications::lower::LowerError;
+use crate::applications::views::Views;
+use crate::core::Core;
 use crate::core::store::StoreError;
-use crate::process::hub::Hub;
+use crate::home::Operators;
+use crate::reconcile::repositories::Repositories;
+use crate::reconcile::waker::Waker;
+use crate::spokes::registration::Registration;
+
+/// What the API's handlers work with.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub core: Arc<Core>,
+    pub(crate) operators: Operators,
+    pub waker: Arc<Waker>,
+    pub views: Arc<Views>,
+    pub repositories: Arc<Repositories>,
+    pub registration: Arc<Registration>,
+}
 
 /// A method, an address, and who answers.
-type Route = (MethodFilter, &'static str, MethodRouter<Arc<Hub>>);
+type Route = (MethodFilter, &'static str, MethodRouter<Arc<Api>>);
 
 /// Every route of the API. `docs/openapi.yaml` describes the same.
 fn routes() -> [Route; 23] {
@@ -40,14 +56,14 @@ fn routes() -> [Route; 23] {
         route(MethodFilter::GET, "/v1/tokens", clusters::tokens),
         route(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
         route(MethodFilter::GET, "/v1/clusters", clusters::list),
-        route(MethodFilter::GET, "/v1/clusters/{name}", clusters::one),
+        route(MethodFilter::GET, "/v1/clusters/{name}", clusters::get),
         route(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
         route(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
         route(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
         route(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
         route(MethodFilter::PUT, "/v1/applications", applications::apply),
         route(MethodFilter::GET, "/v1/applications", applications::list),
-        route(MethodFilter::GET, "/v1/applications/{name}", applications::one),
+        route(MethodFilter::GET, "/v1/applications/{name}", applications::get),
         route(MethodFilter::DELETE, "/v1/applications/{name}", applications::remove),
         route(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
         route(MethodFilter::GET, "/v1/applications/{name}/history", applications::history),
@@ -63,23 +79,23 @@ fn routes() -> [Route; 23] {
 
 fn route<H, T>(method: MethodFilter, path: &'static str, handler: H) -> Route
 where
-    H: Handler<T, Arc<Hub>>,
+    H: Handler<T, Arc<Api>>,
     T: 'static,
 {
     (method, path, on(method, handler))
 }
 
 /// The API of one hub.
-pub fn router(hub: Arc<Hub>) -> Router {
-    let add = |router: Router<Arc<Hub>>, (_, path, handler): Route| router.route(path, handler);
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let add = |router: Router<Arc<Api>>, (_, path, handler): Route| router.route(path, handler);
     routes()
         .into_iter()
         .fold(Router::new(), add)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(from_fn_with_state(hub.clone(), serve::admitted))
+        .layer(from_fn_with_state(api.clone(), serve::admitted))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(hub)
+        .with_state(api)
 }
 
 async fn no_route() -> Refusal {
@@ -126,20 +142,17 @@ impl IntoResponse for Refusal {
     }
 }
 
-impl From<LowerError> for Failure {
-    fn from(error: LowerError) -> Self {
-        Self { reason: error.reason.to_owned(), message: error.message, field: Some(error.field) }
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::new(status_of(&error), error.reason(), error_chain(&error))
     }
 }
 
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        let status = if matches!(error, StoreError::Conflict { .. }) {
-            StatusCode::CONFLICT
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        Self::new(status, error.reason(), attest_common::basics::text::error_chain(&error))
+fn status_of(error: &StoreError) -> StatusCode {
+    if matches!(error, StoreError::Conflict { .. }) {
+        StatusCode::CONFLICT
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
     }
 }
 
@@ -165,12 +178,8 @@ where
             }
         })?;
         // Strict: a key that stands twice would mean two things.
-        let value = attest_common::basics::json::value(
-            &bytes,
-            attest_common::basics::json::OBJECT_DEPTH_MAX,
-        )
-        .map_err(|error| {
-            let message = attest_common::basics::text::error_chain(&error);
+        let value = json::value(&bytes, OBJECT_DEPTH_MAX).map_err(|error| {
+            let message = error_chain(&error);
             Refusal::new(StatusCode::BAD_REQUEST, error.reason(), message)
         })?;
         serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {

@@ -1,5 +1,9 @@
-//! Applications as operators write them, as the hub uses them, and what is shown of them.
+//! Applications: as operators write them, as the hub uses them, when they may be applied and removed, and their status.
 
-pub mod crd;
-pub mod lower;
-pub mod status;
+pub(crate) mod crd;
+pub(crate) mod facts;
+pub(crate) mod lower;
+pub(crate) mod rules;
+pub(crate) mod status;
+pub(crate) mod view;
+pub(crate) mod views;

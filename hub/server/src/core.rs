@@ -1,13 +1,64 @@
 //! State that every part of the hub shares: the store and its copies in memory, the signing key, metrics and the log.
 //!
-//! No part of it knows of HTTP, of a connection to a spoke, or of how an application is reconciled.
+//! No part of it knows of HTTP, of how spokes connect, or of how an application is reconciled.
 
+pub mod blocking;
 pub mod directory;
+pub mod epoch;
 pub mod fleet;
 pub mod limiter;
 pub mod metrics;
+pub mod position;
 pub mod signer;
+pub mod stop;
 pub mod store;
+
+use std::sync::Arc;
+
+use directory::Directory;
+use epoch::Epoch;
+use fleet::Fleet;
+use metrics::Metrics;
+use signer::Signer;
+use stop::Stop;
+use store::StoreError;
+use store::records::Records;
 
 /// Target of the log lines about applications.
 pub(crate) const CONTROLLER: &str = "attest_gitops::controller";
+
+/// State that every part of the hub shares.
+#[derive(Debug)]
+pub struct Core {
+    pub epoch: Epoch,
+    pub signer: Signer,
+    pub records: Records,
+    pub fleet: Fleet,
+    pub directory: Directory,
+    pub metrics: Metrics,
+    pub stop: Arc<Stop>,
+}
+
+impl Core {
+    /// Begins a new epoch and reads what the store holds. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn start(
+        records: Records,
+        signer: Signer,
+        metrics: Metrics,
+    ) -> Result<Arc<Self>, StoreError> {
+        let epoch = Epoch::begin(&records)?;
+        records.drop_unused_blobs()?;
+        Ok(Arc::new(Self {
+            epoch,
+            signer,
+            fleet: Fleet::load(&records)?,
+            directory: Directory::load(&records)?,
+            metrics,
+            records,
+            stop: Arc::default(),
+        }))
+    }
+}

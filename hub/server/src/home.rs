@@ -18,16 +18,16 @@ use attest_common::basics::keys::{KeyError, PrivateKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use operators::{OPERATORS_MAX, Operator, Operators, UNKNOWN_NAME};
+pub use operators::{Operator, Operators, UNKNOWN_NAME};
 
 use crate::core::store::{self, StoreError};
 
 /// The variable that names the home directory, for the hub and for `attest hub`.
 pub const HOME_VARIABLE: &str = "ATTEST_HUB_HOME";
 /// Largest settings or key file that is read, in bytes.
-pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The hub's own certificate is issued anew when less than this is left of it.
-pub const TLS_RENEW_LEFT: Duration = Duration::from_secs(10 * 24 * 60 * 60);
+pub(crate) const TLS_RENEW_LEFT: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 
 const SETTINGS_FILE: &str = "hub.json";
 const SIGNING_KEY_FILE: &str = "signing.key";
@@ -227,7 +227,7 @@ impl Home {
     ///
     /// # Errors
     /// When the directory cannot be removed or made.
-    pub fn empty_temporary(&self) -> Result<(), HomeError> {
+    pub(crate) fn empty_temporary(&self) -> Result<(), HomeError> {
         use std::os::unix::fs::DirBuilderExt as _;
 
         let directory = temporary(&self.directory);
@@ -266,7 +266,7 @@ impl Home {
     ///
     /// # Errors
     /// When it cannot be issued or stored.
-    pub fn renew_tls(&mut self) -> Result<bool, HomeError> {
+    pub(crate) fn renew_tls(&mut self) -> Result<bool, HomeError> {
         let left = attest_certs::peer_identity(self.tls.chain())
             .ok()
             .and_then(|identity| identity.not_after.duration_since(SystemTime::now()).ok());

@@ -50,7 +50,7 @@ fn hub(options: &Options) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = running.hub.stop.cancelled() => {}
+            () = running.core.stop.cancelled() => {}
         }
         running.end().await.map_err(|error| said(&error))
     })

@@ -1,5 +1,7 @@
 //! The hub as a process: flags, the parts wired together, start and end.
 
 pub mod config;
-pub mod hub;
+pub(crate) mod parts;
 pub mod run;
+
+pub use parts::StartError;

@@ -1,8 +1,19 @@
-//! From a commit to signed directives: the queue of applications and one pass over one application.
+//! From a commit to signed directives: the queue of applications, and one pass over one application.
+//!
+//! `pass` shows the whole flow; each of its steps is a file of its own.
 
 mod answers;
 mod commit;
+mod deletion;
+mod evidence;
 mod observe;
 mod pass;
-pub mod planner;
-pub mod queue;
+mod plan;
+mod planner;
+mod publish;
+mod queue;
+pub(crate) mod reconciler;
+pub(crate) mod repositories;
+mod schedule;
+mod task;
+pub(crate) mod waker;

@@ -1,13 +1,18 @@
 //! Spokes: the QUIC listener, the session with each of them, and how they are registered.
 
+mod close;
 mod error;
-mod listener;
+mod greeting;
+mod heartbeat;
+mod limits;
+pub(crate) mod listener;
 mod push;
 pub(crate) mod registration;
 mod reports;
 pub mod reset;
 mod session;
+mod shared;
 
 pub use error::LinkError;
-pub use listener::*;
+pub use listener::HANDSHAKES_MAX;
 pub use push::PROGRESS_TIMEOUT;

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, Name};
-use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 
-use super::{Body, Refusal};
+use super::{Api, Body, Refusal};
+use crate::core::Core;
+use crate::core::blocking::blocking;
 use crate::core::store::records::Application;
 use crate::core::store::records::{self, ApplicationRecord, ClusterRecord, TokenRecord};
-use crate::process::hub::Hub;
-use crate::spokes::registration::{self as join, JoinError, Verdict};
+use crate::spokes::registration::token::TokenSpec;
+use crate::spokes::registration::{Decision, JoinError, fingerprint_of};
 use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
+use attest_runtime::clock::now;
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -52,11 +54,18 @@ fn name(text: &str) -> Result<Name, Refusal> {
 }
 
 pub(super) async fn make_token(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Body(asked): Body<TokenRequest>,
 ) -> Result<(StatusCode, Json<Token>), Refusal> {
-    let cluster = name(&asked.cluster)?;
-    let (record, text) = hub.blocking(move |hub| join::make_token(hub, &cluster, &asked)).await?;
+    let spec = TokenSpec {
+        cluster: name(&asked.cluster)?,
+        lifetime_s: asked.ttl_seconds,
+        auto_accept: asked.auto_accept,
+        replace: asked.replace,
+        identity: asked.identity,
+    };
+    let made = blocking(&api.registration, move |registration| registration.make_token(spec));
+    let (record, text) = made.await?;
     let token = Token { token: Some(text), ..shown_token(&record) };
     Ok((StatusCode::CREATED, Json(token)))
 }
@@ -81,71 +90,67 @@ fn shown_token(record: &TokenRecord) -> Token {
     }
 }
 
-pub(super) async fn tokens(State(hub): State<Arc<Hub>>) -> Answer<List<Token>> {
-    let mut all: Vec<TokenRecord> = hub.blocking(|hub| hub.records.all()).await?;
+pub(super) async fn tokens(State(api): State<Arc<Api>>) -> Answer<List<Token>> {
+    let mut all: Vec<TokenRecord> = blocking(&api.core, |core| core.records.all()).await?;
     all.sort_by_key(|token| std::cmp::Reverse(token.created_at));
     Ok(Json(List::new("Token", all.iter().map(shown_token).collect())))
 }
 
 pub(super) async fn revoke_token(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(id): Path<String>,
 ) -> Answer<Token> {
-    let _one_at_a_time = hub.joining.lock().await;
-    let record = hub
-        .blocking(move |hub| {
-            let stored = hub.records.stored::<TokenRecord>(&id)?;
-            let Some(stored) = stored else {
-                let message = format!("no token has the id `{id}`; `attest gitops cluster token list` shows those there are");
-                return Err(Refusal::not_found("TokenUnknown", message));
-            };
-            let revoked = TokenRecord { revoked: true, ..stored.value.clone() };
-            hub.records.commit("token", &[records::replace(&stored, &revoked)])?;
-            Ok(revoked)
-        })
-        .await?;
-    Ok(Json(shown_token(&record)))
+    let _one_at_a_time = api.registration.one_at_a_time().await;
+    let revoking = blocking(&api.core, move |core| {
+        let stored = core.records.stored::<TokenRecord>(&id)?;
+        let Some(stored) = stored else {
+            let message = format!(
+                "no token has the id `{id}`; `attest gitops cluster token list` shows those there are"
+            );
+            return Err(Refusal::not_found("TokenUnknown", message));
+        };
+        let revoked = TokenRecord { revoked: true, ..stored.value.clone() };
+        core.records.commit("token", &[records::replace(&stored, &revoked)])?;
+        Ok(revoked)
+    });
+    Ok(Json(shown_token(&revoking.await?)))
 }
 
-pub(super) async fn list(State(hub): State<Arc<Hub>>) -> Answer<List<Cluster>> {
-    let shown = hub
-        .blocking(|hub| {
-            let mut all = hub.directory.all();
-            all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
-            let world = World::read(hub)?;
-            all.iter().map(|record| world.shown(hub, record)).collect::<Result<_, Refusal>>()
-        })
-        .await?;
-    Ok(Json(List::new("Cluster", shown)))
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<List<Cluster>> {
+    let listing = blocking(&api.core, |core| {
+        let mut all = core.directory.all();
+        all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
+        let world = World::read(core)?;
+        all.iter().map(|record| world.shown(core, record)).collect::<Result<_, Refusal>>()
+    });
+    Ok(Json(List::new("Cluster", listing.await?)))
 }
 
-pub(super) async fn one(
-    State(hub): State<Arc<Hub>>,
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
     Path(cluster): Path<String>,
 ) -> Answer<Cluster> {
-    let shown = hub.blocking(move |hub| show(hub, &cluster)).await?;
-    Ok(Json(shown))
-}
-
-fn show(hub: &Hub, cluster: &str) -> Result<Cluster, Refusal> {
-    let record = find(hub, cluster)?;
-    World::read(hub)?.shown(hub, &record)
+    let shown = blocking(&api.core, move |core| {
+        let record = find(core, &cluster)?;
+        World::read(core)?.shown(core, &record)
+    });
+    Ok(Json(shown.await?))
 }
 
 /// The cluster with this id or name; of several with one name, the one that is not revoked.
-fn find(hub: &Hub, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
-    let by_id = cluster.parse().ok().and_then(|id: ClusterId| hub.directory.get(&id));
+fn find(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
+    let by_id = cluster.parse().ok().and_then(|id: ClusterId| core.directory.get(&id));
     if let Some(record) = by_id {
         return Ok(record);
     }
     let name = name(cluster)?;
-    Ok(hub.directory.named(&name).ok_or(JoinError::NoCluster(name))?)
+    Ok(core.directory.named(&name).ok_or(JoinError::NoCluster(name))?)
 }
 
 /// The same, but who names one of several must say which.
-fn find_only(hub: &Hub, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
-    let found = find(hub, cluster)?;
-    let mut all = hub.directory.all();
+fn find_only(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
+    let found = find(core, cluster)?;
+    let mut all = core.directory.all();
     all.retain(|record| record.name == found.name);
     if found.id.as_str() == cluster || all.len() == 1 {
         return Ok(found);
@@ -162,21 +167,21 @@ struct World {
 }
 
 impl World {
-    fn read(hub: &Hub) -> Result<Self, Refusal> {
-        let applications: Vec<ApplicationRecord> = hub.records.all()?;
+    fn read(core: &Core) -> Result<Self, Refusal> {
+        let applications: Vec<ApplicationRecord> = core.records.all()?;
         Ok(Self {
-            default_cluster: hub.records.default_cluster()?,
+            default_cluster: core.records.default_cluster()?,
             applications: applications.into_iter().map(|record| record.application).collect(),
         })
     }
 
-    fn shown(&self, hub: &Hub, record: &ClusterRecord) -> Result<Cluster, Refusal> {
-        let (connected, age) = hub.fleet.presence(&record.id);
+    fn shown(&self, core: &Core, record: &ClusterRecord) -> Result<Cluster, Refusal> {
+        let (connected, age) = core.fleet.presence(&record.id);
         let here = |application: &&Application| {
             application.destinations.iter().any(|d| d.cluster == record.name)
         };
-        let hint = hub.fleet.hint(&record.id);
-        let evicted = join::is_evicted(hub, record)?;
+        let hint = core.fleet.hint(&record.id);
+        let evicted = core.records.is_evicted(record)?;
         Ok(Cluster {
             name: record.name.to_string(),
             id: record.id.clone(),
@@ -186,7 +191,7 @@ impl World {
             environment: hint.map(|hint| hint.policy.environment.to_string()),
             agent_version: record.agent_version.clone(),
             kubernetes_version: record.kubernetes_version.clone(),
-            fingerprint: join::fingerprint_of(record),
+            fingerprint: fingerprint_of(record),
             certificate_expires_at: record.certificate_expires_at,
             applications: self.applications.iter().filter(here).count() as u64,
             default: self.default_cluster.as_ref() == Some(&record.name),
@@ -196,49 +201,47 @@ impl World {
     }
 }
 
-async fn judge(hub: Arc<Hub>, cluster: String, verdict: Verdict) -> Answer<Cluster> {
-    let _one_at_a_time = hub.joining.lock().await;
-    let shown = hub
-        .blocking(move |hub| {
-            let named = match verdict {
-                Verdict::Remove => find_only(hub, &cluster)?,
-                Verdict::Accept { .. } | Verdict::Revoke { .. } | Verdict::Evict => {
-                    find(hub, &cluster)?
-                }
-            };
-            let record = join::judge(hub, &named, verdict)?;
-            World::read(hub)?.shown(hub, &record)
-        })
-        .await?;
-    Ok(Json(shown))
+async fn decide(api: Arc<Api>, cluster: String, decision: Decision) -> Answer<Cluster> {
+    let _one_at_a_time = api.registration.one_at_a_time().await;
+    let deciding = blocking(&api, move |api| {
+        let named = match decision {
+            Decision::Remove => find_only(&api.core, &cluster)?,
+            Decision::Accept { .. } | Decision::Revoke { .. } | Decision::Evict => {
+                find(&api.core, &cluster)?
+            }
+        };
+        let record = api.registration.decide(&named, &decision)?;
+        World::read(&api.core)?.shown(&api.core, &record)
+    });
+    Ok(Json(deciding.await?))
 }
 
 pub(super) async fn accept(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(cluster): Path<String>,
     Body(asked): Body<AcceptRequest>,
 ) -> Answer<Cluster> {
-    judge(hub, cluster, Verdict::Accept { fingerprint: asked.fingerprint }).await
+    decide(api, cluster, Decision::Accept { fingerprint: asked.fingerprint }).await
 }
 
 pub(super) async fn revoke(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(cluster): Path<String>,
     Body(asked): Body<RevokeRequest>,
 ) -> Answer<Cluster> {
-    judge(hub, cluster, Verdict::Revoke { because: asked.reason }).await
+    decide(api, cluster, Decision::Revoke { because: asked.reason }).await
 }
 
 pub(super) async fn evict(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(cluster): Path<String>,
 ) -> Answer<Cluster> {
-    judge(hub, cluster, Verdict::Evict).await
+    decide(api, cluster, Decision::Evict).await
 }
 
 pub(super) async fn remove(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(cluster): Path<String>,
 ) -> Answer<Cluster> {
-    judge(hub, cluster, Verdict::Remove).await
+    decide(api, cluster, Decision::Remove).await
 }

@@ -19,14 +19,16 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::Refusal;
-use crate::core::limiter::Crowd;
-use crate::process::hub::Hub;
+use super::{Api, Refusal};
+use crate::core::blocking::blocking;
+use crate::core::limiter::ConnectionLimiter;
+use crate::core::stop::Stop;
+use crate::spokes::registration::Registration;
 
 /// Connections being set up at once.
 pub const API_HANDSHAKES_MAX: usize = 256;
 /// Connections being set up at once from one address: nobody who stays silent closes the API to the others.
-pub const API_HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+pub(crate) const API_HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 /// How long a client may take to set up a connection.
 pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait after the system refuses to accept, so that a lack of files does not spin.
@@ -34,17 +36,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The API's listener, before anybody is let in.
 #[derive(Debug)]
-pub struct Listening {
+pub(crate) struct Listening {
     listener: TcpListener,
     tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
-    hub: Arc<Hub>,
+    api: Arc<Api>,
 }
 
 /// Takes `address`; nobody is served yet.
 ///
 /// # Errors
 /// [`ApiError::Listen`] when it is taken.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, ApiError> {
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ApiError> {
     TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })
 }
 
@@ -52,13 +54,20 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ApiError> {
 ///
 /// # Errors
 /// When the certificate is unusable.
-pub fn listen(hub: Arc<Hub>, tls: &Bundle, listener: TcpListener) -> Result<Listening, ApiError> {
-    let config = config(&hub, tls)?;
-    Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), hub })
+pub(crate) fn listen(
+    api: Arc<Api>,
+    tls: &Bundle,
+    listener: TcpListener,
+) -> Result<Listening, ApiError> {
+    let config = config(&api.registration, tls)?;
+    Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), api })
 }
 
-fn config(hub: &Hub, tls: &Bundle) -> Result<Arc<rustls::ServerConfig>, ApiError> {
-    let authorities = [hub.authority.certificate().clone()];
+fn config(
+    registration: &Registration,
+    tls: &Bundle,
+) -> Result<Arc<rustls::ServerConfig>, ApiError> {
+    let authorities = [registration.authority().certificate().clone()];
     hub_https(tls, &authorities).map(Arc::new).map_err(ApiError::Tls)
 }
 
@@ -67,21 +76,21 @@ impl Listening {
     ///
     /// # Errors
     /// When the socket is gone.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
     /// A handle by which the certificate can be changed later.
-    pub fn certificate(&self) -> Certificate {
-        Certificate { tls: self.tls.clone(), hub: self.hub.clone() }
+    pub(crate) fn certificate(&self) -> Certificate {
+        Certificate { tls: self.tls.clone(), registration: self.api.registration.clone() }
     }
 }
 
 /// Changes the certificate that the API shows.
 #[derive(Clone, Debug)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
-    hub: Arc<Hub>,
+    registration: Arc<Registration>,
 }
 
 impl Certificate {
@@ -89,8 +98,9 @@ impl Certificate {
     ///
     /// # Errors
     /// When it is unusable.
-    pub fn set(&self, tls: &Bundle) -> Result<(), ApiError> {
-        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = config(&self.hub, tls)?;
+    pub(crate) fn set(&self, tls: &Bundle) -> Result<(), ApiError> {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) =
+            config(&self.registration, tls)?;
         Ok(())
     }
 }
@@ -99,14 +109,14 @@ impl Certificate {
 ///
 /// # Errors
 /// When serving fails as a whole.
-pub async fn serve(listening: Listening) -> io::Result<()> {
-    let Listening { listener, tls, hub } = listening;
+pub(crate) async fn serve(listening: Listening) -> io::Result<()> {
+    let Listening { listener, tls, api } = listening;
     let local = listener.local_addr()?;
     let (finished, ready) = mpsc::channel(API_HANDSHAKES_MAX);
-    let stop = hub.stop.clone();
-    let accepting = accept(listener, tls, finished, hub.clone());
-    let accepting = tokio::spawn(hub.clone().part("accept loop of the API", accepting));
-    let router = super::router(hub).into_make_service_with_connect_info::<Operator>();
+    let stop = api.core.stop.clone();
+    let accept = accept(listener, tls, finished, stop.clone());
+    let accepting = tokio::spawn(stop.clone().part("accept loop of the API", accept));
+    let router = super::router(api).into_make_service_with_connect_info::<Operator>();
     let served = axum::serve(Ready { ready, local }, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await;
@@ -131,18 +141,16 @@ impl Connected<IncomingStream<'_, Ready>> for Operator {
 
 /// Hears nobody whose certificate is revoked, also on a connection that was there before.
 pub(super) async fn admitted(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     ConnectInfo(operator): ConnectInfo<Operator>,
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let revoked = hub
-        .blocking(move |hub| match operator.serial {
-            Some(serial) => hub.operators.is_revoked(&serial),
-            None => Ok(true),
-        })
-        .await;
-    let revoked = revoked.map_err(|error| {
+    let answer = blocking(&api, move |api| match operator.serial {
+        Some(serial) => api.operators.is_revoked(&serial),
+        None => Ok(true),
+    });
+    let revoked = answer.await.map_err(|error| {
         let error = attest_common::basics::text::error_chain(&error);
         tracing::error!(reason = "OperatorUnreadable", "An operator was refused: {error}");
         let message = "what the hub keeps of this operator's certificate cannot be read; on the hub's \
@@ -161,12 +169,12 @@ async fn accept(
     listener: TcpListener,
     tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
     finished: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-    hub: Arc<Hub>,
+    stop: Arc<Stop>,
 ) {
-    let handshakes = Crowd::new(API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX);
+    let handshakes = ConnectionLimiter::new(API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX);
     loop {
         let accepted = tokio::select! {
-            () = hub.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, from) = match accepted {
@@ -178,14 +186,14 @@ async fn accept(
             }
         };
         // Without a place the connection is closed: who waits for one would keep others from it.
-        let Some(place) = handshakes.enter(Some(from.ip())) else {
+        let Some(permit) = handshakes.acquire(Some(from.ip())) else {
             tracing::debug!(reason = "Handshakes", from = from.to_string(), "The API is crowded");
             continue;
         };
         let config = tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let finished = finished.clone();
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let _ = stream.set_nodelay(true);
             let handshake = TlsAcceptor::from(config).accept(stream);
             match tokio::time::timeout(API_HANDSHAKE_TIMEOUT, handshake).await {

@@ -5,31 +5,31 @@ use std::sync::Arc;
 use attest_common::basics::keys::PublicKey;
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
-use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 
-use super::{Body, Refusal};
+use super::{Api, Body, Refusal};
+use crate::core::blocking::blocking;
 use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
-use crate::process::hub::Hub;
-use crate::reconcile::queue::credentials;
+use crate::reconcile::repositories::credentials;
 use attest_documents::{
     Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
     Version,
 };
-use attest_supply::source::{Remote, RepositoryUrl, SourceError};
+use attest_runtime::clock::now;
+use attest_supply::source::{Remote, RepositoryUrl};
 
 /// Longest alias of a key in bytes.
 const ALIAS_BYTES_MAX: usize = 253;
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
-pub(super) async fn version(State(hub): State<Arc<Hub>>) -> Json<Version> {
+pub(super) async fn version(State(api): State<Arc<Api>>) -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         protocol: PROTOCOL_VERSION,
-        hub_key_id: hub.signer.public().id().to_string(),
+        hub_key_id: api.core.signer.public().id().to_string(),
     })
 }
 
@@ -43,16 +43,16 @@ fn field(reason: &str, field: &str, message: impl Into<String>) -> Refusal {
 }
 
 pub(super) async fn put_repository(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Body(asked): Body<RepositoryRequest>,
 ) -> Answer<Repository> {
-    let record = hub.blocking(move |hub| add_repository(hub, asked)).await?;
+    let record = blocking(&api, move |api| add_repository(api, asked)).await?;
     Ok(Json(shown(&record)))
 }
 
 /// Tries the credentials before they are kept: for reading, and that they are refused for pushing.
-fn add_repository(hub: &Hub, asked: RepositoryRequest) -> Result<RepositoryRecord, Refusal> {
-    let url = RepositoryUrl::parse(&asked.url, &hub.urls)
+fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecord, Refusal> {
+    let url = RepositoryUrl::parse(&asked.url, &api.repositories.urls)
         .map_err(|error| field(error.reason(), "url", error.to_string()))?;
     let pairs = [
         ("username", asked.username.is_some(), "password", asked.password.is_some()),
@@ -79,12 +79,10 @@ fn add_repository(hub: &Hub, asked: RepositoryRequest) -> Result<RepositoryRecor
         checked_at: Some(now()),
     };
     let remote = Remote { url, credentials: credentials(&record) };
-    match hub.source.poll(&remote, "HEAD", &hub.interrupt) {
-        // A new repository has no HEAD yet.
-        Ok(_) | Err(SourceError::ReferenceNotFound { .. }) => {}
-        Err(error) => return Err(field(error.reason(), "url", error_chain(&error))),
-    }
-    match hub.source.can_push(&remote, &hub.interrupt) {
+    api.repositories
+        .try_to_read(&remote)
+        .map_err(|error| field(error.reason(), "url", error_chain(&error)))?;
+    match api.repositories.can_push(&remote) {
         Ok(true) if !record.allow_push_credential => {
             let message = "the credential may push; who owns the hub must not make CI sign: \
                            give it read access only (or --allow-push-credential)";
@@ -98,8 +96,8 @@ fn add_repository(hub: &Hub, asked: RepositoryRequest) -> Result<RepositoryRecor
         Ok(can_push) => record.can_push = Some(can_push),
         Err(error) => record.problem = Some((error.reason().to_owned(), error_chain(&error))),
     }
-    hub.records.commit("repository", &[records::put(&record)])?;
-    hub.pipeline.wake_all();
+    api.core.records.commit("repository", &[records::put(&record)])?;
+    api.waker.wake_all();
     Ok(record)
 }
 
@@ -135,37 +133,35 @@ fn shown(record: &RepositoryRecord) -> Repository {
     }
 }
 
-pub(super) async fn repositories(State(hub): State<Arc<Hub>>) -> Answer<List<Repository>> {
-    let all: Vec<RepositoryRecord> = hub.blocking(|hub| hub.records.all()).await?;
+pub(super) async fn repositories(State(api): State<Arc<Api>>) -> Answer<List<Repository>> {
+    let all: Vec<RepositoryRecord> = blocking(&api.core, |core| core.records.all()).await?;
     Ok(Json(List::new("Repository", all.iter().map(shown).collect())))
 }
 
 /// Forgets a repository's credentials; its applications go on without any.
 pub(super) async fn delete_repository(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Body(asked): Body<RepositoryRemoval>,
 ) -> Answer<Repository> {
-    let record = hub
-        .blocking(move |hub| {
-            let url = RepositoryUrl::parse(&asked.url, &hub.urls)
-                .map_err(|error| field(error.reason(), "url", error.to_string()))?;
-            let record = hub.records.get::<RepositoryRecord>(url.normalised())?;
-            let record = record.ok_or_else(|| {
-                let message = format!(
-                    "no repository `{url}` was added; `attest gitops repo list` shows those there are"
-                );
-                Refusal::not_found("RepositoryUnknown", message)
-            })?;
-            hub.records.commit("repository", &[records::delete(&record)])?;
-            hub.pipeline.wake_all();
-            Ok::<_, Refusal>(record)
-        })
-        .await?;
-    Ok(Json(shown(&record)))
+    let removing = blocking(&api, move |api| {
+        let url = RepositoryUrl::parse(&asked.url, &api.repositories.urls)
+            .map_err(|error| field(error.reason(), "url", error.to_string()))?;
+        let record = api.core.records.get::<RepositoryRecord>(url.normalised())?;
+        let record = record.ok_or_else(|| {
+            let message = format!(
+                "no repository `{url}` was added; `attest gitops repo list` shows those there are"
+            );
+            Refusal::not_found("RepositoryUnknown", message)
+        })?;
+        api.core.records.commit("repository", &[records::delete(&record)])?;
+        api.waker.wake_all();
+        Ok::<_, Refusal>(record)
+    });
+    Ok(Json(shown(&removing.await?)))
 }
 
 pub(super) async fn put_key(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Body(asked): Body<KeyRequest>,
 ) -> Answer<Key> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
@@ -178,7 +174,7 @@ pub(super) async fn put_key(
         .map_err(|error| field(error.reason(), "publicKey", error.to_string()))?;
     let record = KeyRecord { alias: asked.alias, public_key: key.to_pem() };
     let alias = record.alias.clone();
-    hub.blocking(move |hub| hub.records.commit("key", &[records::put(&record)])).await?;
+    blocking(&api.core, move |core| core.records.commit("key", &[records::put(&record)])).await?;
     Ok(Json(Key { alias, key_id: key.id().to_string() }))
 }
 
@@ -187,25 +183,23 @@ fn shown_key(record: &KeyRecord) -> Option<Key> {
     Some(Key { alias: record.alias.clone(), key_id: key.id().to_string() })
 }
 
-pub(super) async fn keys(State(hub): State<Arc<Hub>>) -> Answer<List<Key>> {
-    let all: Vec<KeyRecord> = hub.blocking(|hub| hub.records.all()).await?;
+pub(super) async fn keys(State(api): State<Arc<Api>>) -> Answer<List<Key>> {
+    let all: Vec<KeyRecord> = blocking(&api.core, |core| core.records.all()).await?;
     Ok(Json(List::new("Key", all.iter().filter_map(shown_key).collect())))
 }
 
 pub(super) async fn delete_key(
-    State(hub): State<Arc<Hub>>,
+    State(api): State<Arc<Api>>,
     Path(alias): Path<String>,
 ) -> Answer<Key> {
-    let key = hub
-        .blocking(move |hub| {
-            let record = hub.records.get::<KeyRecord>(&alias)?;
-            let message = format!(
-                "no key has the alias `{alias}`; `attest gitops key list` shows those there are"
-            );
-            let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
-            hub.records.commit("key", &[records::delete(&record)])?;
-            shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))
-        })
-        .await?;
-    Ok(Json(key))
+    let removing = blocking(&api.core, move |core| {
+        let record = core.records.get::<KeyRecord>(&alias)?;
+        let message = format!(
+            "no key has the alias `{alias}`; `attest gitops key list` shows those there are"
+        );
+        let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
+        core.records.commit("key", &[records::delete(&record)])?;
+        shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))
+    });
+    Ok(Json(removing.await?))
 }

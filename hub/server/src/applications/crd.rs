@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// `apiVersion` of the manifest.
-pub const API_VERSION: &str = "attest.continuu.ms/v1";
+pub(crate) const API_VERSION: &str = "attest.continuu.ms/v1";
 /// `kind` of the manifest.
-pub const APPLICATION_KIND: &str = "AttestApplication";
+pub(crate) const APPLICATION_KIND: &str = "AttestApplication";
 
 /// The whole manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Manifest {
+pub(crate) struct Manifest {
     pub api_version: String,
     pub kind: String,
     pub metadata: Metadata,
@@ -26,7 +26,7 @@ pub struct Manifest {
 /// The part of `metadata` that people write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Metadata {
+pub(crate) struct Metadata {
     pub name: String,
     pub namespace: Option<String>,
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct Metadata {
 /// `spec`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Spec {
+pub(crate) struct Spec {
     pub source: Source,
     pub destination: Option<Destination>,
     pub destinations: Option<Vec<Destination>>,
@@ -54,7 +54,7 @@ pub struct Spec {
 /// `spec.source`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Source {
+pub(crate) struct Source {
     #[serde(alias = "repoURL")]
     pub repo_url: String,
     pub target_revision: Option<String>,
@@ -64,7 +64,7 @@ pub struct Source {
 /// Where the application runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Destination {
+pub(crate) struct Destination {
     pub cluster: Option<String>,
     pub namespace: String,
     pub path: Option<String>,
@@ -73,7 +73,7 @@ pub struct Destination {
 /// `spec.verification`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Verification {
+pub(crate) struct Verification {
     pub enabled: Option<bool>,
     pub trusted_keys: Option<Vec<String>>,
     pub policy: Option<String>,
@@ -90,7 +90,7 @@ pub struct Verification {
 /// Which attestations are asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct ReceiptVerification {
+pub(crate) struct ReceiptVerification {
     pub required: Option<bool>,
     #[serde(alias = "required_attestations")]
     pub required_attestations: Option<Vec<String>>,
@@ -99,7 +99,7 @@ pub struct ReceiptVerification {
 /// `spec.syncPolicy`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct SyncPolicy {
+pub(crate) struct SyncPolicy {
     pub automated: Option<Automated>,
     #[serde(default)]
     pub sync_options: Vec<String>,
@@ -108,7 +108,7 @@ pub struct SyncPolicy {
 /// `spec.syncPolicy.automated`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Automated {
+pub(crate) struct Automated {
     #[serde(default)]
     pub prune: bool,
     #[serde(default, alias = "selfheal")]

@@ -18,17 +18,17 @@ use super::crd::{self, API_VERSION, APPLICATION_KIND, Manifest};
 use crate::core::store::records::{Application, Destination};
 
 /// Most destinations of one application.
-pub const DESTINATIONS_MAX: usize = 1_024;
+pub(crate) const DESTINATIONS_MAX: usize = 1_024;
 /// Most entries of `trustedKeys`.
-pub const TRUSTED_KEYS_MAX: usize = 64;
+pub(crate) const TRUSTED_KEYS_MAX: usize = 64;
 /// `metadata.namespace` of a manifest without one.
-pub const NAMESPACE_DEFAULT: &str = "default";
+pub(crate) const NAMESPACE_DEFAULT: &str = "default";
 /// `targetRevision` of a manifest without one.
-pub const REVISION_DEFAULT: &str = "HEAD";
+pub(crate) const REVISION_DEFAULT: &str = "HEAD";
 
 /// What the hub knows and a manifest may refer to.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub(crate) struct Known {
     /// Names of registered clusters.
     pub clusters: BTreeSet<Name>,
     pub default_cluster: Option<Name>,
@@ -40,7 +40,7 @@ pub struct Known {
 /// Why a manifest is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
-pub struct LowerError {
+pub(crate) struct LowerError {
     pub reason: &'static str,
     /// Path such as `spec.verification.trustedKeys[0]`.
     pub field: String,
@@ -53,7 +53,7 @@ impl LowerError {
     }
 
     /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         self.reason
     }
 }
@@ -62,7 +62,7 @@ impl LowerError {
 ///
 /// # Errors
 /// [`LowerError`] naming the first field that is wrong.
-pub fn lower(manifest: &Value, known: &Known) -> Result<Application, LowerError> {
+pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, LowerError> {
     check_type(manifest)?;
     let written: Manifest = serde_path_to_error::deserialize(manifest).map_err(|error| {
         let message = error.inner().to_string();

@@ -7,7 +7,7 @@ use attest_common::basics::ids::{ClusterId, Name};
 
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
-use crate::core::store::records::{ClusterRecord, ClusterState, Records};
+use crate::core::store::records::{Application, ClusterRecord, ClusterState, Destination, Records};
 
 #[derive(Debug, Default)]
 struct State {
@@ -27,7 +27,7 @@ pub struct Directory {
 /// The right to change clusters. Whoever reads a record to replace it holds this until the change is
 /// durable and noted: two changes cannot undo each other, neither in the store nor here.
 #[derive(Debug)]
-pub struct Writing<'a> {
+pub struct WriteGuard<'a> {
     directory: &'a Directory,
     _alone: MutexGuard<'a, ()>,
 }
@@ -39,22 +39,22 @@ impl Directory {
     /// When the store cannot be read.
     pub fn load(records: &Records) -> Result<Self, StoreError> {
         let directory = Self::default();
-        let writing = directory.writing();
+        let guard = directory.write();
         for record in records.all::<ClusterRecord>()? {
-            writing.note(&record);
+            guard.note(&record);
         }
-        drop(writing);
+        drop(guard);
         Ok(directory)
     }
 
     /// Waits until nobody else changes clusters. Blocks.
-    pub fn writing(&self) -> Writing<'_> {
+    pub fn write(&self) -> WriteGuard<'_> {
         let alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        Writing { directory: self, _alone: alone }
+        WriteGuard { directory: self, _alone: alone }
     }
 
     /// True for a cluster that was revoked and then removed.
-    pub fn is_banned(&self, id: &ClusterId) -> bool {
+    pub(crate) fn is_banned(&self, id: &ClusterId) -> bool {
         self.state.read().unwrap_or_else(PoisonError::into_inner).banned.contains(id)
     }
 
@@ -83,18 +83,27 @@ impl Directory {
         state.by_id.values().cloned().collect()
     }
 
+    /// Where an application is to run: those of its destinations whose cluster is registered.
+    pub fn places(&self, application: &Application) -> BTreeSet<(ClusterId, Name)> {
+        let place = |destination: &Destination| {
+            let cluster = self.named(&destination.cluster)?;
+            Some((cluster.id.clone(), destination.namespace.clone()))
+        };
+        application.destinations.iter().filter_map(place).collect()
+    }
+
     /// True when the cluster is registered and not revoked.
-    pub fn is_living(&self, id: &ClusterId) -> bool {
+    pub(crate) fn is_living(&self, id: &ClusterId) -> bool {
         self.get(id).is_some_and(|record| record.state != ClusterState::Revoked)
     }
 
     /// The name that people know a cluster by; its id when it is no longer registered.
-    pub fn name_of(&self, id: &ClusterId) -> String {
+    pub(crate) fn name_of(&self, id: &ClusterId) -> String {
         self.get(id).map_or_else(|| id.to_string(), |record| record.name.to_string())
     }
 
     /// Counts clusters for the metrics.
-    pub fn measure(&self, metrics: &Metrics) {
+    pub(crate) fn measure(&self, metrics: &Metrics) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
             let count = state.by_id.values().filter(|record| record.state == word).count();
@@ -104,7 +113,7 @@ impl Directory {
     }
 }
 
-impl Writing<'_> {
+impl WriteGuard<'_> {
     /// Takes note of a record that is durable.
     pub fn note(&self, record: &ClusterRecord) {
         let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);

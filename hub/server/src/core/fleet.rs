@@ -10,20 +10,21 @@ use std::time::{Duration, Instant};
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::session::report::Phase;
-use attest_runtime::clock::now;
 use tokio::sync::Notify;
 
+use super::position::{ReportedPolicy, SpokePosition, is_overtaken};
 use crate::core::store::StoreError;
 use crate::core::store::records::{
     CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
 };
-use crate::reconcile::planner::{Held, Hint, is_overtaken};
+use attest_runtime::clock::now;
 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
-pub const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Delay before a failed push is repeated on the same connection.
-pub const PUSH_RETRY: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
+pub(crate) const PUSH_RETRY: Backoff =
+    Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
 
 /// A connected spoke.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ struct Session {
     connection: quinn::Connection,
     wake: Arc<Notify>,
     /// What the spoke durably holds.
-    held: BTreeMap<DestinationKey, Held>,
+    held: BTreeMap<DestinationKey, SpokePosition>,
     /// What was sent on this connection.
     pushed: BTreeMap<DestinationKey, Pushed>,
     /// Pushes that failed, since one of that destination arrived.
@@ -58,7 +59,7 @@ struct State {
     /// Which destinations have heads, by application.
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
-    hints: BTreeMap<ClusterId, Arc<Hint>>,
+    hints: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
     session_number: u64,
 }
 
@@ -89,6 +90,16 @@ pub struct Fleet {
     blobs: Mutex<Blobs>,
 }
 
+/// A session that has just begun.
+#[derive(Debug)]
+pub struct Connected {
+    pub number: u64,
+    /// Notified when there is something to send.
+    pub wake: Arc<Notify>,
+    /// The connection of the same cluster that this session replaces.
+    pub replaced: Option<quinn::Connection>,
+}
+
 /// A directive that a session has not been sent yet.
 #[derive(Clone, Debug)]
 pub struct Pending {
@@ -116,7 +127,7 @@ impl Fleet {
         for record in records.all::<PolicyRecord>()? {
             // A hint that this version cannot use is asked for again at the next connection.
             if let Ok(policy) = record.spec.load() {
-                let hint = Hint { spec: record.spec, policy };
+                let hint = ReportedPolicy { spec: record.spec, policy };
                 state.hints.insert(record.cluster, Arc::new(hint));
             }
         }
@@ -127,14 +138,14 @@ impl Fleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A spoke has introduced itself. An older connection of the same cluster is closed.
-    /// Returns the session's number and what wakes it.
+    /// Registers the session of a spoke that has introduced itself. The caller closes the connection that it
+    /// replaces.
     pub fn connect(
         &self,
         cluster: &ClusterId,
         connection: quinn::Connection,
-        held: BTreeMap<DestinationKey, Held>,
-    ) -> (u64, Arc<Notify>) {
+        held: BTreeMap<DestinationKey, SpokePosition>,
+    ) -> Connected {
         let mut state = self.state();
         state.session_number += 1;
         let number = state.session_number;
@@ -149,14 +160,12 @@ impl Fleet {
             has: BTreeSet::new(),
             accounted: BTreeSet::new(),
         };
-        if let Some(former) = state.sessions.insert(cluster.clone(), session) {
-            former.connection.close(crate::spokes::CLOSE_REPLACED, b"Replaced");
-        }
-        (number, wake)
+        let replaced = state.sessions.insert(cluster.clone(), session);
+        Connected { number, wake, replaced: replaced.map(|former| former.connection) }
     }
 
     /// A session is over. Nothing happens when a newer one has taken its place.
-    pub fn disconnect(&self, cluster: &ClusterId, number: u64) {
+    pub(crate) fn disconnect(&self, cluster: &ClusterId, number: u64) {
         let mut state = self.state();
         if state.sessions.get(cluster).is_some_and(|session| session.number == number) {
             state.sessions.remove(cluster);
@@ -181,7 +190,7 @@ impl Fleet {
 
     /// Whether a spoke is connected, and how long ago it was last heard of. One that is connected is heard
     /// all the time: its connection ends when it is not. After a start of the hub, the last stored report counts.
-    pub fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
+    pub(crate) fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
         let state = self.state();
         if state.sessions.contains_key(cluster) {
             return (true, Some(Duration::ZERO));
@@ -198,20 +207,20 @@ impl Fleet {
     }
 
     /// What is known of a destination's spoke: `None` while it is not connected.
-    pub fn held(&self, destination: &DestinationKey) -> Option<Held> {
+    pub fn held(&self, destination: &DestinationKey) -> Option<SpokePosition> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
-        let none = Held { epoch: 0, sequence: 0, digest: None };
+        let none = SpokePosition { epoch: 0, sequence: 0, digest: None };
         Some(session.held.get(destination).copied().unwrap_or(none))
     }
 
     /// The policy that a cluster said it has.
-    pub fn hint(&self, cluster: &ClusterId) -> Option<Arc<Hint>> {
+    pub fn hint(&self, cluster: &ClusterId) -> Option<Arc<ReportedPolicy>> {
         self.state().hints.get(cluster).cloned()
     }
 
     /// Keeps the policy that a cluster said it has.
-    pub fn set_hint(&self, cluster: &ClusterId, hint: Hint) {
+    pub(crate) fn set_hint(&self, cluster: &ClusterId, hint: ReportedPolicy) {
         self.state().hints.insert(cluster.clone(), Arc::new(hint));
     }
 
@@ -228,7 +237,7 @@ impl Fleet {
     }
 
     /// The newest ledger entries of an application.
-    pub fn heads_for(&self, application: &Name) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
+    pub(crate) fn heads_for(&self, application: &Name) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
         let state = self.state();
         let places = state.places.get(application).into_iter().flatten();
         places
@@ -240,7 +249,7 @@ impl Fleet {
     /// Takes note of appended entries and wakes the spokes concerned. True when a spoke has said in the
     /// meantime that it holds more than the entry is above of: it must be said once more.
     #[must_use]
-    pub fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) -> bool {
+    pub(crate) fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) -> bool {
         let mut state = self.state();
         let mut overtaken = false;
         for (destination, entry) in entries {
@@ -299,7 +308,12 @@ impl Fleet {
     }
 
     /// Takes note that a directive is on its way, and says which of `blobs` must go with it.
-    pub fn begin_push(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
+    pub(crate) fn begin_push(
+        &self,
+        number: u64,
+        pending: &Pending,
+        blobs: &[Digest],
+    ) -> Vec<Digest> {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
         let Some(session) = session.filter(|session| session.number == number) else {
@@ -311,7 +325,7 @@ impl Fleet {
     }
 
     /// A push of session `number` arrived whole.
-    pub fn push_arrived(&self, number: u64, pending: &Pending) {
+    pub(crate) fn push_arrived(&self, number: u64, pending: &Pending) {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
         if let Some(session) = session.filter(|session| session.number == number) {
@@ -321,7 +335,12 @@ impl Fleet {
 
     /// A push of session `number` did not arrive: neither its directive nor its blobs count as sent. How
     /// long to wait before [`Fleet::push_may_be_repeated`]; `None` when a newer session took its place.
-    pub fn push_failed(&self, number: u64, pending: &Pending, sent: &[Digest]) -> Option<Duration> {
+    pub(crate) fn push_failed(
+        &self,
+        number: u64,
+        pending: &Pending,
+        sent: &[Digest],
+    ) -> Option<Duration> {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
         let session = session.filter(|session| session.number == number)?;
@@ -335,7 +354,7 @@ impl Fleet {
     }
 
     /// The wait after a push that failed is over: what was to be sent is sent again.
-    pub fn push_may_be_repeated(&self, number: u64, pending: &Pending) {
+    pub(crate) fn push_may_be_repeated(&self, number: u64, pending: &Pending) {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
         if let Some(session) = session.filter(|session| session.number == number) {
@@ -348,7 +367,11 @@ impl Fleet {
     }
 
     /// The spoke has these blobs of a destination already.
-    pub fn spoke_has(&self, destination: &DestinationKey, blobs: impl IntoIterator<Item = Digest>) {
+    pub(crate) fn spoke_has(
+        &self,
+        destination: &DestinationKey,
+        blobs: impl IntoIterator<Item = Digest>,
+    ) {
         if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             session.has.extend(blobs);
             session.accounted.insert(destination.clone());
@@ -356,7 +379,7 @@ impl Fleet {
     }
 
     /// The spoke lacks these blobs after all; the destination's directive is sent again with them.
-    pub fn spoke_lacks(&self, destination: &DestinationKey, blobs: &[Digest]) {
+    pub(crate) fn spoke_lacks(&self, destination: &DestinationKey, blobs: &[Digest]) {
         if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             blobs.iter().for_each(|digest| {
                 session.has.remove(digest);
@@ -369,7 +392,7 @@ impl Fleet {
     }
 
     /// Sends the newest directive of a destination once more, whatever was sent before.
-    pub fn push_again(&self, destination: &DestinationKey) {
+    pub(crate) fn push_again(&self, destination: &DestinationKey) {
         if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             session.pushed.remove(destination);
             session.held.remove(destination);
@@ -378,7 +401,7 @@ impl Fleet {
     }
 
     /// Since when the directive with this sequence is on its way.
-    pub fn pushed_at(&self, destination: &DestinationKey, sequence: u64) -> Option<Instant> {
+    pub(crate) fn pushed_at(&self, destination: &DestinationKey, sequence: u64) -> Option<Instant> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
         let pushed = session.pushed.get(destination)?;
@@ -391,7 +414,7 @@ impl Fleet {
     }
 
     /// Takes note of a report that is durable.
-    pub fn set_report(&self, record: ReportRecord) {
+    pub(crate) fn set_report(&self, record: ReportRecord) {
         let mut state = self.state();
         let destination = record.destination();
         let report = &record.report;
@@ -406,14 +429,16 @@ impl Fleet {
             let held = session.held.get(&destination).map_or(0, |held| held.sequence);
             if sequence > held {
                 let epoch = report.epoch.unwrap_or(0).min(head.epoch);
-                session.held.insert(destination.clone(), Held { epoch, sequence, digest: None });
+                session
+                    .held
+                    .insert(destination.clone(), SpokePosition { epoch, sequence, digest: None });
             }
         }
         state.reports.insert(destination, Arc::new(record));
     }
 
     /// Drops what is known of a destination that no application has any more.
-    pub fn forget_destination(&self, destination: &DestinationKey) {
+    pub(crate) fn forget_destination(&self, destination: &DestinationKey) {
         let mut state = self.state();
         state.reports.remove(destination);
         if let Some(heads) = state.heads.get_mut(&destination.cluster) {
@@ -446,7 +471,7 @@ impl Fleet {
     }
 
     /// A blob that memory has.
-    pub fn kept_blob(&self, digest: &Digest) -> Option<CompressedBlob> {
+    pub(crate) fn kept_blob(&self, digest: &Digest) -> Option<CompressedBlob> {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         blobs.turn += 1;
         let turn = blobs.turn;
@@ -456,7 +481,7 @@ impl Fleet {
     }
 
     /// Keeps a blob in memory, in place of the one that was not used for longest.
-    pub fn keep_blob(&self, blob: CompressedBlob) {
+    pub(crate) fn keep_blob(&self, blob: CompressedBlob) {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         if blob.data.len() > BLOB_CACHE_BYTES_MAX / 4 {
             return;

@@ -1,4 +1,4 @@
-//! Who may be served before anybody knows who it is: so many at once, and so many of one address. Counts, serves nobody.
+//! Limits unauthenticated connections, in total and per address.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,7 +9,7 @@ const IPV6_OWN_BITS: u32 = 64;
 
 /// A bounded number of places, of which one address gets only some.
 #[derive(Debug)]
-pub(crate) struct Crowd {
+pub(crate) struct ConnectionLimiter {
     places_max: usize,
     places_per_address_max: usize,
     taken: Mutex<Taken>,
@@ -23,12 +23,12 @@ struct Taken {
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    crowd: Arc<Crowd>,
+pub(crate) struct Permit {
+    limiter: Arc<ConnectionLimiter>,
     address: Option<IpAddr>,
 }
 
-impl Crowd {
+impl ConnectionLimiter {
     pub(crate) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
         Arc::new(Self { places_max, places_per_address_max, taken: Mutex::default() })
     }
@@ -39,13 +39,13 @@ impl Crowd {
 
     /// True when fewer than half of the places are free: from now on an address must be proven, so that
     /// datagrams with forged senders take half of the places at most.
-    pub(crate) fn is_crowded(&self) -> bool {
+    pub(crate) fn requires_address_validation(&self) -> bool {
         self.taken().all.saturating_mul(2) > self.places_max
     }
 
     /// A place, unless there is none. An address is counted only when it is `proven`: nobody takes places
     /// in the name of another.
-    pub(crate) fn enter(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Place> {
+    pub(crate) fn acquire(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Permit> {
         let address = proven.map(network);
         let mut taken = self.taken();
         if taken.all >= self.places_max {
@@ -60,13 +60,13 @@ impl Crowd {
         }
         taken.all += 1;
         drop(taken);
-        Some(Place { crowd: self.clone(), address })
+        Some(Permit { limiter: self.clone(), address })
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.crowd.taken();
+        let mut taken = self.limiter.taken();
         taken.all = taken.all.saturating_sub(1);
         let Some(address) = self.address else { return };
         let left = taken.by_address.get_mut(&address).map(|count| {
@@ -95,23 +95,23 @@ mod tests {
 
     #[test]
     fn one_address_gets_some_of_the_places_and_nobody_takes_them_in_its_name() {
-        let crowd = Crowd::new(8, 2);
+        let limiter = ConnectionLimiter::new(8, 2);
         let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
 
-        let forged: Vec<_> = (0..4).map(|_| crowd.enter(None).unwrap()).collect();
-        assert!(!crowd.is_crowded());
-        let first = crowd.enter(at("2001:db8::1")).unwrap();
-        assert!(crowd.is_crowded());
-        let second = crowd.enter(at("2001:db8::ffff")).unwrap();
-        assert!(crowd.enter(at("2001:db8::2")).is_none(), "the same network");
-        let third = crowd.enter(at("192.0.2.1")).unwrap();
-        let fourth = crowd.enter(at("::ffff:192.0.2.1")).unwrap();
-        assert!(crowd.enter(at("192.0.2.2")).is_none(), "all places are taken");
+        let forged: Vec<_> = (0..4).map(|_| limiter.acquire(None).unwrap()).collect();
+        assert!(!limiter.requires_address_validation());
+        let first = limiter.acquire(at("2001:db8::1")).unwrap();
+        assert!(limiter.requires_address_validation());
+        let second = limiter.acquire(at("2001:db8::ffff")).unwrap();
+        assert!(limiter.acquire(at("2001:db8::2")).is_none(), "the same network");
+        let third = limiter.acquire(at("192.0.2.1")).unwrap();
+        let fourth = limiter.acquire(at("::ffff:192.0.2.1")).unwrap();
+        assert!(limiter.acquire(at("192.0.2.2")).is_none(), "all places are taken");
         drop((forged, second, third, fourth));
 
-        assert!(!crowd.is_crowded());
-        assert!(crowd.enter(at("2001:db8::2")).is_some());
+        assert!(!limiter.requires_address_validation());
+        assert!(limiter.acquire(at("2001:db8::2")).is_some());
         drop(first);
-        assert!(crowd.taken().by_address.is_empty() && crowd.taken().all == 0);
+        assert!(limiter.taken().by_address.is_empty() && limiter.taken().all == 0);
     }
 }

@@ -7,7 +7,7 @@ use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// Most different reasons that one metric shows; further ones are counted as `Other`.
-pub const REASONS_MAX: usize = 64;
+pub(crate) const REASONS_MAX: usize = 64;
 
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];

@@ -9,10 +9,10 @@ pub mod records;
 
 use std::path::Path;
 
-pub use file::{CACHE_BYTES_MAX, LEDGER_ENTRIES_MAX, RedbStore};
+pub use file::RedbStore;
 
 /// Longest key of a table in bytes.
-pub const KEY_BYTES_MAX: usize = 4096;
+pub(crate) const KEY_BYTES_MAX: usize = 4096;
 
 /// What is kept beside the ledgers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

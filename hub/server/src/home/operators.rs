@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{HomeError, file_error, read};
 
 /// Most certificates that are listed.
-pub const OPERATORS_MAX: usize = 10_000;
+pub(crate) const OPERATORS_MAX: usize = 10_000;
 /// Longest serial number in hexadecimal digits.
 const SERIAL_DIGITS_MAX: usize = 40;
 /// Stands for the name of one that was never noted here.

@@ -11,9 +11,9 @@ use crate::home::HOME_VARIABLE;
 use attest_supply::source::UrlPolicy;
 
 /// How often a repository is asked what its revision is, unless told otherwise, in milliseconds.
-pub const POLL_INTERVAL_DEFAULT_MS: u64 = 30_000;
+pub(crate) const POLL_INTERVAL_DEFAULT_MS: u64 = 30_000;
 /// Shortest interval that is accepted, in milliseconds.
-pub const POLL_INTERVAL_MIN_MS: u64 = 100;
+pub(crate) const POLL_INTERVAL_MIN_MS: u64 = 100;
 
 /// The hub of an ATTEST fleet.
 #[derive(Clone, Debug, Parser)]
@@ -57,7 +57,7 @@ impl Options {
     }
 
     /// How often each repository is asked for news.
-    pub fn poll_interval(&self) -> Duration {
+    pub(crate) fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.poll_interval_ms)
     }
 }

@@ -1,4 +1,4 @@
-//! The whole hub: opens the home and every door, and runs until it is told to end.
+//! The whole hub: opens the home and every listener, and runs until it ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,14 +10,17 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::parts::{self, Parts, Settings, StartError};
 use crate::api::{self, ApiError};
+use crate::core::Core;
+use crate::core::blocking::blocking;
+use crate::core::stop::Stop;
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, TokenRecord};
 use crate::home::{self, Home, HomeError};
 use crate::process::config::Options;
-use crate::process::hub::{Hub, Settings, StartError};
-use crate::reconcile::queue;
-use crate::spokes::{self, Door, LinkError};
+use crate::spokes::LinkError;
+use crate::spokes::listener::{self, SpokeListener};
 use attest_supply::render::Kustomize;
 
 /// How often the hub looks whether its own certificate nears its end.
@@ -34,10 +37,10 @@ pub struct Addresses {
     pub metrics: SocketAddr,
 }
 
-/// A hub whose doors are open.
+/// A hub that listens on all of its addresses.
 #[derive(Debug)]
 pub struct Running {
-    pub hub: Arc<Hub>,
+    pub core: Arc<Core>,
     pub addresses: Addresses,
     tasks: JoinSet<()>,
 }
@@ -56,49 +59,52 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         kustomize: Kustomize::find(std::env::var_os("PATH").as_deref()),
     };
     // Before the store is opened: a hub that cannot listen begins no epoch.
-    let spokes = spokes::bind(options.listen_spokes.0)?;
+    let spokes = listener::bind(options.listen_spokes.0)?;
     let api = api::bind(options.listen_api.0).await?;
     let health = probes::bind("--listen-health", options.listen_health).await?;
     let metrics = probes::bind("--listen-metrics", options.listen_metrics).await?;
     let directory = options.home.clone();
-    let hub = tokio::task::spawn_blocking(move || Hub::start(home, settings))
+    let parts = tokio::task::spawn_blocking(move || parts::start(home, settings))
         .await
         .map_err(|_| RunError::Ended)??;
-    let door = Arc::new(Door::open(hub.clone(), &tls, spokes)?);
-    let api = api::listen(hub.clone(), &tls, api)?;
+    let Parts { core, waker, reconciler, registration, api: state } = parts;
+    let opened = SpokeListener::open(core.clone(), waker.clone(), registration, &tls, spokes)?;
+    let spokes = Arc::new(opened);
+    let api = api::listen(state, &tls, api)?;
     let local = |address: std::io::Result<SocketAddr>| address.map_err(RunError::Socket);
     let addresses = Addresses {
         api: local(api.address())?,
-        spokes: door.address()?,
+        spokes: spokes.address()?,
         health: local(health.local_addr())?,
         metrics: local(metrics.local_addr())?,
     };
     let text = serde_json::to_vec_pretty(&addresses).unwrap_or_default();
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;
 
-    let known: Vec<ApplicationRecord> = hub.blocking(|hub| hub.records.all()).await?;
+    let known: Vec<ApplicationRecord> = blocking(&core, |core| core.records.all()).await?;
     for record in &known {
-        hub.pipeline.begin(record.application.name.as_str());
+        waker.begin(record.application.name.as_str());
     }
-    hub.directory.measure(&hub.metrics);
+    core.directory.measure(&core.metrics);
     let mut tasks = JoinSet::new();
-    let renewal = renew_certificate(hub.clone(), directory, door.clone(), api.certificate());
-    tasks.spawn(hub.clone().part("certificate renewal", renewal));
-    tasks.spawn(hub.clone().part("door for spokes", async move { door.serve().await }));
-    tasks.spawn(hub.clone().part("pipeline", queue::run(hub.clone())));
-    tasks.spawn(serving("API", hub.clone(), api::serve(api)));
-    tasks.spawn(hub.clone().part("health", serve_status(hub.clone(), health)));
-    tasks.spawn(hub.clone().part("metrics", serve_metrics(hub.clone(), metrics)));
+    let stop = &core.stop;
+    let renewal = renew_certificate(core.clone(), directory, spokes.clone(), api.certificate());
+    tasks.spawn(stop.clone().part("certificate renewal", renewal));
+    tasks.spawn(stop.clone().part("door for spokes", async move { spokes.serve().await }));
+    tasks.spawn(stop.clone().part("pipeline", reconciler.run()));
+    tasks.spawn(serving("API", stop.clone(), api::serve(api)));
+    tasks.spawn(stop.clone().part("health", serve_status(core.clone(), health)));
+    tasks.spawn(stop.clone().part("metrics", serve_metrics(core.clone(), metrics)));
     tracing::info!(
         target: "attest_gitops::controller",
         api = addresses.api.to_string(),
         spokes = addresses.spokes.to_string(),
         health = addresses.health.to_string(),
         metrics = addresses.metrics.to_string(),
-        epoch = hub.epoch(),
+        epoch = core.epoch.current(),
         "Listening"
     );
-    Ok(Running { hub, addresses, tasks })
+    Ok(Running { core, addresses, tasks })
 }
 
 impl Running {
@@ -107,8 +113,8 @@ impl Running {
     /// # Errors
     /// [`RunError::Part`] when a part of it had died, which ended the hub.
     pub async fn end(mut self) -> Result<(), RunError> {
-        let failed = self.hub.failed_part();
-        self.hub.end();
+        let failed = self.core.stop.failed_part();
+        self.core.stop.end();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
             self.tasks.abort_all();
@@ -119,7 +125,7 @@ impl Running {
 
 async fn serving(
     what: &'static str,
-    hub: Arc<Hub>,
+    stop: Arc<Stop>,
     serves: impl Future<Output = std::io::Result<()>>,
 ) {
     let served = async {
@@ -127,48 +133,48 @@ async fn serving(
             tracing::error!(reason = "ServeFailed", "The {what} address is not served: {error}");
         }
     };
-    hub.part(what, served).await;
+    stop.part(what, served).await;
 }
 
 /// Serves `/health` and `/ready` until the hub ends.
-async fn serve_status(hub: Arc<Hub>, listener: TcpListener) {
-    let stop = hub.stop.clone();
-    let served = probes::serve_status(listener, move || ready(hub.clone()));
+async fn serve_status(core: Arc<Core>, listener: TcpListener) {
+    let stop = core.stop.token();
+    let served = probes::serve_status(listener, move || ready(core.clone()));
     stop.run_until_cancelled(served).await;
 }
 
 /// Ready while what is durable can be read.
-async fn ready(hub: Arc<Hub>) -> Result<(), String> {
-    if hub.stop.is_cancelled() {
+async fn ready(core: Arc<Core>) -> Result<(), String> {
+    if core.stop.is_cancelled() {
         return Err("the hub is ending".to_owned());
     }
-    let read = hub.blocking(|hub| hub.records.get::<TokenRecord>("")).await;
+    let read = blocking(&core, |core| core.records.get::<TokenRecord>("")).await;
     read.map(drop).map_err(|error| error.to_string())
 }
 
 /// Serves `/metrics` until the hub ends.
-async fn serve_metrics(hub: Arc<Hub>, listener: TcpListener) {
-    let stop = hub.stop.clone();
-    let served = probes::serve_metrics(listener, move || hub.metrics.text());
+async fn serve_metrics(core: Arc<Core>, listener: TcpListener) {
+    let stop = core.stop.token();
+    let served = probes::serve_metrics(listener, move || core.metrics.text());
     stop.run_until_cancelled(served).await;
 }
 
-/// The hub's own certificate is replaced while it runs, at both doors.
+/// The hub's own certificate is replaced while it runs, at both listeners.
 async fn renew_certificate(
-    hub: Arc<Hub>,
+    core: Arc<Core>,
     directory: std::path::PathBuf,
-    door: Arc<Door>,
+    spokes: Arc<SpokeListener>,
     api: api::Certificate,
 ) {
     loop {
         tokio::select! {
-            () = hub.stop.cancelled() => return,
+            () = core.stop.cancelled() => return,
             () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
         }
         let directory = directory.clone();
-        let home: Result<Home, HomeError> = hub.blocking(move |_| home::open(&directory)).await;
+        let home: Result<Home, HomeError> = blocking(&core, move |_| home::open(&directory)).await;
         let changed = match home {
-            Ok(home) => door
+            Ok(home) => spokes
                 .set_certificate(&home.tls)
                 .map_err(|error| error.to_string())
                 .and_then(|()| api.set(&home.tls).map_err(|error| error.to_string())),

@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::reconcile::planner::Waiting;
+use super::queue::JITTER_PERCENT;
+use crate::applications::view::Waiting;
 use attest_supply::source::{Remote, Resolved};
 
 /// How long an answer is shared, as a share of the interval between polls. More than the jitter, so that applications
 /// that were answered together ask together again.
 pub(super) const SHARED_PERCENT_MAX: u32 = 25;
+
+const _: () = assert!(JITTER_PERCENT < SHARED_PERCENT_MAX);
 
 /// The newest answers, by address and revision; none is kept for longer than it is shared.
 #[derive(Debug)]

@@ -3,8 +3,7 @@
 //! The hub judges by the policy that the spoke said it has, with the code the spoke uses. What it
 //! decides is a proposal: the spoke judges again by the policy it really has.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use attest_common::basics::envelope::{self, STATEMENT_TYPE};
 use attest_common::basics::ids::{DestinationKey, Digest, Timestamp};
@@ -13,131 +12,32 @@ use attest_common::basics::terms::Role;
 use attest_common::basics::text;
 use attest_common::documents::manifest::{self, Object};
 use attest_common::documents::plan::{ContentBlob, Operation, Plan, SignedBlob, Strategy};
-use attest_common::documents::release::{self, RELEASE_TYPE, RENDERING_TYPE, Release, Render};
-use attest_common::documents::statement::Statement;
+use attest_common::documents::release::{self, RENDERING_TYPE, Render};
 use attest_common::objects::difference;
 use attest_common::objects::kinds::Kinds;
-use attest_common::trust::policy::{self, Policy};
-use attest_common::verify::{
-    self, Admitted, Ages, DestinationContext, Material, Verified, VerifyError,
-};
+use attest_common::verify::{self, Admitted, Ages, DestinationContext, Material, Verified};
+use bytes::Bytes;
 
+use super::evidence::{Candidate, Evidence};
+use crate::applications::view::{Rendered, Waiting};
+use crate::core::position::{ReportedPolicy, SpokePosition, needs_reissue};
 use crate::core::store::records::{Application, LedgerEntry, Planned};
 
-/// Most release statements of one application that are looked at.
-pub const STATEMENTS_MAX: usize = 256;
-/// Most receipts of one application that are looked at.
-pub const RECEIPTS_MAX: usize = 2_048;
-/// Newest release statements that are remembered although no rendering is theirs.
-pub const NEWEST_KEPT_MAX: usize = 8;
-/// How far a spoke's epoch may be ahead of this hub's: starts between a backup and the loss. One that
-/// claims more is not believed; a lie costs this many of the 2^63 there are.
-pub const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
-/// How far a spoke's sequence may be ahead of its ledger: directives between a backup and the loss.
-pub const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 /// Most differences named in one message.
-pub const DIFFERENCES_NAMED_MAX: usize = 3;
-
-/// What a commit says about one application, read once for all destinations.
-#[derive(Clone, Debug, Default)]
-pub struct Evidence {
-    /// Release statements that nobody has verified, highest counter first.
-    pub statements: Vec<Candidate>,
-    /// Receipts by what they say, unverified.
-    pub receipts: BTreeMap<Digest, Vec<u8>>,
-    /// Committed renderings by the name of their render.
-    pub renderings: BTreeMap<String, Vec<u8>>,
-}
-
-/// A release statement, not verified.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    pub envelope: Vec<u8>,
-    pub statement: Statement,
-    pub release: Release,
-}
-
-impl Evidence {
-    /// Sorts the files of an application's `.attest` directories by what they are.
-    pub fn read<'a>(
-        receipts: impl Iterator<Item = &'a [u8]>,
-        renderings: impl Iterator<Item = (String, Vec<u8>)>,
-    ) -> Self {
-        let mut evidence = Self { renderings: renderings.collect(), ..Self::default() };
-        for file in receipts {
-            let Some((payload, _)) = envelope::peek(file, STATEMENT_TYPE) else { continue };
-            let Ok(statement) = Statement::read(&payload) else { continue };
-            if statement.predicate_type != RELEASE_TYPE {
-                if evidence.receipts.len() < RECEIPTS_MAX {
-                    let id = envelope::id_of(STATEMENT_TYPE, &payload);
-                    evidence.receipts.insert(id, file.to_vec());
-                }
-                continue;
-            }
-            let Ok(release) = Release::read(&statement) else { continue };
-            evidence.statements.push(Candidate { envelope: file.to_vec(), statement, release });
-        }
-        evidence.statements.sort_by_key(|s| std::cmp::Reverse(s.release.counter));
-        evidence.statements.truncate(STATEMENTS_MAX);
-        evidence
-    }
-
-    /// What can still matter while the commit renders to `renderings`: releases with one of them, the
-    /// newest ones, and their receipts. A long history costs no memory.
-    pub fn kept_for(mut self, renderings: &BTreeSet<Digest>) -> Self {
-        let mut newest = 0..NEWEST_KEPT_MAX;
-        self.statements.retain(|candidate| {
-            let has = |render| {
-                release::content_digest(&candidate.statement, render)
-                    .is_some_and(|digest| renderings.contains(&digest))
-            };
-            newest.next().is_some() || candidate.release.renders.iter().any(has)
-        });
-        let evidence = self.statements.iter().flat_map(|c| &c.release.evidence);
-        let named: BTreeSet<Digest> = evidence.map(|evidence| evidence.receipt).collect();
-        self.receipts.retain(|id, _| named.contains(id));
-        self
-    }
-}
-
-/// What the deployed commit renders to at a destination.
-#[derive(Clone, Debug)]
-pub struct Rendered {
-    pub bytes: Vec<u8>,
-    pub digest: Digest,
-    pub objects: Vec<Object>,
-    /// Name and version of the program that rendered.
-    pub renderer: (String, String),
-    pub warnings: Vec<String>,
-}
-
-/// The policy hint of a cluster, ready for use.
-#[derive(Clone, Debug)]
-pub struct Hint {
-    pub spec: policy::Spec,
-    pub policy: Policy,
-}
-
-/// What a spoke holds for a destination, as far as the hub knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    pub epoch: u64,
-    pub sequence: u64,
-    pub digest: Option<Digest>,
-}
+pub(crate) const DIFFERENCES_NAMED_MAX: usize = 3;
 
 /// Everything that decides about one destination.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
+pub(crate) struct Situation<'a> {
     pub application: &'a Application,
     pub destination: &'a DestinationKey,
     pub commit: &'a str,
     pub evidence: &'a Evidence,
     pub rendered: &'a Rendered,
-    pub hint: &'a Hint,
+    pub hint: &'a ReportedPolicy,
     pub head: Option<&'a LedgerEntry>,
     /// `None` while the spoke is not connected.
-    pub held: Option<Held>,
+    pub held: Option<SpokePosition>,
     /// True when an operator asked for this commit to be deployed now.
     pub asked_for: bool,
     pub now: Timestamp,
@@ -145,47 +45,26 @@ pub struct Situation<'a> {
 
 /// What is to be ordered.
 #[derive(Clone, Debug)]
-pub struct Proposal {
+pub(crate) struct Proposal {
     pub plan: Plan,
     /// The blobs that the plan names, as they are: release, receipts, content.
-    pub blobs: Vec<Vec<u8>>,
+    pub blobs: Vec<Bytes>,
     pub admitted: Verified<Admitted>,
-}
-
-/// Why nothing is ordered although something differs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// A stable word.
-    pub reason: String,
-    pub message: String,
-    /// True when this counts as a failed verification.
-    pub counted: bool,
-}
-
-impl Waiting {
-    /// Waits without anything having been refused.
-    pub fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into(), counted: false }
-    }
-
-    fn refused(error: &VerifyError) -> Self {
-        Self { reason: error.reason().to_owned(), message: text::error_chain(error), counted: true }
-    }
 }
 
 /// The outcome.
 #[derive(Clone, Debug)]
-pub enum Decision {
+pub(crate) enum Decision {
     New(Box<Proposal>),
-    /// The newest directive already says it.
+    /// The current directive already orders it.
     Nothing,
-    /// The newest directive says it, but the spoke can no longer admit it: say it again.
-    Again,
+    /// The current directive has expired for the spoke and must be issued again.
+    Reissue,
     Waiting(Waiting),
 }
 
 /// Decides about one destination of an application that is to run there.
-pub fn decide(situation: &Situation<'_>) -> Decision {
+pub(crate) fn decide(situation: &Situation<'_>) -> Decision {
     match choose(situation) {
         Ok(candidate) => judge(situation, candidate),
         Err(waiting) => Decision::Waiting(waiting),
@@ -327,13 +206,13 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         );
         return Decision::Waiting(Waiting::new("CounterRegressed", message));
     }
-    let receipts: Vec<&[u8]> = candidate
+    let signed: Vec<&Bytes> = candidate
         .release
         .evidence
         .iter()
         .filter_map(|evidence| situation.evidence.receipts.get(&evidence.receipt))
-        .map(Vec::as_slice)
         .collect();
+    let receipts: Vec<&[u8]> = signed.iter().map(|receipt| receipt.as_ref()).collect();
     let known = planned.is_some_and(|planned| Some(planned.release) == id);
     let mut kinds = Kinds::built_in();
     kinds.guess(rendered.objects.iter().map(Object::key), &hint.spec.applications);
@@ -355,7 +234,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     if running(situation.head)
         .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
     {
-        return again_or_nothing(situation);
+        return reissue_or_nothing(situation);
     }
     if !application.automated && !situation.asked_for {
         let message =
@@ -363,7 +242,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         return Decision::Waiting(Waiting::new("AwaitingSync", message));
     }
     let mut blobs = vec![candidate.envelope.clone()];
-    blobs.extend(receipts.iter().map(|receipt| receipt.to_vec()));
+    blobs.extend(signed.into_iter().cloned());
     blobs.push(rendered.bytes.clone());
     Decision::New(Box::new(Proposal { plan, blobs, admitted }))
 }
@@ -398,41 +277,12 @@ fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>)
 }
 
 /// A directive that expired before its spoke saw it, or that is behind what the spoke has seen
-/// (this hub came back from a backup), is said again with a new sequence.
-fn again_or_nothing(situation: &Situation<'_>) -> Decision {
+/// (this hub came back from a backup), is issued again with a new sequence.
+fn reissue_or_nothing(situation: &Situation<'_>) -> Decision {
     let (Some(head), Some(held)) = (situation.head, situation.held) else {
         return Decision::Nothing;
     };
-    if needs_again(head, held, situation.now) { Decision::Again } else { Decision::Nothing }
-}
-
-/// True when `head` must be said again with a new sequence for the spoke that holds `held`.
-pub fn needs_again(head: &LedgerEntry, held: Held, now: Timestamp) -> bool {
-    let expired = now >= head.expires_at && held.sequence < head.sequence;
-    expired || is_overtaken(head, held)
-}
-
-/// True when a spoke that holds `held` would refuse `head`: this hub came back from a backup.
-pub fn is_overtaken(head: &LedgerEntry, held: Held) -> bool {
-    match held.sequence.cmp(&head.sequence) {
-        Ordering::Greater => true,
-        Ordering::Equal => held.digest.is_some_and(|digest| digest != head.digest),
-        Ordering::Less => held.epoch > head.epoch,
-    }
-}
-
-/// True when `held` can be what a backup of this hub has forgotten, and not a number that a lying
-/// spoke made up to use up all numbers.
-pub fn is_believable(held: Held, head: Option<&LedgerEntry>, epoch: u64) -> bool {
-    let known = head.map_or(0, |head| head.sequence);
-    held.epoch <= epoch.saturating_add(EPOCHS_AHEAD_MAX)
-        && held.sequence <= known.saturating_add(SEQUENCES_AHEAD_MAX)
-}
-
-/// True when a spoke holds what this hub cannot have signed in its own term: an earlier hub had a
-/// term as high or higher, and this one must go above it.
-pub fn is_of_a_forgotten_term(held: Held, head: Option<&LedgerEntry>, epoch: u64) -> bool {
-    held.epoch > epoch || (held.epoch == epoch && head.is_some_and(|h| is_overtaken(h, held)))
+    if needs_reissue(head, held, situation.now) { Decision::Reissue } else { Decision::Nothing }
 }
 
 #[cfg(test)]

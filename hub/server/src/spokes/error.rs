@@ -9,7 +9,7 @@ use attest_runtime::frames::StreamError;
 use attest_runtime::probes::ADDRESS_IN_USE;
 use quinn::VarInt;
 
-use super::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
+use super::close::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
 use crate::core::store::StoreError;
 
 /// Why a connection ended or never began.

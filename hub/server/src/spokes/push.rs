@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use attest_common::basics::ids::Digest;
 use attest_common::session::frame::{BLOB_PIECE_BYTES_MAX, encode};
-use attest_common::session::message::{Blob, Push, ToSpokeBody};
+use attest_common::session::message::{Blob, Push, ToSpoke, ToSpokeBody};
 use bytes::Bytes;
 use quinn::{Connection, SendStream};
 
-use super::session::to_spoke;
-use super::{CLOSE_COME_BACK, LinkError};
+use super::close::CLOSE_COME_BACK;
+use super::error::LinkError;
+use crate::core::Core;
+use crate::core::blocking::blocking;
 use crate::core::fleet::Pending;
 use crate::core::store::records::CompressedBlob;
-use crate::process::hub::Hub;
 
 /// How far back the ledger is searched for what a spoke holds; one that is further behind is sent everything.
 const HELD_BEHIND_MAX: usize = 20;
@@ -23,7 +24,7 @@ pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The blobs that go with a directive: those of its plan that the spoke lacks.
 pub(super) async fn prepare(
-    hub: &Arc<Hub>,
+    core: &Arc<Core>,
     number: u64,
     pending: &Pending,
 ) -> Result<Vec<CompressedBlob>, LinkError> {
@@ -31,40 +32,40 @@ pub(super) async fn prepare(
     let all = all.unwrap_or_default();
     if pending.held_sequence == 0 {
         // What memory has needs no thread that can wait for the disk: a rollout asks for every spoke at once.
-        let lacking = hub.fleet.lacking(number, pending, &all);
-        let kept: Option<Vec<_>> = lacking.iter().map(|blob| hub.fleet.kept_blob(blob)).collect();
+        let lacking = core.fleet.lacking(number, pending, &all);
+        let kept: Option<Vec<_>> = lacking.iter().map(|blob| core.fleet.kept_blob(blob)).collect();
         if let Some(blobs) = kept {
-            return Ok(begin(hub, number, pending, blobs));
+            return Ok(begin(core, number, pending, blobs));
         }
     }
     let pending = pending.clone();
-    hub.blocking(move |hub| {
+    blocking(core, move |core| {
         if pending.held_sequence > 0 {
-            let ledger = hub.records.ledger(&pending.destination, HELD_BEHIND_MAX)?;
+            let ledger = core.records.ledger(&pending.destination, HELD_BEHIND_MAX)?;
             let held = ledger.into_iter().find(|entry| entry.sequence == pending.held_sequence);
             let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
-            hub.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
+            core.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
         }
         // Read before anything counts as sent: what cannot be read was not sent.
         let mut blobs = Vec::new();
-        for digest in hub.fleet.lacking(number, &pending, &all) {
-            let blob = hub.fleet.blob(&hub.records, &digest)?;
+        for digest in core.fleet.lacking(number, &pending, &all) {
+            let blob = core.fleet.blob(&core.records, &digest)?;
             blobs.push(blob.ok_or(LinkError::BlobMissing(digest))?);
         }
-        Ok(begin(hub, number, &pending, blobs))
+        Ok(begin(core, number, &pending, blobs))
     })
     .await
 }
 
 /// Of `blobs` those that no other push of the session carries.
 fn begin(
-    hub: &Hub,
+    core: &Core,
     number: u64,
     pending: &Pending,
     mut blobs: Vec<CompressedBlob>,
 ) -> Vec<CompressedBlob> {
     let read: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
-    let sent = hub.fleet.begin_push(number, pending, &read);
+    let sent = core.fleet.begin_push(number, pending, &read);
     blobs.retain(|blob| sent.contains(&blob.digest));
     blobs
 }
@@ -82,12 +83,12 @@ pub(super) async fn open(connection: &Connection) -> Result<SendStream, LinkErro
 /// # Errors
 /// When the spoke does not take it, or takes no more of it for [`PROGRESS_TIMEOUT`].
 pub(super) async fn push(
-    hub: &Arc<Hub>,
+    core: &Arc<Core>,
     mut stream: SendStream,
     pending: &Pending,
     blobs: &[CompressedBlob],
 ) -> Result<(), LinkError> {
-    let pushed = write(hub, &mut stream, pending, blobs).await;
+    let pushed = write(core, &mut stream, pending, blobs).await;
     if pushed.is_err() {
         // What was not taken needs no memory any more. An error says that it is closed already.
         let _ = stream.reset(CLOSE_COME_BACK);
@@ -96,7 +97,7 @@ pub(super) async fn push(
 }
 
 async fn write(
-    hub: &Arc<Hub>,
+    core: &Arc<Core>,
     stream: &mut SendStream,
     pending: &Pending,
     blobs: &[CompressedBlob],
@@ -115,14 +116,19 @@ async fn write(
     sent += frame.len() as u64;
     in_time(stream.write_all(&frame)).await?.map_err(LinkError::Write)?;
     stream.finish().map_err(|_| LinkError::StreamClosed)?;
-    hub.metrics.pushes.inc();
-    hub.metrics.push_bytes.inc_by(sent);
+    core.metrics.pushes.inc();
+    core.metrics.push_bytes.inc_by(sent);
     // Until the spoke has it all, so that the window of pushes means pushes under way.
     match in_time(stream.stopped()).await? {
         Ok(None) => Ok(()),
         // The spoke stopped the stream: it did not take it, whatever the reason.
         Ok(Some(_)) | Err(_) => Err(LinkError::StreamClosed),
     }
+}
+
+/// A message to a spoke.
+pub(super) fn to_spoke(body: ToSpokeBody) -> ToSpoke {
+    ToSpoke { body: Some(body) }
 }
 
 async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {

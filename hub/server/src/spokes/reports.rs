@@ -8,15 +8,16 @@ use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::text;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
-use attest_runtime::clock::now;
 use tokio::sync::mpsc;
 
 use super::registration::CLUSTERS_MAX;
-use crate::applications::status::runs_what_was_ordered;
 use crate::core::CONTROLLER;
+use crate::core::Core;
+use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
-use crate::process::hub::Hub;
+use crate::reconcile::waker::Waker;
+use attest_runtime::clock::now;
 
 /// Reports that may wait to be written; then spokes are made to wait.
 pub(crate) const QUEUE_MAX: usize = 1_024;
@@ -57,18 +58,18 @@ impl Reports {
 }
 
 /// Starts the one writer of reports; it ends with the last session.
-pub(crate) fn start(hub: Arc<Hub>) -> Reports {
+pub(crate) fn start(core: Arc<Core>, waker: Arc<Waker>) -> Reports {
     let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
-    let writer = hub.clone();
-    let unordered = KeyedRateLimiter::new(UNORDERED_LOGGED, CLUSTERS_MAX);
+    let stop = core.stop.clone();
+    let unordered = Arc::new(KeyedRateLimiter::new(UNORDERED_LOGGED, CLUSTERS_MAX));
     let writing = async move {
         let mut batch: Vec<Arrived> = Vec::new();
         while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let arrived = std::mem::take(&mut batch);
             let acknowledgements: Vec<_> =
                 arrived.iter().map(|a| (a.number, a.acknowledge.clone())).collect();
-            let unordered = unordered.clone();
-            match hub.blocking(move |hub| keep(hub, arrived, &unordered)).await {
+            let (unordered, waker) = (unordered.clone(), waker.clone());
+            match blocking(&core, move |core| keep(core, &waker, arrived, &unordered)).await {
                 Ok(()) => {
                     for (number, acknowledge) in acknowledgements {
                         // A full queue belongs to a spoke that does not read: it sends again.
@@ -83,12 +84,13 @@ pub(crate) fn start(hub: Arc<Hub>) -> Reports {
             }
         }
     };
-    tokio::spawn(writer.part("writer of reports", writing));
+    tokio::spawn(stop.part("writer of reports", writing));
     Reports { queue }
 }
 
 fn keep(
-    hub: &Hub,
+    core: &Core,
+    waker: &Waker,
     arrived: Vec<Arrived>,
     unordered: &KeyedRateLimiter<ClusterId>,
 ) -> Result<(), StoreError> {
@@ -99,23 +101,22 @@ fn keep(
         let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
         let destination = record.destination();
         // What was never ordered is nobody's business to store.
-        let Some(head) = hub.fleet.head(&destination) else {
-            note_unordered(hub, &destination, &record, unordered);
+        let Some(head) = core.fleet.head(&destination) else {
+            note_unordered(core, &destination, &record, unordered);
             continue;
         };
         let former = newest
             .get(&destination)
             .cloned()
-            .or_else(|| hub.fleet.report(&destination).map(|record| record.as_ref().clone()));
+            .or_else(|| core.fleet.report(&destination).map(|record| record.as_ref().clone()));
         let record = ReportRecord {
-            push_to_report_us: arrival(hub, &head, &record, former.as_ref(), at),
+            push_to_report_us: arrival(core, &head, &record, former.as_ref(), at),
             ..record
         };
         // Results are kept for what the ledger holds; a spoke cannot make the store grow by counting.
         let ordered = |result: &ResultRecord| {
             let is_head = result.sequence == head.sequence;
-            let elsewhere = record.report.phase == Phase::Synced
-                && !runs_what_was_ordered(&record.report, &head);
+            let elsewhere = record.report.phase == Phase::Synced && !head.runs_in(&record.report);
             result.sequence <= head.sequence && !(is_head && elsewhere)
         };
         if let Some(result) = result(&destination, &record).filter(ordered) {
@@ -128,13 +129,13 @@ fn keep(
     if changes.is_empty() {
         return Ok(());
     }
-    hub.records.commit("report", &changes)?;
-    hub.metrics.reports.inc_by(newest.len() as u64);
+    core.records.commit("report", &changes)?;
+    core.metrics.reports.inc_by(newest.len() as u64);
     for (destination, record) in newest {
-        announce(hub, &destination, &record);
+        announce(core, &destination, &record);
         let application = destination.application.clone();
-        hub.fleet.set_report(record);
-        hub.pipeline.wake_status(application.as_str());
+        core.fleet.set_report(record);
+        waker.wake_status(application.as_str());
     }
     Ok(())
 }
@@ -142,7 +143,7 @@ fn keep(
 /// A spoke tells of what this hub never ordered there: somebody else has ordered with this hub's key, or the hub has
 /// forgotten it. That something is gone which is unknown here is no news.
 fn note_unordered(
-    hub: &Hub,
+    core: &Core,
     destination: &DestinationKey,
     record: &ReportRecord,
     logged: &KeyedRateLimiter<ClusterId>,
@@ -151,7 +152,7 @@ fn note_unordered(
     if report.phase == Phase::Removed {
         return;
     }
-    hub.metrics.reports_unordered.inc();
+    core.metrics.reports_unordered.inc();
     if !logged.allows(&record.cluster, Instant::now()) {
         return;
     }
@@ -193,7 +194,7 @@ fn presentable(mut report: Report) -> Report {
 
 /// From the push to the first report that the directive is carried out, in microseconds.
 fn arrival(
-    hub: &Hub,
+    core: &Core,
     head: &LedgerEntry,
     record: &ReportRecord,
     former: Option<&ReportRecord>,
@@ -205,16 +206,16 @@ fn arrival(
         return Some(micros);
     }
     let is_done = match record.report.phase {
-        Phase::Synced => runs_what_was_ordered(&record.report, head),
+        Phase::Synced => head.runs_in(&record.report),
         Phase::Removed => true,
         Phase::Progressing | Phase::OutOfSync | Phase::Degraded | Phase::Refused => false,
     };
     let is_done = is_done && sequence == head.sequence;
-    let pushed = hub.fleet.pushed_at(&record.destination(), sequence).filter(|_| is_done)?;
+    let pushed = core.fleet.pushed_at(&record.destination(), sequence).filter(|_| is_done)?;
     let taken = at.saturating_duration_since(pushed);
-    hub.metrics.deployment_duration.observe(taken.as_secs_f64());
-    hub.metrics.deployments_success.inc();
-    hub.metrics.change.with_label_values(&["report"]).observe(taken.as_secs_f64());
+    core.metrics.deployment_duration.observe(taken.as_secs_f64());
+    core.metrics.deployments_success.inc();
+    core.metrics.change.with_label_values(&["report"]).observe(taken.as_secs_f64());
     u64::try_from(taken.as_micros()).ok()
 }
 
@@ -233,17 +234,17 @@ fn result(destination: &DestinationKey, record: &ReportRecord) -> Option<ResultR
 }
 
 /// A refusal is counted and logged once, when it is news.
-fn announce(hub: &Hub, destination: &DestinationKey, record: &ReportRecord) {
-    let former = hub.fleet.report(destination);
+fn announce(core: &Core, destination: &DestinationKey, record: &ReportRecord) {
+    let former = core.fleet.report(destination);
     let former = former.as_ref().and_then(|former| former.report.refusal.as_ref());
     let Some(refusal) = record.report.refusal.as_ref().filter(|refusal| Some(*refusal) != former)
     else {
         return;
     };
-    let label = hub.metrics.label(&refusal.reason);
-    hub.metrics.refusals.with_label_values(&[label]).inc();
+    let label = core.metrics.label(&refusal.reason);
+    core.metrics.refusals.with_label_values(&[label]).inc();
     if matches!(refusal.reason.as_str(), "SignatureInvalid" | "UntrustedKey") {
-        hub.metrics.signature_failures.inc();
+        core.metrics.signature_failures.inc();
     }
     tracing::warn!(
         target: CONTROLLER,

@@ -4,7 +4,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attest_hub::api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
+use attest_hub::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX};
 use attest_runtime::probes::{STATUS_CONNECTIONS_MAX, STATUS_TIMEOUT};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -22,11 +22,11 @@ async fn a_hub_of_which_a_part_dies_ends_as_failed() {
     for panics in [false, true] {
         let mut fixture = Fixture::start().await;
         let running = fixture.running.take().unwrap();
-        let hub = running.hub.clone();
-        assert!(hub.failed_part().is_none());
+        let hub = running.core.clone();
+        assert!(hub.stop.failed_part().is_none());
 
         let part = async move { assert!(!panics, "as the test wants it") };
-        let _ = tokio::spawn(hub.clone().part("test", part)).await;
+        let _ = tokio::spawn(hub.stop.clone().part("test", part)).await;
 
         tokio::time::timeout(PATIENCE, hub.stop.cancelled()).await.expect("the hub goes on");
         assert_eq!(running.end().await.unwrap_err().reason(), "PartEnded");
@@ -249,7 +249,7 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let options = options(&home, directory.path());
     let running = runtime.block_on(attest_hub::process::run::start(&options)).unwrap();
-    let epoch = running.hub.epoch();
+    let epoch = running.core.epoch.current();
     assert!(start(&home, None).contains("in use by another hub"));
     runtime.block_on(running.end()).unwrap();
 
@@ -261,7 +261,7 @@ fn a_start_that_cannot_be_is_one_line_that_says_what_to_do() {
     }
     drop((tcp, udp));
     let running = runtime.block_on(attest_hub::process::run::start(&options)).unwrap();
-    assert_eq!(running.hub.epoch(), epoch + 1, "a hub that cannot listen begins no epoch");
+    assert_eq!(running.core.epoch.current(), epoch + 1, "a hub that cannot listen begins no epoch");
     runtime.block_on(running.end()).unwrap();
 }
 

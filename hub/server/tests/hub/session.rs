@@ -309,7 +309,7 @@ async fn a_report_of_what_this_hub_never_ordered_is_counted_and_not_kept() {
     let metrics = fixture.metrics().await;
     assert!(metrics.contains("attest_fleet_reports_unordered_total 1"), "{metrics}");
     assert!(!metrics.contains("CounterRegressed"), "{metrics}");
-    let hub = &fixture.running.as_ref().unwrap().hub;
+    let hub = &fixture.running.as_ref().unwrap().core;
     assert_eq!(hub.records.all::<ReportRecord>().unwrap().len(), 1);
 }
 
@@ -320,11 +320,11 @@ async fn a_policy_that_changes_at_every_reconnect_counts_at_once_and_is_written_
     let cluster = first.cluster.clone();
     let named = |spec: &Spec| spec.applications[0].names[0].clone();
     let counts = |fixture: &Fixture| {
-        let hub = &fixture.running.as_ref().unwrap().hub;
+        let hub = &fixture.running.as_ref().unwrap().core;
         named(&hub.fleet.hint(&cluster).unwrap().spec)
     };
     let written = |fixture: &Fixture| {
-        let hub = &fixture.running.as_ref().unwrap().hub;
+        let hub = &fixture.running.as_ref().unwrap().core;
         named(&hub.records.get::<PolicyRecord>(cluster.as_str()).unwrap().unwrap().spec)
     };
     let greet = async |fixture: &Fixture, number: usize| {
@@ -395,7 +395,7 @@ async fn a_hub_restored_from_a_backup_goes_above_the_epochs_and_sequences_its_sp
             // A lie moves nothing: what comes is what was ordered before.
             let seen = fixture.get(APPLICATION).await;
             assert_eq!(seen["destinations"][0]["sequence"], last.1);
-            assert_eq!(fixture.running.as_ref().unwrap().hub.epoch(), last.0);
+            assert_eq!(fixture.running.as_ref().unwrap().core.epoch.current(), last.0);
             continue;
         };
 
@@ -406,7 +406,7 @@ async fn a_hub_restored_from_a_backup_goes_above_the_epochs_and_sequences_its_sp
         last = above;
     }
     fixture.restart().await;
-    assert_eq!(fixture.running.as_ref().unwrap().hub.epoch(), last.0 + 1, "it is durable");
+    assert_eq!(fixture.running.as_ref().unwrap().core.epoch.current(), last.0 + 1, "it is durable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -423,7 +423,7 @@ async fn deleting_orders_removal_and_forgets_once_the_spoke_has_done_it() {
     fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
 
     // Nothing of it is left at the hub; applied again, it goes on above what the spoke has seen.
-    let hub = &fixture.running.as_ref().unwrap().hub;
+    let hub = &fixture.running.as_ref().unwrap().core;
     assert!(hub.fleet.heads_of(&spoke.cluster).is_empty());
     assert!(hub.records.heads("").unwrap().is_empty());
     repository.release(&fixture.ci, "v2", 101);
@@ -443,7 +443,7 @@ async fn an_application_that_is_applied_again_while_its_spoke_is_away_goes_on_ab
     fixture.until(APPLICATION, |seen| seen["reason"] == "ApplicationUnknown").await;
     spoke.connection.close(0_u32.into(), b"");
     fixture.until("/v1/clusters/staging", |seen| seen["connected"] == false).await;
-    let epoch = |fixture: &Fixture| fixture.running.as_ref().unwrap().hub.epoch();
+    let epoch = |fixture: &Fixture| fixture.running.as_ref().unwrap().core.epoch.current();
 
     fixture.applies(&repository).await;
 

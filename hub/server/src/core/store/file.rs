@@ -15,9 +15,9 @@ use redb::{
 use super::{Change, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
 
 /// Memory the database may use as a cache, in bytes.
-pub const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(crate) const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Entries kept of each ledger; older ones are dropped.
-pub const LEDGER_ENTRIES_MAX: u64 = 200;
+pub(crate) const LEDGER_ENTRIES_MAX: u64 = 200;
 /// Times a commit is looked up before it counts as failed.
 const REOPEN_ATTEMPTS_MAX: usize = 3;
 

@@ -124,7 +124,7 @@ impl Records {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn beginning_with<T: Record>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
+    pub(crate) fn beginning_with<T: Record>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
         let found = self.store.scan(T::TABLE, prefix)?;
         found.iter().map(|(key, raw)| read(raw, key)).collect()
     }
@@ -154,8 +154,28 @@ impl Records {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn dropped_sequence(&self, cluster: &ClusterId) -> Result<u64, StoreError> {
+    pub(crate) fn dropped_sequence(&self, cluster: &ClusterId) -> Result<u64, StoreError> {
         self.store.number(cluster.as_str())
+    }
+
+    /// The last generation that was ordered of an application, also when it was removed since then; 0 for none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn last_generation(&self, application: &Name) -> Result<u64, StoreError> {
+        self.store.number(&generation_key(application))
+    }
+
+    /// Returns whether a cluster that waits to be accepted was evicted: its token can no longer issue a certificate.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn is_evicted(&self, record: &ClusterRecord) -> Result<bool, StoreError> {
+        if record.state != ClusterState::Pending {
+            return Ok(false);
+        }
+        let token = self.get::<TokenRecord>(&record.token_id)?;
+        Ok(token.is_none_or(|token| token.revoked))
     }
 
     /// At most `entries_max` entries of a ledger, newest first.
@@ -239,7 +259,7 @@ impl Records {
     ///
     /// # Errors
     /// When the store cannot be read or written.
-    pub fn begin_epoch(&self) -> Result<u64, StoreError> {
+    pub(crate) fn begin_epoch(&self) -> Result<u64, StoreError> {
         self.begin_epoch_above(0)
     }
 
@@ -247,7 +267,7 @@ impl Records {
     ///
     /// # Errors
     /// When the store cannot be read or written.
-    pub fn begin_epoch_above(&self, seen: u64) -> Result<u64, StoreError> {
+    pub(crate) fn begin_epoch_above(&self, seen: u64) -> Result<u64, StoreError> {
         let raw = self.store.get(Table::Meta, EPOCH_KEY)?;
         let former = raw.as_deref().map_or(Ok(0), |raw| read::<u64>(raw, EPOCH_KEY))?;
         let epoch = former.max(seen).saturating_add(1);
@@ -262,7 +282,7 @@ impl Records {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn default_cluster(&self) -> Result<Option<Name>, StoreError> {
+    pub(crate) fn default_cluster(&self) -> Result<Option<Name>, StoreError> {
         let raw = self.store.get(Table::Meta, DEFAULT_CLUSTER_KEY)?;
         raw.map(|raw| read(&raw, DEFAULT_CLUSTER_KEY)).transpose()
     }
@@ -272,7 +292,7 @@ const EPOCH_KEY: &str = "epoch";
 const DEFAULT_CLUSTER_KEY: &str = "default-cluster";
 
 /// Sets or clears the default cluster.
-pub fn default_cluster_change(name: Option<&Name>) -> Change {
+pub(crate) fn default_cluster_change(name: Option<&Name>) -> Change {
     let (table, key) = (Table::Meta, DEFAULT_CLUSTER_KEY.to_owned());
     match name {
         Some(name) => Change::Put { table, key, expected: Expected::Anything, value: write(name) },
@@ -291,7 +311,7 @@ pub fn put<T: Record>(record: &T) -> Change {
 }
 
 /// Writes a record where there was none.
-pub fn put_new<T: Record>(record: &T) -> Change {
+pub(crate) fn put_new<T: Record>(record: &T) -> Change {
     Change::Put {
         table: T::TABLE,
         key: record.key(),
@@ -316,7 +336,7 @@ pub fn delete<T: Record>(record: &T) -> Change {
 }
 
 /// Takes the record away that was read, and no other.
-pub fn delete_exactly<T: Record>(former: &Stored<T>) -> Change {
+pub(crate) fn delete_exactly<T: Record>(former: &Stored<T>) -> Change {
     Change::Delete {
         table: T::TABLE,
         key: former.value.key(),
@@ -336,9 +356,20 @@ pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) 
 
 /// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives. Of all
 /// that are dropped in a cluster one number stays: see [`Records::dropped_sequence`].
-pub fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Change; 2] {
+pub(crate) fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Change; 2] {
     let raised = Change::Raise { key: destination.cluster.to_string(), number: expected };
     [Change::Drop { destination: destination.to_string(), expected }, raised]
+}
+
+/// Keeps the last generation that was ordered of an application, for as long as the store exists: a generation is
+/// never given twice, also when an application is removed and made again.
+pub(crate) fn keep_generation(application: &Name, generation: u64) -> Change {
+    Change::Raise { key: generation_key(application), number: generation }
+}
+
+/// Clusters have their numbers under their ids, which hold no `/`.
+fn generation_key(application: &Name) -> String {
+    format!("generation/{application}")
 }
 
 /// Keeps a blob.

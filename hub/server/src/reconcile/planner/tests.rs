@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use attest_common::basics::ids::{ClusterId, Name};
 use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::BUILDER_ID;
@@ -7,13 +9,17 @@ use attest_common::documents::receipt::{
     BUILD_TYPE, PROVENANCE_TYPE, TEST_RESULT_TYPE, VULNS_TYPE,
 };
 use attest_common::documents::release::{
-    Evidence as Pinned, ImageDigest, NamespaceRule, ReleaseSource, Renderer, Target,
+    Evidence as Pinned, ImageDigest, NamespaceRule, RELEASE_TYPE, Release, ReleaseSource, Renderer,
+    Target,
 };
-use attest_common::documents::statement::Subject;
+use attest_common::documents::statement::{Statement, Subject};
 use attest_common::trust::policy::{Entry, HubSpec, KeySpec, Spec};
 use serde_json::json;
 
 use super::*;
+use crate::core::position::{
+    EPOCHS_AHEAD_MAX, SEQUENCES_AHEAD_MAX, is_from_unknown_epoch, is_plausible,
+};
 use crate::core::store::records::Destination;
 
 const NOW: &str = "2026-11-22T12:00:00Z";
@@ -41,9 +47,8 @@ fn rendered(tag: &str) -> Rendered {
     Rendered {
         digest: Digest::of(&bytes),
         objects: manifest::read(&bytes).unwrap(),
-        bytes,
+        bytes: bytes.into(),
         renderer: ("yaml".into(), "1".into()),
-        warnings: vec![],
     }
 }
 
@@ -119,7 +124,7 @@ struct World {
     rendered: Rendered,
     spec: Spec,
     head: Option<LedgerEntry>,
-    held: Option<Held>,
+    held: Option<SpokePosition>,
     asked_for: bool,
     now: Timestamp,
 }
@@ -193,7 +198,7 @@ impl World {
     fn decide(&self) -> Decision {
         let files = self.files.iter().map(Vec::as_slice);
         let evidence = Evidence::read(files, self.committed.iter().cloned());
-        let hint = Hint { spec: self.spec.clone(), policy: self.spec.load().unwrap() };
+        let hint = ReportedPolicy { spec: self.spec.clone(), policy: self.spec.load().unwrap() };
         decide(&Situation {
             application: &self.application,
             destination: &self.destination,
@@ -213,7 +218,7 @@ impl World {
         match self.decide() {
             Decision::New(_) => "New".into(),
             Decision::Nothing => "Nothing".into(),
-            Decision::Again => "Again".into(),
+            Decision::Reissue => "Again".into(),
             Decision::Waiting(waiting) => waiting.reason,
         }
     }
@@ -221,7 +226,9 @@ impl World {
     fn waiting(&self) -> Waiting {
         match self.decide() {
             Decision::Waiting(waiting) => waiting,
-            other @ (Decision::New(_) | Decision::Nothing | Decision::Again) => panic!("{other:?}"),
+            other @ (Decision::New(_) | Decision::Nothing | Decision::Reissue) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -425,8 +432,8 @@ fn a_directive_the_spoke_can_no_longer_admit_is_said_again() {
     let mut world = World::new();
     world.order();
     let digest = world.head.as_ref().unwrap().digest;
-    let held = |sequence, digest| Some(Held { epoch: 1, sequence, digest });
-    let later_term = |sequence, digest| Some(Held { epoch: 9, sequence, digest });
+    let held = |sequence, digest| Some(SpokePosition { epoch: 1, sequence, digest });
+    let later_term = |sequence, digest| Some(SpokePosition { epoch: 9, sequence, digest });
     for (state, later, word) in [
         (later_term(0, None), false, "Again"),
         (later_term(1, Some(digest)), false, "Nothing"),
@@ -484,9 +491,9 @@ fn what_a_spoke_holds_moves_the_epoch_only_when_a_backup_can_have_forgotten_it()
         (1, 1 + SEQUENCES_AHEAD_MAX, other, true, false),
         (1, 2 + SEQUENCES_AHEAD_MAX, other, false, false),
     ] {
-        let held = Held { epoch: held_epoch, sequence, digest };
-        assert_eq!(is_believable(held, Some(head), epoch), is_believed, "{held:?}");
-        assert_eq!(is_of_a_forgotten_term(held, Some(head), epoch), is_forgotten, "{held:?}");
+        let held = SpokePosition { epoch: held_epoch, sequence, digest };
+        assert_eq!(is_plausible(held, Some(head), epoch), is_believed, "{held:?}");
+        assert_eq!(is_from_unknown_epoch(held, Some(head), epoch), is_forgotten, "{held:?}");
     }
-    assert!(is_believable(Held { epoch: 1, sequence: 9, digest: other }, None, epoch));
+    assert!(is_plausible(SpokePosition { epoch: 1, sequence: 9, digest: other }, None, epoch));
 }

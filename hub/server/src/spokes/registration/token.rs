@@ -1,58 +1,68 @@
 //! Makes join tokens, and drops those nobody can use any more. Blocks.
 
-use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::ids::{ClusterId, Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
 use attest_runtime::clock::{after, now};
 
-use super::{JoinError, TOKENS_MAX};
+use super::{JoinError, Registration, TOKENS_MAX};
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, Change, ClusterState, Records, TokenRecord};
-use crate::process::hub::Hub;
-use attest_documents::TokenRequest;
 
-/// Makes a token. The text is returned here and never again.
-///
-/// # Errors
-/// When the name is taken, or is not that of the given identity, the lifetime too long, or the store does not take it. Blocks.
-pub(crate) fn make_token(
-    hub: &Hub,
-    cluster: &Name,
-    asked: &TokenRequest,
-) -> Result<(TokenRecord, String), JoinError> {
-    let TokenRequest { ttl_seconds: lifetime_s, auto_accept, replace, ref identity, .. } = *asked;
-    if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
-        return Err(JoinError::Lifetime);
+/// What a token is made for.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenSpec {
+    pub(crate) cluster: Name,
+    pub(crate) lifetime_s: u64,
+    /// The cluster needs no further decision of an operator.
+    pub(crate) auto_accept: bool,
+    /// Replaces a registered cluster of this name.
+    pub(crate) replace: bool,
+    /// The registered cluster of this name that is to get a new certificate; no other may use the token.
+    pub(crate) identity: Option<ClusterId>,
+}
+
+impl Registration {
+    /// Makes a token. The text is returned here and never again.
+    ///
+    /// # Errors
+    /// When the name is taken, or is not that of the given identity, the lifetime too long, or the store does not
+    /// take it. Blocks.
+    pub(crate) fn make_token(&self, spec: TokenSpec) -> Result<(TokenRecord, String), JoinError> {
+        let TokenSpec { cluster, lifetime_s, auto_accept, replace, identity } = spec;
+        if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
+            return Err(JoinError::Lifetime);
+        }
+        let taken = self.core.directory.named(&cluster);
+        let living = taken.filter(|taken| taken.state != ClusterState::Revoked);
+        match (&identity, &living) {
+            (Some(id), Some(living)) if living.id == *id => {}
+            (Some(_), _) => return Err(JoinError::NoCluster(cluster)),
+            (None, Some(_)) if !replace => return Err(JoinError::NameTaken(cluster)),
+            (None, _) => {}
+        }
+        let mut random = [0; TOKEN_RANDOM_BYTES];
+        getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
+        let token = JoinToken::from_random(&random);
+        let created_at = now();
+        let lifetime_ms = i64::try_from(lifetime_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        let record = TokenRecord {
+            id: token.id().to_owned(),
+            cluster,
+            secret_sha256: Digest::from_raw(*token.key()),
+            created_at,
+            expires_at: after(created_at, lifetime_ms),
+            auto_accept,
+            replace,
+            identity,
+            failures: 0,
+            revoked: false,
+            used: None,
+        };
+        let mut changes = outdated(&self.core.records)?;
+        changes.push(records::put_new(&record));
+        self.core.records.commit("token", &changes)?;
+        Ok((record, token.text().to_string()))
     }
-    let taken = hub.directory.named(cluster);
-    let taken = taken.filter(|taken| taken.state != ClusterState::Revoked);
-    match (identity, &taken) {
-        (Some(id), Some(taken)) if taken.id == *id => {}
-        (Some(_), _) => return Err(JoinError::NoCluster(cluster.clone())),
-        (None, Some(_)) if !replace => return Err(JoinError::NameTaken(cluster.clone())),
-        (None, _) => {}
-    }
-    let mut random = [0; TOKEN_RANDOM_BYTES];
-    getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
-    let token = JoinToken::from_random(&random);
-    let created_at = now();
-    let lifetime_ms = i64::try_from(lifetime_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
-    let record = TokenRecord {
-        id: token.id().to_owned(),
-        cluster: cluster.clone(),
-        secret_sha256: Digest::from_raw(*token.key()),
-        created_at,
-        expires_at: after(created_at, lifetime_ms),
-        auto_accept,
-        replace,
-        identity: identity.clone(),
-        failures: 0,
-        revoked: false,
-        used: None,
-    };
-    let mut changes = outdated(&hub.records)?;
-    changes.push(records::put_new(&record));
-    hub.records.commit("token", &changes)?;
-    Ok((record, token.text().to_string()))
 }
 
 /// Deletions of the oldest tokens that nobody can use any more, when there are too many.

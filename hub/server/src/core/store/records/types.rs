@@ -2,7 +2,7 @@
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
-use attest_common::session::report::{Report, Timings};
+use attest_common::session::report::{Phase, Report, Timings};
 use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +123,17 @@ pub struct Application {
     pub sync: SyncPolicy,
     /// False when a new commit waits for `app sync`.
     pub automated: bool,
+}
+
+impl Application {
+    /// The destination of this application in a namespace of a cluster.
+    pub(crate) fn key_at(&self, cluster: &ClusterId, namespace: &Name) -> DestinationKey {
+        DestinationKey {
+            application: self.name.clone(),
+            cluster: cluster.clone(),
+            namespace: namespace.clone(),
+        }
+    }
 }
 
 /// One place where it runs.
@@ -345,6 +356,30 @@ pub struct LedgerEntry {
     pub planned: Option<Planned>,
     #[serde(default)]
     pub timings: ChangeTimings,
+}
+
+impl LedgerEntry {
+    /// Returns whether this directive orders removal and the spoke reports that nothing is left there.
+    pub(crate) fn is_removed(&self, report: Option<&ReportRecord>) -> bool {
+        let Some(report) = report.map(|record| &record.report) else { return false };
+        let removed = report.phase == Phase::Removed && report.sequence == Some(self.sequence);
+        let nothing_there = report.refusal.as_ref().is_some_and(|refusal| {
+            refusal.reason == "NothingToRemove" && refusal.sequence == Some(self.sequence)
+        });
+        self.operation == Operation::Remove && (removed || nothing_there)
+    }
+
+    /// Returns whether a spoke reports that the plan of this directive is what runs.
+    pub(crate) fn runs_in(&self, report: &Report) -> bool {
+        let ordered = self.planned.as_ref().map(|planned| planned.plan);
+        ordered.is_some() && report.running.as_ref().map(|running| running.plan) == ordered
+    }
+
+    /// The commit that `plan` was made from, when this directive orders it.
+    pub fn commit_of(&self, plan: &Digest) -> Option<String> {
+        let planned = self.planned.as_ref()?;
+        (planned.plan == *plan).then(|| planned.commit.clone())
+    }
 }
 
 /// What a directive's plan says, for comparing and for people.

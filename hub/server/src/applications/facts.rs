@@ -1,0 +1,142 @@
+//! Everything that is known of one application, gathered for the rules of `applications::status`. Decides nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_common::basics::ids::{DestinationKey, Digest};
+
+use super::view::{View, Waiting};
+use crate::core::Core;
+use crate::core::store::records::{ApplicationRecord, LedgerEntry, ReportRecord};
+
+/// Most directives of a destination among which the one is searched whose plan runs.
+const DIRECTIVES_SEARCHED_MAX: usize = 8;
+
+/// How much is gathered of each destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Everything that a spoke reports.
+    Objects,
+    /// All but its objects, and nothing that has to be read from the disk.
+    Overview,
+}
+
+/// Everything that is known of one application.
+#[derive(Debug)]
+pub(crate) struct ApplicationFacts {
+    pub view: Option<Arc<View>>,
+    /// Those that the application names, in its order; then those that it is being removed from.
+    pub destinations: Vec<DestinationFacts>,
+    pub deleting: bool,
+    /// The highest generation that was ordered.
+    pub generation: u64,
+}
+
+/// Everything that is known of one destination.
+#[derive(Debug)]
+pub(crate) struct DestinationFacts {
+    /// Name of the cluster.
+    pub cluster: String,
+    pub namespace: String,
+    /// Absent while the cluster is not registered.
+    pub key: Option<DestinationKey>,
+    pub head: Option<Arc<LedgerEntry>>,
+    pub report: Option<Arc<ReportRecord>>,
+    pub connected: bool,
+    /// How long ago the cluster was last heard of; `None` when never, or when it is not registered.
+    pub last_seen: Option<Duration>,
+    /// Why the newest commit does not run there.
+    pub waiting: Option<Waiting>,
+    /// Why the source of the application could not be read.
+    pub problem: Option<Waiting>,
+    /// True when there was a pass over the application since the hub started.
+    pub reconciled: bool,
+    /// Commit that what runs there was made from.
+    pub deployed_commit: Option<String>,
+}
+
+/// Gathers what is known of an application. Blocks.
+pub(crate) fn gather(
+    core: &Core,
+    record: &ApplicationRecord,
+    view: Option<Arc<View>>,
+    detail: Detail,
+) -> ApplicationFacts {
+    let application = &record.application;
+    let mut destinations = Vec::new();
+    let mut named = BTreeSet::new();
+    for destination in &application.destinations {
+        let cluster = core.directory.named(&destination.cluster);
+        let key = cluster.map(|cluster| application.key_at(&cluster.id, &destination.namespace));
+        named.extend(key.clone());
+        let place = (destination.cluster.clone(), destination.namespace.clone());
+        destinations.push(DestinationFacts {
+            waiting: view.as_ref().and_then(|view| view.waiting.get(&place).cloned()),
+            problem: view.as_ref().and_then(|view| view.problem.clone()),
+            reconciled: view.is_some(),
+            ..at(
+                core,
+                key,
+                destination.cluster.to_string(),
+                destination.namespace.to_string(),
+                detail,
+            )
+        });
+    }
+    let heads = core.fleet.heads_for(&application.name);
+    let generation = heads.iter().map(|(_, head)| head.generation).max().unwrap_or(0);
+    for (key, head) in heads {
+        let is_finished = head.is_removed(core.fleet.report(&key).as_deref());
+        if named.contains(&key) || is_finished {
+            continue;
+        }
+        let Some(cluster) = core.directory.get(&key.cluster) else { continue };
+        let namespace = key.namespace.to_string();
+        destinations.push(at(core, Some(key), cluster.name.to_string(), namespace, detail));
+    }
+    ApplicationFacts { view, destinations, deleting: record.deleting, generation }
+}
+
+fn at(
+    core: &Core,
+    key: Option<DestinationKey>,
+    cluster: String,
+    namespace: String,
+    detail: Detail,
+) -> DestinationFacts {
+    let head = key.as_ref().and_then(|key| core.fleet.head(key));
+    let report = key.as_ref().and_then(|key| core.fleet.report(key));
+    let presence = key.as_ref().map(|key| core.fleet.presence(&key.cluster));
+    let running = report.as_ref().and_then(|report| report.report.running.as_ref());
+    let deployed_commit = key.as_ref().zip(running).and_then(|(key, running)| match detail {
+        Detail::Objects => deployed_commit(core, key, &running.plan),
+        Detail::Overview => head.as_ref().and_then(|head| head.commit_of(&running.plan)),
+    });
+    DestinationFacts {
+        cluster,
+        namespace,
+        key,
+        head,
+        report,
+        connected: presence.is_some_and(|(connected, _)| connected),
+        last_seen: presence.and_then(|(_, last_seen)| last_seen),
+        waiting: None,
+        problem: None,
+        reconciled: true,
+        deployed_commit,
+    }
+}
+
+/// Commit that a plan was made from, when it is among the newest that were ordered at a destination. Blocks.
+pub(crate) fn deployed_commit(
+    core: &Core,
+    destination: &DestinationKey,
+    plan: &Digest,
+) -> Option<String> {
+    let newest = core.fleet.head(destination)?;
+    newest.commit_of(plan).or_else(|| {
+        let directives = core.records.ledger(destination, DIRECTIVES_SEARCHED_MAX).ok()?;
+        directives.iter().find_map(|directive| directive.commit_of(plan))
+    })
+}

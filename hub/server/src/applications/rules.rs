@@ -1,0 +1,252 @@
+//! Rules of applying and removing an application, for every entrance to the hub. Blocks where it reads or writes.
+//!
+//! Who calls these has the application reconciled afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
+use attest_common::basics::keys::PublicKey;
+use attest_common::session::report::{Phase, Report};
+use attest_supply::source::UrlPolicy;
+use serde_json::Value;
+
+use super::lower::{self, Known, LowerError};
+use crate::core::Core;
+use crate::core::position::ReportedPolicy;
+use crate::core::store::StoreError;
+use crate::core::store::records::{
+    self, ApplicationRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
+};
+use attest_runtime::clock::now;
+
+/// Most destinations named in one message.
+const PLACES_NAMED_MAX: usize = 10;
+
+/// What may happen to destinations that a manifest no longer names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// They may be removed.
+    Confirmed,
+    /// The manifest is rejected with what would be removed.
+    Unconfirmed,
+}
+
+/// What applying a manifest has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+impl Outcome {
+    /// The word that people see.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "Created",
+            Self::Configured => "Configured",
+            Self::Unchanged => "Unchanged",
+        }
+    }
+}
+
+/// Why an application is not applied or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ApplicationError {
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    #[error("no application is named `{0}`; `attest gitops app list` shows those there are")]
+    Unknown(String),
+    #[error("an application `{name}` lies in namespace {namespace}; names are unique in a hub")]
+    NameTaken { name: Name, namespace: String },
+    #[error("this removes {name} from {losses}")]
+    RemovalUnconfirmed { name: Name, losses: String },
+    #[error(
+        "the trust policy of cluster {cluster} does not let the hub remove {application} from namespace {namespace}; \
+         set `remove: {{allow: true}}` for it in that policy and run `attest trust install POLICY --kubeconfig F`, \
+         with that cluster's own credentials"
+    )]
+    RemoveNotAllowed { cluster: String, application: Name, namespace: Name },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ApplicationError {
+    /// A stable word for conditions, metrics, logs and the CLI.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Lower(error) => error.reason(),
+            Self::Unknown(_) => "ApplicationUnknown",
+            Self::NameTaken { .. } => "NameTaken",
+            Self::RemovalUnconfirmed { .. } => "RemovalUnconfirmed",
+            Self::RemoveNotAllowed { .. } => "RemoveNotAllowed",
+            Self::Store(error) => error.reason(),
+        }
+    }
+
+    /// Path of the field at fault, when there is one.
+    pub(crate) fn field(&self) -> Option<&str> {
+        match self {
+            Self::Lower(error) => Some(&error.field),
+            Self::NameTaken { .. } => Some("metadata.name"),
+            Self::Unknown(_)
+            | Self::RemovalUnconfirmed { .. }
+            | Self::RemoveNotAllowed { .. }
+            | Self::Store(_) => None,
+        }
+    }
+}
+
+/// Applies a manifest.
+///
+/// # Errors
+/// When the manifest is not acceptable, or would remove what may not be removed.
+pub(crate) fn apply(
+    core: &Core,
+    urls: &UrlPolicy,
+    manifest: Value,
+    removal: Removal,
+) -> Result<(ApplicationRecord, Outcome), ApplicationError> {
+    let application = lower::lower(&manifest, &known(core, urls)?)?;
+    let stored = core.records.stored::<ApplicationRecord>(application.name.as_str())?;
+    let current = stored.as_ref().map(|stored| &stored.value);
+    if let Some(other) =
+        current.filter(|other| other.application.namespace != application.namespace)
+    {
+        let namespace = other.application.namespace.clone();
+        return Err(ApplicationError::NameTaken { name: application.name, namespace });
+    }
+    let leaving = leaving(core, &application.name, &core.directory.places(&application));
+    check_removal(&leaving)?;
+    if removal == Removal::Unconfirmed
+        && let Some(losses) = losses(&leaving)
+    {
+        return Err(ApplicationError::RemovalUnconfirmed { name: application.name, losses });
+    }
+    let record = ApplicationRecord {
+        generation: current.map_or(1, |current| {
+            current.generation + u64::from(current.application != application)
+        }),
+        created_at: current.map_or_else(now, |current| current.created_at),
+        application,
+        manifest,
+        deleting: false,
+    };
+    let (outcome, change) = match &stored {
+        Some(stored) if stored.value == record => return Ok((record, Outcome::Unchanged)),
+        Some(stored) => (Outcome::Configured, records::replace(stored, &record)),
+        None => (Outcome::Created, records::put_new(&record)),
+    };
+    core.records.commit("application", &[change])?;
+    Ok((record, outcome))
+}
+
+/// Marks an application as being removed from all of its destinations.
+///
+/// # Errors
+/// When there is no such application, or it may not be removed.
+pub(crate) fn remove(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
+    let stored = core.records.stored::<ApplicationRecord>(name)?;
+    let stored = stored.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))?;
+    check_removal(&leaving(core, &stored.value.application.name, &BTreeSet::new()))?;
+    let deleting = ApplicationRecord { deleting: true, ..stored.value.clone() };
+    if deleting != stored.value {
+        core.records.commit("application", &[records::replace(&stored, &deleting)])?;
+    }
+    Ok(deleting)
+}
+
+/// The application of this name.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn find(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
+    let record = core.records.get::<ApplicationRecord>(name)?;
+    record.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))
+}
+
+fn known(core: &Core, urls: &UrlPolicy) -> Result<Known, StoreError> {
+    let clusters = core.directory.all().into_iter();
+    let clusters = clusters.filter(|cluster| cluster.state != ClusterState::Revoked);
+    let keys: Vec<KeyRecord> = core.records.all()?;
+    let keys: BTreeMap<_, _> = keys
+        .into_iter()
+        .filter_map(|key| Some((key.alias, PublicKey::from_pem(&key.public_key).ok()?.id())))
+        .collect();
+    Ok(Known {
+        clusters: clusters.map(|cluster| cluster.name.clone()).collect(),
+        default_cluster: core.records.default_cluster()?,
+        keys,
+        urls: urls.clone(),
+    })
+}
+
+/// A destination that an application is to leave.
+struct Leaving {
+    destination: DestinationKey,
+    /// Name of the cluster.
+    cluster: String,
+    head: Arc<LedgerEntry>,
+    report: Option<Arc<ReportRecord>>,
+    policy: Option<Arc<ReportedPolicy>>,
+}
+
+/// Destinations where an application may run and is to run no longer.
+fn leaving(core: &Core, application: &Name, kept: &BTreeSet<(ClusterId, Name)>) -> Vec<Leaving> {
+    let all = core.fleet.heads_for(application).into_iter().map(|(destination, head)| Leaving {
+        cluster: core.directory.name_of(&destination.cluster),
+        report: core.fleet.report(&destination),
+        policy: core.fleet.hint(&destination.cluster),
+        head,
+        destination,
+    });
+    all.filter(|Leaving { destination, head, report, .. }| {
+        let is_kept = kept.contains(&(destination.cluster.clone(), destination.namespace.clone()));
+        // An order of removal that stands is not given again, and what never ran has nothing to remove.
+        head.planned.is_some()
+            && !is_kept
+            && core.directory.is_living(&destination.cluster)
+            && !report.as_ref().is_some_and(|record| runs_nothing(&record.report))
+    })
+    .collect()
+}
+
+fn runs_nothing(report: &Report) -> bool {
+    report.phase == Phase::Refused && report.running.is_none()
+}
+
+/// Rejects what a cluster's own policy would refuse permanently: to order removal where the hub may not.
+fn check_removal(leaving: &[Leaving]) -> Result<(), ApplicationError> {
+    for Leaving { destination, cluster, head, policy, .. } in leaving {
+        let (Some(planned), Some(reported)) = (&head.planned, policy) else { continue };
+        let DestinationKey { application, namespace, .. } = destination;
+        let local = reported.policy.effective(application, &planned.repo, namespace);
+        if !local.is_ok_and(|local| local.remove_allowed) {
+            return Err(ApplicationError::RemoveNotAllowed {
+                cluster: cluster.clone(),
+                application: application.clone(),
+                namespace: namespace.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The destinations that are left, and how much of the application is there, for the person who has to agree.
+fn losses(leaving: &[Leaving]) -> Option<String> {
+    let named: Vec<String> = leaving.iter().take(PLACES_NAMED_MAX).map(loss).collect();
+    let more = leaving.len().saturating_sub(named.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!named.is_empty()).then(|| named.join(", ") + &more)
+}
+
+fn loss(leaving: &Leaving) -> String {
+    let objects = match leaving.report.as_ref().map(|report| report.report.objects_total) {
+        Some(1) => "1 object".to_owned(),
+        Some(count) => format!("{count} objects"),
+        None => "nothing reported yet".to_owned(),
+    };
+    format!("{}/{} ({objects})", leaving.cluster, leaving.destination.namespace)
+}

@@ -1,0 +1,183 @@
+//! What is remembered of each application for those who read it: the outcome of its newest reconcile pass, since
+//! when each condition holds, and its phase for the metrics. In memory: a restart of the hub begins again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use attest_common::basics::ids::{Name, Timestamp};
+
+use super::status::{Condition, SYNCED};
+use super::view::View;
+use crate::core::metrics::Metrics;
+
+/// What is remembered of each application.
+#[derive(Debug, Default)]
+pub(crate) struct Views {
+    state: Mutex<State>,
+    transitions: Transitions,
+    phases: Phases,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_application: BTreeMap<String, Arc<View>>,
+    /// Applications that wait because of a cluster, or that run there.
+    by_cluster: BTreeMap<Name, BTreeSet<String>>,
+}
+
+impl State {
+    fn remove(&mut self, application: &str) {
+        let Some(view) = self.by_application.remove(application) else { return };
+        for cluster in view.clusters() {
+            if let Some(concerned) = self.by_cluster.get_mut(cluster) {
+                concerned.remove(application);
+                if concerned.is_empty() {
+                    self.by_cluster.remove(cluster);
+                }
+            }
+        }
+    }
+}
+
+impl Views {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outcome of the newest pass over an application.
+    pub(crate) fn get(&self, application: &str) -> Option<Arc<View>> {
+        self.state().by_application.get(application).cloned()
+    }
+
+    /// Keeps the outcome of a pass.
+    pub(crate) fn set(&self, application: &str, view: View) {
+        let mut state = self.state();
+        state.remove(application);
+        for cluster in view.clusters() {
+            let concerned = state.by_cluster.entry(cluster.clone()).or_default();
+            concerned.insert(application.to_owned());
+        }
+        state.by_application.insert(application.to_owned(), Arc::new(view));
+    }
+
+    /// Applications that wait because of `cluster`, or that run there.
+    pub(crate) fn concerned_by(&self, cluster: &Name) -> BTreeSet<String> {
+        self.state().by_cluster.get(cluster).cloned().unwrap_or_default()
+    }
+
+    /// Writes into each condition of an application when its status last changed.
+    pub(crate) fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
+        self.transitions.stamp(application, conditions, now);
+    }
+
+    /// Counts an application in the metrics by its phase.
+    pub(crate) fn note_phase(&self, metrics: &Metrics, application: &str, phase: &str) {
+        self.phases.note(metrics, application, Some(phase));
+    }
+
+    /// Forgets an application that is gone.
+    pub(crate) fn forget(&self, metrics: &Metrics, application: &str) {
+        self.state().remove(application);
+        self.transitions.forget(application);
+        self.phases.note(metrics, application, None);
+    }
+}
+
+/// The phase of each application, for the metrics that count them.
+#[derive(Debug, Default)]
+struct Phases {
+    synced: Mutex<BTreeMap<String, bool>>,
+}
+
+impl Phases {
+    /// Keeps an application's phase, or that it is gone.
+    fn note(&self, metrics: &Metrics, application: &str, phase: Option<&str>) {
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        match phase {
+            Some(phase) => synced.insert(application.to_owned(), phase == SYNCED),
+            None => synced.remove(application),
+        };
+        metrics.applications.set(gauge(synced.len()));
+        metrics.applications_synced.set(gauge(synced.values().filter(|is| **is).count()));
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Application and type of a condition.
+type ConditionKey = (String, &'static str);
+
+/// Since when each condition has its status.
+#[derive(Debug, Default)]
+struct Transitions {
+    since: Mutex<BTreeMap<ConditionKey, (&'static str, Timestamp)>>,
+}
+
+impl Transitions {
+    fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        for condition in conditions {
+            let key = (application.to_owned(), condition.kind);
+            let entry = since.entry(key).or_insert((condition.status, now));
+            if entry.0 != condition.status {
+                *entry = (condition.status, now);
+            }
+            condition.last_transition_time = entry.1;
+        }
+    }
+
+    fn forget(&self, application: &str) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.retain(|(name, _), _| name != application);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::Waiting;
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let transitions = Transitions::default();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let condition = |status: &'static str| Condition {
+            kind: "Ready",
+            status,
+            reason: "R".into(),
+            message: String::new(),
+            last_transition_time: Timestamp::UNIX_EPOCH,
+        };
+        let stamped = |status, second| {
+            let mut conditions = [condition(status)];
+            transitions.stamp("a", &mut conditions, at(second));
+            conditions[0].last_transition_time
+        };
+
+        assert_eq!(stamped("False", 1), at(1));
+        assert_eq!(stamped("False", 2), at(1));
+        assert_eq!(stamped("True", 3), at(3));
+    }
+
+    #[test]
+    fn a_cluster_concerns_those_that_wait_for_it_until_their_next_pass() {
+        let views = Views::default();
+        let name = |text: &str| Name::new(text).unwrap();
+        let waiting = || View {
+            waiting: [((name("staging"), name("web")), Waiting::new("ClusterPending", "waits"))]
+                .into(),
+            ..View::default()
+        };
+
+        views.set("web", waiting());
+        views.set("api", waiting());
+        assert_eq!(views.concerned_by(&name("staging")), ["api", "web"].map(str::to_owned).into());
+        views.set("web", View::default());
+        assert_eq!(views.concerned_by(&name("staging")), ["api"].map(str::to_owned).into());
+        views.forget(&Metrics::new().unwrap(), "api");
+        assert!(views.concerned_by(&name("staging")).is_empty());
+        assert!(views.state().by_cluster.is_empty());
+    }
+}

@@ -1,0 +1,62 @@
+//! What spokes report of themselves: the directives they hold and their trust policy. Pure rules about positions.
+
+use std::cmp::Ordering;
+
+use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::trust::policy::{self, Policy};
+
+use super::store::records::LedgerEntry;
+
+/// How far a spoke's epoch may be ahead of this hub's: starts between a backup and the loss. A
+/// greater one is ignored; a forged one costs this many of the 2^63 there are.
+pub(crate) const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
+/// How far a spoke's sequence may be ahead of its ledger: directives between a backup and the loss.
+pub(crate) const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
+
+/// The trust policy that a cluster reports, ready for use. A hint: the spoke decides by its own copy.
+#[derive(Clone, Debug)]
+pub struct ReportedPolicy {
+    pub spec: policy::Spec,
+    pub policy: Policy,
+}
+
+/// The directive that a spoke holds for a destination, as far as the hub knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpokePosition {
+    pub epoch: u64,
+    pub sequence: u64,
+    pub digest: Option<Digest>,
+}
+
+/// Returns whether `head` must be issued again with a new sequence for the spoke that holds `held`.
+pub(crate) fn needs_reissue(head: &LedgerEntry, held: SpokePosition, now: Timestamp) -> bool {
+    let expired = now >= head.expires_at && held.sequence < head.sequence;
+    expired || is_overtaken(head, held)
+}
+
+/// Returns whether a spoke that holds `held` would refuse `head`: this hub came back from a backup.
+pub(crate) fn is_overtaken(head: &LedgerEntry, held: SpokePosition) -> bool {
+    match held.sequence.cmp(&head.sequence) {
+        Ordering::Greater => true,
+        Ordering::Equal => held.digest.is_some_and(|digest| digest != head.digest),
+        Ordering::Less => held.epoch > head.epoch,
+    }
+}
+
+/// Returns whether `held` can be what a backup of this hub has forgotten, and not a value forged to exhaust the
+/// sequence space.
+pub(crate) fn is_plausible(held: SpokePosition, head: Option<&LedgerEntry>, epoch: u64) -> bool {
+    let known = head.map_or(0, |head| head.sequence);
+    held.epoch <= epoch.saturating_add(EPOCHS_AHEAD_MAX)
+        && held.sequence <= known.saturating_add(SEQUENCES_AHEAD_MAX)
+}
+
+/// Returns whether a spoke holds what this hub cannot have signed in its own epoch: an earlier hub had an epoch
+/// as high or higher, and this one must go above it.
+pub(crate) fn is_from_unknown_epoch(
+    held: SpokePosition,
+    head: Option<&LedgerEntry>,
+    epoch: u64,
+) -> bool {
+    held.epoch > epoch || (held.epoch == epoch && head.is_some_and(|h| is_overtaken(h, held)))
+}

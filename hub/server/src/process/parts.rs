@@ -1,0 +1,115 @@
+//! The parts of one hub, wired together. No rules.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest_supply::recipe::declared_source_root;
+use attest_supply::render::Kustomize;
+use attest_supply::source::{Source, UrlPolicy};
+
+use crate::api::Api;
+use crate::applications::views::Views;
+use crate::core::Core;
+use crate::core::metrics::Metrics;
+use crate::core::signer::Signer;
+use crate::core::store::records::Records;
+use crate::core::store::{RedbStore, StoreError};
+use crate::home::{Home, HomeError};
+use crate::reconcile::reconciler::Reconciler;
+use crate::reconcile::repositories::Repositories;
+use crate::reconcile::waker::Waker;
+use crate::spokes::registration::Registration;
+
+/// Longest wait of a starting hub for a store that is in use.
+pub(crate) const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+const LOCK_ASK_EVERY: Duration = Duration::from_millis(50);
+
+/// What else a hub is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub urls: UrlPolicy,
+    pub poll_interval: Duration,
+    pub kustomize: Kustomize,
+}
+
+/// The parts of one hub.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub core: Arc<Core>,
+    pub waker: Arc<Waker>,
+    pub reconciler: Arc<Reconciler>,
+    pub registration: Arc<Registration>,
+    pub api: Arc<Api>,
+}
+
+/// Opens the store of `home` and begins a new epoch. Blocks.
+///
+/// # Errors
+/// When the store cannot be opened or does not take the epoch.
+pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError> {
+    let Settings { urls, poll_interval, kustomize } = settings;
+    let records = Records::new(Arc::new(open_store(&home.database())?));
+    home.empty_temporary()?;
+    let source = Source::new(home.git(), declared_source_root);
+    let operators = home.operators();
+    let metrics = Metrics::new().map_err(StartError::Metrics)?;
+    let core = Core::start(records, Signer::new(home.signing), metrics)?;
+    let views = Arc::new(Views::default());
+    let waker = Arc::new(Waker::new(poll_interval, views.clone()));
+    let repositories = Arc::new(Repositories::new(core.clone(), source, urls));
+    let registration = Arc::new(Registration::new(core.clone(), home.authority, waker.clone()));
+    let reconciler = Arc::new(Reconciler::new(
+        core.clone(),
+        views.clone(),
+        waker.clone(),
+        repositories.clone(),
+        kustomize,
+        poll_interval,
+    ));
+    let api = Arc::new(Api {
+        core: core.clone(),
+        operators,
+        waker: waker.clone(),
+        views,
+        repositories,
+        registration: registration.clone(),
+    });
+    Ok(Parts { core, waker, reconciler, registration, api })
+}
+
+/// Opens the store, which a program that a killed hub was just starting may hold for a moment.
+fn open_store(path: &Path) -> Result<RedbStore, StoreError> {
+    let begun = Instant::now();
+    loop {
+        match RedbStore::open(path) {
+            Err(StoreError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
+                std::thread::sleep(LOCK_ASK_EVERY);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the metrics contradict each other")]
+    Metrics(#[source] attest_runtime::metrics::Error),
+}
+
+impl StartError {
+    /// A stable word for logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Home(error) => error.reason(),
+            Self::Store(error) => error.reason(),
+            Self::Metrics(_) => "Metrics",
+        }
+    }
+}

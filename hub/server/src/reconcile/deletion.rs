@@ -1,0 +1,93 @@
+//! The end of an application: forgotten once it is gone everywhere, or when its record is. Blocks.
+
+use attest_common::basics::ids::{DestinationKey, Name};
+
+use super::publish::{Audience, log_failure};
+use crate::core::Core;
+use crate::core::store::StoreError;
+use crate::core::store::records::{self, ApplicationRecord, LedgerEntry};
+
+/// Deletes an application that is being removed, once it is gone everywhere.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub(super) fn finish(audience: Audience<'_>, record: &ApplicationRecord) -> Result<(), StoreError> {
+    let (core, name) = (audience.core, &record.application.name);
+    let heads = core.fleet.heads_for(name);
+    if !heads.iter().all(|(destination, head)| is_gone(core, destination, head)) {
+        return Ok(());
+    }
+    let Some(stored) = core.records.stored::<ApplicationRecord>(name.as_str())? else {
+        read_heads(core, name)?;
+        forget(audience, name.as_str());
+        return Ok(());
+    };
+    if !stored.value.deleting {
+        audience.waker.wake(name.as_str());
+        return Ok(());
+    }
+    // Only what was just read is deleted: an application that is applied at the same time stays.
+    let mut changes = vec![records::delete_exactly(&stored)];
+    let generation = heads.iter().map(|(_, head)| head.generation).max();
+    changes.extend(generation.map(|generation| records::keep_generation(name, generation)));
+    for (destination, head) in &heads {
+        changes.extend(records::drop_ledger(destination, head.sequence));
+        if let Some(report) = core.fleet.report(destination) {
+            changes.push(records::delete(report.as_ref()));
+        }
+    }
+    core.records.commit("application", &changes)?;
+    heads.iter().for_each(|(destination, _)| core.fleet.forget_destination(destination));
+    forget(audience, name.as_str());
+    Ok(())
+}
+
+fn is_gone(core: &Core, destination: &DestinationKey, head: &LedgerEntry) -> bool {
+    !core.directory.is_living(&destination.cluster)
+        || head.is_removed(core.fleet.report(destination).as_deref())
+}
+
+/// The record of an application is gone. A deletion that was answered with an error may have been made all the same.
+pub(super) fn vanished(audience: Audience<'_>, name: &str) {
+    let read = name.parse().map_or(Ok(()), |name| read_heads(audience.core, &name));
+    match read {
+        Ok(()) => forget(audience, name),
+        Err(error) => {
+            log_failure(name, &error);
+            audience.waker.wake_later(name);
+        }
+    }
+}
+
+/// Reads the ledgers of an application again and has it reconciled from the beginning.
+pub(super) fn start_over(audience: Audience<'_>, application: &Name) {
+    if let Err(error) = read_heads(audience.core, application) {
+        log_failure(application.as_str(), &error);
+    }
+    audience.waker.wake_later(application.as_str());
+}
+
+/// Makes what is remembered of an application's ledgers what the store holds.
+fn read_heads(core: &Core, application: &Name) -> Result<(), StoreError> {
+    let heads = core.records.heads(&format!("{application}/"))?;
+    for (destination, _) in core.fleet.heads_for(application) {
+        if !heads.contains_key(&destination) {
+            core.fleet.forget_destination(&destination);
+        }
+    }
+    // The caller has the application reconciled again anyway.
+    let _overtaken = core.fleet.set_heads(heads.into_iter().collect());
+    Ok(())
+}
+
+/// An application is gone, unless it was applied again since.
+fn forget(audience: Audience<'_>, name: &str) {
+    // The number first, then the store, which is not read under the queue's lock.
+    let requests = audience.waker.requests(name);
+    // A store that does not answer is no reason to forget.
+    let is_gone = matches!(audience.core.records.get::<ApplicationRecord>(name), Ok(None));
+    if !is_gone || !audience.waker.forget(name, requests) {
+        return audience.waker.wake(name);
+    }
+    audience.views.forget(&audience.core.metrics, name);
+}

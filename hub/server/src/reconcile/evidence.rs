@@ -1,0 +1,82 @@
+//! What a commit holds as evidence for one application: release statements, receipts and renderings, unverified.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use attest_common::basics::envelope::{self, STATEMENT_TYPE};
+use attest_common::basics::ids::Digest;
+use attest_common::documents::release::{self, RELEASE_TYPE, Release};
+use attest_common::documents::statement::Statement;
+use bytes::Bytes;
+
+/// Most release statements of one application that are looked at.
+pub(crate) const STATEMENTS_MAX: usize = 256;
+/// Most receipts of one application that are looked at.
+pub(crate) const RECEIPTS_MAX: usize = 2_048;
+/// Newest release statements that are remembered although no rendering is theirs.
+pub(crate) const NEWEST_KEPT_MAX: usize = 8;
+
+/// What a commit says about one application, read once for all destinations.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Evidence {
+    /// Release statements that nobody has verified, highest counter first.
+    pub statements: Vec<Candidate>,
+    /// Receipts by what they say, unverified.
+    pub receipts: BTreeMap<Digest, Bytes>,
+    /// Committed renderings by the name of their render.
+    pub renderings: BTreeMap<String, Vec<u8>>,
+}
+
+/// A release statement, not verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub envelope: Bytes,
+    pub statement: Statement,
+    pub release: Release,
+}
+
+impl Evidence {
+    /// Sorts the files of an application's `.attest` directories by what they are.
+    pub(crate) fn read<'a>(
+        receipts: impl Iterator<Item = &'a [u8]>,
+        renderings: impl Iterator<Item = (String, Vec<u8>)>,
+    ) -> Self {
+        let mut evidence = Self { renderings: renderings.collect(), ..Self::default() };
+        for file in receipts {
+            let Some((payload, _)) = envelope::peek(file, STATEMENT_TYPE) else { continue };
+            let Ok(statement) = Statement::read(&payload) else { continue };
+            if statement.predicate_type != RELEASE_TYPE {
+                if evidence.receipts.len() < RECEIPTS_MAX {
+                    let id = envelope::id_of(STATEMENT_TYPE, &payload);
+                    evidence.receipts.insert(id, Bytes::copy_from_slice(file));
+                }
+                continue;
+            }
+            let Ok(release) = Release::read(&statement) else { continue };
+            evidence.statements.push(Candidate {
+                envelope: Bytes::copy_from_slice(file),
+                statement,
+                release,
+            });
+        }
+        evidence.statements.sort_by_key(|s| std::cmp::Reverse(s.release.counter));
+        evidence.statements.truncate(STATEMENTS_MAX);
+        evidence
+    }
+
+    /// What can still matter while the commit renders to `renderings`: releases with one of them, the
+    /// newest ones, and their receipts. A long history costs no memory.
+    pub(crate) fn kept_for(mut self, renderings: &BTreeSet<Digest>) -> Self {
+        let mut newest = 0..NEWEST_KEPT_MAX;
+        self.statements.retain(|candidate| {
+            let has = |render| {
+                release::content_digest(&candidate.statement, render)
+                    .is_some_and(|digest| renderings.contains(&digest))
+            };
+            newest.next().is_some() || candidate.release.renders.iter().any(has)
+        });
+        let evidence = self.statements.iter().flat_map(|c| &c.release.evidence);
+        let named: BTreeSet<Digest> = evidence.map(|evidence| evidence.receipt).collect();
+        self.receipts.retain(|id, _| named.contains(id));
+        self
+    }
+}

@@ -1,0 +1,272 @@
+//! Which commit the revision names, what it holds as evidence, and what it renders to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::text;
+use attest_supply::render::{self, Overlay, RenderError};
+use attest_supply::source::{ATTEST_DIRECTORY, Remote, Resolved, Tree};
+
+use super::super::answers::Answer;
+use super::super::evidence::Evidence;
+use super::super::task::{Poll, Task};
+use super::{PollAnswer, Sources};
+use crate::applications::view::{Rendered, Waiting};
+use crate::core::Core;
+use crate::core::store::records::{Application, ChangeTimings, Destination};
+use attest_runtime::clock::micros_since;
+
+/// A rendering's files: source tree, or commit outside of the source root, and directory.
+type RenderingKey = (String, String);
+/// What a directory is chosen by: path of the application, destination, environment of its cluster.
+type DirectoryKey = (String, Destination, Option<String>);
+
+/// What was read of a repository, kept between two passes over one application.
+#[derive(Debug, Default)]
+pub(in super::super) struct SourceCache {
+    /// Repository and revision that `resolved` answers.
+    asked: Option<(String, String)>,
+    resolved: Option<Resolved>,
+    /// When the newest question for the revision was asked that was answered, or failed to be.
+    newest: Option<Instant>,
+    /// Why the newest question for the revision was not answered.
+    unanswered: Option<Waiting>,
+    /// Commit that `evidence` was read from, of the repository and revision in `asked`.
+    commit: Option<String>,
+    evidence: Arc<Evidence>,
+    /// Only those of the newest commit.
+    rendered: BTreeMap<RenderingKey, Result<Arc<Rendered>, Waiting>>,
+    /// Those of `rendered` that failed for a reason that may pass.
+    unfinished: BTreeSet<RenderingKey>,
+    directories: BTreeMap<DirectoryKey, Result<String, Waiting>>,
+    timings: ChangeTimings,
+}
+
+impl SourceCache {
+    pub(super) fn unanswered(&self) -> Option<Waiting> {
+        self.unanswered.clone()
+    }
+
+    pub(super) fn evidence(&self) -> Arc<Evidence> {
+        self.evidence.clone()
+    }
+
+    /// The newest commit that was read.
+    pub(in super::super) fn commit(&self) -> Option<String> {
+        self.commit.clone()
+    }
+
+    /// Where the time of the newest change went that was read.
+    pub(super) fn timings(&self) -> ChangeTimings {
+        self.timings
+    }
+
+    /// Returns whether a commit of this very repository and revision was read before.
+    pub(super) fn remembers(&self, application: &Application) -> bool {
+        self.commit.is_some() && self.asked.as_ref() == Some(&asked(application))
+    }
+
+    #[cfg(test)]
+    pub(in super::super) fn is_resolved(&self) -> bool {
+        self.resolved.is_some()
+    }
+
+    /// What the newest commit renders to for a destination.
+    pub(super) fn rendered_for(
+        &self,
+        core: &Core,
+        application: &Application,
+        destination: &Destination,
+    ) -> Result<Arc<Rendered>, Waiting> {
+        let key = directory_key(core, application, destination);
+        let directory = self.directories.get(&key).cloned().ok_or_else(unknown_directory)??;
+        let found = self.rendered.iter().find(|((_, rendered), _)| *rendered == directory);
+        found.map(|(_, rendered)| rendered.clone()).ok_or_else(unknown_directory)?
+    }
+}
+
+fn unknown_directory() -> Waiting {
+    Waiting::new("AwaitingCluster", "its directory is not known yet")
+}
+
+fn asked(application: &Application) -> (String, String) {
+    (application.repo_url.clone(), application.revision.clone())
+}
+
+fn environment_of(core: &Core, cluster: &Name) -> Option<String> {
+    let record = core.directory.named(cluster)?;
+    core.fleet.hint(&record.id).map(|reported| reported.policy.environment.to_string())
+}
+
+fn directory_key(
+    core: &Core,
+    application: &Application,
+    destination: &Destination,
+) -> DirectoryKey {
+    let environment = environment_of(core, &destination.cluster);
+    (application.path.clone(), destination.clone(), environment)
+}
+
+/// Brings the cache to the newest commit. Also returns the repository's answer, when it was asked.
+pub(super) fn read(
+    sources: Sources<'_>,
+    application: &Application,
+    task: Task,
+    cache: &mut SourceCache,
+) -> (Result<(), Waiting>, Option<PollAnswer>) {
+    let mut reader = Reader { sources, application, task, cache, poll: None };
+    let read = reader.revision().and_then(|(remote, resolved)| reader.evidence(&remote, &resolved));
+    (read, reader.poll)
+}
+
+struct Reader<'a> {
+    sources: Sources<'a>,
+    application: &'a Application,
+    task: Task,
+    cache: &'a mut SourceCache,
+    poll: Option<PollAnswer>,
+}
+
+impl Reader<'_> {
+    /// Which commit the revision names now.
+    fn revision(&mut self) -> Result<(Remote, Resolved), Waiting> {
+        let Application { repo_url, revision, .. } = self.application;
+        let asked = asked(self.application);
+        let repositories = self.sources.repositories;
+        let remote = repositories.remote(repo_url)?;
+        let is_same = self.cache.asked.as_ref() == Some(&asked);
+        if let Some(resolved) = self.cache.resolved.clone()
+            && is_same
+            && self.task.poll == Poll::No
+        {
+            return Ok((remote, resolved));
+        }
+        let begun = Instant::now();
+        let ask = || repositories.look(&remote, revision);
+        let answer = if self.task.poll == Poll::Due {
+            self.sources.answers.shared(&remote, revision, self.cache.newest, ask)
+        } else {
+            Answer::of(&remote, ask)
+        };
+        self.poll = Some(PollAnswer { at: answer.answered, is_ok: answer.said.is_ok() });
+        self.cache.newest = Some(answer.asked);
+        self.cache.unanswered = answer.said.as_ref().err().cloned();
+        let resolved = answer.said?;
+        self.cache.timings.git_us = micros_since(begun);
+        if !is_same {
+            // Nothing of this repository has been read: what another one holds does not count for it.
+            self.cache.commit = None;
+        }
+        self.cache.asked = Some(asked);
+        self.cache.resolved = Some(resolved.clone());
+        Ok((remote, resolved))
+    }
+
+    /// Reads receipts, statements and committed renderings of the commit, once.
+    fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
+        let again = !self.cache.unfinished.is_empty()
+            && (self.task.poll != Poll::No || self.task.asked_for);
+        let is_read = self.cache.commit.as_ref() == Some(&resolved.commit);
+        if is_read && self.directories_are_known() && !again {
+            return Ok(());
+        }
+        let fetching = Instant::now();
+        let tree = self.fetch(remote, resolved)?;
+        self.cache.timings.git_us += micros_since(fetching);
+        let rendering = Instant::now();
+        let application = self.application.name.as_str();
+        let receipts = format!("{ATTEST_DIRECTORY}/receipts/{application}");
+        let renderings = format!("{ATTEST_DIRECTORY}/rendered/{application}");
+        let committed = tree.under(&renderings).filter_map(|(path, bytes)| {
+            let name = path.rsplit('/').next()?.strip_suffix(".jsonl")?;
+            Some((name.to_owned(), bytes.to_vec()))
+        });
+        let receipts = tree.under(&receipts).map(|(_, bytes)| bytes);
+        let evidence = Evidence::read(receipts, committed);
+        self.render_all(&tree);
+        let rendered = self.cache.rendered.values().filter_map(|r| r.as_ref().ok());
+        let digests = rendered.map(|rendered| rendered.digest).collect();
+        self.cache.evidence = Arc::new(evidence.kept_for(&digests));
+        self.cache.timings.render_us = micros_since(rendering);
+        self.cache.commit = Some(resolved.commit.clone());
+        Ok(())
+    }
+
+    fn fetch(&self, remote: &Remote, resolved: &Resolved) -> Result<Tree, Waiting> {
+        let Application { path, destinations, .. } = self.application;
+        let mut wanted: BTreeSet<&str> = BTreeSet::from([path.as_str()]);
+        wanted.extend(destinations.iter().filter_map(|d| d.path.as_deref()));
+        let directories: Vec<&str> = wanted.into_iter().collect();
+        self.sources.repositories.fetch(remote, resolved, &directories)
+    }
+
+    /// Renders every directory that a destination needs, unless the same files were rendered before.
+    fn render_all(&mut self, tree: &Tree) {
+        self.cache.directories.clear();
+        let mut former = std::mem::take(&mut self.cache.rendered);
+        let unfinished = std::mem::take(&mut self.cache.unfinished);
+        former.retain(|key, _| !unfinished.contains(key));
+        for destination in &self.application.destinations {
+            let environment = environment_of(self.sources.core, &destination.cluster);
+            let overlay = Overlay {
+                path: &self.application.path,
+                own_path: destination.path.as_deref(),
+                cluster: Some(destination.cluster.as_str()),
+                environment: environment.as_deref(),
+            };
+            let directory = render::select(tree, &overlay).map_err(|e| unrendered(&e));
+            if let Ok(directory) = &directory {
+                let key = (files_version(tree, directory), directory.clone());
+                if !self.cache.rendered.contains_key(&key) {
+                    let rendered = former.remove(&key);
+                    let rendered = rendered.unwrap_or_else(|| self.render(tree, &key));
+                    self.cache.rendered.insert(key, rendered);
+                }
+            }
+            let path = self.application.path.clone();
+            self.cache.directories.insert((path, destination.clone(), environment), directory);
+        }
+    }
+
+    fn render(&mut self, tree: &Tree, key: &RenderingKey) -> Result<Arc<Rendered>, Waiting> {
+        let rendered = render::render(tree, &key.1, &[], self.sources.kustomize);
+        let manifests = rendered.map_err(|error| {
+            if error.may_pass() {
+                self.cache.unfinished.insert(key.clone());
+            }
+            unrendered(&error)
+        })?;
+        Ok(Arc::new(Rendered {
+            digest: Digest::of(&manifests.rendering),
+            bytes: manifests.rendering.into(),
+            objects: manifests.objects,
+            renderer: (manifests.renderer.name, manifests.renderer.version),
+        }))
+    }
+
+    /// False when a destination is new, or a cluster's environment became known since.
+    fn directories_are_known(&self) -> bool {
+        self.application.destinations.iter().all(|destination| {
+            let key = directory_key(self.sources.core, self.application, destination);
+            self.cache.directories.contains_key(&key)
+        })
+    }
+}
+
+/// What names the version of the files in a directory.
+fn files_version(tree: &Tree, directory: &str) -> String {
+    let commit = tree.git_commit();
+    let is_inside = tree.source_root().is_some_and(|root| {
+        let below = directory.strip_prefix(root);
+        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    });
+    // Outside the source root the tree's id says nothing about the files.
+    let version = if is_inside { tree.git_tree().or(commit) } else { commit };
+    version.unwrap_or_default().to_owned()
+}
+
+fn unrendered(error: &RenderError) -> Waiting {
+    Waiting::new(error.reason(), text::error_chain(error))
+}

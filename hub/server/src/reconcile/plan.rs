@@ -1,0 +1,192 @@
+//! The second step of a pass: decides about every destination. Pure: no I/O, no clock.
+
+use std::sync::Arc;
+
+use attest_common::basics::ids::{DestinationKey, Digest, Name};
+use attest_common::documents::plan::{Operation, Plan, to_bytes};
+use attest_common::documents::release::Release;
+use attest_common::trust::policy;
+use bytes::Bytes;
+
+use super::observe::{Observation, ObservedDestination, ObservedLeaving, Target};
+use super::planner::{self, Proposal, Situation};
+use crate::applications::view::Waiting;
+use crate::core::position::needs_reissue;
+use crate::core::store::records::LedgerEntry;
+
+/// What is to be done at one destination.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Nothing can be decided: the cluster or the rendering is missing.
+    Blocked {
+        place: (Name, Name),
+        waiting: Waiting,
+    },
+    /// The newest commit does not go there.
+    Hold {
+        place: (Name, Name),
+        destination: DestinationKey,
+        waiting: Waiting,
+    },
+    /// The current directive stands.
+    Keep(DestinationKey),
+    /// The current directive is sent again as it is.
+    Resend(DestinationKey),
+    Direct(Direction),
+}
+
+/// A directive that is to be issued.
+#[derive(Debug)]
+pub(super) struct Direction {
+    pub(super) destination: DestinationKey,
+    pub(super) head: Option<Arc<LedgerEntry>>,
+    pub(super) content: Content,
+}
+
+/// What a directive orders.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// A plan that was verified for this destination.
+    Verified(Arc<NewPlan>),
+    /// A plan that was verified for a destination that is alike.
+    Alike(Arc<NewPlan>),
+    /// What the current directive orders.
+    Current,
+    Removal,
+}
+
+/// A plan with its blobs, shared by every destination for which it was found.
+#[derive(Debug)]
+pub(super) struct NewPlan {
+    pub(super) plan: Plan,
+    /// SHA-256 of the plan's bytes.
+    pub(super) payload: Digest,
+    /// The blobs that the plan names, as they are: release, receipts, content.
+    pub(super) blobs: Vec<Bytes>,
+    /// Commit whose rendering this is.
+    pub(super) commit: String,
+    pub(super) version: String,
+    pub(super) counter: u64,
+    pub(super) repo: String,
+    /// Commit that CI signed from.
+    pub(super) signed_commit: String,
+    /// True when a render of the release names clusters: it is not the same for all.
+    names_clusters: bool,
+}
+
+impl NewPlan {
+    /// What was judged is large: only what the directive needs is kept.
+    fn new(proposal: Proposal, commit: &str) -> Self {
+        let Proposal { plan, blobs, admitted } = proposal;
+        let Release { version, counter, source, renders, .. } = &admitted.release;
+        Self {
+            payload: Digest::of(&to_bytes(&plan)),
+            plan,
+            blobs,
+            commit: commit.to_owned(),
+            version: version.clone(),
+            counter: *counter,
+            repo: source.repo.clone(),
+            signed_commit: source.git_commit.clone(),
+            names_clusters: renders.iter().any(|render| render.target.clusters.is_some()),
+        }
+    }
+}
+
+/// Decides about every destination: first those that the application leaves, then those that it names.
+pub(super) fn plan(observation: &Observation<'_>) -> Vec<Decision> {
+    let mut judged: Vec<(Alike, Arc<NewPlan>)> = Vec::new();
+    let leaving = observation.leaving.iter().map(|leaving| decide_leaving(observation, leaving));
+    let named =
+        observation.destinations.iter().map(|ObservedDestination { place, target }| match target {
+            Err(waiting) => Decision::Blocked { place: place.clone(), waiting: waiting.clone() },
+            Ok(target) => decide(observation, place, target, &mut judged),
+        });
+    leaving.chain(named).collect()
+}
+
+fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> Decision {
+    let ObservedLeaving { key, head, position } = leaving;
+    let is_expired =
+        position.is_some_and(|position| needs_reissue(head, position, observation.now));
+    if head.operation != Operation::Remove || is_expired {
+        direct(key, Some(head), Content::Removal)
+    } else if observation.asked_for {
+        Decision::Resend(key.clone())
+    } else {
+        Decision::Keep(key.clone())
+    }
+}
+
+fn direct(key: &DestinationKey, head: Option<&Arc<LedgerEntry>>, content: Content) -> Decision {
+    Decision::Direct(Direction { destination: key.clone(), head: head.cloned(), content })
+}
+
+fn decide(
+    observation: &Observation<'_>,
+    place: &(Name, Name),
+    target: &Target,
+    judged: &mut Vec<(Alike, Arc<NewPlan>)>,
+) -> Decision {
+    let Target { key, policy, rendered, head, position, refused } = target;
+    let commit = observation.commit.as_deref().unwrap_or_default();
+    let alike = Alike::of(target);
+    if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
+        return direct(key, head.as_ref(), Content::Alike(plan.clone()));
+    }
+    let decision = planner::decide(&Situation {
+        application: observation.application(),
+        destination: key,
+        commit,
+        evidence: &observation.evidence,
+        rendered,
+        hint: policy,
+        head: head.as_deref(),
+        held: *position,
+        asked_for: observation.asked_for,
+        now: observation.now,
+    });
+    match decision {
+        planner::Decision::New(proposal) => {
+            let plan = Arc::new(NewPlan::new(*proposal, commit));
+            if !plan.names_clusters {
+                judged.push((alike, plan.clone()));
+            }
+            direct(key, head.as_ref(), Content::Verified(plan))
+        }
+        planner::Decision::Reissue => direct(key, head.as_ref(), Content::Current),
+        planner::Decision::Nothing if observation.asked_for && *refused => {
+            Decision::Resend(key.clone())
+        }
+        planner::Decision::Nothing => Decision::Keep(key.clone()),
+        planner::Decision::Waiting(waiting) => {
+            Decision::Hold { place: place.clone(), destination: key.clone(), waiting }
+        }
+    }
+}
+
+/// Everything that decides whether a plan is new at a destination, but for the cluster's name: what was judged new
+/// for one is new for all that are alike, unless the release names clusters.
+#[derive(PartialEq)]
+struct Alike {
+    policy: policy::Spec,
+    namespace: Name,
+    running: Option<(Operation, Option<Digest>)>,
+    rendered: Digest,
+}
+
+impl Alike {
+    fn of(target: &Target) -> Self {
+        let spec = target.policy.spec.clone();
+        let running = target.head.as_ref().map(|head| {
+            let plan = head.planned.as_ref().map(|planned| planned.plan);
+            (head.operation, plan)
+        });
+        Self {
+            policy: policy::Spec { cluster_name: None, kube_system_uid: None, ..spec },
+            namespace: target.key.namespace.clone(),
+            running,
+            rendered: target.rendered.digest,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The last step of a pass: spokes are woken, and metrics, log lines and the view say what was decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest_common::basics::ids::DestinationKey;
+use attest_common::basics::text;
+
+use super::commit::Committed;
+use super::observe::{Observation, SourceProblem};
+use super::plan::{Content, Decision};
+use super::waker::Waker;
+use crate::applications::facts::{self, Detail};
+use crate::applications::status;
+use crate::applications::view::{View, Waiting};
+use crate::applications::views::Views;
+use crate::core::CONTROLLER;
+use crate::core::Core;
+use crate::core::metrics::Metrics;
+use crate::core::store::StoreError;
+use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
+use attest_runtime::clock::now;
+
+/// What was said already, kept between two passes over one application.
+#[derive(Debug, Default)]
+pub(super) struct PublishedCache {
+    /// What was counted as held, by destination: commit and reason.
+    held: BTreeMap<DestinationKey, (String, String)>,
+    /// Phase, generation of the manifest, and the rest of the line that was logged last.
+    logged: Option<(&'static str, u64, String)>,
+}
+
+/// Where the outcome of a pass goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Audience<'a> {
+    pub(super) core: &'a Core,
+    pub(super) views: &'a Views,
+    pub(super) waker: &'a Waker,
+}
+
+/// Tells everyone concerned what was decided and what of it became durable.
+pub(super) fn publish(
+    audience: Audience<'_>,
+    observation: &Observation<'_>,
+    decisions: &[Decision],
+    committed: Committed,
+    begun: Instant,
+    cache: &mut PublishedCache,
+) {
+    publish_decisions(audience, observation, decisions, cache);
+    let name = observation.application().name.as_str();
+    // An application that is being removed keeps its view until something is ordered.
+    if !observation.record.deleting || !committed.entries.is_empty() {
+        audience.views.set(name, view(observation, decisions));
+    }
+    if !committed.entries.is_empty() {
+        publish_commit(audience, name, committed);
+        audience.core.metrics.sync_duration.observe(begun.elapsed().as_secs_f64());
+    }
+}
+
+/// Counts and logs what was decided, whether or not it became durable, and sends again what is to be sent again.
+fn publish_decisions(
+    audience: Audience<'_>,
+    observation: &Observation<'_>,
+    decisions: &[Decision],
+    cache: &mut PublishedCache,
+) {
+    let core = audience.core;
+    if let Some(SourceProblem::Occurred(waiting)) = &observation.problem {
+        log_problem(&core.metrics, observation.application(), waiting);
+    }
+    let commit = observation.commit.as_deref().unwrap_or_default();
+    for decision in decisions {
+        match decision {
+            Decision::Hold { destination, waiting, .. } => {
+                let held = (commit.to_owned(), waiting.reason.clone());
+                if cache.held.insert(destination.clone(), held.clone()) != Some(held) {
+                    log_hold(&core.metrics, observation.application(), destination, waiting);
+                }
+            }
+            Decision::Direct(direction) => {
+                if matches!(direction.content, Content::Verified(_)) {
+                    core.metrics.verifications.with_label_values(&["verified"]).inc();
+                    core.metrics.policy_validations.with_label_values(&["allowed"]).inc();
+                }
+                cache.held.remove(&direction.destination);
+            }
+            Decision::Keep(destination) => {
+                cache.held.remove(destination);
+            }
+            Decision::Resend(destination) => {
+                cache.held.remove(destination);
+                core.fleet.push_again(destination);
+            }
+            Decision::Blocked { .. } => {}
+        }
+    }
+}
+
+/// The outcome of a pass, for those who read it.
+fn view(observation: &Observation<'_>, decisions: &[Decision]) -> View {
+    let waiting = decisions.iter().filter_map(|decision| match decision {
+        Decision::Blocked { place, waiting } | Decision::Hold { place, waiting, .. } => {
+            Some((place.clone(), waiting.clone()))
+        }
+        Decision::Keep(_) | Decision::Resend(_) | Decision::Direct(_) => None,
+    });
+    let rendered = observation.destinations.iter().filter_map(|destination| {
+        let target = destination.target.as_ref().ok()?;
+        Some((destination.place.clone(), Arc::clone(&target.rendered)))
+    });
+    View {
+        revision: observation.commit.clone(),
+        problem: observation.problem.as_ref().map(|problem| problem.waiting().clone()),
+        waiting: waiting.collect(),
+        rendered: rendered.collect(),
+    }
+}
+
+/// Announces what became durable: spokes are woken, blobs are ready to be sent, numbers rise.
+fn publish_commit(audience: Audience<'_>, application: &str, committed: Committed) {
+    let Audience { core, waker, .. } = audience;
+    let Committed { entries, blobs, timings, written } = committed;
+    core.metrics.commit.observe(written.as_secs_f64());
+    for (part, micros) in [
+        ("git", timings.git_us),
+        ("render", timings.render_us),
+        ("verify", timings.verify_us),
+        ("plan", timings.plan_us),
+    ] {
+        let seconds = Duration::from_micros(micros).as_secs_f64();
+        core.metrics.change.with_label_values(&[part]).observe(seconds);
+    }
+    blobs.into_iter().for_each(|blob| core.fleet.keep_blob(blob));
+    core.metrics.deployments.inc_by(entries.len() as u64);
+    entries.iter().for_each(|(destination, entry)| log_ordered(destination, entry));
+    if core.fleet.set_heads(entries) {
+        waker.wake(application);
+    }
+}
+
+/// Logs, once, which phase an application has reached, and counts it. Blocks.
+pub(super) fn publish_status(
+    audience: Audience<'_>,
+    record: &ApplicationRecord,
+    commit: Option<&str>,
+    cache: &mut PublishedCache,
+) {
+    let Audience { core, views, .. } = audience;
+    let Application { name, namespace, .. } = &record.application;
+    let view = views.get(name.as_str());
+    let mut status = status::status(&facts::gather(core, record, view, Detail::Overview));
+    views.stamp(name.as_str(), &mut status.conditions, now());
+    let (phase, verification) = status::summary(&status);
+    views.note_phase(&core.metrics, name.as_str(), phase);
+    let line = (phase, record.generation, format!("{verification} {commit:?}"));
+    if cache.logged.as_ref() == Some(&line) {
+        return;
+    }
+    cache.logged = Some(line);
+    tracing::info!(
+        target: CONTROLLER,
+        application = name.as_str(),
+        namespace,
+        phase,
+        verification_status = verification,
+        "Successfully reconciled AttestApplication: {namespace}/{name}"
+    );
+}
+
+/// Logs that a pass could not be made or did not become durable.
+pub(super) fn log_failure(name: &str, error: &StoreError) {
+    tracing::error!(
+        target: CONTROLLER,
+        application = name,
+        reason = error.reason(),
+        "Cannot reconcile AttestApplication {name}: {}", text::error_chain(error)
+    );
+}
+
+fn log_problem(metrics: &Metrics, application: &Application, waiting: &Waiting) {
+    let reason = metrics.label(&waiting.reason);
+    metrics.source_failures.with_label_values(&[reason]).inc();
+    tracing::warn!(
+        target: CONTROLLER,
+        application = application.name.as_str(),
+        reason = waiting.reason,
+        "Cannot read the source of AttestApplication {}: {}",
+        application.name, waiting.message
+    );
+}
+
+fn log_hold(
+    metrics: &Metrics,
+    application: &Application,
+    destination: &DestinationKey,
+    waiting: &Waiting,
+) {
+    let label = metrics.label(&waiting.reason);
+    metrics.holds.with_label_values(&[label]).inc();
+    tracing::warn!(
+        target: CONTROLLER,
+        application = destination.application.as_str(),
+        namespace = application.namespace,
+        destination = destination.to_string(),
+        reason = waiting.reason,
+        "Not deployed: {}", waiting.message
+    );
+    if !waiting.counted {
+        return;
+    }
+    metrics.verifications.with_label_values(&["refused"]).inc();
+    match waiting.reason.as_str() {
+        "SignatureInvalid" | "UntrustedKey" => metrics.signature_failures.inc(),
+        "ApplicationNotAllowed"
+        | "SourceNotAllowed"
+        | "NamespaceNotAllowed"
+        | "KindNotAllowed"
+        | "PolicyFloor" => {
+            metrics.policy_validations.with_label_values(&["refused"]).inc();
+        }
+        _ => {}
+    }
+}
+
+fn log_ordered(destination: &DestinationKey, entry: &LedgerEntry) {
+    tracing::info!(
+        target: CONTROLLER,
+        application = destination.application.as_str(),
+        destination = destination.to_string(),
+        operation = format!("{:?}", entry.operation),
+        sequence = entry.sequence,
+        generation = entry.generation,
+        "Ordered {:?} at {destination}", entry.operation
+    );
+}

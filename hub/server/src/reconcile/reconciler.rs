@@ -1,0 +1,132 @@
+//! Reconciles applications until the hub ends. One that fails never stops another.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use attest_runtime::clock::random;
+use attest_supply::render::Kustomize;
+use tokio::sync::Semaphore;
+
+use super::answers::Answers;
+use super::observe::Sources;
+use super::pass::{self, PassCache, Surroundings};
+use super::publish::Audience;
+use super::queue::POLL_JITTER;
+use super::repositories::Repositories;
+use super::task::Task;
+use super::waker::Waker;
+use crate::applications::views::Views;
+use crate::core::Core;
+use crate::core::blocking::blocking;
+
+/// Most applications reconciled at once. Most of them wait for a repository, not for a processor.
+pub(crate) const RECONCILES_MAX: usize = 32;
+/// How often the hub looks which of its credentials it has to ask about again.
+const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// Reconciles applications.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    core: Arc<Core>,
+    views: Arc<Views>,
+    waker: Arc<Waker>,
+    repositories: Arc<Repositories>,
+    kustomize: Kustomize,
+    answers: Answers,
+    /// What is kept of each application between two passes.
+    caches: Mutex<BTreeMap<String, Arc<Mutex<PassCache>>>>,
+}
+
+impl Reconciler {
+    /// Reconciles the applications of `waker`, whose repositories are polled every `interval`.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        views: Arc<Views>,
+        waker: Arc<Waker>,
+        repositories: Arc<Repositories>,
+        kustomize: Kustomize,
+        interval: Duration,
+    ) -> Self {
+        let answers = Answers::new(interval);
+        Self { core, views, waker, repositories, kustomize, answers, caches: Mutex::default() }
+    }
+
+    fn surroundings(&self) -> Surroundings<'_> {
+        let Self { core, views, waker, repositories, kustomize, answers, .. } = self;
+        Surroundings {
+            sources: Sources { core, repositories, kustomize, answers },
+            audience: Audience { core, views, waker },
+        }
+    }
+
+    /// What is kept of an application between two passes.
+    fn cache(&self, application: &str) -> Arc<Mutex<PassCache>> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.entry(application.to_owned()).or_default().clone()
+    }
+
+    /// Makes one pass over an application. Blocks.
+    pub(super) fn reconcile(&self, application: &str, task: Task) {
+        let cache = self.cache(application);
+        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        pass::reconcile(self.surroundings(), application, task, &mut cache);
+        if self.waker.requests(application).is_none() {
+            // It is gone.
+            self.caches.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
+        }
+    }
+
+    /// Reconciles applications until the hub ends.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let permits = Arc::new(Semaphore::new(RECONCILES_MAX));
+        let checking = self.clone().check_push_credentials();
+        tokio::spawn(self.core.stop.clone().part("check of push credentials", checking));
+        loop {
+            let (due, next) = self.waker.take();
+            for (name, task) in due {
+                tokio::spawn(self.clone().reconcile_due(permits.clone(), name, task));
+            }
+            tokio::select! {
+                () = self.core.stop.cancelled() => return,
+                () = self.waker.changed() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
+            }
+        }
+    }
+
+    async fn reconcile_due(self: Arc<Self>, permits: Arc<Semaphore>, name: String, task: Task) {
+        let _permit = permits.acquire_owned().await;
+        let completion = Completion { waker: self.waker.clone(), name: name.clone() };
+        blocking(&self, move |reconciler| reconciler.reconcile(&name, task)).await;
+        drop(completion);
+    }
+
+    async fn check_push_credentials(self: Arc<Self>) {
+        loop {
+            if blocking(&self.repositories, Repositories::check_push_credentials).await {
+                self.waker.wake_all();
+            }
+            let pause = POLL_JITTER.apply(PUSH_CHECK_INTERVAL, random());
+            tokio::select! {
+                () = self.core.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Completes a pass in the queue, also when it panicked.
+struct Completion {
+    waker: Arc<Waker>,
+    name: String,
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        self.waker.complete(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests;

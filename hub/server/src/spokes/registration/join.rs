@@ -1,0 +1,360 @@
+//! Joining: single-use tokens, proofs, and the first certificate.
+//!
+//! Of a signing request only the public key is used. The secret of a token is never sent and never stored. Every
+//! answer is durable before it is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest_certs::Issued;
+use attest_certs::bundle::chain_from_pem;
+use attest_certs::request::RequestedKey;
+use attest_certs::tls::{JOIN_EXPORTER_BYTES, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL};
+use attest_common::basics::ids::{ClusterId, Digest};
+use attest_common::basics::keys::PublicKey;
+use attest_common::basics::text;
+use attest_common::session::GREETING_TIMEOUT_MS;
+use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds};
+use attest_common::session::message::{
+    JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
+};
+use attest_runtime::frames::{self, FrameReader};
+use quinn::Connection;
+
+use super::super::close::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
+use super::super::error::LinkError;
+use super::decision::revoked;
+use super::{CLUSTERS_MAX, JoinError, Registration};
+use crate::core::blocking::blocking;
+use crate::core::store::records::{
+    self, Change, ClusterRecord, ClusterState, Stored, TokenRecord, TokenUse,
+};
+use attest_runtime::clock::{after, now};
+
+/// How long the same key is given the same certificate again: its answer may have been lost.
+pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
+/// How long after its token expired a cluster may still wait to be accepted.
+pub(crate) const PENDING_MAX_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// How long a spoke that waits to be accepted should wait before it asks again.
+pub(crate) const PENDING_RETRY_MS: u64 = 2_000;
+/// Largest request to join in bytes: nobody knows yet who sends it.
+pub(crate) const JOIN_FRAME_BYTES_MAX: usize = 16 * 1024;
+/// Longest UID of `kube-system` that is accepted.
+const UID_BYTES_MAX: usize = 64;
+/// How long the hub waits for a spoke to take its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves one connection that asks to join.
+pub(crate) async fn serve(registration: &Arc<Registration>, connection: &Connection) {
+    let served = answer(registration, connection).await;
+    match served {
+        Ok(()) => connection.close(CLOSE_DONE, b"Done"),
+        Err(error) => {
+            connection.close(CLOSE_PROTOCOL, error.reason().as_bytes());
+            tracing::info!(reason = error.reason(), "A join was not understood: {error}");
+        }
+    }
+}
+
+async fn answer(
+    registration: &Arc<Registration>,
+    connection: &Connection,
+) -> Result<(), LinkError> {
+    let timeout = Duration::from_millis(GREETING_TIMEOUT_MS);
+    let asked = async {
+        let (stream, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
+        let mut reader = FrameReader::new(receive, JOIN_FRAME_BYTES_MAX);
+        let request: JoinRequest = reader.next().await?.ok_or(LinkError::Silent)?;
+        Ok::<_, LinkError>((stream, reader, request))
+    };
+    let (mut stream, _reader, request) =
+        tokio::time::timeout(timeout, asked).await.map_err(|_| LinkError::Silent)??;
+    let mut exporter = [0; JOIN_EXPORTER_BYTES];
+    connection
+        .export_keying_material(&mut exporter, JOIN_EXPORTER_LABEL, JOIN_EXPORTER_CONTEXT)
+        .map_err(|_| LinkError::Crypto)?;
+    let from = connection.remote_address();
+    let one_at_a_time = registration.one_at_a_time().await;
+    let outcome =
+        blocking(registration, move |registration| decide(registration, &request, &exporter)).await;
+    drop(one_at_a_time);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let label = registration.core.metrics.label(error.reason());
+            registration.core.metrics.joins.with_label_values(&[label]).inc();
+            tracing::warn!(
+                reason = error.reason(),
+                from = from.to_string(),
+                "A cluster may not join: {}",
+                text::error_chain(&error)
+            );
+            JoinOutcome::Refused(JoinRefused {
+                reason: error.reason().to_owned(),
+                message: error.to_string(),
+            })
+        }
+    };
+    frames::write(&mut stream, &JoinAnswer { outcome: Some(outcome) }).await?;
+    stream.finish().map_err(|_| LinkError::StreamClosed)?;
+    // The spoke closes when it has read the answer.
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection.closed()).await;
+    Ok(())
+}
+
+/// What a request that holds its proofs asks for.
+struct Asked {
+    identity: [u8; 32],
+    cluster: ClusterId,
+    spki: String,
+    csr: Vec<u8>,
+    kube_system_uid: String,
+    agent_version: String,
+}
+
+fn decide(
+    registration: &Registration,
+    request: &JoinRequest,
+    exporter: &[u8; JOIN_EXPORTER_BYTES],
+) -> Result<JoinOutcome, JoinError> {
+    let stored = registration.core.records.stored::<TokenRecord>(&request.token_id)?;
+    // One answer for every token that does not hold: which ids exist is nobody's business.
+    let stored = stored.ok_or(JoinError::TokenRefused)?;
+    let token = &stored.value;
+    let csr_sha256 = *Digest::of(&request.csr_der).raw();
+    let message = join_proof_message(exporter, &csr_sha256, &request.identity_key);
+    if !proof_holds(token.secret_sha256.raw(), &message, &request.proof) {
+        let failures = token.failures.saturating_add(1);
+        let failed = TokenRecord {
+            failures,
+            revoked: token.revoked || failures >= TOKEN_FAILURES_MAX,
+            ..token.clone()
+        };
+        registration.core.records.commit("token", &[records::replace(&stored, &failed)])?;
+        return Err(JoinError::TokenRefused);
+    }
+    // From here on the peer holds the secret: it is told what is wrong.
+    if token.revoked {
+        return Err(JoinError::TokenRevoked);
+    }
+    let asked = asked(request, &message)?;
+    match &token.used {
+        Some(used) => again(registration, &stored, used, &asked),
+        None if now() >= token.expires_at => Err(JoinError::TokenExpired),
+        None => first(registration, &stored, &asked),
+    }
+}
+
+fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
+    let identity: [u8; 32] =
+        request.identity_key.as_slice().try_into().map_err(|_| JoinError::Identity)?;
+    let key = PublicKey::from_bytes(&identity).map_err(|_| JoinError::Identity)?;
+    let signature: [u8; 64] =
+        request.identity_proof.as_slice().try_into().map_err(|_| JoinError::Identity)?;
+    if !key.verifies(message, &signature) {
+        return Err(JoinError::Identity);
+    }
+    let requested = RequestedKey::from_csr_der(&request.csr_der).map_err(JoinError::Request)?;
+    let uid = &request.kube_system_uid;
+    let uid_fits = (1..=UID_BYTES_MAX).contains(&uid.len())
+        && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !uid_fits {
+        return Err(JoinError::Uid);
+    }
+    Ok(Asked {
+        identity,
+        cluster: ClusterId::of_identity_key(&identity),
+        spki: requested.spki_sha256.to_string(),
+        csr: request.csr_der.clone(),
+        kube_system_uid: uid.clone(),
+        agent_version: request.agent_version.chars().take(80).collect(),
+    })
+}
+
+/// The token is used for the first time.
+fn first(
+    registration: &Registration,
+    stored: &Stored<TokenRecord>,
+    asked: &Asked,
+) -> Result<JoinOutcome, JoinError> {
+    let token = &stored.value;
+    let core = &registration.core;
+    if token.identity.as_ref().is_some_and(|identity| *identity != asked.cluster) {
+        return Err(JoinError::OtherIdentity);
+    }
+    let guard = core.directory.write();
+    if core.directory.is_banned(&asked.cluster) {
+        return Err(JoinError::ClusterRevoked(asked.cluster.clone()));
+    }
+    let all = core.directory.all();
+    let replaced = replaced(&all, token, asked)?;
+    if core.directory.records() >= CLUSTERS_MAX {
+        return Err(JoinError::TooMany);
+    }
+    let former = all.iter().find(|cluster| cluster.id == asked.cluster);
+    if token.identity.is_some() && former.is_none() {
+        return Err(JoinError::NoCluster(token.cluster.clone()));
+    }
+    let mut record = joining(token, asked, former.map(AsRef::as_ref));
+    let issued = match record.state {
+        ClusterState::Accepted => Some(registration.certify(&mut record, &asked.csr)?),
+        ClusterState::Pending | ClusterState::Revoked => None,
+    };
+    let used = TokenRecord {
+        used: Some(TokenUse {
+            at: now(),
+            cluster: asked.cluster.clone(),
+            spki: asked.spki.clone(),
+            chain_pem: issued.as_ref().map(Issued::chain_pem),
+        }),
+        ..token.clone()
+    };
+    let mut changes: Vec<Change> = replaced.iter().map(records::put).collect();
+    if core.records.default_cluster()?.is_none() {
+        changes.push(records::default_cluster_change(Some(&record.name)));
+    }
+    changes.push(records::put(&record));
+    changes.push(records::replace(stored, &used));
+    core.records.commit("join", &changes)?;
+    for gone in replaced {
+        guard.note(&gone);
+        core.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+    }
+    guard.note(&record);
+    if former.is_some() {
+        // The certificate that it rests on no longer counts.
+        core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, "CertificateReplaced");
+    }
+    core.directory.measure(&core.metrics);
+    registration.waker.wake_cluster(&record.name);
+    tracing::info!(
+        cluster = record.id.as_str(),
+        name = record.name.as_str(),
+        state = record.state.as_str(),
+        fingerprint = fingerprint(&asked.identity),
+        "A cluster joined: {}",
+        record.name
+    );
+    Ok(outcome(registration, &record, issued.map(|issued| issued.chain_pem())))
+}
+
+/// The registered clusters of the same name, revoked: a token may replace them.
+///
+/// # Errors
+/// When the token does not, or the identity may not join by this name.
+fn replaced(
+    all: &[Arc<ClusterRecord>],
+    token: &TokenRecord,
+    asked: &Asked,
+) -> Result<Vec<ClusterRecord>, JoinError> {
+    let mut replaced = Vec::new();
+    for cluster in all {
+        let is_same_identity = cluster.id == asked.cluster;
+        if is_same_identity && cluster.state == ClusterState::Revoked {
+            return Err(JoinError::ClusterRevoked(cluster.id.clone()));
+        }
+        if is_same_identity && cluster.name != token.cluster {
+            return Err(JoinError::IdentityKnown(cluster.name.clone()));
+        }
+        let is_same_name = cluster.name == token.cluster && !is_same_identity;
+        if is_same_name && cluster.state != ClusterState::Revoked {
+            if !token.replace {
+                return Err(JoinError::NameTaken(token.cluster.clone()));
+            }
+            replaced.push(revoked(cluster, "replaced by a new registration of the same name"));
+        }
+    }
+    Ok(replaced)
+}
+
+/// The record of a cluster that joins, without a certificate.
+fn joining(token: &TokenRecord, asked: &Asked, former: Option<&ClusterRecord>) -> ClusterRecord {
+    ClusterRecord {
+        id: asked.cluster.clone(),
+        name: token.cluster.clone(),
+        state: if token.auto_accept { ClusterState::Accepted } else { ClusterState::Pending },
+        identity_key: data_encoding::HEXLOWER.encode(&asked.identity),
+        kube_system_uid: asked.kube_system_uid.clone(),
+        token_id: token.id.clone(),
+        serial: None,
+        former_serial: None,
+        certificate_expires_at: None,
+        registered_at: former.map_or_else(now, |former| former.registered_at),
+        agent_version: Some(asked.agent_version.clone()),
+        kubernetes_version: None,
+        revoked_because: None,
+        removed: false,
+    }
+}
+
+/// The token was used: by the same identity, whose answer was lost or who waits, or by somebody else.
+///
+/// The identity key has signed this very connection. A TLS key of the same identity may be another
+/// one: a spoke that was killed while it waited makes a new one.
+fn again(
+    registration: &Registration,
+    stored: &Stored<TokenRecord>,
+    used: &TokenUse,
+    asked: &Asked,
+) -> Result<JoinOutcome, JoinError> {
+    if used.cluster != asked.cluster {
+        tracing::warn!(
+            reason = "TokenUsed",
+            first = used.cluster.as_str(),
+            second = asked.cluster.as_str(),
+            "A join token was shown by two different identities"
+        );
+        return Err(JoinError::TokenUsed);
+    }
+    let guard = registration.core.directory.write();
+    let cluster = registration.core.records.get::<ClusterRecord>(asked.cluster.as_str())?;
+    let mut record = cluster.ok_or(JoinError::TokenUsed)?;
+    match (record.state, &used.chain_pem) {
+        (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
+        (ClusterState::Pending, _) if now() > after(stored.value.expires_at, PENDING_MAX_MS) => {
+            Err(JoinError::TokenExpired)
+        }
+        (ClusterState::Pending, _) => Ok(outcome(registration, &record, None)),
+        (ClusterState::Accepted, Some(_)) if now() > after(used.at, SAME_ANSWER_MS) => {
+            Err(JoinError::TokenUsed)
+        }
+        (ClusterState::Accepted, Some(chain)) if used.spki == asked.spki => {
+            Ok(outcome(registration, &record, Some(chain.clone())))
+        }
+        (ClusterState::Accepted, issued_before) => {
+            // The time of the first certificate counts: asking again gains none.
+            let at = if issued_before.is_some() { used.at } else { now() };
+            let issued = registration.certify(&mut record, &asked.csr)?;
+            let chain = issued.chain_pem();
+            let used = TokenUse {
+                at,
+                spki: asked.spki.clone(),
+                chain_pem: Some(chain.clone()),
+                ..used.clone()
+            };
+            let token = TokenRecord { used: Some(used), ..stored.value.clone() };
+            let changes = [records::put(&record), records::replace(stored, &token)];
+            registration.core.records.commit("join", &changes)?;
+            guard.note(&record);
+            Ok(outcome(registration, &record, Some(chain)))
+        }
+    }
+}
+
+fn outcome(
+    registration: &Registration,
+    record: &ClusterRecord,
+    chain_pem: Option<String>,
+) -> JoinOutcome {
+    let Some(chain) = chain_pem.and_then(|chain| chain_from_pem(&chain).ok()) else {
+        registration.core.metrics.joins.with_label_values(&["Pending"]).inc();
+        return JoinOutcome::PendingRetryMs(PENDING_RETRY_MS);
+    };
+    registration.core.metrics.joins.with_label_values(&["Joined"]).inc();
+    JoinOutcome::Joined(Joined {
+        cluster_id: record.id.to_string(),
+        chain_der: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        cluster_name: record.name.to_string(),
+        hub_key_id: registration.core.signer.public().id().to_string(),
+    })
+}
