@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
+
+use attest_common::basics::locked::RwLocked;
 
 use attest_certs::tls::hub_https;
 use attest_certs::{Bundle, TlsError, peer_identity};
@@ -38,7 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Listening {
     listener: TcpListener,
-    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    tls: Arc<RwLocked<Arc<rustls::ServerConfig>>>,
     api: Arc<Api>,
 }
 
@@ -60,7 +62,7 @@ pub(crate) fn listen(
     listener: TcpListener,
 ) -> Result<Listening, ApiError> {
     let config = config(&api.registration, tls)?;
-    Ok(Listening { listener, tls: Arc::new(RwLock::new(config)), api })
+    Ok(Listening { listener, tls: Arc::new(RwLocked::new(config)), api })
 }
 
 fn config(
@@ -89,7 +91,7 @@ impl Listening {
 /// Changes the certificate that the API shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
-    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    tls: Arc<RwLocked<Arc<rustls::ServerConfig>>>,
     registration: Arc<Registration>,
 }
 
@@ -99,8 +101,7 @@ impl Certificate {
     /// # Errors
     /// When it is unusable.
     pub(crate) fn set(&self, tls: &Bundle) -> Result<(), ApiError> {
-        *self.tls.write().unwrap_or_else(PoisonError::into_inner) =
-            config(&self.registration, tls)?;
+        *self.tls.write() = config(&self.registration, tls)?;
         Ok(())
     }
 }
@@ -167,7 +168,7 @@ pub(super) async fn admitted(
 
 async fn accept(
     listener: TcpListener,
-    tls: Arc<RwLock<Arc<rustls::ServerConfig>>>,
+    tls: Arc<RwLocked<Arc<rustls::ServerConfig>>>,
     finished: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
     stop: Arc<Stop>,
 ) {
@@ -190,7 +191,7 @@ async fn accept(
             tracing::debug!(reason = "Handshakes", from = from.to_string(), "The API is crowded");
             continue;
         };
-        let config = tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = tls.read().clone();
         let finished = finished.clone();
         tokio::spawn(async move {
             let _permit = permit;

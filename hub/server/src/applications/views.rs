@@ -2,9 +2,10 @@
 //! when each condition holds, and its phase for the metrics. In memory: a restart of the hub begins again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use attest_common::basics::ids::{Name, Timestamp};
+use attest_common::basics::locked::Locked;
 
 use super::status::{Condition, SYNCED};
 use super::view::View;
@@ -13,7 +14,7 @@ use crate::core::metrics::Metrics;
 /// What is remembered of each application.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
-    state: Mutex<State>,
+    state: Locked<State>,
     transitions: Transitions,
     phases: Phases,
 }
@@ -41,7 +42,7 @@ impl State {
 
 impl Views {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The outcome of the newest pass over an application.
@@ -86,13 +87,13 @@ impl Views {
 /// The phase of each application, for the metrics that count them.
 #[derive(Debug, Default)]
 struct Phases {
-    synced: Mutex<BTreeMap<String, bool>>,
+    synced: Locked<BTreeMap<String, bool>>,
 }
 
 impl Phases {
     /// Keeps an application's phase, or that it is gone.
     fn note(&self, metrics: &Metrics, application: &str, phase: Option<&str>) {
-        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut synced = self.synced.lock();
         match phase {
             Some(phase) => synced.insert(application.to_owned(), phase == SYNCED),
             None => synced.remove(application),
@@ -112,12 +113,12 @@ type ConditionKey = (String, &'static str);
 /// Since when each condition has its status.
 #[derive(Debug, Default)]
 struct Transitions {
-    since: Mutex<BTreeMap<ConditionKey, (&'static str, Timestamp)>>,
+    since: Locked<BTreeMap<ConditionKey, (&'static str, Timestamp)>>,
 }
 
 impl Transitions {
     fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.since.lock();
         for condition in conditions {
             let key = (application.to_owned(), condition.kind);
             let entry = since.entry(key).or_insert((condition.status, now));
@@ -129,7 +130,7 @@ impl Transitions {
     }
 
     fn forget(&self, application: &str) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.since.lock();
         since.retain(|(name, _), _| name != application);
     }
 }

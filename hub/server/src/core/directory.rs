@@ -1,9 +1,10 @@
 //! The registered clusters in memory, by id and by name: a copy of the store's, which is written first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard};
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::locked::{Locked, RwLocked};
 
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
@@ -20,8 +21,8 @@ struct State {
 /// The registered clusters.
 #[derive(Debug, Default)]
 pub struct Directory {
-    state: RwLock<State>,
-    writer: Mutex<()>,
+    state: RwLocked<State>,
+    writer: Locked<()>,
 }
 
 /// The right to change clusters. Whoever reads a record to replace it holds this until the change is
@@ -49,29 +50,29 @@ impl Directory {
 
     /// Waits until nobody else changes clusters. Blocks.
     pub fn write(&self) -> WriteGuard<'_> {
-        let alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = self.writer.lock();
         WriteGuard { directory: self, _alone: alone }
     }
 
     /// True for a cluster that was revoked and then removed.
     pub(crate) fn is_banned(&self, id: &ClusterId) -> bool {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).banned.contains(id)
+        self.state.read().banned.contains(id)
     }
 
     /// Records there are, those of banned clusters too.
     pub fn records(&self) -> usize {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.read();
         state.by_id.len() + state.banned.len()
     }
 
     /// The cluster with this id.
     pub fn get(&self, id: &ClusterId) -> Option<Arc<ClusterRecord>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
+        self.state.read().by_id.get(id).cloned()
     }
 
     /// The cluster of this name: the one that is not revoked, when there are several.
     pub fn named(&self, name: &Name) -> Option<Arc<ClusterRecord>> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.read();
         let ids = state.by_name.get(name)?;
         let all = || ids.iter().filter_map(|id| state.by_id.get(id));
         all().find(|record| record.state != ClusterState::Revoked).or_else(|| all().next()).cloned()
@@ -79,7 +80,7 @@ impl Directory {
 
     /// Every cluster, by id.
     pub fn all(&self) -> Vec<Arc<ClusterRecord>> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.read();
         state.by_id.values().cloned().collect()
     }
 
@@ -104,7 +105,7 @@ impl Directory {
 
     /// Counts clusters for the metrics.
     pub(crate) fn measure(&self, metrics: &Metrics) {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.read();
         for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
             let count = state.by_id.values().filter(|record| record.state == word).count();
             let gauge = metrics.clusters.with_label_values(&[word.as_str()]);
@@ -116,7 +117,7 @@ impl Directory {
 impl WriteGuard<'_> {
     /// Takes note of a record that is durable.
     pub fn note(&self, record: &ClusterRecord) {
-        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.directory.state.write();
         if record.removed {
             state.banned.insert(record.id.clone());
             forget(&mut state, record);
@@ -128,7 +129,7 @@ impl WriteGuard<'_> {
 
     /// Takes note that a cluster is no longer registered.
     pub fn forget(&self, record: &ClusterRecord) {
-        let mut state = self.directory.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.directory.state.write();
         forget(&mut state, record);
     }
 }

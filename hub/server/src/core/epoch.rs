@@ -1,7 +1,8 @@
 //! The epoch of this hub process: higher than that of any before it, and durable before it is used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use attest_common::basics::locked::Locked;
 
 use super::store::StoreError;
 use super::store::records::Records;
@@ -11,7 +12,7 @@ use super::store::records::Records;
 pub struct Epoch {
     current: AtomicU64,
     /// Held while the epoch is raised, which waits for the disk: readers do not.
-    raising: Mutex<()>,
+    raising: Locked<()>,
 }
 
 impl Epoch {
@@ -20,7 +21,7 @@ impl Epoch {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn begin(records: &Records) -> Result<Self, StoreError> {
-        Ok(Self { current: AtomicU64::new(records.begin_epoch()?), raising: Mutex::default() })
+        Ok(Self { current: AtomicU64::new(records.begin_epoch()?), raising: Locked::default() })
     }
 
     /// The current epoch.
@@ -34,7 +35,7 @@ impl Epoch {
     /// # Errors
     /// When the store does not take it; the epoch is then what it was.
     pub(crate) fn raise_above(&self, records: &Records, seen: u64) -> Result<(), StoreError> {
-        let _one_at_a_time = self.raising.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.raising.lock();
         if seen >= self.current() {
             let epoch = records.begin_epoch_above(seen)?;
             self.current.store(epoch, Ordering::SeqCst);

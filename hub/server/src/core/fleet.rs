@@ -4,11 +4,12 @@
 //! data: whoever wakes looks here again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::basics::locked::Locked;
 use attest_common::session::report::Phase;
 use tokio::sync::Notify;
 
@@ -86,8 +87,8 @@ struct Blobs {
 /// The fleet as it is now.
 #[derive(Debug, Default)]
 pub struct Fleet {
-    state: Mutex<State>,
-    blobs: Mutex<Blobs>,
+    state: Locked<State>,
+    blobs: Locked<Blobs>,
 }
 
 /// A session that has just begun.
@@ -131,11 +132,11 @@ impl Fleet {
                 state.hints.insert(record.cluster, Arc::new(hint));
             }
         }
-        Ok(Self { state: Mutex::new(state), blobs: Mutex::default() })
+        Ok(Self { state: Locked::new(state), blobs: Locked::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Registers the session of a spoke that has introduced itself. The caller closes the connection that it
@@ -472,7 +473,7 @@ impl Fleet {
 
     /// A blob that memory has.
     pub(crate) fn kept_blob(&self, digest: &Digest) -> Option<CompressedBlob> {
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blobs = self.blobs.lock();
         blobs.turn += 1;
         let turn = blobs.turn;
         let (used, blob) = blobs.kept.get_mut(digest)?;
@@ -482,7 +483,7 @@ impl Fleet {
 
     /// Keeps a blob in memory, in place of the one that was not used for longest.
     pub(crate) fn keep_blob(&self, blob: CompressedBlob) {
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blobs = self.blobs.lock();
         if blob.data.len() > BLOB_CACHE_BYTES_MAX / 4 {
             return;
         }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
+
+use attest_common::basics::locked::Locked;
 
 /// Bits of an IPv6 address that its owner chooses as it likes.
 const IPV6_OWN_BITS: u32 = 64;
@@ -12,7 +14,7 @@ const IPV6_OWN_BITS: u32 = 64;
 pub(crate) struct ConnectionLimiter {
     places_max: usize,
     places_per_address_max: usize,
-    taken: Mutex<Taken>,
+    taken: Locked<Taken>,
 }
 
 #[derive(Debug, Default)]
@@ -30,11 +32,11 @@ pub(crate) struct Permit {
 
 impl ConnectionLimiter {
     pub(crate) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
-        Arc::new(Self { places_max, places_per_address_max, taken: Mutex::default() })
+        Arc::new(Self { places_max, places_per_address_max, taken: Locked::default() })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 
     /// True when fewer than half of the places are free: from now on an address must be proven, so that

@@ -1,7 +1,8 @@
 //! Every number the hub exports. Names are for ever; `docs/operating.md` says what each means.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+
+use attest_common::basics::locked::Locked;
 
 use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
@@ -16,7 +17,7 @@ const SECONDS: [f64; 14] =
 #[derive(Debug)]
 pub struct Metrics {
     exposition: Exposition,
-    reasons: Mutex<BTreeSet<String>>,
+    reasons: Locked<BTreeSet<String>>,
     pub applications: IntGauge,
     pub applications_synced: IntGauge,
     pub sync_duration: Histogram,
@@ -156,7 +157,7 @@ impl Metrics {
             )?,
             reconciles: make
                 .counter("attest_fleet_reconciles_total", "Times an application was looked at.")?,
-            reasons: Mutex::new(BTreeSet::new()),
+            reasons: Locked::new(BTreeSet::new()),
             exposition: make.finish()?,
         })
     }
@@ -166,7 +167,7 @@ impl Metrics {
         let is_word = !reason.is_empty()
             && reason.len() <= 64
             && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons = self.reasons.lock();
         if !is_word || (reasons.len() >= REASONS_MAX && !reasons.contains(reason)) {
             return "Other".to_owned();
         }

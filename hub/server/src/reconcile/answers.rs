@@ -3,8 +3,10 @@
 //! Only a poll that fell due is answered from here. An operator's question goes to the repository itself.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use attest_common::basics::locked::Locked;
 
 use super::queue::JITTER_PERCENT;
 use crate::applications::view::Waiting;
@@ -20,11 +22,11 @@ const _: () = assert!(JITTER_PERCENT < SHARED_PERCENT_MAX);
 #[derive(Debug)]
 pub(crate) struct Answers {
     age_max: Duration,
-    kept: Mutex<BTreeMap<(String, String), Entry>>,
+    kept: Locked<BTreeMap<(String, String), Entry>>,
 }
 
 /// Locked while it is asked for.
-type Entry = Arc<Mutex<Option<Answer>>>;
+type Entry = Arc<Locked<Option<Answer>>>;
 
 /// What a repository said.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl Answer {
 
 impl Answers {
     pub(super) fn new(interval: Duration) -> Self {
-        Self { age_max: interval * SHARED_PERCENT_MAX / 100, kept: Mutex::default() }
+        Self { age_max: interval * SHARED_PERCENT_MAX / 100, kept: Locked::default() }
     }
 
     /// What `remote` said a moment ago, to a question with the same credentials that was not asked before `newest`; else
@@ -61,7 +63,7 @@ impl Answers {
         ask: impl FnOnce() -> Result<Resolved, Waiting>,
     ) -> Answer {
         let entry = self.entry((remote.url.address(), revision.to_owned()));
-        let mut kept = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = entry.lock();
         let is_good = |answer: &&Answer| {
             answer.remote == *remote
                 && answer.answered.elapsed() <= self.age_max
@@ -77,7 +79,7 @@ impl Answers {
 
     /// Where an answer is kept. Those that are too old to be shared go.
     fn entry(&self, key: (String, String)) -> Entry {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.retain(|_, entry| {
             // One that is locked is being asked for.
             entry.try_lock().map_or(true, |answer| {
@@ -144,7 +146,7 @@ mod tests {
         }
 
         assert_eq!(asked.get(), 3);
-        assert_eq!(answers.kept.lock().unwrap().len(), 1);
+        assert_eq!(answers.kept.lock().len(), 1);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Reconciles applications until the hub ends. One that fails never stops another.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use attest_common::basics::locked::Locked;
 
 use attest_runtime::clock::random;
 use attest_supply::render::Kustomize;
@@ -35,7 +37,7 @@ pub(crate) struct Reconciler {
     kustomize: Kustomize,
     answers: Answers,
     /// What is kept of each application between two passes.
-    caches: Mutex<BTreeMap<String, Arc<Mutex<PassCache>>>>,
+    caches: Locked<BTreeMap<String, Arc<Locked<PassCache>>>>,
 }
 
 impl Reconciler {
@@ -49,7 +51,7 @@ impl Reconciler {
         interval: Duration,
     ) -> Self {
         let answers = Answers::new(interval);
-        Self { core, views, waker, repositories, kustomize, answers, caches: Mutex::default() }
+        Self { core, views, waker, repositories, kustomize, answers, caches: Locked::default() }
     }
 
     fn surroundings(&self) -> Surroundings<'_> {
@@ -61,19 +63,19 @@ impl Reconciler {
     }
 
     /// What is kept of an application between two passes.
-    fn cache(&self, application: &str) -> Arc<Mutex<PassCache>> {
-        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+    fn cache(&self, application: &str) -> Arc<Locked<PassCache>> {
+        let mut caches = self.caches.lock();
         caches.entry(application.to_owned()).or_default().clone()
     }
 
     /// Makes one pass over an application. Blocks.
     pub(super) fn reconcile(&self, application: &str, task: Task) {
         let cache = self.cache(application);
-        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = cache.lock();
         pass::reconcile(self.surroundings(), application, task, &mut cache);
         if self.waker.requests(application).is_none() {
             // It is gone.
-            self.caches.lock().unwrap_or_else(PoisonError::into_inner).remove(application);
+            self.caches.lock().remove(application);
         }
     }
 

@@ -1,9 +1,10 @@
 //! How other parts of the hub ask for an application to be reconciled.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Name;
+use attest_common::basics::locked::Locked;
 use attest_runtime::clock::random;
 use tokio::sync::Notify;
 
@@ -17,7 +18,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The queue of applications, shared by those who wake applications and the one who reconciles them.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    queue: Mutex<Queue>,
+    queue: Locked<Queue>,
     views: Arc<Views>,
     changed: Notify,
 }
@@ -25,11 +26,11 @@ pub(crate) struct Waker {
 impl Waker {
     /// An empty queue; each repository is polled every `interval`.
     pub(crate) fn new(interval: Duration, views: Arc<Views>) -> Self {
-        Self { queue: Mutex::new(Queue::new(interval)), views, changed: Notify::new() }
+        Self { queue: Locked::new(Queue::new(interval)), views, changed: Notify::new() }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Anything about an application may have changed.

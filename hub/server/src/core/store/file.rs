@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+
+use attest_common::basics::locked::{Locked, RwLocked};
 
 use attest_runtime::failpoint;
 use redb::backends::FileBackend;
@@ -48,8 +49,8 @@ pub struct RedbStore {
     path: PathBuf,
     open: Opener,
     /// `None` while a failed commit is being looked up, and until the file can be opened after it.
-    database: RwLock<Option<Database>>,
-    writer: Mutex<()>,
+    database: RwLocked<Option<Database>>,
+    writer: Locked<()>,
 }
 
 impl std::fmt::Debug for RedbStore {
@@ -152,8 +153,8 @@ impl RedbStore {
         Ok(Self {
             path: path.to_path_buf(),
             open,
-            database: RwLock::new(Some(database)),
-            writer: Mutex::new(()),
+            database: RwLocked::new(Some(database)),
+            writer: Locked::new(()),
         })
     }
 
@@ -162,7 +163,7 @@ impl RedbStore {
         look: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
         self.reopen().map_err(|error| StoreError::Read(Box::new(error)))?;
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.database.read();
         let database = guard.as_ref().ok_or(redb::Error::DatabaseClosed);
         database
             .and_then(|database| look(&database.begin_read()?))
@@ -171,10 +172,10 @@ impl RedbStore {
 
     /// Opens the file again when it could not be opened after a failed commit: a full disk passes.
     fn reopen(&self) -> Result<(), redb::Error> {
-        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if self.database.read().is_some() {
             return Ok(());
         }
-        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.database.write();
         if guard.is_none() {
             *guard = Some((self.open)()?);
         }
@@ -183,7 +184,7 @@ impl RedbStore {
 
     fn write(&self, changes: &[Change]) -> Result<(), Failed> {
         self.reopen()?;
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.database.read();
         let database = guard.as_ref().ok_or(Failed::Before(redb::Error::DatabaseClosed))?;
         let transaction = begin(database)?;
         for change in changes {
@@ -194,7 +195,7 @@ impl RedbStore {
 
     /// After an error of a commit: reads the file anew and says whether the changes are in it.
     fn look_up(&self, changes: &[Change]) -> Result<bool, redb::Error> {
-        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.database.write();
         drop(guard.take());
         let database = (self.open)()?;
         let transaction = database.begin_read()?;
@@ -316,7 +317,7 @@ fn is_made(transaction: &redb::ReadTransaction, change: &Change) -> Result<bool,
 
 impl Store for RedbStore {
     fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError> {
-        let _one_writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_writer = self.writer.lock();
         failpoint::reach(format_args!("before-{what}-commit"));
         let (error, may_be_made) = match self.write(changes) {
             Ok(()) => {
