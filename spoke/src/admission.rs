@@ -1,4 +1,4 @@
-//! What the hub pushes and what this cluster holds: judged, made durable, handed to the worker of its destination, or refused.
+//! Judges pushes of the hub and recorded plans: each is recorded and passed to the worker of its destination, or refused.
 
 pub mod agent;
 pub mod blobs;

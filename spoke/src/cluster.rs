@@ -1,6 +1,6 @@
 //! The cluster: its API server, and reading, writing and watching the objects of applications in it.
 //!
-//! Nothing here decides what is written; `destination` does.
+//! `destination` decides which objects are written.
 
 pub mod account;
 pub mod answer;

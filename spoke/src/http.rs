@@ -1,4 +1,4 @@
-//! What the spoke answers to probes, and where it listens for them.
+//! Health and readiness probes of the spoke, and the addresses on which it listens.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,13 +10,13 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
-/// What `/ready` says: joined, trust policy loaded, own records read. The hub may be away.
+/// State of `/ready`: joined, trust policy loaded, records read. It does not depend on the connection to the hub.
 #[derive(Clone, Debug)]
 pub struct Readiness(Arc<Locked<Ready>>);
 
 #[derive(Debug)]
 struct Ready {
-    /// Why the fleet does not know this spoke, in words.
+    /// Reason that this spoke is not a member of the fleet, as text.
     outside: Option<String>,
     resumed: bool,
 }
@@ -29,12 +29,12 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// The fleet knows this spoke, or why it does not.
+    /// Notes that this spoke is a member of the fleet, or the reason that it is not.
     pub fn joined(&self, joined: Result<(), String>) {
         self.0.lock().outside = joined.err();
     }
 
-    /// Whether records and trust policy are there to work by.
+    /// Notes whether records and trust policy are loaded.
     pub fn resumed(&self, resumed: bool) {
         self.0.lock().resumed = resumed;
     }
@@ -49,7 +49,7 @@ impl Readiness {
     }
 }
 
-/// Where the spoke listens.
+/// Addresses on which the spoke listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub health: SocketAddr,
@@ -59,7 +59,7 @@ pub struct Addresses {
 /// Binds both ports and serves them in the background. Returns the actual addresses.
 ///
 /// # Errors
-/// When a port cannot be bound; the error names the flag.
+/// If a port cannot be bound; the error names the flag.
 pub async fn serve(
     (health, metrics): (ListenAddress, ListenAddress),
     readiness: Readiness,
@@ -78,25 +78,25 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, HttpError> {
     listener.local_addr().map_err(HttpError::Address)
 }
 
-/// Writes the addresses for whoever started the spoke with port 0.
+/// Writes the addresses to a file, for use with port 0.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// If the file cannot be written.
 pub fn write_addresses(path: &Path, addresses: Addresses) -> Result<(), HttpError> {
     let Addresses { health, metrics } = addresses;
     let text = serde_json::json!({"health": health.to_string(), "metrics": metrics.to_string()});
     std::fs::write(path, text.to_string()).map_err(HttpError::AddressesFile)
 }
 
-/// Why the status ports are not served.
+/// Error of serving probes and metrics.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpError {
     #[error(transparent)]
     Bind(#[from] BindError),
-    #[error("cannot tell the own address")]
+    #[error("failed to read the local address")]
     Address(#[source] std::io::Error),
-    #[error("cannot write --addresses-file")]
+    #[error("failed to write --addresses-file")]
     AddressesFile(#[source] std::io::Error),
 }
 

@@ -1,4 +1,4 @@
-//! What the spoke durably knows, in Secrets of its cluster: records, content, and the last refusals. Stores; does not decide.
+//! Durable state of the spoke, in Secrets of its cluster: records, content, and the last refusals. Stores; does not decide.
 
 pub mod content;
 pub mod error;

@@ -1,19 +1,19 @@
 //! The spoke: the agent in each cluster of a fleet. Verifies, applies, heals, reports.
 //!
-//! It believes the trust policy of its own cluster and nobody else; what a hub sends is checked by
-//! `attest_common::verify` before anything is written. Everything it must remember lies in Secrets
-//! of its cluster; its disk holds nothing.
+//! It trusts the trust policy of its own cluster only. Documents from the hub are verified by
+//! `attest_common::verify` before anything is written. Durable state is stored in Secrets of the cluster;
+//! the disk holds none.
 //!
-//! A folder uses only those that stand before it, in this order:
+//! A folder depends only on those before it, in this order:
 //!
-//! 1. `http`, `metrics`, `rate_limits`: what every part uses.
+//! 1. `metrics`, `http`, `rate_limits`: used by every part.
 //! 2. `cluster`: the API server, and reading, writing and watching objects.
 //! 3. `trust`: the trust policy of the cluster and the identity of this spoke.
-//! 4. `ledger`: what is durable.
-//! 5. `session`: the hub.
+//! 4. `ledger`: durable state.
+//! 5. `session`: the connection to the hub.
 //! 6. `destination`: one application in one namespace.
-//! 7. `admission`: what is judged, and which destination it goes to.
-//! 8. `process`: what runs.
+//! 7. `admission`: judging pushes, and passing orders to workers.
+//! 8. `process`: flags, start and tasks.
 
 pub mod admission;
 pub mod cluster;

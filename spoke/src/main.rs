@@ -1,4 +1,4 @@
-//! The spoke process: flags, log, runtime, signals. What it does is the library's business.
+//! The spoke process: flags, log, runtime, signals. The library does the rest.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use attest_spoke::process::options::Options;
 use attest_spoke::process::run::run;
 use clap::Parser;
 
-/// How long a stopping spoke waits for what is in flight.
+/// Longest time that a stopping spoke waits for operations in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time in which a session that is dropped tells the hub that it is closed.
+/// Time in which a dropped session sends its close to the hub.
 const CLOSE_GRACE: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
@@ -52,7 +52,7 @@ fn print_error(line: &str) {
     eprintln!("{line}");
 }
 
-/// Until SIGTERM or SIGINT. Stopping needs no ceremony: everything durable is durable already.
+/// Waits for SIGTERM or SIGINT. Stopping needs no cleanup: all durable state is stored already.
 async fn stopped() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =

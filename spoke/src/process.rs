@@ -1,4 +1,4 @@
-//! The spoke as a process: its flags, what is started, and the connection to the hub that is kept.
+//! The spoke as a process: its flags, its start, and its connection to the hub.
 
 pub mod connect;
 pub mod options;

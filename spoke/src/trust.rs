@@ -1,4 +1,4 @@
-//! What this spoke trusts and who it is: the policy of its cluster, its identity, and the Secrets that keep both.
+//! The trust policy of the cluster, the identity of this spoke, and access to the spoke's own Secrets.
 
 pub mod identity;
 pub mod policy;

@@ -1,8 +1,8 @@
-//! Held content: the blobs of a plan, packed into immutable Secrets, so that a spoke that lost its memory needs no hub.
+//! Stored content: the blobs of a plan, packed into immutable Secrets, so that a restarted spoke does not need the hub.
 //!
-//! Two packs a plan: the rendering, by its own digest, which CI signed; and the envelopes, by the
-//! digest of the plan's. Who signs the same in ever new envelopes does not have it written again.
-//! Nothing read here is believed: it is verified again like anything that comes from the hub.
+//! A plan has two packs: the rendering, named by its own digest, which CI signed; and the envelopes, named
+//! by the digest of the plan's. The same rendering in new envelopes is not written again. Content is not
+//! trusted: it is verified again after loading, like content from the hub.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -31,14 +31,14 @@ use crate::trust::secrets::{self, collection, path};
 pub const CONTENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Most pieces of one plan.
 pub const PIECES_MAX: usize = 32;
-/// How long unused content stays, so that deleting it does not compete with what was just admitted.
+/// Delay before unused content is deleted, so that deletions do not compete with an admission.
 const TIDY_AFTER: Duration = Duration::from_secs(2);
-/// How long to wait after one that failed.
+/// Delay after a failed deletion.
 const TIDY_RETRY: Duration = Duration::from_secs(10);
 const IN_FLIGHT_MAX: usize = 4;
 
-/// Keeps the content of some plans for as long as it lives: what is being stored and not yet named
-/// by a record.
+/// Keeps the content of a plan from being deleted for as long as this value exists: content that is being
+/// stored is not named by a record yet.
 #[derive(Debug)]
 pub struct Kept {
     ledger: Ledger,
@@ -60,13 +60,13 @@ impl Drop for Kept {
     }
 }
 
-/// What is stored together, by the digest that names it.
+/// Returns the blobs that are stored together, by the digest that names them.
 fn packs(held: &Held) -> [(Digest, BTreeSet<Digest>); 2] {
     let envelopes = [held.plan, held.release].into_iter().chain(held.receipts.iter().copied());
     [(held.plan, envelopes.collect()), (held.content, [held.content].into())]
 }
 
-/// The pieces that a plan's blobs are stored as, by the names of their Secrets.
+/// Returns the pieces in which the blobs of a plan are stored, by the names of their Secrets.
 fn pack(
     held: &Held,
     blobs: &BTreeMap<Digest, Bytes>,
@@ -96,7 +96,7 @@ fn pack(
 }
 
 impl Ledger {
-    /// Keeps the content of a plan until what is returned is dropped.
+    /// Keeps the content of a plan until the returned value is dropped.
     pub fn keep_content(&self, held: &Held) -> Kept {
         let stems: Vec<String> = stems(held).collect();
         let mut state = self.state();
@@ -107,15 +107,15 @@ impl Ledger {
         Kept { ledger: self.clone(), stems }
     }
 
-    /// Stores the blobs of a plan. What this process stored before is not sent again: also a create that
-    /// is refused because the Secret is there goes through the log of etcd with all its bytes. What
-    /// somebody else deletes is noticed when it is loaded, and stored again then.
+    /// Stores the blobs of a plan. Blobs that this process has stored are not sent again: also a create that
+    /// is rejected because the Secret exists passes through the log of etcd with all its bytes. A Secret that
+    /// another client has deleted is detected when it is loaded, and stored again then.
     ///
     /// The caller keeps the content ([`Self::keep_content`]) until a record names it.
     ///
     /// # Errors
-    /// [`LedgerError::Limit`] before anything is written when it could not be loaded again or the
-    /// cluster's share is used up; otherwise what the API server says.
+    /// [`LedgerError::Limit`], before anything is written, if the content exceeds a limit of a plan or of the
+    /// cluster; otherwise the error of the API server.
     pub async fn store_content(
         &self,
         held: &Held,
@@ -158,11 +158,11 @@ impl Ledger {
         if let Some(fields) = body.as_object_mut() {
             fields.insert("immutable".to_owned(), true.into());
         }
-        // Counted before: an error does not say that nothing was written.
+        // Counted first: after an error it may have been written.
         self.state().content.stored.insert(name.clone(), piece.len() as u64);
         self.writes().spend(piece.len() as u64);
         match self.api().create(&collection(), &body).await {
-            // Addressed by content: whoever wrote it wrote this, and loading checks.
+            // Addressed by content: an existing Secret has the same content, and loading checks it.
             Err(error) if !error.is_already_exists() => return Err(LedgerError::Api(error)),
             Ok(_) | Err(_) => {}
         }
@@ -170,11 +170,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// The blobs of a plan, each still to be checked against the digest that names it; only what is
-    /// stored together with a `wanted` one.
+    /// Loads the blobs of a plan that are stored together with a `wanted` one. The caller checks each
+    /// against the digest that names it.
     ///
     /// # Errors
-    /// [`LedgerError::Content`] when they are not all there.
+    /// [`LedgerError::Content`] if one of them is missing.
     pub async fn load_content(
         &self,
         held: &Held,
@@ -208,7 +208,7 @@ impl Ledger {
         let lost = || LedgerError::Content { plan };
         let found = self.api().get_optional(&path(&content_secret(name, index))).await;
         let Some(secret) = found.map_err(LedgerError::Api)? else {
-            // Who deleted this may have deleted more.
+            // Others may have been deleted too.
             self.state().content.confirmed.clear();
             return Err(lost());
         };
@@ -218,12 +218,12 @@ impl Ledger {
         Ok((bytes, count.ok_or_else(lost)?))
     }
 
-    /// Asks for unused content to be deleted soon.
+    /// Schedules the deletion of unused content.
     pub fn tidy_content(&self) {
         self.tidy().notify_one();
     }
 
-    /// Deletes unused content when asked, for as long as the process lives.
+    /// Deletes unused content when scheduled, for as long as the process lives.
     pub async fn keep_tidy(self) {
         loop {
             self.tidy().notified().await;
@@ -232,7 +232,7 @@ impl Ledger {
                 tracing::warn!(
                     reason = error.reason(),
                     error = %error_chain(&error),
-                    "Cannot delete content that is no longer used"
+                    "Failed to delete unused content"
                 );
                 tokio::time::sleep(TIDY_RETRY).await;
                 self.tidy_content();
@@ -240,10 +240,10 @@ impl Ledger {
         }
     }
 
-    /// Deletes content that no record names and nobody keeps.
+    /// Deletes content that no record names and no [`Kept`] keeps.
     ///
-    /// Works from what this process knows, which is everything: it listed once and wrote the rest.
-    /// Where records were lost nothing is deleted: what is there shows what was held.
+    /// Uses the index of this process, which is complete: it listed the content once and wrote the rest. If
+    /// records were lost, nothing is deleted: the content shows what was deployed.
     ///
     /// # Errors
     /// [`LedgerError`].
@@ -258,14 +258,14 @@ impl Ledger {
             names.filter(|name| state.content.is_unused(name, &used)).cloned().collect()
         };
         for name in unused {
-            // Nothing is stored while something is deleted; what was stored since is looked at anew.
+            // Nothing is stored during a deletion; content that was stored since is checked again.
             let _turn = self.content_turn().await;
             let still = {
                 let state = self.state();
                 state.content.is_unused(&name, &used(&state.records))
             };
             if still {
-                // Before: an error does not say that it is still there.
+                // Removed first: after an error it may no longer exist.
                 self.state().content.confirmed.remove(&name);
                 failpoint::reach("before-content-delete");
                 self.api().delete_own(&path(&name)).await.map_err(LedgerError::Api)?;
@@ -277,7 +277,7 @@ impl Ledger {
     }
 }
 
-/// The packs that the records name.
+/// Returns the packs that the records name.
 fn used(records: &DestinationRecords) -> BTreeSet<String> {
     records.values().flat_map(Record::plans).flat_map(stems).collect()
 }

@@ -1,17 +1,17 @@
-//! Why something is not durable.
+//! Errors of reading and writing the ledger.
 
 use attest_common::basics::ids::Digest;
 
 use crate::SYSTEM_NAMESPACE;
 use crate::cluster::error::ApiError;
 
-/// Why something is not durable.
+/// Error of reading or writing the ledger.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
-    #[error("cannot read or write the spoke's Secrets")]
+    #[error("failed to read or write the spoke's Secrets")]
     Api(#[source] ApiError),
-    #[error("the record was changed by somebody else")]
+    #[error("the record was changed concurrently")]
     Overtaken,
     #[error(
         "Secret {SYSTEM_NAMESPACE}/{secret} is not a readable record; \
@@ -38,11 +38,11 @@ impl LedgerError {
         }
     }
 
-    /// True when trying again later may help.
+    /// Returns whether a later retry may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            // Rights to its own Secrets are missing for a moment while an API server starts or a
-            // token is renewed, and never for anything that a document says.
+            // Rights on the spoke's own Secrets are missing briefly while an API server starts or a token
+            // is renewed, and never because of the content of a document.
             Self::Api(error) => {
                 error.is_transient() || error.is_forbidden() || error.is_unauthorized()
             }

@@ -1,4 +1,4 @@
-//! Which content Secrets there are, as far as this process knows. Counts; reads and writes no content.
+//! Index of the content Secrets that this process knows. Reads and writes no content.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,18 +9,18 @@ use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 use crate::trust::secrets::collection;
 
-/// Bytes of one Secret's piece.
+/// Most bytes of the piece in one Secret.
 pub const PIECE_BYTES_MAX: usize = 900 * 1024;
-/// Most bytes of all content Secrets of a cluster, as stored.
+/// Most compressed bytes of all content Secrets of a cluster.
 pub const CONTENT_TOTAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// What this process knows of the content Secrets: their names, and their sizes in bytes.
+/// The known content Secrets, with their sizes in bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     pub(super) stored: BTreeMap<String, u64>,
-    /// Those that the API server said to this process are there when it stored them.
+    /// Secrets whose existence the API server confirmed when this process stored them.
     pub(super) confirmed: BTreeSet<String>,
-    /// How often each pack is asked to stay although no record may name it.
+    /// Number of users that keep each pack although no record may name it.
     pub(super) kept: BTreeMap<String, usize>,
 }
 
@@ -36,7 +36,7 @@ impl Index {
         Self { stored: stored.collect(), ..Self::default() }
     }
 
-    /// Whether pieces of these sizes, some of which may be there already, fit the cluster's share.
+    /// Returns whether pieces of these sizes, some of which may exist, fit the limit of the cluster.
     pub(super) fn has_room<'a>(&self, pieces: impl Iterator<Item = (&'a String, u64)>) -> bool {
         let stored: u64 = self.stored.values().sum();
         let new: u64 =
@@ -44,14 +44,14 @@ impl Index {
         stored.saturating_add(new) <= CONTENT_TOTAL_BYTES_MAX
     }
 
-    /// Whether a Secret is of no plan that is used or kept.
+    /// Returns whether a Secret belongs to no plan that is used or kept.
     pub(super) fn is_unused(&self, name: &str, used: &BTreeSet<String>) -> bool {
         name.rsplit_once('-')
             .is_none_or(|(stem, _)| !used.contains(stem) && !self.kept.contains_key(stem))
     }
 }
 
-/// All content Secrets, without their bodies.
+/// Lists all content Secrets, without their data.
 pub(super) async fn list(api: &ApiServer) -> Result<Index, ApiError> {
     let all = format!("{}?labelSelector={RECORD_LABEL}%3D{CONTENT_LABEL_VALUE}", collection());
     Ok(Index::of(&api.get_metadata(&all).await?))

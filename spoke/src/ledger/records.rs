@@ -1,6 +1,6 @@
-//! What the spoke durably knows: one Secret a destination, content Secrets, the last refusals. Stores; does not decide.
+//! Records of destinations, one Secret each. Stores; does not decide.
 //!
-//! Every change is a compare-and-swap by resourceVersion and is durable before anything acts on it.
+//! Every change is a compare-and-swap by resourceVersion and is durable before it is acted upon.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -32,47 +32,47 @@ use crate::rate_limits::WRITES;
 use crate::trust::identity::Identity;
 use crate::trust::secrets::{self, Swapped, collection, resource_version};
 
-/// Most records that are read in one request; each may be as large as a Secret.
+/// Most records per request of a list; each may be as large as a Secret.
 pub const RECORDS_LISTED_MAX: usize = 32;
 /// Most destinations of one cluster.
 pub const DESTINATIONS_MAX: usize = 4_096;
 /// Largest record as JSON, in bytes; a Secret holds 1 MiB in all.
 pub const RECORD_BYTES_MAX: usize = 700 * 1024;
-/// Largest list of confirmed pairs, compressed, in bytes; a larger one is not kept.
+/// Largest list of confirmed pairs, compressed, in bytes; a larger one is not stored.
 pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
-/// Largest Secret of a destination in all, in bytes; beyond it the confirmed pairs stay out.
+/// Largest Secret of a destination, in bytes; beyond it the confirmed pairs are omitted.
 pub const SECRET_BYTES_MAX: usize = 900 * 1024;
 /// Largest list of confirmed pairs, uncompressed, in bytes.
 const CONFIRMED_JSON_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// Most writes of a record that an order causes: when it is admitted, when writing begins, when all is
-/// written, and when it has become the last good one.
+/// Most writes of a record that an order causes: at its admission, before the first write, after the last
+/// write, and when it becomes the last good one.
 const WRITES_OF_AN_ORDER: u64 = 4;
-/// Bytes of a Secret of the spoke beside what is kept in it.
+/// Bytes of a Secret of the spoke in addition to its data.
 const SECRET_OVERHEAD_BYTES: u64 = 2 * 1024;
 /// Characters of a UID.
 const UID_LENGTH: usize = 36;
-/// How often a write is tried against a newer version before giving up.
+/// Most attempts of a write against newer versions.
 const SWAP_ATTEMPTS: u32 = 3;
-/// How long to wait before the count of records is written again.
+/// Delay before the count of records is written again.
 const COUNT_RETRY: Duration = Duration::from_secs(1);
 
 /// An application and a namespace.
 pub type Key = (Name, Name);
 
-/// Confirmed pairs of one destination. Only a shortcut: without it everything is applied again.
+/// Confirmed pairs of one destination. An optimization: without them every object is applied again.
 pub type ConfirmedPairs = BTreeMap<ObjectKey, Confirmed>;
 
-/// All of one destination.
+/// Everything that is stored about one destination.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub record: Record,
-    /// Envelope of the directive that put `record.held` there.
+    /// Envelope of the directive that ordered `record.held`.
     pub directive: Vec<u8>,
     pub confirmed: ConfirmedPairs,
 }
 
 impl Entry {
-    /// Digest by which the directive is known; `None` when its envelope cannot be read.
+    /// Returns the digest of the directive's payload; `None` if its envelope cannot be read.
     pub fn directive_digest(&self) -> Option<Digest> {
         envelope::peek(&self.directive, DIRECTIVE_TYPE).map(|(payload, _)| Digest::of(&payload))
     }
@@ -87,27 +87,27 @@ struct Inner {
     api: ApiServer,
     metrics: Metrics,
     state: Locked<State>,
-    /// Held while content is stored or deleted: never both at a time.
+    /// Held while content is stored or deleted: never both concurrently.
     content_turn: tokio::sync::Mutex<()>,
     tidy: Notify,
-    /// What orders may still write.
+    /// Budget of bytes that orders may write.
     writes: RateLimiter,
-    /// There is a record more.
+    /// Signals that a record was added.
     grown: Notify,
     lost: Option<Lost>,
 }
 
-/// Records that are missing: with them what this cluster has seen, and what it must not go back to.
+/// Number of missing records. They held the sequences and counters that must not be lowered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// Destinations that were recorded.
     pub recorded: u64,
-    /// Records that are there.
+    /// Records that exist.
     pub found: u64,
 }
 
 impl Lost {
-    /// Whether records are missing: `recorded` is what stands beside the identity.
+    /// Returns the loss if fewer records exist than `recorded`, the number in the identity.
     pub fn of(recorded: u64, found: u64) -> Option<Self> {
         (found < recorded).then_some(Self { recorded, found })
     }
@@ -116,7 +116,7 @@ impl Lost {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) records: DestinationRecords,
-    /// Everything else, by the same key.
+    /// The other data of each destination, by the same key.
     others: BTreeMap<Key, Other>,
     pub(super) content: Index,
 }
@@ -126,21 +126,21 @@ struct Other {
     resource_version: String,
     directive: Vec<u8>,
     confirmed: ConfirmedPairs,
-    /// One writer at a time for each destination.
+    /// Serializes writes of a destination.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Ledger {
-    /// Reads every record of the cluster. `recorded` says how many there must be at least.
+    /// Reads every record of the cluster. `recorded` is their expected minimum.
     ///
     /// # Errors
-    /// [`LedgerError`]; also when a record cannot be read, because what it forbids is then unknown.
+    /// [`LedgerError`]; also if one record cannot be read, because its restrictions are then unknown.
     pub async fn load(
         api: ApiServer,
         metrics: Metrics,
         recorded: u64,
     ) -> Result<Self, LedgerError> {
-        // Content first: what another process stores meanwhile is then named by a record below.
+        // Content first: content that another process stores concurrently is then named by a record below.
         let content = index::list(&api).await.map_err(LedgerError::Api)?;
         let mut state = State { content, ..State::default() };
         let mut next = String::new();
@@ -157,7 +157,7 @@ impl Ledger {
             }
             let more = list.pointer("/metadata/continue").and_then(Value::as_str);
             match more.filter(|more| !more.is_empty()) {
-                // Base64 for addresses: it needs no escapes.
+                // URL-safe Base64, which needs no escapes.
                 Some(more) => more.clone_into(&mut next),
                 None => break,
             }
@@ -178,13 +178,13 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Whether records were missing when they were read. Then nothing is admitted and nothing is
-    /// deleted until somebody with rights in the cluster accepts that they are gone.
+    /// Returns the records that were missing at the start. Then nothing is admitted and nothing is deleted
+    /// until a user with rights in the cluster accepts the loss.
     pub fn lost(&self) -> Option<Lost> {
         self.0.lost
     }
 
-    /// Keeps the count of records beside the identity, for as long as the process lives.
+    /// Stores the number of records in the identity, for as long as the process lives.
     pub async fn keep_count(self, mut written: u64) {
         loop {
             let count = self.with_records(|records| records.len() as u64);
@@ -198,7 +198,7 @@ impl Ledger {
                     tracing::warn!(
                         reason = error.reason(),
                         error = %error_chain(&error),
-                        "Cannot note how many destinations are recorded; trying again"
+                        "Failed to store the number of recorded destinations; retrying"
                     );
                     tokio::time::sleep(COUNT_RETRY).await;
                 }
@@ -206,12 +206,12 @@ impl Ledger {
         }
     }
 
-    /// Runs `look` on all records, without waiting for anybody.
+    /// Runs `look` on all records, without waiting for writes.
     pub fn with_records<T>(&self, look: impl FnOnce(&DestinationRecords) -> T) -> T {
         look(&self.state().records)
     }
 
-    /// One destination.
+    /// Returns the entry of one destination.
     pub fn entry(&self, key: &Key) -> Option<Entry> {
         let state = self.state();
         let record = state.records.get(key)?.clone();
@@ -223,7 +223,7 @@ impl Ledger {
         })
     }
 
-    /// The destinations, as the hub is told.
+    /// Returns the destinations, as reported to the hub.
     pub fn seen(&self) -> Vec<Seen> {
         let state = self.state();
         let records = state.records.values().map(|record| Seen {
@@ -236,11 +236,11 @@ impl Ledger {
         records.collect()
     }
 
-    /// Changes a destination durably. `change` gets what is stored now, and is asked again when
-    /// somebody else wrote in between; it returns `None` to leave everything as it is.
+    /// Changes a destination durably. `change` receives the stored entry, and is called again after a
+    /// concurrent write; it returns `None` to leave the entry as it is.
     ///
     /// # Errors
-    /// [`LedgerError`]; nothing may be acted on then.
+    /// [`LedgerError`]; the change must not be acted upon then.
     pub async fn update(
         &self,
         key: &Key,
@@ -289,14 +289,14 @@ impl Ledger {
                 Err(LedgerError::Overtaken)
             }
             Swapped::Overtaken(None) => {
-                // Somebody deleted it. What this process knows is still true; write it anew.
+                // It was deleted. The state of this process is still valid and is written again.
                 self.set_version(key, String::new());
                 Err(LedgerError::Overtaken)
             }
         }
     }
 
-    /// The API server, for the content beside the records.
+    /// Returns the API server, for content.
     pub(crate) fn api(&self) -> &ApiServer {
         &self.0.api
     }
@@ -305,7 +305,7 @@ impl Ledger {
         self.0.content_turn.lock().await
     }
 
-    /// What orders may still write. Only they are held back by it: whoever undoes an edit is not.
+    /// Returns the budget of bytes that orders may write. It limits orders only, not healing.
     pub fn writes(&self) -> &RateLimiter {
         &self.0.writes
     }
@@ -352,8 +352,8 @@ fn put(state: &mut State, entry: Entry, resource_version: String) {
     state.records.insert(key, record);
 }
 
-/// Whether a record fits its Secret also when all is filled in that carrying it out will learn. What
-/// is written then must not be what cannot be recorded.
+/// Checks that a record fits its Secret, also once all UIDs are added. Otherwise objects could be written
+/// that cannot be recorded.
 ///
 /// # Errors
 /// [`LedgerError::TooLarge`].
@@ -375,12 +375,12 @@ fn to_json(record: &Record) -> Result<Vec<u8>, LedgerError> {
     Ok(json)
 }
 
-/// Name of the Secret that keeps a destination.
+/// Returns the name of the Secret of a destination.
 pub fn secret_name((application, namespace): &Key) -> String {
     destination_secret(application, namespace)
 }
 
-/// The Secret of a destination, and how many bytes are kept in it.
+/// Returns the Secret of a destination, and the bytes of its data.
 fn write(name: &str, entry: &Entry, version: &str) -> Result<(Value, u64), LedgerError> {
     let Entry { record, directive, confirmed } = entry;
     let json = to_json(record)?;
@@ -411,7 +411,7 @@ fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
     let entry = Entry {
         record,
         directive: bytes(DIRECTIVE_KEY).unwrap_or_default(),
-        // Lost or garbled pairs cost requests, not safety.
+        // Lost or damaged pairs cost requests, not safety.
         confirmed: bytes(CONFIRMED_KEY).and_then(|packed| unpack(&packed)).unwrap_or_default(),
     };
     Ok((entry, resource_version(secret)))

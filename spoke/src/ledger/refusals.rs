@@ -1,7 +1,7 @@
-//! The last refusals, and whether the hub is stale, kept in the cluster itself so that they can be read without the hub.
+//! The last refusals, and the staleness of the hub, stored in the cluster so that they can be read without the hub.
 //!
-//! Bounded, and written at a bounded pace: a hub that sends nonsense must not make the spoke a
-//! burden to its API server.
+//! Their number and the rate of writes are limited, so that a hub cannot make the spoke overload its API
+//! server with invalid documents.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::cluster::error::ApiError;
 use crate::rate_limits::REFUSAL_WRITES;
 use crate::trust::secrets::{self, collection, path};
 
-/// Most refusals kept of each weight.
+/// Most refusals of each weight that are kept.
 pub const REFUSALS_MAX: usize = 64;
-/// Reasons that show a hub to have tried what it must not be able to do. What is merely late or twice
-/// happens to honest hubs too.
+/// Reasons that show an attempt of the hub to exceed its rights. Late or repeated documents are not
+/// evidence: they occur with honest hubs too.
 const EVIDENCE: [&str; 9] = [
     "AudienceMismatch",
     "BlobDigest",
@@ -41,19 +41,19 @@ const EVIDENCE: [&str; 9] = [
 /// Shortest time between two writes; see also [`REFUSAL_WRITES`].
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 
-/// What a refusal is worth to who asks later. Each has its own room.
+/// Importance of a refusal. Each weight has its own limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Weight {
-    /// A hub key of the policy signed it, and it shows more than a mistake.
+    /// A hub key of the policy has signed it, and it shows more than an error.
     Evidence,
-    /// A hub key signed it.
+    /// A hub key has signed it.
     Signed,
-    /// Anybody may have sent it.
+    /// Its sender is unknown.
     Noise,
 }
 
 impl Weight {
-    /// Of a refusal for this reason. `signed`: a hub key of the policy signed what was refused.
+    /// Returns the weight of a refusal. `signed`: a hub key of the policy has signed the document.
     pub fn of(signed: bool, reason: &str) -> Self {
         match signed {
             true if EVIDENCE.contains(&reason) => Self::Evidence,
@@ -67,7 +67,7 @@ fn weight_of(stored: &StoredRefusal) -> Weight {
     Weight::of(stored.signed, &stored.refusal.reason)
 }
 
-/// The list.
+/// The list of refusals.
 #[derive(Clone, Debug)]
 pub struct Refusals(Arc<Inner>);
 
@@ -81,10 +81,10 @@ struct Inner {
 }
 
 impl Refusals {
-    /// Reads what was kept. Something unreadable counts as nothing: this is for people only.
+    /// Reads the stored list. Unreadable data counts as empty: the list is for display only.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
         let secret = api.get_optional(&path(REFUSALS_SECRET)).await?;
         let bytes = |key| secret.as_ref().and_then(|secret| secrets::bytes(secret, key));
@@ -99,20 +99,20 @@ impl Refusals {
         })))
     }
 
-    /// Adds a refusal. Of each destination and reason the newest stays.
+    /// Adds a refusal. It replaces an earlier one of the same destination and reason.
     pub fn note(&self, refused: StoredRefusal) {
         keep(&mut self.0.list.lock(), refused);
         self.0.changed.notify_one();
     }
 
-    /// Whether the list holds evidence of this reason already. The first of each stays in it.
+    /// Returns whether the list holds evidence of this reason. The first of each reason stays in it.
     pub fn has_evidence(&self, reason: &str) -> bool {
         let list = self.0.list.lock();
         list.iter()
             .any(|known| weight_of(known) == Weight::Evidence && known.refusal.reason == reason)
     }
 
-    /// Whether the hub is stale now; written when that is news.
+    /// Notes whether the hub is stale; a change is stored.
     pub fn note_hub(&self, stale: bool, now: Timestamp) {
         let mut hub = self.0.hub.lock();
         if hub.is_none_or(|known| known.stale != stale) {
@@ -121,7 +121,7 @@ impl Refusals {
         }
     }
 
-    /// The newest refusal of a destination.
+    /// Returns the newest refusal of a destination.
     pub fn newest(&self, application: &str, namespace: &str) -> Option<Refusal> {
         let list = self.0.list.lock();
         let mine =
@@ -129,7 +129,7 @@ impl Refusals {
         mine.max_by_key(|refused| refused.refusal.at).map(|refused| refused.refusal.clone())
     }
 
-    /// Writes the list whenever it changed, for as long as the process lives.
+    /// Writes the list after each change, for as long as the process lives.
     pub async fn keep(self) {
         loop {
             self.0.changed.notified().await;
@@ -137,14 +137,14 @@ impl Refusals {
                 tokio::time::sleep(WRITE_EVERY).await;
             }
             while let Err(error) = self.write().await {
-                tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Cannot store refusals");
+                tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Failed to store refusals");
                 tokio::time::sleep(WRITE_EVERY * 4).await;
             }
             tokio::time::sleep(WRITE_EVERY).await;
         }
     }
 
-    /// Whether it is time for a write; a yes is used up.
+    /// Takes a permit for a write, if one is available.
     fn may_write(&self, now: Instant) -> bool {
         self.0.writes.allows(now)
     }
@@ -169,9 +169,9 @@ impl Refusals {
     }
 }
 
-/// Adds to the list, and makes room among what weighs the same: there from the destination with the
-/// most, so that much noise about one drives out nothing about another. The first of each reason
-/// stays for as long as something else can go.
+/// Adds to the list. If a weight exceeds its limit, an entry of the destination with the most entries of it
+/// is dropped, so that many about one destination displace none about another. The first of each reason
+/// stays while another can be dropped.
 fn keep(list: &mut VecDeque<StoredRefusal>, mut refused: StoredRefusal) {
     fn of(refused: &StoredRefusal) -> (Weight, &str, &str) {
         (weight_of(refused), refused.application.as_str(), refused.namespace.as_str())
@@ -200,7 +200,7 @@ fn keep(list: &mut VecDeque<StoredRefusal>, mut refused: StoredRefusal) {
     let is_first = |index: usize, known: &StoredRefusal| {
         firsts.get(known.refusal.reason.as_str()).is_some_and(|(_, first)| *first == index)
     };
-    // Of those that are no first or else of all: from the fullest destination the oldest.
+    // Among those that are not the first of a reason, or else among all: the oldest of the largest destination.
     let goes = alike().min_by_key(|(index, known)| {
         let count: usize = counts.get(&of(known)).copied().unwrap_or_default();
         (is_first(*index, known), std::cmp::Reverse(count), *index)

@@ -1,4 +1,4 @@
-//! Keeps the connection to the hub: which of joining and a session comes next, and when.
+//! Keeps the connection to the hub: decides between joining and a session, and when to reconnect.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::session::quic::LinkError;
 use crate::session::reconnect::reconnect_ms;
 use crate::trust::identity::Membership;
 
-/// Keeps this spoke connected to its hub: joins while there is no certificate that counts, and holds sessions otherwise.
+/// Keeps this spoke connected to its hub: joins while it has no valid certificate, and runs sessions otherwise.
 pub async fn connect(mut link: Link, mut endpoint: JoinEndpoint, readiness: Readiness) {
     loop {
         join::run(&mut link, &mut endpoint, &readiness).await;
@@ -22,7 +22,7 @@ pub async fn connect(mut link: Link, mut endpoint: JoinEndpoint, readiness: Read
     }
 }
 
-/// Keeps a session with the hub for as long as the certificate lasts, or another one comes by a token at the door.
+/// Runs sessions with the hub until the certificate expires. If the hub rejects it, tries to join with another token.
 async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
     let mut attempt = 0;
     let mut window_ms = 0;
@@ -40,7 +40,7 @@ async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
             reason = error.reason(),
             error = %error_chain(&error),
             wait_ms,
-            "No session with the hub"
+            "Session with the hub ended"
         );
         attempt = attempt.saturating_add(1);
         if matches!(error, LinkError::NotAdmitted(_)) {
@@ -48,7 +48,7 @@ async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-            // Another policy may pin another hub, which did not ask for this wait.
+            // Another policy may pin another hub, for which this delay is not meant.
             Ok(()) = link.trust.changed() => {}
         }
     }

@@ -1,4 +1,4 @@
-//! The flags of the spoke. Reading them is all this does.
+//! Command-line flags of the spoke.
 
 use std::path::PathBuf;
 
@@ -11,11 +11,11 @@ use clap::Parser;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "attest-spoke", version)]
 pub struct Options {
-    /// Where the hub listens for spokes, HOST:PORT
+    /// Address of the hub's listener for spokes, HOST:PORT
     #[arg(long, env = "ATTEST_HUB_ADDRESS", value_name = "HOST:PORT")]
     pub hub: String,
 
-    /// Kubeconfig to reach the cluster with; absent means the pod's own service account
+    /// Kubeconfig of the cluster; absent means the pod's own service account
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
@@ -28,11 +28,11 @@ pub struct Options {
     )]
     pub service_account_dir: PathBuf,
 
-    /// File with the single-use join token; read while the cluster has no certificate that counts
+    /// File with the single-use join token; read while the spoke has no valid certificate
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
 
-    /// Address of /health and /ready; port 0 takes a free one and logs it
+    /// Address of /health and /ready; port 0 selects a free port, which is logged
     #[arg(
         long,
         env = "ATTEST_LISTEN_HEALTH",
@@ -41,7 +41,7 @@ pub struct Options {
     )]
     pub listen_health: ListenAddress,
 
-    /// Address of /metrics; port 0 takes a free one and logs it
+    /// Address of /metrics; port 0 selects a free port, which is logged
     #[arg(
         long,
         env = "ATTEST_LISTEN_METRICS",
@@ -50,7 +50,7 @@ pub struct Options {
     )]
     pub listen_metrics: ListenAddress,
 
-    /// File to write the addresses in use to, as JSON (for port 0)
+    /// File to which the actual addresses are written, as JSON (for port 0)
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
 

@@ -1,4 +1,4 @@
-//! Starts the spoke: everything it reads first, then the tasks that run for as long as the process lives.
+//! Starts the spoke: loads its state, then starts the tasks that run for as long as the process lives.
 
 use std::sync::Arc;
 
@@ -32,10 +32,10 @@ use crate::session::push::Room;
 use crate::trust::identity::{Identity, IdentityError};
 use crate::trust::policy::{self, Trust};
 
-/// Runs the spoke. Returns only when it cannot start, or a part of it has ended.
+/// Runs the spoke. Returns only if it cannot start, or if one of its tasks ends.
 ///
 /// # Errors
-/// [`AgentError`], naming the flag or object to look at.
+/// [`AgentError`], which names the flag or object to check.
 pub async fn run(options: Options) -> Result<(), AgentError> {
     let Options {
         hub,
@@ -63,7 +63,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         metrics = %addresses.metrics,
         "Spoke started"
     );
-    // None of these ends but by a mistake; then the process does, and is started again.
+    // A task that ends is a defect; the process then ends and is restarted.
     let mut tasks = JoinSet::new();
     tasks.spawn(api.clone().keep_token());
     let kube_system_uid = policy::kube_system_uid(&api).await;
@@ -78,7 +78,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     tasks.spawn(freshness.clone().watch(metrics.clone(), refusals.clone()));
     match ledger.lost() {
         Some(lost) => report_lost_records(lost),
-        // What was stored and not recorded before the process ended.
+        // Deletes content that the previous process stored and did not record.
         None => ledger.tidy_content(),
     }
     let (outbox, seen) = (Outbox::default(), SeenSource::default());
@@ -151,7 +151,7 @@ async fn load_state(
             (Err(LedgerError::Api(error)), _) | (Ok(_), Err(error)) => {
                 log_retry("Cannot read the records; trying again", &error);
             }
-            // What an unreadable record forbids is unknown, so nothing may be admitted.
+            // The restrictions of an unreadable record are unknown, so nothing may be admitted.
             (Err(error), _) => return Err(AgentError::Ledger(error)),
         }
         tokio::time::sleep(RETRY.delay_max(attempt)).await;
@@ -178,21 +178,21 @@ fn log_retry(what: &str, error: &ApiError) {
     tracing::warn!(reason = error.reason(), error = %error_chain(error), "{what}");
 }
 
-/// Why the spoke cannot run.
+/// Error that ends the spoke.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    #[error("cannot register metrics")]
+    #[error("failed to register metrics")]
     Metrics(#[source] prometheus::Error),
-    #[error("cannot serve health and metrics")]
+    #[error("failed to serve health and metrics")]
     Http(#[source] HttpError),
-    #[error("cannot reach the cluster")]
+    #[error("failed to connect to the cluster")]
     Cluster(#[source] ClusterError),
-    #[error("cannot establish this spoke's identity")]
+    #[error("failed to load the identity of this spoke")]
     Identity(#[source] IdentityError),
-    #[error("cannot read what this spoke has recorded")]
+    #[error("failed to read the records of this spoke")]
     Ledger(#[source] LedgerError),
-    #[error("a task that must not end has ended")]
+    #[error("a task ended unexpectedly")]
     Ended(#[source] Option<JoinError>),
 }
 

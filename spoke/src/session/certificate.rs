@@ -1,7 +1,7 @@
-//! Judging a certificate that the hub gave this spoke, before it replaces one that works. Pure.
+//! Verification of a certificate from the hub, before it replaces one that works. Pure.
 //!
-//! A hub may be taken over: what it hands out must be issued by a pinned authority to this very
-//! cluster, for the key that asked, and for a sensible time.
+//! The hub may be compromised: a certificate must be issued by a pinned authority to this cluster, for
+//! the requested key, and with a plausible lifetime.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,14 +12,14 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-/// How far ahead of this clock a certificate may begin.
+/// Longest time by which the beginning of a certificate may be ahead of this clock.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
-/// Shortest time that a new certificate must still last.
+/// Shortest remaining lifetime of a new certificate.
 pub const REMAINING_MIN: Duration = Duration::from_secs(60 * 60);
-/// Longest life of a certificate: a stolen one must end by itself.
+/// Longest lifetime of a certificate: a stolen one must expire.
 pub const LIFE_MAX: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-/// What a new certificate has to fit.
+/// Properties that a new certificate must have.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     pub cluster: &'a ClusterId,
@@ -29,11 +29,11 @@ pub struct Expected<'a> {
     pub now: SystemTime,
 }
 
-/// A chain and the key it was asked for, checked to be this cluster's, to be issued by a pinned
-/// authority and to belong together.
+/// Verifies that a chain is for this cluster, is issued by a pinned authority and belongs to the requested
+/// key. Returns both as a bundle.
 ///
 /// # Errors
-/// A stable word for the first thing that is wrong.
+/// A stable word for the first violation.
 pub fn certificate(
     chain_der: Vec<Vec<u8>>,
     request: &SigningRequest,
@@ -52,7 +52,7 @@ pub fn certificate(
     check_issuer(&chain, &peer, expected)?;
     let pem = attest_certs::bundle::chain_to_pem(&chain);
     let bundle = Bundle::from_pem(&pem, &request.key_pem).map_err(|error| error.reason())?;
-    // Making a configuration is what proves that key and certificate belong together.
+    // Building a configuration proves that key and certificate belong together.
     tls::spoke_session(expected.pins, &bundle).map_err(|error| error.reason())?;
     Ok(bundle)
 }
@@ -67,7 +67,7 @@ fn check_times(peer: &PeerIdentity, now: SystemTime) -> Result<(), &'static str>
     Ok(())
 }
 
-/// The leaf must be signed by an authority in the chain whose key is pinned.
+/// Checks that the leaf is signed by an authority in the chain whose key is pinned.
 fn check_issuer(
     chain: &[CertificateDer<'static>],
     peer: &PeerIdentity,
@@ -88,7 +88,7 @@ fn check_issuer(
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), attest_certs::provider())
             .build()
             .map_err(|_| "CertificateChain")?;
-    // A beginning that lies ahead within the skew is fine, and has been judged.
+    // A beginning ahead of this clock within the skew was accepted above.
     let at = expected.now.max(peer.not_before).duration_since(SystemTime::UNIX_EPOCH);
     let at = UnixTime::since_unix_epoch(at.unwrap_or_default());
     verifier.verify_client_cert(leaf, others, at).map_err(|_| "CertificateChain")?;

@@ -1,4 +1,4 @@
-//! How old the hub's news is: only a verified sync makes it new. Says so; changes nothing.
+//! Age of the last verified sync of the hub. Reports it; changes nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::metrics::Metrics;
 /// Time without a verified sync after which the hub counts as stale.
 pub const HUB_STALE_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// How often staleness is looked at.
+/// Interval of the check for staleness.
 const TICK: Duration = Duration::from_secs(5);
 
-/// When the hub was last known to be what it says, by a verified sync.
+/// Time of the last verified sync.
 #[derive(Clone, Debug)]
 pub struct Freshness(Arc<Locked<Option<Instant>>>, Instant);
 
@@ -34,19 +34,19 @@ impl Freshness {
         heard.map(|at| now.saturating_duration_since(at))
     }
 
-    /// True when no sync was verified for [`HUB_STALE_AFTER`].
+    /// Returns whether no sync was verified for [`HUB_STALE_AFTER`].
     pub fn is_stale(&self, now: Instant) -> bool {
         let since_start = now.saturating_duration_since(self.1);
         self.age(now).unwrap_or(since_start) > HUB_STALE_AFTER
     }
 
-    /// Whether the hub is stale, once that is known: before its first sync it may be either.
+    /// Returns whether the hub is stale, once that is known: it is not before the first sync.
     fn known(&self, now: Instant) -> Option<bool> {
         let stale = self.is_stale(now);
         (stale || self.age(now).is_some()).then_some(stale)
     }
 
-    /// Keeps the gauges, says once when the hub becomes stale or fresh, and has that written down.
+    /// Updates the gauges, and logs and records each change between stale and fresh.
     pub async fn watch(self, metrics: Metrics, refusals: Refusals) {
         let mut was_stale = false;
         loop {
@@ -62,7 +62,7 @@ impl Freshness {
             if stale && !was_stale {
                 tracing::warn!(
                     reason = "HubStale",
-                    "No verified sync for 10 minutes; what runs is kept, nothing new is known"
+                    "No verified sync for 10 minutes; running applications are kept"
                 );
             } else if was_stale && !stale {
                 tracing::info!("The hub is fresh again");

@@ -1,8 +1,8 @@
-//! Joining a fleet: once in a spoke's life, with a single-use token, over a connection pinned to the hub's CA.
-//! Again only when its certificate has expired or the hub takes it no more, by another such token; the identity stays.
+//! Joining a fleet with a single-use token, over a connection pinned to the hub's CA. A spoke joins once, and again only
+//! if its certificate has expired or the hub rejects it, with another token; the identity stays.
 //!
-//! The token's secret never travels; what does is a proof bound to this TLS connection. What the
-//! hub answers is checked against the local policy before it is stored.
+//! The secret of the token is never sent, only a proof that is bound to this TLS connection. The answer
+//! of the hub is checked against the local policy before it is stored.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -33,31 +33,30 @@ use crate::trust::policy::Loaded;
 /// The reason of a spoke whose certificate has expired.
 const EXPIRED: &str = "CertificateExpired";
 
-/// What a spoke joins with.
+/// Token file and cluster with which a spoke joins.
 #[derive(Debug)]
 pub struct JoinEndpoint {
     token_file: Option<PathBuf>,
     kube_system_uid: String,
-    /// Id of the token that was used, or that the hub took no more.
+    /// Id of the token that was used, or that the hub has rejected.
     spent: Option<String>,
 }
 
 impl JoinEndpoint {
-    /// The token is read from the file whenever there is need of one.
+    /// The token is read from the file each time it is needed.
     pub fn new(token_file: Option<PathBuf>, kube_system_uid: String) -> Self {
         Self { token_file, kube_system_uid, spent: None }
     }
 }
 
-/// Joins, asking again for as long as it takes. Returns at once for a member of the fleet, and
-/// otherwise when a certificate is stored.
+/// Joins, with retries until a certificate is stored. Returns immediately for a member of the fleet.
 pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readiness) {
     if link.identity.tls.is_none() {
         let fingerprint = join::fingerprint(link.identity.key.public().bytes());
         tracing::info!(cluster_id = %link.identity.cluster, fingerprint, "Joining the fleet");
     }
     let mut attempt = 0;
-    // Looked at anew each time: a clock that was wrong may have been set right.
+    // Evaluated each time: a wrong clock may have been corrected.
     loop {
         let membership = link.identity.membership(SystemTime::now());
         if membership == Membership::Member {
@@ -82,7 +81,7 @@ pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readi
                 let (reason, what) = match membership {
                     Membership::Expired => (EXPIRED, expired(loaded.as_deref().ok())),
                     Membership::New | Membership::Member => {
-                        (error.reason(), "Has not joined; trying again".to_owned())
+                        (error.reason(), "Failed to join; retrying".to_owned())
                     }
                 };
                 tracing::warn!(reason, error = %error_chain(&error), "{what}");
@@ -97,19 +96,19 @@ pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readi
     }
 }
 
-/// Joins once more, if there is a token for it: the hub takes the certificate no more, which is kept until
-/// another one is stored.
+/// Tries to join again, if there is another token. Called when the hub rejects the certificate, which is
+/// kept until another one is stored.
 pub async fn again(link: &mut Link, endpoint: &mut JoinEndpoint) {
     let loaded = link.trust.borrow().loaded().cloned();
     let Ok(loaded) = loaded else { return };
     match once(link, endpoint, &loaded).await {
         Ok(Progress::Joined | Progress::Pending { .. }) => {}
-        // Nobody has brought a token.
+        // There is no other token.
         Err(JoinError::NoTokenFile | JoinError::TokenFile { .. } | JoinError::TokenSpent) => {}
         Err(error) => tracing::warn!(
             reason = error.reason(),
             error = %error_chain(&error),
-            "Has not joined again; trying again"
+            "Failed to join again; retrying"
         ),
     }
 }
@@ -141,7 +140,7 @@ async fn once(
     Ok(progress)
 }
 
-/// What a spoke says whose certificate has ended, and what helps.
+/// Returns the message of a spoke whose certificate has expired, with the remedy.
 fn expired(loaded: Option<&Loaded>) -> String {
     let name = loaded.map_or("NAME", |loaded| loaded.policy.cluster_name.as_str());
     format!(
@@ -164,7 +163,7 @@ struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    /// `spent` is the id of the token that was used, or that the hub took no more.
+    /// `spent` is the id of the token that was used, or that the hub has rejected.
     async fn once(
         &mut self,
         token_file: &Path,
@@ -259,11 +258,11 @@ impl Joining<'_> {
             return Err(JoinError::HubKeyPin);
         }
         if cluster_name != policy.cluster_name.as_str() {
-            // A name is for people; what may run here follows from the local policy's name alone.
+            // The hub's name is for display; the local policy's name decides what may run here.
             tracing::warn!(
                 hub = attest_common::basics::text::message(&cluster_name),
                 local = %policy.cluster_name,
-                "The hub calls this cluster by another name"
+                "The hub uses another name for this cluster"
             );
         }
         let pins = pins(self.loaded).map_err(JoinError::Link)?;
@@ -278,7 +277,7 @@ impl Joining<'_> {
     }
 }
 
-/// Sends a request and reads the answer; `None` when the hub closes the stream without one.
+/// Sends a request and reads the answer; `None` if the hub closes the stream without one.
 async fn exchange(
     send: &mut SendStream,
     receive: RecvStream,
@@ -288,7 +287,7 @@ async fn exchange(
     Ok(FrameReader::new(receive, FRAME_BYTES_MAX).next().await?)
 }
 
-/// The trust domain of the hub, whose chain the handshake has verified.
+/// Returns the trust domain of the hub, whose chain the handshake has verified.
 fn hub_trust_domain(connection: &quinn::Connection) -> Result<String, JoinError> {
     let chain = connection.peer_identity().and_then(|any| {
         let chain = any.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>();
@@ -299,15 +298,15 @@ fn hub_trust_domain(connection: &quinn::Connection) -> Result<String, JoinError>
     Ok(peer.id.trust_domain().to_owned())
 }
 
-/// Why a join did not succeed this time.
+/// Error of one attempt to join.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    #[error("the hub to join is not known")]
+    #[error("no trust policy names the hub to join")]
     Trust(#[source] crate::trust::policy::TrustError),
     #[error("give --join-token-file FILE with a token of `attest gitops cluster token create`")]
     NoTokenFile,
-    #[error("cannot read the join token {path}")]
+    #[error("failed to read the join token {path}")]
     TokenFile {
         path: String,
         #[source]
@@ -315,21 +314,21 @@ pub enum JoinError {
     },
     #[error("the join token is not usable")]
     Token(#[source] TokenError),
-    #[error("this join token was used, or the hub has refused it; bring another one")]
+    #[error("this join token was used, or the hub has rejected it; provide another one")]
     TokenSpent,
-    #[error("cannot make a TLS key")]
+    #[error("failed to generate a TLS key")]
     KeyGeneration,
-    #[error("cannot bind the proof to the connection")]
+    #[error("failed to bind the proof to the connection")]
     Exporter,
-    #[error("cannot talk to the hub")]
+    #[error("the connection to the hub failed")]
     Link(#[source] LinkError),
-    #[error("the hub refused: {0}")]
+    #[error("the hub rejected the request: {0}")]
     Refused(String),
     #[error("the hub signs plans with a key that the local trust policy does not pin")]
     HubKeyPin,
-    #[error("the certificate that the hub gave is not usable ({0})")]
+    #[error("the certificate from the hub is not valid ({0})")]
     Certificate(&'static str),
-    #[error("cannot store the identity")]
+    #[error("failed to store the identity")]
     Identity(#[source] IdentityError),
 }
 

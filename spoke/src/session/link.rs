@@ -1,7 +1,7 @@
-//! The session with the hub: dialling, greeting, and passing on what comes and goes. Judges heartbeats only.
+//! The session with the hub: connection, greeting, and transfer of pushes and reports. Verifies heartbeats only.
 //!
-//! Pushes go to `agent`, which judges them; reports come from `outbox`. Nothing here changes the
-//! cluster, and losing the hub changes nothing but how old its news is.
+//! Pushes go to the agent (`admission`), which judges them; reports come from `outbox`. Nothing here changes
+//! the cluster. The loss of the hub affects only the age of the last sync.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,22 +38,22 @@ use crate::trust::policy::{Loaded, Trust};
 
 /// Most pushes that wait to be judged.
 pub const PUSHES_MAX: usize = 2;
-/// Most pushes whose blobs are put together at a time; others wait in the transport's windows.
+/// Most pushes whose blobs are assembled concurrently; others wait in the transport's windows.
 pub const PUSHES_ARRIVING_MAX: usize = 2;
-/// Longest a push may take to arrive once it is being read.
+/// Longest time from the start to the end of reading a push.
 pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Widest window a hub may ask reconnects to be spread over.
+/// Longest window over which a hub may spread reconnects, in milliseconds.
 pub const RECONNECT_WINDOW_MAX_MS: u64 = 10 * 60 * 1000;
-/// How often overdue reports and renewal are looked at.
+/// Interval of the check for overdue reports and renewal.
 const TICK: Duration = Duration::from_secs(5);
-/// Longest version that a hub may say it has, in characters.
+/// Longest version of a hub that is logged, in characters.
 const HUB_VERSION_CHARACTERS_MAX: usize = 80;
-/// Most messages in a row that this build does not know.
+/// Most consecutive messages that this build does not know.
 pub const UNKNOWN_IN_A_ROW_MAX: u32 = 64;
-/// Application code of a close that is meant.
+/// Application code of an intended close.
 const CLOSE_NORMAL: u32 = 0;
 
-/// Everything the session needs from the rest of the spoke.
+/// Parts of the spoke that a session uses.
 #[derive(Debug)]
 pub struct Link {
     pub hub: String,
@@ -67,17 +67,17 @@ pub struct Link {
     pub freshness: Freshness,
     pub kubernetes_version: String,
     pub room: Room,
-    /// When a renewal was last asked for, in this session or one before.
+    /// Time of the last request for a renewal, in this session or an earlier one.
     pub renewal_asked_at: Option<Instant>,
-    /// True until the join token is deleted that a process before this one may have used.
+    /// True until the join token is deleted that an earlier process may have used.
     pub may_hold_token: bool,
-    /// How often what cannot be read or believed is logged.
+    /// Limits the log lines about unreadable or invalid messages.
     pub refusal_limiter: RateLimiter,
-    /// How often a session that begins makes the next dial as soon as if it had been the first.
+    /// Limits how often the start of a session resets the reconnect delay.
     pub session_limiter: RateLimiter,
 }
 
-/// What is durably held, as of now: for `Hello`.
+/// The current list of recorded destinations, for `Hello`.
 #[derive(Clone, Debug, Default)]
 pub struct SeenSource(Arc<Locked<Vec<Seen>>>);
 
@@ -92,16 +92,16 @@ impl SeenSource {
     }
 }
 
-/// What a session never returns.
+/// A value that cannot exist: a session ends with an error only.
 #[derive(Debug)]
 pub enum Never {}
 
 impl Link {
-    /// One session, until it ends or the policy is another one: nothing that a hub does or leaves
-    /// undone may keep this spoke from the hub that its policy pins now.
+    /// Runs one session until it ends or the policy changes: no behaviour of a hub may keep this spoke from
+    /// the hub that its policy pins now.
     ///
     /// # Errors
-    /// [`LinkError`], always: why it ended.
+    /// Always ends with a [`LinkError`], the reason of its end.
     pub async fn session(
         &mut self,
         attempt: &mut u32,
@@ -128,10 +128,10 @@ impl Link {
         let tls = tls::spoke_session(&pins(loaded)?, &bundle).map_err(LinkError::Tls)?;
         let (endpoint, connection) = quic::dial(&self.hub, tls).await?;
         let outcome = self.run_session(&connection, loaded, &bundle, attempt).await;
-        // Before this end closes too, which would be all that is seen.
+        // Read before this end closes, which would hide the reason.
         let outcome = outcome.map_err(|error| closed(&connection, error));
         connection.close(VarInt::from_u32(CLOSE_NORMAL), b"");
-        // So that the hub hears of the close.
+        // So that the hub receives the close.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
         outcome
     }
@@ -171,7 +171,7 @@ impl Link {
         self.metrics.connections.inc();
         let hub_version = plain(&hub_version, HUB_VERSION_CHARACTERS_MAX);
         tracing::info!(hub = %self.hub, hub_version, protocol, "Connected to the hub");
-        // Not before: a certificate that the hub takes no more is replaced by it.
+        // Not earlier: it replaces a certificate that the hub rejects.
         if self.may_hold_token {
             token::forget(&self.api).await;
             self.may_hold_token = false;
@@ -182,9 +182,9 @@ impl Link {
         let mut renewal = Renewal::of(bundle, self.renewal_asked_at);
         let mut tick = tokio::time::interval(TICK);
         let arriving = Arc::new(Semaphore::new(PUSHES_ARRIVING_MAX));
-        // Ends with the session: what had not arrived then is sent again.
+        // Ends with the session: the hub sends incomplete pushes again.
         let mut receiving = JoinSet::new();
-        // What the hub says makes nothing due.
+        // Messages of the hub cause no sending.
         let (mut is_due, mut unknown) = (true, 0);
         loop {
             if std::mem::take(&mut is_due) {
@@ -201,7 +201,7 @@ impl Link {
                 }
                 stream = connection.accept_uni() => {
                     let stream = stream.map_err(LinkError::Connection)?;
-                    // As many tasks as the transport grants the hub streams.
+                    // The number of tasks is bounded by the streams that the transport grants the hub.
                     let reader = FrameReader::new(stream, FRAME_BYTES_MAX);
                     let (arriving, room) = (Arc::clone(&arriving), self.room.clone());
                     let (pushes, limiter) = (self.pushes.clone(), self.refusal_limiter.clone());
@@ -223,7 +223,7 @@ impl Link {
         }
     }
 
-    /// When the certificate expires, for who asks the metrics, with or without a session.
+    /// Updates the metric of the certificate's expiry, with or without a session.
     pub(crate) fn note_certificate(&self) {
         let ends = self.identity.tls.as_ref().and_then(Tls::expires_at);
         self.metrics.certificate_expires(ends.and_then(|at| jiff::Timestamp::try_from(at).ok()));
@@ -281,7 +281,7 @@ impl Link {
                         Err(error) => tracing::warn!(
                             reason = error.reason(),
                             error = %error_chain(&error),
-                            "Cannot store the renewed certificate"
+                            "Failed to store the renewed certificate"
                         ),
                     }
                 }
@@ -292,7 +292,7 @@ impl Link {
                     expected: "a control message",
                 });
             }
-            // A kind of message that this build does not know.
+            // A message that this build does not know.
             None => {}
         }
         Ok(())
@@ -320,7 +320,7 @@ impl Link {
                     tracing::warn!(
                         reason = error.reason(),
                         error = %error_chain(&error),
-                        "A sync of the hub was refused"
+                        "Rejected a sync of the hub"
                     );
                 }
             }
@@ -333,7 +333,7 @@ struct Heartbeats {
     counter: u64,
 }
 
-/// A newer hub says things that this build does not know; one that says nothing else is cut off.
+/// Counts consecutive unknown messages: a newer hub may send some; a hub that sends nothing else is disconnected.
 fn check_known(message: &ToSpoke, unknown: &mut u32) -> Result<(), LinkError> {
     *unknown = if message.body.is_some() { 0 } else { *unknown + 1 };
     if *unknown > UNKNOWN_IN_A_ROW_MAX {
@@ -343,12 +343,12 @@ fn check_known(message: &ToSpoke, unknown: &mut u32) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// What a peer says of itself, fit for a log line.
+/// Shortens text of a peer and removes control characters, for a log line.
 fn plain(text: &str, characters_max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(characters_max).collect()
 }
 
-/// Until another policy is loaded than the one this session rests on.
+/// Waits until another policy is loaded than the one that this session uses.
 async fn changed(mut trust: watch::Receiver<Trust>, loaded: &Loaded) {
     while trust.changed().await.is_ok() {
         let same = trust.borrow().loaded().is_ok_and(|now| now.spec_json == loaded.spec_json);
@@ -356,11 +356,11 @@ async fn changed(mut trust: watch::Receiver<Trust>, loaded: &Loaded) {
             return;
         }
     }
-    // Only when the process ends.
+    // Happens only when the process ends.
     std::future::pending().await
 }
 
-/// Opens the control stream, says hello and hears the hub's welcome. The caller limits the time.
+/// Opens the control stream, sends `Hello` and reads `Welcome`. The caller limits the time.
 async fn greet(
     connection: &Connection,
     hello: &ToHub,
@@ -393,7 +393,7 @@ async fn receive(
         Err(error) if limiter.allows(Instant::now()) => tracing::warn!(
             reason = error.reason(),
             error = %error_chain(&error),
-            "A push of the hub could not be read"
+            "Failed to read a push of the hub"
         ),
         Err(_) => {}
     }
@@ -403,7 +403,7 @@ fn to_hub(body: ToHubBody) -> ToHub {
     ToHub { body: Some(body) }
 }
 
-/// The hub's own words when it closed the connection, instead of a reset that followed from it.
+/// Returns the hub's reason if it closed the connection, instead of the reset that followed.
 fn closed(connection: &Connection, error: LinkError) -> LinkError {
     match connection.close_reason() {
         Some(quinn::ConnectionError::ApplicationClosed(close)) => {
@@ -421,7 +421,7 @@ fn closed(connection: &Connection, error: LinkError) -> LinkError {
 
 fn nonce() -> [u8; 16] {
     let mut nonce = [0; 16];
-    // Without randomness no sync will be accepted, which is the safe side.
+    // Without randomness no sync is accepted, which is safe.
     let _ = getrandom::fill(&mut nonce);
     nonce
 }

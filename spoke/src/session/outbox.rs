@@ -1,7 +1,7 @@
-//! What the hub has yet to be told: the newest report of each destination, and blobs that are missing.
+//! Reports and requests for blobs that the hub has not received yet.
 //!
-//! Level-triggered: a newer report replaces the older one, and counts as told only when the hub
-//! acknowledged it. Sending is `link`'s business.
+//! Level-triggered: a newer report of a destination replaces the older one, and is pending until the hub
+//! acknowledges it. `link` sends.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 
 use crate::ledger::records::Key;
 
-/// Most destinations whose reports are kept; beyond it the oldest report gives way.
+/// Most destinations whose reports are kept; beyond it the oldest report is dropped.
 pub const REPORTS_MAX: usize = 4_096;
 /// After this time without an acknowledgement a report is sent again.
 pub const RESEND_AFTER: Duration = Duration::from_secs(30);
 
-/// Shared by everyone who reports.
+/// Pending reports and requests, shared by all that report.
 #[derive(Clone, Debug, Default)]
 pub struct Outbox(Arc<Inner>);
 
@@ -61,7 +61,7 @@ impl Outbox {
         self.0.changed.notify_one();
     }
 
-    /// Asks for blobs. A later request of the same destination replaces it.
+    /// Requests blobs. A later request of the same destination replaces it.
     pub fn need(&self, key: Key, blobs: Vec<Digest>) {
         let mut state = self.state();
         if state.needs.len() < REPORTS_MAX || state.needs.contains_key(&key) {
@@ -71,12 +71,12 @@ impl Outbox {
         self.0.changed.notify_one();
     }
 
-    /// Until something new is there.
+    /// Waits until something new is pending.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// The requests for blobs, once.
+    /// Takes the requests for blobs.
     pub fn take_needs(&self) -> BTreeMap<Key, Vec<Digest>> {
         std::mem::take(&mut self.state().needs)
     }
@@ -86,13 +86,13 @@ impl Outbox {
     }
 }
 
-/// A report that fits a frame: objects are left out before anything is cut in the middle.
+/// Encodes a report so that it fits a frame: objects are dropped before any text is truncated.
 fn encode(report: &Report) -> Vec<u8> {
     let mut fitting = report.clone();
     fitting.objects.truncate(OBJECTS_LISTED_MAX);
     fitting.drifted.truncate(OBJECTS_LISTED_MAX);
     loop {
-        // Derived serialisation of strings, numbers and lists has no way to fail.
+        // Derived serialization of strings, numbers and lists cannot fail.
         let bytes = serde_json::to_vec(&fitting).unwrap_or_default();
         if bytes.len() <= REPORT_BYTES_MAX {
             return bytes;
@@ -108,7 +108,7 @@ fn encode(report: &Report) -> Vec<u8> {
     }
 }
 
-/// What one connection has sent and what was acknowledged on it.
+/// Reports that one connection has sent, and those that were acknowledged on it.
 #[derive(Debug, Default)]
 pub struct Deliveries {
     number: u64,
@@ -124,7 +124,7 @@ struct Sent {
 }
 
 impl Deliveries {
-    /// The reports to send now, each with the number under which it is acknowledged.
+    /// Returns the reports to send now, each with the number that acknowledges it.
     pub fn due(&mut self, outbox: &Outbox, now: Instant) -> Vec<(u64, Arc<Vec<u8>>)> {
         let state = outbox.state();
         let mut due = Vec::new();
@@ -146,7 +146,7 @@ impl Deliveries {
         due
     }
 
-    /// The hub has made the report with this number durable.
+    /// Notes that the hub has stored the report of this number.
     pub fn acknowledge(&mut self, number: u64) {
         for sent in self.sent.values_mut().filter(|sent| sent.number == number) {
             sent.acknowledged = true;

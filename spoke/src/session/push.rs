@@ -1,6 +1,6 @@
-//! One push of the hub: blobs, then one directive, on a stream of its own. Assembles, checks sizes and digests.
+//! One push of the hub: blobs, then one directive, on a stream of its own. Assembles blobs, checks sizes and digests.
 //!
-//! Whether the directive is good is decided by `gate`.
+//! `admission::gate` judges the directive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ pub const BLOBS_MAX: usize = RECEIPTS_MAX + 3;
 /// Most uncompressed bytes in one push.
 pub const PUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Most frames after the directive, of kinds that this build does not know.
+/// Most frames after the directive that this build does not know.
 pub const FRAMES_AFTER_MAX: usize = 16;
 
-/// Most bytes that pushes of the whole process take up, from their first blob until they are judged.
+/// Most bytes of all pushes of the process, from their first blob until they are judged.
 pub const PUSHES_BYTES_MAX: usize = 48 * 1024 * 1024;
-/// Most bytes a push takes up while it arrives: what is whole, and one blob still compressed.
+/// Most bytes of a push while it arrives: complete blobs, and one that is still compressed.
 const ARRIVING_BYTES_MAX: usize = PUSH_BYTES_MAX + BLOB_BYTES_MAX;
 
-/// Room for the blobs of pushes, shared by all connections of the process.
+/// Memory for the blobs of pushes, shared by all connections of the process.
 #[derive(Clone, Debug)]
 pub struct Room(Arc<Semaphore>);
 
@@ -42,36 +42,36 @@ impl Default for Room {
 }
 
 impl Room {
-    /// Waits for the room that one push may need at most, all at once: pushes that each hold a part
-    /// and wait for more could wait for each other.
+    /// Waits for the most memory that one push may need, in one step: pushes that each hold a part and
+    /// wait for more could deadlock.
     async fn enter(&self) -> Result<OwnedSemaphorePermit, LinkError> {
         let bytes = u32::try_from(ARRIVING_BYTES_MAX).unwrap_or(u32::MAX);
-        // Never closed; if it were, nothing more could arrive.
+        // Never closed; otherwise no push could arrive.
         Arc::clone(&self.0).acquire_many_owned(bytes).await.map_err(|_| LinkError::Cut)
     }
 }
 
-/// Gives back all but `bytes`.
+/// Releases all but `bytes`.
 fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
     drop(permit.split(permit.num_permits().saturating_sub(bytes)));
 }
 
-/// What arrived.
+/// A push that has arrived.
 #[derive(Debug)]
 pub struct Pushed {
     /// Directive envelope.
     pub directive: Vec<u8>,
-    /// Which blob is the plan envelope; absent for `Remove`.
+    /// Digest of the blob that is the plan envelope; absent for `Remove`.
     pub plan: Option<Digest>,
     pub blobs: BTreeMap<Digest, Bytes>,
-    /// The room that the blobs take up until they are judged; absent when there are none.
+    /// Memory of the blobs until they are judged; absent if there are none.
     pub room: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads one push to its end. Its first blob waits for room.
+/// Reads one push to its end. Its first blob waits for memory.
 ///
 /// # Errors
-/// When it exceeds a limit, a blob does not match its digest, or the stream breaks.
+/// If it exceeds a limit, a blob does not match its digest, or the stream breaks.
 pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, LinkError> {
     let mut blobs = BTreeMap::new();
     let mut taken = None;
@@ -124,7 +124,7 @@ pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, Li
                 end(reader).await?;
                 return Ok(Pushed { directive: push.directive, plan, blobs, room: taken });
             }
-            // A kind of frame that this build does not know.
+            // A frame that this build does not know.
             None => {}
             Some(
                 ToSpokeBody::Welcome(_)
@@ -136,7 +136,7 @@ pub async fn receive(reader: &mut FrameReader, room: &Room) -> Result<Pushed, Li
     }
 }
 
-/// Reads on to the end of the stream: who leaves before it tells the hub that nothing was taken.
+/// Reads to the end of the stream: stopping earlier would tell the hub that the push was not received.
 async fn end(reader: &mut FrameReader) -> Result<(), LinkError> {
     for _ in 0..=FRAMES_AFTER_MAX {
         match reader.next::<ToSpoke>().await? {
@@ -192,7 +192,7 @@ impl Assembly {
         if self.data.len() < self.compressed_size {
             return Ok(Added::More(self));
         }
-        // `size` is both the room given and what must come out.
+        // `size` is both the limit of the output and its expected length.
         let bytes =
             zstd::bulk::decompress(&self.data, self.size).map_err(|_| LinkError::BlobDigest)?;
         if bytes.len() != self.size || Digest::of(&bytes) != self.digest {

@@ -1,4 +1,4 @@
-//! Dialling the hub: endpoint and transport limits. Knows no messages.
+//! QUIC connection to the hub: endpoint and transport limits. Independent of the messages.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use quinn::{
 
 use crate::trust::policy::Loaded;
 
-/// Bytes the hub may have on the way on all streams: pushes that wait for room must not use up what
-/// the control stream needs.
+/// Most bytes in flight from the hub on all streams: pushes that wait for memory must not use the share of
+/// the control stream.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (UNIDIRECTIONAL_STREAMS_MAX + 2);
 
-/// Dials the hub and completes the handshake.
+/// Connects to the hub and completes the handshake.
 ///
-/// A hub that rejects this spoke's certificate still lets this succeed (TLS 1.3); only its first
-/// message shows that it agrees.
+/// This succeeds also if the hub rejects this spoke's certificate (TLS 1.3); only its first message shows
+/// that it has accepted it.
 ///
 /// # Errors
-/// When the address is unknown or the handshake fails or takes too long.
+/// If the address cannot be resolved, or the handshake fails or times out.
 pub async fn dial(
     hub: &str,
     tls: rustls::ClientConfig,
@@ -70,37 +70,37 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// Why there is no session, or no longer.
+/// Reason that a connection failed or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
     #[error("`{0}` is not an address of a hub; --hub takes HOST:PORT")]
     Address(String),
-    #[error("cannot open a UDP socket")]
+    #[error("failed to open a UDP socket")]
     Socket(#[source] std::io::Error),
     #[error("the TLS configuration has no cipher for QUIC")]
     Cipher,
-    #[error("cannot dial: {0}")]
+    #[error("failed to connect: {0}")]
     Dial(String),
-    #[error("the hub did not answer in time")]
+    #[error("timed out waiting for the hub")]
     Silent,
     #[error("the connection ended")]
     Connection(#[source] quinn::ConnectionError),
-    #[error("reading from the hub failed")]
+    #[error("failed to read from the hub")]
     Read(#[source] quinn::ReadError),
-    #[error("writing to the hub failed")]
+    #[error("failed to write to the hub")]
     Write(#[source] quinn::WriteError),
-    #[error("the stream ended inside a frame")]
+    #[error("the stream ended within a frame")]
     Cut,
-    #[error("a frame of the hub is not acceptable")]
+    #[error("a frame of the hub is not valid")]
     Frame(#[source] FrameError),
-    #[error("the hub sent {got} where {expected} is due")]
+    #[error("the hub sent {got} instead of {expected}")]
     Unexpected { got: &'static str, expected: &'static str },
     #[error("the hub's push exceeds the limit of {max} {what}")]
     Limit { what: &'static str, max: usize },
-    #[error("the hub sent more than {max} messages in a row that this spoke does not know")]
+    #[error("the hub sent more than {max} consecutive messages that this spoke does not know")]
     TooManyUnknown { max: usize },
-    #[error("a blob of the hub is not what its digest says")]
+    #[error("a blob of the hub does not match its digest")]
     BlobDigest,
     #[error("the hub closed the session: {0}")]
     Closed(String),
@@ -159,7 +159,7 @@ impl LinkError {
     }
 }
 
-/// The pins of the trust policy.
+/// Returns the CA pins of the trust policy.
 pub(crate) fn pins(loaded: &Loaded) -> Result<Vec<Pin>, LinkError> {
     let pins = loaded.policy.ca_pins.iter().map(|pin| pin.parse().map_err(LinkError::Pin));
     pins.collect()

@@ -1,4 +1,4 @@
-//! How long to wait before dialling the hub again. Pure.
+//! Delay before the next connection to the hub. Pure.
 
 use std::time::Duration;
 

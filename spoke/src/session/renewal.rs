@@ -1,4 +1,4 @@
-//! Renewing the certificate: when to ask, and whether the answer may replace what works.
+//! Renewal of the certificate: when to request it, and verification of the answer before it replaces the current one.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,13 +10,13 @@ use super::quic::pins;
 use crate::trust::identity::Identity;
 use crate::trust::policy::Trust;
 
-/// Share of a certificate's life after which it is renewed, and how far that is spread, in percent.
+/// Share of a certificate's lifetime after which it is renewed, and the spread of that share, in percent.
 const RENEW_AT_PERCENT: u64 = 66;
 const RENEW_SPREAD_PERCENT: u64 = 10;
-/// How long to wait before asking for a renewal again.
+/// Delay before a renewal is requested again.
 const RENEW_RETRY: Duration = Duration::from_secs(5 * 60);
 
-/// The next certificate: when to ask, and the key that waits for the answer.
+/// The next certificate: when it is requested, and the key that waits for the answer.
 pub(super) struct Renewal {
     due_at: Option<SystemTime>,
     pub(super) asked_at: Option<Instant>,
@@ -32,7 +32,7 @@ impl Renewal {
         Self { due_at, asked_at, pending: None }
     }
 
-    /// A signing request, when it is time.
+    /// Returns a signing request when a renewal is due.
     pub(super) fn due(&mut self, now: SystemTime, monotonic: Instant) -> Option<Vec<u8>> {
         let due = self.due_at.is_some_and(|at| now >= at);
         let waiting = self.asked_at.is_some_and(|at| monotonic.duration_since(at) < RENEW_RETRY);
@@ -46,7 +46,7 @@ impl Renewal {
         Some(csr)
     }
 
-    /// The new certificate, when it is ours and fits the key that asked for it.
+    /// Returns the new certificate if it is for this spoke and the requested key.
     pub(super) fn renewed(
         &mut self,
         chain_der: Vec<Vec<u8>>,
@@ -56,7 +56,7 @@ impl Renewal {
         let request = self.pending.take()?;
         let accepted = accept(chain_der, &request, trust, identity);
         if let Err(reason) = &accepted {
-            tracing::warn!(reason = *reason, "The hub's renewed certificate is not usable");
+            tracing::warn!(reason = *reason, "Rejected the renewed certificate from the hub");
         }
         accepted.ok()
     }
@@ -81,7 +81,7 @@ fn accept(
     certificate(chain_der, request, &expected)
 }
 
-/// Share of its life after which a certificate is renewed: two thirds, give or take a tenth.
+/// Returns the share of its lifetime after which a certificate is renewed: two thirds, plus or minus a tenth.
 fn renew_share(random: u64) -> f64 {
     let spread = random % (2 * RENEW_SPREAD_PERCENT + 1);
     let percent = RENEW_AT_PERCENT - RENEW_SPREAD_PERCENT + spread;

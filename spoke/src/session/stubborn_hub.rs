@@ -1,4 +1,4 @@
-//! A hub that shakes hands and then takes nothing. For what an honest hub never does.
+//! A hub for tests that completes the handshake and then reads nothing, as no honest hub does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(crate) struct StubbornHub {
 }
 
 impl StubbornHub {
-    /// A hub that grants so many control streams, and next to no bytes on them.
+    /// Starts a hub that grants this many control streams, with a minimal window.
     pub(crate) fn granting(streams: u32) -> Self {
         attest_certs::install_provider();
         let authority = Authority::create("fleet.test").unwrap();
@@ -75,7 +75,7 @@ impl StubbornHub {
         tls::spoke_session(&[self.authority.pin()], &self.spoke).unwrap()
     }
 
-    /// A policy that pins this hub.
+    /// Returns a policy that pins this hub.
     fn trust(&self) -> Trust {
         let mut object = object();
         object["spec"]["hub"]["caPins"] = json!([self.authority.pin().to_string()]);
@@ -85,7 +85,7 @@ impl StubbornHub {
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A spoke with a certificate that the hub has issued.
+/// Returns a spoke with a certificate that the hub has issued.
 pub(crate) async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, FakeApi) {
     let fake = FakeApi::start().await;
     let api = fake.open().await;
@@ -114,7 +114,7 @@ pub(crate) async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, Fa
 }
 
 impl StubbornHub {
-    /// Lets nobody in, until somebody joins: answers that with `outcome`.
+    /// Rejects sessions until a spoke joins, and answers that with `outcome`.
     pub(crate) async fn joined(
         &mut self,
         outcome: impl Fn(&Authority, JoinRequest) -> JoinOutcome,

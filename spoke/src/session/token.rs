@@ -1,4 +1,4 @@
-//! The join token in the cluster: deleted once it is used up.
+//! The join token in the cluster: deleted once it is used.
 
 use attest_common::basics::text::error_chain;
 use attest_common::record::custody::JOIN_SECRET;
@@ -7,7 +7,7 @@ use attest_runtime::failpoint;
 use crate::cluster::client::ApiServer;
 use crate::trust::secrets;
 
-/// Deletes the join token, which was used up. Also after a start: the process may have died before.
+/// Deletes the used join token. Also called after a start: the previous process may have died before.
 pub async fn forget(api: &ApiServer) {
     failpoint::reach("before-join-delete");
     let deleted = api.delete_own(&secrets::path(JOIN_SECRET)).await;
@@ -16,7 +16,7 @@ pub async fn forget(api: &ApiServer) {
         tracing::warn!(
             reason = error.reason(),
             error = %error_chain(&error),
-            "Cannot delete the join token"
+            "Failed to delete the join token"
         );
     }
 }
