@@ -1,9 +1,9 @@
-//! One application in one namespace: a worker that brings the cluster to what was admitted and keeps it there.
+//! One application in one namespace: a worker that applies the admitted objects and keeps them applied.
 //!
-//! Nothing is decided about trust here; a worker gets `Verified` values only. `work` is the state machine
-//! (pure): an `event` comes in, `command`s come out, which `worker` performs. In it `applying` and
-//! `removing` carry out an order, and `objects` decides about each object. Workers share nothing but the
-//! API server, so one never holds up another.
+//! Trust is not decided here; a worker receives `Verified` values only. `work` is the pure state machine: it
+//! takes an `event` and returns `command`s, which `worker` performs. Within it, `applying` and `removing` carry
+//! out an order, and `objects` decides about each object. Workers share only the API server, so that none
+//! delays another.
 
 mod applying;
 mod command;

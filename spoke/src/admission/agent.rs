@@ -1,7 +1,7 @@
-//! The state of the agent: what waits to be judged, what is to be loaded, and the worker of each destination.
+//! State of the agent: pushes to retry, destinations to load, and the worker of each destination.
 //!
-//! Order is fixed: judged, then durable, then acted on. The hub being away changes nothing here; the
-//! trust policy being away stops every change.
+//! The order is fixed: judge, record, act. The loss of the hub has no effect here; the loss of the trust
+//! policy stops every change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,15 +27,15 @@ use crate::rate_limits::{ADMISSIONS, DISCOVERIES, LOOK_UPS, NEW_DESTINATIONS, RE
 use crate::session::link::SeenSource;
 use crate::trust::policy::Trust;
 
-/// Delay before something that failed at the API server is tried again.
+/// Delay before a failed request to the API server is retried.
 pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// Delay before held destinations that could not be loaded are tried again.
+/// Delay before destinations that could not be loaded are retried.
 pub(super) const RESUME_RETRY: Backoff =
     Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
-/// Most destinations of which a push waits to be judged again; the hub sends anew what is refused.
+/// Most destinations with a push that waits to be judged again; the hub sends refused pushes again.
 pub(super) const RETRIES_MAX: usize = DESTINATIONS_MAX;
 
-/// The part that judges and hands out work.
+/// Judges pushes and passes orders to workers.
 pub(crate) struct Agent {
     pub(crate) shared: Shared,
     pub(super) cluster: ClusterId,
@@ -44,22 +44,22 @@ pub(crate) struct Agent {
     pub(super) blobs: Blobs,
     pub(super) workers: BTreeMap<Key, Arc<Mailbox>>,
     pub(super) working: JoinSet<()>,
-    /// Pushes that met an API server that was away, or came too fast; the newest of each destination.
+    /// Pushes that were rate limited, or failed because of the API server; the newest of each destination.
     pub(super) retries: BTreeMap<Key, Retry>,
-    /// Held destinations that could not be loaded yet.
+    /// Recorded destinations that could not be loaded yet.
     pub(super) unresumed: BTreeMap<Key, Instant>,
-    /// Times in a row that the API server was away when they were loaded.
+    /// Consecutive failures of the API server when they were loaded.
     pub(super) resume_failures: u32,
-    /// How often each destination admits something.
+    /// Limits admissions of each destination.
     pub(super) admissions: KeyedTokenBucket<Key>,
-    /// How often the cluster admits a destination that it has no record of.
+    /// Limits admissions of destinations without a record.
     pub(super) new_destinations: RateLimiter,
-    /// How often pushes make it ask which kinds there are.
+    /// Limits discovery requests that pushes cause.
     pub(super) discoveries: RateLimiter,
-    /// How much stored content they make it read.
+    /// Limits the stored content that pushes cause to be read.
     pub(super) look_ups: RateLimiter,
-    /// How often refusals are written down: those that show a forgery, those of what else a pinned hub
-    /// key signed, and the rest. Much of one keeps out nothing of another.
+    /// Limit records of refusals: evidence of a forgery, other documents signed by a pinned hub key, and the
+    /// rest. Many of one class displace none of another.
     pub(super) evidence_limiter: RateLimiter,
     pub(super) signed_limiter: RateLimiter,
     pub(super) unsigned_limiter: RateLimiter,
@@ -72,7 +72,7 @@ pub(super) struct Retry {
     pub(super) directive: Vec<u8>,
     pub(super) plan: Option<Digest>,
     pub(super) at: Instant,
-    /// How often it failed before.
+    /// Number of earlier failures.
     pub(super) attempt: u32,
 }
 
@@ -106,7 +106,7 @@ impl Agent {
         }
     }
 
-    /// Whom to resume and what to judge again now.
+    /// Returns the destinations to load and the pushes to judge again now.
     pub(super) fn due(&self, now: Instant) -> (Vec<Key>, Vec<Key>) {
         let resumes = self.unresumed.iter().filter(|(_, at)| **at <= now);
         let pushes = self.retries.iter().filter(|(_, retry)| retry.at <= now);
@@ -126,7 +126,7 @@ impl Agent {
         mailbox
     }
 
-    /// Asks the API server for the kinds that are needed to delete what an inventory holds beyond
+    /// Discovers kinds if one is unknown that is needed to delete objects of an inventory that are not in
     /// `rendered`.
     pub(super) async fn know_inventory(&self, key: &Key, rendered: &[Object]) {
         let kinds = self.kinds();
@@ -145,7 +145,7 @@ impl Agent {
         if let Err(error) = discovery::discover(&self.shared.api, &self.shared.kinds).await {
             tracing::warn!(
                 reason = error.reason(), error = %error_chain(&error),
-                "Cannot ask the API server for its kinds"
+                "Failed to discover the kinds of the API server"
             );
         }
     }
@@ -171,7 +171,7 @@ pub(crate) mod tests {
     use crate::session::outbox::{Deliveries, Outbox};
     use crate::trust::policy::tests::object;
 
-    /// An agent of the cluster that the test policy is for, with what is stored there.
+    /// Returns an agent of the cluster of the test policy, with the state that is stored there.
     pub(crate) async fn agent(fake: &FakeApi) -> Agent {
         let (api, metrics) = (fake.open().await, Metrics::new().unwrap());
         let shared = Shared {
@@ -185,13 +185,13 @@ pub(crate) mod tests {
             reloads: ReloadRequests::default(),
         };
         let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));
-        // The policy goes on being watched.
+        // Keeps the policy watched.
         tokio::spawn(async move { told.closed().await });
         let cluster = "c-0123456789abcdef".parse().unwrap();
         Agent::new(shared, cluster, trust, SeenSource::default(), Readiness::default())
     }
 
-    /// What the hub would be told now.
+    /// Returns the reports that are due to the hub.
     pub(crate) fn reports(agent: &Agent) -> Vec<Report> {
         let due = Deliveries::default().due(&agent.shared.outbox, Instant::now());
         due.iter().map(|(_, bytes)| serde_json::from_slice(bytes).unwrap()).collect()

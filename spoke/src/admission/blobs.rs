@@ -1,4 +1,4 @@
-//! Blobs on their way from the hub to a decision: by digest, in memory, bounded. Losing one costs a request.
+//! Blobs between their arrival and a decision: by digest, in memory, bounded. The loss of one costs a request.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,10 +6,10 @@ use attest_common::basics::ids::Digest;
 use attest_common::record::Held;
 use bytes::Bytes;
 
-/// Most bytes kept; beyond it the oldest blobs go.
+/// Most bytes kept; beyond it the oldest blobs are dropped.
 pub const BLOBS_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// The blobs. Each is what its digest says; who inserts has checked that.
+/// Blobs by digest. The caller of [`Self::insert`] has checked the digests.
 #[derive(Debug, Default)]
 pub struct Blobs {
     by_digest: BTreeMap<Digest, Bytes>,
@@ -32,18 +32,18 @@ impl Blobs {
         }
     }
 
-    /// A blob, when it is here.
+    /// Returns a blob, if present.
     pub fn get(&self, digest: &Digest) -> Option<&Bytes> {
         self.by_digest.get(digest)
     }
 
-    /// The blobs of `held` that are here, each once.
+    /// Returns the present blobs of `held`, each once.
     pub fn of(&self, held: &Held) -> BTreeMap<Digest, Bytes> {
         let here = held.blobs().filter_map(|digest| Some((*digest, self.get(digest)?.clone())));
         here.collect()
     }
 
-    /// Drops what has been stored elsewhere.
+    /// Drops blobs that are stored elsewhere.
     pub fn remove<'a>(&mut self, digests: impl IntoIterator<Item = &'a Digest>) {
         for digest in digests {
             self.forget(digest);

@@ -1,7 +1,7 @@
-//! The spoke's decision on one push, in the fixed order of the protocol. Pure: records, policy, blobs and time come in.
+//! Decision on one push, in the fixed order of the protocol. Pure: records, policy, blobs and time are arguments.
 //!
-//! Signatures, rules and evidence are judged by `attest_common::verify`; here is the order, what is
-//! asked from the hub when something is missing, and what the record becomes.
+//! `attest_common::verify` judges signatures, rules and evidence. This file determines the order, the blobs to
+//! request from the hub, and the new record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,10 +25,10 @@ use bytes::Bytes;
 use crate::ledger::records::{DESTINATIONS_MAX, Key, Lost};
 use crate::trust::policy::TrustError;
 
-/// Largest directive envelope, in bytes; a directive is a page of names and numbers.
+/// Largest directive envelope, in bytes; a directive holds names and numbers only.
 pub const DIRECTIVE_BYTES_MAX: usize = 16 * 1024;
 
-/// What a push is judged against.
+/// State against which a push is judged.
 #[derive(Clone, Copy, Debug)]
 pub struct GateContext<'a> {
     pub policy: &'a Policy,
@@ -36,38 +36,38 @@ pub struct GateContext<'a> {
     pub records: &'a DestinationRecords,
     pub kinds: &'a Kinds,
     pub now: Timestamp,
-    /// `Skip` when loading what was already admitted.
+    /// `Skip` when a recorded plan is loaded.
     pub ages: Ages,
-    /// Records that are missing.
+    /// Missing records, if any.
     pub lost: Option<Lost>,
 }
 
-/// What to do about a push.
+/// Decision on a push.
 #[derive(Debug)]
 pub enum PushDecision {
-    /// Everything is good: record it, then carry it out.
+    /// The plan is admitted: record it, then carry it out.
     Admit(Box<AdmittedPush>),
-    /// Take the application away.
+    /// The removal of the application is admitted.
     Remove(Box<Verified<Removal>>),
-    /// Exactly what is already held.
+    /// The directive is the recorded one.
     Repeated(Key),
-    /// Good as far as it goes, but these blobs are missing.
+    /// Valid so far, but these blobs are missing.
     NeedBlobs(Key, Vec<Digest>),
 }
 
-/// An admission and what it rests on.
+/// An admission, its objects, and the digests of its documents.
 #[derive(Debug)]
 pub struct AdmittedPush {
     pub admission: Verified<Admission>,
-    /// The objects that it puts at the destination.
+    /// Objects to write at the destination.
     pub objects: Verified<ObjectSet>,
     pub held: Held,
 }
 
-/// Judges a push. The first thing that is wrong decides.
+/// Judges a push. The first violation determines the error.
 ///
 /// # Errors
-/// [`GateError`] with a stable reason; nothing may change then but the list of refusals.
+/// [`GateError`] with a stable reason; only the list of refusals may change then.
 pub fn judge(
     directive: &[u8],
     plan: Option<Digest>,
@@ -80,7 +80,7 @@ pub fn judge(
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
     let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
     if let (Some(lost), Ages::Enforce) = (lost, ages) {
-        // Whether this is a replay cannot be known: that was in the records.
+        // A replay cannot be detected without the records.
         return Err(GateError::StateLost(lost));
     }
     if ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce {
@@ -100,7 +100,7 @@ pub fn judge(
         return Ok(PushDecision::NeedBlobs(key, vec![envelope_digest]));
     };
     let plan = verify::plan(&plan_bytes, plan_digest, policy).map_err(GateError::Verify)?;
-    // What the local policy forbids by name alone needs no blobs to be refused.
+    // A name that the local policy forbids is refused before blobs are requested.
     verify::check_allowed(policy, &key.0, &key.1, &plan.policy).map_err(GateError::Verify)?;
     let missing = missing(&plan, &blobs);
     if !missing.is_empty() {
@@ -124,7 +124,7 @@ pub fn judge(
     Ok(PushDecision::Admit(Box::new(AdmittedPush { admission, objects, held })))
 }
 
-/// Looked at before anything else is done with a directive.
+/// Checks the size of a directive, before anything else.
 ///
 /// # Errors
 /// [`GateError::TooLarge`].
@@ -149,7 +149,7 @@ struct Delivered {
 }
 
 impl Delivered {
-    /// The blobs of a plan, each of the size the plan says.
+    /// Returns the blobs of a plan, each of the size that the plan states.
     fn of(plan: &Plan, blobs: impl Fn(&Digest) -> Option<Bytes>) -> Result<Self, GateError> {
         let take = |what: &'static str, digest: &Digest, size: u64| {
             let bytes = blobs(digest).filter(|bytes| bytes.len() as u64 == size);
@@ -164,7 +164,7 @@ impl Delivered {
     }
 }
 
-/// No object may belong to another destination, whatever the plan asks (S16).
+/// Checks that no object belongs to another destination (S16).
 fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(), GateError> {
     let Directive { application, namespace, .. } = &admission.ordered.directive;
     let others = records
@@ -185,10 +185,10 @@ fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(
     Ok(())
 }
 
-/// The record once a directive is admitted: what must be durable before anything is done.
+/// Returns the record of an admitted directive, which must be durable before it is carried out.
 ///
 /// # Errors
-/// When the inventory would exceed its limit.
+/// If the inventory would exceed its limit.
 pub fn admitted_record(
     before: Option<(&Record, &[u8])>,
     admission: &Admission,
@@ -219,8 +219,8 @@ pub fn admitted_record(
     })
 }
 
-/// The inventory before `rendered` (by key, with the API version) is written. Objects are deleted by
-/// the version that wrote them last: what was written keeps its own until it is written anew.
+/// Returns the inventory before `rendered` (by key, with the API version) is written. An object is deleted by
+/// the version that wrote it last, so a written object keeps its version until it is written again.
 fn about_to_write(
     mut inventory: Vec<Owned>,
     mut rendered: BTreeMap<&ObjectKey, &str>,
@@ -241,7 +241,7 @@ fn about_to_write(
     inventory
 }
 
-/// The record once a removal is admitted. Binding and floor stay as a tombstone.
+/// Returns the record of an admitted removal. Binding and floor stay as a tombstone.
 pub fn removed_record(former: &Record, removal: &Removal, now: Timestamp) -> Record {
     Record {
         binding: former.binding.clone(),
@@ -268,15 +268,14 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
         last_good: None,
         inventory: Vec::new(),
         removed: false,
-        // Never earlier than before: that would forget how late it has been.
+        // Never earlier than before, so that a clock that was set back is detected.
         recorded_at: former.and_then(|record| record.recorded_at).max(Some(now)),
         since: None,
         rollback_point: None,
     }
 }
 
-/// Whom a directive says it is about, with epoch and sequence. Unverified it is good to file a
-/// refusal under, nothing more.
+/// Returns the destination, epoch and sequence of an unverified directive, to record a refusal under.
 pub fn claimed(directive: &[u8]) -> Option<(Key, (u64, u64))> {
     check_size(directive).ok()?;
     let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
@@ -284,11 +283,11 @@ pub fn claimed(directive: &[u8]) -> Option<(Key, (u64, u64))> {
     Some(((claimed.application, claimed.namespace), (claimed.epoch, claimed.sequence)))
 }
 
-/// Why a push was refused.
+/// Reason that a push is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GateError {
-    #[error("there is no trust policy to judge by")]
+    #[error("no usable trust policy")]
     Trust(#[source] TrustError),
     #[error(transparent)]
     Verify(VerifyError),
@@ -318,7 +317,7 @@ impl GateError {
         }
     }
 
-    /// True when knowing more of the cluster's kinds may change the answer.
+    /// Returns whether discovery of more kinds may change the decision.
     pub fn is_about_kinds(&self) -> bool {
         self.reason() == "KindUnknown"
     }

@@ -1,4 +1,4 @@
-//! What the hub pushes: judged, made durable, then handed to the worker of its destination; or refused and filed.
+//! Pushes of the hub: each is judged, recorded and passed to the worker of its destination, or refused.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::ledger::records::{self, Entry, Key, Lost};
 use crate::ledger::refusals::Weight;
 use crate::session::push::Pushed;
 
-/// How often a push is judged anew because its record was changed meanwhile.
+/// Most judgements of a push whose record is changed concurrently.
 const JUDGEMENTS_MAX: u32 = 4;
 
 impl Agent {
@@ -39,7 +39,7 @@ impl Agent {
         self.decide(directive, plan, 0).await;
     }
 
-    /// Judges one directive and does what follows. `attempt` counts how often this failed before.
+    /// Judges one directive and carries out the decision. `attempt` is the number of earlier failures.
     pub(super) async fn decide(&mut self, directive: Vec<u8>, plan: Option<Digest>, attempt: u32) {
         let outcome = self.judge_and_record(&directive, plan).await;
         let claimed = gate::claimed(&directive);
@@ -53,7 +53,7 @@ impl Agent {
                     tracing::warn!(
                         application = %key.0, namespace = %key.1,
                         reason = error.reason(), error = error.text(),
-                        "Cannot admit a directive now; trying again"
+                        "Failed to admit a directive; retrying"
                     );
                 }
                 let at = Instant::now() + after;
@@ -67,7 +67,7 @@ impl Agent {
         self.retries.len() < RETRIES_MAX || self.retries.contains_key(key)
     }
 
-    /// Of the pushes of one destination the newest waits. Only what a pinned hub key signed comes here.
+    /// Keeps the newest push of a destination for a retry. Only documents signed by a pinned hub key get here.
     fn wait(&mut self, key: Key, retry: Retry) {
         let newer = self.retries.get(&key).is_some_and(|waiting| waiting.order > retry.order);
         if !newer {
@@ -75,7 +75,7 @@ impl Agent {
         }
     }
 
-    /// What was taken supersedes what waits, unless that is newer.
+    /// Drops a waiting push that is not newer than one that was carried out.
     fn forget_older(&mut self, taken: Option<(Key, (u64, u64))>) {
         let Some((key, order)) = taken else { return };
         if self.retries.get(&key).is_some_and(|waiting| waiting.order <= order) {
@@ -133,7 +133,7 @@ impl Agent {
                     let timings = Timings { verify_us: micros(took), ..Timings::default() };
                     judgements += 1;
                     let admitted = self.admit(directive, *admitting, timings).await;
-                    // What it superseded, or what it stored and no record names.
+                    // Superseded content, or content that was stored and not recorded.
                     self.shared.ledger.tidy_content();
                     match admitted {
                         Err(Rejected::Ledger(LedgerError::Overtaken))
@@ -145,11 +145,11 @@ impl Agent {
         }
     }
 
-    /// Who orders the same again may not have heard what became of it.
+    /// Reports again: a hub that repeats a directive may not have received the report.
     fn report_again(&mut self, key: &Key) {
         match self.shared.ledger.entry(key) {
             Some(entry) if is_gone(&entry.record) => self.report_removed(key, &entry),
-            // Its first plan was refused, and nothing runs that could say so.
+            // The first plan was refused, and there is no worker that reports it.
             Some(entry) if is_empty(&entry.record) && !self.workers.contains_key(key) => {
                 let standing = self.standing_refusal(key, &entry);
                 self.report_without_worker(key, None, standing.as_ref());
@@ -158,14 +158,14 @@ impl Agent {
         }
     }
 
-    /// A hub may order the same again and again, each time with a good signature.
+    /// Applies the rate limits of admissions: a hub may order the same repeatedly with valid signatures.
     fn check_rates(&mut self, directive: &Directive) -> Result<(), Rejected> {
         let key = (directive.application.clone(), directive.namespace.clone());
         if !self.shared.ledger.writes().has_tokens(Instant::now()) {
             return Err(Rejected::TooMuch);
         }
-        // A record is for good, and so is the room that it takes. Who was given it and could not use it
-        // yet is not asked for more.
+        // A record is permanent, and so is the space that it takes. A destination that was permitted and is
+        // not recorded yet takes no second permit.
         let is_new = !self.admissions.contains(&key)
             && !self.shared.ledger.with_records(|records| records.contains_key(&key));
         if is_new && !self.new_destinations.allows(Instant::now()) {
@@ -178,7 +178,7 @@ impl Agent {
         self.judge_as(directive, plan, Ages::Enforce, self.shared.ledger.lost())
     }
 
-    /// The gate's word by the policy and the records as they are now.
+    /// Judges a directive by the current policy and records.
     pub(super) fn judge_as(
         &self,
         directive: &[u8],
@@ -203,7 +203,7 @@ impl Agent {
         })
     }
 
-    /// Makes an admission durable, then hands it to its worker.
+    /// Records an admission, then passes it to its worker.
     async fn admit(
         &mut self,
         directive: &[u8],
@@ -235,7 +235,7 @@ impl Agent {
             let before = entry.as_ref().map(|entry| (&entry.record, &entry.directive[..]));
             let record = gate::admitted_record(before, &admission, &held, jiff::Timestamp::now())
                 .map_err(|_| LedgerError::TooLarge { objects: objects.objects().len() })?;
-            // Nothing stands against its first write: it is begun with this record.
+            // Every dry run has passed: this record gives up the rollback point already.
             let rollback_point = record.rollback_point.filter(|_| !begins);
             let record = Record { rollback_point, ..record };
             records::check_room(&record)?;
@@ -298,7 +298,7 @@ impl Agent {
             .with_records(|records| records.get(key).map(|record| (record.epoch, record.sequence)))
     }
 
-    /// The first evidence of each reason always: there are few reasons, and the list keeps it.
+    /// Takes a permit to record a refusal. The first evidence of each reason is always recorded: there are few.
     fn may_write_down(&self, weight: Weight, reason: &str) -> bool {
         let now = Instant::now();
         match weight {
@@ -310,8 +310,8 @@ impl Agent {
         }
     }
 
-    /// Files a refusal: metric, log, the cluster's own list, and the report to the hub.
-    /// Each is counted; the rest happens at a bounded pace.
+    /// Records a refusal: in the metric, the log, the list in the cluster, and the report to the hub. Every
+    /// refusal is counted; the rest is rate limited.
     fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, (u64, u64))>) {
         let reason = error.reason();
         self.shared.metrics.refused(reason);
@@ -343,12 +343,12 @@ impl Agent {
         let Some(key) = key else { return };
         match self.workers.get(&key) {
             Some(worker) => worker.refused(refusal),
-            // Nothing runs there; a report is enough, and it is bounded where a worker is not.
+            // There is no worker; a report suffices, and the number of reports is limited.
             None => self.report_without_worker(&key, None, Some(&refusal)),
         }
     }
 
-    /// Whether a hub key of the local policy signed this directive.
+    /// Returns whether a hub key of the local policy has signed this directive.
     fn is_signed(&self, directive: &[u8]) -> bool {
         let trust = self.trust.borrow();
         let sized = gate::check_size(directive).is_ok();

@@ -1,4 +1,4 @@
-//! Why a directive is not carried out, and when it is worth judging again.
+//! Reasons that a directive is not carried out, and when it is judged again.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::rate_limits::{
     WRITTEN_PER_MINUTE_BYTES_MAX, WRITTEN_RETRY,
 };
 
-/// Why a directive was not carried out.
+/// Reason that a directive is not carried out.
 pub(super) enum Rejected {
-    /// It may be admitted, but not so soon after the others.
+    /// The destination exceeds its rate of admissions.
     TooFast,
-    /// The same, of destinations that this cluster has no record of.
+    /// The cluster exceeds the rate of new destinations.
     TooManyNew,
-    /// The same, in the whole cluster: orders have written too much.
+    /// Orders exceed the budget of bytes written in the cluster.
     TooMuch,
-    /// It may be that the cluster serves its kinds by now, but it was asked too often.
+    /// The cluster may serve its kinds by now, but discovery requests exceed their rate.
     TooManyDiscoveries,
     Gate(GateError),
     Ledger(LedgerError),
@@ -38,24 +38,24 @@ impl Rejected {
         }
     }
 
-    /// In words, with every cause.
+    /// Returns the message, with every cause.
     pub(super) fn text(&self) -> String {
         match self {
             Self::TooFast => format!(
-                "more than {ADMISSIONS_AT_ONCE_MAX} directives at once, and more than one in {} s",
+                "more than {ADMISSIONS_AT_ONCE_MAX} directives in a burst, and more than one in {} s",
                 ADMISSION_EVERY.as_secs()
             ),
             Self::TooManyNew => format!(
-                "more than {NEW_DESTINATIONS_AT_ONCE_MAX} new destinations at once, and more than one in {} s",
+                "more than {NEW_DESTINATIONS_AT_ONCE_MAX} new destinations in a burst, and more than one in {} s",
                 NEW_DESTINATION_EVERY.as_secs()
             ),
             Self::TooMuch => format!(
-                "orders have written more than {} MiB at once, and more than {} MiB in a minute",
+                "orders have written more than {} MiB in a burst, and more than {} MiB in a minute",
                 WRITTEN_AT_ONCE_BYTES_MAX >> 20,
                 WRITTEN_PER_MINUTE_BYTES_MAX >> 20
             ),
             Self::TooManyDiscoveries => format!(
-                "more than {DISCOVERIES_AT_ONCE_MAX} questions about kinds at once, and more than one in {} s",
+                "more than {DISCOVERIES_AT_ONCE_MAX} discovery requests in a burst, and more than one in {} s",
                 DISCOVERY_EVERY.as_secs()
             ),
             Self::Gate(error) => error_chain(error),
@@ -63,7 +63,7 @@ impl Rejected {
         }
     }
 
-    /// Returns the delay before it is worth judging again after `attempt` earlier failures, or none.
+    /// Returns the delay before it is judged again after `attempt` earlier failures; `None` if it is refused.
     pub(super) fn retry_after(&self, attempt: u32) -> Option<Duration> {
         match self {
             Self::TooFast | Self::TooManyDiscoveries => Some(ADMISSION_EVERY),

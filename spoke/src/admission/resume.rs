@@ -1,4 +1,4 @@
-//! What this cluster holds: brought back to work after a start or a change of the policy, judged anew. Asks no hub.
+//! Loads recorded plans after a start or a change of the policy, and judges them again. Independent of the hub.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::index::PIECE_BYTES_MAX;
 use crate::ledger::records::{Entry, Key};
 
-/// How often the hub is asked for held content that is not stored any more. A question can be lost with
-/// its session, and until it is answered nothing of the application is put back.
+/// Interval of requests to the hub for recorded content that is no longer stored. A request can be lost with
+/// its session, and the application is not healed until it is answered.
 const CONTENT_ASKED_EVERY: Duration = Duration::from_secs(5 * 60);
 
 impl Agent {
-    /// Brings every held destination back to work, or stops all when the policy does not allow any.
+    /// Loads every recorded destination, or freezes all if there is no usable policy.
     pub(super) async fn resume_all(&mut self) {
         let trust = self.trust.borrow().clone();
         let keys: Vec<Key> = self.shared.ledger.with_records(|r| r.keys().cloned().collect());
@@ -39,8 +39,8 @@ impl Agent {
         }
     }
 
-    /// Brings these back to work. One that finds the API server away speaks for all; but the others have
-    /// their turn before it has its next, so that whatever ails it alone holds up nobody.
+    /// Loads these destinations. If one fails because of the API server, the others are deferred; they are
+    /// retried before it, so that a failure of one destination alone delays no other.
     pub(super) async fn resume_each(&mut self, keys: Vec<Key>) {
         let mut away = false;
         for key in keys {
@@ -64,7 +64,7 @@ impl Agent {
         RESUME_RETRY.delay_max(self.resume_failures)
     }
 
-    /// Brings a held destination back to work. False when the API server is away; then it is tried again.
+    /// Loads a recorded destination. Returns false if the API server is unavailable; it is then retried.
     pub(super) async fn resume(&mut self, key: &Key) -> bool {
         let Some(entry) = self.shared.ledger.entry(key) else { return true };
         if is_gone(&entry.record) {
@@ -80,7 +80,7 @@ impl Agent {
                     worker.refused(refusal);
                 }
             }
-            // Nothing was ever admitted there.
+            // Nothing was ever carried out there.
             Ok(None) => {
                 if let Some(refusal) = self.standing_refusal(key, &entry) {
                     self.report_without_worker(key, None, Some(&refusal));
@@ -90,7 +90,7 @@ impl Agent {
                 tracing::warn!(
                     application = %key.0, namespace = %key.1,
                     reason = error.reason(), error = %error_chain(&error),
-                    "Cannot load what is held; trying again"
+                    "Failed to load a recorded plan; retrying"
                 );
                 self.unresumed.insert(key.clone(), Instant::now() + self.resume_delay());
                 return false;
@@ -108,7 +108,7 @@ impl Agent {
         true
     }
 
-    /// Judges again what this cluster holds, by the policy as it is now; only times do not count.
+    /// Judges a recorded plan again by the current policy, without its ages.
     async fn load(&mut self, key: &Key, entry: &Entry) -> Result<Option<Order>, Rejected> {
         let record = &entry.record;
         if is_empty(record) {
@@ -165,13 +165,13 @@ impl Agent {
         refused.filter(|refusal| stands(refusal, entry))
     }
 
-    /// That an application was taken away, again: who asked may not have heard it.
+    /// Reports that an application was removed: the hub may not have received the report.
     pub(super) fn report_removed(&self, key: &Key, entry: &Entry) {
         let standing = self.standing_refusal(key, entry);
         self.report_without_worker(key, Some(&entry.record), standing.as_ref());
     }
 
-    /// Reports on a destination where nothing runs: what was removed there, or refused.
+    /// Reports a removal or a refusal at a destination without a worker.
     pub(super) fn report_without_worker(
         &self,
         key: &Key,
@@ -202,8 +202,8 @@ impl Agent {
         self.worker(key).order(order);
     }
 
-    /// Looks for blobs in what is stored for this application: the hub need not send them again. Reads
-    /// nothing else, and nothing beyond the budget. True when some were found.
+    /// Looks for blobs in the stored content of this application, so that the hub need not send them again.
+    /// Reads no other content, and nothing beyond the budget. Returns whether some were found.
     pub(super) async fn look_up(&mut self, key: &Key, wanted: &BTreeSet<Digest>) -> bool {
         let held: Vec<Held> = self.shared.ledger.with_records(|records| {
             let mine = records.values().filter(|record| record.application == key.0);
@@ -228,7 +228,7 @@ impl Agent {
                 }
                 Err(error) => {
                     self.look_ups.spend(PIECE_BYTES_MAX as u64);
-                    tracing::debug!(reason = error.reason(), "Stored content is not at hand");
+                    tracing::debug!(reason = error.reason(), "Stored content is not available");
                 }
             }
         }
@@ -251,18 +251,18 @@ impl Agent {
     }
 }
 
-/// True when nothing was ever carried out: the first plan was refused after it was recorded.
+/// Returns whether nothing was ever carried out: the first plan was refused after it was recorded.
 pub(super) fn is_empty(record: &Record) -> bool {
     record.held.is_none() && !record.removed
 }
 
-/// True when a removal was carried out to its end: only binding and floor are left.
+/// Returns whether a removal is complete: only binding and floor are left.
 pub(super) fn is_gone(record: &Record) -> bool {
     record.removed && record.is_idle()
 }
 
-/// Whether a refusal is newer than what is held. One with the record's own sequence is when the
-/// record had to go back: it then names a directive that is not the one it holds.
+/// Returns whether a refusal is newer than the recorded plan. A refusal with the record's sequence is newer if
+/// the record was reverted: its `directive` is then not the one that it stores.
 fn stands(refusal: &Refusal, entry: &Entry) -> bool {
     let recorded = Some(entry.record.sequence);
     let held = entry.directive_digest();

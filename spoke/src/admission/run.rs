@@ -1,4 +1,4 @@
-//! The loop of the agent: pushes, changes of the policy, questions of workers, and what is to be tried again.
+//! Event loop of the agent: pushes, changes of the policy, requests of workers, and retries.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use tokio::sync::mpsc;
 use super::agent::{Agent, Retry};
 use crate::session::push::Pushed;
 
-/// How long the agent sleeps at most.
+/// Longest sleep of the agent.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
 impl Agent {
-    /// Judges what is pushed and brings to work what is held. Ends only by a mistake.
+    /// Judges pushes and loads recorded plans. Returns only if a worker or a channel ends unexpectedly.
     pub(crate) async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
         let reloads = self.shared.reloads.clone();
@@ -30,7 +30,7 @@ impl Agent {
                     self.resume(&key).await;
                 },
                 () = tokio::time::sleep(wake) => self.retry().await,
-                // A worker that is gone heals nothing: better to begin anew.
+                // A worker that has ended heals nothing: the process ends and is restarted.
                 Some(_) = self.working.join_next(), if !self.working.is_empty() => return,
             }
         }

@@ -1,6 +1,6 @@
-//! An admission that is being carried out: its state, and how it begins. Pure.
+//! An admission that is being carried out: its state, and its initial state. Pure.
 //!
-//! What is due is `advance`, what requests ended with is taken in by `outcomes`.
+//! `advance` begins due requests, `outcomes` processes their results.
 
 mod advance;
 mod outcomes;
@@ -33,7 +33,7 @@ use crate::ledger::records::{ConfirmedPairs, Entry, Key};
 #[derive(Debug)]
 pub(super) struct Applying {
     pub(super) admission: Arc<Verified<Admission>>,
-    /// The objects that it puts at the destination.
+    /// Objects to write at the destination.
     rendered: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) account: Account,
@@ -51,41 +51,41 @@ pub(super) struct Applying {
     begun: Instant,
     since: Timestamp,
     timings: Timings,
-    /// What failed is preparing or recording.
+    /// Failure of preparing or recording.
     problem: Option<Failure>,
 }
 
-/// Whether the record leads back to what ran before this plan. While it does, nothing of the plan is
-/// written, and a conflict refuses the plan as a whole.
+/// State of the rollback point: the record of what ran before this plan. While it exists, nothing of the plan
+/// is written, and a conflict refuses the plan as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rollback {
     Possible,
-    /// Everything is checked: it is to be given up, durably, before the first write.
+    /// Every dry run has passed: it must be given up, durably, before the first write.
     GiveUpDue,
     /// The record that is being written gives it up.
     GivingUp,
     GivenUp,
 }
 
-/// How the record relates to what is known here.
+/// Relation of the record to the state of the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
     Clean,
-    /// The record lags behind.
+    /// The record is out of date.
     Dirty,
-    /// The record is being written; `leaving` leaves the inventory with it, and `then` is what it will
-    /// be once written.
+    /// The record is being written. `leaving` leaves the inventory with it, and `then` is the state after the
+    /// write.
     Writing {
         leaving: BTreeSet<ObjectKey>,
         then: Then,
     },
 }
 
-/// What follows a write of the record.
+/// State after a write of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     Clean,
-    /// More was learnt since the write began.
+    /// More changed since the write began.
     Dirty,
 }
 
@@ -94,7 +94,7 @@ impl Durability {
         matches!(self, Self::Writing { .. })
     }
 
-    /// Notes that something was learnt that the record does not hold.
+    /// Notes a change that the record does not hold.
     fn learnt(&mut self) {
         match self {
             Self::Clean => *self = Self::Dirty,
@@ -103,7 +103,7 @@ impl Durability {
         }
     }
 
-    /// Notes that the write succeeded. Returns what left the inventory.
+    /// Notes that the write succeeded. Returns the objects that left the inventory.
     fn written(&mut self) -> BTreeSet<ObjectKey> {
         match std::mem::replace(self, Self::Clean) {
             Self::Writing { leaving, then: Then::Clean } => leaving,
@@ -118,7 +118,7 @@ impl Durability {
         }
     }
 
-    /// Notes that the outcome of the write is not known, if one was on its way.
+    /// Notes that the outcome of a write in flight is unknown.
     fn forget_write(&mut self) {
         if self.is_writing() {
             *self = Self::Dirty;
@@ -126,7 +126,7 @@ impl Durability {
     }
 }
 
-/// Whether namespace, account and bindings exist.
+/// State of namespace, account and bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preparation {
     Due,
@@ -134,7 +134,7 @@ enum Preparation {
     Done { settling_until: Option<Instant> },
 }
 
-/// How far the plan is.
+/// Progress of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Working,
@@ -143,7 +143,7 @@ enum Progress {
 }
 
 impl Applying {
-    /// What there is to do for an admission, from what is recorded and from what ran before.
+    /// Returns the initial state of an admission, from the record and from the previous admission.
     pub(super) fn begin(
         order: RunOrder,
         (key, entry): (&Key, Option<&Entry>),
@@ -164,7 +164,7 @@ impl Applying {
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
         let former = entry.and_then(|entry| entry.record.rollback_point.as_ref());
         if let (Some(former), Origin::Admitted) = (former, origin) {
-            // Only what was listed before this admission can be an apply of ours that was not finished.
+            // Only objects that were listed before this admission can result from an unfinished apply.
             let listed = inventory.iter().take(former.objects);
             let listed: BTreeSet<&ObjectKey> = listed.map(|owned| &owned.key).collect();
             for (key, tracked) in &mut objects {
@@ -193,7 +193,7 @@ impl Applying {
             leftovers,
             pruning: None,
             watch_status,
-            // Rights that were enough before are there; otherwise the first request shows it.
+            // Rights that sufficed before still exist; otherwise the first request shows it.
             preparation: if was_written {
                 Preparation::Done { settling_until: None }
             } else {
@@ -206,17 +206,17 @@ impl Applying {
         }
     }
 
-    /// Whether plan and policy both allow taking over what is there.
+    /// Returns whether plan and policy both allow taking over existing objects.
     pub(super) fn adopts(&self) -> bool {
         self.admission.plan.sync.adopt && self.admission.admitted.effective_policy.adopt
     }
 
-    /// Whether the spoke may be able to read in the namespace: it binds itself there first.
+    /// Returns whether the spoke has bound itself in the namespace, so that it can read there.
     pub(super) fn is_prepared(&self) -> bool {
         self.preparation != Preparation::Due
     }
 
-    /// Scopes to list again: after a restart, and only then, objects are waited for that no apply shows.
+    /// Returns the scopes to list again: after a restart, unchanged objects are not applied and must be listed.
     pub(super) fn relisted(&self) -> BTreeSet<Scope> {
         if self.objects.values().any(|tracked| tracked.need() == Need::Wait) {
             let watched = self.objects.values().filter(|tracked| tracked.watched);
@@ -226,10 +226,10 @@ impl Applying {
         }
     }
 
-    /// Requests that were dropped may or may not have been carried out; the watch will tell.
+    /// Forgets requests that were dropped. They may have been carried out; the watch shows it.
     pub(super) fn forget_requests(&mut self) {
         self.objects.values_mut().for_each(|tracked| tracked.busy = false);
-        // What was being recorded may not be.
+        // The record may not have been written.
         self.durability.forget_write();
         if self.rollback != Rollback::GivenUp {
             self.rollback = Rollback::Possible;
@@ -242,7 +242,7 @@ impl Applying {
         }
     }
 
-    /// What a report says of it.
+    /// Returns the facts for a report.
     pub(super) fn shown(&self) -> ApplyingStatus<'_> {
         ApplyingStatus {
             admission: &self.admission,
@@ -256,13 +256,13 @@ impl Applying {
         }
     }
 
-    /// What a report says went wrong with the destination as a whole.
+    /// Returns the failure that concerns the destination as a whole.
     pub(super) fn problem(&self) -> Option<&Failure> {
         self.problem.as_ref().or_else(|| self.watch_status.problem())
     }
 
-    /// Whether a conflict refuses the plan as a whole: nothing of it is written, and no record is being
-    /// written that says otherwise.
+    /// Returns whether a conflict refuses the plan as a whole: the rollback point exists, and no record is
+    /// being written that gives it up.
     pub(super) fn may_revert(&self) -> bool {
         matches!(self.rollback, Rollback::Possible | Rollback::GiveUpDue)
     }
@@ -274,7 +274,7 @@ impl Applying {
         deleting::prune_is_too_much(to_delete, inventory, percent_max)
     }
 
-    /// Whether rights were given so lately that their absence is normal.
+    /// Returns whether rights were given so recently that their absence is normal.
     fn is_settling(&self, now: Instant) -> bool {
         match self.preparation {
             Preparation::Done { settling_until } => settling_until.is_some_and(|at| now < at),

@@ -1,4 +1,4 @@
-//! Everything that a worker does: `work::next` decides it, `worker` performs it.
+//! Actions of a worker: `work::next` decides them, `worker` performs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::cluster::account::Account;
 use crate::cluster::apply::{Authority, Force, Ownership, Target};
 use crate::cluster::watch::Scope;
 
-/// Something to do.
+/// An action to perform.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Drops every request that is on its way. Each may or may not have been carried out.
+    /// Drops every request in flight. Each may have been carried out.
     CancelRequests,
     /// Begins a request, which ends with an `Outcome` unless it is dropped.
     Request(Request),
@@ -39,11 +39,11 @@ pub(super) enum Command {
     },
     /// Counts and logs.
     Notice(Notice),
-    /// Comes again at this time when nothing arrives before.
+    /// Ticks at this time if nothing arrives before.
     WakeAt(Instant),
 }
 
-/// Whether a report shows another phase or reason than the one before.
+/// Comparison of a report's phase and reason with the previous report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PhaseChange {
     Same,
@@ -53,7 +53,7 @@ pub(super) enum PhaseChange {
 /// A request to the API server, or to the ledger.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Makes namespace, account and bindings.
+    /// Creates namespace, account and bindings.
     Prepare(Account),
     /// Waits for the dry run of this object that was begun before the order arrived.
     AwaitDryRun(ObjectKey),
@@ -74,13 +74,13 @@ pub(super) enum Request {
         path: String,
     },
     Delete(Box<Deletion>),
-    /// Makes durable what was learnt while an admission is carried out.
+    /// Records the progress of an admission.
     Record(Box<Update>),
     /// Empties the inventory of a removal that has deleted everything.
     RecordRemoved,
-    /// Makes durable that a plan is refused of which nothing was written.
+    /// Records that a plan is refused of which nothing was written.
     Revert(Revert),
-    /// Takes away what was made for a plan of which nothing was written.
+    /// Deletes account and bindings that were created for a plan of which nothing was written.
     Withdraw(Account),
 }
 
@@ -89,14 +89,14 @@ pub(super) enum Request {
 pub(super) struct Deletion {
     pub(super) key: ObjectKey,
     pub(super) version: String,
-    /// Absent when the kind is not known.
+    /// Absent if the kind is not known.
     pub(super) plural: Option<String>,
-    /// Absent when it was never recorded.
+    /// Absent if it was never recorded.
     pub(super) uid: Option<String>,
     pub(super) by: By,
 }
 
-/// In whose name something is deleted, and what allows it.
+/// The account that deletes an object, and the proof that it may be deleted.
 #[derive(Clone, Debug)]
 pub(super) struct By {
     pub(super) authority: Authority,
@@ -112,7 +112,7 @@ pub(super) struct Revert {
     pub(super) inventory: AddedInventory,
 }
 
-/// What becomes of the objects that entered the inventory with a plan that is refused.
+/// Treatment of the objects that entered the inventory with a refused plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AddedInventory {
     /// They leave it: this process admitted the plan and wrote none of them.
@@ -121,7 +121,7 @@ pub(super) enum AddedInventory {
     Keep,
 }
 
-/// Something to count and to log.
+/// An occurrence to count and log.
 #[derive(Debug)]
 pub(super) enum Notice {
     Drifted(ObjectKey),
@@ -138,7 +138,7 @@ pub(super) enum Notice {
     Deleted,
 }
 
-/// The commands of one transition, and how many requests are on their way.
+/// The commands of one transition, and the number of requests in flight.
 #[derive(Debug)]
 pub(super) struct Commands {
     pub(super) list: Vec<Command>,
@@ -173,7 +173,7 @@ impl Commands {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// How many more requests about objects may be begun.
+    /// Returns how many more requests about objects may be begun.
     pub(super) fn room(&self) -> usize {
         IN_FLIGHT_MAX.saturating_sub(self.in_flight)
     }

@@ -1,4 +1,4 @@
-//! Which objects of an inventory are deleted next, for a removal and for a prune. Pure; what may be deleted is proven by `Authority`.
+//! Order of the deletions of a removal or a prune. Pure; `Authority` proves that an object may be deleted.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -25,18 +25,18 @@ pub(super) struct Deleting {
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     version: String,
-    /// Absent when the kind is not known.
+    /// Absent if the kind is not known.
     plural: Option<String>,
     uid: Option<String>,
     rank: u8,
     busy: bool,
-    /// Its deletion was accepted; what it waits for.
+    /// Set once its deletion was accepted: the reason that it still exists.
     leaving: Option<String>,
     failure: Option<Failure>,
 }
 
 impl Deleting {
-    /// What to delete of `inventory`, and what only leaves it.
+    /// Splits `inventory` into objects to delete and objects to release.
     pub(super) fn of(inventory: &[Owned], kinds: &Kinds) -> Self {
         let mut deleting = Self { items: BTreeMap::new(), done: Vec::new() };
         for owned in inventory {
@@ -59,8 +59,8 @@ impl Deleting {
         deleting
     }
 
-    /// The objects to delete now, at most `room`, and when to ask again. Lower ranks wait for what is
-    /// still leaving: what they run may be what it waits for. What fails holds nobody up.
+    /// Returns the objects to delete now, at most `room`, and when the next is due. Lower ranks wait for
+    /// objects that still exist after their deletion, which may depend on them. A failure delays no other object.
     pub(super) fn steps(&self, now: Instant, room: usize) -> (Vec<ObjectKey>, Option<Instant>) {
         let waiting = |item: &Item| item.failure.as_ref().is_some_and(|f| f.retry_at > now);
         let holds = |item: &&Item| item.leaving.is_some() || !waiting(item);
@@ -74,7 +74,7 @@ impl Deleting {
         (ready.map(|(key, _)| key.clone()).take(room).collect(), wake)
     }
 
-    /// Begins the deletions that are due. Returns when to ask again.
+    /// Begins due deletions. Returns when the next one is due.
     pub(super) fn advance(
         &mut self,
         by: &By,
@@ -96,7 +96,7 @@ impl Deleting {
         wake
     }
 
-    /// Takes in the answer about one object. True when it is gone.
+    /// Processes the result of one deletion. Returns whether the object no longer exists.
     pub(super) fn finish(
         &mut self,
         key: &ObjectKey,
@@ -124,7 +124,7 @@ impl Deleting {
         false
     }
 
-    /// What to tell people about: first what fails.
+    /// Returns the reason that objects remain, failures first.
     pub(super) fn obstacle(&self) -> Option<Obstacle<'_>> {
         let failing = self.items.iter().find_map(|(key, item)| {
             let failure = item.failure.as_ref().filter(|failure| !failure.quiet)?;
@@ -138,13 +138,13 @@ impl Deleting {
         failing.or_else(leaving)
     }
 
-    /// Requests that were dropped may or may not have been carried out; they are made again.
+    /// Forgets requests that were dropped. They may have been carried out, and are made again.
     pub(super) fn forget_requests(&mut self) {
         self.items.values_mut().for_each(|item| item.busy = false);
     }
 }
 
-/// Kinds that are released, never deleted: what they hold cannot be brought back.
+/// Returns whether an object is released and never deleted: it existed before, or its content cannot be restored.
 pub(super) fn is_never_deleted(owned: &Owned) -> bool {
     let ObjectKey { group, kind, .. } = &owned.key;
     owned.met
@@ -155,10 +155,10 @@ pub(super) fn is_never_deleted(owned: &Owned) -> bool {
         )
 }
 
-/// Inventories smaller than this may lose any share in one update.
+/// Smallest inventory to which the prune guard applies.
 pub(super) const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
 
-/// True when one update would delete more than the policy's share of the inventory.
+/// Returns whether one update would delete more than the policy's share of the inventory.
 pub(super) fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max: u32) -> bool {
     inventory >= PRUNE_GUARD_OBJECTS_MIN && to_delete * 100 > inventory * percent_max as usize
 }

@@ -1,4 +1,4 @@
-//! Everything that a worker takes in. The transition on each is `work::next`.
+//! Events of a worker. `work::next` is the transition on each.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,19 +17,19 @@ use crate::cluster::watch::{News, Observation};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::Entry;
 
-/// The time of a transition: a clock to measure with and one to show.
+/// The time of a transition, by the monotonic clock and by the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) now: Instant,
     pub(super) wall: Timestamp,
 }
 
-/// Something that has arrived.
+/// An event.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// An order to bring the cluster to an admission.
+    /// An order to carry out an admission.
     Run(Box<RunOrder>),
-    /// An order to take the application away.
+    /// An order to remove the application.
     Remove(Box<RemoveOrder>),
     /// An order to change nothing, for this reason.
     Freeze { reason: String, message: String },
@@ -37,16 +37,16 @@ pub(super) enum Event {
     Refused(Refusal),
     /// The hub asks for the report again.
     RepeatReport,
-    /// What watches have shown.
+    /// Observations of watches.
     Observed(News),
     /// A request ended.
     Finished(Box<Outcome>),
-    /// Nothing else has arrived: what is due is begun and reported. `position` is epoch and sequence of
-    /// the record.
+    /// All events that have arrived are processed: due requests are begun, and a report is made. `position`
+    /// is epoch and sequence of the record.
     Tick { position: Option<(u64, u64)> },
 }
 
-/// An admission to carry out, and what is known when the order arrives.
+/// An admission to carry out, with the facts at the arrival of the order.
 #[derive(Debug)]
 pub(super) struct RunOrder {
     pub(super) admission: Arc<Verified<Admission>>,
@@ -54,31 +54,31 @@ pub(super) struct RunOrder {
     pub(super) held: Held,
     pub(super) origin: Origin,
     pub(super) timings: Timings,
-    /// What the dry runs ask that are on their way already.
+    /// Objects and ownership of the speculative dry runs in flight.
     pub(super) asked: Vec<(ObjectKey, Ownership)>,
     pub(super) facts: Facts,
 }
 
-/// A removal to carry out, and what is known when the order arrives.
+/// A removal to carry out, with the facts at the arrival of the order.
 #[derive(Debug)]
 pub(super) struct RemoveOrder {
     pub(super) removal: Verified<Removal>,
     pub(super) facts: Facts,
 }
 
-/// What an order is checked against and begins with.
+/// Facts against which an order is checked, and with which it begins.
 #[derive(Debug)]
 pub(super) struct Facts {
-    /// The record of the destination as it is now.
+    /// The current record of the destination.
     pub(super) entry: Option<Entry>,
-    /// Kinds that the API server serves, as far as it was asked.
+    /// Kinds that the API server serves, as far as known.
     pub(super) kinds: Kinds,
 }
 
-/// What a request ended with.
+/// Result of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Namespace, account and bindings exist; `true` when a binding was made.
+    /// Namespace, account and bindings exist; `true` if a binding was created.
     Prepared(Result<bool, ApiError>),
     Checked(ObjectKey, Result<DryRunPermit, ApplyError>),
     Wrote {
@@ -86,21 +86,21 @@ pub(super) enum Outcome {
         heal: bool,
         result: Result<Written, ApplyError>,
     },
-    /// An object was read; `None` when there is none.
+    /// An object was read; `None` if it does not exist.
     Looked(ObjectKey, Result<Option<Observation>, ApiError>),
     Deleted(ObjectKey, Result<Deleted, ApplyError>),
     Recorded(Result<Recorded, LedgerError>),
-    /// A plan is refused durably; `true` when the record holds something that is to be loaded.
+    /// The refusal of a plan is recorded; `true` if the record holds a plan or removal to load.
     Reverted(Result<bool, LedgerError>),
-    /// The rights of a plan that is refused are gone, or stay for a reason that is logged.
+    /// The rights for a refused plan are deleted, or stay for a reason that is logged.
     Withdrawn,
 }
 
 /// Result of a write to the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recorded {
-    /// The record holds what this worker knows.
+    /// The record is up to date.
     Done,
-    /// It holds something else than what this worker carries out: another process, or a newer order.
+    /// The record holds another order: of another process, or a newer one.
     Superseded,
 }

@@ -1,4 +1,4 @@
-//! What the agent tells a worker, and where that waits. The newest order replaces an older one; nothing is decided here.
+//! Orders from the agent to a worker. The newest order replaces an older one; nothing is decided here.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use tokio::sync::Notify;
 use super::speculative::SpeculativeDryRuns;
 use crate::ledger::records::Key;
 
-/// What a worker is to do now.
+/// An order to a worker.
 #[derive(Debug)]
 pub enum Order {
-    /// Bring the cluster to this admission and keep it there. Its record is durable.
+    /// Carry out this admission and keep it applied. Its record is durable.
     Run(Box<Run>),
-    /// Take the application away. Its record is durable.
+    /// Remove the application. The record of the removal is durable.
     Remove(Box<Verified<Removal>>),
     /// Change nothing, for this reason.
     Freeze { reason: String, message: String },
 }
 
 impl Order {
-    /// True for what was admitted just now, or ends all that was.
+    /// Returns whether the order was admitted just now, as opposed to loaded.
     fn is_news(&self) -> bool {
         match self {
             Self::Run(run) => run.origin == Origin::Admitted,
@@ -34,46 +34,46 @@ impl Order {
     }
 }
 
-/// Where an admission came from.
+/// Origin of an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// It was admitted just now, by this process.
     Admitted,
-    /// It was loaded: what another process did for it is not known.
+    /// It was loaded: the actions of an earlier process for it are not known.
     Loaded,
 }
 
-/// An admission and where it came from.
+/// An admission to carry out.
 #[derive(Debug)]
 pub struct Run {
     pub admission: Arc<Verified<Admission>>,
-    /// The objects that it puts at the destination.
+    /// Objects to write at the destination.
     pub objects: Arc<Verified<ObjectSet>>,
     pub held: Held,
     pub origin: Origin,
     pub timings: Timings,
-    /// Checks of it that are under way already.
+    /// Dry runs of it that are in flight already.
     pub checks: SpeculativeDryRuns,
 }
 
-/// Where orders wait. The newest replaces an older one that was not yet taken.
+/// Queue of one order: the newest replaces an older one that was not taken yet.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     slot: Locked<Slot>,
     arrived: Notify,
 }
 
-/// What a mailbox holds at one time.
+/// Content of a mailbox.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) order: Option<Order>,
     pub(super) refusal: Option<Refusal>,
-    /// Tell the hub again how things are.
+    /// Report to the hub again.
     pub(super) repeat: bool,
 }
 
 impl Mailbox {
-    /// Gives an order. A refusal that waits is older than what was admitted after it.
+    /// Puts in an order. A waiting refusal is older than an admission after it, and is dropped.
     pub fn order(&self, order: Order) {
         self.change(|slot| {
             if order.is_news() {
@@ -83,12 +83,12 @@ impl Mailbox {
         });
     }
 
-    /// Says that a document for this destination was refused.
+    /// Notes that a document for this destination was refused.
     pub fn refused(&self, refusal: Refusal) {
         self.change(|slot| slot.refusal = Some(refusal));
     }
 
-    /// Asks for a report.
+    /// Requests a report.
     pub fn repeat(&self) {
         self.change(|slot| slot.repeat = true);
     }
@@ -98,7 +98,7 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Until something was put in.
+    /// Waits until something was put in.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
@@ -108,8 +108,8 @@ impl Mailbox {
     }
 }
 
-/// What workers ask the agent: to load anew what is recorded for their destination. Each destination
-/// waits here once.
+/// Requests of workers to the agent to load the record of their destination again. Each destination is
+/// queued once.
 #[derive(Clone, Debug, Default)]
 pub struct ReloadRequests(Arc<Waiting>);
 
@@ -120,13 +120,13 @@ struct Waiting {
 }
 
 impl ReloadRequests {
-    /// Asks.
+    /// Requests a reload of `key`.
     pub(super) fn request(&self, key: &Key) {
         self.0.keys.lock().insert(key.clone());
         self.0.arrived.notify_one();
     }
 
-    /// Who has asked, once somebody has.
+    /// Waits for requests and returns their destinations.
     pub async fn requested(&self) -> BTreeSet<Key> {
         self.0.arrived.notified().await;
         std::mem::take(&mut *self.0.keys.lock())

@@ -1,4 +1,4 @@
-//! The objects of one destination and what is to be done about each next. Pure: time comes in, steps come out.
+//! The objects of one destination, and the next step of each. Pure: the time is an argument.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,70 +13,70 @@ use crate::cluster::apply::{DryRunPermit, Ownership};
 use crate::cluster::drift::{self, HealBudget, Live, Need};
 use crate::cluster::watch::{Observation, Scope};
 
-/// Most requests of one destination on their way at a time.
+/// Most concurrent requests of one destination.
 pub const IN_FLIGHT_MAX: usize = 8;
 /// Delay before a failed object is tried again.
 pub const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
-/// How long 403 and 404 are normal after bindings were made, and how often to ask meanwhile.
+/// Time after the creation of bindings in which 403 and 404 are normal.
 pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
 pub const NOT_READY_RETRY: Duration = Duration::from_millis(100);
-/// Delay before an object that is being deleted is looked up again.
+/// Delay before the deletion of an object that still exists is repeated.
 pub const LEAVING_RETRY: Backoff = Backoff::new(NOT_READY_RETRY, Duration::from_secs(5));
-/// How long objects wait for the definition of their kind to be established.
+/// Longest time that objects wait for the definition of their kind to be established.
 pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 
 /// One object of the rendering.
 #[derive(Clone, Debug)]
 pub struct Tracked {
     pub rank: u8,
-    /// The application is not done before this is Current.
+    /// The application is not settled before this object is Current.
     pub gates: bool,
     pub desired: Digest,
     pub path: String,
     pub scope: Scope,
     /// False for the one object that the spoke may read but not watch.
     pub watched: bool,
-    /// The definition of its kind, when the same rendering brings it.
+    /// The definition of its kind, if the same rendering contains it.
     pub definition: Option<ObjectKey>,
     /// UID in the inventory.
     pub owned_uid: Option<String>,
-    /// It was there before us: never forced, never deleted.
+    /// It existed before this destination wrote it: never forced, never deleted.
     pub preexisting: bool,
     /// A Job that the cluster deletes some time after it ended.
     pub expires: bool,
-    /// In the inventory from before, so that nobody else here could name it: what lives may be of an
-    /// apply of ours that was cut off before its UID was recorded.
+    /// The inventory listed it before, so no other destination may: an existing object may result from our
+    /// apply that ended before the UID was recorded.
     pub unfinished: bool,
     pub confirmed: Option<Confirmed>,
     pub live: Live,
     pub health: Health,
     pub message: String,
-    /// What its health becomes by time alone.
+    /// Change of its health that is due by time alone.
     pub turning: Option<Turning>,
-    /// The dry-run's answer for this plan.
+    /// Result of the dry run for this plan.
     pub permit: Option<DryRunPermit>,
     pub failure: Option<Failure>,
-    /// A request about it is on its way.
+    /// A request about it is in flight.
     pub busy: bool,
     pub budget: HealBudget,
     pub drifted_at: Option<Instant>,
 }
 
-/// The last thing that went wrong with an object, until something goes right.
+/// The last failure of an object, until a request succeeds.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub reason: &'static str,
     pub message: String,
     pub retry_at: Instant,
     pub attempts: u32,
-    /// Normal for a moment; not shown.
+    /// Normal for a short time; not reported.
     pub quiet: bool,
-    /// Says nothing about the object: asking again may help without anybody changing anything.
+    /// It says nothing about the object: a retry may succeed without any change.
     pub transient: bool,
 }
 
 impl Failure {
-    /// The next failure after `former`, with a wait that doubles.
+    /// Returns the failure after `former`, with a delay that doubles.
     pub fn after(
         former: Option<&Self>,
         reason: &'static str,
@@ -88,14 +88,14 @@ impl Failure {
         Self { reason, message, retry_at: now + wait, attempts, quiet: false, transient: false }
     }
 
-    /// While an object is on its way out; asked again ever more rarely, and nothing is wrong.
+    /// Returns the state of an object whose deletion is accepted and not finished; it is retried with a growing delay.
     pub fn leaving(former: Option<&Self>, message: String, now: Instant) -> Self {
         let attempts = former.filter(|f| f.quiet).map_or(0, |f| f.attempts) + 1;
         let retry_at = now + LEAVING_RETRY.delay_max(attempts - 1);
         Self { reason: "Leaving", message, retry_at, attempts, quiet: true, transient: false }
     }
 
-    /// The same, while rights are still settling.
+    /// Returns the failure of a request while new rights are not in effect yet.
     pub fn not_ready(reason: &'static str, message: String, now: Instant) -> Self {
         Self {
             reason,
@@ -109,20 +109,20 @@ impl Failure {
 }
 
 impl Tracked {
-    /// What the object needs.
+    /// Returns the action that the object needs.
     pub fn need(&self) -> Need {
         let need = drift::need(self.desired, self.confirmed.as_ref(), &self.live);
         if need == Need::Heal && self.has_expired() { Need::Nothing } else { need }
     }
 
-    /// Whether it ran to its end and went as it was to. Unseen since a restart, it is taken as that:
-    /// what has run must not run twice.
+    /// Returns whether a Job has finished and was deleted by its TTL. An absent Job that was not observed since
+    /// a restart counts as finished: it must not run twice.
     fn has_expired(&self) -> bool {
         let done = matches!(self.health, Health::Current | Health::Failed);
         self.expires && done && matches!(self.live, Live::Gone { .. })
     }
 
-    /// Takes in what was seen. True when that is a new drift.
+    /// Processes an observation. Returns whether it is a new drift.
     pub fn see(&mut self, seen: Observation) -> bool {
         if !drift::is_news(&self.live, &seen.live) {
             return false;
@@ -131,11 +131,11 @@ impl Tracked {
         if let Live::Present { uid, .. } = &live
             && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
         {
-            // What was found out about the former object says nothing about this one.
+            // The dry run of the previous object does not apply to this one.
             self.permit = self.permit.filter(|_| self.busy);
         }
         if self.preexisting && !drift::is_same(&live, &self.live) {
-            // Whether it still holds our values is to be asked again.
+            // A new dry run shows whether it still holds our values.
             self.permit = self.permit.filter(|_| self.busy);
         }
         let is_absent = matches!(live, Live::Gone { .. } | Live::NotListed);
@@ -165,7 +165,7 @@ impl Tracked {
         self.gates = verdict.gates;
     }
 
-    /// Takes in what time alone has changed about its health. Returns when it will change next.
+    /// Applies changes of its health by time alone. Returns when the next one is due.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
         let turning = self.turning.as_ref()?;
         let Some((health, message)) = turning.turned(now) else { return Some(turning.due()) };
@@ -174,7 +174,7 @@ impl Tracked {
         None
     }
 
-    /// UID of the object that we made, if it is the one that lives or nothing lives.
+    /// Returns the UID of the object that we created, unless another one exists.
     fn our_uid(&self) -> Option<&String> {
         let uid = self.owned_uid.as_ref().filter(|_| !self.preexisting)?;
         match &self.live {
@@ -183,7 +183,7 @@ impl Tracked {
         }
     }
 
-    /// UID of the object that is in its place, as far as is known.
+    /// Returns the UID of the existing object, as far as known.
     pub fn uid_in_place(&self) -> Option<&String> {
         match &self.live {
             Live::Present { uid, .. } => Some(uid),
@@ -199,14 +199,13 @@ impl Tracked {
         }
     }
 
-    /// Whether a dry run that asks this is the one that is to be made now.
+    /// Returns whether a dry run with this ownership is the one that is due.
     fn is_to_ask(&self, asked: &Ownership, adopt: bool) -> bool {
         self.need() == Need::Apply && !self.busy && self.ownership(adopt) == *asked
     }
 }
 
-/// The objects whose dry runs are on their way already and ask what is to be asked now. They are busy
-/// from then on.
+/// Returns the objects whose speculative dry runs match the ones that are due, and marks them as busy.
 pub(super) fn take_speculative(
     objects: &mut BTreeMap<ObjectKey, Tracked>,
     mut asked: Vec<(ObjectKey, Ownership)>,
@@ -219,41 +218,41 @@ pub(super) fn take_speculative(
     asked.into_iter().map(|(key, _)| key).collect()
 }
 
-/// Whether an object counts as met once it is written: until our own apply has made it.
+/// Returns whether an object still counts as pre-existing after a write: unless the write created it.
 pub fn is_preexisting(before: bool, permit: Option<DryRunPermit>, created: bool) -> bool {
     !created && (before || permit.is_some_and(|permit| permit.preexisting))
 }
 
-/// What the plan allows.
+/// Restrictions of the next steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub self_heal: bool,
     pub adopt: bool,
-    /// Nothing new is begun; what was applied is still put back.
+    /// Only heals are begun.
     pub only_heals: bool,
-    /// The record still leads back to what ran before: nothing new is written until it does not.
+    /// The rollback point exists: nothing of the plan is written until it is given up.
     pub rollback_possible: bool,
     /// When this plan was begun.
     pub begun: Instant,
 }
 
-/// One request to make.
+/// One step of an object or a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Ask what applying would do.
+    /// Apply as a dry run.
     Check(ObjectKey, Ownership),
-    /// Give up the way back: everything is checked, and the first write comes next.
+    /// Give up the rollback point: every dry run has passed, and the first write is next.
     GiveUpRollback,
     /// Apply, with or without force.
     Write { key: ObjectKey, force: bool, heal: bool },
-    /// See whether it exists.
+    /// Read the object.
     Look(ObjectKey),
 }
 
-/// The requests to make now, at most `room`, and when to ask again if nothing happens.
+/// Returns the steps to take now, at most `room`, and when the next is due if no event arrives.
 ///
-/// Every object is checked before the first is written; lower ranks are settled (applied, or failed
-/// and waiting) before higher ones begin; heals wait for nobody.
+/// Every object is checked before the first is written. Lower ranks are settled (applied, or failed and
+/// waiting) before higher ones begin. Heals do not wait.
 pub fn steps(
     objects: &BTreeMap<ObjectKey, Tracked>,
     rules: Rules,
@@ -299,7 +298,7 @@ pub fn steps(
             steps.push(step);
         }
     }
-    // One write to the record, whatever else is on its way.
+    // One write of the record, independent of the requests in flight.
     steps.extend(begins.then_some(Step::GiveUpRollback));
     (steps, plan.wake)
 }
@@ -316,12 +315,12 @@ impl Planning<'_> {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    /// Not set aside by a failure; one that is only settling still counts.
+    /// Returns whether an object is not set aside by a failure; a quiet failure does not count.
     fn is_live(&self, tracked: &Tracked) -> bool {
         tracked.failure.as_ref().is_none_or(|failure| failure.quiet)
     }
 
-    /// The definition of its kind is not established yet, and may still become so.
+    /// Returns whether an object waits for the definition of its kind to be established.
     fn waits(&mut self, tracked: &Tracked) -> bool {
         let Some(definition) = tracked.definition.as_ref().and_then(|key| self.objects.get(key))
         else {
@@ -347,11 +346,11 @@ impl Planning<'_> {
             return None;
         }
         if tracked.watched && tracked.our_uid().is_some() {
-            // Into an empty place nothing is forced: somebody else may fill it meanwhile.
+            // An absent object is written without force: another writer may create it concurrently.
             let force = matches!(tracked.live, Live::Present { .. });
             return Some(Step::Write { key: key.clone(), force, heal: true });
         }
-        // Somebody put another object in its place: ask first.
+        // Another writer has replaced the object: a dry run is made first.
         match tracked.permit {
             Some(permit) => Some(Step::Write { key: key.clone(), force: permit.force, heal: true }),
             None => Some(Step::Check(key.clone(), tracked.ownership(self.rules.adopt))),

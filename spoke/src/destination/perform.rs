@@ -1,4 +1,4 @@
-//! Performs the requests of a worker. Each becomes a future that ends with an `Outcome`; nothing is decided here.
+//! Requests of a worker as futures that end with an `Outcome`. Nothing is decided here.
 
 mod delete;
 mod record;
@@ -18,15 +18,15 @@ use crate::cluster::error::ApiError;
 use crate::cluster::watch::{Observation, observe};
 use crate::ledger::records::Key;
 
-/// A request that is on its way.
+/// A request in flight.
 pub(super) type Flight = BoxFuture<'static, Outcome>;
 
-/// What requests are made with.
+/// Clients and limits of the requests of one destination.
 #[derive(Clone, Debug)]
 pub(super) struct Performer {
     shared: Shared,
     key: Key,
-    /// How often the account's rights are given again.
+    /// Limits how often missing rights of the account are restored.
     restoring: RateLimiter,
 }
 
@@ -39,7 +39,7 @@ impl Performer {
         }
     }
 
-    /// Begins a request. `early` is the dry run that it waits for, when it waits for one.
+    /// Begins a request. `early` is the speculative dry run that it waits for, if any.
     pub(super) fn begin(&self, request: Request, early: Option<SpeculativeDryRun>) -> Flight {
         let Self { shared, key: destination, restoring } = self.clone();
         let Shared { api, ledger, kinds, .. } = shared;
@@ -82,7 +82,7 @@ impl Performer {
                 Outcome::Reverted(record::revert(&ledger, &destination, &revert).await)
             }),
             Request::Withdraw(account) => {
-                // A hub may order the same again, to be made and taken away each time.
+                // A hub may repeat the order, so that the rights are created and deleted each time.
                 ledger.writes().spend(withdraw::RIGHTS_BYTES);
                 Box::pin(async move {
                     withdraw::withdraw(&api, &ledger, &destination, &account).await;

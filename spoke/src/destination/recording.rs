@@ -1,4 +1,4 @@
-//! What a worker makes durable about an admission, and whether a record is of an order. Pure; `perform` writes it.
+//! Updates of a record while an admission is carried out, and the match of a record with an order. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,11 +8,10 @@ use attest_common::record::{Held, Owned};
 
 use crate::ledger::records::{ConfirmedPairs, Entry};
 
-/// What was learnt while an admission is carried out: UIDs, confirmed pairs, what leaves the inventory,
-/// the last good release.
+/// Changes of a record: UIDs, confirmed pairs, objects that leave the inventory, the last good release.
 #[derive(Debug)]
 pub(super) struct Update {
-    /// The record counts for this alone.
+    /// The update applies only to a record of this plan.
     pub(super) held: Held,
     pub(super) known: BTreeMap<ObjectKey, Learnt>,
     pub(super) pairs: ConfirmedPairs,
@@ -22,23 +21,23 @@ pub(super) struct Update {
     pub(super) last_good: LastGood,
 }
 
-/// What becomes of the way back that the record holds.
+/// Treatment of the rollback point of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RollbackUpdate {
     Keep,
     GiveUp,
 }
 
-/// What becomes of the last good release that the record holds.
+/// Treatment of the last good release of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LastGood {
     Keep,
-    /// It is what this admission holds.
+    /// Replaced by this admission.
     Replace,
 }
 
 impl Update {
-    /// The entry as it is to be; `None` when it is so already.
+    /// Returns the updated entry; `None` if nothing changes.
     pub(super) fn apply(&self, before: &Entry) -> Option<Entry> {
         let mut entry = before.clone();
         if self.rollback == RollbackUpdate::GiveUp {
@@ -46,7 +45,7 @@ impl Update {
         }
         entry.record.inventory.retain(|owned| !self.gone.contains(&owned.key));
         learn(&mut entry.record.inventory, &self.known);
-        // What only the former plan holds is still as it was confirmed.
+        // Objects of the previous plan alone are still as confirmed.
         let former = std::mem::take(&mut entry.confirmed);
         if self.rollback == RollbackUpdate::Keep {
             entry.confirmed = former;
@@ -59,30 +58,30 @@ impl Update {
     }
 }
 
-/// What an inventory learns about an object.
+/// New facts of an object in the inventory.
 #[derive(Debug)]
 pub(super) struct Learnt {
     pub(super) uid: Option<String>,
     pub(super) preexisting: bool,
-    /// The API version that it is known to have been written by.
+    /// API version that is known to have written it.
     pub(super) version: Option<String>,
 }
 
-/// Takes it in.
+/// Adds the facts to an inventory.
 fn learn(inventory: &mut [Owned], known: &BTreeMap<ObjectKey, Learnt>) {
     for owned in inventory {
         let Some(Learnt { uid, preexisting, version }) = known.get(&owned.key) else { continue };
         owned.uid.clone_from(uid);
         owned.met = *preexisting;
-        // An inventory is emptied by the version that wrote last.
+        // An object is deleted by the version that wrote it last.
         if let Some(version) = version {
             owned.version.clone_from(version);
         }
     }
 }
 
-/// Whether the record is of this very order: not of a newer one, and not gone back.
-/// Without a plan, the order is a removal.
+/// Returns whether the record is of this order: not of a newer one, and not reverted. Without a plan, the
+/// order is a removal.
 pub(super) fn is_of(entry: Option<&Entry>, held: Option<&Held>, directive: Digest) -> bool {
     entry.is_some_and(|entry| {
         entry.record.held.as_ref() == held && entry.directive_digest() == Some(directive)

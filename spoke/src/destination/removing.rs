@@ -1,4 +1,4 @@
-//! A removal that is being carried out: everything in the inventory is deleted, then the record is emptied. Pure.
+//! A removal that is being carried out: the inventory is deleted, then the record is emptied. Pure.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,21 +26,21 @@ pub(super) struct Removing {
     account: Account,
     deleting: Deleting,
     stage: Stage,
-    /// What failed is recording.
+    /// Failure of recording.
     problem: Option<Failure>,
 }
 
-/// How far a removal is.
+/// Stage of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Deleting,
-    /// Everything is gone, and the record is being emptied.
+    /// All objects are deleted, and the record is being emptied.
     Recording,
     Done,
 }
 
 impl Removing {
-    /// What there is to delete, from what is recorded and from what ran before.
+    /// Returns the initial state of a removal, from the record and from the previous admission.
     pub(super) fn begin(order: RemoveOrder, key: &Key, before: Option<&Applying>) -> Self {
         let RemoveOrder { removal, facts } = order;
         let (application, namespace) = key;
@@ -56,7 +56,7 @@ impl Removing {
         }
     }
 
-    /// Begins what is due. Returns when something is due without news.
+    /// Begins due requests. Returns when the next one is due if no event arrives.
     pub(super) fn advance(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
         if self.stage == Stage::Done {
             return None;
@@ -88,7 +88,7 @@ impl Removing {
         }
     }
 
-    /// Takes in what emptying the record ended with.
+    /// Processes the result of emptying the record.
     pub(super) fn recorded(
         &mut self,
         result: Result<(), LedgerError>,
@@ -110,7 +110,7 @@ impl Removing {
         }
     }
 
-    /// Requests that were dropped may or may not have been carried out; they are made again.
+    /// Forgets requests that were dropped. They may have been carried out, and are made again.
     pub(super) fn forget_requests(&mut self) {
         self.deleting.forget_requests();
         if self.stage == Stage::Recording {
@@ -118,7 +118,7 @@ impl Removing {
         }
     }
 
-    /// What a report says of it.
+    /// Returns the facts for a report.
     pub(super) fn shown(&self) -> RemovalStatus<'_> {
         RemovalStatus {
             left: self.deleting.items.len(),
@@ -127,7 +127,7 @@ impl Removing {
         }
     }
 
-    /// What a report says went wrong with the destination as a whole.
+    /// Returns the failure that concerns the destination as a whole.
     pub(super) fn problem(&self) -> Option<&Failure> {
         self.problem.as_ref()
     }

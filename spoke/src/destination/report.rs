@@ -1,4 +1,4 @@
-//! The report of one destination, from its state. Pure; the hub's copy and the log line are made from it.
+//! The report of one destination, from its state. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::objects::{Failure, Tracked};
 use crate::cluster::drift::Need;
 use crate::ledger::records::Key;
 
-/// What a report is made from.
+/// Facts from which a report is made.
 #[derive(Clone, Copy, Debug)]
 pub struct ReportContext<'a> {
     pub key: &'a Key,
@@ -23,16 +23,16 @@ pub struct ReportContext<'a> {
     pub sequence: Option<u64>,
     pub running: Option<ApplyingStatus<'a>>,
     pub removal: Option<RemovalStatus<'a>>,
-    /// Why nothing may be changed at all.
+    /// Reason and message, if nothing may be changed.
     pub frozen: Option<(&'a str, &'a str)>,
     pub refusal: Option<&'a Refusal>,
-    /// Something that concerns the destination as a whole went wrong.
+    /// Failure that concerns the destination as a whole.
     pub problem: Option<&'a Failure>,
     pub heals_total: u64,
     pub now: Timestamp,
 }
 
-/// What runs.
+/// State of an admission that is carried out.
 #[derive(Clone, Copy, Debug)]
 pub struct ApplyingStatus<'a> {
     pub admission: &'a Admission,
@@ -41,14 +41,14 @@ pub struct ApplyingStatus<'a> {
     pub objects: &'a BTreeMap<ObjectKey, Tracked>,
     /// Objects of the inventory that the rendering no longer holds.
     pub leftovers: usize,
-    /// Deleting them would exceed the policy's share.
+    /// Their deletion would exceed the policy's share.
     pub guarded: bool,
-    /// Why some of them are still there.
+    /// Reason that some of them still exist.
     pub obstacle: Option<Obstacle<'a>>,
     pub timings: Timings,
 }
 
-/// How far a removal is.
+/// State of a removal.
 #[derive(Clone, Copy, Debug)]
 pub struct RemovalStatus<'a> {
     pub left: usize,
@@ -56,7 +56,7 @@ pub struct RemovalStatus<'a> {
     pub obstacle: Option<Obstacle<'a>>,
 }
 
-/// What keeps objects from being gone.
+/// Reason that a deleted object still exists.
 #[derive(Clone, Copy, Debug)]
 pub enum Obstacle<'a> {
     /// The request fails.
@@ -65,7 +65,7 @@ pub enum Obstacle<'a> {
     Leaving(&'a ObjectKey, &'a str),
 }
 
-/// The report.
+/// Returns the report.
 pub fn report(situation: &ReportContext<'_>) -> Report {
     let (phase, reason, text) = phase(situation);
     let mut report = Report {
@@ -192,12 +192,12 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
     }
 }
 
-/// True for health that a finished rollout may have.
+/// Returns whether a settled object may have this health.
 pub fn is_settled(health: Health) -> bool {
     matches!(health, Health::Current | Health::Suspended)
 }
 
-/// Health of the gating objects together.
+/// Returns the aggregated health of the gating objects.
 pub fn overall(objects: &BTreeMap<ObjectKey, Tracked>) -> Health {
     health::aggregate(objects.values().filter(|t| t.gates).map(|t| t.health))
 }
@@ -206,7 +206,7 @@ fn drifted(objects: &BTreeMap<ObjectKey, Tracked>) -> impl Iterator<Item = &Obje
     objects.iter().filter(|(_, t)| t.need() == Need::Heal && !t.busy).map(|(key, _)| key)
 }
 
-/// The worst objects first, so that a cut list shows what matters.
+/// Lists objects by descending severity, so that a truncated list shows the worst ones.
 fn listed(objects: &BTreeMap<ObjectKey, Tracked>) -> Vec<ObjectState> {
     let mut states: Vec<ObjectState> = objects
         .iter()

@@ -1,4 +1,4 @@
-//! What the workers of all destinations share: nothing of it is about one of them.
+//! Clients and state that the workers of all destinations share.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
 use crate::session::outbox::Outbox;
 
-/// What all workers use.
+/// Clients and state that all workers use.
 #[derive(Clone, Debug)]
 pub struct Shared {
     pub api: ApiServer,
@@ -22,7 +22,7 @@ pub struct Shared {
     pub watches: Watches,
     pub outbox: Outbox,
     pub metrics: Metrics,
-    /// What the API server serves, as far as it was asked.
+    /// Kinds that the API server serves, as far as known.
     pub kinds: Arc<RwLocked<Kinds>>,
     pub reloads: ReloadRequests,
 }

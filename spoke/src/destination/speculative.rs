@@ -1,6 +1,7 @@
-//! Checks of a plan that begin while its record is still being written: a dry run changes nothing, so it
-//! need not wait. Only the answers are handed on; what follows from them is decided where that of every other
-//! check is, but for one thing: a record of a plan whose every check has passed says at once that it begins.
+//! Speculative dry runs of a plan, started while its record is being written: a dry run changes nothing.
+//!
+//! Results are passed to the worker, which decides. One decision is made earlier: if every dry run of a plan has
+//! passed in time, its first record gives up the rollback point already.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,21 +20,21 @@ use crate::cluster::client::ApiServer;
 use crate::cluster::drift::Need;
 use crate::ledger::records::{Entry, Key};
 
-/// Longest wait of an admission for answers that would let it begin at once.
+/// Longest time that an admission waits for results that let its first write begin with its record.
 const ANSWERS_WAIT_MAX: Duration = Duration::from_millis(50);
 
-/// The checks of an admission that were begun before its record is written.
+/// The dry runs of an admission that were started before its record is written.
 #[derive(Debug, Default)]
 pub struct SpeculativeDryRuns {
     pub(super) each: Vec<SpeculativeDryRun>,
-    /// They are all that is to be checked before the first write.
+    /// No other dry run is needed before the first write.
     complete: bool,
 }
 
 impl SpeculativeDryRuns {
-    /// Begins to check what an admission changes in objects that are known to be ours: their account
-    /// has its rights, and what the check asks does not hang on anything that comes before it. At
-    /// most [`IN_FLIGHT_MAX`]; the others are checked in their turn.
+    /// Starts dry runs of objects that an admission changes and that are known to be ours: their account has
+    /// its rights, and the result depends on no earlier step. At most [`IN_FLIGHT_MAX`]; the worker makes the
+    /// others.
     pub fn begin(
         api: &ApiServer,
         (application, namespace): &Key,
@@ -78,8 +79,8 @@ impl SpeculativeDryRuns {
         Self { each, complete }
     }
 
-    /// Whether everything that the admission changes may be written: then it needs no way back. Waits
-    /// a moment for the answers, which the first write would have to wait for anyway.
+    /// Returns whether every object that the admission changes may be written, so that it needs no rollback
+    /// point. Waits briefly for the results, for which the first write would wait too.
     pub async fn all_passed(&mut self) -> bool {
         if !self.complete || self.each.is_empty() {
             return false;
@@ -91,7 +92,7 @@ impl SpeculativeDryRuns {
     }
 }
 
-/// A check that is under way. Dropped, it ends.
+/// A dry run in flight. It ends when dropped.
 #[derive(Debug)]
 pub(super) struct SpeculativeDryRun {
     pub(super) key: ObjectKey,
@@ -108,12 +109,12 @@ enum Answer {
 impl SpeculativeDryRun {
     async fn answered(&mut self) {
         if let Answer::Awaited(asking) = &mut self.answer {
-            // It is never aborted while somebody waits for it.
+            // It is not aborted while it is awaited.
             self.answer = Answer::Given(asking.await.unwrap_or(Err(ApplyError::Gone)));
         }
     }
 
-    /// The answer, waited for.
+    /// Waits for the result.
     pub(super) async fn answer(self) -> Result<DryRunPermit, ApplyError> {
         match self.answer {
             Answer::Given(answer) => answer,

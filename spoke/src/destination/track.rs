@@ -1,4 +1,4 @@
-//! The objects of an admission, with what is known of each. Pure; what each needs next is `state`.
+//! The objects of an admission, with the known state of each. Pure; `objects` decides the next step.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::cluster::drift::{HealBudget, Live};
 use crate::cluster::watch::Scope;
 use crate::ledger::records::ConfirmedPairs;
 
-/// The objects of an admission, with what is known of each from the inventory and from what ran before.
+/// Returns the objects of an admission, with their state from the inventory and from the previous admission.
 pub(super) fn track(
     rendered: &ObjectSet,
     kinds: &Kinds,
@@ -39,7 +39,7 @@ pub(super) fn track(
         let key = object.key().clone();
         // Admission has checked that every kind is known.
         let Some(kind) = kinds.get(&key.group, &key.kind) else { continue };
-        // The destination's own Namespace is made by the spoke, which may read it but not watch it.
+        // The destination's own Namespace is created by the spoke, which may read it but not watch it.
         let own_namespace = key.group.is_empty()
             && key.kind == "Namespace"
             && key.name == account.destination.as_str();
@@ -66,7 +66,7 @@ pub(super) fn track(
             owned_uid: before
                 .and_then(|t| t.owned_uid.clone())
                 .or_else(|| mine.and_then(|owned| owned.uid.clone())),
-            // `with_met` has added what is known but not recorded yet.
+            // `with_known` has added facts that are not recorded yet.
             expires: key.group == "batch"
                 && key.kind == "Job"
                 && object.value().pointer("/spec/ttlSecondsAfterFinished").is_some(),
@@ -90,7 +90,7 @@ pub(super) fn track(
     objects
 }
 
-/// The inventory, with what a worker knows and may not have recorded.
+/// Returns the inventory, with facts that a worker may not have recorded.
 pub(super) fn with_known(
     mut inventory: Vec<Owned>,
     former: Option<&BTreeMap<ObjectKey, Tracked>>,
@@ -105,7 +105,7 @@ pub(super) fn with_known(
     inventory
 }
 
-/// Where the objects that can be watched are.
+/// Returns the scopes of the objects that can be watched.
 pub(super) fn scopes(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Scope> {
     let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
     watched.map(|(key, tracked)| (key.clone(), tracked.scope.clone())).collect()

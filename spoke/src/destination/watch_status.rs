@@ -1,4 +1,4 @@
-//! Which kinds of a destination the spoke cannot see now, and whether to make its rights anew. Pure.
+//! Scopes of a destination that the spoke cannot watch now. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -6,15 +6,15 @@ use std::time::Instant;
 use super::objects::Failure;
 use crate::cluster::watch::{Scope, WatchRefusal};
 
-/// Scopes whose watch is refused or cannot be read. What is in them is not known until a list completes.
+/// Scopes whose watch is rejected or unreadable. Their objects are unknown until a list completes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchStatus {
     unobservable: BTreeMap<Scope, Failure>,
 }
 
 impl WatchStatus {
-    /// Takes in what a watch says of its scope. With `quiet`, a refusal is normal for a moment.
-    /// True when namespace and bindings may be missing.
+    /// Processes the status of a watch. With `quiet`, a rejection is normal for a short time. Returns whether
+    /// namespace and bindings may be missing.
     pub(super) fn see(
         &mut self,
         scope: Scope,
@@ -50,7 +50,7 @@ impl WatchStatus {
         !quiet && refused == Some(WatchRefusal::Forbidden)
     }
 
-    /// Forgets scopes that are not used any more.
+    /// Drops scopes that are no longer used.
     pub(super) fn keep(mut self, used: &BTreeSet<&Scope>) -> Self {
         self.unobservable.retain(|scope, _| used.contains(scope));
         self
@@ -60,12 +60,12 @@ impl WatchStatus {
         !self.unobservable.is_empty()
     }
 
-    /// The watches to begin anew once rights were given.
+    /// Returns the scopes to list again once rights were given.
     pub(super) fn unobservable(&self) -> BTreeSet<Scope> {
         self.unobservable.keys().cloned().collect()
     }
 
-    /// What to show.
+    /// Returns the failure to report.
     pub(super) fn problem(&self) -> Option<&Failure> {
         self.unobservable.values().find(|failure| !failure.quiet)
     }

@@ -1,4 +1,4 @@
-//! The state machine of a destination: what is being done, and what follows from each event. Pure and deterministic.
+//! The state machine of a destination. Pure and deterministic.
 //!
 //! States that exclude each other are one enum, [`Work`]. [`next`] is the only transition: it takes an
 //! event and the time, changes the state, and returns the commands that `worker` performs. It takes the
@@ -28,37 +28,36 @@ use crate::ledger::records::Key;
 
 /// Shortest time between two reports of the same phase, reason and sequence.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
-/// How long an order may be behind the record that it was written with.
+/// Longest time between a record and the order that follows it.
 pub(super) const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
 /// Longest sleep of a worker with nothing to do.
 const IDLE: Duration = Duration::from_secs(60 * 60);
 
-/// All that a worker knows of its destination.
+/// State of a destination.
 #[derive(Debug)]
 pub(super) struct State {
     key: Key,
     pub(super) work: Work,
-    /// The newest refusal that no admission has followed.
+    /// The newest refusal, until an admission follows.
     refusal: Option<Refusal>,
     heals_total: u64,
     last_report: Option<(Arc<Report>, Instant)>,
     repeat: Repeat,
-    /// Requests that are on their way.
+    /// Number of requests in flight.
     in_flight: usize,
 }
 
-/// What is being done.
+/// Current work of a destination.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Nothing was ordered, or a first plan was refused.
     Idle,
     Applying(Box<Applying>),
-    /// A plan was refused, to be written by this account, and what ran before is not loaded yet: nothing
-    /// is reported until then.
+    /// A plan of this account was refused, and the previous plan is not loaded yet: nothing is reported until
+    /// then.
     Reverting(Account),
     Removing(Box<Removing>),
-    /// The record holds something else than what is done here, since then: nothing is begun, and an
-    /// order is waited for.
+    /// The record holds another order since then: nothing is begun until an order arrives.
     Overtaken {
         since: Instant,
         suspended: Suspended,
@@ -71,7 +70,7 @@ pub(super) enum Work {
     },
 }
 
-/// What was being done until nothing more may be begun. It is observed and reported all the same.
+/// Work that is suspended. It is still observed and reported.
 #[derive(Debug)]
 pub(super) enum Suspended {
     Nothing,
@@ -79,14 +78,14 @@ pub(super) enum Suspended {
     Removing(Box<Removing>),
 }
 
-/// Whether the hub has asked for the report again.
+/// Request of the hub to repeat the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repeat {
     No,
     Asked,
 }
 
-/// The transition: changes `state` by an event, and returns what is to be done.
+/// Changes `state` by an event. Returns the commands to perform, in their order.
 pub(super) fn next(state: &mut State, event: Event, moment: Moment) -> Vec<Command> {
     let mut commands = Commands::new(state.in_flight);
     match event {
@@ -125,7 +124,7 @@ impl State {
     fn run(&mut self, mut order: RunOrder, now: Instant, commands: &mut Commands) {
         let entry = order.facts.entry.take();
         if !is_of(entry.as_ref(), Some(&order.held), order.admission.ordered.digest) {
-            // Reverted or overtaken while the order waited: only what is recorded is carried out.
+            // Reverted or overtaken while the order waited: only a recorded order is carried out.
             return commands.push(Command::Reload);
         }
         let before = self.stop(commands);
@@ -146,7 +145,7 @@ impl State {
     fn remove(&mut self, order: RemoveOrder, commands: &mut Commands) {
         let entry = order.facts.entry.as_ref();
         if !is_of(entry, None, order.removal.ordered.digest) {
-            // Another process has admitted a release: nothing of that may be deleted.
+            // Another process has admitted a release, whose objects must not be deleted.
             return commands.push(Command::Reload);
         }
         let before = self.stop(commands);
@@ -161,7 +160,7 @@ impl State {
         self.work = Work::Frozen { reason, message, suspended };
     }
 
-    /// Drops what is on its way, and takes out what was being done.
+    /// Drops the requests in flight, and returns the work that was being done.
     fn stop(&mut self, commands: &mut Commands) -> Suspended {
         commands.cancel_requests();
         let mut stopped = std::mem::replace(&mut self.work, Work::Idle).suspend();
@@ -202,7 +201,7 @@ impl State {
         }
     }
 
-    /// Takes in what a request about an admission ended with.
+    /// Processes the result of a request about an admission.
     fn learnt(&mut self, outcome: Outcome, now: Instant, commands: &mut Commands) {
         let Some(applying) = self.work.applying_mut() else { return };
         match outcome {
@@ -243,13 +242,13 @@ impl State {
         }
     }
 
-    /// Whether a plan of which nothing is written meets an object of another writer.
+    /// Returns whether an error refuses the plan: nothing of it is written, and an object is another writer's.
     fn is_refused_by(&self, error: &ApplyError) -> bool {
         let is_conflict = matches!(error, ApplyError::FieldConflict { .. });
         matches!(&self.work, Work::Applying(applying) if is_conflict && applying.may_revert())
     }
 
-    /// Refuses the plan as a whole; what ran before goes on.
+    /// Refuses the plan as a whole; the previous plan stays in force.
     fn revert(&mut self, error: &ApplyError, moment: Moment, commands: &mut Commands) {
         let Suspended::Applying(refused) = self.stop(commands) else { return };
         let refusal = Refusal {
@@ -291,7 +290,7 @@ impl State {
         }
     }
 
-    /// Begins what is due, and reports. Returns when to come again without news.
+    /// Begins due requests, and reports. Returns when the next tick is due if no event arrives.
     fn tick(
         &mut self,
         position: Option<(u64, u64)>,
@@ -317,15 +316,14 @@ impl State {
         due.into_iter().chain(report_due).fold(wake, Instant::min)
     }
 
-    /// Another process has recorded something newer, and no order for it came: this one stops, and
-    /// what is recorded is loaded.
+    /// Freezes, because another process has recorded a newer order and none has arrived; the record is loaded.
     fn give_way(&mut self, commands: &mut Commands) {
-        let message = "another process has recorded something newer; it is being loaded".to_owned();
+        let message = "another process has recorded a newer order; it is being loaded".to_owned();
         self.freeze(LedgerError::Overtaken.reason().to_owned(), message, commands);
         commands.push(Command::Reload);
     }
 
-    /// Reports when something changed. Returns when a change that can wait is due.
+    /// Reports a change. Returns when a change that is not urgent is due.
     fn report(
         &mut self,
         position: Option<(u64, u64)>,
@@ -359,7 +357,7 @@ impl State {
         None
     }
 
-    /// Whether there is something to report: not before an order, and not while a plan is reverted.
+    /// Returns whether there is something to report: not before an order, and not while a plan is reverted.
     fn is_reported(&self) -> bool {
         match &self.work {
             Work::Reverting(_) => false,
@@ -456,7 +454,7 @@ impl Work {
         }
     }
 
-    /// Reason and message of a destination in which nothing may be changed.
+    /// Returns reason and message if nothing may be changed.
     fn frozen(&self) -> Option<(&str, &str)> {
         if let Self::Frozen { reason, message, .. } = self { Some((reason, message)) } else { None }
     }
@@ -475,7 +473,7 @@ fn follow_nothing() -> Command {
     Command::Follow { objects: BTreeMap::new(), relist: BTreeSet::new() }
 }
 
-/// Whether two reports differ in nothing but when they were made.
+/// Returns whether two reports are equal apart from their time.
 fn is_same_but_time(last: &Report, report: &mut Report) -> bool {
     let observed_at = std::mem::replace(&mut report.observed_at, last.observed_at);
     let is_same = *last == *report;

@@ -1,6 +1,6 @@
-//! The worker of a destination: takes in what arrives, and performs what the state machine (`work`) asks for.
+//! The worker of a destination: feeds events to the state machine (`work`) and performs its commands.
 //!
-//! It decides nothing: each event goes through `work::next`, and each command is carried out as it is.
+//! It decides nothing: each event goes through `work::next`, and each command is performed as it is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::work::{self, State};
 use crate::cluster::watch::Inbox;
 use crate::ledger::records::Key;
 
-/// The worker of a destination, which never ends, and where its orders go.
+/// Returns the mailbox of a new worker, and the worker itself, which never ends.
 pub fn worker(shared: Shared, key: Key) -> (Arc<Mailbox>, impl Future<Output = ()> + Send) {
     let worker = Worker::new(shared, key);
     (Arc::clone(&worker.mailbox), worker.run())
@@ -34,7 +34,7 @@ struct Worker {
     mailbox: Arc<Mailbox>,
     inbox: Arc<Inbox>,
     flights: FuturesUnordered<Flight>,
-    /// Dry runs of the order that is being taken, which were begun before it arrived.
+    /// Speculative dry runs of the order that is being taken.
     early: BTreeMap<ObjectKey, SpeculativeDryRun>,
     state: State,
     wake: Instant,
@@ -104,7 +104,7 @@ impl Worker {
         let order =
             RunOrder { admission, objects, held, origin, timings, asked, facts: self.facts() };
         self.feed(Event::Run(Box::new(order)));
-        // Those that ask something else than is to be asked now end here.
+        // Dry runs that do not match the due ones end here.
         self.early.clear();
     }
 
@@ -174,7 +174,7 @@ impl Worker {
                 metrics.drifts.inc();
                 tracing::info!(
                     %application, %namespace, object = %key,
-                    "An object differs from what is signed"
+                    "Detected drift"
                 );
             }
             Notice::Applied => metrics.applies.with_label_values(&["applied"]).inc(),
@@ -185,7 +185,7 @@ impl Worker {
                 tracing::info!(
                     %application, %namespace, object = %key,
                     duration_us = attest_runtime::clock::micros(took),
-                    "Put an object back"
+                    "Reverted drift"
                 );
             }
             Notice::PlanApplied { took } => metrics.apply_seconds.observe(took.as_secs_f64()),

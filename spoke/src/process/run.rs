@@ -128,7 +128,7 @@ async fn identity(api: &ApiServer) -> Result<Identity, AgentError> {
             Err(IdentityError::Api(error))
                 if error.is_transient() || error.is_forbidden() || error.is_unauthorized() =>
             {
-                log_retry("Cannot read the identity; trying again", &error);
+                log_retry("Failed to read the identity; retrying", &error);
             }
             Err(error) => return Err(AgentError::Identity(error)),
         }
@@ -149,7 +149,7 @@ async fn load_state(
         match (ledger, refusals) {
             (Ok(ledger), Ok(refusals)) => return Ok((ledger, refusals)),
             (Err(LedgerError::Api(error)), _) | (Ok(_), Err(error)) => {
-                log_retry("Cannot read the records; trying again", &error);
+                log_retry("Failed to read the records; retrying", &error);
             }
             // The restrictions of an unreadable record are unknown, so nothing may be admitted.
             (Err(error), _) => return Err(AgentError::Ledger(error)),

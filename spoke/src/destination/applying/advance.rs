@@ -1,4 +1,4 @@
-//! What is due for an admission: requests about objects, preparing, pruning, recording. Pure.
+//! Due requests of an admission: about objects, and for preparing, pruning and recording. Pure.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update};
 use crate::destination::report;
 
 impl Applying {
-    /// Begins what is due. Returns when something is due without news.
+    /// Begins due requests. Returns when the next one is due if no event arrives.
     pub(in crate::destination) fn advance(
         &mut self,
         now: Instant,
         commands: &mut Commands,
     ) -> Option<Instant> {
         let turns_at = self.objects.values_mut().filter_map(|tracked| tracked.turn(now)).min();
-        // What failed is preparing or recording. Neither may keep an object from being put back.
+        // A failure of preparing or recording must not delay healing.
         let held_back = self.problem.as_ref().map(|p| p.retry_at).filter(|at| *at > now);
         let prepared = matches!(self.preparation, Preparation::Done { .. });
         let rules = Rules {
@@ -55,7 +55,7 @@ impl Applying {
         wake.into_iter().chain(held_back).chain(turns_at).chain(pruned_at).min()
     }
 
-    /// Whether the record is to be written: before the first write, and once no request is on its way.
+    /// Returns whether the record must be written: before the first write, and once no object has a request in flight.
     fn is_record_due(&self, quiet: bool) -> bool {
         match self.durability {
             Durability::Writing { .. } => false,
@@ -91,8 +91,7 @@ impl Applying {
         }
     }
 
-    /// Notes that a request about an object is on its way. Returns what it is about, and the UID of the
-    /// object that is in its place.
+    /// Marks an object as busy. Returns its target, and the UID of the existing object.
     fn begin_request(&mut self, key: &ObjectKey) -> Option<(Target, Option<String>)> {
         let tracked = self.objects.get_mut(key)?;
         tracked.busy = true;
@@ -105,8 +104,8 @@ impl Applying {
         Some((target, tracked.uid_in_place().cloned()))
     }
 
-    /// Once everything is applied and healthy: the last good release, then what is no longer rendered.
-    /// Returns when to ask again for something that is to be deleted.
+    /// Once everything is applied and healthy, marks the last good release and prunes objects that are no longer
+    /// rendered. Returns when a deletion is due again.
     fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
         let applied = self.objects.values().all(|t| t.need() == Need::Nothing && !t.busy);
         if !applied || !report::is_settled(report::overall(&self.objects)) {
@@ -136,7 +135,7 @@ impl Applying {
         wake
     }
 
-    /// Makes durable what was learnt: UIDs, confirmed pairs, what left the inventory, the last good release.
+    /// Begins a write of the record: UIDs, confirmed pairs, objects that left the inventory, the last good release.
     fn record(&mut self, commands: &mut Commands) {
         let settled = self.progress == Progress::Settled;
         let rollback = match self.rollback {

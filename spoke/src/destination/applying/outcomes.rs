@@ -1,4 +1,4 @@
-//! What an admission learns: from requests that ended, and from watches. Pure.
+//! Results of requests and observations of watches, as changes of an admission. Pure.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::destination::track::scopes;
 use crate::ledger::error::LedgerError;
 
 impl Applying {
-    /// Takes in what watches have shown.
+    /// Processes observations of watches.
     pub(in crate::destination) fn observed(
         &mut self,
         news: News,
@@ -36,23 +36,23 @@ impl Applying {
         }
     }
 
-    /// Takes in whether a scope can be seen.
+    /// Processes the status of a watch.
     fn see_scope(&mut self, scope: Scope, refused: Option<WatchRefusal>, now: Instant) {
         let quiet = match refused {
             Some(WatchRefusal::Forbidden) => self.is_settling(now),
-            // The definition of the kind may come with this very plan.
+            // The definition of the kind may be part of this plan.
             Some(WatchRefusal::NotServed) => now < self.begun + DEFINITION_WAIT,
             Some(WatchRefusal::Unreadable) | None => false,
         };
         if self.watch_status.see(scope, refused, quiet, now)
             && matches!(self.preparation, Preparation::Done { .. })
         {
-            // Namespace or bindings may have been taken away.
+            // Namespace or bindings may have been deleted.
             self.preparation = Preparation::Due;
         }
     }
 
-    /// Waits for dry runs that are on their way already, as far as they ask what is to be asked.
+    /// Uses speculative dry runs in flight, as far as they match the ones that are due.
     pub(in crate::destination) fn await_dry_runs(
         &mut self,
         asked: Vec<(ObjectKey, Ownership)>,
@@ -105,7 +105,7 @@ impl Applying {
         }
     }
 
-    /// Takes in what a write ended with. Returns whether an object was put back.
+    /// Processes the result of a write. Returns whether it healed an object.
     pub(in crate::destination) fn wrote(
         &mut self,
         (key, heal): (&ObjectKey, bool),
@@ -181,7 +181,7 @@ impl Applying {
         }
     }
 
-    /// Takes in what a write to the record ended with.
+    /// Processes the result of a write of the record.
     pub(in crate::destination) fn recorded(
         &mut self,
         result: Result<(), LedgerError>,
@@ -218,20 +218,20 @@ impl Applying {
     fn fail(&mut self, key: &ObjectKey, error: &ApplyError, now: Instant) {
         let settling = self.is_settling(now);
         if error.is_not_ready() && !settling {
-            // Namespace, account or bindings may have been taken away.
+            // Namespace, account or bindings may have been deleted.
             self.preparation = Preparation::Due;
         }
         let Some(tracked) = self.objects.get_mut(key) else { return };
         tracked.busy = false;
         let text = error_chain(error);
         if matches!(error, ApplyError::FieldConflict { .. }) {
-            // It belongs to another writer: never deleted, and asked about again before the next attempt.
+            // It belongs to another writer: it is never deleted, and checked again before the next attempt.
             tracked.permit = None;
             if !std::mem::replace(&mut tracked.preexisting, true) {
                 self.durability.learnt();
             }
         }
-        // Another object, or another writer: what was found is asked about again.
+        // Another object, or another writer: the dry run is repeated.
         if error.is_conflict() {
             tracked.permit = None;
         }

@@ -1,4 +1,4 @@
-//! Deletes an object of an inventory, by the version that the API server serves, and gives back rights that are missing.
+//! Deletion of an object of an inventory, by a version that the API server serves, with restored rights if needed.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use crate::cluster::client::{ApiServer, object_path};
 use crate::cluster::discovery;
 use crate::destination::command::{By, Deletion};
 
-/// How often rights that are missing are given again, however many objects miss them.
+/// Interval in which missing rights are restored, independent of the number of objects.
 pub(in crate::destination) const RIGHTS_EVERY: Duration = Duration::from_secs(10);
 
-/// Deletes the object. When the account lacks the right, it is given its rights again, which the next
-/// attempt shows; `restoring` says how often.
+/// Deletes the object. If the account lacks the right, its rights are restored, within the limit of
+/// `restoring`; the next attempt uses them.
 pub(in crate::destination) async fn deletion(
     api: &ApiServer,
     kinds: &RwLocked<Kinds>,
@@ -32,8 +32,7 @@ pub(in crate::destination) async fn deletion(
     result
 }
 
-/// Gives the account and the spoke again what somebody took from them; the next attempt tells
-/// whether it helped.
+/// Restores missing rights of the account and of the spoke, for the next attempt.
 async fn restore_rights(
     api: &ApiServer,
     account: &Account,
@@ -47,7 +46,7 @@ async fn restore_rights(
         tracing::debug!(
             application = %account.application, namespace = %account.destination,
             reason = error.reason(), error = %error_chain(&error),
-            "Cannot give an account its rights again"
+            "Failed to restore the rights of an account"
         );
     }
 }
@@ -69,7 +68,7 @@ async fn delete(
     };
     let uid = uid.as_deref();
     match delete_at(api, by, key, (version, &plural), uid).await {
-        // Not the object: its version is not served any more. Another one may be.
+        // The version is no longer served, as opposed to the object being absent. Another version may be served.
         Err(ApplyError::Api(error)) if error.is_not_found() => {
             let served = discovery::served(api, key).await.map_err(ApplyError::Api)?;
             let (version, plural) = served.ok_or(ApplyError::KindUnknown)?;
@@ -91,7 +90,7 @@ async fn delete_at(
     let path = object_path(&api_version, plural, key.namespace.as_deref(), &key.name);
     let uid = match uid {
         Some(uid) => uid.to_owned(),
-        // Perhaps written just before the process ended, perhaps never: look whose it is.
+        // It may have been written just before the process ended: the live object shows whose it is.
         None => match apply::our_uid(api, key, &path).await? {
             Some(uid) => uid,
             None => return Ok(Deleted::Gone),

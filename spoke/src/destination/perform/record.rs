@@ -9,7 +9,7 @@ use crate::destination::recording::{RollbackUpdate, Update, is_of};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::{Entry, Key, Ledger};
 
-/// Makes durable what was learnt, unless the record holds something else by now.
+/// Writes an update, unless the record holds another order by now.
 pub(in crate::destination) async fn record(
     ledger: &Ledger,
     key: &Key,
@@ -48,9 +48,8 @@ pub(in crate::destination) async fn removed(
     Ok(recorded.map_or(Recorded::Superseded, |_| Recorded::Done))
 }
 
-/// Records that what a directive ordered was refused before anything of it was written; tried until
-/// it is done. Returns whether there is something to bring back to work, also when the record has
-/// become another's concurrently.
+/// Records that a plan was refused before anything of it was written, with retries. Returns whether the record
+/// holds a plan or removal to load, also if it was changed concurrently.
 pub(in crate::destination) async fn revert(
     ledger: &Ledger,
     key: &Key,

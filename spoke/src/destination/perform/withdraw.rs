@@ -1,4 +1,4 @@
-//! Takes away the rights of an application whose first plan was refused.
+//! Deletion of account and bindings of an application whose first plan was refused.
 
 use std::time::Instant;
 
@@ -10,17 +10,17 @@ use crate::cluster::client::ApiServer;
 use crate::destination::objects::Failure;
 use crate::ledger::records::{Key, Ledger};
 
-/// Bytes that etcd keeps of an account and two bindings that are made and deleted again, at most.
+/// Most bytes that etcd stores for the creation and deletion of an account and two bindings.
 pub(in crate::destination) const RIGHTS_BYTES: u64 = 6 * 2 * 1024;
 
-/// Which objects of the destination are still needed.
+/// Account and namespace binding that are still needed.
 struct InUse {
     account: bool,
     namespace: bool,
 }
 
-/// Takes away what was made for a plan of which nothing was written, unless something of the
-/// application is or may be here. Tried until it is done, or the request is dropped.
+/// Deletes account and bindings that were created for a plan of which nothing was written, unless objects of
+/// the application exist or may exist. Retries until it succeeds or the request is dropped.
 pub(in crate::destination) async fn withdraw(
     api: &ApiServer,
     ledger: &Ledger,
