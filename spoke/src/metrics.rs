@@ -1,4 +1,4 @@
-//! What the spoke counts. Labels are words from fixed lists, never names that a remote side chose.
+//! Metrics of the spoke. Labels are words from fixed lists, never names from a remote peer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -79,14 +79,12 @@ impl Metrics {
                 "attest_spoke_apply_duration_seconds",
                 "Time to apply one plan's objects",
             )?,
-            drifts: with.counter(
-                "attest_spoke_drifts_total",
-                "Objects seen to differ from what is signed",
-            )?,
+            drifts: with
+                .counter("attest_spoke_drifts_total", "Objects whose drift was detected")?,
             heals: with.counter("attest_spoke_heals_total", "Objects put back")?,
             heal_seconds: with.histogram(
                 "attest_spoke_heal_duration_seconds",
-                "From the watch event to the object put back",
+                "Time from the watch event to the reverted drift",
             )?,
             prunes: with.counter(
                 "attest_spoke_prunes_total",
@@ -104,7 +102,7 @@ impl Metrics {
                 .counter("attest_spoke_connections_total", "Sessions that the hub welcomed")?,
             hub_stale: with.gauge(
                 "attest_spoke_hub_stale",
-                "1 when no verified sync came for more than 10 minutes",
+                "1 if no sync was verified for more than 10 minutes",
             )?,
             sync_age_seconds: with.gauge(
                 "attest_spoke_sync_age_seconds",
@@ -116,7 +114,7 @@ impl Metrics {
                 .gauge("attest_spoke_watches", "Watches open, one a kind and namespace")?,
             state_lost: with.gauge(
                 "attest_spoke_state_lost",
-                "1 when records are missing that this identity once wrote",
+                "1 if records are missing that this identity has written",
             )?,
             certificate_expiry_seconds: with.gauge(
                 "attest_spoke_certificate_expiry_seconds",

@@ -1,4 +1,4 @@
-//! How the spoke proves to the API server who it is: a kubeconfig whose token it renews, or its pod's own files.
+//! Credentials for the API server: a kubeconfig whose token is renewed, or the files of the pod's service account.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the API server serves, learnt when something needs a kind that is not known yet.
+//! Discovery of the kinds that the API server serves, when a kind is needed that is not known yet.
 
 use attest_common::basics::locked::RwLocked;
 use attest_common::documents::manifest::ObjectKey;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::client::ApiServer;
 use super::error::ApiError;
 
-/// Asks the API server what it serves, and adds that to what is known.
+/// Reads the discovery documents of the API server, and adds their kinds to the known ones.
 pub(crate) async fn discover(api: &ApiServer, kinds: &RwLocked<Kinds>) -> Result<(), ApiError> {
     for root in ["/api", "/apis"] {
         let document = api.discovery(root).await?;
@@ -17,7 +17,7 @@ pub(crate) async fn discover(api: &ApiServer, kinds: &RwLocked<Kinds>) -> Result
     Ok(())
 }
 
-/// The version in which the API server serves a kind, and its plural there; `None` when it does not.
+/// Returns the version in which the API server serves a kind, with its plural; `None` if it does not serve it.
 pub(crate) async fn served(
     api: &ApiServer,
     key: &ObjectKey,
@@ -26,7 +26,8 @@ pub(crate) async fn served(
     Ok(newest(&api.discovery(root).await?, &key.group, &key.kind))
 }
 
-/// Of an aggregated discovery document, whose versions stand in the server's order of preference.
+/// Returns version and plural of a kind from an aggregated discovery document, whose versions are in the server's
+/// order of preference.
 fn newest(document: &Value, group: &str, kind: &str) -> Option<(String, String)> {
     let text = |value: &Value, pointer: &str| Some(value.pointer(pointer)?.as_str()?.to_owned());
     let list = |value: &Value, field: &str| value.get(field)?.as_array().cloned();

@@ -1,4 +1,4 @@
-//! What one object needs, from what is desired, what was confirmed and what was last seen. Pure.
+//! The action that one object needs, from its desired, confirmed and observed state. Pure.
 //!
 //! An object whose confirmed pair holds needs nothing, and costs no request.
 
@@ -8,16 +8,16 @@ use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::record::custody::Confirmed;
 
-/// Heals of one object that happen at once; after that they are spaced.
+/// Most heals of one object in a burst; after that they are spaced.
 pub const HEALS_AT_ONCE_MAX: u32 = 300;
-/// Heals of one object after which it is said that somebody keeps changing it.
+/// Heals of one object after which it is reported as contested.
 pub const HEALS_CONTESTED_MIN: u32 = 20;
 /// Time between heals of an object that another writer keeps changing.
 pub const HEAL_SPACE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
 /// Without a heal for this long, an object is no longer contested.
 pub const HEAL_FORGET_AFTER: Duration = Duration::from_secs(6 * 60);
 
-/// What the watch says about an object.
+/// Observed state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Live {
     /// Nothing yet.

@@ -110,7 +110,7 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
         report.warnings = admitted.warnings.clone();
         let contested = now.objects.iter().filter(|(_, t)| t.budget.is_contested());
         for (key, _) in contested.take(OBJECTS_LISTED_MAX) {
-            report.warnings.push(format!("{key} is changed again and again by somebody else"));
+            report.warnings.push(format!("{key} is changed repeatedly by another writer"));
         }
         if now.leftovers > 0 && !now.guarded {
             report.warnings.push(format!("{} objects are no longer rendered", now.leftovers));
@@ -134,7 +134,7 @@ fn phase(situation: &ReportContext<'_>) -> (Phase, String, String) {
         return (Phase::Degraded, (*reason).to_owned(), message.clone());
     }
     match (&situation.removal, &situation.running) {
-        (Some(removal), _) if removal.done => plain(Phase::Removed, "is gone".to_owned()),
+        (Some(removal), _) if removal.done => plain(Phase::Removed, "removed".to_owned()),
         (Some(RemovalStatus { left, obstacle, .. }), _) => match obstacle {
             Some(Obstacle::Failing(key, failure)) => cannot_delete(key, failure),
             Some(Obstacle::Leaving(key, until)) => {
@@ -144,7 +144,7 @@ fn phase(situation: &ReportContext<'_>) -> (Phase, String, String) {
             None => plain(Phase::Progressing, format!("removing {left} objects")),
         },
         (None, Some(running)) => running_phase(running),
-        (None, None) => plain(Phase::Progressing, "nothing runs yet".to_owned()),
+        (None, None) => plain(Phase::Progressing, "no plan is applied yet".to_owned()),
     }
 }
 
@@ -169,7 +169,7 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
     }
     if let Some(first) = drifted(now.objects).next() {
         let count = drifted(now.objects).count();
-        let text = format!("{count} objects differ from what is signed, first {first}");
+        let text = format!("{count} objects differ from the signed state, first {first}");
         return plain(Phase::OutOfSync, text);
     }
     if now.guarded {

@@ -37,7 +37,7 @@ impl WatchStatus {
             }
             Some(WatchRefusal::Unreadable) => {
                 let text =
-                    format!("cannot read what the API server says of {}{place}", scope.plural);
+                    format!("cannot read the API server's response for {}{place}", scope.plural);
                 ("WatchUnreadable", text)
             }
         };

@@ -296,7 +296,7 @@ fn a_job_that_ran_and_went_by_its_ttl_is_not_run_again() {
         (finished, Need::Nothing, Health::Current),
         (running, Need::Heal, Health::NotFound),
         (kept, Need::Heal, Health::NotFound),
-        // Whether it was done cannot be known any more; running it twice is worse.
+        // It may not have finished, but running it twice is worse.
         (restarted, Need::Nothing, Health::Current),
     ] {
         job.see(gone());

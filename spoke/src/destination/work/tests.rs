@@ -71,7 +71,7 @@ impl Machine {
         machine
     }
 
-    /// What is asked for, but for reports.
+    /// Returns the commands, except reports.
     fn feed(&mut self, event: Event) -> Vec<String> {
         let commands = next(&mut self.state, event, self.moment);
         for command in &commands {
@@ -82,7 +82,7 @@ impl Machine {
         commands.iter().filter_map(shown).collect()
     }
 
-    /// What is reported, if anything has been since the last look.
+    /// Returns the reason of the report that was made since the last call, if any.
     fn report(&mut self) -> String {
         self.tick();
         self.reported.take().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! A worker and its record, where they part: at an API server that can be told what to hold.
+//! A worker and its record, where they differ, at a fake API server.
 
 use attest_common::basics::envelope::{DIRECTIVE_TYPE, seal};
 use attest_common::basics::ids::Digest;
@@ -58,7 +58,7 @@ fn account(worker: &Worker) -> Account {
     Account::new(&worker.key.0, &worker.key.1, "attest-applications")
 }
 
-/// Of a destination whose first plan is refused: what the API server still has then.
+/// Returns which objects the API server has after the first plan of a destination was refused.
 async fn rights_after_a_first_plan(inventory: Vec<Owned>, other: Option<Record>) -> [bool; 3] {
     let fake = FakeApi::start().await;
     let first = Record {

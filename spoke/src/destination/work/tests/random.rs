@@ -252,7 +252,7 @@ impl World {
         self.check_flights();
     }
 
-    /// What is dropped may have been carried out.
+    /// Drops requests; a write of the record may have been carried out.
     fn cancel(&mut self) {
         for request in std::mem::take(&mut self.flights) {
             if writes_record(&request) && self.random.percent(50) {
