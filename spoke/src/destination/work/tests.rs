@@ -229,7 +229,7 @@ fn seen(name: &str, observation: Observation) -> Event {
 }
 
 #[test]
-fn the_way_back_is_given_up_durably_before_the_first_write() {
+fn the_rollback_point_is_given_up_durably_before_the_first_write() {
     let first = admit(None, &["a", "b"], "one");
     let mut machine = Machine::checked(&first);
     assert_eq!(machine.applying().rollback, Rollback::Possible);
@@ -244,7 +244,7 @@ fn the_way_back_is_given_up_durably_before_the_first_write() {
 }
 
 #[test]
-fn a_record_that_could_not_give_up_the_way_back_is_written_again_before_the_first_write() {
+fn a_record_that_could_not_give_up_the_rollback_point_is_written_again_before_the_first_write() {
     let first = admit(None, &["a", "b"], "one");
     let mut machine = Machine::checked(&first);
     assert_eq!(machine.tick(), ["record give-up"]);
@@ -293,7 +293,7 @@ fn what_another_process_may_have_written_of_a_refused_plan_stays_in_the_inventor
 }
 
 #[test]
-fn a_conflict_while_the_way_back_is_being_given_up_sets_aside_the_object_alone() {
+fn a_conflict_while_the_rollback_point_is_being_given_up_sets_aside_the_object_alone() {
     let first = admit(None, &["a", "b"], "one");
     let mut machine = Machine::checked(&first);
     assert_eq!(machine.tick(), ["record give-up"]);
@@ -505,7 +505,7 @@ fn what_is_no_longer_rendered_is_deleted_once_the_new_plan_is_healthy() {
     let second = admit(Some(&first.entry), &["a"], "one");
     machine.feed(run(&second, Origin::Admitted));
     assert_eq!(machine.tick()[0], "record give-up", "nothing is to be written, and it is good");
-    assert_eq!(machine.tick(), [""; 0], "nothing is deleted while the way back is open");
+    assert_eq!(machine.tick(), [""; 0], "nothing is deleted while the rollback point exists");
 
     machine.finish(recorded());
     assert_eq!(machine.tick()[0], "delete b");

@@ -271,11 +271,14 @@ impl World {
             }
             (Work::Applying(applying), Request::Write { heal, .. }) => {
                 self.writes += 1;
-                assert!(*heal || applying.rollback == Rollback::GivenUp, "the way back is open");
+                assert!(
+                    *heal || applying.rollback == Rollback::GivenUp,
+                    "the rollback point exists"
+                );
                 let entry = self.entry.as_ref().unwrap();
                 let is_recorded = entry.record.held.as_ref() == Some(&applying.held);
                 let is_open = is_recorded && entry.record.rollback_point.is_some();
-                assert!(*heal || !is_open, "the record leads back");
+                assert!(*heal || !is_open, "the record has a rollback point");
             }
             (
                 Work::Applying(_),
@@ -300,7 +303,7 @@ impl World {
         assert!(self.inventory.contains(&deletion.key), "never in an inventory: {deletion:?}");
         if let Work::Applying(applying) = &self.machine.state.work {
             assert!(!applying.objects.contains_key(&deletion.key), "it is rendered");
-            assert_eq!(applying.rollback, Rollback::GivenUp, "the way back is open");
+            assert_eq!(applying.rollback, Rollback::GivenUp, "the rollback point exists");
         }
     }
 
