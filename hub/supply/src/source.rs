@@ -7,6 +7,7 @@ mod cache;
 mod commit;
 mod credentials;
 mod error;
+mod messages;
 mod push;
 mod transport;
 mod tree;
@@ -43,8 +44,6 @@ pub const REVISION_BYTES_MAX: usize = 255;
 pub const TIME_SECONDS_DEFAULT: u64 = 60;
 /// How much larger than one fetch a cached repository may grow.
 const CACHE_FACTOR: u64 = 2;
-/// What servers say when they do not give out an object.
-const NOT_GIVEN: [&str; 2] = ["not our ref", "unadvertised object"];
 
 /// A repository and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,7 +260,7 @@ impl Source {
                 self.bring_one(repository, remote, reference, resolved, interrupt)
             }
             (Err(SourceError::Protocol { url, detail }), None)
-                if NOT_GIVEN.iter().any(|words| detail.contains(words)) =>
+                if messages::refuses_object(&detail) =>
             {
                 Err(SourceError::CommitNotFound { url, commit: resolved.commit.clone(), detail })
             }

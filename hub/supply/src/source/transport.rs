@@ -21,6 +21,7 @@ use gix::protocol::transport::client::git::{self, blocking_io::Connection};
 
 use super::Remote;
 use super::error::SourceError;
+use super::messages::{self, FailureCause};
 use super::url::{RepositoryUrl, Scheme, forbidden_address};
 use crate::text::one_line;
 
@@ -176,57 +177,22 @@ impl Call {
             None => {}
         }
         let from_program = self.error_words();
-        let all = format!("{words} {from_program}");
-        let said = one_line(if from_program.is_empty() { words } else { &from_program });
+        let output = format!("{words} {from_program}");
+        let detail = one_line(if from_program.is_empty() { words } else { &from_program });
         // The HTTP client has the same limit as the watchdog and may be the first to say so.
         let over = self.begun.elapsed() + Duration::from_millis(2 * WATCH_MS) >= self.time;
-        if over && all.contains("timed out") {
+        if over && messages::reports_timeout(&output) {
             return SourceError::TimedOut { url, limit_seconds: self.time.as_secs() };
         }
-        let any = |needles: &[&str]| needles.iter().any(|needle| all.contains(needle));
-        if any(&["Host key verification failed", "host key is known", "HOST IDENTIFICATION"]) {
-            return SourceError::HostKeyRefused { host, detail: said };
+        match messages::classify(&output) {
+            Some(FailureCause::HostKey) => SourceError::HostKeyRefused { host, detail },
+            Some(FailureCause::Certificate) => SourceError::CertificateRefused { host, detail },
+            Some(FailureCause::Authentication) => SourceError::AuthenticationFailed { url, detail },
+            _ if unauthenticated => SourceError::AuthenticationFailed { url, detail },
+            Some(FailureCause::NotFound) => SourceError::RepositoryNotFound { url, detail },
+            Some(FailureCause::Unreachable) => SourceError::Unreachable { url, detail },
+            None => SourceError::Protocol { url, detail },
         }
-        if any(&["invalid peer certificate", "UnknownIssuer", "self-signed certificate"]) {
-            return SourceError::CertificateRefused { host, detail: said };
-        }
-        if unauthenticated
-            || any(&["Permission denied", "HTTP status 401", "HTTP status 403", "invalid format"])
-        {
-            return SourceError::AuthenticationFailed { url, detail: said };
-        }
-        let absent = [
-            "HTTP status 404",
-            "HTTP status 410",
-            "does not appear to be a git repository",
-            "not a git repository",
-            "epository not found",
-            "does not exist",
-            "No such file or directory",
-        ];
-        if any(&absent) {
-            return SourceError::RepositoryNotFound { url, detail: said };
-        }
-        let unreachable = [
-            "HTTP status 5",
-            "dns error",
-            "error trying to connect",
-            "tcp connect",
-            "client error (Connect)",
-            "Could not resolve hostname",
-            "Connection refused",
-            "Connection timed out",
-            "Connection closed",
-            "Connection reset",
-            "No route to host",
-            "Network is unreachable",
-            "failed to lookup address",
-            "timed out",
-        ];
-        if any(&unreachable) {
-            return SourceError::Unreachable { url, detail: said };
-        }
-        SourceError::Protocol { url, detail: said }
     }
 
     fn error_words(&mut self) -> String {
