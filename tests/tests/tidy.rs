@@ -66,6 +66,10 @@ const ORDERS: [(&str, &[&str]); 5] = [
 const WITHOUT_CIRCLES: [&str; 5] =
     ["hub/supply", "hub/install", "hub/documents", "hub/server", "hub/cli"];
 
+#[path = "tidy/wording.rs"]
+mod wording;
+
+const CRATES: [&str; 5] = ["common", "certs", "hub", "spoke", "tests"];
 const LINE_CHARS_MAX: usize = 140;
 
 #[test]
