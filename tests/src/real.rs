@@ -118,8 +118,8 @@ impl RealFleet {
         Self::start_all(clusters, (Agents::InCluster, api_environment), &mut |_| {}).await
     }
 
-    /// Like [`Self::start`], with spokes where `agents` says. Calls `progress` with a line for each
-    /// step.
+    /// Like [`Self::start`], with spokes inside or outside the clusters. Calls `progress` with a line for
+    /// each step.
     ///
     /// # Errors
     /// As [`Self::start`].

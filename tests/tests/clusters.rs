@@ -55,5 +55,5 @@ fn clusters_start_once_and_leave_nothing_behind() {
     assert_eq!(processes(&directory), 0);
     assert!(!directory.exists());
     let (_, diagnostics) = script("down.sh", &[], &directory);
-    assert!(diagnostics.contains("nothing is running"), "{diagnostics}");
+    assert!(diagnostics.contains("no cluster is running"), "{diagnostics}");
 }
