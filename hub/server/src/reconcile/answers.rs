@@ -82,7 +82,7 @@ impl Answers {
         let mut kept = self.kept.lock();
         kept.retain(|_, entry| {
             // One that is locked is being asked for.
-            entry.try_lock().map_or(true, |answer| {
+            entry.try_lock().is_none_or(|answer| {
                 let is_young = |answer: &Answer| answer.answered.elapsed() <= self.age_max;
                 Arc::strong_count(entry) > 1 || answer.as_ref().is_some_and(is_young)
             })
