@@ -4,14 +4,21 @@
 //! the namespace. An admission policy of the cluster enforces that. Every other object is written by
 //! impersonating the account.
 
+use std::collections::BTreeMap;
+
 use attest_common::basics::ids::Name;
 use attest_common::record::account_name;
 use attest_common::record::custody::{APPLICATION_ANNOTATION, NAMESPACE_ANNOTATION};
 use attest_runtime::failpoint;
 use futures::future::{join, try_join};
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
+use k8s_openapi::{Metadata, Resource as _};
+use kube::api::ObjectMeta;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::client::{ApiServer, As, object_path};
+use super::client::{ApiServer, As, path_of};
 use super::error::ApiError;
 use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
@@ -19,7 +26,6 @@ use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
 /// ClusterRole that the spoke gets there, for its watches.
 pub const READ_ROLE: &str = "attest-workloads-read";
-const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 /// The service account that writes an application's objects in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +60,10 @@ impl Account {
     /// # Errors
     /// [`ApiError`]; objects that were created stay and are found by the next attempt.
     pub async fn prepare(&self, api: &ApiServer) -> Result<bool, ApiError> {
-        let namespace = create(api, "v1", "namespaces", None, self.namespace_object());
-        let (namespace, account) = join(namespace, self.create_account(api)).await;
-        namespace?;
-        account?;
+        let namespace = self.namespace_object();
+        let created = join(create(api, &namespace), self.create_account(api)).await;
+        created.0?;
+        created.1?;
         self.bind(api).await
     }
 
@@ -72,17 +78,12 @@ impl Account {
     }
 
     async fn create_account(&self, api: &ApiServer) -> Result<bool, ApiError> {
-        let namespace = Some(self.namespace.as_str());
-        create(api, "v1", "serviceaccounts", namespace, self.account_object()).await
+        create(api, &self.account_object()).await
     }
 
     async fn bind(&self, api: &ApiServer) -> Result<bool, ApiError> {
-        let destination = self.destination.as_str();
-        let (workloads, read) = try_join(
-            create(api, RBAC, "rolebindings", Some(destination), self.workloads_binding()),
-            create(api, RBAC, "rolebindings", Some(destination), self.read_binding()),
-        )
-        .await?;
+        let (workloads, read) = (self.workloads_binding(), self.read_binding());
+        let (workloads, read) = try_join(create(api, &workloads), create(api, &read)).await?;
         Ok(workloads || read)
     }
 
@@ -93,61 +94,80 @@ impl Account {
     /// # Errors
     /// [`ApiError`]; the next attempt can delete the rest.
     pub async fn withdraw(&self, api: &ApiServer, alone: bool) -> Result<(), ApiError> {
-        let destination = Some(self.destination.as_str());
-        remove(api, RBAC, "rolebindings", destination, &self.workloads_binding()).await?;
+        remove(api, &self.workloads_binding(), is_same_binding).await?;
         if alone {
-            remove(api, RBAC, "rolebindings", destination, &self.read_binding()).await?;
+            remove(api, &self.read_binding(), is_same_binding).await?;
         }
-        let namespace = Some(self.namespace.as_str());
-        remove(api, "v1", "serviceaccounts", namespace, &self.account_object()).await
+        remove(api, &self.account_object(), is_same_account).await
     }
 
-    fn namespace_object(&self) -> Value {
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.destination.as_str()}})
+    fn namespace_object(&self) -> Namespace {
+        let metadata = named(self.destination.as_str(), None);
+        Namespace { metadata, ..Namespace::default() }
     }
 
-    fn account_object(&self) -> Value {
-        json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {
-                "name": self.name, "namespace": self.namespace,
-                "annotations": {
-                    APPLICATION_ANNOTATION: self.application.as_str(),
-                    NAMESPACE_ANNOTATION: self.destination.as_str(),
-                },
-            },
-            "automountServiceAccountToken": false,
-        })
+    fn account_object(&self) -> ServiceAccount {
+        let annotations = BTreeMap::from([
+            (APPLICATION_ANNOTATION.to_owned(), self.application.to_string()),
+            (NAMESPACE_ANNOTATION.to_owned(), self.destination.to_string()),
+        ]);
+        let metadata = named(&self.name, Some(&self.namespace));
+        ServiceAccount {
+            metadata: ObjectMeta { annotations: Some(annotations), ..metadata },
+            automount_service_account_token: Some(false),
+            ..ServiceAccount::default()
+        }
     }
 
-    fn workloads_binding(&self) -> Value {
+    fn workloads_binding(&self) -> RoleBinding {
         self.binding(&self.name, WORKLOADS_ROLE, &self.namespace, &self.name)
     }
 
-    fn read_binding(&self) -> Value {
+    fn read_binding(&self) -> RoleBinding {
         self.binding(SPOKE_NAME, READ_ROLE, SYSTEM_NAMESPACE, SPOKE_NAME)
     }
 
-    fn binding(&self, name: &str, role: &str, subject_namespace: &str, subject: &str) -> Value {
-        json!({
-            "apiVersion": RBAC, "kind": "RoleBinding",
-            "metadata": {"name": name, "namespace": self.destination.as_str()},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": subject, "namespace": subject_namespace}],
-        })
+    fn binding(
+        &self,
+        name: &str,
+        role: &str,
+        subject_namespace: &str,
+        subject: &str,
+    ) -> RoleBinding {
+        RoleBinding {
+            metadata: named(name, Some(self.destination.as_str())),
+            role_ref: RoleRef {
+                api_group: Some(RoleBinding::GROUP.to_owned()),
+                kind: "ClusterRole".to_owned(),
+                name: role.to_owned(),
+            },
+            subjects: Some(vec![Subject {
+                kind: "ServiceAccount".to_owned(),
+                name: subject.to_owned(),
+                namespace: Some(subject_namespace.to_owned()),
+                api_group: None,
+            }]),
+        }
+    }
+}
+
+fn named(name: &str, namespace: Option<&str>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        ..ObjectMeta::default()
     }
 }
 
 /// Creates an object. Returns false if one of this name exists.
-async fn create(
-    api: &ApiServer,
-    api_version: &str,
-    plural: &str,
-    namespace: Option<&str>,
-    body: Value,
-) -> Result<bool, ApiError> {
+async fn create<K>(api: &ApiServer, object: &K) -> Result<bool, ApiError>
+where
+    K: Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned,
+{
+    let plural = K::URL_PATH_SEGMENT;
+    let collection = path_of::<K>(object.metadata().namespace.as_deref(), "");
     failpoint::reach(format_args!("before-{plural}-write"));
-    let created = api.create(&object_path(api_version, plural, namespace, ""), &body).await;
+    let created = api.create(&collection, object).await;
     failpoint::reach(format_args!("after-{plural}-write"));
     match created {
         Ok(_) => Ok(true),
@@ -156,38 +176,37 @@ async fn create(
     }
 }
 
-/// Deletes an object if it still is as the spoke created it.
-async fn remove(
+/// Deletes the object of this name if `is_same` holds for it and `created`; any other belongs to another owner.
+async fn remove<K>(
     api: &ApiServer,
-    api_version: &str,
-    plural: &str,
-    namespace: Option<&str>,
-    made: &Value,
-) -> Result<(), ApiError> {
-    let text = |object: &Value, field: &str| {
-        object.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let path = object_path(api_version, plural, namespace, &text(made, "/metadata/name"));
-    let found = api.get_optional(&path).await?.filter(|found| holds(found, made));
-    let Some(found) = found else { return Ok(()) };
-    match api.delete(&path, As::Spoke, &text(&found, "/metadata/uid")).await {
+    created: &K,
+    is_same: impl FnOnce(&K, &K) -> bool,
+) -> Result<(), ApiError>
+where
+    K: Metadata<Ty = ObjectMeta> + DeserializeOwned,
+{
+    let ObjectMeta { name, namespace, .. } = created.metadata();
+    let path = path_of::<K>(namespace.as_deref(), name.as_deref().unwrap_or_default());
+    let found: Option<K> = api.read_optional(&path).await?;
+    let Some(found) = found.filter(|found| is_same(found, created)) else { return Ok(()) };
+    let uid = found.metadata().uid.as_deref().unwrap_or_default();
+    match api.delete(&path, As::Spoke, uid).await {
         Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-        // Deleted, or replaced by another object concurrently, which is not ours.
+        // Deleted, or replaced by another object of the name, which is not ours.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Returns whether `found` has every value of `made`. It may have more fields; lists are compared as a whole.
-fn holds(found: &Value, made: &Value) -> bool {
-    match (found, made) {
-        (Value::Object(found), Value::Object(made)) => made
-            .iter()
-            .all(|(field, made)| found.get(field).is_some_and(|found| holds(found, made))),
-        (Value::Array(found), Value::Array(made)) => {
-            found.len() == made.len() && found.iter().zip(made).all(|(f, m)| holds(f, m))
-        }
-        (found, made) => found == made,
-    }
+fn is_same_binding(found: &RoleBinding, created: &RoleBinding) -> bool {
+    found.role_ref == created.role_ref && found.subjects == created.subjects
+}
+
+/// Further annotations are allowed.
+fn is_same_account(found: &ServiceAccount, created: &ServiceAccount) -> bool {
+    let annotation = |name| found.metadata.annotations.as_ref()?.get(name);
+    let mut expected = created.metadata.annotations.iter().flatten();
+    found.automount_service_account_token == created.automount_service_account_token
+        && expected.all(|(name, value)| annotation(name) == Some(value))
 }
 
 #[cfg(test)]
@@ -201,15 +220,11 @@ mod tests {
     }
 
     async fn names(api: &ApiServer, account: &Account) -> Vec<&'static str> {
-        let at = |plural, namespace: &str, name: &str| {
-            let version = if plural == "rolebindings" { RBAC } else { "v1" };
-            object_path(version, plural, Some(namespace), name)
-        };
         let places = [
-            ("namespace", object_path("v1", "namespaces", None, "shop")),
-            ("account", at("serviceaccounts", &account.namespace, &account.name)),
-            ("workloads", at("rolebindings", "shop", &account.name)),
-            ("read", at("rolebindings", "shop", SPOKE_NAME)),
+            ("namespace", path_of::<Namespace>(None, "shop")),
+            ("account", path_of::<ServiceAccount>(Some(&account.namespace), &account.name)),
+            ("workloads", path_of::<RoleBinding>(Some("shop"), &account.name)),
+            ("read", path_of::<RoleBinding>(Some("shop"), SPOKE_NAME)),
         ];
         let mut there = Vec::new();
         for (what, path) in places {
@@ -240,12 +255,12 @@ mod tests {
         let fake = FakeApi::start().await;
         let (api, web) = (fake.open().await, account("web"));
         let mut bound = web.workloads_binding();
-        let more = json!({"kind": "ServiceAccount", "name": "robot", "namespace": "shop"});
-        bound["subjects"].as_array_mut().unwrap().push(more);
+        let subjects = bound.subjects.as_mut().unwrap();
+        subjects.push(Subject { name: "robot".to_owned(), ..subjects[0].clone() });
         let mut somebody = web.account_object();
-        somebody["metadata"]["annotations"] = json!({"team": "shop"});
-        let bindings = object_path(RBAC, "rolebindings", Some("shop"), "");
-        let accounts = object_path("v1", "serviceaccounts", Some(&web.namespace), "");
+        somebody.metadata.annotations = Some([("team".to_owned(), "shop".to_owned())].into());
+        let bindings = path_of::<RoleBinding>(Some("shop"), "");
+        let accounts = path_of::<ServiceAccount>(Some(&web.namespace), "");
         api.create(&bindings, &bound).await.unwrap();
         api.create(&accounts, &somebody).await.unwrap();
 

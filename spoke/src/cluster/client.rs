@@ -1,7 +1,8 @@
 //! Client of the API server. Decides nothing.
 //!
 //! Requests are plain HTTP with JSON, because impersonation is a header and the difference between
-//! created and changed is a status code, which a typed client hides.
+//! created and changed is a status code, which a typed client hides. Objects of built-in kinds that the spoke
+//! keeps for itself have the types of `k8s-openapi`; those of applications may be of any kind and stay JSON.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +13,16 @@ use attest_common::basics::text::error_chain;
 use attest_common::objects::projection::FIELD_MANAGER;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
+use k8s_openapi::Resource;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use kube::Client;
+use kube::api::{ObjectList, PartialObjectMeta};
 use kube::client::{Body, ClientBuilder};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use tower::util::MapRequestLayer;
 
@@ -30,7 +38,7 @@ pub const ACCOUNT_REQUESTS_MAX: usize = 32;
 /// Most concurrent requests under the spoke's own identity, other than watches.
 pub const OWN_REQUESTS_MAX: usize = 16;
 /// Requested lifetime of a renewed token of a kubeconfig, in seconds.
-pub const TOKEN_LIFETIME_S: u64 = 24 * 60 * 60;
+pub const TOKEN_LIFETIME_S: i64 = 24 * 60 * 60;
 /// Interval of the check whether the token must be renewed.
 const TOKEN_CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Longest message of the API server that is retained, in characters.
@@ -157,40 +165,80 @@ impl ApiServer {
         }
     }
 
+    /// Reads an object or list of a known type.
+    ///
+    /// # Errors
+    /// [`ApiError`], also if it does not exist or is of another type.
+    pub async fn read<K: DeserializeOwned>(&self, path: &str) -> Result<K, ApiError> {
+        typed("get", path, self.get(path).await?)
+    }
+
+    /// Reads an object of a known type that may be absent.
+    ///
+    /// # Errors
+    /// [`ApiError`], but not for an absent object.
+    pub async fn read_optional<K: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Option<K>, ApiError> {
+        match self.get_optional(path).await? {
+            Some(value) => typed("get", path, value).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Reads an aggregated discovery document.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn discovery(&self, path: &str) -> Result<Value, ApiError> {
+    pub async fn discovery<D: DeserializeOwned>(&self, path: &str) -> Result<D, ApiError> {
         let request = Request::get(path)
             .header(ACCEPT, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
-        self.call("get", path, request, Vec::new()).await.map(|(_, value)| value)
+        let (_, document) = self.call("get", path, request, Vec::new()).await?;
+        typed("get", path, document)
     }
 
     /// Reads a list with metadata only.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn get_metadata(&self, path: &str) -> Result<Value, ApiError> {
+    pub async fn get_metadata<K>(
+        &self,
+        path: &str,
+    ) -> Result<ObjectList<PartialObjectMeta<K>>, ApiError>
+    where
+        PartialObjectMeta<K>: Clone + DeserializeOwned,
+    {
         let request = Request::get(path)
             .header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
-        self.call("list", path, request, Vec::new()).await.map(|(_, value)| value)
+        let (_, list) = self.call("list", path, request, Vec::new()).await?;
+        typed("list", path, list)
     }
 
     /// Creates an object.
     ///
     /// # Errors
     /// [`ApiError`]; see [`ApiError::is_already_exists`].
-    pub async fn create(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.send(Method::POST, path, As::Spoke, Some(body)).await.map(|(_, value)| value)
+    pub async fn create<K>(&self, path: &str, object: &K) -> Result<K, ApiError>
+    where
+        K: Serialize + DeserializeOwned,
+    {
+        let body = untyped(path, object)?;
+        let (_, created) = self.send(Method::POST, path, As::Spoke, Some(&body)).await?;
+        typed("create", path, created)
     }
 
-    /// Replaces an object; if `body` has `metadata.resourceVersion`, only that version.
+    /// Replaces an object; if `object` has `metadata.resourceVersion`, only that version.
     ///
     /// # Errors
     /// [`ApiError`]; see [`ApiError::is_conflict`].
-    pub async fn replace(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.send(Method::PUT, path, As::Spoke, Some(body)).await.map(|(_, value)| value)
+    pub async fn replace<K>(&self, path: &str, object: &K) -> Result<K, ApiError>
+    where
+        K: Serialize + DeserializeOwned,
+    {
+        let body = untyped(path, object)?;
+        let (_, replaced) = self.send(Method::PUT, path, As::Spoke, Some(&body)).await?;
+        typed("update", path, replaced)
     }
 
     /// Deletes an object of the spoke's own namespace. An absent object is not an error.
@@ -232,11 +280,18 @@ impl ApiServer {
         user: As<'_>,
         uid: &str,
     ) -> Result<Value, ApiError> {
-        let options = json!({
-            "apiVersion": "v1", "kind": "DeleteOptions",
-            "propagationPolicy": "Background", "preconditions": {"uid": uid},
-        });
-        self.send(Method::DELETE, path, user, Some(&options)).await.map(|(_, answer)| answer)
+        let options = DeleteOptions {
+            api_version: Some("v1".to_owned()),
+            kind: Some("DeleteOptions".to_owned()),
+            propagation_policy: Some("Background".to_owned()),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteOptions::default()
+        };
+        let body = untyped(path, &options)?;
+        self.send(Method::DELETE, path, user, Some(&body)).await.map(|(_, answer)| answer)
     }
 
     async fn send(
@@ -281,7 +336,7 @@ impl ApiServer {
         // Never closed.
         let _turn = asked_for.acquire().await;
         self.metrics.requests.with_label_values(&[verb]).inc();
-        let place = || path.split('?').next().unwrap_or_default().to_owned();
+        let place = || without_query(path);
         let request = request
             .body(Body::from(body))
             .map_err(|error| ApiError::Request { path: place(), message: error.to_string() })?;
@@ -338,15 +393,15 @@ impl ApiServer {
     }
 
     async fn fresh_token(&self) -> Result<String, ClusterError> {
-        let path =
-            format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/{SPOKE_NAME}/token");
-        let body = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"expirationSeconds": TOKEN_LIFETIME_S},
-        });
-        let answer = self.create(&path, &body).await.map_err(ClusterError::Api)?;
-        let fresh = answer.pointer("/status/token").and_then(Value::as_str);
-        fresh.map(str::to_owned).ok_or(ClusterError::TokenMissing)
+        let account = path_of::<ServiceAccount>(Some(SYSTEM_NAMESPACE), SPOKE_NAME);
+        let spec = TokenRequestSpec {
+            expiration_seconds: Some(TOKEN_LIFETIME_S),
+            ..TokenRequestSpec::default()
+        };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let answered = self.create(&format!("{account}/token"), &request).await;
+        let status = answered.map_err(ClusterError::Api)?.status;
+        status.and_then(|status| status.token).ok_or(ClusterError::TokenMissing)
     }
 }
 
@@ -374,6 +429,28 @@ fn yaml_of(value: &Value) -> String {
     }
 }
 
+fn untyped<K: Serialize>(path: &str, object: &K) -> Result<Value, ApiError> {
+    let failed = |error: serde_json::Error| ApiError::Request {
+        path: path.to_owned(),
+        message: error.to_string(),
+    };
+    serde_json::to_value(object).map_err(failed)
+}
+
+fn typed<K: DeserializeOwned>(verb: &'static str, path: &str, value: Value) -> Result<K, ApiError> {
+    let unreadable = |source| ApiError::Unreadable { verb, path: without_query(path), source };
+    serde_json::from_value(value).map_err(unreadable)
+}
+
+fn without_query(path: &str) -> String {
+    path.split('?').next().unwrap_or_default().to_owned()
+}
+
+/// Path of an object of a built-in kind, or of the collection when `name` is empty.
+pub fn path_of<K: Resource>(namespace: Option<&str>, name: &str) -> String {
+    object_path(K::API_VERSION, K::URL_PATH_SEGMENT, namespace, name)
+}
+
 /// Path of an object, or of the collection when `name` is empty.
 pub fn object_path(api_version: &str, plural: &str, namespace: Option<&str>, name: &str) -> String {
     let root = if api_version.contains('/') { "/apis" } else { "/api" };
@@ -388,6 +465,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Secret;
     use kube::Api;
     use kube::api::WatchParams;
+    use serde_json::json;
 
     use super::*;
     use crate::cluster::fake::FakeApi;

@@ -3,7 +3,8 @@
 use attest_common::basics::locked::RwLocked;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kind, Kinds};
-use serde_json::Value;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
 
 use super::client::ApiServer;
 use super::error::ApiError;
@@ -11,7 +12,7 @@ use super::error::ApiError;
 /// Reads the discovery documents of the API server, and adds their kinds to the known ones.
 pub(crate) async fn discover(api: &ApiServer, kinds: &RwLocked<Kinds>) -> Result<(), ApiError> {
     for root in ["/api", "/apis"] {
-        let document = api.discovery(root).await?;
+        let document: Discovery = api.discovery(root).await?;
         learn(&mut kinds.write(), &document);
     }
     Ok(())
@@ -26,36 +27,83 @@ pub(crate) async fn served(
     Ok(newest(&api.discovery(root).await?, &key.group, &key.kind))
 }
 
-/// Returns version and plural of a kind from an aggregated discovery document, whose versions are in the server's
-/// order of preference.
-fn newest(document: &Value, group: &str, kind: &str) -> Option<(String, String)> {
-    let text = |value: &Value, pointer: &str| Some(value.pointer(pointer)?.as_str()?.to_owned());
-    let list = |value: &Value, field: &str| value.get(field)?.as_array().cloned();
-    let named = |item: &Value| text(item, "/metadata/name").unwrap_or_default() == group;
-    let found = list(document, "items")?.into_iter().find(named)?;
-    list(&found, "versions")?.iter().find_map(|version| {
-        let resources = list(version, "resources")?;
-        let ours = |r: &&Value| text(r, "/responseKind/kind").as_deref() == Some(kind);
-        let resource = resources.iter().find(ours)?;
-        Some((text(version, "/version")?, text(resource, "/resource")?))
+/// Aggregated discovery document (`APIGroupDiscoveryList`), as far as it is used. Unlike the type of `kube`, it
+/// tolerates an extension server that reports no list of verbs.
+#[derive(Debug, Deserialize)]
+struct Discovery {
+    items: Option<Vec<Group>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    /// The core group has no name.
+    #[serde(default)]
+    metadata: ObjectMeta,
+    /// In the server's order of preference.
+    versions: Option<Vec<Version>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Version {
+    version: Option<String>,
+    resources: Option<Vec<ServedResource>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServedResource {
+    /// Plural name.
+    resource: Option<String>,
+    response_kind: Option<ResponseKind>,
+    scope: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ResponseKind {
+    kind: Option<String>,
+}
+
+impl Group {
+    fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.versions.iter().flatten()
+    }
+}
+
+impl Version {
+    fn resources(&self) -> impl Iterator<Item = &ServedResource> {
+        self.resources.iter().flatten()
+    }
+}
+
+impl ServedResource {
+    fn kind(&self) -> Option<&str> {
+        self.response_kind.as_ref()?.kind.as_deref()
+    }
+}
+
+/// Returns the preferred version that has the kind, and the plural of the kind there.
+fn newest(document: &Discovery, group: &str, kind: &str) -> Option<(String, String)> {
+    let found = document.items.iter().flatten().find(|item| item.name() == group)?;
+    found.versions().find_map(|version| {
+        let resource = version.resources().find(|resource| resource.kind() == Some(kind))?;
+        Some((version.version.clone()?, resource.resource.clone()?))
     })
 }
 
-/// Adds the kinds of an aggregated discovery document (`APIGroupDiscoveryList`).
-fn learn(kinds: &mut Kinds, document: &Value) {
-    let list = |value: &Value, field: &str| {
-        value.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
-    };
-    for group in list(document, "items") {
-        let name = group.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        for resource in list(&group, "versions").iter().flat_map(|v| list(v, "resources")) {
-            let text = |pointer: &str| resource.pointer(pointer).and_then(Value::as_str);
-            let (Some(plural), Some(kind)) = (text("/resource"), text("/responseKind/kind")) else {
+/// Adds the kinds of a document to the known ones.
+fn learn(kinds: &mut Kinds, document: &Discovery) {
+    for group in document.items.iter().flatten() {
+        for resource in group.versions().flat_map(Version::resources) {
+            let (Some(plural), Some(kind)) = (&resource.resource, resource.kind()) else {
                 continue;
             };
-            if kinds.get(name, kind).is_none() {
-                let namespaced = text("/scope") == Some("Namespaced");
-                kinds.insert(name, kind, Kind { plural: plural.to_owned(), namespaced });
+            if kinds.get(group.name(), kind).is_none() {
+                let namespaced = resource.scope.as_deref() == Some("Namespaced");
+                kinds.insert(group.name(), kind, Kind { plural: plural.clone(), namespaced });
             }
         }
     }
@@ -63,20 +111,24 @@ fn learn(kinds: &mut Kinds, document: &Value) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn document(value: Value) -> Discovery {
+        serde_json::from_value(value).unwrap()
+    }
 
     #[test]
     fn a_kind_is_found_in_the_version_that_the_server_prefers_of_those_that_have_it() {
         let widget = |plural: &str| json!({"resource": plural, "responseKind": {"kind": "Widget"}});
-        let document = json!({"items": [
+        let document = document(json!({"items": [
             {"metadata": {}, "versions": [{"version": "v1", "resources": [widget("others")]}]},
             {"metadata": {"name": "example.com"}, "versions": [
                 {"version": "v3", "resources": []},
                 {"version": "v2", "resources": [widget("widgets")]},
                 {"version": "v1", "resources": [widget("olds")]}]},
-        ]});
+        ]}));
 
         let found = |group: &str| newest(&document, group, "Widget");
         assert_eq!(found("example.com"), Some(("v2".to_owned(), "widgets".to_owned())));
@@ -88,12 +140,12 @@ mod tests {
     #[test]
     fn kinds_are_learnt_from_discovery_without_replacing_what_is_known() {
         let mut kinds = Kinds::built_in();
-        let document = json!({"items": [
+        let document = document(json!({"items": [
             {"metadata": {"name": "example.com"}, "versions": [{"version": "v1", "resources": [
                 {"resource": "widgets", "scope": "Namespaced", "responseKind": {"kind": "Widget"}}]}]},
             {"metadata": {"name": "apps"}, "versions": [{"version": "v1", "resources": [
                 {"resource": "evil", "scope": "Cluster", "responseKind": {"kind": "Deployment"}}]}]},
-        ]});
+        ]}));
 
         learn(&mut kinds, &document);
 

@@ -19,8 +19,8 @@ use attest_runtime::failpoint;
 use attest_runtime::frames::COMPRESSION_LEVEL;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Secret;
 use prost::Message;
-use serde_json::{Value, json};
 
 use super::error::LedgerError;
 use super::index::{CONTENT_TOTAL_BYTES_MAX, PIECE_BYTES_MAX};
@@ -150,18 +150,17 @@ impl Ledger {
         if self.state().content.confirmed.contains(&name) {
             return Ok(());
         }
-        let metadata = json!({
-            "labels": {RECORD_LABEL: CONTENT_LABEL_VALUE},
-            "annotations": {PIECES_ANNOTATION: count.to_string(), BYTES_ANNOTATION: piece.len().to_string()},
-        });
-        let mut body = secrets::body(&name, "", metadata, &[(PIECE_KEY, &piece)].into());
-        if let Some(fields) = body.as_object_mut() {
-            fields.insert("immutable".to_owned(), true.into());
-        }
+        let mut secret = secrets::secret(&name, "", &[(PIECE_KEY, &piece)].into());
+        secret.immutable = Some(true);
+        secret.metadata.labels = secrets::texts([(RECORD_LABEL, CONTENT_LABEL_VALUE.to_owned())]);
+        secret.metadata.annotations = secrets::texts([
+            (PIECES_ANNOTATION, count.to_string()),
+            (BYTES_ANNOTATION, piece.len().to_string()),
+        ]);
         // Counted first: after an error it may have been written.
         self.state().content.stored.insert(name.clone(), piece.len() as u64);
         self.writes().spend(piece.len() as u64);
-        match self.api().create(&collection(), &body).await {
+        match self.api().create(&collection(), &secret).await {
             // Addressed by content: an existing Secret has the same content, and loading checks it.
             Err(error) if !error.is_already_exists() => return Err(LedgerError::Api(error)),
             Ok(_) | Err(_) => {}
@@ -206,16 +205,17 @@ impl Ledger {
         index: usize,
     ) -> Result<(Vec<u8>, usize), LedgerError> {
         let lost = || LedgerError::Content { plan };
-        let found = self.api().get_optional(&path(&content_secret(name, index))).await;
-        let Some(secret) = found.map_err(LedgerError::Api)? else {
+        let found = self.api().read_optional(&path(&content_secret(name, index))).await;
+        let found: Option<Secret> = found.map_err(LedgerError::Api)?;
+        let Some(secret) = found else {
             // Others may have been deleted too.
             self.state().content.confirmed.clear();
             return Err(lost());
         };
-        let bytes = secrets::bytes(&secret, PIECE_KEY).ok_or_else(lost)?;
-        let pieces = secret.pointer("/metadata/annotations").and_then(|a| a.get(PIECES_ANNOTATION));
-        let count = pieces.and_then(Value::as_str).and_then(|text| text.parse().ok());
-        Ok((bytes, count.ok_or_else(lost)?))
+        let annotations = secret.metadata.annotations.unwrap_or_default();
+        let count = annotations.get(PIECES_ANNOTATION).and_then(|text| text.parse().ok());
+        let piece = secret.data.and_then(|mut data| data.remove(PIECE_KEY)).ok_or_else(lost)?;
+        Ok((piece.0, count.ok_or_else(lost)?))
     }
 
     /// Schedules the deletion of unused content.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::record::custody::{BYTES_ANNOTATION, CONTENT_LABEL_VALUE, RECORD_LABEL};
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectList, PartialObjectMeta};
 
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
@@ -25,13 +26,11 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn of(list: &Value) -> Self {
-        let items = list.get("items").and_then(Value::as_array).into_iter().flatten();
-        let stored = items.filter_map(|item| {
-            let name = item.pointer("/metadata/name")?.as_str()?;
-            let annotations = item.pointer("/metadata/annotations");
-            let bytes = annotations.and_then(|a| a.get(BYTES_ANNOTATION)?.as_str()?.parse().ok());
-            Some((name.to_owned(), bytes.unwrap_or(PIECE_BYTES_MAX as u64)))
+    pub(super) fn of(list: &ObjectList<PartialObjectMeta<Secret>>) -> Self {
+        let stored = list.items.iter().filter_map(|secret| {
+            let annotations = secret.metadata.annotations.as_ref();
+            let bytes = annotations.and_then(|all| all.get(BYTES_ANNOTATION)?.parse().ok());
+            Some((secret.metadata.name.clone()?, bytes.unwrap_or(PIECE_BYTES_MAX as u64)))
         });
         Self { stored: stored.collect(), ..Self::default() }
     }

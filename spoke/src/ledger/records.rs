@@ -21,7 +21,8 @@ use attest_common::record::{DestinationRecords, Record};
 use attest_common::session::message::Seen;
 use attest_runtime::failpoint;
 use attest_runtime::frames::COMPRESSION_LEVEL;
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::ObjectList;
 use tokio::sync::Notify;
 
 use super::error::LedgerError;
@@ -150,15 +151,14 @@ impl Ledger {
                 collection()
             );
             let page = format!("{selected}&limit={RECORDS_LISTED_MAX}&continue={next}");
-            let list = api.get(&page).await.map_err(LedgerError::Api)?;
-            for secret in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+            let list: ObjectList<Secret> = api.read(&page).await.map_err(LedgerError::Api)?;
+            for secret in &list.items {
                 let (entry, version) = read(secret)?;
                 put(&mut state, entry, version);
             }
-            let more = list.pointer("/metadata/continue").and_then(Value::as_str);
-            match more.filter(|more| !more.is_empty()) {
+            match list.metadata.continue_.filter(|more| !more.is_empty()) {
                 // URL-safe Base64, which needs no escapes.
-                Some(more) => more.clone_into(&mut next),
+                Some(more) => next = more,
                 None => break,
             }
         }
@@ -266,7 +266,7 @@ impl Ledger {
         if self.is_ordered_anew(key, wanted) {
             self.0.writes.spend((bytes + SECRET_OVERHEAD_BYTES) * WRITES_OF_AN_ORDER);
         }
-        let is_ours = |found: &Value| {
+        let is_ours = |found: &Secret| {
             read(found).is_ok_and(|(entry, _)| {
                 entry.record == wanted.record && entry.directive == wanted.directive
             })
@@ -381,38 +381,34 @@ pub fn secret_name((application, namespace): &Key) -> String {
 }
 
 /// Returns the Secret of a destination, and the bytes of its data.
-fn write(name: &str, entry: &Entry, version: &str) -> Result<(Value, u64), LedgerError> {
+fn write(name: &str, entry: &Entry, version: &str) -> Result<(Secret, u64), LedgerError> {
     let Entry { record, directive, confirmed } = entry;
     let json = to_json(record)?;
-    let metadata = json!({
-        "labels": {RECORD_LABEL: DESTINATION_LABEL_VALUE},
-        "annotations": {
-            APPLICATION_ANNOTATION: record.application.as_str(),
-            NAMESPACE_ANNOTATION: record.namespace.as_str(),
-        },
-    });
     let room = SECRET_BYTES_MAX.saturating_sub(json.len() + directive.len());
     let pairs = pack(confirmed).filter(|pairs| pairs.len() <= room);
     let mut data = BTreeMap::from([(RECORD_KEY, json.as_slice()), (DIRECTIVE_KEY, directive)]);
     data.extend(pairs.iter().map(|pairs| (CONFIRMED_KEY, pairs.as_slice())));
     let bytes = data.values().map(|value| value.len() as u64).sum();
-    Ok((secrets::body(name, version, metadata, &data), bytes))
+    let mut secret = secrets::secret(name, version, &data);
+    secret.metadata.labels = secrets::texts([(RECORD_LABEL, DESTINATION_LABEL_VALUE.to_owned())]);
+    secret.metadata.annotations = secrets::texts([
+        (APPLICATION_ANNOTATION, record.application.to_string()),
+        (NAMESPACE_ANNOTATION, record.namespace.to_string()),
+    ]);
+    Ok((secret, bytes))
 }
 
-fn read(secret: &Value) -> Result<(Entry, String), LedgerError> {
-    let name = || {
-        let name = secret.pointer("/metadata/name").and_then(Value::as_str);
-        name.unwrap_or_default().to_owned()
-    };
+fn read(secret: &Secret) -> Result<(Entry, String), LedgerError> {
+    let name = || secret.metadata.name.clone().unwrap_or_default();
     let unreadable = || LedgerError::Unreadable { secret: name() };
     let bytes = |key: &str| secrets::bytes(secret, key);
     let json = bytes(RECORD_KEY).ok_or_else(unreadable)?;
-    let record: Record = serde_json::from_slice(&json).map_err(|_| unreadable())?;
+    let record: Record = serde_json::from_slice(json).map_err(|_| unreadable())?;
     let entry = Entry {
         record,
-        directive: bytes(DIRECTIVE_KEY).unwrap_or_default(),
+        directive: bytes(DIRECTIVE_KEY).unwrap_or_default().to_vec(),
         // Lost or damaged pairs cost requests, not safety.
-        confirmed: bytes(CONFIRMED_KEY).and_then(|packed| unpack(&packed)).unwrap_or_default(),
+        confirmed: bytes(CONFIRMED_KEY).and_then(unpack).unwrap_or_default(),
     };
     Ok((entry, resource_version(secret)))
 }

@@ -15,7 +15,7 @@ use attest_common::record::custody::{
     HUB_STATUS_KEY, HubStatus, REFUSALS_KEY, REFUSALS_SECRET, Refusal, StoredRefusal,
 };
 use attest_runtime::failpoint;
-use serde_json::json;
+use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::Notify;
 
 use crate::cluster::client::ApiServer;
@@ -86,10 +86,10 @@ impl Refusals {
     /// # Errors
     /// If the API server does not answer.
     pub async fn load(api: ApiServer) -> Result<Self, ApiError> {
-        let secret = api.get_optional(&path(REFUSALS_SECRET)).await?;
+        let secret: Option<Secret> = api.read_optional(&path(REFUSALS_SECRET)).await?;
         let bytes = |key| secret.as_ref().and_then(|secret| secrets::bytes(secret, key));
-        let list = bytes(REFUSALS_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let hub = bytes(HUB_STATUS_KEY).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let list = bytes(REFUSALS_KEY).and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let hub = bytes(HUB_STATUS_KEY).and_then(|bytes| serde_json::from_slice(bytes).ok());
         Ok(Self(Arc::new(Inner {
             api,
             list: Locked::new(list.unwrap_or_default()),
@@ -158,10 +158,10 @@ impl Refusals {
         let hub = hub.and_then(|hub| serde_json::to_vec(&hub).ok());
         let mut data = BTreeMap::from([(REFUSALS_KEY, json)]);
         data.extend(hub.map(|hub| (HUB_STATUS_KEY, hub)));
-        let body = secrets::body(REFUSALS_SECRET, "", json!({}), &data);
+        let secret = secrets::secret(REFUSALS_SECRET, "", &data);
         failpoint::reach("before-refusal-write");
-        match self.0.api.replace(&path(REFUSALS_SECRET), &body).await {
-            Err(error) if error.is_not_found() => self.0.api.create(&collection(), &body).await?,
+        match self.0.api.replace(&path(REFUSALS_SECRET), &secret).await {
+            Err(error) if error.is_not_found() => self.0.api.create(&collection(), &secret).await?,
             other => other?,
         };
         failpoint::reach("after-refusal-write");

@@ -6,7 +6,7 @@ use attest_common::basics::locked::RwLocked;
 use attest_common::basics::rate::RateLimiter;
 use attest_common::basics::text::error_chain;
 use attest_common::objects::kinds::Kinds;
-use serde_json::Value;
+use k8s_openapi::apimachinery::pkg::version::Info;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -170,8 +170,7 @@ fn report_lost_records(lost: Lost) {
 }
 
 async fn kubernetes_version(api: &ApiServer) -> String {
-    let version = api.get("/version").await.unwrap_or_default();
-    version.get("gitVersion").and_then(Value::as_str).unwrap_or_default().to_owned()
+    api.read::<Info>("/version").await.unwrap_or_default().git_version
 }
 
 fn log_retry(what: &str, error: &ApiError) {

@@ -16,7 +16,7 @@ use attest_common::record::custody::{
     IDENTITY_PRIVATE_KEY as KEY, IDENTITY_SECRET as SECRET, IDENTITY_TLS_KEY as TLS_KEY,
 };
 use attest_runtime::failpoint;
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::Secret;
 use zeroize::Zeroizing;
 
 use super::secrets::{self, Swapped, resource_version};
@@ -77,7 +77,7 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`].
     pub async fn load_or_create(api: &ApiServer) -> Result<Self, IdentityError> {
-        if let Some(secret) = api.get_optional(&path()).await.map_err(IdentityError::Api)? {
+        if let Some(secret) = api.read_optional(&path()).await.map_err(IdentityError::Api)? {
             return Self::read(&secret);
         }
         let mut seed = Zeroizing::new([0; 32]);
@@ -140,7 +140,7 @@ impl Identity {
     /// [`IdentityError`]; the caller retries.
     pub async fn note_destinations(api: &ApiServer, count: u64) -> Result<(), IdentityError> {
         for _ in 0..SWAP_ATTEMPTS {
-            let mut identity = Self::read(&api.get(&path()).await.map_err(IdentityError::Api)?)?;
+            let mut identity = Self::read(&api.read(&path()).await.map_err(IdentityError::Api)?)?;
             if identity.destinations >= count {
                 return Ok(());
             }
@@ -157,9 +157,9 @@ impl Identity {
         Err(IdentityError::Overtaken)
     }
 
-    fn read(secret: &Value) -> Result<Self, IdentityError> {
+    fn read(secret: &Secret) -> Result<Self, IdentityError> {
         let text = |name: &'static str| {
-            String::from_utf8(secrets::bytes(secret, name)?).ok().map(Zeroizing::new)
+            String::from_utf8(secrets::bytes(secret, name)?.to_vec()).ok().map(Zeroizing::new)
         };
         let required = |name: &'static str| text(name).ok_or(IdentityError::Malformed(name));
         let key =
@@ -186,7 +186,7 @@ impl Identity {
     }
 
     /// Returns the Secret with this certificate, to replace the version that was last read.
-    fn secret(&self, tls: Option<&Tls>) -> Result<Value, IdentityError> {
+    fn secret(&self, tls: Option<&Tls>) -> Result<Secret, IdentityError> {
         let pem = self.key.to_pem().map_err(|_| IdentityError::Malformed(KEY))?;
         let cluster = Zeroizing::new(self.cluster.to_string());
         let mut data = BTreeMap::from([(KEY, pem), (CLUSTER_ID, cluster)]);
@@ -199,7 +199,7 @@ impl Identity {
             data.insert(DESTINATIONS, Zeroizing::new(self.destinations.to_string()));
         }
         let data = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
-        Ok(secrets::body(SECRET, &self.resource_version, json!({}), &data))
+        Ok(secrets::secret(SECRET, &self.resource_version, &data))
     }
 }
 
@@ -207,8 +207,8 @@ fn path() -> String {
     secrets::path(SECRET)
 }
 
-fn same(found: &Value, wanted: &Value) -> bool {
-    found.get("data") == wanted.get("data")
+fn same(found: &Secret, wanted: &Secret) -> bool {
+    found.data == wanted.data
 }
 
 /// Error of reading or writing the identity.
@@ -245,7 +245,7 @@ mod tests {
     use std::time::Duration;
 
     use attest_certs::{Authority, SigningRequest};
-    use data_encoding::BASE64;
+    use k8s_openapi::ByteString;
 
     use super::*;
     use crate::cluster::fake::FakeApi;
@@ -275,7 +275,8 @@ mod tests {
         let mut secret = identity.secret(None).unwrap();
         assert_eq!(Identity::read(&secret).unwrap().cluster, identity.cluster);
 
-        secret["data"][CLUSTER_ID] = BASE64.encode(b"c-0000000000000000").into();
+        let other = ByteString(b"c-0000000000000000".to_vec());
+        secret.data.as_mut().unwrap().insert(CLUSTER_ID.to_owned(), other);
         assert_eq!(Identity::read(&secret).unwrap_err().reason(), "IdentityMalformed");
     }
 

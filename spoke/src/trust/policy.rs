@@ -10,13 +10,14 @@ use attest_common::basics::ids::ClusterId;
 use attest_common::basics::text::error_chain;
 use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::cluster::client::ApiServer;
+use crate::cluster::client::{ApiServer, path_of};
 
 /// Name of the policy that is used.
 const NAME: &str = "local";
@@ -102,10 +103,10 @@ fn read(object: &Value, kube_system_uid: &str) -> Result<Loaded, TrustError> {
 /// server answers.
 pub async fn kube_system_uid(api: &ApiServer) -> String {
     loop {
-        match api.get("/api/v1/namespaces/kube-system").await {
+        match api.read::<Namespace>(&path_of::<Namespace>(None, "kube-system")).await {
             Ok(namespace) => {
-                if let Some(uid) = namespace.pointer("/metadata/uid").and_then(Value::as_str) {
-                    return uid.to_owned();
+                if let Some(uid) = namespace.metadata.uid {
+                    return uid;
                 }
             }
             Err(error) => tracing::warn!(

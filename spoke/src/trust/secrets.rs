@@ -4,81 +4,88 @@
 
 use std::collections::BTreeMap;
 
-use data_encoding::BASE64;
-use serde_json::{Value, json};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::ObjectMeta;
 
 use crate::SYSTEM_NAMESPACE;
-use crate::cluster::client::{ApiServer, object_path};
+use crate::cluster::client::{ApiServer, path_of};
 use crate::cluster::error::ApiError;
 
 /// Result of a compare-and-swap.
 #[derive(Debug)]
 pub(crate) enum Swapped {
     /// The Secret is stored, as returned.
-    Done(Value),
+    Done(Secret),
     /// Another writer was faster. Holds the current Secret, or `None` if it was deleted.
-    Overtaken(Option<Value>),
+    Overtaken(Option<Secret>),
 }
 
 /// Path of the collection.
 pub(crate) fn collection() -> String {
-    object_path("v1", "secrets", Some(SYSTEM_NAMESPACE), "")
+    path_of::<Secret>(Some(SYSTEM_NAMESPACE), "")
 }
 
 /// Path of one Secret.
 pub(crate) fn path(name: &str) -> String {
-    object_path("v1", "secrets", Some(SYSTEM_NAMESPACE), name)
+    path_of::<Secret>(Some(SYSTEM_NAMESPACE), name)
 }
 
-/// Returns a Secret. `metadata` is added to name and namespace. An empty `version` means that it must not
-/// exist yet.
-pub(crate) fn body<V: AsRef<[u8]>>(
+/// Returns a Secret of the spoke's namespace. An empty `version` means that it must not exist yet.
+pub(crate) fn secret<V: AsRef<[u8]>>(
     name: &str,
     version: &str,
-    metadata: Value,
     data: &BTreeMap<&str, V>,
-) -> Value {
-    let data: BTreeMap<&str, String> =
-        data.iter().map(|(key, bytes)| (*key, BASE64.encode(bytes.as_ref()))).collect();
-    let mut all = metadata;
-    if let Some(fields) = all.as_object_mut() {
-        fields.insert("name".to_owned(), name.into());
-        fields.insert("namespace".to_owned(), SYSTEM_NAMESPACE.into());
-        if !version.is_empty() {
-            fields.insert("resourceVersion".to_owned(), version.into());
-        }
+) -> Secret {
+    let value = |bytes: &V| ByteString(bytes.as_ref().to_vec());
+    let data = data.iter().map(|(key, bytes)| ((*key).to_owned(), value(bytes)));
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(SYSTEM_NAMESPACE.to_owned()),
+            resource_version: Some(version.to_owned()).filter(|version| !version.is_empty()),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Opaque".to_owned()),
+        data: Some(data.collect()),
+        ..Secret::default()
     }
-    json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": all, "data": data})
+}
+
+/// Returns labels or annotations.
+pub(crate) fn texts<const N: usize>(
+    entries: [(&str, String); N],
+) -> Option<BTreeMap<String, String>> {
+    Some(entries.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 /// Returns one value of a Secret.
-pub(crate) fn bytes(secret: &Value, key: &str) -> Option<Vec<u8>> {
-    let text = secret.get("data")?.get(key)?.as_str()?;
-    BASE64.decode(text.as_bytes()).ok()
+pub(crate) fn bytes<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    secret.data.as_ref()?.get(key).map(|value| value.0.as_slice())
 }
 
-/// Creates the Secret, or replaces exactly the version that `body` names. `is_ours` returns whether a
+/// Creates the Secret, or replaces exactly the version that `secret` names. `is_ours` returns whether a
 /// Secret that is found after an error is the one that was written.
 ///
 /// # Errors
 /// [`ApiError`] if it was not written, or if the outcome cannot be determined.
 pub(crate) async fn swap(
     api: &ApiServer,
-    body: &Value,
-    is_ours: impl Fn(&Value) -> bool,
+    secret: &Secret,
+    is_ours: impl Fn(&Secret) -> bool,
 ) -> Result<Swapped, ApiError> {
-    let version = resource_version(body);
-    let name = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let version = resource_version(secret);
+    let name = secret.metadata.name.as_deref().unwrap_or_default();
     let written = if version.is_empty() {
-        api.create(&collection(), body).await
+        api.create(&collection(), secret).await
     } else {
-        api.replace(&path(name), body).await
+        api.replace(&path(name), secret).await
     };
     let error = match written {
-        Ok(secret) => return Ok(Swapped::Done(secret)),
+        Ok(written) => return Ok(Swapped::Done(written)),
         Err(error) => error,
     };
-    match api.get_optional(&path(name)).await? {
+    match api.read_optional(&path(name)).await? {
         None if error.is_not_found() => Ok(Swapped::Overtaken(None)),
         Some(found) if resource_version(&found) != version => {
             Ok(if is_ours(&found) { Swapped::Done(found) } else { Swapped::Overtaken(Some(found)) })
@@ -87,8 +94,7 @@ pub(crate) async fn swap(
     }
 }
 
-/// `metadata.resourceVersion` as text.
-pub(crate) fn resource_version(object: &Value) -> String {
-    let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-    version.unwrap_or_default().to_owned()
+/// Returns the version of an object, or an empty text.
+pub(crate) fn resource_version(secret: &Secret) -> String {
+    secret.metadata.resource_version.clone().unwrap_or_default()
 }

@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 use crate::cluster::fake::FakeApi;
 use crate::ledger::index::Index;
@@ -167,10 +169,11 @@ fn content_of_a_plan_in_flight_is_not_unused() {
 
 #[test]
 fn a_secret_that_does_not_tell_its_size_counts_as_full() {
-    let list = json!({"items": [
+    let list = serde_json::from_value(json!({"items": [
         {"metadata": {"name": "a-0", "annotations": {BYTES_ANNOTATION: "7"}}},
         {"metadata": {"name": "b-0"}},
-    ]});
+    ]}))
+    .unwrap();
 
     let sizes: Vec<u64> = Index::of(&list).stored.into_values().collect();
     assert_eq!(sizes, [7, PIECE_BYTES_MAX as u64]);

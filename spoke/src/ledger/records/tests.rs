@@ -1,7 +1,7 @@
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::PrivateKey;
 use attest_common::record::{Held, Owned};
-use data_encoding::BASE64;
+use k8s_openapi::ByteString;
 
 use super::*;
 use crate::cluster::error::ApiError;
@@ -61,7 +61,7 @@ fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
     let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
     let with_pairs = |directive: Vec<u8>| {
         let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
-        write("a", &entry, "1").unwrap().0["data"].get(CONFIRMED_KEY).is_some()
+        write("a", &entry, "1").unwrap().0.data.unwrap().contains_key(CONFIRMED_KEY)
     };
 
     assert!(with_pairs(b"envelope".to_vec()));
@@ -112,9 +112,12 @@ fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
     let entry = Entry { record: record(), directive: vec![], confirmed: BTreeMap::new() };
     let (mut secret, _) = write("attest-destination-x", &entry, "").unwrap();
 
-    secret["data"][CONFIRMED_KEY] = "!".into();
+    let put = |secret: &mut Secret, key: &str, bytes: &[u8]| {
+        secret.data.as_mut().unwrap().insert(key.to_owned(), ByteString(bytes.to_vec()));
+    };
+    put(&mut secret, CONFIRMED_KEY, b"!");
     assert!(read(&secret).is_ok());
-    secret["data"][RECORD_KEY] = BASE64.encode(b"{\"v\":1}").into();
+    put(&mut secret, RECORD_KEY, b"{\"v\":1}");
     assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
 }
 
