@@ -8,6 +8,7 @@ use std::sync::Arc;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use attest_common::basics::keys::PublicKey;
 use attest_common::session::report::{Phase, Report};
+use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
 use serde_json::Value;
 
@@ -18,7 +19,6 @@ use crate::core::store::StoreError;
 use crate::core::store::records::{
     self, ApplicationRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
 };
-use attest_runtime::clock::now;
 
 /// Most destinations named in one message.
 const PLACES_NAMED_MAX: usize = 10;
@@ -198,7 +198,7 @@ fn leaving(core: &Core, application: &Name, kept: &BTreeSet<(ClusterId, Name)>) 
     let all = core.fleet.heads_for(application).into_iter().map(|(destination, head)| Leaving {
         cluster: core.directory.name_of(&destination.cluster),
         report: core.fleet.report(&destination),
-        policy: core.fleet.hint(&destination.cluster),
+        policy: core.fleet.reported_policy(&destination.cluster),
         head,
         destination,
     });

@@ -1,0 +1,168 @@
+use serde_json::json;
+
+use super::*;
+
+fn known() -> Known {
+    let id = "ed25519:".to_owned() + &"ab".repeat(32);
+    Known {
+        clusters: ["staging", "production"].map(|n| Name::new(n).unwrap()).into(),
+        default_cluster: Some(Name::new("staging").unwrap()),
+        keys: BTreeMap::from([("ed25519-company-ci-key".to_owned(), id.parse().unwrap())]),
+        urls: UrlPolicy::default(),
+    }
+}
+
+/// The product document's first manifest; its lists and maps are printed there without indentation.
+fn product_manifest() -> Value {
+    json!({
+        "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+        "metadata": {"name": "web-app", "namespace": "production"},
+        "spec": {
+            "source": {"repoUrl": "https://github.com/company/web-app", "targetRevision": "v1.2.3", "path": "k8s"},
+            "destination": {"namespace": "web-app"},
+            "verification": {"enabled": true, "trustedKeys": ["ed25519-company-ci-key"], "policy": "Strict",
+                "receiptVerification": {"required": true, "requiredAttestations": ["build", "test", "security-scan"]}},
+            "syncPolicy": {"automated": {"prune": true, "selfHeal": false}}
+        }
+    })
+}
+
+fn refused(change: impl FnOnce(&mut Value)) -> (String, &'static str) {
+    let mut manifest = product_manifest();
+    change(&mut manifest);
+    let error = lower(&manifest, &known()).unwrap_err();
+    (error.field, error.reason)
+}
+
+#[test]
+fn the_product_documents_manifest_means_what_it_says() {
+    let application = lower(&product_manifest(), &known()).unwrap();
+
+    assert_eq!(application.destinations[0].cluster.as_str(), "staging");
+    assert_eq!(application.asked.mode, Mode::Strict);
+    assert_eq!(application.asked.required_attestations.len(), 3);
+    assert_eq!(application.asked.trusted_keys.unwrap().len(), 1);
+    assert!(application.automated && application.sync.prune && !application.sync.self_heal);
+}
+
+#[test]
+fn several_destinations_and_every_default() {
+    let manifest = json!({
+        "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+        "metadata": {"name": "multi-cluster-app"},
+        "spec": {
+            "destinations": [{"cluster": "staging", "namespace": "app-staging"},
+                {"cluster": "production", "namespace": "app-production"}],
+            "source": {"repoURL": "https://github.com/company/app", "path": "./k8s/overlays/"}
+        }
+    });
+
+    let application = lower(&manifest, &known()).unwrap();
+
+    assert_eq!(application.namespace, "default");
+    assert_eq!(application.revision, "HEAD");
+    assert_eq!(application.path, "k8s/overlays");
+    assert_eq!(application.destinations.len(), 2);
+    assert_eq!(application.asked.mode, Mode::Strict);
+    assert_eq!(application.asked.trusted_keys, None);
+    assert!(application.automated && !application.sync.prune && !application.sync.self_heal);
+}
+
+#[test]
+fn verification_that_is_not_enabled_is_disabled_whatever_else_is_asked_for() {
+    for (verification, mode) in [
+        (json!({"enabled": false}), Mode::Disabled),
+        (json!({"enabled": false, "policy": "Strict"}), Mode::Disabled),
+        (json!({"policy": "Disabled"}), Mode::Disabled),
+        (json!({"enabled": true, "policy": "Audit"}), Mode::Audit),
+        (json!({"enabled": true}), Mode::Strict),
+    ] {
+        let mut manifest = product_manifest();
+        manifest["spec"]["verification"] = verification.clone();
+
+        let application = lower(&manifest, &known()).unwrap();
+
+        assert_eq!(application.asked.mode, mode, "{verification}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named_by_its_path() {
+    type Edit = fn(&mut Value);
+    let cases: [(Edit, &str, &str); 16] = [
+        (|m| m["spec"]["sauce"] = json!(1), "spec.sauce", "FieldUnknown"),
+        (
+            |m| m["spec"]["syncPolicy"]["automated"]["prun"] = json!(true),
+            "spec.syncPolicy.automated.prun",
+            "FieldUnknown",
+        ),
+        (|m| m["kind"] = json!("AttestDeployment"), "kind", "FeatureNotAvailable"),
+        (|m| m["apiVersion"] = json!("v1"), "apiVersion", "FieldInvalid"),
+        (
+            |m| m["spec"]["progressiveDelivery"] = json!({"enabled": true}),
+            "spec.progressiveDelivery",
+            "FeatureNotAvailable",
+        ),
+        (
+            |m| m["spec"]["verification"]["customHooks"] = json!([]),
+            "spec.verification.customHooks",
+            "FeatureNotAvailable",
+        ),
+        (
+            |m| m["spec"]["verification"]["trustedKeys"][0] = json!("nobody"),
+            "spec.verification.trustedKeys[0]",
+            "KeyUnknown",
+        ),
+        (
+            |m| m["spec"]["destination"]["namespace"] = json!("kube-system"),
+            "spec.destination.namespace",
+            "NamespaceNotAllowed",
+        ),
+        (
+            |m| m["spec"]["destination"]["namespace"] = json!("attest-applications"),
+            "spec.destination.namespace",
+            "NamespaceNotAllowed",
+        ),
+        (
+            |m| m["spec"]["destination"]["cluster"] = json!("moon"),
+            "spec.destination.cluster",
+            "ClusterUnknown",
+        ),
+        (|m| m["metadata"]["name"] = json!("A"), "metadata.name", "NameInvalid"),
+        (|m| m["spec"]["source"]["path"] = json!("../k8s"), "spec.source.path", "TreePath"),
+        (
+            |m| m["spec"]["verification"]["policy"] = json!("Loose"),
+            "spec.verification.policy",
+            "FieldInvalid",
+        ),
+        (
+            |m| m["spec"]["destinations"] = json!([{"namespace": "x"}]),
+            "spec.destinations",
+            "FieldInvalid",
+        ),
+        (
+            |m| m["spec"]["source"]["targetRevision"] = json!(3),
+            "spec.source.targetRevision",
+            "FieldInvalid",
+        ),
+        (
+            |m| m["spec"]["syncPolicy"]["syncOptions"] = json!(["Force=true"]),
+            "spec.syncPolicy.syncOptions[0]",
+            "FieldInvalid",
+        ),
+    ];
+    for (edit, field, reason) in cases {
+        let (found_field, found_reason) = refused(edit);
+        assert_eq!(found_field, field);
+        assert_eq!(found_reason, reason, "{field}");
+    }
+}
+
+#[test]
+fn without_any_cluster_the_missing_field_is_named() {
+    let known = Known { clusters: BTreeSet::new(), default_cluster: None, ..known() };
+
+    let error = lower(&product_manifest(), &known).unwrap_err();
+
+    assert_eq!(error.field, "spec.destination.cluster");
+}
