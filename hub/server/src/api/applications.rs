@@ -8,6 +8,7 @@ use attest_common::documents::manifest;
 use attest_common::objects::difference::{Difference, differences};
 use attest_common::session::report::Running;
 use attest_documents::{Application, Diff, Failure, HistoryEntry, List, REMOVAL_ALLOWED};
+use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
@@ -22,7 +23,6 @@ use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
-use attest_runtime::clock::now;
 
 /// Longest wait of `sync` for a pass.
 const PASS_WAIT_MAX: Duration = Duration::from_secs(45);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
+use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -14,8 +16,6 @@ use crate::core::store::records::Application;
 use crate::core::store::records::{self, ApplicationRecord, ClusterRecord, TokenRecord};
 use crate::spokes::registration::token::TokenSpec;
 use crate::spokes::registration::{Decision, JoinError, fingerprint_of};
-use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
-use attest_runtime::clock::now;
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -180,7 +180,7 @@ impl World {
         let here = |application: &&Application| {
             application.destinations.iter().any(|d| d.cluster == record.name)
         };
-        let hint = core.fleet.hint(&record.id);
+        let hint = core.fleet.reported_policy(&record.id);
         let evicted = core.records.is_evicted(record)?;
         Ok(Cluster {
             name: record.name.to_string(),

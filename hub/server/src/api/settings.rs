@@ -5,6 +5,12 @@ use std::sync::Arc;
 use attest_common::basics::keys::PublicKey;
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
+use attest_documents::{
+    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
+    Version,
+};
+use attest_runtime::clock::now;
+use attest_supply::source::{Remote, RepositoryUrl};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -13,12 +19,6 @@ use super::{Api, Body, Refusal};
 use crate::core::blocking::blocking;
 use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
 use crate::reconcile::repositories::credentials;
-use attest_documents::{
-    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
-    Version,
-};
-use attest_runtime::clock::now;
-use attest_supply::source::{Remote, RepositoryUrl};
 
 /// Longest alias of a key in bytes.
 const ALIAS_BYTES_MAX: usize = 253;

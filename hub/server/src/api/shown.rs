@@ -2,11 +2,11 @@
 
 use attest_common::basics::ids::DestinationKey;
 use attest_documents::{Application, ChangeTimings, Condition, Destination, HistoryEntry};
+use attest_runtime::clock::now;
 
 use crate::applications::facts::{ApplicationFacts, DestinationFacts, Detail};
 use crate::applications::status::{self, ApplicationStatus, DestinationStatus};
 use crate::core::store::records::{ApplicationRecord, LedgerEntry, ReportRecord, ResultRecord};
-use attest_runtime::clock::now;
 
 pub(super) fn application(
     record: &ApplicationRecord,

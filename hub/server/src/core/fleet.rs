@@ -11,6 +11,7 @@ use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::basics::locked::Locked;
 use attest_common::session::report::Phase;
+use attest_runtime::clock::now;
 use tokio::sync::Notify;
 
 use super::position::{ReportedPolicy, SpokePosition, is_overtaken};
@@ -18,7 +19,6 @@ use crate::core::store::StoreError;
 use crate::core::store::records::{
     CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
 };
-use attest_runtime::clock::now;
 
 /// Bytes of compressed blobs kept in memory, ready to be sent.
 pub(crate) const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -60,7 +60,7 @@ struct State {
     /// Which destinations have heads, by application.
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
-    hints: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
+    policies: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
     session_number: u64,
 }
 
@@ -126,10 +126,10 @@ impl Fleet {
             state.reports.insert(report.destination(), Arc::new(report));
         }
         for record in records.all::<PolicyRecord>()? {
-            // A hint that this version cannot use is asked for again at the next connection.
+            // A policy that this version cannot use is asked for again at the next connection.
             if let Ok(policy) = record.spec.load() {
-                let hint = ReportedPolicy { spec: record.spec, policy };
-                state.hints.insert(record.cluster, Arc::new(hint));
+                let reported = ReportedPolicy { spec: record.spec, policy };
+                state.policies.insert(record.cluster, Arc::new(reported));
             }
         }
         Ok(Self { state: Locked::new(state), blobs: Locked::default() })
@@ -184,7 +184,7 @@ impl Fleet {
     /// Forgets what a cluster said that is no longer registered. Its ledgers go on should it come back.
     pub fn forget(&self, cluster: &ClusterId) {
         let mut state = self.state();
-        state.hints.remove(cluster);
+        state.policies.remove(cluster);
         state.last_heard.remove(cluster);
         state.reports.retain(|destination, _| destination.cluster != *cluster);
     }
@@ -208,7 +208,7 @@ impl Fleet {
     }
 
     /// What is known of a destination's spoke: `None` while it is not connected.
-    pub fn held(&self, destination: &DestinationKey) -> Option<SpokePosition> {
+    pub fn position(&self, destination: &DestinationKey) -> Option<SpokePosition> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
         let none = SpokePosition { epoch: 0, sequence: 0, digest: None };
@@ -216,13 +216,13 @@ impl Fleet {
     }
 
     /// The policy that a cluster said it has.
-    pub fn hint(&self, cluster: &ClusterId) -> Option<Arc<ReportedPolicy>> {
-        self.state().hints.get(cluster).cloned()
+    pub fn reported_policy(&self, cluster: &ClusterId) -> Option<Arc<ReportedPolicy>> {
+        self.state().policies.get(cluster).cloned()
     }
 
     /// Keeps the policy that a cluster said it has.
-    pub(crate) fn set_hint(&self, cluster: &ClusterId, hint: ReportedPolicy) {
-        self.state().hints.insert(cluster.clone(), Arc::new(hint));
+    pub(crate) fn set_reported_policy(&self, cluster: &ClusterId, reported: ReportedPolicy) {
+        self.state().policies.insert(cluster.clone(), Arc::new(reported));
     }
 
     /// The newest ledger entry of a destination.

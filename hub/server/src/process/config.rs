@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
+use attest_supply::source::UrlPolicy;
 use clap::Parser;
 
 use crate::home::HOME_VARIABLE;
-use attest_supply::source::UrlPolicy;
 
 /// How often a repository is asked what its revision is, unless told otherwise, in milliseconds.
 pub(crate) const POLL_INTERVAL_DEFAULT_MS: u64 = 30_000;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use attest_certs::bundle::write_private;
 use attest_runtime::probes::{self, BindError};
+use attest_supply::render::Kustomize;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -21,7 +22,6 @@ use crate::home::{self, Home, HomeError};
 use crate::process::config::Options;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
-use attest_supply::render::Kustomize;
 
 /// How often the hub looks whether its own certificate nears its end.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);

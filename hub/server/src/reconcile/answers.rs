@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::locked::Locked;
+use attest_supply::source::{Remote, Resolved};
 
 use super::queue::JITTER_PERCENT;
 use crate::applications::view::Waiting;
-use attest_supply::source::{Remote, Resolved};
 
 /// How long an answer is shared, as a share of the interval between polls. More than the jitter, so that applications
 /// that were answered together ask together again.

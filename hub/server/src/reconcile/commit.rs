@@ -8,15 +8,15 @@ use attest_common::basics::ids::{DestinationKey, Digest, Name};
 use attest_common::documents::plan::{
     CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation,
 };
+use attest_runtime::clock::{after, micros_since, now};
 
-use super::plan::{Content, Direction, NewPlan};
+use super::plan::{Content, NewPlan, PlannedDirective};
 use crate::core::Core;
 use crate::core::signer::Signer;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
     self, Change, ChangeTimings, CompressedBlob, LedgerEntry, Planned,
 };
-use attest_runtime::clock::{after, micros_since, now};
 
 /// What a pass has made durable.
 #[derive(Debug, Default)]
@@ -28,17 +28,17 @@ pub(super) struct Committed {
     pub(super) written: Duration,
 }
 
-/// Signs `directions` of one application and makes them durable, all or none.
+/// Signs `directives` of one application and makes them durable, all or none.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when a ledger is not what was observed.
 pub(super) fn commit(
     core: &Core,
     application: &Name,
-    directions: &[&Direction],
+    directives: &[&PlannedDirective],
     timings: ChangeTimings,
 ) -> Result<Committed, StoreError> {
-    if directions.is_empty() {
+    if directives.is_empty() {
         return Ok(Committed::default());
     }
     let begun = Instant::now();
@@ -46,13 +46,13 @@ pub(super) fn commit(
     let mut plans = SignedPlans::default();
     let mut entries = Vec::new();
     let mut appended = Vec::new();
-    for direction in directions {
-        let planned = plans.planned(&core.signer, direction)?;
-        let expected = direction.head.as_ref().map_or(0, |head| head.sequence);
-        let mut entry = sign(core, direction, planned, generation)?;
+    for directive in directives {
+        let planned = plans.planned(&core.signer, directive)?;
+        let expected = directive.head.as_ref().map_or(0, |head| head.sequence);
+        let mut entry = sign(core, directive, planned, generation)?;
         entry.timings = timings;
-        appended.push(records::append(&direction.destination, expected, &entry));
-        entries.push((direction.destination.clone(), entry));
+        appended.push(records::append(&directive.destination, expected, &entry));
+        entries.push((directive.destination.clone(), entry));
     }
     // Blobs first: an entry never names one that is not there.
     let mut changes: Vec<Change> = plans.blobs.values().map(records::keep).collect();
@@ -87,11 +87,11 @@ impl SignedPlans {
     fn planned(
         &mut self,
         signer: &Signer,
-        direction: &Direction,
+        directive: &PlannedDirective,
     ) -> Result<Option<Planned>, StoreError> {
-        match &direction.content {
+        match &directive.content {
             Content::Verified(plan) | Content::Alike(plan) => self.sign(signer, plan).map(Some),
-            Content::Current => Ok(direction.head.as_ref().and_then(|head| head.planned.clone())),
+            Content::Current => Ok(directive.head.as_ref().and_then(|head| head.planned.clone())),
             Content::Removal => Ok(None),
         }
     }
@@ -133,19 +133,19 @@ impl SignedPlans {
 
 fn sign(
     core: &Core,
-    direction: &Direction,
+    directive: &PlannedDirective,
     planned: Option<Planned>,
     generation: u64,
 ) -> Result<LedgerEntry, StoreError> {
-    let DestinationKey { application, cluster, namespace } = direction.destination.clone();
+    let DestinationKey { application, cluster, namespace } = directive.destination.clone();
     let issued_at = now();
     let expires_at = after(issued_at, DIRECTIVE_LIFETIME_MAX_MS);
-    let last = match &direction.head {
+    let last = match &directive.head {
         Some(head) => head.sequence,
         None => core.records.dropped_sequence(&cluster)?,
     };
     // A spoke may have seen more than this hub remembers: go on above both.
-    let seen = core.fleet.held(&direction.destination).map_or(0, |position| position.sequence);
+    let seen = core.fleet.position(&directive.destination).map_or(0, |position| position.sequence);
     let sequence = last.max(seen).saturating_add(1);
     let directive = Directive {
         v: 1,
@@ -156,7 +156,7 @@ fn sign(
         sequence,
         generation,
         attempt: 0,
-        operation: operation(&direction.content),
+        operation: operation(&directive.content),
         cap_percent: CAP_FULL_PERCENT,
         plan: planned.as_ref().map(|planned| planned.plan),
         issued_at,

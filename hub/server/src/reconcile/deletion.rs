@@ -2,7 +2,7 @@
 
 use attest_common::basics::ids::{DestinationKey, Name};
 
-use super::publish::{Audience, log_failure};
+use super::publish::{Outputs, log_failure};
 use crate::core::Core;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, ApplicationRecord, LedgerEntry};
@@ -11,19 +11,19 @@ use crate::core::store::records::{self, ApplicationRecord, LedgerEntry};
 ///
 /// # Errors
 /// When the store cannot be read or written.
-pub(super) fn finish(audience: Audience<'_>, record: &ApplicationRecord) -> Result<(), StoreError> {
-    let (core, name) = (audience.core, &record.application.name);
+pub(super) fn finish(outputs: Outputs<'_>, record: &ApplicationRecord) -> Result<(), StoreError> {
+    let (core, name) = (outputs.core, &record.application.name);
     let heads = core.fleet.heads_for(name);
     if !heads.iter().all(|(destination, head)| is_gone(core, destination, head)) {
         return Ok(());
     }
     let Some(stored) = core.records.stored::<ApplicationRecord>(name.as_str())? else {
         read_heads(core, name)?;
-        forget(audience, name.as_str());
+        forget(outputs, name.as_str());
         return Ok(());
     };
     if !stored.value.deleting {
-        audience.waker.wake(name.as_str());
+        outputs.waker.wake(name.as_str());
         return Ok(());
     }
     // Only what was just read is deleted: an application that is applied at the same time stays.
@@ -38,7 +38,7 @@ pub(super) fn finish(audience: Audience<'_>, record: &ApplicationRecord) -> Resu
     }
     core.records.commit("application", &changes)?;
     heads.iter().for_each(|(destination, _)| core.fleet.forget_destination(destination));
-    forget(audience, name.as_str());
+    forget(outputs, name.as_str());
     Ok(())
 }
 
@@ -48,23 +48,23 @@ fn is_gone(core: &Core, destination: &DestinationKey, head: &LedgerEntry) -> boo
 }
 
 /// The record of an application is gone. A deletion that was answered with an error may have been made all the same.
-pub(super) fn vanished(audience: Audience<'_>, name: &str) {
-    let read = name.parse().map_or(Ok(()), |name| read_heads(audience.core, &name));
+pub(super) fn vanished(outputs: Outputs<'_>, name: &str) {
+    let read = name.parse().map_or(Ok(()), |name| read_heads(outputs.core, &name));
     match read {
-        Ok(()) => forget(audience, name),
+        Ok(()) => forget(outputs, name),
         Err(error) => {
             log_failure(name, &error);
-            audience.waker.wake_later(name);
+            outputs.waker.wake_later(name);
         }
     }
 }
 
 /// Reads the ledgers of an application again and has it reconciled from the beginning.
-pub(super) fn start_over(audience: Audience<'_>, application: &Name) {
-    if let Err(error) = read_heads(audience.core, application) {
+pub(super) fn start_over(outputs: Outputs<'_>, application: &Name) {
+    if let Err(error) = read_heads(outputs.core, application) {
         log_failure(application.as_str(), &error);
     }
-    audience.waker.wake_later(application.as_str());
+    outputs.waker.wake_later(application.as_str());
 }
 
 /// Makes what is remembered of an application's ledgers what the store holds.
@@ -81,13 +81,13 @@ fn read_heads(core: &Core, application: &Name) -> Result<(), StoreError> {
 }
 
 /// An application is gone, unless it was applied again since.
-fn forget(audience: Audience<'_>, name: &str) {
+fn forget(outputs: Outputs<'_>, name: &str) {
     // The number first, then the store, which is not read under the queue's lock.
-    let requests = audience.waker.requests(name);
+    let requests = outputs.waker.requests(name);
     // A store that does not answer is no reason to forget.
-    let is_gone = matches!(audience.core.records.get::<ApplicationRecord>(name), Ok(None));
-    if !is_gone || !audience.waker.forget(name, requests) {
-        return audience.waker.wake(name);
+    let is_gone = matches!(outputs.core.records.get::<ApplicationRecord>(name), Ok(None));
+    if !is_gone || !outputs.waker.forget(name, requests) {
+        return outputs.waker.wake(name);
     }
-    audience.views.forget(&audience.core.metrics, name);
+    outputs.views.forget(&outputs.core.metrics, name);
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{DestinationKey, Name, Timestamp};
 use attest_common::session::report::Phase;
+use attest_runtime::clock::now;
 use attest_supply::render::Kustomize;
 
 pub(super) use source::SourceCache;
@@ -25,7 +26,6 @@ use crate::core::store::records::{
     Application, ApplicationRecord, ChangeTimings, ClusterRecord, ClusterState, Destination,
     LedgerEntry,
 };
-use attest_runtime::clock::now;
 
 /// Where a pass reads from.
 #[derive(Clone, Copy, Debug)]
@@ -190,7 +190,7 @@ fn observe_leaving(core: &Core, record: &ApplicationRecord) -> Vec<ObservedLeavi
         {
             continue;
         }
-        let position = core.fleet.held(&key);
+        let position = core.fleet.position(&key);
         leaving.push(ObservedLeaving { key, head, position });
     }
     leaving
@@ -211,7 +211,7 @@ fn observe_one(
             policy,
             rendered,
             head: core.fleet.head(&key),
-            position: core.fleet.held(&key),
+            position: core.fleet.position(&key),
             refused: report.is_some_and(|record| record.report.phase == Phase::Refused),
             key,
         })
@@ -250,7 +250,7 @@ fn reachable(
             return Err(Waiting::new("ClusterRevoked", format!("cluster {name} is revoked")));
         }
     }
-    match core.fleet.hint(&record.id) {
+    match core.fleet.reported_policy(&record.id) {
         Some(policy) => Ok((record, policy)),
         None => {
             let message = format!("cluster {name} has not connected yet");

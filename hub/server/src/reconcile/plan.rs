@@ -32,12 +32,12 @@ pub(super) enum Decision {
     Keep(DestinationKey),
     /// The current directive is sent again as it is.
     Resend(DestinationKey),
-    Direct(Direction),
+    Issue(PlannedDirective),
 }
 
 /// A directive that is to be issued.
 #[derive(Debug)]
-pub(super) struct Direction {
+pub(super) struct PlannedDirective {
     pub(super) destination: DestinationKey,
     pub(super) head: Option<Arc<LedgerEntry>>,
     pub(super) content: Content,
@@ -110,7 +110,7 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
     let is_expired =
         position.is_some_and(|position| needs_reissue(head, position, observation.now));
     if head.operation != Operation::Remove || is_expired {
-        direct(key, Some(head), Content::Removal)
+        issue(key, Some(head), Content::Removal)
     } else if observation.asked_for {
         Decision::Resend(key.clone())
     } else {
@@ -118,8 +118,8 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
     }
 }
 
-fn direct(key: &DestinationKey, head: Option<&Arc<LedgerEntry>>, content: Content) -> Decision {
-    Decision::Direct(Direction { destination: key.clone(), head: head.cloned(), content })
+fn issue(key: &DestinationKey, head: Option<&Arc<LedgerEntry>>, content: Content) -> Decision {
+    Decision::Issue(PlannedDirective { destination: key.clone(), head: head.cloned(), content })
 }
 
 fn decide(
@@ -132,7 +132,7 @@ fn decide(
     let commit = observation.commit.as_deref().unwrap_or_default();
     let alike = Alike::of(target);
     if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
-        return direct(key, head.as_ref(), Content::Alike(plan.clone()));
+        return issue(key, head.as_ref(), Content::Alike(plan.clone()));
     }
     let decision = planner::decide(&Situation {
         application: observation.application(),
@@ -140,9 +140,9 @@ fn decide(
         commit,
         evidence: &observation.evidence,
         rendered,
-        hint: policy,
+        reported: policy,
         head: head.as_deref(),
-        held: *position,
+        position: *position,
         asked_for: observation.asked_for,
         now: observation.now,
     });
@@ -152,9 +152,9 @@ fn decide(
             if !plan.names_clusters {
                 judged.push((alike, plan.clone()));
             }
-            direct(key, head.as_ref(), Content::Verified(plan))
+            issue(key, head.as_ref(), Content::Verified(plan))
         }
-        planner::Decision::Reissue => direct(key, head.as_ref(), Content::Current),
+        planner::Decision::Reissue => issue(key, head.as_ref(), Content::Current),
         planner::Decision::Nothing if observation.asked_for && *refused => {
             Decision::Resend(key.clone())
         }

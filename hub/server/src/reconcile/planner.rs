@@ -34,10 +34,10 @@ pub(crate) struct Situation<'a> {
     pub commit: &'a str,
     pub evidence: &'a Evidence,
     pub rendered: &'a Rendered,
-    pub hint: &'a ReportedPolicy,
+    pub reported: &'a ReportedPolicy,
     pub head: Option<&'a LedgerEntry>,
     /// `None` while the spoke is not connected.
-    pub held: Option<SpokePosition>,
+    pub position: Option<SpokePosition>,
     /// True when an operator asked for this commit to be deployed now.
     pub asked_for: bool,
     pub now: Timestamp,
@@ -99,13 +99,13 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
 /// The keys that may release this candidate here. Where the policy does not admit it at all, those of the
 /// environment: its refusal then says why.
 fn releasers(situation: &Situation<'_>, candidate: &Candidate) -> BTreeMap<KeyId, PublicKey> {
-    let Situation { application, destination, hint, .. } = *situation;
+    let Situation { application, destination, reported, .. } = *situation;
     let asked = application.asked.trusted_keys.as_ref();
     let repo = &candidate.release.source.repo;
-    if let Ok(local) = hint.policy.effective(&application.name, repo, &destination.namespace) {
+    if let Ok(local) = reported.policy.effective(&application.name, repo, &destination.namespace) {
         return local.keys_for(Role::Releaser, asked);
     }
-    let keys = hint.policy.ci_keys().iter();
+    let keys = reported.policy.ci_keys().iter();
     keys.filter(|key| key.roles.contains(&Role::Releaser))
         .filter(|key| asked.is_none_or(|ids| ids.contains(&key.public.id())))
         .map(|key| (key.public.id(), key.public.clone()))
@@ -113,7 +113,7 @@ fn releasers(situation: &Situation<'_>, candidate: &Candidate) -> BTreeMap<KeyId
 }
 
 fn fitting<'a>(situation: &Situation<'_>, candidate: &'a Candidate) -> Option<&'a Render> {
-    let policy = &situation.hint.policy;
+    let policy = &situation.reported.policy;
     let namespace = &situation.destination.namespace;
     verify::fitting_render(&candidate.release, &policy.environment, &policy.cluster_name, namespace)
         .ok()
@@ -160,11 +160,11 @@ fn named_differences(situation: &Situation<'_>, signed: &Candidate) -> String {
 }
 
 fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Waiting {
-    let Situation { application, evidence, commit, hint, .. } = *situation;
+    let Situation { application, evidence, commit, reported, .. } = *situation;
     let strangers =
         evidence.statements.iter().filter(|c| c.release.application == application.name);
     let strangers = strangers.count();
-    let hint_keys = hint.policy.ci_keys().len();
+    let hint_keys = reported.policy.ci_keys().len();
     let more = match (newest, strangers) {
         (Some(newest), _) => format!(
             "CI has signed no release with this rendering{}",
@@ -175,7 +175,7 @@ fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Wait
         }
         (None, count) => format!(
             "none of its {count} release statements is for this destination and signed by a key that cluster {} trusts ({hint_keys} keys)",
-            hint.policy.cluster_name
+            reported.policy.cluster_name
         ),
     };
     let message = format!("commit {commit} is not deployed: {more}");
@@ -187,7 +187,7 @@ fn running(head: Option<&LedgerEntry>) -> Option<&Planned> {
 }
 
 fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
-    let Situation { application, destination, rendered, hint, now, .. } = *situation;
+    let Situation { application, destination, rendered, reported, now, .. } = *situation;
     let Some(render) = fitting(situation, candidate) else {
         return Decision::Waiting(nothing_signed(situation, Some(candidate)));
     };
@@ -215,9 +215,9 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     let receipts: Vec<&[u8]> = signed.iter().map(|receipt| receipt.as_ref()).collect();
     let known = planned.is_some_and(|planned| Some(planned.release) == id);
     let mut kinds = Kinds::built_in();
-    kinds.guess(rendered.objects.iter().map(Object::key), &hint.spec.applications);
+    kinds.guess(rendered.objects.iter().map(Object::key), &reported.spec.applications);
     let place = DestinationContext {
-        policy: &hint.policy,
+        policy: &reported.policy,
         application: &application.name,
         namespace: &destination.namespace,
         kinds: &kinds,
@@ -279,10 +279,10 @@ fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>)
 /// A directive that expired before its spoke saw it, or that is behind what the spoke has seen
 /// (this hub came back from a backup), is issued again with a new sequence.
 fn reissue_or_nothing(situation: &Situation<'_>) -> Decision {
-    let (Some(head), Some(held)) = (situation.head, situation.held) else {
+    let (Some(head), Some(position)) = (situation.head, situation.position) else {
         return Decision::Nothing;
     };
-    if needs_reissue(head, held, situation.now) { Decision::Reissue } else { Decision::Nothing }
+    if needs_reissue(head, position, situation.now) { Decision::Reissue } else { Decision::Nothing }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::DestinationKey;
 use attest_common::basics::text;
+use attest_runtime::clock::now;
 
 use super::commit::Committed;
 use super::observe::{Observation, SourceProblem};
@@ -20,7 +21,6 @@ use crate::core::Core;
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
 use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
-use attest_runtime::clock::now;
 
 /// What was said already, kept between two passes over one application.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub(super) struct PublishedCache {
 
 /// Where the outcome of a pass goes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Audience<'a> {
+pub(super) struct Outputs<'a> {
     pub(super) core: &'a Core,
     pub(super) views: &'a Views,
     pub(super) waker: &'a Waker,
@@ -41,33 +41,33 @@ pub(super) struct Audience<'a> {
 
 /// Tells everyone concerned what was decided and what of it became durable.
 pub(super) fn publish(
-    audience: Audience<'_>,
+    outputs: Outputs<'_>,
     observation: &Observation<'_>,
     decisions: &[Decision],
     committed: Committed,
     begun: Instant,
     cache: &mut PublishedCache,
 ) {
-    publish_decisions(audience, observation, decisions, cache);
+    publish_decisions(outputs, observation, decisions, cache);
     let name = observation.application().name.as_str();
     // An application that is being removed keeps its view until something is ordered.
     if !observation.record.deleting || !committed.entries.is_empty() {
-        audience.views.set(name, view(observation, decisions));
+        outputs.views.set(name, view(observation, decisions));
     }
     if !committed.entries.is_empty() {
-        publish_commit(audience, name, committed);
-        audience.core.metrics.sync_duration.observe(begun.elapsed().as_secs_f64());
+        publish_commit(outputs, name, committed);
+        outputs.core.metrics.sync_duration.observe(begun.elapsed().as_secs_f64());
     }
 }
 
 /// Counts and logs what was decided, whether or not it became durable, and sends again what is to be sent again.
 fn publish_decisions(
-    audience: Audience<'_>,
+    outputs: Outputs<'_>,
     observation: &Observation<'_>,
     decisions: &[Decision],
     cache: &mut PublishedCache,
 ) {
-    let core = audience.core;
+    let core = outputs.core;
     if let Some(SourceProblem::Occurred(waiting)) = &observation.problem {
         log_problem(&core.metrics, observation.application(), waiting);
     }
@@ -80,12 +80,12 @@ fn publish_decisions(
                     log_hold(&core.metrics, observation.application(), destination, waiting);
                 }
             }
-            Decision::Direct(direction) => {
-                if matches!(direction.content, Content::Verified(_)) {
+            Decision::Issue(planned) => {
+                if matches!(planned.content, Content::Verified(_)) {
                     core.metrics.verifications.with_label_values(&["verified"]).inc();
                     core.metrics.policy_validations.with_label_values(&["allowed"]).inc();
                 }
-                cache.held.remove(&direction.destination);
+                cache.held.remove(&planned.destination);
             }
             Decision::Keep(destination) => {
                 cache.held.remove(destination);
@@ -105,7 +105,7 @@ fn view(observation: &Observation<'_>, decisions: &[Decision]) -> View {
         Decision::Blocked { place, waiting } | Decision::Hold { place, waiting, .. } => {
             Some((place.clone(), waiting.clone()))
         }
-        Decision::Keep(_) | Decision::Resend(_) | Decision::Direct(_) => None,
+        Decision::Keep(_) | Decision::Resend(_) | Decision::Issue(_) => None,
     });
     let rendered = observation.destinations.iter().filter_map(|destination| {
         let target = destination.target.as_ref().ok()?;
@@ -120,8 +120,8 @@ fn view(observation: &Observation<'_>, decisions: &[Decision]) -> View {
 }
 
 /// Announces what became durable: spokes are woken, blobs are ready to be sent, numbers rise.
-fn publish_commit(audience: Audience<'_>, application: &str, committed: Committed) {
-    let Audience { core, waker, .. } = audience;
+fn publish_commit(outputs: Outputs<'_>, application: &str, committed: Committed) {
+    let Outputs { core, waker, .. } = outputs;
     let Committed { entries, blobs, timings, written } = committed;
     core.metrics.commit.observe(written.as_secs_f64());
     for (part, micros) in [
@@ -143,12 +143,12 @@ fn publish_commit(audience: Audience<'_>, application: &str, committed: Committe
 
 /// Logs, once, which phase an application has reached, and counts it. Blocks.
 pub(super) fn publish_status(
-    audience: Audience<'_>,
+    outputs: Outputs<'_>,
     record: &ApplicationRecord,
     commit: Option<&str>,
     cache: &mut PublishedCache,
 ) {
-    let Audience { core, views, .. } = audience;
+    let Outputs { core, views, .. } = outputs;
     let Application { name, namespace, .. } = &record.application;
     let view = views.get(name.as_str());
     let mut status = status::status(&facts::gather(core, record, view, Detail::Overview));

@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 
 use super::answers::Answers;
 use super::observe::Sources;
-use super::pass::{self, PassCache, Surroundings};
-use super::publish::Audience;
+use super::pass::{self, PassCache, PassContext};
+use super::publish::Outputs;
 use super::queue::POLL_JITTER;
 use super::repositories::Repositories;
 use super::task::Task;
@@ -54,11 +54,11 @@ impl Reconciler {
         Self { core, views, waker, repositories, kustomize, answers, caches: Locked::default() }
     }
 
-    fn surroundings(&self) -> Surroundings<'_> {
+    fn context(&self) -> PassContext<'_> {
         let Self { core, views, waker, repositories, kustomize, answers, .. } = self;
-        Surroundings {
+        PassContext {
             sources: Sources { core, repositories, kustomize, answers },
-            audience: Audience { core, views, waker },
+            outputs: Outputs { core, views, waker },
         }
     }
 
@@ -72,7 +72,7 @@ impl Reconciler {
     pub(super) fn reconcile(&self, application: &str, task: Task) {
         let cache = self.cache(application);
         let mut cache = cache.lock();
-        pass::reconcile(self.surroundings(), application, task, &mut cache);
+        pass::reconcile(self.context(), application, task, &mut cache);
         if self.waker.requests(application).is_none() {
             // It is gone.
             self.caches.lock().remove(application);

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::text;
+use attest_runtime::clock::now;
 use attest_supply::source::{
     Credentials, Login, Remote, RepositoryUrl, Resolved, Source, SourceError, SshIdentity, Tree,
     UrlPolicy,
@@ -15,7 +16,6 @@ use crate::applications::view::Waiting;
 use crate::core::Core;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, RepositoryRecord};
-use attest_runtime::clock::now;
 
 /// How long the answer counts to whether a credential may push, in seconds.
 const PUSH_CHECK_INTERVAL_S: i64 = 24 * 60 * 60;

@@ -190,8 +190,9 @@ async fn introduce(
             if former.as_ref() != Some(&policy) {
                 changes.push(records::put(&policy));
             }
-            is_news = core.fleet.hint(&cluster).is_none_or(|former| former.spec != hint.spec);
-            core.fleet.set_hint(&cluster, hint);
+            is_news =
+                core.fleet.reported_policy(&cluster).is_none_or(|former| former.spec != hint.spec);
+            core.fleet.set_reported_policy(&cluster, hint);
         } else {
             tracing::warn!(
                 cluster = cluster.as_str(),

@@ -2,11 +2,11 @@
 
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::documents::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
+use attest_runtime::clock::{after, now};
 
 use crate::core::Core;
 use crate::core::signer::Signed;
 use crate::core::store::records::LedgerEntry;
-use attest_runtime::clock::{after, now};
 
 /// A signed heartbeat for one cluster.
 pub(super) fn heartbeat(core: &Core, cluster: &ClusterId, nonce: &str, counter: u64) -> Signed {

@@ -8,6 +8,7 @@ use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::text;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
+use attest_runtime::clock::now;
 use tokio::sync::mpsc;
 
 use super::registration::CLUSTERS_MAX;
@@ -17,7 +18,6 @@ use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
 use crate::reconcile::waker::Waker;
-use attest_runtime::clock::now;
 
 /// Reports that may wait to be written; then spokes are made to wait.
 pub(crate) const QUEUE_MAX: usize = 1_024;

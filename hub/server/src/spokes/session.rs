@@ -11,6 +11,7 @@ use attest_common::session::message::{
 };
 use attest_common::session::report::{REPORT_BYTES_MAX, Report};
 use attest_common::session::{SYNC_INTERVAL_MS, UNIDIRECTIONAL_STREAMS_MAX};
+use attest_runtime::clock::now;
 use attest_runtime::frames;
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -29,7 +30,6 @@ use crate::core::blocking::blocking;
 use crate::core::fleet::{Connected, Pending};
 use crate::core::position::needs_reissue;
 use crate::core::store::records::ClusterState;
-use attest_runtime::clock::now;
 
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
@@ -83,7 +83,7 @@ async fn run_session(
     let record = core.directory.get(&cluster).filter(|r| r.state == ClusterState::Accepted);
     let record = record.ok_or_else(|| LinkError::ClusterRevoked(cluster.clone()))?;
     for (destination, head) in core.fleet.heads_of(&cluster) {
-        let held = core.fleet.held(&destination);
+        let held = core.fleet.position(&destination);
         if held.is_some_and(|held| needs_reissue(&head, held, now())) {
             shared.waker.wake(destination.application.as_str());
         } else {

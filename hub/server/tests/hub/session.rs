@@ -321,7 +321,7 @@ async fn a_policy_that_changes_at_every_reconnect_counts_at_once_and_is_written_
     let named = |spec: &Spec| spec.applications[0].names[0].clone();
     let counts = |fixture: &Fixture| {
         let hub = &fixture.running.as_ref().unwrap().core;
-        named(&hub.fleet.hint(&cluster).unwrap().spec)
+        named(&hub.fleet.reported_policy(&cluster).unwrap().spec)
     };
     let written = |fixture: &Fixture| {
         let hub = &fixture.running.as_ref().unwrap().core;

@@ -21,13 +21,13 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn removal(namespace: &str) -> Direction {
+fn removal(namespace: &str) -> PlannedDirective {
     let destination = DestinationKey {
         application: name("web"),
         cluster: ClusterId::of_identity_key(&[1; 32]),
         namespace: name(namespace),
     };
-    Direction { destination, head: None, content: Content::Removal }
+    PlannedDirective { destination, head: None, content: Content::Removal }
 }
 
 fn order(core: &Core, namespace: &str) -> (DestinationKey, LedgerEntry) {

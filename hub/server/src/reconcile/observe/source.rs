@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::text;
+use attest_runtime::clock::micros_since;
 use attest_supply::render::{self, Overlay, RenderError};
 use attest_supply::source::{ATTEST_DIRECTORY, Remote, Resolved, Tree};
 
@@ -16,7 +17,6 @@ use super::{PollAnswer, Sources};
 use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
 use crate::core::store::records::{Application, ChangeTimings, Destination};
-use attest_runtime::clock::micros_since;
 
 /// A rendering's files: source tree, or commit outside of the source root, and directory.
 type RenderingKey = (String, String);
@@ -97,7 +97,7 @@ fn asked(application: &Application) -> (String, String) {
 
 fn environment_of(core: &Core, cluster: &Name) -> Option<String> {
     let record = core.directory.named(cluster)?;
-    core.fleet.hint(&record.id).map(|reported| reported.policy.environment.to_string())
+    core.fleet.reported_policy(&record.id).map(|reported| reported.policy.environment.to_string())
 }
 
 fn directory_key(

@@ -124,7 +124,7 @@ struct World {
     rendered: Rendered,
     spec: Spec,
     head: Option<LedgerEntry>,
-    held: Option<SpokePosition>,
+    position: Option<SpokePosition>,
     asked_for: bool,
     now: Timestamp,
 }
@@ -189,7 +189,7 @@ impl World {
                 }],
             },
             head: None,
-            held: None,
+            position: None,
             asked_for: false,
             now: NOW.parse().unwrap(),
         }
@@ -198,16 +198,17 @@ impl World {
     fn decide(&self) -> Decision {
         let files = self.files.iter().map(Vec::as_slice);
         let evidence = Evidence::read(files, self.committed.iter().cloned());
-        let hint = ReportedPolicy { spec: self.spec.clone(), policy: self.spec.load().unwrap() };
+        let reported =
+            ReportedPolicy { spec: self.spec.clone(), policy: self.spec.load().unwrap() };
         decide(&Situation {
             application: &self.application,
             destination: &self.destination,
             commit: COMMIT,
             evidence: &evidence,
             rendered: &self.rendered,
-            hint: &hint,
+            reported: &reported,
             head: self.head.as_ref(),
-            held: self.held,
+            position: self.position,
             asked_for: self.asked_for,
             now: self.now,
         })
@@ -444,7 +445,7 @@ fn a_directive_the_spoke_can_no_longer_admit_is_said_again() {
         (held(1, Some(Digest::of(b"other"))), false, "Again"),
         (held(2, None), false, "Again"),
     ] {
-        world.held = state;
+        world.position = state;
         world.now = if later { "2026-11-24T00:00:00Z" } else { NOW }.parse().unwrap();
         assert_eq!(world.word(), word, "{state:?} {later}");
     }

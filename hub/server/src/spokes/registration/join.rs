@@ -18,6 +18,7 @@ use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds}
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
+use attest_runtime::clock::{after, now};
 use attest_runtime::frames::{self, FrameReader};
 use quinn::Connection;
 
@@ -29,7 +30,6 @@ use crate::core::blocking::blocking;
 use crate::core::store::records::{
     self, Change, ClusterRecord, ClusterState, Stored, TokenRecord, TokenUse,
 };
-use attest_runtime::clock::{after, now};
 
 /// How long the same key is given the same certificate again: its answer may have been lost.
 pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
