@@ -1,4 +1,4 @@
-//! `attest gitops app …`: applications, what runs of them where, and what would change.
+//! `attest gitops app …`: applications, their state at each destination, and pending changes.
 
 mod diff;
 mod page;
@@ -15,90 +15,94 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
 
-use self::page::{described, destinations, table, trouble};
-use crate::client::{block_on, is_missing, refusal};
+use self::page::{application_page, application_table, describe_problem, destination_table};
+use crate::client::{Client, as_api_error, block_on, is_not_found};
 use crate::hub_args::HubArgs;
-use crate::human::{NONE, age, confirm_loss, or_none, short};
+use crate::human::{NONE, age, confirm_loss, or_none, short_or_none};
 use crate::input::{segment, wait_seconds};
-use crate::printer::{Format, Output, Printer, Table, Watch};
+use crate::printer::{Format, OutputArgs, Printer, TextTable, WatchArgs};
 use crate::wait::{Poll, Wait};
-use crate::watch::show;
+use crate::watch::print_watched;
 
-/// Largest manifest file, in bytes; the hub takes no larger body.
+/// Maximum size of a manifest file, in bytes, as of a request body at the hub.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
 const POLL_EVERY: Duration = Duration::from_millis(100);
 const KIND: &str = "AttestApplication";
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct AppArgs {
     #[command(subcommand)]
-    command: Command,
+    command: AppCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Create or change applications
+enum AppCommand {
+    /// Create or update applications
     Apply {
-        /// File with AttestApplication manifests; `-` reads standard input
+        /// File with AttestApplication manifests; `-` for stdin
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
-        /// Do not ask before an application is removed from where it is no longer to run
+        /// Skip the confirmation prompt for removing an application from destinations
         #[arg(short, long)]
         yes: bool,
         #[command(flatten)]
-        output: Output,
+        output: OutputArgs,
     },
     /// List applications
     #[command(visible_alias = "ls")]
-    List(Watch),
-    /// Show one application: what runs where, who signed it, since when, how old the news is
+    List(WatchArgs),
+    /// Show one application: running release, signers and health per destination, age of the last report
     Get {
         name: String,
         #[command(flatten)]
-        watch: Watch,
+        watch: WatchArgs,
     },
-    /// List what was directed, newest first
+    /// List the directives of an application, newest first
     History {
         name: String,
         #[command(flatten)]
-        output: Output,
+        output: OutputArgs,
     },
-    /// Compare the newest commit with what runs; exit code 0 without and 1 with differences
+    /// Compare the newest commit with the running state; exit code 0 without, 1 with differences, 2 on failure
     Diff {
         name: String,
         #[command(flatten)]
-        output: Output,
+        output: OutputArgs,
     },
-    /// Look at the repository now
+    /// Reconcile now
     Sync(sync::SyncArgs),
-    /// Remove an application, where the clusters' policies let the hub
+    /// Remove an application from all clusters whose policies allow it
     Delete {
         name: String,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
-        /// Wait until it is gone
+        /// Wait until the application is removed
         #[arg(long)]
         wait: bool,
-        /// With --wait: longest wait, in seconds
+        /// Maximum wait with --wait, in seconds
         #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
         timeout: u64,
     },
 }
 
-pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
-        Command::Apply { file, yes, output } => apply(&file, yes, output, hub, printer),
-        Command::List(watch) => {
+        AppCommand::Apply { file, yes, output } => apply(&file, yes, output, hub, printer),
+        AppCommand::List(watch) => {
             let client = hub.client()?;
-            let ask = async || client.get::<List<Application>>("/v1/applications").await;
-            block_on(show(watch, printer, ask, |list, format| table(&list.items, format)))
+            block_on(print_watched(
+                watch,
+                printer,
+                async || client.get::<List<Application>>("/v1/applications").await,
+                |list, format| application_table(&list.items, format),
+            ))
         }
-        Command::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
-        Command::History { name, output } => history(&name, output, hub, printer),
-        Command::Diff { name, output } => diff::run(&name, output, hub, printer),
-        Command::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
-        Command::Delete { name, yes, wait, timeout } => {
+        AppCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
+        AppCommand::History { name, output } => history(&name, output, hub, printer),
+        AppCommand::Diff { name, output } => diff::run(&name, output, hub, printer),
+        AppCommand::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
+        AppCommand::Delete { name, yes, wait, timeout } => {
             confirm_loss(
                 &format!("Remove application {name} from all its clusters?"),
                 yes,
@@ -110,14 +114,14 @@ pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Resul
     }
 }
 
-fn path(name: &str) -> String {
+fn application_path(name: &str) -> String {
     format!("/v1/applications/{}", segment(name))
 }
 
 fn apply(
     file: &std::path::Path,
     yes: bool,
-    output: Output,
+    output: OutputArgs,
     hub: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
@@ -126,45 +130,43 @@ fn apply(
     let mut applied = Vec::new();
     for manifest in &manifests {
         let name = manifest.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        let answered: anyhow::Result<Application> =
-            block_on(client.put("/v1/applications", manifest));
-        let answered = match answered.as_ref().err().and_then(refusal) {
-            Some(refused) if refused.reason == REMOVAL_UNCONFIRMED => {
-                if yes {
-                    printer.note(&refused.message);
-                }
-                confirm_loss(&format!("Apply {name}? {}.", refused.message), yes, printer)?;
-                block_on(client.put(&format!("/v1/applications?{REMOVAL_ALLOWED}"), manifest))
-            }
-            Some(_) | None => answered,
-        };
-        let application = answered.with_context(|| format!("application {name} is not applied"))?;
-        if matches!(output.format, Format::Table | Format::Wide) {
+        let application = block_on(apply_manifest(&client, name, manifest, yes, printer))?;
+        if output.format.is_table() {
             let outcome = application.outcome.as_deref().unwrap_or("applied").to_ascii_lowercase();
             printer.line(&format!("application/{} {outcome}", application.name));
         }
         applied.push(application);
     }
-    if !matches!(output.format, Format::Table | Format::Wide) {
+    if !output.format.is_table() {
         let list = List::new(KIND, applied);
-        printer.result(output.format, &list, || table(&list.items, output.format))?;
+        printer.result(output.format, &list, || application_table(&list.items, output.format))?;
     }
     Ok(())
 }
 
-/// Every document of the file. One that is not an application stops everything before the first is sent.
+async fn apply_manifest(
+    client: &Client,
+    name: &str,
+    manifest: &Value,
+    yes: bool,
+    printer: &Printer,
+) -> anyhow::Result<Application> {
+    let mut answer = client.put("/v1/applications", manifest).await;
+    let error = answer.as_ref().err().and_then(as_api_error);
+    if let Some(error) = error.filter(|error| error.reason == REMOVAL_UNCONFIRMED) {
+        if yes {
+            printer.note(&error.message);
+        }
+        confirm_loss(&format!("Apply {name}? {}.", error.message), yes, printer)?;
+        answer = client.put(&format!("/v1/applications?{REMOVAL_ALLOWED}"), manifest).await;
+    }
+    answer.with_context(|| format!("failed to apply application {name}"))
+}
+
+/// Reads every document of a file. A document that is not an application is rejected before the first is sent.
 fn read_manifests(file: &std::path::Path, printer: &Printer) -> anyhow::Result<Vec<Value>> {
     let shown = file.display().to_string();
-    let mut bytes = Vec::new();
-    if shown == "-" {
-        std::io::stdin().lock().take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    } else {
-        let opened = std::fs::File::open(file).with_context(|| format!("cannot read {shown}"))?;
-        opened
-            .take(MANIFEST_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("cannot read {shown}"))?;
-    }
+    let bytes = read_bytes(file).with_context(|| format!("failed to read {shown}"))?;
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         bail!("{shown} is longer than {MANIFEST_BYTES_MAX} bytes");
     }
@@ -174,37 +176,55 @@ fn read_manifests(file: &std::path::Path, printer: &Printer) -> anyhow::Result<V
         printer.warning(&warning.to_string());
     }
     if documents.is_empty() {
-        bail!("{shown} holds no manifest");
+        bail!("{shown} contains no manifest");
     }
     for (index, document) in documents.iter().enumerate() {
         let kind = document.get("kind").and_then(Value::as_str).unwrap_or(NONE);
         if kind != KIND {
-            bail!("{shown}: document {}: kind is {kind}, not {KIND}", index + 1);
+            bail!("{shown}: document {}: kind is {kind}, expected {KIND}", index + 1);
         }
     }
     Ok(documents)
 }
-async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+
+/// Reads at most one byte more than is allowed.
+fn read_bytes(file: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if file == "-" {
+        std::io::stdin().lock().take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    } else {
+        std::fs::File::open(file)?.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let path = path(name);
-    let ask = async || client.get::<Application>(&path).await;
+    let path = application_path(name);
     let format = watch.output.format;
-    if matches!(format, Format::Table | Format::Wide) && !watch.watch {
-        let application = ask().await?;
-        printer.text(&described(&application, format == Format::Wide));
+    if format.is_table() && !watch.watch {
+        let application: Application = client.get(&path).await?;
+        printer.text(&application_page(&application, format == Format::Wide));
         return Ok(());
     }
-    show(watch, printer, ask, |application, format| match format {
-        // Its own name, not those of the places where it runs.
-        Format::Name => table(std::slice::from_ref(application), format),
-        Format::Table | Format::Wide | Format::Json | Format::Yaml => destinations(application),
-    })
+    print_watched(
+        watch,
+        printer,
+        async || client.get::<Application>(&path).await,
+        |application, format| match format {
+            // The name of the application, not those of its destinations.
+            Format::Name => application_table(std::slice::from_ref(application), format),
+            Format::Table | Format::Wide | Format::Json | Format::Yaml => {
+                destination_table(application)
+            }
+        },
+    )
     .await
 }
 
-fn history(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+fn history(name: &str, output: OutputArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let path = format!("{}/history", path(name));
+    let path = format!("{}/history", application_path(name));
     let history: List<HistoryEntry> = block_on(client.get(&path))?;
     printer.result(output.format, &history, || {
         let mut header =
@@ -213,21 +233,21 @@ fn history(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyh
         if output.format == Format::Wide {
             header.extend(["counter", "plan"]);
         }
-        let mut table = Table::new(&header);
+        let mut table = TextTable::new(&header);
         for entry in &history.items {
             let mut row = vec![
                 format!("{}.{}", entry.epoch, entry.sequence),
                 format!("{}/{}", entry.cluster, entry.namespace),
                 entry.operation.clone(),
                 or_none(entry.version.as_ref()),
-                entry.commit.as_deref().map_or_else(|| NONE.to_owned(), short),
+                short_or_none(entry.commit.as_deref()),
                 entry.result.clone(),
                 entry.reason.clone(),
                 age(entry.issued_at),
             ];
             if output.format == Format::Wide {
                 row.push(or_none(entry.counter));
-                row.push(entry.plan.as_deref().map_or_else(|| NONE.to_owned(), short));
+                row.push(short_or_none(entry.plan.as_deref()));
             }
             table.row(row);
         }
@@ -242,31 +262,38 @@ async fn delete(
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let path = path(name);
-    client.act(Method::DELETE, &path, None::<&()>).await?;
+    let path = application_path(name);
+    client.send_only(Method::DELETE, &path, None::<&()>).await?;
     let Some(seconds) = wait_seconds else {
         printer.line(&format!("application/{name} is being removed"));
         return Ok(());
     };
     let wait = Wait::new(seconds, POLL_EVERY, printer);
-    let client = client.until(wait.deadline());
-    let poll = async || {
-        let left: Application = match client.get(&path).await {
-            Err(error) if is_missing(&error) => return Ok(Poll::Ready(())),
-            answered => answered?,
-        };
-        match left.destinations.iter().find(|d| d.phase == "Refused") {
-            Some(refused) => bail!("{}", trouble(refused)),
-            None => Ok(Poll::Pending(removal_progress(&left))),
-        }
-    };
-    wait.until("", poll, |state| {
-        let state = if state.is_empty() { String::new() } else { format!(": {state}") };
-        format!("application {name} is still being removed after {seconds} s{state}")
-    })
+    let client = client.with_deadline(wait.deadline());
+    wait.until(
+        "",
+        async || poll_removal(&client, &path).await,
+        |state| {
+            let state = if state.is_empty() { String::new() } else { format!(": {state}") };
+            format!(
+                "timed out after {seconds} s waiting for the removal of application {name}{state}"
+            )
+        },
+    )
     .await?;
     printer.line(&format!("application/{name} removed"));
     Ok(())
+}
+
+async fn poll_removal(client: &Client, path: &str) -> anyhow::Result<Poll<()>> {
+    let application: Application = match client.get(path).await {
+        Err(error) if is_not_found(&error) => return Ok(Poll::Ready(())),
+        answer => answer?,
+    };
+    match application.destinations.iter().find(|d| d.phase == "Refused") {
+        Some(refused) => bail!("{}", describe_problem(refused)),
+        None => Ok(Poll::Pending(removal_progress(&application))),
+    }
 }
 
 /// The destinations that are not removed yet.

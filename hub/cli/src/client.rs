@@ -1,4 +1,4 @@
-//! The hub's JSON API, as the operator's commands use it: mutual TLS, pinned authority, errors that say what to do.
+//! Client of the hub's JSON API: mutual TLS with a pinned certificate authority, and errors with remedies.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,29 +9,31 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::{Config, Hub};
+use crate::context::{Context, HubContext};
 use crate::printer::Printer;
 
+/// Connection timeout.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Timeout of a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// An operator hears of it when less than this is left of the certificate.
-const WARN_LEFT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// Largest answer that is read, in bytes.
+/// Remaining validity of the operator's certificate below which a warning is printed.
+const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Maximum size of an answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// A hub that can be asked.
+/// A client for one hub.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    hub: Hub,
-    /// No answer is waited for past this.
-    until: Option<Instant>,
+    hub: HubContext,
+    /// End of the command: no request continues past it.
+    deadline: Option<Instant>,
 }
 
-/// The hub's refusal, kept as it came so that callers can act on its reason.
+/// An error that the hub returned, with its reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({reason}{at})", at = field.as_ref().map(|field| format!(" at {field}")).unwrap_or_default())]
-pub(crate) struct Refused {
+pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) reason: String,
     pub(crate) message: String,
@@ -39,43 +41,42 @@ pub(crate) struct Refused {
 }
 
 impl Client {
-    /// The hub that `--hub`, `ATTEST_HUB` or the context names.
+    /// A client for the hub named by `--hub`, `ATTEST_HUB` or the context.
     pub(crate) fn from_context(hub: Option<&str>) -> anyhow::Result<Self> {
-        Self::new(Config::load()?.hub(hub)?)
+        Self::new(Context::load()?.hub(hub)?)
     }
 
     /// A client for this hub. Nothing is sent yet.
-    pub(crate) fn new(hub: &Hub) -> anyhow::Result<Self> {
-        let field = |what: &str| format!("the context's hub `{}` has no usable {what}", hub.name);
-        let pin: Pin = hub.ca_pin.parse().with_context(|| field("caPin"))?;
-        let own = Bundle::from_pem(&hub.operator_chain, &hub.operator_key)
-            .with_context(|| field("operatorChain and operatorKey"))?;
-        if let Some(warning) = expiry(&own)? {
+    pub(crate) fn new(hub: &HubContext) -> anyhow::Result<Self> {
+        let pin: Pin = hub.ca_pin.parse().with_context(|| invalid_field(hub, "caPin"))?;
+        let operator = Bundle::from_pem(&hub.operator_chain, &hub.operator_key)
+            .with_context(|| invalid_field(hub, "operatorChain or operatorKey"))?;
+        if let Some(warning) = expiry_warning(&operator)? {
             Printer::new().warning(&warning);
         }
-        let tls =
-            tls::operator_https(&[pin], &own).with_context(|| field("operator certificate"))?;
+        let tls = tls::operator_https(&[pin], &operator)
+            .with_context(|| invalid_field(hub, "operatorChain"))?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT_WITHIN)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .context("cannot set up the connection to the hub")?;
-        Ok(Self { http, hub: hub.clone(), until: None })
+            .context("failed to create the HTTP client")?;
+        Ok(Self { http, hub: hub.clone(), deadline: None })
     }
 
-    /// The same hub, for a command that ends at `until` however long an answer takes.
-    pub(crate) fn until(&self, until: Instant) -> Self {
-        Self { until: Some(until), ..self.clone() }
+    /// A client for the same hub whose requests end at `deadline`.
+    pub(crate) fn with_deadline(&self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self.clone() }
     }
 
-    /// The context's entry.
-    pub(crate) fn hub(&self) -> &Hub {
+    /// The hub's entry in the context.
+    pub(crate) fn hub(&self) -> &HubContext {
         &self.hub
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        read(&self.send(Method::GET, path, None::<&()>).await?)
+        parse_answer(&self.send(Method::GET, path, None::<&()>).await?)
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(
@@ -83,7 +84,7 @@ impl Client {
         path: &str,
         body: &(impl Serialize + Sync),
     ) -> anyhow::Result<T> {
-        read(&self.send(Method::POST, path, Some(body)).await?)
+        parse_answer(&self.send(Method::POST, path, Some(body)).await?)
     }
 
     pub(crate) async fn put<T: DeserializeOwned>(
@@ -91,11 +92,11 @@ impl Client {
         path: &str,
         body: &(impl Serialize + Sync),
     ) -> anyhow::Result<T> {
-        read(&self.send(Method::PUT, path, Some(body)).await?)
+        parse_answer(&self.send(Method::PUT, path, Some(body)).await?)
     }
 
-    /// A request whose answer has nothing that matters.
-    pub(crate) async fn act(
+    /// Sends a request and discards the body of the answer.
+    pub(crate) async fn send_only(
         &self,
         method: Method,
         path: &str,
@@ -112,8 +113,8 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> anyhow::Result<Vec<u8>> {
         let url = format!("{}{path}", self.hub.api_url.trim_end_matches('/'));
-        let limit = answer_within(self.until, Instant::now());
-        let mut request = self.http.request(method, url).timeout(limit);
+        let timeout = request_timeout(self.deadline, Instant::now());
+        let mut request = self.http.request(method, url).timeout(timeout);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -122,92 +123,106 @@ impl Client {
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(error))? {
             if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
-                bail!("the hub's answer is longer than {ANSWER_BYTES_MAX} bytes");
+                bail!(
+                    "the answer of hub `{}` is longer than {ANSWER_BYTES_MAX} bytes",
+                    self.hub.name
+                );
             }
             bytes.extend_from_slice(&chunk);
         }
-        if status.is_success() { Ok(bytes) } else { Err(refused(status, &bytes)) }
+        if status.is_success() { Ok(bytes) } else { Err(api_error(status, &bytes)) }
     }
 
-    /// Which address of which context, and what to look at.
+    /// The error of a request that got no answer, with the address of the hub.
     fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
-        let Hub { name, api_url, .. } = &self.hub;
+        let HubContext { name, api_url, .. } = &self.hub;
         let hint = if error.is_timeout() {
-            "it did not answer in time"
+            "the request timed out"
         } else if error.is_connect() {
-            "is attest-hub running there? `--hub NAME` or ATTEST_HUB chooses another hub"
+            "check that attest-hub is running there, or select another hub with --hub NAME or ATTEST_HUB"
         } else {
-            "the connection broke"
+            "the connection was lost"
         };
         anyhow::Error::new(error.without_url())
-            .context(format!("cannot reach hub `{name}` at {api_url}: {hint}"))
+            .context(format!("failed to reach hub `{name}` at {api_url}; {hint}"))
     }
 }
 
-/// How long to wait for one answer: never past the end of the command.
-fn answer_within(until: Option<Instant>, now: Instant) -> Duration {
-    until.map_or(ANSWER_WITHIN, |until| until.saturating_duration_since(now).min(ANSWER_WITHIN))
+fn invalid_field(hub: &HubContext, field: &str) -> String {
+    format!("invalid {field} of hub `{}` in the context", hub.name)
 }
 
-/// What to say when the operator's certificate nears its end.
+/// The timeout of a request: never past the end of the command.
+fn request_timeout(deadline: Option<Instant>, now: Instant) -> Duration {
+    match deadline {
+        Some(deadline) => deadline.saturating_duration_since(now).min(ANSWER_WITHIN),
+        None => ANSWER_WITHIN,
+    }
+}
+
+/// The warning about an operator's certificate that expires soon.
 ///
 /// # Errors
-/// When it is past: the hub would only close the connection.
-fn expiry(own: &Bundle) -> anyhow::Result<Option<String>> {
-    let next = "`attest hub operator issue NAME --save` on the hub's machine makes another";
-    let not_after = peer_identity(own.chain()).context("the context's operatorChain")?.not_after;
-    match not_after.duration_since(SystemTime::now()) {
-        Err(_) => bail!("this operator's certificate has expired; {next}"),
-        Ok(left) if left < WARN_LEFT => {
+/// When it has expired: the hub would only close the connection.
+fn expiry_warning(operator: &Bundle) -> anyhow::Result<Option<String>> {
+    let remedy = "renew it with `attest hub operator issue NAME --save` on the hub's machine";
+    let identity =
+        peer_identity(operator.chain()).context("invalid operatorChain in the context")?;
+    match identity.not_after.duration_since(SystemTime::now()) {
+        Err(_) => bail!("the operator's certificate has expired; {remedy}"),
+        Ok(left) if left < EXPIRY_WARNING => {
             let days = left.as_secs() / (24 * 60 * 60);
-            Ok(Some(format!("this operator's certificate ends in {days} days; {next}")))
+            Ok(Some(format!("the operator's certificate expires in {days} days; {remedy}")))
         }
         Ok(_) => Ok(None),
     }
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
-    serde_json::from_slice(bytes)
-        .context("the hub's answer is not understood; is it of another version?")
+fn parse_answer<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(bytes).context(
+        "failed to parse the hub's answer; check that attest and attest-hub have the same version",
+    )
 }
 
-fn refused(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
+fn api_error(status: StatusCode, bytes: &[u8]) -> anyhow::Error {
     match serde_json::from_slice::<Failure>(bytes) {
         Ok(Failure { reason, message, field }) => {
-            anyhow!(Refused { status, reason, message, field })
+            anyhow!(ApiError { status, reason, message, field })
         }
         Err(_) => {
             let text: String = String::from_utf8_lossy(bytes).chars().take(200).collect();
-            anyhow!("the hub answered {status}: {}", text.trim())
+            anyhow!("the hub returned {status}: {}", text.trim())
         }
     }
 }
 
-/// The hub's refusal inside an error, when it is one.
-pub(crate) fn refusal(error: &anyhow::Error) -> Option<&Refused> {
-    error.downcast_ref::<Refused>()
+/// The error that the hub returned, if `error` is one.
+pub(crate) fn as_api_error(error: &anyhow::Error) -> Option<&ApiError> {
+    error.downcast_ref::<ApiError>()
 }
 
-/// What to say of an error that came at the end of a wait: nothing more, when the answer was merely not there yet.
-pub(crate) fn late(error: anyhow::Error, told: String) -> anyhow::Error {
-    let cut_short = |cause: &(dyn std::error::Error + 'static)| {
-        let error = cause.downcast_ref::<reqwest::Error>();
-        error.is_some_and(|error| error.is_timeout() && !error.is_connect())
-    };
-    if error.chain().any(cut_short) { anyhow!(told) } else { error.context(told) }
+/// The error of a command that reached its deadline. `error` is its cause, unless it is only a request that the
+/// deadline cut short.
+pub(crate) fn timeout_error(error: anyhow::Error, message: String) -> anyhow::Error {
+    if error.chain().any(is_cut_short) { anyhow!(message) } else { error.context(message) }
 }
 
-/// True when the hub says that there is no such thing.
-pub(crate) fn is_missing(error: &anyhow::Error) -> bool {
-    refusal(error).is_some_and(|refused| refused.status == StatusCode::NOT_FOUND)
+fn is_cut_short(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let error = cause.downcast_ref::<reqwest::Error>();
+    error.is_some_and(|error| error.is_timeout() && !error.is_connect())
 }
 
-/// Runs a command that waits for the network.
+/// Returns true if the hub answered that the resource does not exist.
+pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
+    as_api_error(error).is_some_and(|error| error.status == StatusCode::NOT_FOUND)
+}
+
+/// Runs an asynchronous command to completion.
 pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
+        .context("failed to start the runtime")?
         .block_on(work)
 }
 
@@ -227,9 +242,9 @@ mod tests {
             (Some(now + 3 * second), 3 * second),
             (Some(now), Duration::ZERO),
         ] {
-            assert_eq!(answer_within(until, now), limit);
+            assert_eq!(request_timeout(until, now), limit);
         }
-        assert_eq!(answer_within(Some(now), now + second), Duration::ZERO);
+        assert_eq!(request_timeout(Some(now), now + second), Duration::ZERO);
     }
 
     #[tokio::test]
@@ -240,28 +255,28 @@ mod tests {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let get = async || {
             let request = http.get(format!("http://{address}")).timeout(Duration::from_millis(50));
-            anyhow::Error::new(request.send().await.unwrap_err()).context("cannot reach the hub")
+            anyhow::Error::new(request.send().await.unwrap_err()).context("failed to reach the hub")
         };
         let silent = get().await;
         drop(listener);
         let closed = get().await;
 
-        assert_eq!(format!("{:#}", late(silent, "not done".to_owned())), "not done");
-        let said = format!("{:#}", late(closed, "not done".to_owned()));
-        assert!(said.starts_with("not done: cannot reach the hub"), "{said}");
+        assert_eq!(format!("{:#}", timeout_error(silent, "timed out".to_owned())), "timed out");
+        let said = format!("{:#}", timeout_error(closed, "timed out".to_owned()));
+        assert!(said.starts_with("timed out: failed to reach the hub"), "{said}");
     }
 
     #[test]
     fn a_certificate_that_nears_its_end_is_spoken_of_and_one_past_it_is_not_used() {
         let authority = Authority::create("fleet.example").unwrap();
         let day = Duration::from_secs(24 * 60 * 60);
-        let said = |lifetime: Duration| {
+        let warning = |lifetime: Duration| {
             let issued = authority.issue_operator("admin", lifetime).unwrap();
-            expiry(&issued.bundle().unwrap())
+            expiry_warning(&issued.bundle().unwrap())
         };
 
-        assert!(said(31 * day).unwrap().is_none());
-        assert!(said(29 * day).unwrap().unwrap().contains("28 days"));
-        assert!(said(Duration::ZERO).unwrap_err().to_string().contains("expired"));
+        assert!(warning(31 * day).unwrap().is_none());
+        assert!(warning(29 * day).unwrap().unwrap().contains("28 days"));
+        assert!(warning(Duration::ZERO).unwrap_err().to_string().contains("expired"));
     }
 }

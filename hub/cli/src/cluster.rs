@@ -1,203 +1,158 @@
-//! `attest gitops cluster …`: who is in the fleet. Adding one is `add`, its way back `rejoin`; this file is the rest.
+//! `attest gitops cluster …`: the clusters of the fleet.
 
+mod accept;
 mod add;
 mod join_token;
 mod rejoin;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
 use attest_common::basics::ids::Timestamp;
-use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
+use attest_documents::{Cluster, List, RevokeRequest};
 use attest_install::SYSTEM_NAMESPACE;
-use attest_install::apply::write_cluster_id;
-use attest_install::cluster::spoke_identity;
 use attest_install::registration::HubEntry;
 use clap::Subcommand;
 use reqwest::Method;
 
-use self::join_token::JoinToken;
-use crate::client::{Client, block_on, is_missing};
+use crate::client::{Client, block_on, is_not_found};
 use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
-use crate::input::{segment, wait_seconds};
-use crate::printer::{Format, Output, Printer, Table, Watch};
-use crate::target::{TargetArgs, TargetCluster};
-use crate::wait::{Poll, Wait};
-use crate::watch::show;
+use crate::input::segment;
+use crate::printer::{Format, Printer, TextTable, WatchArgs, field};
+use crate::target::ANY_KUBECONFIG;
+use crate::watch::print_watched;
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
-const TOKEN_MINUTES_DEFAULT: u64 = 15;
-/// In a printed line, where it is not known how the operator reaches the cluster.
-const ANY_KUBECONFIG: &str = "--kubeconfig F";
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ClusterArgs {
     #[command(subcommand)]
-    command: Command,
+    command: ClusterCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum ClusterCommand {
     /// Register a cluster: install the spoke and its trust policy, and wait until it is connected
-    Add(Box<add::AddArgs>),
+    Add(Box<add::ClusterAddArgs>),
     /// List clusters
     #[command(visible_alias = "ls")]
-    List(Watch),
+    List(WatchArgs),
     /// Show one cluster
     Get {
         name: String,
         #[command(flatten)]
-        watch: Watch,
+        watch: WatchArgs,
     },
-    /// Take a cluster out of the fleet; what runs there keeps running
+    /// Remove a cluster from the fleet; its workloads keep running
     Rm {
-        /// Name, or id where several have one name
+        /// Name, or id if several clusters have this name
         name: String,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
-    /// Let a cluster in that joined with a token and waits
-    Accept(AcceptArgs),
-    /// Shut a cluster out for ever: its certificates and its identity are refused from now on
+    /// Accept a pending cluster
+    Accept(accept::AcceptArgs),
+    /// Permanently revoke a cluster's identity and certificates
     Revoke {
         name: String,
-        /// Why, for those who look later
+        /// Reason to record
         #[arg(long, default_value = "unspecified")]
         reason: String,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
-    /// End a cluster's connection and certificate; it may join again
+    /// Revoke a cluster's certificate and close its connection; `cluster rejoin` restores it
     Evict {
         name: String,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
-    /// Give a cluster whose certificate has expired or was ended a new one; its identity stays
+    /// Issue a new certificate for a cluster whose certificate has expired or was revoked by `cluster evict`
     Rejoin(rejoin::RejoinArgs),
-    /// Join tokens, for clusters that are not registered by `cluster add`
+    /// Manage join tokens, for clusters registered without `cluster add`
     #[command(subcommand)]
-    Token(TokenCommand),
+    Token(join_token::TokenCommand),
 }
 
-#[derive(Debug, clap::Args)]
-struct AcceptArgs {
-    name: String,
-    /// Fingerprint that the spoke logs, `SHA256:…`
-    #[arg(long)]
-    fingerprint: String,
-    /// Also tell the cluster's trust policy which spoke it is for
-    #[command(flatten)]
-    target: TargetArgs,
-    /// Longest wait for the spoke to fetch its certificate, in seconds
-    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = wait_seconds())]
-    timeout: u64,
-}
-
-#[derive(Debug, Subcommand)]
-enum TokenCommand {
-    /// Make a token that admits one spoke once; the cluster then waits for `cluster accept`
-    Create {
-        /// Name the cluster will have
-        cluster: String,
-        /// Minutes the token is good for
-        #[arg(long, default_value_t = TOKEN_MINUTES_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=1440))]
-        ttl_minutes: u64,
-        /// Write the token here, for its owner only, and do not print it
-        #[arg(long, value_name = "FILE")]
-        token_output: Option<PathBuf>,
-        /// Replace a cluster of this name that is registered already
-        #[arg(long)]
-        replace: bool,
-    },
-    /// List tokens; their secrets are never shown again
-    #[command(visible_alias = "ls")]
-    List(Output),
-    /// Make an unused token useless
-    Revoke { id: String },
-}
-
-pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
-        Command::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
-        Command::List(watch) => {
+        ClusterCommand::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
+        ClusterCommand::List(watch) => {
             let client = hub.client()?;
-            let ask = async || client.get::<List<Cluster>>("/v1/clusters").await;
-            block_on(show(watch, printer, ask, |list, format| clusters(&list.items, format)))
+            block_on(print_watched(
+                watch,
+                printer,
+                async || client.get::<List<Cluster>>("/v1/clusters").await,
+                |list, format| cluster_table(&list.items, format),
+            ))
         }
-        Command::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
-        Command::Rm { name, yes } => {
+        ClusterCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
+        ClusterCommand::Rm { name, yes } => block_on(remove(&name, yes, hub, printer)),
+        ClusterCommand::Accept(args) => block_on(Box::pin(accept::accept(args, hub, printer))),
+        ClusterCommand::Revoke { name, reason, yes } => {
+            confirm_loss(&format!("Permanently revoke cluster {name}?"), yes, printer)?;
             let client = hub.client()?;
-            let found = block_on(only(&client, &name))?;
-            let question = format!(
-                "Remove cluster {} ({}, {})? What runs there keeps running, unmanaged.",
-                found.name,
-                found.id,
-                state(&found)
-            );
-            confirm_loss(&question, yes, printer)?;
-            block_on(client.act(Method::DELETE, &path(found.id.as_str()), None::<&()>))?;
-            printer.line(&format!("cluster/{name} removed"));
-            let left: List<Cluster> = block_on(client.get("/v1/clusters"))?;
-            printer.note(&what_is_left(&found, &left.items));
-            Ok(())
-        }
-        Command::Accept(args) => block_on(Box::pin(accept(args, hub, printer))),
-        Command::Revoke { name, reason, yes } => {
-            confirm_loss(&format!("Shut cluster {name} out for ever?"), yes, printer)?;
-            let client = hub.client()?;
-            let request = RevokeRequest { reason };
-            let path = format!("{}/revoke", path(&name));
-            block_on(client.act(Method::POST, &path, Some(&request)))?;
+            let path = format!("{}/revoke", cluster_path(&name));
+            block_on(client.send_only(Method::POST, &path, Some(&RevokeRequest { reason })))?;
             printer.line(&format!("cluster/{name} revoked"));
             Ok(())
         }
-        Command::Evict { name, yes } => {
-            confirm_loss(&format!("End cluster {name}'s certificate?"), yes, printer)?;
-            let path = format!("{}/evict", path(&name));
-            block_on(hub.client()?.act(Method::POST, &path, None::<&()>))?;
+        ClusterCommand::Evict { name, yes } => {
+            confirm_loss(&format!("Revoke the certificate of cluster {name}?"), yes, printer)?;
+            let path = format!("{}/evict", cluster_path(&name));
+            block_on(hub.client()?.send_only(Method::POST, &path, None::<&()>))?;
             printer.line(&format!("cluster/{name} evicted"));
-            printer.note("to let it in again:");
-            printer.note(&format!("  {}", rejoin_line(&name, ANY_KUBECONFIG)));
+            printer.note("to restore it:");
+            printer.note(&format!("  {}", rejoin_command(&name)));
             Ok(())
         }
-        Command::Rejoin(args) => block_on(Box::pin(rejoin::rejoin(args, hub, printer))),
-        Command::Token(command) => token(command, hub, printer),
+        ClusterCommand::Rejoin(args) => block_on(Box::pin(rejoin::rejoin(args, hub, printer))),
+        ClusterCommand::Token(command) => block_on(join_token::run(command, hub, printer)),
     }
 }
 
-fn path(name: &str) -> String {
+fn cluster_path(name: &str) -> String {
     format!("/v1/clusters/{}", segment(name))
 }
 
-fn token_path(id: &str) -> String {
-    format!("/v1/tokens/{}", segment(id))
-}
-
-/// The one cluster with this id or name; who names one of several must say which.
-async fn only(client: &Client, name: &str) -> anyhow::Result<Cluster> {
+/// The cluster with this id, or the only one with this name.
+async fn find_cluster(client: &Client, name: &str) -> anyhow::Result<Cluster> {
     let all: List<Cluster> = client.get("/v1/clusters").await?;
     let mut found: Vec<Cluster> =
         all.items.into_iter().filter(|c| c.name == name || c.id.as_str() == name).collect();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
-        (None, _) => bail!(
-            "no cluster is named `{name}`; `attest gitops cluster list` shows those there are"
-        ),
+        (None, _) => {
+            bail!("cluster `{name}` not found; list the clusters with `attest gitops cluster list`")
+        }
         (Some(last), false) => {
-            let ids = found.iter().chain([&last]).map(|c| format!("{} ({})", c.id, state(c)));
-            let ids = ids.collect::<Vec<_>>().join(", ");
-            bail!("several clusters are named `{name}`; give the id of one of them: {ids}")
+            let ids: Vec<String> = found
+                .iter()
+                .chain([&last])
+                .map(|cluster| format!("{} ({})", cluster.id, status(cluster)))
+                .collect();
+            bail!(
+                "several clusters are named `{name}`; pass the id of one of them: {}",
+                ids.join(", ")
+            )
         }
     }
 }
 
-/// The hub's entry of a cluster, as the rules of registration take it.
+/// The hub's entry of a cluster. `None` if the hub has none of this name.
+async fn registered(client: &Client, name: &str) -> anyhow::Result<Option<Cluster>> {
+    match client.get(&cluster_path(name)).await {
+        Ok(cluster) => Ok(Some(cluster)),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The hub's entry of a cluster, as an input to the rules of registration.
 fn hub_entry(cluster: &Cluster) -> HubEntry<'_> {
     HubEntry {
         name: &cluster.name,
@@ -214,31 +169,27 @@ fn hub_entries(clusters: &[Cluster]) -> Vec<HubEntry<'_>> {
     clusters.iter().map(hub_entry).collect()
 }
 
-/// One word for where a cluster stands.
-fn state(cluster: &Cluster) -> &str {
+fn status(cluster: &Cluster) -> &str {
     hub_entry(cluster).status()
 }
 
-fn last_seen(cluster: &Cluster) -> String {
-    match cluster.last_seen_age_ms {
-        Some(_) if cluster.connected => "now".to_owned(),
-        Some(ms) => format!("{} ago", duration(ms)),
-        None => "never".to_owned(),
-    }
+/// Expiry by this machine's clock, for display and advice only.
+fn has_expired(expires_at: Timestamp) -> bool {
+    expires_at <= Timestamp::now()
 }
 
-fn clusters(clusters: &[Cluster], format: Format) -> Table {
+fn cluster_table(clusters: &[Cluster], format: Format) -> TextTable {
     let wide = format == Format::Wide;
     let mut header = vec!["name", "state", "default", "environment", "last seen", "kubernetes"];
     header.extend(["apps", "age"]);
     if wide {
         header.extend(["id", "agent", "certificate expires", "fingerprint"]);
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for cluster in clusters {
         let mut row = vec![
             cluster.name.clone(),
-            state(cluster).to_owned(),
+            status(cluster).to_owned(),
             if cluster.default { "*" } else { "" }.to_owned(),
             or_none(cluster.environment.as_ref()),
             last_seen(cluster),
@@ -250,7 +201,7 @@ fn clusters(clusters: &[Cluster], format: Format) -> Table {
             row.extend([
                 cluster.id.to_string(),
                 or_none(cluster.agent_version.as_ref()),
-                cluster.certificate_expires_at.map_or_else(|| NONE.to_owned(), until),
+                or_none(cluster.certificate_expires_at.map(until)),
                 cluster.fingerprint.clone(),
             ]);
         }
@@ -259,175 +210,96 @@ fn clusters(clusters: &[Cluster], format: Format) -> Table {
     table
 }
 
-async fn get(name: &str, watch: Watch, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let client = hub.client()?;
-    let path = path(name);
-    let ask = async || client.get::<Cluster>(&path).await;
-    if watch.watch || !matches!(watch.output.format, Format::Table | Format::Wide) {
-        let row = |cluster: &Cluster, format| clusters(std::slice::from_ref(cluster), format);
-        return show(watch, printer, ask, row).await;
+fn last_seen(cluster: &Cluster) -> String {
+    match cluster.last_seen_age_ms {
+        Some(_) if cluster.connected => "now".to_owned(),
+        Some(ms) => format!("{} ago", duration(ms)),
+        None => "never".to_owned(),
     }
-    let cluster = ask().await?;
-    let lines = [
+}
+
+async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    let path = cluster_path(name);
+    if watch.watch || !watch.output.format.is_table() {
+        return print_watched(
+            watch,
+            printer,
+            async || client.get::<Cluster>(&path).await,
+            |cluster, format| cluster_table(std::slice::from_ref(cluster), format),
+        )
+        .await;
+    }
+    let cluster: Cluster = client.get(&path).await?;
+    let registered_at = cluster.registered_at;
+    for (name, value) in [
         ("Name", cluster.name.clone()),
         ("ID", cluster.id.to_string()),
-        ("State", state(&cluster).to_owned()),
+        ("State", status(&cluster).to_owned()),
         ("Default", if cluster.default { "yes" } else { "no" }.to_owned()),
         ("Environment", or_none(cluster.environment.as_ref())),
         ("Last seen", last_seen(&cluster)),
         ("Agent", or_none(cluster.agent_version.as_ref())),
         ("Kubernetes", or_none(cluster.kubernetes_version.as_ref())),
-        (
-            "Certificate",
-            cluster
-                .certificate_expires_at
-                .map_or_else(|| NONE.to_owned(), |at| certificate(&cluster.name, at)),
-        ),
+        ("Certificate", certificate_text(&cluster)),
         ("Fingerprint", cluster.fingerprint.clone()),
         ("Kube-system", cluster.kube_system_uid.clone()),
         ("Applications", cluster.applications.to_string()),
-        (
-            "Registered",
-            format!("{:.0} ({} ago)", cluster.registered_at, age(cluster.registered_at)),
-        ),
-    ];
-    for (name, value) in lines {
-        printer.line(&format!("{:<14}{value}", format!("{name}:")));
+        ("Registered", format!("{registered_at:.0} ({} ago)", age(registered_at))),
+    ] {
+        printer.line(&field(name, &value));
     }
     Ok(())
 }
 
-fn certificate(name: &str, expires_at: Timestamp) -> String {
-    if has_expired(expires_at) {
-        format!("expired {} ago; `{}`", age(expires_at), rejoin_line(name, ANY_KUBECONFIG))
-    } else {
-        format!("expires in {}, renewed by the spoke itself", until(expires_at))
+fn certificate_text(cluster: &Cluster) -> String {
+    match cluster.certificate_expires_at {
+        None => NONE.to_owned(),
+        Some(at) if has_expired(at) => {
+            format!("expired {} ago; run `{}`", age(at), rejoin_command(&cluster.name))
+        }
+        Some(at) => format!("expires in {}, renewed by the spoke", until(at)),
     }
 }
 
-/// By this machine's clock; for people only.
-fn has_expired(expires_at: Timestamp) -> bool {
-    expires_at <= Timestamp::now()
+/// The command that issues a new certificate, where the cluster's kubeconfig is not known.
+fn rejoin_command(name: &str) -> String {
+    format!("attest gitops cluster rejoin {name} {ANY_KUBECONFIG}")
 }
 
-/// What gives a cluster a new certificate, also one that was evicted. `flags` reach the cluster.
-fn rejoin_line(name: &str, flags: &str) -> String {
-    format!("attest gitops cluster rejoin {name} {flags}")
+async fn remove(name: &str, yes: bool, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    let cluster = find_cluster(&client, name).await?;
+    let question = format!(
+        "Remove cluster {} ({}, {})? Its workloads keep running, unmanaged.",
+        cluster.name,
+        cluster.id,
+        status(&cluster)
+    );
+    confirm_loss(&question, yes, printer)?;
+    let path = cluster_path(cluster.id.as_str());
+    client.send_only(Method::DELETE, &path, None::<&()>).await?;
+    printer.line(&format!("cluster/{name} removed"));
+    let remaining: List<Cluster> = client.get("/v1/clusters").await?;
+    printer.note(&remaining_installation(&cluster, &remaining.items));
+    Ok(())
 }
 
-/// What is left in the cluster of an entry that is gone, when these are left.
-fn what_is_left(removed: &Cluster, clusters: &[Cluster]) -> String {
-    let here = |other: &&Cluster| {
-        other.kube_system_uid == removed.kube_system_uid && other.state != "Revoked"
-    };
-    match clusters.iter().find(here) {
+/// A note about the installation in a cluster whose entry was removed.
+fn remaining_installation(removed: &Cluster, clusters: &[Cluster]) -> String {
+    let other = clusters.iter().find(|other| {
+        other.kube_system_uid == removed.kube_system_uid && hub_entry(other).is_current()
+    });
+    match other {
         Some(other) => format!(
-            "the same cluster is registered as {} ({}) too, and its spoke goes on as that",
+            "the same cluster is also registered as {} ({}), and its spoke continues under that name",
             other.name, other.id
         ),
         None => format!(
-            "the spoke and its policy are still installed there; `kubectl {ANY_KUBECONFIG} delete \
-             namespace {SYSTEM_NAMESPACE}`, F being {}'s kubeconfig, removes the spoke",
+            "the spoke and its trust policy are still installed; `kubectl {ANY_KUBECONFIG} delete \
+             namespace {SYSTEM_NAMESPACE}`, with the kubeconfig of {}, removes the spoke",
             removed.name
         ),
-    }
-}
-
-async fn accept(args: AcceptArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let AcceptArgs { name, fingerprint, target, timeout } = args;
-    let client = hub.client()?;
-    // A kubeconfig that cannot be used is noticed before the hub is told anything.
-    let is_given = target.kubeconfig.is_some() || target.context.is_some();
-    let cluster = if is_given { Some(TargetCluster::open(&target).await?) } else { None };
-    if let Some(cluster) = &cluster
-        && cluster.facts().await?.policy.is_none()
-    {
-        bail!(
-            "the cluster has no trust policy yet; first `attest trust new --environment E \
-             --cluster-name {name} -o policy.yaml`, then `attest trust install policy.yaml {}`",
-            cluster.flags
-        );
-    }
-    let request = AcceptRequest { fingerprint };
-    client.act(Method::POST, &format!("{}/accept", path(&name)), Some(&request)).await?;
-    let accepted: Cluster = client.get(&path(&name)).await?;
-    printer.line(&format!("cluster/{name} accepted as {}", accepted.id));
-    let Some(cluster) = cluster else {
-        printer.note("next, with the cluster's own credentials:");
-        printer.note(&format!(
-            "  attest trust install POLICY --kubeconfig F --cluster-id {}",
-            accepted.id
-        ));
-        return Ok(());
-    };
-    let poll = async || {
-        let spoke = spoke_identity(&cluster.client).await?;
-        let id = spoke.map(|spoke| spoke.cluster_id);
-        Ok(id.map_or_else(|| Poll::Pending(String::new()), Poll::Ready))
-    };
-    let wait = Wait::new(timeout, POLL_EVERY, printer);
-    let timed_out =
-        |_: &str| format!("the spoke has not fetched its certificate within {timeout} s");
-    let found = wait.until("accept", poll, timed_out).await?;
-    if found != accepted.id.as_str() {
-        bail!("context `{}` holds spoke {found}, not {}", cluster.context, accepted.id);
-    }
-    write_cluster_id(&cluster.client, &found).await?;
-    printer.note("the cluster's trust policy is now for this spoke");
-    Ok(())
-}
-
-fn token(command: TokenCommand, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let client = hub.client()?;
-    match command {
-        TokenCommand::Create { cluster, ttl_minutes, token_output, replace } => {
-            let request = TokenRequest {
-                cluster: cluster.clone(),
-                ttl_seconds: ttl_minutes * 60,
-                auto_accept: false,
-                replace,
-                identity: None,
-            };
-            let token = block_on(JoinToken::issue(&client, &request))?;
-            match token_output {
-                Some(file) => token.write(&file, printer)?,
-                None => printer.line(&token.secret),
-            }
-            printer.note(&format!("good once, for {}; next:", until(token.expires_at)));
-            printer.note(&format!(
-                "  attest-spoke --hub {} --join-token-file FILE   (in the cluster)",
-                client.hub().spoke_address
-            ));
-            printer
-                .note(&format!("  attest gitops cluster accept {cluster} --fingerprint SHA256:…"));
-        }
-        TokenCommand::List(output) => {
-            let tokens: List<Token> = block_on(client.get("/v1/tokens"))?;
-            printer.result(output.format, &tokens, || {
-                let mut table =
-                    Table::new(&["id", "cluster", "state", "accepts itself", "expires"]);
-                for token in &tokens.items {
-                    let accepts = if token.auto_accept { "yes" } else { "no" };
-                    let expires = until(token.expires_at);
-                    table.row([&token.id, &token.cluster, &token.state, accepts, &expires]);
-                }
-                table
-            })?;
-        }
-        TokenCommand::Revoke { id } => {
-            block_on(client.act(Method::DELETE, &token_path(&id), None::<&()>))?;
-            printer.line(&format!("token/{id} revoked"));
-        }
-    }
-    Ok(())
-}
-
-/// The hub's entry of a cluster, when it has one.
-async fn registered(client: &Client, name: &str) -> anyhow::Result<Option<Cluster>> {
-    match client.get(&path(name)).await {
-        Ok(cluster) => Ok(Some(cluster)),
-        Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -453,8 +325,8 @@ mod tests {
         let shut_out = cluster("qa", "c-00000000000000cc", "Revoked", "uid");
         let same = cluster("staging", "c-00000000000000dd", "Accepted", "uid");
 
-        let alone = what_is_left(&removed, &[another, shut_out]);
-        let shared = what_is_left(&removed, &[same]);
+        let alone = remaining_installation(&removed, &[another, shut_out]);
+        let shared = remaining_installation(&removed, &[same]);
 
         assert!(
             alone.contains("`kubectl --kubeconfig F delete namespace attest-system`"),

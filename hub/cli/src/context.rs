@@ -1,7 +1,7 @@
-//! The operator's context: which hubs there are, how to reach each, and the CI keys the operator trusts.
+//! The operator's context: the known hubs, how to reach each, and the CI keys that the operator trusts.
 //!
-//! One YAML file, like a kubeconfig, readable by its owner only. It is the operator's side of trust: what goes
-//! into a cluster's trust policy comes from here and never from a hub.
+//! One YAML file, like a kubeconfig, readable by its owner only. Trust policies of clusters are generated from
+//! this file and never from data of a hub.
 
 use std::path::{Path, PathBuf};
 
@@ -10,135 +10,138 @@ use attest_common::basics::ids::Name;
 use attest_common::basics::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
-/// Names another file.
+/// Environment variable that names another file.
 const PATH_VARIABLE: &str = "ATTEST_CONFIG";
-/// Largest context file that is read, in bytes.
+/// Maximum size of the context file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Everything in the file.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Config {
-    /// The hub that is meant when none is named.
+pub(crate) struct Context {
+    /// The hub used by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current_hub: Option<String>,
     #[serde(default)]
-    pub(crate) hubs: Vec<Hub>,
+    pub(crate) hubs: Vec<HubContext>,
     #[serde(default)]
-    pub(crate) keys: Vec<CiKey>,
+    pub(crate) keys: Vec<TrustedCiKey>,
 }
 
-/// A hub and the operator's credentials there.
+/// A hub, with the operator's credentials for it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Hub {
+pub(crate) struct HubContext {
     pub(crate) name: String,
     /// `https://HOST:PORT` of the API.
     pub(crate) api_url: String,
-    /// `HOST:PORT` that spokes dial.
+    /// `HOST:PORT` of the listener for spokes.
     pub(crate) spoke_address: String,
-    /// `sha256:<hex>` of the authority's public key.
+    /// `sha256:<hex>` of the certificate authority's public key.
     pub(crate) ca_pin: String,
     pub(crate) hub_key_id: String,
     /// PEM of the key that signs plans.
     pub(crate) hub_key: String,
-    /// PEM of the operator's certificate and its authority.
+    /// PEM of the operator's certificate and of its issuer.
     pub(crate) operator_chain: String,
     /// PEM of the operator's private key.
     pub(crate) operator_key: String,
 }
 
-impl std::fmt::Debug for Hub {
+impl std::fmt::Debug for HubContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").field("name", &self.name).field("api_url", &self.api_url).finish()
+        f.debug_struct("HubContext")
+            .field("name", &self.name)
+            .field("api_url", &self.api_url)
+            .finish()
     }
 }
 
-/// A public key of CI and the environments it may release for.
+/// A public key of CI, with the environments for which it may sign releases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct CiKey {
+pub(crate) struct TrustedCiKey {
     pub(crate) alias: String,
     /// PEM.
     pub(crate) public_key: String,
     pub(crate) environments: Vec<Name>,
 }
 
-/// `$ATTEST_CONFIG`, else `~/.config/attest/config`.
+/// Path of the context file: `$ATTEST_CONFIG`, else `~/.config/attest/config`.
 pub(crate) fn path() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()) {
         return Ok(PathBuf::from(path));
     }
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    let home = home.with_context(|| format!("neither HOME nor {PATH_VARIABLE} is set"))?;
+    let home = std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .with_context(|| format!("neither HOME nor {PATH_VARIABLE} is set"))?;
     Ok(PathBuf::from(home).join(".config/attest/config"))
 }
 
-/// The directory of the context file: also for files that belong to it.
+/// The directory of the context file and of related files.
 pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let path = path()?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     Ok(parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf))
 }
 
-impl Config {
-    /// Reads the file; an absent one is empty.
+impl Context {
+    /// Reads the file. A missing file is an empty context.
     pub(crate) fn load() -> anyhow::Result<Self> {
         let path = path()?;
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::default());
             }
-            Err(error) => bail!("cannot read {}: {error}", path.display()),
+            Err(error) => bail!("failed to read {}: {error}", path.display()),
             Ok(file) if file.len() > CONFIG_BYTES_MAX => {
                 bail!("{} is longer than {CONFIG_BYTES_MAX} bytes", path.display())
             }
             Ok(_) => {}
         }
         let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+            .with_context(|| format!("failed to read {}", path.display()))?;
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
         serde_saphyr::from_str(&text)
-            .with_context(|| format!("{} is not a context file", path.display()))
+            .with_context(|| format!("failed to parse context file {}", path.display()))
     }
 
-    /// Writes the file, whole or not at all, for its owner only.
+    /// Writes the file atomically, readable by its owner only.
     pub(crate) fn save(&self) -> anyhow::Result<()> {
         let path = path()?;
         create_private_directory(&directory()?)?;
         let text = serde_saphyr::to_string(self)?;
         attest_certs::bundle::write_private(&path, text.as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))
+            .with_context(|| format!("failed to write {}", path.display()))
     }
 
-    /// The hub called `name`, else the current one.
-    pub(crate) fn hub(&self, name: Option<&str>) -> anyhow::Result<&Hub> {
-        let wanted = match (name, self.current_hub.as_deref(), self.hubs.as_slice()) {
+    /// The hub with this name, or the current one.
+    pub(crate) fn hub(&self, name: Option<&str>) -> anyhow::Result<&HubContext> {
+        let name = match (name, self.current_hub.as_deref(), self.hubs.as_slice()) {
             (Some(name), _, _) | (None, Some(name), _) => name,
             (None, None, [only]) => return Ok(only),
             (None, None, []) => bail!(
-                "no hub is known here ({}); `attest hub init --advertise HOST:PORT` makes one",
+                "the context {} contains no hub; create one with `attest hub init --advertise HOST:PORT`",
                 path()?.display()
             ),
-            (None, None, _) => bail!("name a hub with --hub: {}", self.names()),
+            (None, None, _) => bail!("no current hub; select one with --hub: {}", self.hub_names()),
         };
-        let found = self.hubs.iter().find(|hub| hub.name == wanted);
-        found.with_context(|| match self.hubs.as_slice() {
+        self.hubs.iter().find(|hub| hub.name == name).with_context(|| match self.hubs.as_slice() {
             [] => format!(
-                "no hub `{wanted}` is known here; `attest hub init --advertise HOST:PORT` makes one"
+                "hub `{name}` not found in the context; create one with `attest hub init --advertise HOST:PORT`"
             ),
-            _ => format!("no hub `{wanted}` is known here; there are: {}", self.names()),
+            _ => format!("hub `{name}` not found in the context; known hubs: {}", self.hub_names()),
         })
     }
 
-    /// The CI keys that may release for `environment`.
-    pub(crate) fn keys_for(&self, environment: &Name) -> impl Iterator<Item = &CiKey> {
+    /// The CI keys that may sign releases for `environment`.
+    pub(crate) fn keys_for(&self, environment: &Name) -> impl Iterator<Item = &TrustedCiKey> {
         self.keys.iter().filter(move |key| key.environments.contains(environment))
     }
 
-    /// Adds a key, or environments to a key that is there; an alias never changes its key.
+    /// Adds a key, or adds environments to an existing key. An alias never changes its key.
     pub(crate) fn add_key(
         &mut self,
         alias: &str,
@@ -147,7 +150,7 @@ impl Config {
     ) -> anyhow::Result<()> {
         if let Some(key) = self.keys.iter_mut().find(|key| key.alias == alias) {
             if PublicKey::from_pem(&key.public_key)?.id() != public.id() {
-                bail!("the alias `{alias}` names another key already; choose another alias");
+                bail!("the alias `{alias}` is used by another key; choose another alias");
             }
             key.environments.extend_from_slice(environments);
             key.environments.sort();
@@ -157,7 +160,7 @@ impl Config {
         let mut environments = environments.to_vec();
         environments.sort();
         environments.dedup();
-        self.keys.push(CiKey {
+        self.keys.push(TrustedCiKey {
             alias: alias.to_owned(),
             public_key: public.to_pem(),
             environments,
@@ -165,12 +168,12 @@ impl Config {
         Ok(())
     }
 
-    fn names(&self) -> String {
+    fn hub_names(&self) -> String {
         self.hubs.iter().map(|hub| hub.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Creates what is missing of a directory that holds secrets.
+/// Creates a directory for secrets, with its parents, accessible by its owner only.
 pub(crate) fn create_private_directory(directory: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
 
@@ -178,7 +181,7 @@ pub(crate) fn create_private_directory(directory: &Path) -> anyhow::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))
+        .with_context(|| format!("failed to create directory {}", directory.display()))
 }
 
 #[cfg(test)]
@@ -191,8 +194,8 @@ mod tests {
         Name::new(text).unwrap()
     }
 
-    fn hub(name: &str) -> Hub {
-        Hub {
+    fn hub(name: &str) -> HubContext {
+        HubContext {
             name: name.to_owned(),
             api_url: "https://127.0.0.1:8443".to_owned(),
             spoke_address: "127.0.0.1:4433".to_owned(),
@@ -206,40 +209,40 @@ mod tests {
 
     #[test]
     fn a_context_reads_back_as_it_was_written() {
-        let mut config =
-            Config { current_hub: Some("a".to_owned()), hubs: vec![hub("a")], keys: Vec::new() };
+        let mut context =
+            Context { current_hub: Some("a".to_owned()), hubs: vec![hub("a")], keys: Vec::new() };
         let key = PrivateKey::from_seed(&[7; 32]).unwrap();
-        config.add_key("ci", key.public(), &[name("staging")]).unwrap();
+        context.add_key("ci", key.public(), &[name("staging")]).unwrap();
 
-        let text = serde_saphyr::to_string(&config).unwrap();
+        let text = serde_saphyr::to_string(&context).unwrap();
 
-        assert_eq!(serde_saphyr::from_str::<Config>(&text).unwrap(), config, "{text}");
+        assert_eq!(serde_saphyr::from_str::<Context>(&text).unwrap(), context, "{text}");
     }
 
     #[test]
     fn a_hub_is_the_named_one_else_the_current_one_else_the_only_one() {
         let two = vec![hub("a"), hub("b")];
-        let config = Config { current_hub: Some("a".to_owned()), hubs: two, keys: Vec::new() };
+        let context = Context { current_hub: Some("a".to_owned()), hubs: two, keys: Vec::new() };
 
-        assert_eq!(config.hub(None).unwrap().name, "a");
-        assert_eq!(config.hub(Some("b")).unwrap().name, "b");
-        assert!(config.hub(Some("c")).unwrap_err().to_string().contains("a, b"));
-        let one = Config { current_hub: None, hubs: vec![hub("b")], keys: Vec::new() };
+        assert_eq!(context.hub(None).unwrap().name, "a");
+        assert_eq!(context.hub(Some("b")).unwrap().name, "b");
+        assert!(context.hub(Some("c")).unwrap_err().to_string().contains("a, b"));
+        let one = Context { current_hub: None, hubs: vec![hub("b")], keys: Vec::new() };
         assert_eq!(one.hub(None).unwrap().name, "b");
-        assert!(Config::default().hub(None).unwrap_err().to_string().contains("attest hub init"));
+        assert!(Context::default().hub(None).unwrap_err().to_string().contains("attest hub init"));
     }
 
     #[test]
     fn an_alias_collects_environments_and_never_changes_its_key() {
         let (one, other) =
             (PrivateKey::from_seed(&[1; 32]).unwrap(), PrivateKey::from_seed(&[2; 32]).unwrap());
-        let mut config = Config::default();
+        let mut context = Context::default();
 
-        config.add_key("ci", one.public(), &[name("staging")]).unwrap();
-        config.add_key("ci", one.public(), &[name("production"), name("staging")]).unwrap();
+        context.add_key("ci", one.public(), &[name("staging")]).unwrap();
+        context.add_key("ci", one.public(), &[name("production"), name("staging")]).unwrap();
 
-        assert_eq!(config.keys[0].environments, [name("production"), name("staging")]);
-        assert_eq!(config.keys_for(&name("production")).count(), 1);
-        assert!(config.add_key("ci", other.public(), &[name("staging")]).is_err());
+        assert_eq!(context.keys[0].environments, [name("production"), name("staging")]);
+        assert_eq!(context.keys_for(&name("production")).count(), 1);
+        assert!(context.add_key("ci", other.public(), &[name("staging")]).is_err());
     }
 }

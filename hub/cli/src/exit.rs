@@ -1,6 +1,6 @@
-//! A failure with an exit code of its own.
+//! Failures with an exit code.
 
-/// A failure that ends the program with a documented code of its own.
+/// A failure that ends the program with a documented code other than 1.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Exit {
@@ -9,7 +9,7 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// An error that ends the program with `code` and says `message`.
+    /// An error that ends the program with `code` after printing `message`.
     pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self { code, message: message.into() })
     }

@@ -1,4 +1,4 @@
-//! `attest hub …`: making a hub and knowing where it is.
+//! `attest hub …`: hubs of this operator.
 
 mod operator;
 
@@ -11,52 +11,54 @@ use attest_runtime::variables::refuse_former;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::context::{self, Config, Hub};
-use crate::printer::{Output, Printer, Table};
+use crate::context::{Context, HubContext, path as context_path};
+use crate::printer::{OutputArgs, Printer, TextTable};
 
+/// Default port of the API for operators.
 const API_PORT: u16 = 8443;
-/// The variable that `attest hub` read before.
+/// The variable that `attest hub` read in earlier releases.
 const HOME_VARIABLE_FORMER: &str = "ATTEST_HOME";
+/// Default directory of a hub.
 const HOME_DEFAULT: &str = ".attest-hub";
 
-/// Make and list hubs
+/// Create and list hubs
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct HubCommandArgs {
     #[command(subcommand)]
-    command: Command,
+    command: HubCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Create a hub: its certificate authority, its signing key and this operator's credentials
-    Init(InitArgs),
-    /// Who may operate a hub
+enum HubCommand {
+    /// Create a hub: its certificate authority, its signing key and the operator's credentials
+    Init(HubInitArgs),
+    /// Manage the operators of a hub
     #[command(subcommand)]
-    Operator(operator::Command),
+    Operator(operator::OperatorCommand),
     /// List the hubs of the context
     #[command(visible_alias = "ls")]
-    List(Output),
+    List(OutputArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct InitArgs {
-    /// Directory for everything the hub keeps; it must not exist yet
+struct HubInitArgs {
+    /// Directory of the hub, to be created
     #[arg(long, env = home::HOME_VARIABLE, value_name = "DIR", default_value = HOME_DEFAULT)]
     home: PathBuf,
-    /// Address that spokes dial, over UDP
+    /// Address at which spokes reach the hub, over UDP
     #[arg(long, value_name = "HOST:PORT")]
     advertise: String,
-    /// Address of the API for operators; the host of --advertise and port 8443 when absent
+    /// Address of the API for operators; the host of --advertise and port 8443 by default
     #[arg(long, value_name = "HOST:PORT")]
     api_advertise: Option<String>,
-    /// What the context calls this hub
+    /// Name of the hub in the context
     #[arg(long, default_value = "main")]
     name: String,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown<'a> {
+struct HubDocument<'a> {
     name: &'a str,
     api_url: &'a str,
     spoke_address: &'a str,
@@ -65,58 +67,61 @@ struct Shown<'a> {
     current: bool,
 }
 
-pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    if !matches!(args.command, Command::List(_)) {
+pub(crate) fn run(args: HubCommandArgs, printer: &Printer) -> anyhow::Result<()> {
+    if !matches!(args.command, HubCommand::List(_)) {
         refuse_former(HOME_VARIABLE_FORMER, home::HOME_VARIABLE)?;
     }
     match args.command {
-        Command::Init(args) => init(args, printer),
-        Command::Operator(command) => operator::run(command, printer),
-        Command::List(output) => list(output, printer),
+        HubCommand::Init(args) => init(args, printer),
+        HubCommand::Operator(command) => operator::run(command, printer),
+        HubCommand::List(output) => list_hubs(output, printer),
     }
 }
 
-fn init(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
-    let InitArgs { home: directory, advertise, api_advertise, name } = args;
-    let (host, _) = split(&advertise).context("--advertise")?;
+fn init(args: HubInitArgs, printer: &Printer) -> anyhow::Result<()> {
+    let HubInitArgs { home: directory, advertise, api_advertise, name } = args;
+    let (host, _) = split_address(&advertise).context("invalid --advertise")?;
     let api = api_advertise.unwrap_or_else(|| format!("{host}:{API_PORT}"));
-    split(&api).context("--api-advertise")?;
-    let mut config = Config::load()?;
-    if config.hubs.iter().any(|hub| hub.name == name) {
-        bail!("the context has a hub `{name}` already; choose another --name");
+    let (api_host, api_port) = split_address(&api).context("invalid --api-advertise")?;
+    let mut context = Context::load()?;
+    if context.hubs.iter().any(|hub| hub.name == name) {
+        bail!("the context already contains a hub `{name}`; pass another --name");
     }
     let advertise = Advertise { spoke_address: advertise, api_url: format!("https://{api}") };
     let created = home::create(&directory, &advertise)?;
 
-    config.hubs.push(entry(&name, created));
-    config.current_hub = Some(name.clone());
-    config.save().with_context(|| {
+    context.hubs.push(hub_context(&name, created));
+    context.current_hub = Some(name.clone());
+    context.save().with_context(|| {
         let home = directory.display();
         format!(
-            "the hub in {home} is made, but its context is not; once that is mended: \
+            "the hub was created in {home}, but its context was not saved; fix the cause, then run \
              `attest hub operator issue admin --home {home} --context-name {name} --save`"
         )
     })?;
 
     printer.line(&format!("hub/{name} created in {}", directory.display()));
-    if let Some(hub) = config.hubs.last() {
+    if let Some(hub) = context.hubs.last() {
         printer.note(&format!("  certificate authority  {}", hub.ca_pin));
         printer.note(&format!("  signing key            {}", hub.hub_key_id));
-        printer.note(&format!("  context                {}", context::path()?.display()));
+        printer.note(&format!("  context                {}", context_path()?.display()));
     }
     printer.note("next:");
-    // Without a flag the API listens for this machine only.
-    let (host, port) = split(&api)?;
-    let is_local = host == "localhost"
-        || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    let listen = if is_local { String::new() } else { format!(" --listen-api :{port}") };
+    // By default the API is reachable from this machine only.
+    let listen =
+        if is_loopback(api_host) { String::new() } else { format!(" --listen-api :{api_port}") };
     printer.note(&format!("  attest-hub --home {}{listen}", directory.display()));
     Ok(())
 }
 
-/// A context's entry for a hub.
-fn entry(name: &str, created: Created) -> Hub {
-    Hub {
+fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// The context's entry of a hub.
+fn hub_context(name: &str, created: Created) -> HubContext {
+    HubContext {
         name: name.to_owned(),
         api_url: created.api_url,
         spoke_address: created.spoke_address,
@@ -128,13 +133,13 @@ fn entry(name: &str, created: Created) -> Hub {
     }
 }
 
-pub(crate) fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {
-    let config = Config::load()?;
-    let current = config.hub(None).ok().map(|hub| hub.name.clone());
-    let shown: Vec<Shown<'_>> = config
+pub(crate) fn list_hubs(output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
+    let context = Context::load()?;
+    let current = context.hub(None).ok().map(|hub| hub.name.clone());
+    let hubs: Vec<HubDocument<'_>> = context
         .hubs
         .iter()
-        .map(|hub| Shown {
+        .map(|hub| HubDocument {
             name: &hub.name,
             api_url: &hub.api_url,
             spoke_address: &hub.spoke_address,
@@ -143,9 +148,9 @@ pub(crate) fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {
             current: current.as_ref() == Some(&hub.name),
         })
         .collect();
-    let list = attest_documents::List::new("Hub", shown);
+    let list = attest_documents::List::new("Hub", hubs);
     printer.result(output.format, &list, || {
-        let mut table = Table::new(&["name", "current", "api", "spokes"]);
+        let mut table = TextTable::new(&["name", "current", "api", "spokes"]);
         for hub in &list.items {
             table.row([
                 hub.name,
@@ -158,14 +163,14 @@ pub(crate) fn list(output: Output, printer: &Printer) -> anyhow::Result<()> {
     })
 }
 
-/// Host and port of `HOST:PORT`; an IPv6 host is in brackets.
-fn split(address: &str) -> anyhow::Result<(&str, u16)> {
+/// Splits `HOST:PORT`. An IPv6 host is in brackets.
+fn split_address(address: &str) -> anyhow::Result<(&str, u16)> {
     let parts = address.rsplit_once(':').filter(|(host, _)| {
         !host.is_empty() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')))
     });
-    let (host, port) =
-        parts.with_context(|| format!("`{address}` is not HOST:PORT, like hub.example:4433"))?;
-    let port = port.parse().with_context(|| format!("`{address}` has no usable port"))?;
+    let (host, port) = parts
+        .with_context(|| format!("`{address}` is not HOST:PORT, for example hub.example:4433"))?;
+    let port = port.parse().with_context(|| format!("`{address}` has no valid port"))?;
     Ok((host, port))
 }
 
@@ -175,10 +180,10 @@ mod tests {
 
     #[test]
     fn an_address_has_a_host_and_a_port() {
-        assert_eq!(split("hub.example:4433").unwrap(), ("hub.example", 4433));
-        assert_eq!(split("[::1]:4433").unwrap(), ("[::1]", 4433));
+        assert_eq!(split_address("hub.example:4433").unwrap(), ("hub.example", 4433));
+        assert_eq!(split_address("[::1]:4433").unwrap(), ("[::1]", 4433));
         for bad in ["hub.example", ":4433", "::1:4433", "hub.example:", "hub.example:99999", ""] {
-            assert!(split(bad).is_err(), "{bad}");
+            assert!(split_address(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,17 +1,17 @@
-//! The flag that names a hub, and the client that follows from it.
+//! The flag that selects a hub, and the client for the selected hub.
 
 use crate::client::Client;
 
-/// Which hub.
+/// The flag `--hub`, to be flattened into arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct HubArgs {
-    /// Hub of the context to talk to; the current one when absent
+    /// Hub of the context to use; the current one by default
     #[arg(long, env = "ATTEST_HUB", global = true, value_name = "NAME")]
     pub(crate) hub: Option<String>,
 }
 
 impl HubArgs {
-    /// A client for that hub.
+    /// A client for the selected hub.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         Client::from_context(self.hub.as_deref())
     }

@@ -1,4 +1,4 @@
-//! How ages, sizes of time and digests look to people, and how they are asked. No data, no decisions.
+//! Ages, durations and digests as text for people, and confirmation prompts.
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::Path;
@@ -12,12 +12,12 @@ const SECOND_MS: u64 = 1_000;
 const MINUTE_MS: u64 = 60 * SECOND_MS;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DAY_MS: u64 = 24 * HOUR_MS;
-/// Characters of a commit or digest that people compare.
+/// Characters shown of a commit or digest.
 const SHORT_CHARACTERS: usize = 12;
-/// What stands for an absent value, as in kubectl.
+/// Text for an absent value, as in kubectl.
 pub(crate) const NONE: &str = "<none>";
 
-/// `350ms`, `4s`, `12m`, `5h`, `3d`: one unit, as kubectl has it.
+/// A duration in one unit, as in kubectl: `350ms`, `4s`, `12m`, `5h`, `3d`.
 pub(crate) fn duration(ms: u64) -> String {
     match ms {
         0..SECOND_MS => format!("{ms}ms"),
@@ -28,7 +28,7 @@ pub(crate) fn duration(ms: u64) -> String {
     }
 }
 
-/// Time since `moment` by this machine's clock; for people only.
+/// Time since `moment` by this machine's clock.
 pub(crate) fn age(moment: Timestamp) -> String {
     let ms = Timestamp::now().as_millisecond().saturating_sub(moment.as_millisecond());
     duration(u64::try_from(ms).unwrap_or(0))
@@ -51,24 +51,31 @@ pub(crate) fn short(text: &str) -> String {
     hex.chars().take(SHORT_CHARACTERS).collect()
 }
 
-/// A value, or what stands for none.
+/// The first characters of a commit or digest, or [`NONE`].
+pub(crate) fn short_or_none(text: Option<&str>) -> String {
+    text.map_or_else(|| NONE.to_owned(), short)
+}
+
+/// A value, or [`NONE`].
 pub(crate) fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
 }
 
-/// Exit code when nobody was there to answer.
-const UNANSWERED: u8 = 3;
+/// Exit code of a command that needs a confirmation and has no terminal.
+const UNCONFIRMED: u8 = 3;
 
-/// Asks before something is lost: without a terminal, only `--yes` is a yes.
+/// Asks for confirmation of a loss. Without a terminal, only `--yes` confirms it.
 pub(crate) fn confirm_loss(question: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
     if yes || std::io::stdin().is_terminal() {
         return confirm(question, yes, printer);
     }
-    let message = format!("{question} Nobody is there to answer: nothing was changed; give --yes");
-    Err(Exit::error(UNANSWERED, message))
+    let message = format!(
+        "{question} standard input is not a terminal; nothing was changed; pass --yes to confirm"
+    );
+    Err(Exit::error(UNCONFIRMED, message))
 }
 
-/// Asks on a terminal; elsewhere, and with `--yes`, the answer is yes.
+/// Asks for confirmation on a terminal. Elsewhere, and with `--yes`, the answer is yes.
 pub(crate) fn confirm(question: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
     if yes || !std::io::stdin().is_terminal() {
         return Ok(());
@@ -79,14 +86,16 @@ pub(crate) fn confirm(question: &str, yes: bool, printer: &Printer) -> anyhow::R
     if matches!(answer.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    Err(Exit::error(crate::printer::FAILED, "nothing was changed"))
+    Err(Exit::error(crate::printer::FAILED, "not confirmed; nothing was changed"))
 }
 
-/// A path as a shell reads it back.
+/// A path quoted for a shell.
 pub(crate) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@".contains(c)) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -95,10 +104,10 @@ mod tests {
 
     #[test]
     fn durations_have_one_unit() {
-        for (ms, shown) in
+        for (ms, text) in
             [(0, "0ms"), (999, "999ms"), (59_999, "59s"), (60_000, "1m"), (3_600_000, "1h")]
         {
-            assert_eq!(duration(ms), shown);
+            assert_eq!(duration(ms), text);
         }
         assert_eq!(duration(49 * HOUR_MS), "2d");
         assert_eq!(milliseconds(12_345), "12.3ms");

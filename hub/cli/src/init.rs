@@ -1,4 +1,4 @@
-//! `attest init`: a repository made ready for `attest run`. Existing files are never touched.
+//! `attest init`: prepares a repository for `attest run`. Existing files are never changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,85 +12,85 @@ use attest_supply::source::{RECIPE_FILE, RepositoryUrl, WorkTree};
 use crate::human::quoted;
 use crate::printer::Printer;
 
-/// The environments that a new `attest.yaml` renders for, each of which needs a trusted key.
+/// The environments of a new `attest.yaml`, each of which needs a trusted key.
 const ENVIRONMENTS: [&str; 2] = ["staging", "production"];
-/// Where `attest key gen` puts the public half, in the configuration directory.
+/// The public key file that `attest key gen` creates in the configuration directory.
 const PUBLIC_KEY_FILE: &str = "signing.key.pub";
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// A directory of the repository
+pub(crate) struct InitArgs {
+    /// Directory in the repository
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// Name of the application; that of the directory when absent
+    /// Name of the application; the name of the directory by default
     #[arg(long)]
     application: Option<Name>,
-    /// Address of the repository; that of the remote `origin` when absent
+    /// URL of the repository; the URL of the remote `origin` by default
     #[arg(long, value_name = "URL")]
     repository: Option<String>,
 }
 
-/// A file to be there, and what to put in when it is not.
+/// A file to create if it does not exist.
 struct Scaffold {
     path: &'static str,
     content: String,
 }
 
-pub(crate) fn init(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { path, application, repository } = args;
+pub(crate) fn run(args: InitArgs, printer: &Printer) -> anyhow::Result<()> {
+    let InitArgs { path, application, repository } = args;
     let work_tree = WorkTree::discover(&path, declared_source_root).ok();
     let root = match &work_tree {
         Some(found) => found.root().to_owned(),
         None => path
             .canonicalize()
-            .with_context(|| format!("cannot open directory {}", path.display()))?,
+            .with_context(|| format!("failed to open directory {}", path.display()))?,
     };
     let application = match application {
         Some(name) => name,
-        None => named_after(&root)?,
+        None => directory_name(&root)?,
     };
     let repository = match repository {
         Some(url) => {
             RepositoryUrl::normalise(&url)?;
             url
         }
-        None => {
-            origin(&root).unwrap_or_else(|| format!("https://git.example/company/{application}"))
-        }
+        None => origin_url(&root)
+            .unwrap_or_else(|| format!("https://git.example/company/{application}")),
     };
-    // A repository with manifests of its own keeps their shape.
+    // A repository that contains manifests keeps their layout.
     let is_flat = !root.join("k8s/base").exists() && has_manifests(&root.join("k8s"));
     let mut scaffolds = vec![
         Scaffold { path: ".attest/receipts/.gitkeep", content: String::new() },
         Scaffold { path: ".attest/keys/.gitkeep", content: String::new() },
-        Scaffold { path: RECIPE_FILE, content: recipe(&application, &repository, is_flat) },
+        Scaffold { path: RECIPE_FILE, content: recipe_text(&application, &repository, is_flat) },
     ];
     if !is_flat {
-        scaffolds.extend(manifests(&application));
+        scaffolds.extend(kustomize_scaffolds(&application));
     }
     for Scaffold { path, content } in &scaffolds {
-        let written = write_new(&root, path, content)?;
-        printer.line(&format!("{path} {}", if written { "created" } else { "kept" }));
+        let written = create_file(&root, path, content)?;
+        printer.line(&format!("{path} {}", if written { "created" } else { "unchanged" }));
     }
     let git = if work_tree.is_none() { "git init && " } else { "" };
     let public_key = quoted(&crate::context::directory()?.join(PUBLIC_KEY_FILE));
     printer.note(&format!(
         "next:\n  edit {RECIPE_FILE}: steps, images and renders\n  {git}git add . && git commit -m \"Add attest\"\n  \
          attest key gen\n  attest trust key add ci {public_key} --environment {}\n  \
-         export GITHUB_SHA=$(git rev-parse HEAD) GITHUB_REF_NAME=main   # CI has them\n  \
+         export GITHUB_SHA=$(git rev-parse HEAD) GITHUB_REF_NAME=main   # set by CI\n  \
          attest run --sign --verify",
         ENVIRONMENTS.join(",")
     ));
     Ok(())
 }
 
-fn named_after(root: &Path) -> anyhow::Result<Name> {
+fn directory_name(root: &Path) -> anyhow::Result<Name> {
     let name = root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    Name::new(name.to_ascii_lowercase())
-        .with_context(|| format!("directory {name:?} gives no application name: use --application"))
+    Name::new(name.to_ascii_lowercase()).with_context(|| {
+        format!("directory name {name:?} is not a valid application name; pass --application")
+    })
 }
 
-fn origin(root: &Path) -> Option<String> {
+fn origin_url(root: &Path) -> Option<String> {
     let output = Command::new("git")
         .arg("-C")
         .arg(root)
@@ -102,33 +102,31 @@ fn origin(root: &Path) -> Option<String> {
 }
 
 fn has_manifests(directory: &Path) -> bool {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_yaml = |path: PathBuf| {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).any(|path| {
         path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
-    };
-    entries.map(|entry| entry.path()).any(is_yaml)
+    })
 }
 
-/// False when the file was there already.
-fn write_new(root: &Path, path: &str, content: &str) -> anyhow::Result<bool> {
+/// Creates a file. Returns false if it already exists.
+fn create_file(root: &Path, path: &str, content: &str) -> anyhow::Result<bool> {
     let place = root.join(path);
     let directory = place.parent().unwrap_or(root);
     fs::create_dir_all(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+        .with_context(|| format!("failed to create directory {}", directory.display()))?;
     let opened = fs::OpenOptions::new().write(true).create_new(true).open(&place);
     match opened {
         Ok(mut file) => {
             use std::io::Write as _;
             file.write_all(content.as_bytes())
-                .with_context(|| format!("cannot write {}", place.display()))?;
+                .with_context(|| format!("failed to write {}", place.display()))?;
             Ok(true)
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => bail!("cannot write {}: {error}", place.display()),
+        Err(error) => bail!("failed to write {}: {error}", place.display()),
     }
 }
 
-fn recipe(application: &Name, repository: &str, is_flat: bool) -> String {
+fn recipe_text(application: &Name, repository: &str, is_flat: bool) -> String {
     let renders = if is_flat {
         format!(
             "- {{name: all, path: k8s, environments: [staging, production], \
@@ -143,19 +141,19 @@ fn recipe(application: &Name, repository: &str, is_flat: bool) -> String {
         )
     };
     format!(
-        "# What `attest run` does and signs.\n\
+        "# Steps, images and renders of `attest run`.\n\
          application: {application}\n\
          repository: {repository}\n\
-         # Everything a rendering reads lies below this directory.\n\
+         # The directory that contains everything a rendering reads.\n\
          sourceRoot: k8s\n\
-         # Your own commands, run in this order; each leaves its result where `path` says.\n\
+         # Your own commands, run in this order; each writes its result to `path`.\n\
          # build: oci-layout or buildkit-metadata; test: junit or exit-code;\n\
          # security-scan: vulns-v0.2, grype-json or trivy-json.\n\
          steps:\n\
          - {{name: build, run: ./build.sh, result: {{format: oci-layout, path: out/image}}}}\n\
          - {{name: test, run: ./test.sh, result: {{format: junit, path: out/junit.xml}}}}\n\
          - {{name: security-scan, run: ./scan.sh, result: {{format: vulns-v0.2, path: out/scan.json}}}}\n\
-         # The image change of a release, as kustomize's `images`; `from` is the step that gives its digest.\n\
+         # The image change of a release, like kustomize's `images`; `from` is the step that determines the digest.\n\
          images:\n\
          - {{name: {application}, newTag: \"${{GITHUB_SHA}}\", from: build}}\n\
          renders:\n\
@@ -164,14 +162,7 @@ fn recipe(application: &Name, repository: &str, is_flat: bool) -> String {
     )
 }
 
-fn manifests(application: &Name) -> Vec<Scaffold> {
-    let overlay = |environment: &str, replicas: u32| {
-        format!(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - ../../base\n\
-             labels:\n  - pairs:\n      environment: {environment}\n    includeSelectors: false\n\
-             replicas:\n  - name: {application}\n    count: {replicas}\n"
-        )
-    };
+fn kustomize_scaffolds(application: &Name) -> Vec<Scaffold> {
     vec![
         Scaffold {
             path: "k8s/base/kustomization.yaml",
@@ -204,11 +195,19 @@ fn manifests(application: &Name) -> Vec<Scaffold> {
         },
         Scaffold {
             path: "k8s/overlays/staging/kustomization.yaml",
-            content: overlay("staging", 1),
+            content: overlay_text(application, "staging", 1),
         },
         Scaffold {
             path: "k8s/overlays/production/kustomization.yaml",
-            content: overlay("production", 2),
+            content: overlay_text(application, "production", 2),
         },
     ]
+}
+
+fn overlay_text(application: &Name, environment: &str, replicas: u32) -> String {
+    format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - ../../base\n\
+         labels:\n  - pairs:\n      environment: {environment}\n    includeSelectors: false\n\
+         replicas:\n  - name: {application}\n    count: {replicas}\n"
+    )
 }

@@ -1,4 +1,4 @@
-//! Values of flags and arguments: read, limited and checked for every command alike.
+//! Parsing and limits of flags and arguments that several commands have.
 
 use std::path::Path;
 
@@ -6,40 +6,46 @@ use anyhow::Context as _;
 use attest_common::basics::keys::PublicKey;
 use clap::builder::RangedU64ValueParser;
 
-/// Longest wait that a flag may ask for, in seconds.
+/// Maximum of a `--timeout` flag, in seconds.
 const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
-/// Largest file with a key or certificate that is read, in bytes.
+/// Maximum size of a file with a key or certificate, in bytes.
 pub(crate) const SMALL_FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// Reads a `--timeout`.
+/// The parser of a `--timeout` flag.
 pub(crate) fn wait_seconds() -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(1..=WAIT_SECONDS_MAX)
 }
 
-/// A name as one segment of a path; a name that is none stays one that nothing has.
+/// A name as one segment of a URL path. Other characters become `~`, so that an invalid name matches nothing.
 pub(crate) fn segment(name: &str) -> String {
-    // Segments of dots alone mean another place.
-    let dots = name.chars().all(|c| c == '.');
-    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || (c == '.' && !dots);
-    name.chars().map(|c| if safe(c) { c } else { '~' }).collect()
+    // A segment of dots alone would refer to another path.
+    let is_dots = name.chars().all(|c| c == '.');
+    name.chars()
+        .map(|c| match c {
+            '-' | '_' => c,
+            '.' if !is_dots => c,
+            c if c.is_ascii_alphanumeric() => c,
+            _ => '~',
+        })
+        .collect()
 }
 
-/// Text of a file that cannot be large.
+/// Reads a file of at most [`SMALL_FILE_BYTES_MAX`].
 pub(crate) fn read_small(file: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("cannot read {}", file.display());
-    let length = std::fs::metadata(file).with_context(cannot)?.len();
-    anyhow::ensure!(
-        length <= SMALL_FILE_BYTES_MAX,
-        "{} is longer than {SMALL_FILE_BYTES_MAX} bytes",
-        file.display()
-    );
-    std::fs::read_to_string(file).with_context(cannot)
+    read_text(file, SMALL_FILE_BYTES_MAX)
+        .with_context(|| format!("failed to read {}", file.display()))
 }
 
-/// The one public key in a file, whatever is written around it.
+fn read_text(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
+    let length = std::fs::metadata(file)?.len();
+    anyhow::ensure!(length <= bytes_max, "the file is longer than {bytes_max} bytes");
+    Ok(std::fs::read_to_string(file)?)
+}
+
+/// Reads the public key in a file. Text before it is ignored.
 pub(crate) fn read_public_key(file: &Path) -> anyhow::Result<PublicKey> {
     let text = read_small(file)?;
     let block = text.find("-----BEGIN").map_or(text.as_str(), |start| text.split_at(start).1);
     PublicKey::from_pem(block)
-        .with_context(|| format!("{} does not hold one public key", file.display()))
+        .with_context(|| format!("{} does not contain exactly one public key", file.display()))
 }

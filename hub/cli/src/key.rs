@@ -1,4 +1,4 @@
-//! `attest key …`: signing keys of CI. Private halves never go to standard output, nor into a repository.
+//! `attest key …`: signing keys of CI. Private keys are never printed or written into a repository.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -13,40 +13,40 @@ use attest_supply::source::WorkTree;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::printer::{Format, Output, Printer, Table};
+use crate::printer::{Format, OutputArgs, Printer, TextTable};
 
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// Make a key: FILE (private, mode 0600) and FILE.pub
+pub(crate) enum KeyCommand {
+    /// Generate a key: FILE (private key, mode 0600) and FILE.pub
     Gen(GenArgs),
-    /// Show id and public half of a key file
+    /// Show the id and the public key of a key file
     Show(ShowArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct GenArgs {
-    /// Where the private key goes; signing.key of the configuration directory when absent
+    /// File for the private key; signing.key in the configuration directory by default
     #[arg(conflicts_with = "name")]
     file: Option<PathBuf>,
-    /// Put the key into the configuration directory as keys/NAME.key
+    /// Write the key to keys/NAME.key in the configuration directory
     #[arg(long)]
     name: Option<attest_common::basics::ids::Name>,
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {
-    /// A private or public key file (PEM)
+    /// Private or public key file (PEM)
     file: PathBuf,
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
-/// What is shown of a key.
+/// A key as printed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct KeyDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     private_key_file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,10 +56,10 @@ struct Shown {
     public_key: String,
 }
 
-pub(crate) fn key(command: Command, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn run(command: KeyCommand, printer: &Printer) -> anyhow::Result<()> {
     match command {
-        Command::Gen(args) => generate(args, printer),
-        Command::Show(args) => show(args, printer),
+        KeyCommand::Gen(args) => generate(args, printer),
+        KeyCommand::Show(args) => show(args, printer),
     }
 }
 
@@ -70,7 +70,7 @@ fn generate(args: GenArgs, printer: &Printer) -> anyhow::Result<()> {
         (Some(file), _) => file,
         (None, name) => {
             let directory = configuration_directory(|name| std::env::var_os(name))
-                .context("there is no HOME: name a file for the key")?;
+                .context("HOME is not set; pass a file for the key")?;
             match name {
                 Some(name) => directory.join("keys").join(format!("{name}.key")),
                 None => directory.join(KEY_FILE),
@@ -87,20 +87,22 @@ fn generate(args: GenArgs, printer: &Printer) -> anyhow::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+        .with_context(|| format!("failed to create directory {}", directory.display()))?;
     for place in [&file, &public_file] {
         if place.symlink_metadata().is_ok() {
-            bail!("{} exists and is kept: name another file", place.display());
+            bail!("{} already exists; pass another file", place.display());
         }
     }
     let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(seed.as_mut()).context("the system gives no randomness")?;
+    getrandom::fill(seed.as_mut()).context("failed to read randomness from the system")?;
     let key = PrivateKey::from_seed(&seed)?;
-    write_new(&file, key.to_pem()?.as_bytes(), 0o600)?;
-    write_new(&public_file, key.public().to_pem().as_bytes(), 0o644)?;
-    print(key.public(), Some((&file, &public_file)), output.format, printer)?;
+    create_file(&file, key.to_pem()?.as_bytes(), 0o600)?;
+    create_file(&public_file, key.public().to_pem().as_bytes(), 0o644)?;
+    print_key(key.public(), Some((&file, &public_file)), output.format, printer)?;
     if !is_default {
-        printer.note(&format!("`attest run` signs with it when {KEY_FILE_VARIABLE} names it"));
+        printer.note(&format!(
+            "`attest run` signs with this key if {KEY_FILE_VARIABLE} is set to its path"
+        ));
     }
     printer.note(&format!(
         "next: attest trust key add ALIAS {} --environment ENVIRONMENT",
@@ -109,13 +111,13 @@ fn generate(args: GenArgs, printer: &Printer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A private key in a clone is one `git add` away from everybody.
+/// Rejects a directory in a Git work tree, where `git add` could publish the private key.
 fn refuse_repository(directory: &Path) -> anyhow::Result<()> {
     let mut existing = std::path::absolute(directory)?;
     while !existing.exists() && existing.pop() {}
     if let Ok(found) = WorkTree::discover(&existing, declared_source_root) {
         bail!(
-            "{} lies in the Git work tree {}: keep private keys outside of repositories",
+            "{} is in the Git work tree {}; keep private keys outside of repositories",
             directory.display(),
             found.root().display()
         );
@@ -123,53 +125,54 @@ fn refuse_repository(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let written = OpenOptions::new()
+fn create_file(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    written.with_context(|| format!("cannot write {}", path.display()))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .with_context(|| format!("failed to write {}", path.display()))
 }
 
 fn show(args: ShowArgs, printer: &Printer) -> anyhow::Result<()> {
     let ShowArgs { file, output } = args;
-    let cannot = || format!("cannot read {}", file.display());
-    let metadata = fs::metadata(&file).with_context(cannot)?;
-    if metadata.len() > PEM_BYTES_MAX as u64 {
-        bail!("{} is too large for a key", file.display());
-    }
-    let text = Zeroizing::new(fs::read_to_string(&file).with_context(cannot)?);
-    let wrong = || format!("{} is no key file", file.display());
-    let public = if text.contains("PRIVATE KEY") {
-        PrivateKey::from_pem(&text).with_context(wrong)?.public().clone()
-    } else {
-        PublicKey::from_pem(&text).with_context(wrong)?
-    };
-    print(&public, None, output.format, printer)
+    let public = read_key(&file).with_context(|| format!("failed to read {}", file.display()))?;
+    print_key(&public, None, output.format, printer)
 }
 
-fn print(
+/// Reads the public key of a private or public key file.
+fn read_key(file: &Path) -> anyhow::Result<PublicKey> {
+    if fs::metadata(file)?.len() > PEM_BYTES_MAX as u64 {
+        bail!("the file is too large for a key");
+    }
+    let text = Zeroizing::new(fs::read_to_string(file)?);
+    if text.contains("PRIVATE KEY") {
+        return Ok(PrivateKey::from_pem(&text)?.public().clone());
+    }
+    Ok(PublicKey::from_pem(&text)?)
+}
+
+fn print_key(
     key: &PublicKey,
     files: Option<(&Path, &Path)>,
     format: Format,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let shown = Shown {
+    let document = KeyDocument {
         private_key_file: files.map(|(private, _)| private.display().to_string()),
         public_key_file: files.map(|(_, public)| public.display().to_string()),
         id: key.id().to_string(),
         display_form: key.id().display_form(),
         public_key: key.to_pem(),
     };
-    printer.result(format, &shown, || {
-        let mut table = Table::new(&["name", "id"]);
-        table.row([shown.display_form.clone(), shown.id.clone()]);
+    printer.result(format, &document, || {
+        let mut table = TextTable::new(&["name", "id"]);
+        table.row([document.display_form.clone(), document.id.clone()]);
         table
     })?;
-    if matches!(format, Format::Table | Format::Wide) {
-        printer.text(&shown.public_key);
+    if format.is_table() {
+        printer.text(&document.public_key);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! `attest`: the one tool of CI and of fleet operators. Reads the command line and hands it to one file a noun.
+//! `attest`: the command line of CI and of fleet operators. Each noun has one module.
 //!
-//! No rules live here or beside here: they are in the library and in `attest-common`. Exit codes: 0 done,
-//! 1 failed, 2 usage, except where a command documents its own (`attest verify`, `attest run --verify`).
+//! The modules contain no rules: these are in the libraries. Exit codes: 0 success, 1 failure, 2 usage, except
+//! where a command documents others (`attest verify`, `attest run --verify`, `attest gitops app diff`).
 
 mod app;
 mod client;
@@ -34,54 +34,53 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::exit::Exit;
 use crate::printer::Printer;
 
-/// Prove what CI built, and deploy nothing else.
+/// Sign what CI built, and deploy nothing else to a fleet of Kubernetes clusters
 #[derive(Debug, Parser)]
 #[command(name = "attest", version, about, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: AttestCommand,
 }
 
-/// One variant a noun; each noun's arguments and work are in the file of its name.
+/// One variant per noun, each with a module of its name.
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Prepare a repository: attest.yaml, .attest/ and k8s/
-    Init(init::Args),
-    /// Make and show signing keys
+enum AttestCommand {
+    /// Prepare a repository: create attest.yaml, .attest/ and k8s/
+    Init(init::InitArgs),
+    /// Generate and show signing keys
     #[command(subcommand)]
-    Key(key::Command),
-    /// Run the steps of attest.yaml, render, and sign what came out
-    Run(run::Args),
-    /// Check what the repository holds signed, and say why it would or would not be deployed
-    Verify(verify::Args),
+    Key(key::KeyCommand),
+    /// Run the steps of attest.yaml, render the manifests, and sign the results
+    Run(run::RunArgs),
+    /// Verify the signed files of a repository check by check, as clusters do
+    Verify(verify::VerifyArgs),
     /// Sign an earlier release again, without building
-    Release(release::Args),
+    Release(release::ReleaseArgs),
     /// Manage a fleet: clusters, applications, repositories
-    Gitops(gitops::Args),
-    /// Make and list hubs
-    Hub(hub::Args),
-    /// Look at and reset a spoke, without its hub
-    Spoke(spoke::Args),
-    /// Whom a cluster believes: trust policies and the keys they are made from
-    Trust(trust::Args),
-    /// Print a completion script for a shell
+    Gitops(gitops::GitopsArgs),
+    /// Create and list hubs
+    Hub(hub::HubCommandArgs),
+    /// Inspect and reset a spoke, without its hub
+    Spoke(spoke::SpokeArgs),
+    /// Manage trust policies and the CI keys that they trust
+    Trust(trust::TrustArgs),
+    /// Print a shell completion script
     Completion { shell: clap_complete::Shell },
-    /// Print versions
-    Version(version::Args),
+    /// Print version information
+    Version(version::VersionArgs),
 }
 
 fn main() -> ExitCode {
     attest_certs::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return report_usage(&error),
     };
     let printer = Printer::new();
-    let result = dispatch(cli.command, &printer);
-    let code = match result {
+    let code = match dispatch(cli.command, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            printer.failure(&error);
+            printer.error(&error);
             let code = error.downcast_ref::<Exit>().map_or(printer::FAILED, |exit| exit.code);
             ExitCode::from(code)
         }
@@ -89,33 +88,33 @@ fn main() -> ExitCode {
     printer.finish(code)
 }
 
-fn dispatch(command: Command, printer: &Printer) -> anyhow::Result<()> {
+fn dispatch(command: AttestCommand, printer: &Printer) -> anyhow::Result<()> {
     match command {
-        Command::Init(args) => init::init(args, printer),
-        Command::Key(command) => key::key(command, printer),
-        Command::Run(args) => run::run(args, printer),
-        Command::Verify(args) => verify::verify(args, printer),
-        Command::Release(args) => release::release(args, printer),
-        Command::Completion { shell } => {
+        AttestCommand::Init(args) => init::run(args, printer),
+        AttestCommand::Key(command) => key::run(command, printer),
+        AttestCommand::Run(args) => run::run(args, printer),
+        AttestCommand::Verify(args) => verify::run(args, printer),
+        AttestCommand::Release(args) => release::run(args, printer),
+        AttestCommand::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "attest", &mut script);
             printer.text(&String::from_utf8_lossy(&script));
             Ok(())
         }
-        Command::Gitops(args) => gitops::run(args, printer),
-        Command::Hub(args) => hub::run(args, printer),
-        Command::Spoke(args) => spoke::run(args, printer),
-        Command::Trust(args) => trust::run(args, printer),
-        Command::Version(args) => version::version(args, printer),
+        AttestCommand::Gitops(args) => gitops::run(args, printer),
+        AttestCommand::Hub(args) => hub::run(args, printer),
+        AttestCommand::Spoke(args) => spoke::run(args, printer),
+        AttestCommand::Trust(args) => trust::run(args, printer),
+        AttestCommand::Version(args) => version::run(args, printer),
     }
 }
 
-/// clap's own codes, but 3 for `attest verify`, where 2 means that a finished check says no.
-fn usage(error: &clap::Error) -> ExitCode {
-    let shown = error.print();
+/// Prints a usage error. The exit code is clap's, or 3 for `attest verify`, where 2 means that a check failed.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
     let is_verify = std::env::args_os().nth(1).is_some_and(|first| first == "verify");
     match error.exit_code() {
-        0 if shown.is_ok() => ExitCode::SUCCESS,
+        0 if printed.is_ok() => ExitCode::SUCCESS,
         0 => ExitCode::from(printer::FAILED),
         _ if is_verify => ExitCode::from(verify::NOT_CHECKED),
         _ => ExitCode::from(printer::USAGE),

@@ -1,7 +1,7 @@
-//! `attest release --from COUNTER`: an earlier release signed again under a new counter, without building.
+//! `attest release --from COUNTER`: signs an earlier release again under a new counter, without building.
 //!
-//! The scan runs again, because a scan ages; build and test receipts, renderings and image digests stay. The work
-//! tree must render what the earlier release signed, or the new one could never be deployed.
+//! The scan runs again, because scan receipts expire; build and test receipts, renderings and image digests are
+//! kept. The work tree must render what the earlier release signed, or the new one could not be deployed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -13,65 +13,66 @@ use attest_common::verify::open_release;
 use attest_supply::ci::{CiError, Draft, Repository, Store, StoredRelease, first_difference};
 use attest_supply::render::{Kustomize, render};
 
-use crate::printer::{Output, Printer};
-use crate::run::{Prepared, Summary, private_key, run_steps};
+use crate::printer::{OutputArgs, Printer};
+use crate::run::{BuiltRepository, ReleaseSummary, private_key, run_steps};
 use crate::verify;
 
-/// The step whose receipt ages.
+/// The step whose receipt expires.
 const SCAN: &str = "security-scan";
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Counter of the release to sign again (a directory under .attest/receipts/APPLICATION)
+pub(crate) struct ReleaseArgs {
+    /// Counter of the release to sign again: a directory in .attest/receipts/APPLICATION
     #[arg(long, value_name = "COUNTER")]
     from: u64,
-    /// Forget the private key, read the staged bytes back and verify them, as `attest run --verify`
+    /// Verify the staged files, as `attest run --verify`
     #[arg(long)]
     verify: bool,
-    /// Trust policy of a cluster to verify with; the keys of your context when absent
+    /// Trust policy of a cluster to verify with; the keys of your context by default
     #[arg(long, value_name = "FILE", requires = "verify")]
     trust_policy: Vec<PathBuf>,
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
-pub(crate) fn release(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { from, verify, trust_policy, output } = args;
+pub(crate) fn run(args: ReleaseArgs, printer: &Printer) -> anyhow::Result<()> {
+    let ReleaseArgs { from, verify, trust_policy, output } = args;
     let repository = Repository::open(&std::env::current_dir()?)?;
-    // What was released keeps its version and images; a variable that only they use may be unset. Counter and
-    // notAfter do not take this word.
+    // The version and images of the earlier release are kept, so a variable that only they use may be unset.
+    // Counter and notAfter reject the placeholder.
     let recipe = &repository
         .expanded(|name| Some(std::env::var(name).unwrap_or_else(|_| "unset".to_owned())))?;
     let key = private_key(&repository)?;
-    let trust = if verify { Some(verify::trust(&trust_policy, repository.root())?) } else { None };
+    let trust =
+        if verify { Some(verify::load_trust(&trust_policy, repository.root())?) } else { None };
     let store = Store::new(repository.root(), &recipe.application);
-    let former = former(&repository, &store, from, key.public(), &trust_policy)?;
-    let renderings = same_renderings(&repository, &former)?;
+    let earlier = trusted_release(&repository, &store, from, key.public(), &trust_policy)?;
+    let renderings = unchanged_renderings(&repository, &earlier)?;
     if !recipe.steps.iter().any(|step| step.name == SCAN) {
         anyhow::bail!(
-            "attest.yaml has no step `{SCAN}`: a release cannot be signed again without a new scan"
+            "attest.yaml contains no step `{SCAN}`; signing a release again requires a new scan"
         );
     }
     let steps = run_steps(&repository, recipe, |name| name == SCAN, printer)?;
     let Some(scan) = steps.first() else { anyhow::bail!("step `{SCAN}` did not run") };
     let environment: Option<Name> = None;
-    let prepared = Prepared { repository: &repository, recipe, environment, printer };
-    let mut origin = prepared.origin()?;
-    // The images were built from that commit, whatever is checked out now.
-    origin.source = former.release.source.clone();
-    let draft = Draft::again(&former, recipe, scan, &origin)?;
-    let summary = Summary::of(&draft, Some(&key));
-    prepared.sign(&draft, &renderings, &key)?;
+    let built = BuiltRepository { repository: &repository, recipe, environment, printer };
+    let mut origin = built.origin()?;
+    // The images were built from that commit, not from the one checked out.
+    origin.source = earlier.release.source.clone();
+    let draft = Draft::again(&earlier, recipe, scan, &origin)?;
+    let summary = ReleaseSummary::from_draft(&draft, Some(&key));
+    built.sign(&draft, &renderings, &key)?;
     drop(key);
     if let Some(trust) = &trust {
-        prepared.verify(trust, draft.release.counter)?;
+        built.verify(trust, draft.release.counter)?;
     }
-    summary.done(verify).print(output, printer)
+    summary.signed(verify).print(output, printer)
 }
 
-/// The release with this counter, signed by this key, or by one that the operator trusts (CI's key before
-/// it was changed): what somebody else put there is not signed again.
-fn former(
+/// The release with this counter, if it is signed by this key or by one that the operator trusts, such as an
+/// earlier key of CI.
+fn trusted_release(
     repository: &Repository,
     store: &Store,
     counter: u64,
@@ -83,7 +84,7 @@ fn former(
     let found = releases.into_iter().filter(|stored| stored.release.counter == counter);
     let mut refused = None;
     let mut keys = BTreeMap::from([(key.id(), key.clone())]);
-    if let Ok(trust) = verify::trust(trust_policy, repository.root()) {
+    if let Ok(trust) = verify::load_trust(trust_policy, repository.root()) {
         keys.extend(trust.releasers());
     }
     for stored in found {
@@ -95,37 +96,41 @@ fn former(
     Err(match refused {
         Some(source) => CiError::ReleaseUntrusted { counter, source }.into(),
         None => {
-            let known: Vec<String> = known.iter().map(u64::to_string).collect();
+            let counters: Vec<String> = known.iter().map(u64::to_string).collect();
             let application = repository.recipe().application.clone();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let known = if counters.is_empty() { "none".to_owned() } else { counters.join(", ") };
             CiError::ReleaseUnknown { application, counter, known }.into()
         }
     })
 }
 
-/// The renderings of the work tree, when they are what `former` signed.
-fn same_renderings(
+/// The renderings of the work tree.
+///
+/// # Errors
+/// When they differ from those that `earlier` signed.
+fn unchanged_renderings(
     repository: &Repository,
-    former: &StoredRelease,
+    earlier: &StoredRelease,
 ) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let counter = former.release.counter;
-    let unusable = |problem: String| CiError::ReleaseUnusable { counter, problem };
+    let counter = earlier.release.counter;
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
     let (files, _) = repository.files()?;
     let store = Store::new(repository.root(), &repository.recipe().application);
     let index = repository.index()?;
     let mut renderings = Vec::new();
-    for one in &former.release.renders {
+    for one in &earlier.release.renders {
         let described = repository.recipe().render(&one.name).ok_or_else(|| {
-            unusable(format!("attest.yaml has no render `{}` any more", one.name))
+            let problem = format!("attest.yaml no longer contains the render `{}`", one.name);
+            CiError::ReleaseUnusable { counter, problem }
         })?;
         let fresh = render(&files, &described.path, &[], &kustomize)?;
-        let signed = content_digest(&former.statement, one);
+        let signed = content_digest(&earlier.statement, one);
         if signed != Some(Digest::of(&fresh.rendering)) {
-            let kept = index.get(&store.rendering(&one.name));
-            let kept = kept.filter(|bytes| signed == Some(Digest::of(bytes)));
-            let difference = kept.map_or_else(
-                || "its bytes are another rendering".to_owned(),
+            let committed = index
+                .get(&store.rendering(&one.name))
+                .filter(|bytes| signed == Some(Digest::of(bytes)));
+            let difference = committed.map_or_else(
+                || "the signed rendering is not in the repository".to_owned(),
                 |bytes| first_difference(bytes, &fresh.objects),
             );
             let render = one.name.clone();

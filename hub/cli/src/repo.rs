@@ -1,6 +1,6 @@
-//! `attest gitops repo …`: which Git repositories the hub may read, and with what.
+//! `attest gitops repo …`: the Git repositories that the hub reads, and their credentials.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use attest_documents::{List, Repository, RepositoryRemoval, RepositoryRequest};
 use clap::Subcommand;
@@ -9,31 +9,31 @@ use reqwest::Method;
 use crate::client::block_on;
 use crate::hub_args::HubArgs;
 use crate::input::read_small;
-use crate::printer::{Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct RepoArgs {
     #[command(subcommand)]
-    command: Command,
+    command: RepoCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum RepoCommand {
     /// Give the hub read access to a repository
-    Add(Box<AddArgs>),
-    /// Forget a repository's credentials; applications that name it go on without any
+    Add(Box<RepoAddArgs>),
+    /// Remove a repository's credentials; applications continue without credentials
     Rm {
-        /// Address, as it was added
+        /// URL, as it was added
         url: String,
     },
-    /// List repositories; credentials are never shown
+    /// List repositories, without their credentials
     #[command(visible_alias = "ls")]
-    List(Output),
+    List(OutputArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct AddArgs {
-    /// Address, as applications write it in `repoURL`
+struct RepoAddArgs {
+    /// URL, as used in `repoURL` of applications
     url: String,
     /// User name for https
     #[arg(long, requires = "password_file", conflicts_with = "ssh_key")]
@@ -44,32 +44,32 @@ struct AddArgs {
     /// Private key for ssh, without a passphrase
     #[arg(long, requires = "known_hosts", value_name = "FILE")]
     ssh_key: Option<PathBuf>,
-    /// Host keys for ssh; a host that is not listed is refused
+    /// Known host keys for ssh; other hosts are rejected
     #[arg(long, requires = "ssh_key", value_name = "FILE")]
     known_hosts: Option<PathBuf>,
-    /// Certificates that alone are trusted for https
+    /// CA certificates for https, replacing those of the system
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Accept a credential that can also push, which whoever owns the hub could then do
+    /// Accept a credential that can push; an attacker who controls the hub could use it to push
     #[arg(long)]
     allow_push_credential: bool,
 }
 
-pub(crate) fn run(args: Args, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn run(args: RepoArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
-        Command::Add(args) => add(*args, hub, printer),
-        Command::Rm { url } => {
+        RepoCommand::Add(args) => add(*args, hub, printer),
+        RepoCommand::Rm { url } => {
             let request = RepositoryRemoval { url: url.clone() };
-            block_on(hub.client()?.act(Method::DELETE, "/v1/repositories", Some(&request)))?;
+            block_on(hub.client()?.send_only(Method::DELETE, "/v1/repositories", Some(&request)))?;
             printer.line(&format!("repository/{url} removed"));
             Ok(())
         }
-        Command::List(output) => list(output, hub, printer),
+        RepoCommand::List(output) => list_repositories(output, hub, printer),
     }
 }
 
-fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let AddArgs {
+fn add(args: RepoAddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let RepoAddArgs {
         url,
         username,
         password_file,
@@ -78,15 +78,15 @@ fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
         ca_file,
         allow_push_credential,
     } = args;
-    let text = |file: Option<PathBuf>| file.map(|file| read_small(&file)).transpose();
-    let password = text(password_file)?.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    let password = read_optional(password_file.as_deref())?
+        .map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
     let request = RepositoryRequest {
         url,
         username,
         password,
-        ssh_key: text(ssh_key)?,
-        known_hosts: text(known_hosts)?,
-        ca: text(ca_file)?,
+        ssh_key: read_optional(ssh_key.as_deref())?,
+        known_hosts: read_optional(known_hosts.as_deref())?,
+        ca: read_optional(ca_file.as_deref())?,
         allow_push_credential,
     };
     let client = hub.client()?;
@@ -98,18 +98,24 @@ fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+fn read_optional(file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    file.map(read_small).transpose()
+}
+
+fn list_repositories(output: OutputArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
     let repositories: List<Repository> = block_on(client.get("/v1/repositories"))?;
     printer.result(output.format, &repositories, || {
-        let mut table = Table::new(&["url", "credential", "conditions"]);
+        let mut table = TextTable::new(&["url", "credential", "conditions"]);
         for repository in &repositories.items {
-            let conditions =
-                repository.conditions.iter().map(|condition| match condition.status.as_str() {
+            let conditions: Vec<String> = repository
+                .conditions
+                .iter()
+                .map(|condition| match condition.status.as_str() {
                     "True" => condition.kind.clone(),
                     _ => format!("{}={} ({})", condition.kind, condition.status, condition.reason),
-                });
-            let conditions: Vec<String> = conditions.collect();
+                })
+                .collect();
             table.row([&repository.url, &repository.credential, &conditions.join(", ")]);
         }
         table

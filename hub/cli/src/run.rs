@@ -1,7 +1,7 @@
-//! `attest run`: steps, renderings, signatures, and everything read back from the Git index.
+//! `attest run`: runs the steps, renders, signs, and verifies what is staged in the Git index.
 //!
-//! Exit codes: 0 done; 1 a step failed, or nothing could be signed; with `--verify` also 2, a finished check says
-//! no, and 3, there is no key to verify with.
+//! Exit codes: 0 success; 1 a step or the signing failed; with `--verify` also 2, a check failed, and 3, there is
+//! no key to verify with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,38 +19,38 @@ use attest_supply::render::{Kustomize, RenderError};
 use attest_supply::source::RECIPE_FILE;
 use serde::Serialize;
 
-use crate::printer::{Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::verify;
 
-/// Files named in a warning.
+/// Maximum number of files listed in a warning.
 const NAMED_MAX: usize = 5;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 a step failed or nothing could be signed; with --verify also 2, a \
-                  finished check says no, and 3, there is no key to verify with."
+    after_help = "Exit codes: 0 success, 1 a step or the signing failed; with --verify also 2, a check failed, \
+                  and 3, there is no key to verify with."
 )]
-pub(crate) struct Args {
-    /// Sign receipts and a release statement and stage them in the Git index
+pub(crate) struct RunArgs {
+    /// Sign receipts and a release statement, and stage them in the Git index
     #[arg(long)]
     sign: bool,
-    /// Forget the private key, read the staged bytes back and verify them with keys from outside the repository
+    /// Verify the staged files with keys from outside the repository, after erasing the private key
     #[arg(long, requires = "sign")]
     verify: bool,
-    /// Sign only the renders for this environment, and for no other
+    /// Sign for this environment only
     #[arg(long)]
     environment: Option<Name>,
-    /// Trust policy of a cluster to verify with; the keys of your context when absent
+    /// Trust policy of a cluster to verify with; the keys of your context by default
     #[arg(long, value_name = "FILE", requires = "verify")]
     trust_policy: Vec<PathBuf>,
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
-/// What was, or would be, signed.
+/// The release that was, or would be, signed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Summary {
+pub(crate) struct ReleaseSummary {
     application: String,
     version: String,
     counter: u64,
@@ -73,54 +73,56 @@ struct SummaryRender {
     images: BTreeMap<String, Digest>,
 }
 
-pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { sign, verify, environment, trust_policy, output } = args;
+pub(crate) fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
+    let RunArgs { sign, verify, environment, trust_policy, output } = args;
     let repository = Repository::open(&std::env::current_dir()?)?;
     let recipe = repository.expanded(|name| std::env::var(name).ok())?;
     if let Some(environment) = &environment {
         known_environment(&recipe, environment)?;
     }
-    // Everything that can be missing is asked for before a build that may take long.
+    // Missing keys are reported before a build that may take long.
     let key = if sign { Some(private_key(&repository)?) } else { None };
-    let trust = if verify { Some(verify::trust(&trust_policy, repository.root())?) } else { None };
+    let trust =
+        if verify { Some(verify::load_trust(&trust_policy, repository.root())?) } else { None };
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
-    let renders = wanted(&recipe, environment.as_ref());
-    refuse_early(&repository, &recipe, &renders, &kustomize)?;
+    let renders = selected_renders(&recipe, environment.as_ref());
+    check_before_steps(&repository, &recipe, &renders, &kustomize)?;
     let steps = run_steps(&repository, &recipe, |_| true, printer)?;
-    let prepared = Prepared { repository: &repository, recipe: &recipe, environment, printer };
-    let rendered = prepared.render(&renders, &kustomize, &steps)?;
-    let origin = prepared.origin()?;
+    let built = BuiltRepository { repository: &repository, recipe: &recipe, environment, printer };
+    let rendered = built.render(&renders, &kustomize, &steps)?;
+    let origin = built.origin()?;
     let draft = Draft::new(&recipe, &rendered, &steps, &origin)?;
-    let mut summary = Summary::of(&draft, key.as_ref());
+    let mut summary = ReleaseSummary::from_draft(&draft, key.as_ref());
     if let Some(key) = key {
         let renderings: Vec<(String, Vec<u8>)> =
             rendered.into_iter().map(|one| (one.recipe.name, one.manifests.rendering)).collect();
-        prepared.sign(&draft, &renderings, &key)?;
+        built.sign(&draft, &renderings, &key)?;
         drop(key);
         summary.signed = true;
         if let Some(trust) = trust {
-            prepared.verify(&trust, draft.release.counter)?;
+            built.verify(&trust, draft.release.counter)?;
             summary.verified = true;
         }
     }
     summary.print(output, printer)
 }
 
-/// The signing key, after making sure that none lies among the files that would be committed.
+/// Reads the signing key. Rejects a repository that contains a private key.
 pub(crate) fn private_key(repository: &Repository) -> anyhow::Result<PrivateKey> {
     refuse_keys_inside(repository.root())?;
     Ok(signing_key(repository.root(), |name| std::env::var_os(name))?)
 }
 
-fn wanted(recipe: &Recipe, environment: Option<&Name>) -> Vec<RecipeRender> {
-    let for_it = |render: &&RecipeRender| {
+fn selected_renders(recipe: &Recipe, environment: Option<&Name>) -> Vec<RecipeRender> {
+    let renders = recipe.renders.iter();
+    let selected = renders.filter(|render| {
         environment.is_none_or(|only| render.environments.iter().any(|e| e == only.as_str()))
-    };
-    recipe.renders.iter().filter(for_it).cloned().collect()
+    });
+    selected.cloned().collect()
 }
 
-/// What can be known before the steps run. Other failures may be what a step is about to mend.
-fn refuse_early(
+/// Reports errors that no step can correct before the steps run.
+fn check_before_steps(
     repository: &Repository,
     recipe: &Recipe,
     renders: &[RecipeRender],
@@ -136,30 +138,30 @@ fn refuse_early(
         Err(_) => return Ok(()),
         Ok(rendered) => rendered,
     };
-    // Any digest will do: asked is only whether every image will have one.
-    let promised: BTreeMap<String, Digest> =
+    // Placeholders: the check is only that every image will have a digest.
+    let placeholders: BTreeMap<String, Digest> =
         recipe.steps.iter().map(|step| (step.name.clone(), Digest::of(b""))).collect();
     for one in &mut rendered {
-        if let Err(error @ CiError::ImageUnpinned { .. }) = one.pin(&recipe.images, &promised) {
+        if let Err(error @ CiError::ImageUnpinned { .. }) = one.pin(&recipe.images, &placeholders) {
             return Err(error.into());
         }
     }
     Ok(())
 }
 
-/// Runs the steps that `chosen` names, in order, with a line before and after each.
+/// Runs the steps selected by `is_selected` in order, with a line before and after each.
 pub(crate) fn run_steps(
     repository: &Repository,
     recipe: &Recipe,
-    chosen: impl Fn(&str) -> bool,
+    is_selected: impl Fn(&str) -> bool,
     printer: &Printer,
 ) -> anyhow::Result<Vec<StepReport>> {
     let mut reports = Vec::new();
-    for step in recipe.steps.iter().filter(|step| chosen(&step.name)) {
+    for step in recipe.steps.iter().filter(|step| is_selected(&step.name)) {
         printer.note(&format!("step {}: {}", step.name, step.run));
         let report = run_step(repository.root(), step)?;
         let seconds = report.took.as_secs_f64();
-        let told = match &report.found {
+        let result = match &report.found {
             Some(Found::Image(digest)) => format!(", image {digest}"),
             Some(Found::Tests(names)) => format!(", {} tests passed", names.len()),
             Some(Found::Scan(predicate)) => {
@@ -168,21 +170,21 @@ pub(crate) fn run_steps(
             }
             Some(Found::Passed) | None => String::new(),
         };
-        printer.note(&format!("step {}: passed in {seconds:.1} s{told}", step.name));
+        printer.note(&format!("step {}: passed in {seconds:.1} s{result}", step.name));
         reports.push(report);
     }
     Ok(reports)
 }
 
-/// A repository whose steps ran.
-pub(crate) struct Prepared<'a> {
+/// A repository after its steps have run.
+pub(crate) struct BuiltRepository<'a> {
     pub(crate) repository: &'a Repository,
     pub(crate) recipe: &'a Recipe,
     pub(crate) environment: Option<Name>,
     pub(crate) printer: &'a Printer,
 }
 
-impl Prepared<'_> {
+impl BuiltRepository<'_> {
     fn render(
         &self,
         renders: &[RecipeRender],
@@ -210,7 +212,7 @@ impl Prepared<'_> {
         Ok(rendered)
     }
 
-    /// The commit, the time and the next counter.
+    /// The origin of a release: commit, time and counter.
     pub(crate) fn origin(&self) -> anyhow::Result<Origin> {
         let (files, _) = self.repository.files()?;
         let source = Origin::source(self.recipe, files.git_commit(), files.git_tree())?;
@@ -219,7 +221,7 @@ impl Prepared<'_> {
             let named: Vec<&str> = changed.iter().take(NAMED_MAX).map(String::as_str).collect();
             let more = if changed.len() > NAMED_MAX { ", …" } else { "" };
             self.printer.warning(&format!(
-                "the receipts name commit {}, but the work tree differs from it in {}{more}",
+                "the receipts refer to commit {}, but the work tree differs from it in {}{more}",
                 source.git_commit,
                 named.join(", ")
             ));
@@ -237,7 +239,7 @@ impl Prepared<'_> {
         })
     }
 
-    /// Writes the signed files and puts them into the Git index.
+    /// Writes the signed files and stages them in the Git index.
     pub(crate) fn sign(
         &self,
         draft: &Draft,
@@ -251,7 +253,8 @@ impl Prepared<'_> {
         let written = store.write(counter, &draft.seal(key), renderings, &renders)?;
         if let Err(error) = self.repository.work_tree().stage(&store.directories()) {
             written.undo();
-            return Err(anyhow::Error::new(error).context("nothing is staged, nothing is kept"));
+            return Err(anyhow::Error::new(error)
+                .context("failed to stage the signed files, which were removed"));
         }
         written.keep()?;
         self.printer.note(&format!(
@@ -262,11 +265,11 @@ impl Prepared<'_> {
         Ok(())
     }
 
-    /// Judges what the index holds now. The private key is gone by then.
+    /// Verifies the files staged in the index. The caller has erased the private key.
     pub(crate) fn verify(&self, trust: &Trust, counter: u64) -> anyhow::Result<()> {
         let index = self.repository.index()?;
         if index.get(RECIPE_FILE).is_none() {
-            self.printer.warning("attest.yaml is not in the Git index: `git add attest.yaml`");
+            self.printer.warning("attest.yaml is not in the Git index; run `git add attest.yaml`");
         }
         let question = Question {
             tree: &index,
@@ -289,7 +292,7 @@ impl Prepared<'_> {
         })?;
         if answer.verified() {
             self.printer.note(&format!(
-                "verified: {} checks of release {counter} as staged",
+                "verified: {} checks of the staged release {counter} passed",
                 answer.rows.len()
             ));
             return Ok(());
@@ -299,7 +302,7 @@ impl Prepared<'_> {
             self.printer
                 .note(&format!("{} for {environment}: {}: {}", row.render, row.check, row.detail));
         }
-        Err(verify::refusal(&answer))
+        Err(verify::failed_checks_error(&answer))
     }
 
     pub(crate) fn store(&self) -> Store {
@@ -307,9 +310,9 @@ impl Prepared<'_> {
     }
 }
 
-impl Summary {
-    /// What `draft` says.
-    pub(crate) fn of(draft: &Draft, key: Option<&PrivateKey>) -> Self {
+impl ReleaseSummary {
+    /// The summary of a draft.
+    pub(crate) fn from_draft(draft: &Draft, key: Option<&PrivateKey>) -> Self {
         let digests = draft.digests();
         let release = &draft.release;
         let renders = release.renders.iter().map(|render| SummaryRender {
@@ -332,19 +335,25 @@ impl Summary {
         }
     }
 
-    /// Marks what was done.
-    pub(crate) fn done(mut self, verified: bool) -> Self {
+    /// Marks the release as signed, and as verified.
+    pub(crate) fn signed(mut self, verified: bool) -> Self {
         (self.signed, self.verified) = (true, verified);
         self
     }
 
-    pub(crate) fn print(&self, output: Output, printer: &Printer) -> anyhow::Result<()> {
+    pub(crate) fn print(&self, output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
         if !self.signed {
-            printer.note("nothing is signed; with --sign this would be:");
+            printer.note("nothing is signed; with --sign, this would be signed:");
         }
         printer.result(output.format, self, || {
-            let mut table =
-                Table::new(&["render", "environments", "release", "objects", "images", "digest"]);
+            let mut table = TextTable::new(&[
+                "render",
+                "environments",
+                "release",
+                "objects",
+                "images",
+                "digest",
+            ]);
             for render in &self.renders {
                 let images: Vec<&str> = render.images.keys().map(String::as_str).collect();
                 let digest =

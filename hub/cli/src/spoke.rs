@@ -1,6 +1,6 @@
-//! `attest spoke …`: what a cluster's own spoke has recorded, read and reset with the cluster's credentials.
+//! `attest spoke …`: the records of a cluster's spoke, read and reset with credentials for the cluster.
 //!
-//! The hub is not asked: this is how one looks when the hub is gone or not believed.
+//! The hub is not contacted: these commands work when it is unavailable or not trusted.
 
 use anyhow::{Context as _, bail};
 use attest_certs::bundle::chain_from_pem;
@@ -19,55 +19,59 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, PostParams};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::client::block_on;
 use crate::human::{NONE, age, confirm_loss, or_none, short};
-use crate::printer::{Format, Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::target::{TargetArgs, TargetCluster};
 
-/// Look at and reset a spoke, without the hub
+const RESTART_NOTE: &str =
+    "a spoke in the cluster restarts by itself; a spoke outside the cluster must be restarted";
+
+/// Inspect and reset a spoke, without its hub
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct SpokeArgs {
     #[command(subcommand)]
-    command: Command,
+    command: SpokeCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Show what the spoke has recorded: destinations and refusals
+enum SpokeCommand {
+    /// Show the spoke's records: destinations and refusals
     Status {
         #[command(flatten)]
         target: TargetArgs,
         #[command(flatten)]
-        output: Output,
+        output: OutputArgs,
     },
-    /// Accept that records of the spoke are gone or of a time to come, so that it admits again
+    /// Accept missing records, or records dated in the future, so that the spoke admits directives again
     AcceptState {
         #[command(flatten)]
         target: TargetArgs,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
-    /// Forget a destination's repository and lowest release, so that others are admitted
+    /// Remove a destination's repository binding and lowest release, so that others are admitted
     Reset {
-        /// Application
+        /// Name of the application
         application: Name,
         /// Namespace of the destination
         #[arg(short, long)]
         namespace: Name,
         #[command(flatten)]
         target: TargetArgs,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
 }
 
-/// Everything a spoke has recorded.
+/// The records of a spoke.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct SpokeStatus {
     api_version: &'static str,
     kind: &'static str,
     cluster_id: Option<String>,
@@ -81,7 +85,7 @@ struct Status {
     refusals: Vec<StoredRefusal>,
 }
 
-/// Fewer records than the spoke has written: it admits nothing.
+/// Fewer records than the spoke has written. The spoke admits nothing until this is accepted.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct StateLost {
@@ -89,68 +93,67 @@ struct StateLost {
     found: u64,
 }
 
-pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
+pub(crate) fn run(args: SpokeArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
-        Command::Status { target, output } => block_on(status(&target, output, printer)),
-        Command::AcceptState { target, yes } => block_on(accept_state(&target, yes, printer)),
-        Command::Reset { application, namespace, target, yes } => {
+        SpokeCommand::Status { target, output } => block_on(status(&target, output, printer)),
+        SpokeCommand::AcceptState { target, yes } => block_on(accept_state(&target, yes, printer)),
+        SpokeCommand::Reset { application, namespace, target, yes } => {
             let key = (application, namespace);
             block_on(Box::pin(reset(key, &target, yes, printer)))
         }
     }
 }
 
-async fn status(target: &TargetArgs, output: Output, printer: &Printer) -> anyhow::Result<()> {
+async fn status(target: &TargetArgs, output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
     let cluster = TargetCluster::open(target).await?;
     let facts = cluster.facts().await?;
-    let records = records(&cluster).await?;
-    let (refusals, hub) = refusals(&cluster).await?;
-    let identity = identity(&cluster).await?;
-    let status = Status {
+    let records = read_records(&cluster).await?;
+    let (refusals, hub) = read_refusals(&cluster).await?;
+    let identity = read_identity(&cluster).await?;
+    let status = SpokeStatus {
         api_version: attest_documents::API_VERSION,
         kind: "SpokeStatus",
         cluster_id: facts.spoke.map(|spoke| spoke.cluster_id),
         certificate_expires_at: certificate_expires_at(&identity),
-        state_lost: lost(&identity, records.len()),
+        state_lost: lost_state(&identity, records.len()),
         hub,
         destinations: records.into_iter().map(|(_, record)| record).collect(),
         refusals,
     };
-    if !matches!(output.format, Format::Table | Format::Wide) {
-        return printer.result(output.format, &status, || destinations(&status.destinations));
+    if !output.format.is_table() {
+        return printer.result(output.format, &status, || destination_table(&status.destinations));
     }
     printer.line(&format!("Spoke: {}", or_none(status.cluster_id.as_ref())));
     if let Some(at) = status.certificate_expires_at.filter(|at| *at <= Timestamp::now()) {
         printer.line(&format!("Certificate: expired {} ago (CertificateExpired)", age(at)));
-        printer.note(
-            "the hub lets it in again after `attest gitops cluster rejoin NAME --kubeconfig F`",
-        );
+        printer
+            .note("to issue a new certificate: `attest gitops cluster rejoin NAME --kubeconfig F`");
     }
     if let Some(StateLost { recorded, found }) = status.state_lost {
-        printer.line(&format!("State: lost (StateLost): of {recorded} records {found} are left"));
+        printer.line(&format!("State: lost (StateLost): {found} of {recorded} records remain"));
         printer.note(
-            "nothing is admitted, because what the spoke has seen is not known any more; \
-             `attest spoke accept-state` begins anew",
+            "the spoke admits nothing, because it cannot detect replays without its records; \
+             to accept the loss: `attest spoke accept-state`",
         );
     }
     if let Some(HubStatus { stale, since }) = status.hub {
-        let how = if stale { "stale (HubStale)" } else { "fresh" };
-        printer.line(&format!("Hub: {how} for {}, as last written", age(since)));
+        let freshness = if stale { "stale (HubStale)" } else { "fresh" };
+        printer.line(&format!("Hub: {freshness} for {}, as last recorded", age(since)));
     }
     printer.line("");
-    printer.table(&destinations(&status.destinations));
+    printer.table(&destination_table(&status.destinations));
     if !status.refusals.is_empty() {
         printer.line("");
-        printer.table(&refused(&status.refusals));
+        printer.table(&refusal_table(&status.refusals));
     }
     Ok(())
 }
 
-fn refused(refusals: &[StoredRefusal]) -> Table {
-    let mut table = Table::new(&["refused", "sequence", "reason", "last seen", "message"]);
+fn refusal_table(refusals: &[StoredRefusal]) -> TextTable {
+    let mut table = TextTable::new(&["refused", "sequence", "reason", "last seen", "message"]);
     for refusal in refusals {
         table.row([
-            place(refusal),
+            refused_destination(refusal),
             or_none(refusal.refusal.sequence),
             refusal.refusal.reason.clone(),
             last_seen(refusal),
@@ -160,7 +163,7 @@ fn refused(refusals: &[StoredRefusal]) -> Table {
     table
 }
 
-/// `12s`, or `12s (x31 over 5h)`, as kubectl has it for events.
+/// `12s`, or `12s (x31 over 5h)`, as in kubectl for events.
 fn last_seen(refusal: &StoredRefusal) -> String {
     let last = age(refusal.refusal.at);
     match (refusal.count, refusal.first_at) {
@@ -169,8 +172,8 @@ fn last_seen(refusal: &StoredRefusal) -> String {
     }
 }
 
-fn place(refusal: &StoredRefusal) -> String {
-    // Empty when what was refused could not be read.
+/// The destination of a refused document. Names are empty if the document could not be read.
+fn refused_destination(refusal: &StoredRefusal) -> String {
     let StoredRefusal { application, namespace, .. } = refusal;
     match (application.is_empty(), namespace.is_empty()) {
         (false, false) => format!("{application}/{namespace}"),
@@ -179,8 +182,8 @@ fn place(refusal: &StoredRefusal) -> String {
     }
 }
 
-fn destinations(records: &[Record]) -> Table {
-    let mut table = Table::new(&[
+fn destination_table(records: &[Record]) -> TextTable {
+    let mut table = TextTable::new(&[
         "application",
         "namespace",
         "directive",
@@ -208,49 +211,55 @@ fn destinations(records: &[Record]) -> Table {
     table
 }
 
-async fn records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)>> {
-    let marked = ListParams::default().labels(&format!("{RECORD_LABEL}={DESTINATION_LABEL_VALUE}"));
+async fn read_records(cluster: &TargetCluster) -> anyhow::Result<Vec<(Secret, Record)>> {
+    let selected =
+        ListParams::default().labels(&format!("{RECORD_LABEL}={DESTINATION_LABEL_VALUE}"));
     let listed = spoke_secrets(&cluster.client)
-        .list(&marked)
+        .list(&selected)
         .await
-        .context("cannot read the spoke's records")?;
+        .context("failed to read the spoke's records")?;
     let mut records = Vec::new();
     for secret in listed.items {
         let name = secret.metadata.name.clone().unwrap_or_default();
-        let bytes = secret.data.as_ref().and_then(|data| data.get(RECORD_KEY));
-        let bytes = bytes.with_context(|| format!("Secret {name} has no {RECORD_KEY}"))?;
-        let record = serde_json::from_slice(&bytes.0)
+        let bytes = secret
+            .data
+            .as_ref()
+            .and_then(|data| data.get(RECORD_KEY))
+            .with_context(|| format!("Secret {name} contains no {RECORD_KEY}"))?;
+        let record: Record = serde_json::from_slice(&bytes.0)
             .with_context(|| format!("{RECORD_KEY} of Secret {name} is malformed"))?;
         records.push((secret, record));
     }
     records.sort_by(|(_, a), (_, b)| {
-        let key = |record: &Record| (record.application.clone(), record.namespace.clone());
-        key(a).cmp(&key(b))
+        (&a.application, &a.namespace).cmp(&(&b.application, &b.namespace))
     });
     Ok(records)
 }
 
-async fn refusals(
+async fn read_refusals(
     cluster: &TargetCluster,
 ) -> anyhow::Result<(Vec<StoredRefusal>, Option<HubStatus>)> {
-    let secret = spoke_secrets(&cluster.client).get_opt(REFUSALS_SECRET).await;
-    let secret = secret.context("cannot read the spoke's refusals")?;
-    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
-    let malformed = |key: &str| format!("{key} of Secret {REFUSALS_SECRET} is malformed");
-    let read = |key: &str| data.get(key).map(|bytes| bytes.0.as_slice());
-    let list = read(REFUSALS_KEY).map(serde_json::from_slice).transpose();
-    let hub = read(HUB_STATUS_KEY).map(serde_json::from_slice).transpose();
-    Ok((
-        list.with_context(|| malformed(REFUSALS_KEY))?.unwrap_or_default(),
-        hub.with_context(|| malformed(HUB_STATUS_KEY))?,
-    ))
+    let secret = spoke_secrets(&cluster.client)
+        .get_opt(REFUSALS_SECRET)
+        .await
+        .context("failed to read the spoke's refusals")?
+        .unwrap_or_default();
+    let refusals = parse_key(&secret, REFUSALS_KEY)?.unwrap_or_default();
+    Ok((refusals, parse_key(&secret, HUB_STATUS_KEY)?))
 }
 
-async fn identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
+/// A document in the Secret of the refusals.
+fn parse_key<T: DeserializeOwned>(secret: &Secret, key: &str) -> anyhow::Result<Option<T>> {
+    let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(key)) else { return Ok(None) };
+    serde_json::from_slice(&bytes.0)
+        .with_context(|| format!("{key} of Secret {REFUSALS_SECRET} is malformed"))
+}
+
+async fn read_identity(cluster: &TargetCluster) -> anyhow::Result<Option<Secret>> {
     spoke_secrets(&cluster.client)
         .get_opt(IDENTITY_SECRET)
         .await
-        .context("cannot read the spoke's identity")
+        .context("failed to read the spoke's identity")
 }
 
 fn certificate_expires_at(identity: &Option<Secret>) -> Option<Timestamp> {
@@ -259,15 +268,15 @@ fn certificate_expires_at(identity: &Option<Secret>) -> Option<Timestamp> {
     Timestamp::try_from(peer_identity(&chain).ok()?.not_after).ok()
 }
 
-fn lost(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
+fn lost_state(identity: &Option<Secret>, found: usize) -> Option<StateLost> {
     let bytes = identity.as_ref()?.data.as_ref()?.get(IDENTITY_DESTINATIONS_KEY)?;
     let recorded = std::str::from_utf8(&bytes.0).ok()?.parse().ok()?;
     let found = found as u64;
     (found < recorded).then_some(StateLost { recorded, found })
 }
 
-/// The cluster, once it is known that a change of the spoke's records does not stop half-way.
-async fn to_be_changed(target: &TargetArgs) -> anyhow::Result<TargetCluster> {
+/// Connects to a cluster after checking the permissions for a change of the spoke's records.
+async fn open_for_change(target: &TargetArgs) -> anyhow::Result<TargetCluster> {
     let cluster = TargetCluster::open(target).await?;
     cluster.facts().await?;
     cluster.check_permissions("a change of the spoke's records", &record_permissions()).await?;
@@ -275,45 +284,43 @@ async fn to_be_changed(target: &TargetArgs) -> anyhow::Result<TargetCluster> {
 }
 
 async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyhow::Result<()> {
-    let cluster = to_be_changed(target).await?;
-    let records = records(&cluster).await?;
-    let identity = identity(&cluster).await?;
-    let lost = lost(&identity, records.len()).zip(identity);
+    let cluster = open_for_change(target).await?;
+    let records = read_records(&cluster).await?;
+    let identity = read_identity(&cluster).await?;
+    let lost = lost_state(&identity, records.len()).zip(identity);
     let now = Timestamp::now();
     let ahead: Vec<_> =
         records.into_iter().filter(|(_, record)| record.recorded_at > Some(now)).collect();
     if let Some((StateLost { recorded, found }, _)) = &lost {
         printer.note(&format!(
-            "of {recorded} records {found} are left; for the others the spoke knows neither the \
-             newest directive nor the lowest release nor the repository, so that a hub may send \
-             them again"
+            "{found} of {recorded} records remain; for the others, the newest directive, the lowest release \
+             and the repository are unknown, so that the spoke would admit a replay"
         ));
     }
     for (_, Record { application, namespace, recorded_at, .. }) in &ahead {
         printer.note(&format!(
-            "{application} in {namespace} was recorded at {}, which is still to come",
+            "{application} in {namespace} was recorded at {}, which is in the future",
             or_none(recorded_at.as_ref())
         ));
     }
     if lost.is_none() && ahead.is_empty() {
-        printer.line(&format!("context `{}` misses nothing of its spoke", cluster.context));
+        printer.line(&format!("context `{}`: no spoke records are missing", cluster.context));
         return Ok(());
     }
-    confirm_loss("Go on as things are now?", yes, printer)?;
+    confirm_loss("Accept the current state?", yes, printer)?;
     for (mut secret, mut record) in ahead {
         record.recorded_at = Some(now);
         set_record(&mut secret, &record)?;
-        replace(&cluster, &secret).await?;
+        replace_secret(&cluster, &secret).await?;
     }
     if let Some((StateLost { found, .. }, mut identity)) = lost {
         let count = ByteString(found.to_string().into_bytes());
         identity.data.get_or_insert_default().insert(IDENTITY_DESTINATIONS_KEY.to_owned(), count);
-        replace(&cluster, &identity).await?;
+        replace_secret(&cluster, &identity).await?;
     }
     restart_spoke(&cluster.client).await?;
     printer.line(&format!("spoke/{} state accepted", cluster.context));
-    printer
-        .note("a spoke of the cluster starts again by itself; one outside must be started again");
+    printer.note(RESTART_NOTE);
     Ok(())
 }
 
@@ -323,15 +330,15 @@ fn set_record(secret: &mut Secret, record: &Record) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a Secret of the spoke back.
-async fn replace(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()> {
+/// Replaces a Secret of the spoke with a changed version.
+async fn replace_secret(cluster: &TargetCluster, secret: &Secret) -> anyhow::Result<()> {
     let name = secret.metadata.name.clone().unwrap_or_default();
-    // Carries the resourceVersion that was read: a spoke that wrote meanwhile wins.
+    // The resourceVersion makes the request fail if the spoke has written the Secret since it was read.
     match spoke_secrets(&cluster.client).replace(&name, &PostParams::default(), secret).await {
         Err(kube::Error::Api(status)) if status.is_conflict() => {
-            bail!("the spoke has just written Secret {name}; run the command again")
+            bail!("Secret {name} was modified concurrently by the spoke; run the command again")
         }
-        other => other.map(drop).with_context(|| format!("cannot write Secret {name}")),
+        other => other.map(drop).with_context(|| format!("failed to write Secret {name}")),
     }
 }
 
@@ -342,32 +349,31 @@ async fn reset(
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let (application, namespace) = key;
-    let cluster = to_be_changed(target).await?;
-    let found = records(&cluster)
+    let cluster = open_for_change(target).await?;
+    let found = read_records(&cluster)
         .await?
         .into_iter()
         .find(|(_, record)| record.application == application && record.namespace == namespace);
     let Some((mut secret, mut record)) = found else {
-        bail!("context `{}` has no record of {application} in {namespace}", cluster.context);
+        bail!("context `{}` contains no record of {application} in {namespace}", cluster.context);
     };
     let floor = or_none(record.floor.as_ref().map(|floor| floor.counter));
     printer.note(&format!(
-        "{application} in {namespace} is bound to {} with lowest release {floor}",
+        "{application} in {namespace} is bound to {}, with lowest release {floor}",
         or_none(record.binding.as_ref())
     ));
     confirm_loss(
-        "Forget both, so that another repository or an older release is admitted?",
+        "Remove both, so that another repository or an older release is admitted?",
         yes,
         printer,
     )?;
     record.binding = None;
     record.floor = None;
     set_record(&mut secret, &record)?;
-    replace(&cluster, &secret).await?;
+    replace_secret(&cluster, &secret).await?;
     restart_spoke(&cluster.client).await?;
     printer.line(&format!("destination/{application}/{namespace} reset"));
-    printer
-        .note("a spoke of the cluster starts again by itself; one outside must be started again");
+    printer.note(RESTART_NOTE);
     Ok(())
 }
 
@@ -396,8 +402,11 @@ mod tests {
 
         assert_eq!(last_seen(&again), "1h (x31 over 2d)");
         assert_eq!(last_seen(&once), "1h");
-        let rows = refused(std::slice::from_ref(&again)).into_rows();
-        assert_eq!(place(&refusal(&json!({"application": "", "namespace": ""}))), NONE);
+        let rows = refusal_table(std::slice::from_ref(&again)).into_rows();
+        assert_eq!(
+            refused_destination(&refusal(&json!({"application": "", "namespace": ""}))),
+            NONE
+        );
         assert_eq!(rows, [["web/shop", "7", "Expired", "1h (x31 over 2d)", "late"]]);
         let document = serde_json::to_value(&again).unwrap();
         assert_eq!(

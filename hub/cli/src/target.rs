@@ -1,4 +1,4 @@
-//! The target cluster as its operator reaches it. The kubeconfig is used here and goes nowhere else.
+//! The target cluster, reached with the operator's kubeconfig. The kubeconfig is used in this process only.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,40 +17,49 @@ use serde_json::{Value, json};
 use crate::human::quoted;
 use crate::printer::Printer;
 
+/// Placeholder in a printed command whose kubeconfig is not known.
+pub(crate) const ANY_KUBECONFIG: &str = "--kubeconfig F";
+/// Connection timeout.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Timeout of a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Which cluster.
+/// The flags that select a target cluster, to be flattened into arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TargetArgs {
-    /// Kubeconfig that reaches the cluster; it stays on this machine
+    /// Kubeconfig of the cluster; it is not sent to the hub
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context within the kubeconfig; the current one when absent
+    /// Context of the kubeconfig; the current one by default
     #[arg(long, value_name = "NAME")]
     pub(crate) context: Option<String>,
 }
 
 impl TargetArgs {
-    /// The flags as given, for a line that the operator is to type; what to fill in when there were none.
+    /// Returns true if one of the flags is given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.kubeconfig.is_some() || self.context.is_some()
+    }
+
+    /// The flags as text, for a command that the operator is to type. Without flags, [`ANY_KUBECONFIG`].
     pub(crate) fn to_flags(&self) -> String {
         let Self { kubeconfig, context } = self;
         let kubeconfig = kubeconfig.as_ref().map(|file| format!("--kubeconfig {}", quoted(file)));
         let context = context.as_ref().map(|name| format!("--context {}", quoted(Path::new(name))));
         match (kubeconfig, context) {
             (Some(kubeconfig), Some(context)) => format!("{kubeconfig} {context}"),
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => "--kubeconfig F".to_owned(),
+            (Some(flag), None) | (None, Some(flag)) => flag,
+            (None, None) => ANY_KUBECONFIG.to_owned(),
         }
     }
 }
 
-/// A cluster that can be asked, with the operator's rights.
+/// A connection to a cluster with the operator's permissions.
 pub(crate) struct TargetCluster {
     pub(crate) client: Client,
     /// Name of the context in use.
     pub(crate) context: String,
-    /// Kubeconfig and context in use, as `kubectl` and `attest` take them.
+    /// Kubeconfig and context in use, as flags of `kubectl` and `attest`.
     pub(crate) flags: String,
     /// Address of the API server.
     pub(crate) server: String,
@@ -64,41 +73,41 @@ impl std::fmt::Debug for TargetCluster {
 }
 
 impl TargetCluster {
-    /// Reads the kubeconfig and prepares the connection. Nothing is sent yet.
+    /// Reads the kubeconfig and creates a client. Sends no request.
     pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Self> {
         attest_certs::install_provider();
         let (kubeconfig, shown) = read_kubeconfig(args.kubeconfig.as_deref())?;
         let context = selected_context(&kubeconfig, &shown, args.context.as_deref())?;
         let entry = cluster_of(&kubeconfig, &context)
-            .with_context(|| format!("context `{context}` of {shown} names no cluster"))?;
+            .with_context(|| format!("context `{context}` of {shown} refers to no cluster"))?;
         if entry.insecure_skip_tls_verify == Some(true) {
             bail!(
-                "context `{context}` of {shown} switches certificate checks off \
-                 (insecure-skip-tls-verify); a cluster's trust cannot begin like that"
+                "context `{context}` of {shown} disables certificate verification; remove \
+                 insecure-skip-tls-verify and set certificate-authority-data"
             );
         }
         let client = connect(kubeconfig, &context)
             .await
-            .with_context(|| format!("cannot use context `{context}` of {shown}"))?;
+            .with_context(|| format!("failed to use context `{context}` of {shown}"))?;
         let used =
             TargetArgs { kubeconfig: args.kubeconfig.clone(), context: Some(context.clone()) };
         let server = entry.server.clone().unwrap_or_default();
         Ok(Self { client, context, flags: used.to_flags(), server, entry })
     }
 
-    /// Reaches the cluster and reads what is there.
+    /// Reads the facts of the cluster and checks its version.
     pub(crate) async fn facts(&self) -> anyhow::Result<ClusterFacts> {
         let facts = ClusterFacts::read(&self.client).await.with_context(|| {
-            format!("cannot read the cluster of context `{}` at {}", self.context, self.server)
+            format!("failed to read cluster {} of context `{}`", self.server, self.context)
         })?;
-        check_version(&facts.version).map_err(|refusal| refused(&refusal, &self.flags))?;
+        check_version(&facts.version).map_err(|refusal| refusal_error(&refusal, &self.flags))?;
         Ok(facts)
     }
 
-    /// Checks that the operator has all of these permissions, which `purpose` needs.
+    /// Checks that the operator has these permissions, which `purpose` requires.
     ///
     /// # Errors
-    /// Names every permission that is missing.
+    /// Lists every missing permission.
     pub(crate) async fn check_permissions(
         &self,
         purpose: &str,
@@ -108,7 +117,7 @@ impl TargetCluster {
         if !missing.is_empty() {
             let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
             bail!(
-                "context `{}` may not do what {purpose} needs: {}",
+                "context `{}` lacks permissions required for {purpose}: {}",
                 self.context,
                 missing.join("; ")
             );
@@ -127,9 +136,8 @@ impl TargetCluster {
         Ok(apply::dry_run(&self.client, manifests).await?)
     }
 
-    /// What somebody else has in the namespaces that these manifests are to have for themselves. A namespace
-    /// that is not ours is refused, and what stands in one of ours too where no spoke has joined; later it
-    /// is told.
+    /// Checks that the reserved namespaces contain no foreign objects. A foreign namespace is an error; an object
+    /// in a namespace of ours is an error until a spoke has joined, and a warning afterwards.
     pub(crate) async fn check_namespaces(
         &self,
         manifests: &[Value],
@@ -144,12 +152,12 @@ impl TargetCluster {
         tolerated.iter().for_each(|object| printer.warning(&object.to_string()));
         if !refused.is_empty() {
             let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
-            bail!("context `{}` has what must be new: {}", self.context, all.join("; "));
+            bail!("context `{}` contains foreign objects: {}", self.context, all.join("; "));
         }
         Ok(())
     }
 
-    /// Removes what an earlier policy needed, with a line for each object.
+    /// Removes the objects that only an earlier policy needed, and prints each.
     pub(crate) async fn prune(
         &self,
         manifests: &[Value],
@@ -157,25 +165,25 @@ impl TargetCluster {
         printer: &Printer,
     ) -> anyhow::Result<()> {
         for object in apply::prune(&self.client, manifests).await? {
-            printer
-                .note(&format!("{stage}{object} removed: the policy has no use for it any more"));
+            printer.note(&format!("{stage}{object} removed: the policy no longer needs it"));
         }
         Ok(())
     }
 
-    /// The line that shows the log of the spoke in the cluster.
+    /// The command that prints the log of the spoke in the cluster.
     pub(crate) fn log_command(&self) -> String {
         let flags = &self.flags;
         format!("kubectl {flags} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}")
     }
 
-    /// A kubeconfig for this cluster with the spoke's token and nothing of the operator's.
+    /// A kubeconfig for this cluster with the spoke's token and without the operator's credentials.
     pub(crate) fn spoke_kubeconfig(&self, name: &str, token: &str) -> anyhow::Result<String> {
         let authority =
             match (&self.entry.certificate_authority_data, &self.entry.certificate_authority) {
                 (Some(data), _) => Some(data.clone()),
                 (None, Some(path)) => {
-                    let pem = std::fs::read(path).with_context(|| format!("cannot read {path}"))?;
+                    let pem =
+                        std::fs::read(path).with_context(|| format!("failed to read {path}"))?;
                     Some(data_encoding::BASE64.encode(&pem))
                 }
                 (None, None) => None,
@@ -202,13 +210,13 @@ impl TargetCluster {
     }
 }
 
-/// A refusal as the error of a command, with the next step.
-pub(crate) fn refused(refusal: &RegistrationRefusal, flags: &str) -> anyhow::Error {
+/// The error of a command for a refusal, with its remedy.
+pub(crate) fn refusal_error(refusal: &RegistrationRefusal, flags: &str) -> anyhow::Error {
     anyhow!("{refusal}; {}", refusal.remedy(flags))
 }
 
-/// Prints the objects that are to be installed.
-pub(crate) fn show_objects(manifests: &[Value], printer: &Printer) -> anyhow::Result<()> {
+/// Prints the objects that will be installed.
+pub(crate) fn print_objects(manifests: &[Value], printer: &Printer) -> anyhow::Result<()> {
     printer.note("to be installed:");
     for manifest in manifests {
         printer.note(&format!("  {}", ObjectRef::from_manifest(manifest)?));
@@ -216,25 +224,26 @@ pub(crate) fn show_objects(manifests: &[Value], printer: &Printer) -> anyhow::Re
     Ok(())
 }
 
-/// Writes a file that only its owner may read, whole or not at all.
+/// Writes a file atomically, readable by its owner only.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         crate::context::create_private_directory(parent)?;
     }
     attest_certs::bundle::write_private(path, bytes)
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("failed to write {}", path.display()))
 }
 
-/// The kubeconfig, and what messages call it.
+/// The kubeconfig, with its name in messages.
 fn read_kubeconfig(file: Option<&Path>) -> anyhow::Result<(Kubeconfig, String)> {
     match file {
         Some(path) => {
             let shown = path.display().to_string();
             let read = Kubeconfig::read_from(path);
-            Ok((read.with_context(|| format!("cannot use kubeconfig {shown}"))?, shown))
+            Ok((read.with_context(|| format!("failed to read kubeconfig {shown}"))?, shown))
         }
         None => {
-            let read = Kubeconfig::read().context("no kubeconfig; name one with --kubeconfig")?;
+            let read = Kubeconfig::read()
+                .context("failed to read the default kubeconfig; pass --kubeconfig")?;
             Ok((read, "the kubeconfig".to_owned()))
         }
     }
@@ -253,8 +262,8 @@ fn selected_context(
     let selected = requested.or(kubeconfig.current_context.as_deref());
     match selected.filter(|name| !name.is_empty()) {
         Some(name) if names.contains(&name) => Ok(name.to_owned()),
-        Some(name) => bail!("{shown} has no context `{name}`; {listed}"),
-        None => bail!("{shown} has no current context; name one with --context; {listed}"),
+        Some(name) => bail!("context `{name}` not found in {shown}; {listed}"),
+        None => bail!("no current context in {shown}; pass --context; {listed}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `attest trust …`: the trust policy of a cluster, as its operator writes, checks and installs it.
+//! `attest trust …`: trust policies of clusters, as their operators write, check and install them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,127 +8,127 @@ use attest_common::basics::keys::PublicKey;
 use attest_common::trust::policy::Spec;
 use attest_documents::List;
 use attest_install::cluster::ClusterFacts;
-use attest_install::{Agent, Installation, apply};
+use attest_install::{Installation, SpokePlacement, apply};
 use attest_supply::trust_policy;
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::client::block_on;
-use crate::context::{Config, Hub};
+use crate::context::{Context, HubContext};
 use crate::hub_args::HubArgs;
 use crate::human::confirm;
 use crate::input::{read_public_key, read_small};
-use crate::printer::{Output, Printer, Table};
-use crate::target::{TargetArgs, TargetCluster, show_objects};
+use crate::printer::{OutputArgs, Printer, TextTable};
+use crate::target::{TargetArgs, TargetCluster, print_objects};
 
-/// Whom a cluster believes
+/// Manage trust policies and the CI keys that they trust
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct TrustArgs {
     #[command(flatten)]
     hub: HubArgs,
     #[command(subcommand)]
-    command: Command,
+    command: TrustCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Make a trust policy from the context's keys
-    New(NewArgs),
-    /// CI keys of the context
+enum TrustCommand {
+    /// Generate a trust policy from the context's keys
+    New(TrustNewArgs),
+    /// Manage the CI keys of the context
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(TrustKeyCommand),
     /// Check a trust policy file
     Check { file: PathBuf },
-    /// Say in sentences what a trust policy file allows
+    /// Describe in words what a trust policy file allows
     Explain { file: PathBuf },
-    /// Install a trust policy, with the cluster's own credentials
-    Install(InstallArgs),
+    /// Install a trust policy, with credentials for the cluster
+    Install(TrustInstallArgs),
 }
 
-/// What a generated policy allows beyond or below the default.
+/// Flags that restrict or extend a generated policy.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub(crate) struct Narrowing {
-    /// Applications that may run there; any when absent
+pub(crate) struct PolicyOptions {
+    /// Applications that may run in the cluster; any by default
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     names: Vec<String>,
-    /// Repositories they may come from; any when absent
+    /// Repositories that they may come from; any by default
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     repos: Vec<String>,
-    /// Namespaces they may run in; any but kube-* and attest-* when absent
+    /// Namespaces that they may run in; any except kube-* and attest-* by default
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     namespaces: Vec<String>,
-    /// Let the hub remove applications; so it is in dev, test and staging
+    /// Allow the hub to remove applications, which is the default in dev, test and staging
     #[arg(long)]
     allow_remove: bool,
 }
 
 #[derive(Debug, clap::Args)]
-struct NewArgs {
-    /// Environment whose releases may run there
+struct TrustNewArgs {
+    /// Environment whose releases may run in the cluster
     #[arg(long)]
     environment: Name,
-    /// Name of the cluster within the fleet; `trust install` fills it in when absent
+    /// Name of the cluster within the fleet; `trust install` can add it later
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<Name>,
     #[command(flatten)]
-    narrowing: Narrowing,
-    /// Write it here instead of to standard output
+    options: PolicyOptions,
+    /// Write the policy to this file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-enum KeyCommand {
+enum TrustKeyCommand {
     /// Trust a CI key for an environment
     Add {
         /// Name of the key in policies and status
         alias: String,
-        /// Public key, PEM
+        /// Public key file (PEM)
         file: PathBuf,
-        /// Environment it may release for; may be repeated
+        /// Environments for which the key may sign releases; may be repeated
         #[arg(long, required = true, value_delimiter = ',')]
         environment: Vec<Name>,
     },
     /// List the CI keys
     #[command(visible_alias = "ls")]
-    List(Output),
+    List(OutputArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct InstallArgs {
-    /// Trust policy
+struct TrustInstallArgs {
+    /// Trust policy file
     file: PathBuf,
     #[command(flatten)]
     target: TargetArgs,
-    /// Name of the cluster within the fleet, when the file does not say
+    /// Name of the cluster within the fleet, if the file contains none
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<Name>,
-    /// Id of the spoke it is for, as `cluster accept` prints it; read from the cluster when absent
+    /// Id of the cluster, as printed by `cluster accept`; read from the cluster by default
     #[arg(long, value_name = "ID")]
     cluster_id: Option<ClusterId>,
-    /// Do not ask
+    /// Skip the confirmation prompt
     #[arg(short, long)]
     yes: bool,
 }
 
-pub(crate) fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { hub, command } = args;
+pub(crate) fn run(args: TrustArgs, printer: &Printer) -> anyhow::Result<()> {
+    let TrustArgs { hub, command } = args;
     match command {
-        Command::New(args) => new(args, &hub, printer),
-        Command::Key(command) => key(command, printer),
-        Command::Check { file } => {
+        TrustCommand::New(args) => write_new(args, &hub, printer),
+        TrustCommand::Key(command) => run_key(command, printer),
+        TrustCommand::Check { file } => {
             let spec = read_policy(&file)?;
             for line in trust_policy::explain(&spec).iter().filter(|line| line.starts_with('!')) {
                 printer.warning(line.trim_start_matches("! "));
             }
-            printer.line(&format!("{}: a usable trust policy", file.display()));
+            printer.line(&format!("{}: valid trust policy", file.display()));
             Ok(())
         }
-        Command::Explain { file } => {
+        TrustCommand::Explain { file } => {
             trust_policy::explain(&read_policy(&file)?).iter().for_each(|line| printer.line(line));
             Ok(())
         }
-        Command::Install(args) => block_on(Box::pin(install(args, printer))),
+        TrustCommand::Install(args) => block_on(Box::pin(install(args, printer))),
     }
 }
 
@@ -137,27 +137,29 @@ pub(crate) fn read_policy(file: &Path) -> anyhow::Result<Spec> {
     Ok(trust_policy::read(&file.display().to_string(), read_small(file)?.as_bytes())?)
 }
 
-/// A policy from the context's keys for `environment`.
+/// Generates a policy from the context's keys for `environment`.
 ///
 /// # Errors
-/// Without any such key, with the line that adds one.
+/// When the context contains no such key.
 pub(crate) fn generate_policy(
-    config: &Config,
-    hub: &Hub,
+    context: &Context,
+    hub: &HubContext,
     environment: &Name,
     cluster_name: Option<&Name>,
-    narrowing: &Narrowing,
+    options: &PolicyOptions,
 ) -> anyhow::Result<Spec> {
-    let keys = config.keys_for(environment);
-    let ci_keys: Vec<_> = keys.map(|key| (key.alias.clone(), key.public_key.clone())).collect();
+    let ci_keys: Vec<_> = context
+        .keys_for(environment)
+        .map(|key| (key.alias.clone(), key.public_key.clone()))
+        .collect();
     if ci_keys.is_empty() {
         bail!(
-            "no CI key is known for environment {environment}, so nothing could ever run there; add one:\n  \
-             attest trust key add ALIAS FILE --environment {environment}"
+            "the context contains no CI key for environment {environment}; without one, nothing can run in \
+             the cluster; add one with `attest trust key add ALIAS FILE --environment {environment}`"
         );
     }
-    let Narrowing { names, repos, namespaces, allow_remove } = narrowing.clone();
-    let wanted = trust_policy::Wanted {
+    let PolicyOptions { names, repos, namespaces, allow_remove } = options.clone();
+    let request = trust_policy::Wanted {
         environment: environment.clone(),
         cluster_name: cluster_name.cloned(),
         hub_key: hub.hub_key.clone(),
@@ -168,22 +170,22 @@ pub(crate) fn generate_policy(
         namespaces,
         allow_remove,
     };
-    let spec = wanted.generate();
+    let spec = request.generate();
     trust_policy::check(&spec)?;
     Ok(spec)
 }
 
-fn new(args: NewArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let NewArgs { environment, cluster_name, narrowing, output } = args;
-    let config = Config::load()?;
-    let entry = config.hub(hub.hub.as_deref())?;
-    let spec = generate_policy(&config, entry, &environment, cluster_name.as_ref(), &narrowing)?;
+fn write_new(args: TrustNewArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let TrustNewArgs { environment, cluster_name, options, output } = args;
+    let context = Context::load()?;
+    let entry = context.hub(hub.hub.as_deref())?;
+    let spec = generate_policy(&context, entry, &environment, cluster_name.as_ref(), &options)?;
     let yaml = trust_policy::to_yaml(&spec)?;
     match output {
         None => printer.text(&yaml),
         Some(file) => {
             std::fs::write(&file, yaml)
-                .with_context(|| format!("cannot write {}", file.display()))?;
+                .with_context(|| format!("failed to write {}", file.display()))?;
             printer.line(&format!("{} written", file.display()));
         }
     }
@@ -192,40 +194,40 @@ fn new(args: NewArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownKey {
+struct CiKeyDocument {
     alias: String,
     key_id: String,
     environments: Vec<Name>,
 }
 
-fn key(command: KeyCommand, printer: &Printer) -> anyhow::Result<()> {
-    let mut config = Config::load()?;
+fn run_key(command: TrustKeyCommand, printer: &Printer) -> anyhow::Result<()> {
+    let mut context = Context::load()?;
     match command {
-        KeyCommand::Add { alias, file, environment } => {
+        TrustKeyCommand::Add { alias, file, environment } => {
             let public = read_public_key(&file)?;
-            if config.hubs.iter().any(|hub| hub.hub_key_id == public.id().to_string()) {
-                bail!("{} is the signing key of a hub; CI needs a key of its own", file.display());
+            if context.hubs.iter().any(|hub| hub.hub_key_id == public.id().to_string()) {
+                bail!("{} is the signing key of a hub; use a separate key for CI", file.display());
             }
-            config.add_key(&alias, &public, &environment)?;
-            config.save()?;
+            context.add_key(&alias, &public, &environment)?;
+            context.save()?;
             let names: Vec<&str> = environment.iter().map(Name::as_str).collect();
             printer.line(&format!("key/{alias} trusted for {}", names.join(", ")));
-            printer.note("policies that are installed already do not change by this");
+            printer.note("policies that are already installed do not change");
         }
-        KeyCommand::List(output) => {
-            let shown: Vec<ShownKey> = config
+        TrustKeyCommand::List(output) => {
+            let keys: Vec<CiKeyDocument> = context
                 .keys
                 .iter()
-                .map(|key| ShownKey {
+                .map(|key| CiKeyDocument {
                     alias: key.alias.clone(),
                     key_id: PublicKey::from_pem(&key.public_key)
                         .map_or_else(|error| error.to_string(), |key| key.id().to_string()),
                     environments: key.environments.clone(),
                 })
                 .collect();
-            let list = List::new("CiKey", shown);
+            let list = List::new("CiKey", keys);
             printer.result(output.format, &list, || {
-                let mut table = Table::new(&["alias", "environments", "key id"]);
+                let mut table = TextTable::new(&["alias", "environments", "key id"]);
                 for key in &list.items {
                     let names: Vec<&str> = key.environments.iter().map(Name::as_str).collect();
                     table.row([key.alias.as_str(), &names.join(","), &key.key_id]);
@@ -237,8 +239,8 @@ fn key(command: KeyCommand, printer: &Printer) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
-    let InstallArgs { file, target, cluster_name, cluster_id, yes } = args;
+async fn install(args: TrustInstallArgs, printer: &Printer) -> anyhow::Result<()> {
+    let TrustInstallArgs { file, target, cluster_name, cluster_id, yes } = args;
     let given = read_policy(&file)?;
     let cluster = TargetCluster::open(&target).await?;
     let facts = cluster.facts().await?;
@@ -248,37 +250,40 @@ async fn install(args: InstallArgs, printer: &Printer) -> anyhow::Result<()> {
     });
     let spec = trust_policy::complete(given, name.as_ref(), &facts.kube_system_uid)?;
     spec.load().with_context(|| {
-        format!("{} cannot be used; --cluster-name NAME fills in a name", file.display())
+        format!(
+            "invalid trust policy {}; set a missing cluster name with --cluster-name NAME",
+            file.display()
+        )
     })?;
-    let manifests = Installation { policy: &spec, agent: Agent::External }.manifests();
+    let manifests = Installation { policy: &spec, placement: SpokePlacement::External }.manifests();
     cluster.check_installation(&manifests, &[]).await?;
     let has_joined = facts.spoke.as_ref().is_some_and(|spoke| spoke.joined);
     cluster.check_namespaces(&manifests, has_joined, printer).await?;
 
-    show_objects(&manifests, printer)?;
+    print_objects(&manifests, printer)?;
     for line in trust_policy::explain(&spec) {
         printer.note(&format!("  {line}"));
     }
-    confirm(&format!("Install this into context {}?", cluster.context), yes, printer)?;
+    confirm(&format!("Install these objects into context {}?", cluster.context), yes, printer)?;
     apply::apply_manifests(&cluster.client, &manifests).await?;
     cluster.prune(&manifests, "", printer).await?;
     printer.line("attesttrustpolicy/local installed");
     match (cluster_id, facts.spoke.map(|spoke| spoke.cluster_id)) {
         (Some(given), Some(found)) if given.as_str() != found => bail!(
-            "the spoke in context `{}` is {found}, not {given}; its policy stays without an id",
+            "the spoke in context `{}` is {found}, not {given}; no cluster id was written to the policy",
             cluster.context
         ),
         (Some(id), _) => apply::write_cluster_id(&cluster.client, id.as_str()).await?,
         (None, Some(found)) => apply::write_cluster_id(&cluster.client, &found).await?,
         (None, None) => printer.note(
-            "no spoke has joined there yet: once it has, the same command with --cluster-id \
-             (`attest gitops cluster get NAME`) tells the policy which one it is for",
+            "no spoke has joined yet; afterwards, repeat the command with the --cluster-id shown by \
+             `attest gitops cluster get NAME`",
         ),
     }
     Ok(())
 }
 
-/// The name of the cluster in the policy that is installed there.
+/// The name of the cluster in the installed policy.
 fn installed_name(facts: &ClusterFacts) -> Option<Name> {
     let name = facts.policy.as_ref()?.get("clusterName")?.as_str()?;
     Name::new(name).ok()

@@ -1,14 +1,14 @@
-//! `attest version`: which program this is, and what it speaks.
+//! `attest version`: the versions of the program and of the formats that it reads and writes.
 
 use serde::Serialize;
 
-use crate::printer::{Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 
-/// Print versions
+/// Print version information
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct VersionArgs {
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
 #[derive(Serialize)]
@@ -19,15 +19,15 @@ struct Versions {
     release: &'static str,
 }
 
-pub(crate) fn version(args: Args, printer: &Printer) -> anyhow::Result<()> {
-    let Args { output } = args;
+pub(crate) fn run(args: VersionArgs, printer: &Printer) -> anyhow::Result<()> {
+    let VersionArgs { output } = args;
     let versions = Versions {
         version: env!("CARGO_PKG_VERSION"),
         rendering: attest_common::documents::release::RENDERING_TYPE,
         release: attest_common::documents::release::RELEASE_TYPE,
     };
     printer.result(output.format, &versions, || {
-        let mut table = Table::new(&["name", "version"]);
+        let mut table = TextTable::new(&["name", "version"]);
         table.row(["attest", versions.version]);
         table.row(["rendering", versions.rendering]);
         table.row(["release", versions.release]);

@@ -1,17 +1,17 @@
-//! Waiting for a state with a deadline. Each change of the state is printed once.
+//! Polling for a state, with a deadline. Each change of the state is printed once.
 
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 
-use crate::client::late;
+use crate::client::timeout_error;
 use crate::human::duration;
 use crate::printer::Printer;
 
 /// The answer to one poll.
 pub(crate) enum Poll<T> {
     Ready(T),
-    /// The present state, to be printed when it is new; empty when there is nothing to print.
+    /// The current state, printed when it changes. An empty state is not printed.
     Pending(String),
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Wait<'a> {
 }
 
 impl<'a> Wait<'a> {
-    /// A wait of at most `seconds` that polls `every` so often.
+    /// A wait of at most `seconds` with one poll per interval `every`.
     pub(crate) fn new(seconds: u64, every: Duration, printer: &'a Printer) -> Self {
         Self { printer, started: Instant::now(), limit: Duration::from_secs(seconds), every }
     }
@@ -40,7 +40,7 @@ impl<'a> Wait<'a> {
         self.started + self.limit
     }
 
-    /// Time since the beginning, for people.
+    /// Time since the beginning, as text.
     pub(crate) fn elapsed(&self) -> String {
         duration(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
@@ -49,10 +49,10 @@ impl<'a> Wait<'a> {
         Instant::now() + self.every >= self.deadline()
     }
 
-    /// Polls until the answer is ready. A `stage` stands in brackets before each state that is printed.
+    /// Polls until the answer is ready. Each printed state is preceded by `[stage]`, unless it is empty.
     ///
     /// # Errors
-    /// The error of `poll`; at the deadline, what `timed_out` makes of the last state.
+    /// The error of `poll`; at the deadline, the message that `timed_out` returns for the last state.
     pub(crate) async fn until<T>(
         &self,
         stage: &str,
@@ -69,7 +69,7 @@ impl<'a> Wait<'a> {
                         last = state;
                     }
                 }
-                Err(error) if self.is_over() => return Err(late(error, timed_out(&last))),
+                Err(error) if self.is_over() => return Err(timeout_error(error, timed_out(&last))),
                 Err(error) => return Err(error),
             }
             if self.is_over() {

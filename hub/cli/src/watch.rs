@@ -1,43 +1,43 @@
-//! Prints a document once, or again whenever it has changed.
+//! Printing of a document once, or after each change.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::printer::{Format, Printer, Table, Watch};
+use crate::printer::{Format, Printer, TextTable, WatchArgs};
 
-/// How often a watching command asks.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// Interval of requests while watching.
+const POLL_EVERY: Duration = Duration::from_millis(500);
 
-/// Prints a document now, and with `watch` again whenever it has changed, until interrupted.
-pub(crate) async fn show<T, F>(
-    watch: Watch,
+/// Prints a document; with `watch`, prints it after each change until interrupted.
+pub(crate) async fn print_watched<T, F>(
+    watch: WatchArgs,
     printer: &Printer,
-    ask: F,
-    table: impl Fn(&T, Format) -> Table,
+    fetch: F,
+    table: impl Fn(&T, Format) -> TextTable,
 ) -> anyhow::Result<()>
 where
     T: Serialize,
     F: AsyncFn() -> anyhow::Result<T>,
 {
-    let Watch { output, watch } = watch;
-    let mut shown: Vec<Vec<String>> = Vec::new();
+    let WatchArgs { output, watch } = watch;
+    let mut previous: Vec<Vec<String>> = Vec::new();
     let mut widths = Vec::new();
     let mut first = true;
     loop {
-        let document = ask().await?;
-        let now = table(&document, output.format);
-        let changed = now.rows_beside(&shown);
+        let document = fetch().await?;
+        let current = table(&document, output.format);
+        let changed = current.changed_rows(&previous);
         if first || !changed.is_empty() {
             match output.format {
                 Format::Table | Format::Wide if watch => {
-                    printer.watched(&now, (!first).then_some(&changed), &mut widths);
+                    printer.table_update(&current, (!first).then_some(&changed), &mut widths);
                 }
                 Format::Table | Format::Wide | Format::Json | Format::Yaml | Format::Name => {
                     if output.format == Format::Yaml && !first {
                         printer.line("---");
                     }
-                    printer.result(output.format, &document, || now.clone())?;
+                    printer.result(output.format, &document, || current.clone())?;
                 }
             }
         }
@@ -45,7 +45,7 @@ where
             return Ok(());
         }
         first = false;
-        shown = now.into_rows();
-        tokio::time::sleep(WATCH_EVERY).await;
+        previous = current.into_rows();
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }

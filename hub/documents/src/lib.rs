@@ -1,6 +1,6 @@
-//! The documents of the hub's JSON API: what `attest` sends and what it is shown. No behaviour.
+//! The documents of the hub's JSON API, without behaviour.
 //!
-//! Lists are versioned (`apiVersion`, `kind`, `items`) so that `-o json` is a stable interface.
+//! Lists are versioned (`apiVersion`, `kind`, `items`), so that `-o json` is a stable interface.
 //! `docs/openapi.yaml` describes the same documents; a test keeps the two equal.
 
 use attest_common::basics::ids::{ClusterId, Timestamp};
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 /// `apiVersion` of every document.
 pub const API_VERSION: &str = "attest.continuu.ms/v1";
-/// Largest request body in bytes.
+/// Maximum size of a request body, in bytes.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// A list as kubectl users know it.
+/// A list in the form of Kubernetes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct List<T> {
@@ -23,21 +23,21 @@ pub struct List<T> {
 }
 
 impl<T> List<T> {
-    /// A list of `kind` (without the suffix).
+    /// A list of items of this kind. The suffix `List` is added.
     pub fn new(kind: &str, items: Vec<T>) -> Self {
         Self { api_version: API_VERSION.to_owned(), kind: format!("{kind}List"), items }
     }
 }
 
-/// Body of every answer that is not a success.
+/// Body of every unsuccessful answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// A stable word.
+    /// Stable word for programs.
     pub reason: String,
-    /// What is wrong and what to do, for people.
+    /// The problem and its remedy, for people.
     pub message: String,
-    /// Path of the field at fault, when there is one: `spec.verification.trustedKeys[0]`.
+    /// Path of the invalid field, if there is one: `spec.verification.trustedKeys[0]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
@@ -51,23 +51,24 @@ pub struct Version {
     pub hub_key_id: String,
 }
 
-/// `POST /v1/tokens`: make a single-use join token.
+/// `POST /v1/tokens`: creates a single-use join token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TokenRequest {
     pub cluster: String,
     pub ttl_seconds: u64,
-    /// True for tokens of `cluster add`: the operator who holds the cluster vouches for it.
+    /// Accept the cluster without `cluster accept`. True for tokens of `cluster add`, whose operator has access to the
+    /// cluster.
     pub auto_accept: bool,
-    /// Replace a cluster of this name that is registered already.
+    /// Replace a registered cluster of this name.
     #[serde(default)]
     pub replace: bool,
-    /// The registered cluster of this name that is to get a new certificate; nobody else may use the token.
+    /// The registered cluster that gets a new certificate. No other cluster can use the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<ClusterId>,
 }
 
-/// A token. `token` is shown once, by the answer that made it.
+/// A join token. `token` is contained only in the answer to its creation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
@@ -90,7 +91,7 @@ pub struct Cluster {
     /// `Pending`, `Accepted`, `Evicted` or `Revoked`.
     pub state: String,
     pub connected: bool,
-    /// Milliseconds since the hub last heard anything, 0 while connected; absent when never.
+    /// Milliseconds since the cluster was last connected, 0 while connected; absent if it never was.
     pub last_seen_age_ms: Option<u64>,
     pub environment: Option<String>,
     pub agent_version: Option<String>,
@@ -99,7 +100,7 @@ pub struct Cluster {
     pub fingerprint: String,
     pub certificate_expires_at: Option<Timestamp>,
     pub applications: u64,
-    /// True for the cluster that a destination without one means.
+    /// True for the cluster of a destination that names none.
     pub default: bool,
     pub registered_at: Timestamp,
     pub kube_system_uid: String,
@@ -119,7 +120,7 @@ pub struct RevokeRequest {
     pub reason: String,
 }
 
-/// `PUT /v1/repositories`: credentials travel to the hub and are never shown again.
+/// `PUT /v1/repositories`. Credentials are sent to the hub and never returned.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RepositoryRequest {
@@ -155,7 +156,7 @@ pub struct Repository {
     pub conditions: Vec<Condition>,
 }
 
-/// `PUT /v1/keys`: an alias of the hub's own, non-authoritative keyring.
+/// `PUT /v1/keys`: an alias of a key, which grants no trust.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KeyRequest {
@@ -184,9 +185,9 @@ pub struct Condition {
     pub last_transition_time: Timestamp,
 }
 
-/// Why `PUT /v1/applications` is refused that takes a running destination away.
+/// Reason of a rejected `PUT /v1/applications` that would remove a running destination.
 pub const REMOVAL_UNCONFIRMED: &str = "RemovalUnconfirmed";
-/// The query with which it is not.
+/// Query that confirms the removal.
 pub const REMOVAL_ALLOWED: &str = "remove=true";
 
 /// `GET /v1/applications[/NAME]`.
@@ -201,7 +202,7 @@ pub struct Application {
     /// `Synced`, `OutOfSync`, `Progressing`, `Degraded`, `Refused`, `AwaitingReceipts` or `Unknown`.
     pub phase: String,
     pub conditions: Vec<Condition>,
-    /// Commit that `targetRevision` names now.
+    /// Commit to which `targetRevision` resolves.
     pub revision: Option<String>,
     pub destinations: Vec<Destination>,
     pub generation: u64,
@@ -222,7 +223,7 @@ pub struct Destination {
     pub reason: String,
     pub message: String,
     pub health: Option<String>,
-    /// What the spoke says runs, who signed it, since when.
+    /// The running release, its signers and its start, as reported by the spoke.
     pub running: Option<Running>,
     /// Commit whose rendering was deployed.
     pub deployed_commit: Option<String>,
@@ -230,18 +231,18 @@ pub struct Destination {
     pub epoch: Option<u64>,
     pub sequence: Option<u64>,
     pub connected: bool,
-    /// Milliseconds since the newest report arrived.
+    /// Milliseconds since the last report was received.
     pub report_age_ms: Option<u64>,
     pub drifted: Vec<String>,
     pub heals_total: u64,
-    /// Left out of lists.
+    /// Not contained in lists.
     pub objects: Vec<ObjectState>,
     pub warnings: Vec<String>,
-    /// Where the time of the newest change went, microseconds by the hub's and the spoke's own clocks.
+    /// Durations of the newest change.
     pub timings: Option<ChangeTimings>,
 }
 
-/// Commit to applied, in parts. Hub parts by the hub's clock, spoke parts by the spoke's.
+/// Durations of a change from commit to applied, in microseconds. Each component uses its own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeTimings {
@@ -255,7 +256,7 @@ pub struct ChangeTimings {
     pub spoke: Timings,
 }
 
-/// `GET /v1/applications/NAME/history`: one line a directive, newest first.
+/// `GET /v1/applications/NAME/history`: one entry per directive, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
@@ -268,13 +269,13 @@ pub struct HistoryEntry {
     pub version: Option<String>,
     pub counter: Option<u64>,
     pub plan: Option<String>,
-    /// Result the spoke reported: phase, or `Pending`.
+    /// Phase reported by the spoke, or `Pending`.
     pub result: String,
     pub reason: String,
     pub issued_at: Timestamp,
 }
 
-/// `GET /v1/applications/NAME/diff`: the newest commit against what runs.
+/// `GET /v1/applications/NAME/diff`: the newest commit compared with the running state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diff {
@@ -283,7 +284,7 @@ pub struct Diff {
     pub from: Option<String>,
     pub to: Option<String>,
     pub differences: Vec<Difference>,
-    /// Why the newest commit does not run there, or cannot be compared with what does.
+    /// Reason why the newest commit is not deployed or cannot be compared.
     pub reason: Option<String>,
     pub message: Option<String>,
 }

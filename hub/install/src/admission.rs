@@ -1,37 +1,37 @@
-//! What the API server itself refuses the spoke, beyond what RBAC can say: bindings of any other shape,
-//! and anything in the namespaces of Kubernetes and of ATTEST.
+//! Admission policies for restrictions that RBAC cannot express: the spoke creates bindings of two shapes only, and
+//! writes nothing in the namespaces of Kubernetes and of ATTEST.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use attest_common::objects::placement::{DESCRIBING_DOMAINS, NAME_LABEL, RESERVED_DOMAINS};
 use serde_json::{Value, json};
 
 use super::{
-    Kinds, SPOKE_NAME, SPOKE_USER, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
-    because_of_policy, object,
+    PolicyKinds, SPOKE_NAME, SPOKE_USER, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
+    labelled_for_pruning, object,
 };
 
 const VERSION: &str = "admissionregistration.k8s.io/v1";
-const RESERVED: &str = "the spoke does not say what a namespace may do and where its pods run: labels and annotations \
-     of Kubernetes and of the platforms built on it are not its own";
-const CLOSED: &str = "namespaces that begin with kube- or attest- are closed to applications";
+const RESERVED: &str = "the spoke may not change labels and annotations of Kubernetes or of platforms built on it, which \
+     determine the permissions and the placement of the pods in a namespace";
+const CLOSED: &str =
+    "namespaces whose names begin with kube- or attest- are closed to applications";
 
-/// Policies with their bindings.
-pub(super) fn manifests(kinds: &Kinds) -> Vec<Value> {
+/// The policies with their bindings.
+pub(super) fn manifests(kinds: &PolicyKinds) -> Vec<Value> {
     let mut all = Vec::new();
-    all.extend(enforced("attest-spoke-bindings", &bindings(kinds)));
-    all.extend(enforced("attest-spoke-namespaces", &namespaces()));
-    let everywhere = |beyond: &&super::Beyond| beyond.namespaces.is_none();
-    if kinds.by_accounts.values().any(|beyond| everywhere(&beyond)) {
-        let guard = enforced("attest-application-accounts", &application_accounts(kinds));
-        all.extend(guard.into_iter().map(because_of_policy));
+    all.extend(enforced("attest-spoke-bindings", &binding_policy(kinds)));
+    all.extend(enforced("attest-spoke-namespaces", &namespace_policy()));
+    if kinds.by_accounts.values().any(|additional| additional.namespaces.is_none()) {
+        let guard = enforced("attest-application-accounts", &account_policy(kinds));
+        all.extend(guard.into_iter().map(labelled_for_pruning));
     }
     all
 }
 
-/// The spoke binds two roles, each to whom it is for, and takes away nothing but such bindings.
-fn bindings(kinds: &Kinds) -> Value {
-    let accounts: Vec<&String> = kinds.by_accounts.keys().collect();
+/// The spoke binds two roles, each to its intended subject, and deletes only such bindings.
+fn binding_policy(kinds: &PolicyKinds) -> Value {
     let shape = format!(
         "variables.it.roleRef.apiGroup == 'rbac.authorization.k8s.io' && \
          variables.it.roleRef.kind == 'ClusterRole' && \
@@ -41,11 +41,11 @@ fn bindings(kinds: &Kinds) -> Value {
          (variables.it.roleRef.name == '{WORKLOADS_READ_ROLE}' && \
          variables.it.subjects[0].namespace == '{SYSTEM_NAMESPACE}' && \
          variables.it.subjects[0].name == '{SPOKE_NAME}'))",
-        accounts = list(&accounts)
+        accounts = cel_list(kinds.by_accounts.keys())
     );
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": constraints(
+        "matchConstraints": match_constraints(
             ("rbac.authorization.k8s.io", "rolebindings"),
             &["CREATE", "UPDATE", "DELETE"]
         ),
@@ -54,7 +54,7 @@ fn bindings(kinds: &Kinds) -> Value {
             {"name": "it", "expression": "request.operation == 'DELETE' ? oldObject : object"}
         ],
         "validations": [
-            {"expression": open("request.namespace"), "message": CLOSED},
+            {"expression": is_open("request.namespace"), "message": CLOSED},
             {
                 "expression": shape,
                 "message": "the spoke may bind attest-workloads to one application account, or \
@@ -64,75 +64,79 @@ fn bindings(kinds: &Kinds) -> Value {
     })
 }
 
-/// The spoke makes and labels destination namespaces only.
-fn namespaces() -> Value {
+/// The spoke creates and labels destination namespaces only.
+fn namespace_policy() -> Value {
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": constraints(("", "namespaces"), &["CREATE", "UPDATE"]),
+        "matchConstraints": match_constraints(("", "namespaces"), &["CREATE", "UPDATE"]),
         "matchConditions": [by_spoke()],
         "variables": [
-            before("labels"), after("labels"),
-            before("annotations"), after("annotations")
+            values_before("labels"), values_after("labels"),
+            values_before("annotations"), values_after("annotations")
         ],
         "validations": [
-            {"expression": open("object.metadata.name"), "message": CLOSED},
-            {"expression": same_reserved("labels"), "message": RESERVED},
-            {"expression": same_reserved("annotations"), "message": RESERVED}
+            {"expression": is_open("object.metadata.name"), "message": CLOSED},
+            {"expression": reserved_unchanged("labels"), "message": RESERVED},
+            {"expression": reserved_unchanged("annotations"), "message": RESERVED}
         ]
     })
 }
 
-fn before(place: &str) -> Value {
+fn values_before(place: &str) -> Value {
     let expression =
         format!("oldObject == null ? {{}} : oldObject.metadata.?{place}.orValue({{}})");
     json!({"name": format!("{place}_before"), "expression": expression})
 }
 
-fn after(place: &str) -> Value {
+fn values_after(place: &str) -> Value {
     let expression = format!("object.metadata.?{place}.orValue({{}})");
     json!({"name": format!("{place}_after"), "expression": expression})
 }
 
-/// What is not the application's to say, which the spoke refuses itself, is not a taken spoke's either.
-fn same_reserved(place: &str) -> String {
-    let quoted = |texts: Vec<String>| format!("['{}']", texts.join("', '"));
-    // A name has one `/` at most.
-    let domains = quoted(RESERVED_DOMAINS.map(|domain| format!(".{domain}/")).to_vec());
-    let describing = quoted(DESCRIBING_DOMAINS.map(|domain| format!("{domain}/")).to_vec());
-    let kept = |of: &str, by: &str| {
-        format!(
-            "variables.{place}_{of}.all(k, !{domains}.exists(d, ('.' + k).contains(d)) || \
-             {describing}.exists(d, k.startsWith(d)) || k == '{NAME_LABEL}' || \
-             variables.{place}_{by}[?k] == optional.of(variables.{place}_{of}[k]))"
-        )
-    };
-    format!("{} && {}", kept("after", "before"), kept("before", "after"))
+/// Reserved labels or annotations do not change. The spoke refuses such changes itself; this also binds a
+/// compromised spoke.
+fn reserved_unchanged(place: &str) -> String {
+    let none_added = contained_in(place, "after", "before");
+    let none_removed = contained_in(place, "before", "after");
+    format!("{none_added} && {none_removed}")
 }
 
-/// Accounts that are bound everywhere, because the policy's namespaces are patterns, stay out of closed ones.
-fn application_accounts(kinds: &Kinds) -> Value {
+/// Every reserved label or annotation of one version is in the other version, with the same value.
+fn contained_in(place: &str, version: &str, other: &str) -> String {
+    // A name contains at most one `/`.
+    let domains = cel_list(RESERVED_DOMAINS.map(|domain| format!(".{domain}/")));
+    let describing = cel_list(DESCRIBING_DOMAINS.map(|domain| format!("{domain}/")));
+    format!(
+        "variables.{place}_{version}.all(k, !{domains}.exists(d, ('.' + k).contains(d)) || \
+         {describing}.exists(d, k.startsWith(d)) || k == '{NAME_LABEL}' || \
+         variables.{place}_{other}[?k] == optional.of(variables.{place}_{version}[k]))"
+    )
+}
+
+/// Application accounts that are bound in all namespaces, because the policy contains patterns, write nothing in
+/// closed namespaces.
+fn account_policy(kinds: &PolicyKinds) -> Value {
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for kind in kinds.extra() {
         groups.entry(&kind.group).or_default().push(&kind.resource);
     }
-    let rule = |(group, resources): (&str, Vec<&str>)| {
-        json!({
-            "apiGroups": [group], "apiVersions": ["*"], "resources": resources,
-            "operations": ["CREATE", "UPDATE", "DELETE"], "scope": "Namespaced"
+    let rules: Vec<Value> = groups
+        .into_iter()
+        .map(|(group, resources)| {
+            json!({
+                "apiGroups": [group], "apiVersions": ["*"], "resources": resources,
+                "operations": ["CREATE", "UPDATE", "DELETE"], "scope": "Namespaced"
+            })
         })
-    };
-    let rules: Vec<Value> = groups.into_iter().map(rule).collect();
-    let names = kinds.by_accounts.keys().map(|name| format!("system:serviceaccounts:{name}"));
-    let names: Vec<String> = names.collect();
-    let member = format!(
-        "request.userInfo.groups.exists(g, g in {})",
-        list(&names.iter().collect::<Vec<_>>())
-    );
+        .collect();
+    let account_groups =
+        kinds.by_accounts.keys().map(|name| format!("system:serviceaccounts:{name}"));
+    let member = format!("request.userInfo.groups.exists(g, g in {})", cel_list(account_groups));
     json!({
         "failurePolicy": "Fail",
         "matchConstraints": {"matchPolicy": "Equivalent", "resourceRules": rules},
         "matchConditions": [{"name": "application-account", "expression": member}],
-        "validations": [{"expression": open("request.namespace"), "message": CLOSED}]
+        "validations": [{"expression": is_open("request.namespace"), "message": CLOSED}]
     })
 }
 
@@ -140,17 +144,17 @@ fn by_spoke() -> Value {
     json!({"name": "spoke", "expression": format!("request.userInfo.username == '{SPOKE_USER}'")})
 }
 
-fn open(namespace: &str) -> String {
+fn is_open(namespace: &str) -> String {
     format!("!{namespace}.startsWith('kube-') && !{namespace}.startsWith('attest-')")
 }
 
-/// A CEL list. Names are DNS labels: nothing to escape.
-fn list(names: &[&String]) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+/// A list in CEL. Names and domains contain nothing to escape.
+fn cel_list(names: impl IntoIterator<Item = impl Display>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("'{name}'")).collect();
     format!("[{}]", quoted.join(", "))
 }
 
-fn constraints((group, resource): (&str, &str), operations: &[&str]) -> Value {
+fn match_constraints((group, resource): (&str, &str), operations: &[&str]) -> Value {
     json!({"matchPolicy": "Equivalent", "resourceRules": [{
         "apiGroups": [group], "apiVersions": ["v1"], "resources": [resource],
         "operations": operations, "scope": "*"

@@ -1,15 +1,18 @@
-//! `AttestTrustPolicy`: its CustomResourceDefinition and the one object of it.
+//! `AttestTrustPolicy`: its CustomResourceDefinition and its only object.
 //!
-//! The schema bounds and names every field, so that a misspelt one is refused by the API server;
-//! what the fields mean, and what contradicts what, is decided by `attest_common::trust::policy`.
+//! The schema names and bounds every field, so that the API server rejects a misspelt one. The meaning of the
+//! fields and their contradictions are decided by `attest_common::trust::policy`.
 
 use attest_common::trust::policy::{ENTRIES_MAX, KEYS_MAX, POLICY_NAME, Spec};
 use serde_json::{Value, json};
 
 use super::object;
 
+/// Maximum number of names or patterns in a list.
 const TEXTS_MAX: usize = 256;
+/// Maximum length of a name or pattern, in characters.
 const TEXT_LENGTH_MAX: usize = 512;
+/// Maximum length of a public key in PEM, in characters.
 const PEM_LENGTH_MAX: usize = 4096;
 
 /// The object `local`.
@@ -28,15 +31,14 @@ pub(super) fn trust_policy_definition() -> Value {
         "kind": "AttestTrustPolicy", "listKind": "AttestTrustPolicyList",
         "shortNames": ["atp"], "categories": ["attest"]
     });
-    let column = |name: &str, path: &str| json!({"name": name, "type": "string", "jsonPath": path});
     let version = json!({
         "name": "v1", "served": true, "storage": true,
         "schema": {"openAPIV3Schema": schema()},
         "subresources": {"status": {}},
         "additionalPrinterColumns": [
-            column("Cluster", ".spec.clusterName"),
-            column("Environment", ".spec.environment"),
-            column("ID", ".status.clusterId"),
+            printer_column("Cluster", ".spec.clusterName"),
+            printer_column("Environment", ".spec.environment"),
+            printer_column("ID", ".status.clusterId"),
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
         ]
     });
@@ -51,20 +53,24 @@ pub(super) fn trust_policy_definition() -> Value {
     )
 }
 
+fn printer_column(name: &str, path: &str) -> Value {
+    json!({"name": name, "type": "string", "jsonPath": path})
+}
+
 fn schema() -> Value {
     let status = json!({
         "type": "object",
-        "description": "What the operator's installation found out.",
+        "description": "Facts determined by the operator's installation.",
         "properties": {"clusterId": described(
             text(r"^c-[0-9a-f]{16}$"),
-            "Id of the spoke that this policy is for: the hash of its identity key. Written by the operator; \
-             the spoke acts only when it is its own."
+            "Id of the spoke for which this policy is installed: the hash of its identity key. Written by the \
+             operator; the spoke acts only if the id is its own."
         )}
     });
     json!({
         "type": "object",
-        "description": "Whom this cluster believes, for what, and how little a plan may ask. Written by the \
-                        cluster's operator, never by the hub.",
+        "description": "The hub and the CI keys that this cluster trusts, and the requirements on releases. Written \
+                        by the cluster's operator, never by the hub.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"}, "kind": {"type": "string"},
@@ -72,7 +78,7 @@ fn schema() -> Value {
         },
         "x-kubernetes-validations": [{
             "rule": format!("self.metadata.name == '{POLICY_NAME}'"),
-            "message": format!("a cluster has one trust policy; it is called {POLICY_NAME}")
+            "message": format!("a cluster has one trust policy, named {POLICY_NAME}")
         }]
     })
 }
@@ -82,15 +88,15 @@ fn spec() -> Value {
         "type": "object",
         "required": ["clusterName", "kubeSystemUid", "environment", "hub", "keys", "applications"],
         "properties": {
-            "clusterName": described(label(), "Name within the fleet."),
+            "clusterName": described(label(), "Name of the cluster within the fleet."),
             "kubeSystemUid": described(
                 text("^[0-9a-f-]{1,64}$"),
-                "UID of the namespace kube-system: this policy is for that cluster and no other."
+                "UID of the namespace kube-system. The policy is valid in that cluster only."
             ),
             "environment": described(label(), "Releases for other environments are refused."),
             "hub": {
                 "type": "object",
-                "description": "The hub this cluster listens to.",
+                "description": "The hub that this cluster trusts.",
                 "required": ["keys", "caPins"],
                 "properties": {
                     "keys": described(list(&pem(), 8), "PEM public keys that may sign plans and directives."),
@@ -100,10 +106,10 @@ fn spec() -> Value {
                     )
                 }
             },
-            "keys": described(list(&key(), KEYS_MAX), "CI keys and what each may say."),
+            "keys": described(list(&key(), KEYS_MAX), "CI keys, with the roles and environments of each."),
             "applications": described(
                 list(&entry(), ENTRIES_MAX),
-                "What may run here. Several matching entries combine to the strictest."
+                "Applications that may run in this cluster. If several entries match, the strictest values apply."
             )
         }
     })
@@ -130,11 +136,11 @@ fn entry() -> Value {
         "type": "object",
         "required": ["names", "repos", "namespaces", "minimumMode", "requiredAttestations"],
         "properties": {
-            "entry": described(label(), "Names the namespace of the application accounts."),
+            "entry": described(label(), "Suffix of the namespace of the application accounts."),
             "names": texts(), "repos": texts(), "namespaces": texts(),
             "kinds": {
                 "type": "object",
-                "description": "Kinds beyond the ordinary workloads.",
+                "description": "Kinds in addition to the workload kinds.",
                 "properties": {"clusterScoped": resources(), "extra": resources()}
             },
             "minimumMode": choice(&["Standard", "Strict"]),

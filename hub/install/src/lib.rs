@@ -1,8 +1,9 @@
-//! What `cluster add` and `trust install` put into a target cluster, as manifests.
+//! The installation of `cluster add` and `trust install`: its manifests, the decision about a registration, and the
+//! requests to the target cluster.
 //!
-//! Made from typed input only: the operator's trust policy and what the operator's own program knows.
-//! Nothing here talks to anyone; [`apply`] does. There is no cluster-admin and no wildcard: the spoke
-//! may create namespaces and two shapes of binding, and writes objects as the application's account.
+//! Manifests are made from typed input only: the operator's trust policy and constants of this program. They
+//! contain no cluster-admin and no wildcard: the spoke may create namespaces and bindings of two shapes, and writes
+//! objects as the application's account. Requests use the client of the caller.
 
 mod admission;
 pub mod apply;
@@ -24,43 +25,43 @@ use serde_json::{Map, Value, json};
 pub const SPOKE_USER: &str = "system:serviceaccount:attest-system:attest-spoke";
 /// Field manager of everything installed here.
 pub const FIELD_MANAGER: &str = "attest-install";
-/// Label that says so of every object, with [`FIELD_MANAGER`] as its value.
+/// Label of every installed object; its value is [`FIELD_MANAGER`].
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// What an application account may do where it is bound.
+/// Role with the permissions of an application account in the namespaces where it is bound.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
-/// What the spoke may read where it is bound.
+/// Role with the read permissions of the spoke in the namespaces where it is bound.
 pub const WORKLOADS_READ_ROLE: &str = "attest-workloads-read";
-/// On what exists only because the policy allows further kinds; such objects go when the policy's line does.
+/// Label of objects that exist only because of a policy entry; they are removed with the entry.
 pub const KINDS_LABEL: &str = "attest.continuu.ms/kinds";
 
-/// What is to be installed.
+/// An installation, from which manifests are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Installation<'a> {
-    /// The policy, with `clusterName` and `kubeSystemUid` filled in.
+    /// The policy, with `clusterName` and `kubeSystemUid`.
     pub policy: &'a Spec,
-    pub agent: Agent<'a>,
+    pub placement: SpokePlacement<'a>,
 }
 
 /// Where the spoke runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Agent<'a> {
+pub enum SpokePlacement<'a> {
     /// As a Deployment in the target cluster.
     InCluster {
         /// Image reference.
         image: &'a str,
-        /// `HOST:PORT` of the hub for spokes.
+        /// `HOST:PORT` of the hub's listener for spokes.
         hub: &'a str,
-        /// Join token; absent when the cluster has joined already.
+        /// Join token; `None` for a cluster that has joined already.
         token: Option<&'a str>,
     },
-    /// Started by the operator somewhere else: no Deployment and no token in the cluster.
+    /// Outside the cluster, started by the operator: no Deployment and no token in the cluster.
     External,
 }
 
 impl Installation<'_> {
-    /// Every manifest, in the order of applying: what others need comes first, the Deployment last.
+    /// Every manifest, in the order in which they are applied: dependencies first, the Deployment last.
     pub fn manifests(&self) -> Vec<Value> {
-        let kinds = Kinds::of(self.policy);
+        let kinds = PolicyKinds::from_policy(self.policy);
         let mut all = vec![namespace(SYSTEM_NAMESPACE, true)];
         all.extend(kinds.by_accounts.keys().map(|name| namespace(name, true)));
         all.extend(kinds.bound_namespaces().iter().map(|name| namespace(name, false)));
@@ -68,7 +69,7 @@ impl Installation<'_> {
         all.extend(rbac::manifests(&kinds));
         all.extend(admission::manifests(&kinds));
         all.push(definition::trust_policy(self.policy));
-        if let Agent::InCluster { image, hub, token } = self.agent {
+        if let SpokePlacement::InCluster { image, hub, token } = self.placement {
             all.extend(token.map(spoke::join_secret));
             all.push(spoke::deployment(image, hub));
         }
@@ -76,62 +77,62 @@ impl Installation<'_> {
     }
 }
 
-/// What an agent in the cluster has and one outside it has not: were both there, two spokes of one identity would take the
-/// session from each other for ever.
+/// Manifests that only a spoke in the cluster needs. A spoke outside the cluster requires their removal: otherwise
+/// two spokes with one identity would close each other's sessions.
 pub fn in_cluster_only() -> [Value; 2] {
     [spoke::deployment("", ""), spoke::join_secret("")]
 }
 
-/// The join token's Secret, for a spoke that was installed by other means.
+/// The Secret with a join token, for a spoke that is already installed.
 pub fn join_secret(token: &str) -> Value {
     spoke::join_secret(token)
 }
 
-/// What the policy's entries allow beyond workloads, by accounts namespace.
-struct Kinds {
-    by_accounts: BTreeMap<String, Beyond>,
+/// Kinds that the policy's entries allow in addition to workloads.
+struct PolicyKinds {
+    /// By the namespace of the accounts to which an entry applies.
+    by_accounts: BTreeMap<String, AdditionalKinds>,
 }
 
-/// Kinds beyond the workloads for the accounts of one namespace.
+/// Additional kinds for the accounts of one namespace.
 #[derive(Default)]
-struct Beyond {
+struct AdditionalKinds {
     extra: BTreeSet<GroupResource>,
     cluster_scoped: BTreeSet<GroupResource>,
-    /// Namespaces that entries with `extra` name; `None` once one of them is a pattern.
+    /// Namespaces of entries with `extra`; `None` if one of them is a pattern.
     namespaces: Option<BTreeSet<String>>,
 }
 
-impl Kinds {
-    fn of(policy: &Spec) -> Self {
-        let mut by_accounts: BTreeMap<String, Beyond> = BTreeMap::new();
+impl PolicyKinds {
+    fn from_policy(policy: &Spec) -> Self {
+        let mut by_accounts: BTreeMap<String, AdditionalKinds> = BTreeMap::new();
         for entry in &policy.applications {
-            let beyond = by_accounts.entry(accounts_namespace(entry)).or_insert_with(|| Beyond {
-                namespaces: Some(BTreeSet::new()),
-                ..Beyond::default()
+            let additional = by_accounts.entry(accounts_namespace(entry)).or_insert_with(|| {
+                AdditionalKinds { namespaces: Some(BTreeSet::new()), ..AdditionalKinds::default() }
             });
-            beyond.add(entry);
+            additional.add(entry);
         }
         Self { by_accounts }
     }
 
-    /// All namespaced kinds beyond the workloads: what the spoke must be able to read where it is bound.
+    /// All additional namespaced kinds, which the spoke reads in the namespaces where it is bound.
     fn extra(&self) -> BTreeSet<&GroupResource> {
-        self.by_accounts.values().flat_map(|beyond| &beyond.extra).collect()
+        self.by_accounts.values().flat_map(|additional| &additional.extra).collect()
     }
 
     /// All cluster-scoped kinds that the policy allows.
     fn cluster_scoped(&self) -> BTreeSet<&GroupResource> {
-        self.by_accounts.values().flat_map(|beyond| &beyond.cluster_scoped).collect()
+        self.by_accounts.values().flat_map(|additional| &additional.cluster_scoped).collect()
     }
 
-    /// Namespaces in which the installer itself binds.
+    /// Namespaces in which the installation creates bindings.
     fn bound_namespaces(&self) -> BTreeSet<&String> {
-        let with_extra = self.by_accounts.values().filter(|beyond| !beyond.extra.is_empty());
-        with_extra.flat_map(|beyond| beyond.namespaces.iter().flatten()).collect()
+        let with_extra = self.by_accounts.values().filter(|kinds| !kinds.extra.is_empty());
+        with_extra.flat_map(|kinds| kinds.namespaces.iter().flatten()).collect()
     }
 }
 
-impl Beyond {
+impl AdditionalKinds {
     fn add(&mut self, entry: &Entry) {
         self.extra.extend(entry.kinds.extra.iter().cloned());
         self.cluster_scoped.extend(entry.kinds.cluster_scoped.iter().cloned());
@@ -146,16 +147,16 @@ impl Beyond {
     }
 }
 
-/// `ours` namespaces admit no pod that asks for anything special.
-fn namespace(name: &str, ours: bool) -> Value {
+/// A namespace. A reserved one admits only pods of the Pod Security Standard `restricted`.
+fn namespace(name: &str, is_reserved: bool) -> Value {
     let mut manifest = object(("v1", "Namespace"), None, name, json!({}));
-    if ours && let Some(Value::Object(labels)) = manifest.pointer_mut("/metadata/labels") {
+    if is_reserved && let Some(Value::Object(labels)) = manifest.pointer_mut("/metadata/labels") {
         labels.insert("pod-security.kubernetes.io/enforce".to_owned(), "restricted".into());
     }
     manifest
 }
 
-/// An object with our labels; `body` is everything beside type and metadata.
+/// An object with the labels of an installation. `body` contains all fields except type and metadata.
 fn object(kind: (&str, &str), namespace: Option<&str>, name: &str, body: Value) -> Value {
     let (api_version, kind) = kind;
     let mut metadata = json!({"name": name, "labels": labels()});
@@ -176,8 +177,8 @@ fn labels() -> Value {
     json!({"app.kubernetes.io/part-of": "attest", MANAGED_BY_LABEL: FIELD_MANAGER})
 }
 
-/// Marks an object that exists only because of an entry of the policy, and goes with it.
-fn because_of_policy(mut manifest: Value) -> Value {
+/// Labels an object that exists only because of a policy entry and is removed with it.
+fn labelled_for_pruning(mut manifest: Value) -> Value {
     if let Some(Value::Object(labels)) = manifest.pointer_mut("/metadata/labels") {
         labels.insert(KINDS_LABEL.to_owned(), "true".into());
     }

@@ -46,13 +46,12 @@ impl std::fmt::Display for ForeignObject {
         match self {
             Self::Namespace(name) => write!(
                 f,
-                "namespace {name} was not made by an installation: delete it, or once you have seen \
-                 that nobody else has rights in it, `kubectl label namespace {name} \
-                 {MANAGED_BY_LABEL}={FIELD_MANAGER}`"
+                "namespace {name} was not created by an installation; delete it, or check that no other party \
+                 has permissions in it and run `kubectl label namespace {name} {MANAGED_BY_LABEL}={FIELD_MANAGER}`"
             ),
             Self::Object { namespace, kind, name } => write!(
                 f,
-                "{kind}/{namespace}/{name} is not of the installation and may open it to others: delete \
+                "{kind}/{namespace}/{name} is not part of the installation and may grant access to it; delete \
                  it, or the namespace {namespace}"
             ),
         }

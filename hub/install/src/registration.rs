@@ -244,25 +244,25 @@ pub fn check_version(version: &Info) -> Result<(), RegistrationRefusal> {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistrationRefusal {
-    #[error("{name} is registered, and its certificate has expired")]
+    #[error("the certificate of cluster {name} has expired")]
     CertificateExpired { name: String },
-    #[error("{name} was evicted")]
+    #[error("cluster {name} was evicted")]
     Evicted { name: String },
-    #[error("{name} is registered and waits to be let in")]
+    #[error("cluster {name} has joined and is pending")]
     AwaitingAcceptance { name: String, fingerprint: String },
-    #[error("the name {name} is taken by cluster {id} ({state})")]
+    #[error("the name {name} is used by cluster {id} ({state})")]
     NameTaken { name: String, id: ClusterId, state: String },
-    #[error("this cluster is registered as {other} already ({id}, {status})")]
+    #[error("this cluster is already registered as {other} ({id}, {status})")]
     RegisteredAs { name: String, other: String, id: ClusterId, status: String },
-    #[error("this cluster is registered with another hub, as {id}")]
+    #[error("this cluster is registered with another hub as {id}")]
     OtherHub { id: ClusterId },
-    #[error("{name} is {state}, and its identity stays out")]
+    #[error("cluster {name} is {state}, and its identity is rejected permanently")]
     IdentityRejected { name: String, state: String },
-    #[error("the cluster holds {}, not {name} ({id})", found.as_deref().unwrap_or("no spoke's identity"))]
+    #[error("the cluster contains {}, not {name} ({id})", found.as_deref().unwrap_or("no spoke identity"))]
     OtherIdentity { name: String, id: ClusterId, found: Option<String> },
-    #[error("the kubeconfig is for another cluster, {}", found.as_deref().unwrap_or("one that the hub does not know"))]
+    #[error("the kubeconfig is for another cluster, {}", found.as_deref().unwrap_or("which is not registered"))]
     OtherCluster { name: String, found: Option<String> },
-    #[error("Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET} holds a malformed cluster id `{id}`")]
+    #[error("Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET} contains a malformed cluster id `{id}`")]
     MalformedIdentity { id: String },
     #[error("the cluster runs Kubernetes {version}")]
     KubernetesTooOld { version: String },
@@ -278,26 +278,28 @@ impl RegistrationRefusal {
     pub fn remedy(&self, flags: &str) -> String {
         match self {
             Self::CertificateExpired { name } | Self::Evicted { name } => {
-                format!("`attest gitops cluster rejoin {name} {flags}` lets it in again")
+                format!("run `attest gitops cluster rejoin {name} {flags}`")
             }
             Self::AwaitingAcceptance { name, fingerprint } => {
-                format!("`attest gitops cluster accept {name} --fingerprint {fingerprint}`")
+                format!("run `attest gitops cluster accept {name} --fingerprint {fingerprint}`")
             }
             Self::NameTaken { name, .. } => format!(
-                "choose another name, remove that one with `attest gitops cluster rm {name}`, or \
-                 replace it with --replace"
+                "choose another name, remove that cluster with `attest gitops cluster rm {name}`, or \
+                 pass --replace"
             ),
             Self::RegisteredAs { name, other, .. } => format!(
-                "is it the wrong kubeconfig? --replace takes it from {other} and registers it as {name}"
+                "check the kubeconfig, or pass --replace to register it as {name} instead of {other}"
             ),
-            Self::OtherHub { .. } => "--replace takes it over".to_owned(),
+            Self::OtherHub { .. } => "pass --replace to register it with this hub".to_owned(),
             Self::IdentityRejected { name, .. } | Self::OtherIdentity { name, .. } => format!(
-                "`attest gitops cluster add {name} --replace {flags}` registers it as a new one"
+                "to register it as a new cluster, run `attest gitops cluster add {name} --replace {flags}`"
             ),
-            Self::OtherCluster { name, .. } => format!("give the kubeconfig of {name}"),
-            Self::MalformedIdentity { .. } => "restore the Secret, or delete it".to_owned(),
+            Self::OtherCluster { name, .. } => format!("pass the kubeconfig of {name}"),
+            Self::MalformedIdentity { .. } => {
+                "restore the Secret, or delete it to register a new identity".to_owned()
+            }
             Self::KubernetesTooOld { .. } => {
-                format!("the oldest version that works is 1.{KUBERNETES_MINOR_MIN}")
+                format!("the oldest supported version is 1.{KUBERNETES_MINOR_MIN}")
             }
         }
     }

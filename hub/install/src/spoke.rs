@@ -1,4 +1,4 @@
-//! The spoke itself as a Deployment, and the Secret with which it joins.
+//! The Deployment of the spoke, and the Secret with its join token.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::{SPOKE_NAME, SYSTEM_NAMESPACE, object};
 const JOIN_DIRECTORY: &str = "/etc/attest/join";
 const HEALTH_PORT: u16 = 8081;
 const METRICS_PORT: u16 = 8080;
-/// `nobody`, as the product's documentation has it.
+/// The user `nobody`.
 const USER_ID: u32 = 65534;
 
 pub(super) fn join_secret(token: &str) -> Value {
@@ -27,15 +27,15 @@ pub(super) fn deployment(image: &str, hub: &str) -> Value {
     }
     let body = json!({"spec": {
         "replicas": 1,
-        // Two spokes of one identity would take the sequence records from each other.
+        // Two spokes with one identity would overwrite each other's records.
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": selector},
-        "template": {"metadata": {"labels": labels}, "spec": pod(image, hub)}
+        "template": {"metadata": {"labels": labels}, "spec": pod_spec(image, hub)}
     }});
     object(("apps/v1", "Deployment"), Some(SYSTEM_NAMESPACE), SPOKE_NAME, body)
 }
 
-fn pod(image: &str, hub: &str) -> Value {
+fn pod_spec(image: &str, hub: &str) -> Value {
     json!({
         "serviceAccountName": SPOKE_NAME,
         "automountServiceAccountToken": true,
@@ -57,7 +57,7 @@ fn container(image: &str, hub: &str) -> Value {
         "name": "spoke",
         "image": image,
         "args": ["--hub", hub, "--join-token-file", token_file],
-        // Probes and scrapes come from outside the pod.
+        // Probes and metrics requests come from outside the pod.
         "env": [
             {"name": "ATTEST_LISTEN_HEALTH", "value": format!("0.0.0.0:{HEALTH_PORT}")},
             {"name": "ATTEST_LISTEN_METRICS", "value": format!("0.0.0.0:{METRICS_PORT}")}

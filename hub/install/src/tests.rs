@@ -26,8 +26,8 @@ fn entry(more: &Value) -> Value {
     entry
 }
 
-fn in_cluster() -> Agent<'static> {
-    Agent::InCluster {
+fn in_cluster() -> SpokePlacement<'static> {
+    SpokePlacement::InCluster {
         image: "ghcr.io/attest-ci/attest-spoke:0.1.0",
         hub: "hub.example:4433",
         token: Some("at1.token"),
@@ -52,7 +52,7 @@ fn golden(name: &str, manifests: &[Value]) {
 fn the_default_policy_installs_exactly_these_objects() {
     let policy = policy(&json!([entry(&json!({}))]));
 
-    golden("default", &Installation { policy: &policy, agent: in_cluster() }.manifests());
+    golden("default", &Installation { policy: &policy, placement: in_cluster() }.manifests());
 }
 
 #[test]
@@ -71,7 +71,10 @@ fn kinds_of_the_policy_become_roles_for_the_accounts_of_their_entry_only() {
         ),
     ]));
 
-    golden("kinds", &Installation { policy: &policy, agent: Agent::External }.manifests());
+    golden(
+        "kinds",
+        &Installation { policy: &policy, placement: SpokePlacement::External }.manifests(),
+    );
 }
 
 #[test]
@@ -79,7 +82,7 @@ fn no_rule_has_a_wildcard_and_nobody_is_cluster_admin() {
     let policy = policy(&json!([entry(&json!({
         "kinds": {"extra": [{"resource": "secrets"}], "clusterScoped": [{"resource": "persistentvolumes"}]}
     }))]));
-    let manifests = Installation { policy: &policy, agent: in_cluster() }.manifests();
+    let manifests = Installation { policy: &policy, placement: in_cluster() }.manifests();
 
     for manifest in &manifests {
         let rules = manifest["rules"].as_array().cloned().unwrap_or_default();
@@ -99,7 +102,8 @@ fn no_rule_has_a_wildcard_and_nobody_is_cluster_admin() {
 #[test]
 fn an_external_agent_gets_neither_deployment_nor_token() {
     let policy = policy(&json!([entry(&json!({}))]));
-    let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();
+    let manifests =
+        Installation { policy: &policy, placement: SpokePlacement::External }.manifests();
 
     for manifest in manifests {
         assert!(manifest["kind"] != "Deployment" && manifest["kind"] != "Secret", "{manifest}");
@@ -112,8 +116,9 @@ fn what_only_an_agent_in_the_cluster_has_is_known_by_name() {
     let named = |manifests: &[Value]| -> BTreeSet<String> {
         manifests.iter().map(|m| apply::ObjectRef::from_manifest(m).unwrap().to_string()).collect()
     };
-    let inside = named(&Installation { policy: &policy, agent: in_cluster() }.manifests());
-    let outside = named(&Installation { policy: &policy, agent: Agent::External }.manifests());
+    let inside = named(&Installation { policy: &policy, placement: in_cluster() }.manifests());
+    let outside =
+        named(&Installation { policy: &policy, placement: SpokePlacement::External }.manifests());
 
     let superseded = named(&in_cluster_only());
 
@@ -123,7 +128,8 @@ fn what_only_an_agent_in_the_cluster_has_is_known_by_name() {
 #[test]
 fn what_an_entry_brought_into_its_namespace_is_marked_to_go_with_it() {
     let policy = policy(&json!([entry(&json!({"entry": "platform"})), entry(&json!({}))]));
-    let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();
+    let manifests =
+        Installation { policy: &policy, placement: SpokePlacement::External }.manifests();
 
     let there: Vec<&Value> = manifests
         .iter()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use attest_common::trust::policy::Spec;
 use attest_install::apply::{apply_manifests, dry_run, prune, write_cluster_id};
-use attest_install::{Agent, FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE};
+use attest_install::{FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, SpokePlacement};
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -147,7 +147,8 @@ async fn a_second_installation_changes_nothing() -> anyhow::Result<()> {
     let Some(site) = cluster::shared("one").await? else { return Ok(()) };
     let admin = site.cluster.client().await?;
     let policy = policy(&json!([entry(&json!({"entry": "again"}))]));
-    let manifests = Installation { policy: &policy, agent: Agent::External }.manifests();
+    let manifests =
+        Installation { policy: &policy, placement: SpokePlacement::External }.manifests();
     apply_manifests(&admin, &manifests).await?;
     let before = versions(&admin, &manifests).await?;
 
@@ -404,12 +405,12 @@ async fn versions(admin: &Client, manifests: &[Value]) -> anyhow::Result<BTreeMa
 }
 
 fn in_cluster(policy: &Spec) -> Vec<Value> {
-    let agent = Agent::InCluster {
+    let placement = SpokePlacement::InCluster {
         image: "ghcr.io/attest-ci/attest-spoke:0.1.0",
         hub: "127.0.0.1:4433",
         token: Some("at1.token"),
     };
-    Installation { policy, agent }.manifests()
+    Installation { policy, placement }.manifests()
 }
 
 fn policy(applications: &Value) -> Spec {

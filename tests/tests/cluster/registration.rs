@@ -370,7 +370,7 @@ async fn errors_are_reported_before_anything_changes() -> anyhow::Result<()> {
     desk.hub.process().kill();
     let output = desk.add("staging", &kubeconfig, "").await?;
     let text = describe(&output);
-    assert!(text.contains("cannot reach hub `main` at https://127.0.0.1:"), "{text}");
+    assert!(text.contains("failed to reach hub `main` at https://127.0.0.1:"), "{text}");
 
     assert!(is_untouched(&client).await?);
     Ok(())
@@ -383,7 +383,7 @@ async fn a_missing_right_is_named_before_anything_changes() -> anyhow::Result<()
     let client = cluster.client().await?;
     let kubeconfig = desk.home().join("ada");
     std::fs::write(&kubeconfig, cluster.kubeconfig_for("ada", Some("fleet"))?)?;
-    const REFUSED: &str = "may not do what an installation needs: ";
+    const REFUSED: &str = "lacks permissions required for an installation: ";
 
     for (verb, resource, more, missing) in [
         (
@@ -408,7 +408,8 @@ async fn a_missing_right_is_named_before_anything_changes() -> anyhow::Result<()
     for line in ["accept-state", "reset web-app -n shop"] {
         let line = format!("attest spoke {line} --yes --kubeconfig {}", kubeconfig.display());
         let text = describe(&desk.run_script(&line).await?);
-        let refused = "what a change of the spoke's records needs: update secrets in attest-system";
+        let refused =
+            "required for a change of the spoke's records: update secrets in attest-system";
         assert!(text.contains(refused), "{text}");
     }
 
@@ -432,7 +433,7 @@ async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
 
     apply(&client, &namespace).await?;
     let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
-    assert!(text.contains("namespace attest-system was not made by an installation"), "{text}");
+    assert!(text.contains("namespace attest-system was not created by an installation"), "{text}");
     assert!(text.contains("kubectl label namespace attest-system app.kubernetes.io/"), "{text}");
 
     namespace["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "attest-install"});
@@ -654,7 +655,7 @@ async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::R
 
     let rehearsed = desk.add("staging", &kubeconfig, "--agent external --dry-run").await?;
 
-    let named = "to be removed, as the spoke runs outside: Deployment/attest-system/attest-spoke";
+    let named = "to be removed, because the spoke will run outside the cluster: Deployment/attest-system/attest-spoke";
     assert!(describe(&rehearsed).contains(named), "{}", describe(&rehearsed));
     assert!(deployments.get_opt("attest-spoke").await?.is_some());
 
@@ -676,7 +677,7 @@ async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::R
 
     assert!(!mistaken.status.success());
     assert!(
-        describe(&mistaken).contains("registered as staging already"),
+        describe(&mistaken).contains("already registered as staging"),
         "{}",
         describe(&mistaken)
     );

@@ -1,24 +1,24 @@
-//! `attest gitops app diff`: the newest commit against what runs. Exit codes as of kubectl diff.
+//! `attest gitops app diff`: the newest commit compared with the running state. Exit codes are those of kubectl diff.
 
 use anyhow::bail;
 use attest_documents::{Diff, List};
 
-use super::path;
+use super::application_path;
 use crate::client::block_on;
 use crate::exit::Exit;
 use crate::hub_args::HubArgs;
-use crate::human::{NONE, or_none, short};
-use crate::printer::{Format, Output, Printer, Table};
+use crate::human::{or_none, short_or_none};
+use crate::printer::{OutputArgs, Printer, TextTable};
 
-/// The newest commit differs from what runs.
+/// Exit code when there are differences.
 const DIFFERENT: u8 = 1;
-/// The question could not be answered.
+/// Exit code when the comparison failed.
 const NOT_COMPARED: u8 = 2;
 
 /// Prints the differences and ends with 0, 1 or 2.
 pub(super) fn run(
     name: &str,
-    output: Output,
+    output: OutputArgs,
     hub: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
@@ -28,30 +28,30 @@ pub(super) fn run(
     })
 }
 
-fn diff(name: &str, output: Output, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+fn diff(name: &str, output: OutputArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let diffs: List<Diff> = block_on(client.get(&format!("{}/diff", path(name))))?;
+    let diffs: List<Diff> = block_on(client.get(&format!("{}/diff", application_path(name))))?;
     let differ = diffs.items.iter().any(|diff| !diff.differences.is_empty());
-    if matches!(output.format, Format::Table | Format::Wide) {
+    if output.format.is_table() {
         for diff in &diffs.items {
             print_diff(diff, printer);
         }
     } else {
         printer.result(output.format, &diffs, || {
-            let mut table = Table::new(&["destination"]);
+            let mut table = TextTable::new(&["destination"]);
             for diff in diffs.items.iter().filter(|diff| !diff.differences.is_empty()) {
                 table.row([format!("{}/{}", diff.cluster, diff.namespace)]);
             }
             table
         })?;
     }
-    let blind = |diff: &&Diff| diff.reason.is_some() && diff.differences.is_empty();
-    if let Some(Diff { cluster, namespace, reason, message, .. }) = diffs.items.iter().find(blind) {
+    let failed = diffs.items.iter().find(|d| d.reason.is_some() && d.differences.is_empty());
+    if let Some(Diff { cluster, namespace, reason, message, .. }) = failed {
         let (reason, message) = (or_none(reason.as_ref()), or_none(message.as_ref()));
-        bail!("{cluster}/{namespace} cannot be compared: {reason}: {message}");
+        bail!("failed to compare {cluster}/{namespace}: {reason}: {message}");
     }
     if differ {
-        Err(Exit::error(DIFFERENT, "the newest commit differs from what runs"))
+        Err(Exit::error(DIFFERENT, "the newest commit differs from the running state"))
     } else {
         Ok(())
     }
@@ -68,9 +68,8 @@ fn print_diff(diff: &Diff, printer: &Printer) {
             "{cluster}/{namespace}: the newest commit is not deployed: {reason}: {message}"
         ));
     }
-    let commit = |commit: &Option<String>| commit.as_deref().map_or_else(|| NONE.to_owned(), short);
-    printer.line(&format!("--- {cluster}/{namespace} {}", commit(from)));
-    printer.line(&format!("+++ {cluster}/{namespace} {}", commit(to)));
+    printer.line(&format!("--- {cluster}/{namespace} {}", short_or_none(from.as_deref())));
+    printer.line(&format!("+++ {cluster}/{namespace} {}", short_or_none(to.as_deref())));
     for difference in differences {
         let field = if difference.field.is_empty() { "(whole object)" } else { &difference.field };
         printer.line(&format!("@@ {} {field}", difference.object));

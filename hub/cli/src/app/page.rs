@@ -1,23 +1,23 @@
-//! How an application looks: its row in a list, its line in a watch, its page.
+//! An application as text: its row in a list, the rows of its destinations, its page.
 
 use attest_common::objects::health::Health;
 use attest_documents::{Application, Condition, Destination};
 use serde_json::Value;
 
-use crate::human::{NONE, age, duration, or_none, short};
-use crate::printer::{Format, Table};
+use crate::human::{NONE, age, duration, or_none, short, short_or_none};
+use crate::printer::{Format, TextTable, field};
 
-/// Characters of a message that a row shows; `-o wide` shows all of it.
+/// Maximum length of a message in a row, in characters; `-o wide` shows the whole message.
 const ROW_MESSAGE_CHARACTERS_MAX: usize = 80;
 
-/// A row an application.
-pub(super) fn table(applications: &[Application], format: Format) -> Table {
+/// One row per application.
+pub(super) fn application_table(applications: &[Application], format: Format) -> TextTable {
     let mut header = vec!["name", "phase", "synced", "ready", "revision", "age"];
     if format == Format::Wide {
         header.extend(["namespace", "destinations"]);
     }
     header.push("message");
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for application in applications {
         let destinations = &application.destinations;
         let synced = destinations.iter().filter(|d| d.phase == "Synced").count();
@@ -27,7 +27,7 @@ pub(super) fn table(applications: &[Application], format: Format) -> Table {
             application.phase.clone(),
             format!("{synced}/{}", destinations.len()),
             ready.map_or("Unknown", |ready| ready.status.as_str()).to_owned(),
-            application.revision.as_deref().map_or_else(|| NONE.to_owned(), short),
+            short_or_none(application.revision.as_deref()),
             age(application.created_at),
         ];
         if format == Format::Wide {
@@ -39,7 +39,7 @@ pub(super) fn table(applications: &[Application], format: Format) -> Table {
             let Condition { reason, message, .. } = ready;
             let whole =
                 if message.is_empty() { reason.clone() } else { format!("{reason}: {message}") };
-            if format == Format::Wide { whole } else { cut(&whole) }
+            if format == Format::Wide { whole } else { truncate(&whole) }
         });
         row.push(or_none(why));
         table.row(row);
@@ -47,18 +47,18 @@ pub(super) fn table(applications: &[Application], format: Format) -> Table {
     table
 }
 
-/// What of a message fits into a row.
-fn cut(message: &str) -> String {
+/// The part of a message that fits into a row.
+fn truncate(message: &str) -> String {
     match message.char_indices().nth(ROW_MESSAGE_CHARACTERS_MAX) {
         Some((at, _)) => format!("{}…", message.split_at(at).0),
         None => message.to_owned(),
     }
 }
 
-/// What a watch prints: a line a destination.
-pub(super) fn destinations(application: &Application) -> Table {
+/// One row per destination, as printed by a watch.
+pub(super) fn destination_table(application: &Application) -> TextTable {
     let mut table =
-        Table::new(&["destination", "phase", "reason", "version", "sequence", "health"]);
+        TextTable::new(&["destination", "phase", "reason", "version", "sequence", "health"]);
     for destination in &application.destinations {
         table.row([
             format!("{}/{}", destination.cluster, destination.namespace),
@@ -72,19 +72,17 @@ pub(super) fn destinations(application: &Application) -> Table {
     table
 }
 
-/// The page that `app get` prints.
-pub(super) fn described(application: &Application, all_objects: bool) -> String {
+/// The page printed by `app get`.
+pub(super) fn application_page(application: &Application, all_objects: bool) -> String {
     let mut page = Page::default();
-    let source = |field: &str| {
-        let pointer = format!("/spec/source/{field}");
-        application.manifest.pointer(&pointer).and_then(Value::as_str)
-    };
-    let repository = source("repoURL").or_else(|| source("repoUrl"));
+    let manifest = &application.manifest;
+    let repository =
+        source_field(manifest, "repoURL").or_else(|| source_field(manifest, "repoUrl"));
     page.field(0, "Name", &application.name);
     page.field(0, "Namespace", &application.namespace);
     page.field(0, "Phase", &application.phase);
     page.field(0, "Repository", &or_none(repository));
-    let target = source("targetRevision").unwrap_or("HEAD");
+    let target = source_field(manifest, "targetRevision").unwrap_or("HEAD");
     let revision = application.revision.as_deref().unwrap_or(NONE);
     page.field(0, "Revision", &format!("{revision} ({target})"));
     page.conditions(&application.conditions);
@@ -98,6 +96,10 @@ pub(super) fn described(application: &Application, all_objects: bool) -> String 
     page.0
 }
 
+fn source_field<'a>(manifest: &'a Value, field: &str) -> Option<&'a str> {
+    manifest.pointer(&format!("/spec/source/{field}")).and_then(Value::as_str)
+}
+
 #[derive(Default)]
 struct Page(String);
 
@@ -109,7 +111,7 @@ impl Page {
     }
 
     fn field(&mut self, depth: usize, name: &str, value: &str) {
-        self.line(depth, &format!("{:<14}{value}", format!("{name}:")));
+        self.line(depth, &field(name, value));
     }
 
     fn conditions(&mut self, conditions: &[Condition]) {
@@ -128,9 +130,8 @@ impl Page {
     }
 
     fn destination(&mut self, destination: &Destination, all_objects: bool) {
-        let Destination { cluster, namespace, phase, reason, message, .. } = destination;
-        let because = if reason == phase { String::new() } else { format!(" ({reason})") };
-        self.line(1, &format!("{cluster}/{namespace}: {phase}{because}"));
+        let Destination { cluster, namespace, message, .. } = destination;
+        self.line(1, &format!("{cluster}/{namespace}: {}", phase_with_reason(destination)));
         if !message.is_empty() {
             self.line(2, message);
         }
@@ -155,15 +156,12 @@ impl Page {
                 );
                 self.field(2, "Content", &running.content.to_string());
             }
-            None => self.field(2, "Running", "nothing of this application"),
+            None => self.field(2, "Running", NONE),
         }
         self.field(2, "Health", &or_none(destination.health.as_ref()));
-        let news = match destination.report_age_ms {
-            Some(ms) => format!("last report {} ago", duration(ms)),
-            None => "no report".to_owned(),
-        };
-        let link = if destination.connected { "connected" } else { "not connected" };
-        self.field(2, "News", &format!("{link}, {news}"));
+        let age = destination.report_age_ms.map(|ms| format!("{} ago", duration(ms)));
+        let connection = if destination.connected { "connected" } else { "disconnected" };
+        self.field(2, "Last report", &format!("{} ({connection})", or_none(age)));
         if let (Some(epoch), Some(sequence)) = (destination.epoch, destination.sequence) {
             self.field(2, "Directive", &format!("{epoch}.{sequence}"));
         }
@@ -192,11 +190,15 @@ impl Page {
     }
 }
 
-/// Which destination is not well, and why.
-pub(super) fn trouble(destination: &Destination) -> String {
-    let Destination { cluster, namespace, phase, reason, message, .. } = destination;
-    let because = if reason == phase { String::new() } else { format!(" ({reason})") };
-    format!("{cluster}/{namespace} is {phase}{because}: {message}")
+/// The phase of a destination with its reason and message.
+pub(super) fn describe_problem(destination: &Destination) -> String {
+    let Destination { cluster, namespace, message, .. } = destination;
+    format!("{cluster}/{namespace} is {}: {message}", phase_with_reason(destination))
+}
+
+fn phase_with_reason(destination: &Destination) -> String {
+    let Destination { phase, reason, .. } = destination;
+    if reason == phase { phase.clone() } else { format!("{phase} ({reason})") }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `attest gitops app sync`: asks the hub to look now, waits for the outcome, and says where the time went.
+//! `attest gitops app sync`: requests a reconcile pass, waits for its result, and prints the duration of each step.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -7,149 +7,154 @@ use std::time::Instant;
 use anyhow::bail;
 use attest_documents::{Application, ChangeTimings, Condition, Destination};
 
-use super::page::{table, trouble};
-use super::{POLL_EVERY, path};
-use crate::client::{Client, is_missing, late, refusal};
+use super::page::{application_table, describe_problem};
+use super::{POLL_EVERY, application_path};
+use crate::client::{Client, as_api_error, is_not_found, timeout_error};
 use crate::hub_args::HubArgs;
 use crate::human::milliseconds;
 use crate::input::wait_seconds;
-use crate::printer::{Format, Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::wait::{Poll, Wait};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SyncArgs {
     name: String,
-    /// Wait until every destination runs the newest commit, and show where the time went
+    /// Wait until every destination runs the newest commit, and print the duration of each step
     #[arg(long)]
     wait: bool,
-    /// With --wait: longest wait, in seconds
+    /// Maximum wait with --wait, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
     timeout: u64,
     #[command(flatten)]
-    output: Output,
+    output: OutputArgs,
 }
 
 pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     let SyncArgs { name, wait, timeout, output } = args;
     let mut client = hub.client()?;
-    let path = path(&name);
+    let path = application_path(&name);
     let waiting = Wait::new(timeout, POLL_EVERY, printer);
     if wait {
-        client = client.until(waiting.deadline());
+        client = client.with_deadline(waiting.deadline());
     }
-    let before = if wait { ordered_before(&client, &path).await? } else { BTreeMap::new() };
+    let before = if wait { reported_directives(&client, &path).await? } else { BTreeMap::new() };
     let mut application = loop {
-        let asked: anyhow::Result<Application> =
-            client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
-        match asked {
+        let answer = client.post(&format!("{path}/sync"), &serde_json::json!({})).await;
+        match answer {
             Err(error) if wait && Instant::now() >= waiting.deadline() => {
-                let next = format!("`attest gitops app get {name}` shows what comes of it");
-                let told = format!("the look at {name} goes on; {next}");
-                return Err(late(error, not_done(timeout, &told)));
+                let state = format!(
+                    "{name} is still reconciling; `attest gitops app get {name}` shows the result"
+                );
+                return Err(timeout_error(error, timeout_message(timeout, &state)));
             }
-            // A first fetch takes its time: the look goes on, and one more waits for it.
-            Err(error) if wait && is_unfinished(&error) => {
-                printer.note(&format!("the look at {name} goes on"));
+            // A first fetch takes long: the pass continues, and the next request waits for it.
+            Err(error) if wait && is_still_reconciling(&error) => {
+                printer.note(&format!("{name} is still reconciling"));
             }
-            answered => break answered?,
+            answer => break answer?,
         }
     };
-    let unread = unread(&application);
+    match source_problem(&application) {
+        // The running state says nothing about a commit that was not read.
+        Some(problem) if wait => bail!("{problem}"),
+        Some(problem) => printer.warning(&problem),
+        None => {}
+    }
     if wait {
-        // What runs says nothing about a commit that nobody has seen.
-        if let Some(unread) = unread {
-            bail!("{unread}");
-        }
-        application = settled(&client, &path, application, &waiting).await?;
+        application = wait_settled(&client, &path, application, &waiting).await?;
     }
-    if let (false, Some(unread)) = (wait, unread) {
-        printer.warning(&unread);
-    }
-    if matches!(output.format, Format::Table | Format::Wide) {
+    if output.format.is_table() {
         printer.line(&format!("application/{name} {}", application.phase));
-        let timings = timings(&application, &before);
+        let timings = timing_table(&application, &before);
         if wait && !timings.is_empty() {
             printer.table(&timings);
         }
     } else {
-        let row = || table(std::slice::from_ref(&application), output.format);
-        printer.result(output.format, &application, row)?;
+        printer.result(output.format, &application, || {
+            application_table(std::slice::from_ref(&application), output.format)
+        })?;
     }
     let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
-    stuck.map_or(Ok(()), |destination| bail!("{}", trouble(destination)))
+    stuck.map_or(Ok(()), |destination| bail!("{}", describe_problem(destination)))
 }
 
-/// Why the repository was not read by the look that was asked for, when it was not.
-fn unread(application: &Application) -> Option<String> {
+/// The reason why the requested pass did not read the repository. `None` if it did.
+fn source_problem(application: &Application) -> Option<String> {
     let read = application.conditions.iter().find(|condition| condition.kind == "SourceRead")?;
     let Condition { reason, message, .. } = read;
-    (read.status != "True").then(|| format!("the repository was not read ({reason}): {message}"))
+    (read.status != "True")
+        .then(|| format!("the repository could not be read ({reason}): {message}"))
 }
 
-/// True when the hub answers before it has looked.
-fn is_unfinished(error: &anyhow::Error) -> bool {
-    refusal(error).is_some_and(|refused| refused.reason == "LookUnfinished")
+/// Returns true if the hub answered before the pass was complete.
+fn is_still_reconciling(error: &anyhow::Error) -> bool {
+    as_api_error(error).is_some_and(|error| error.reason == "LookUnfinished")
 }
 
-/// Waits until no destination is on its way any more.
-async fn settled(
+/// Waits until every destination is in a final phase.
+async fn wait_settled(
     client: &Client,
     path: &str,
     first: Application,
     wait: &Wait<'_>,
 ) -> anyhow::Result<Application> {
     let first = Cell::new(Some(first));
-    let poll = async || {
-        let application: Application = match first.take() {
-            Some(first) => first,
-            None => client.get(path).await?,
-        };
-        let open: Vec<String> = application
-            .destinations
-            .iter()
-            .filter(|d| !is_final(&d.phase))
-            .map(|d| format!("{}/{} {} {}", d.cluster, d.namespace, d.phase, d.message))
-            .collect();
-        Ok(match open.as_slice() {
-            [] if is_final(&application.phase) => Poll::Ready(application),
-            [] => Poll::Pending(format!("{} is {}", application.name, application.phase)),
-            open => Poll::Pending(open.join("; ")),
-        })
-    };
-    wait.until("", poll, |state| not_done(wait.seconds(), state)).await
+    wait.until(
+        "",
+        async || match first.take() {
+            Some(first) => Ok(settled(first)),
+            None => Ok(settled(client.get(path).await?)),
+        },
+        |state| timeout_message(wait.seconds(), state),
+    )
+    .await
 }
 
-fn not_done(timeout_s: u64, told: &str) -> String {
-    format!("not done within {timeout_s} s: {told}")
+fn settled(application: Application) -> Poll<Application> {
+    let open: Vec<String> = application
+        .destinations
+        .iter()
+        .filter(|d| !is_final(&d.phase))
+        .map(|d| format!("{}/{} {} {}", d.cluster, d.namespace, d.phase, d.message))
+        .collect();
+    match open.as_slice() {
+        [] if is_final(&application.phase) => Poll::Ready(application),
+        [] => Poll::Pending(format!("{} is {}", application.name, application.phase)),
+        open => Poll::Pending(open.join("; ")),
+    }
 }
 
-/// Orders by cluster and namespace.
-type Orders = BTreeMap<(String, String), (u64, u64)>;
+fn timeout_message(timeout_s: u64, state: &str) -> String {
+    format!("timed out after {timeout_s} s: {state}")
+}
 
-/// The orders that destinations had already reported on.
-async fn ordered_before(client: &Client, path: &str) -> anyhow::Result<Orders> {
+/// Epoch and sequence of directives, by cluster and namespace.
+type DirectiveNumbers = BTreeMap<(String, String), (u64, u64)>;
+
+/// The directives on which destinations have reported already.
+async fn reported_directives(client: &Client, path: &str) -> anyhow::Result<DirectiveNumbers> {
     match client.get::<Application>(path).await {
-        Ok(application) => Ok(reported_orders(&application)),
-        // Who looks says so.
-        Err(error) if is_missing(&error) => Ok(Orders::new()),
+        Ok(application) => Ok(reported_numbers(&application)),
+        // Reported by the request that follows.
+        Err(error) if is_not_found(&error) => Ok(DirectiveNumbers::new()),
         Err(error) => Err(error),
     }
 }
 
-fn reported_orders(application: &Application) -> Orders {
+fn reported_numbers(application: &Application) -> DirectiveNumbers {
     let reported = application.destinations.iter().filter(|d| d.timings.is_some());
-    reported.filter_map(|destination| Some((place(destination), order(destination)?))).collect()
+    reported.filter_map(|d| Some((destination_key(d), directive_number(d)?))).collect()
 }
 
-fn place(destination: &Destination) -> (String, String) {
+fn destination_key(destination: &Destination) -> (String, String) {
     (destination.cluster.clone(), destination.namespace.clone())
 }
 
-fn order(destination: &Destination) -> Option<(u64, u64)> {
+fn directive_number(destination: &Destination) -> Option<(u64, u64)> {
     destination.epoch.zip(destination.sequence)
 }
 
-/// Phases that nothing but a new commit or an operator ends.
+/// Returns true for a phase that only a new commit or an operator ends.
 fn is_final(phase: &str) -> bool {
     matches!(
         phase,
@@ -157,14 +162,14 @@ fn is_final(phase: &str) -> bool {
     )
 }
 
-/// Where the time went of what was not reported on before, a row a destination.
-fn timings(application: &Application, before: &Orders) -> Table {
+/// The duration of each step, one row per destination that reported on a new directive.
+fn timing_table(application: &Application, before: &DirectiveNumbers) -> TextTable {
     let mut header = vec!["destination", "git", "render", "verify", "plan", "push to report"];
     header.extend(["spoke verify", "spoke record", "spoke apply", "requests", "total"]);
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for destination in &application.destinations {
         let Some(timings) = destination.timings else { continue };
-        if before.get(&place(destination)).copied() == order(destination) {
+        if before.get(&destination_key(destination)).copied() == directive_number(destination) {
             continue;
         }
         let ChangeTimings {
@@ -196,7 +201,7 @@ fn timings(application: &Application, before: &Orders) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Refused;
+    use crate::client::ApiError;
 
     #[test]
     fn only_what_was_ordered_since_says_where_its_time_went() {
@@ -221,21 +226,21 @@ mod tests {
             (seen(5, None), seen(5, done), 1),
             (seen(4, done), seen(5, None), 0),
         ] {
-            assert_eq!(timings(&after, &reported_orders(&before)).into_rows().len(), rows);
+            assert_eq!(timing_table(&after, &reported_numbers(&before)).into_rows().len(), rows);
         }
     }
 
     #[test]
     fn only_a_look_that_is_not_finished_is_asked_for_again() {
         for (reason, again) in [("LookUnfinished", true), ("NotFound", false)] {
-            let refused = Refused {
+            let error = ApiError {
                 status: reqwest::StatusCode::GATEWAY_TIMEOUT,
                 reason: reason.to_owned(),
                 message: String::new(),
                 field: None,
             };
-            assert_eq!(is_unfinished(&refused.into()), again, "{reason}");
+            assert_eq!(is_still_reconciling(&error.into()), again, "{reason}");
         }
-        assert!(!is_unfinished(&anyhow::anyhow!("cannot reach hub `main`")));
+        assert!(!is_still_reconciling(&anyhow::anyhow!("failed to reach hub `main`")));
     }
 }

@@ -1,7 +1,7 @@
 //! `attest gitops cluster add`: preflight, installation, join, and waiting until the cluster is connected.
 //!
-//! The kubeconfig is used in this process only. The hub contributes a join token and nothing else: the policy,
-//! its keys and pins, the image and the manifests come from the operator's side.
+//! The kubeconfig is used in this process only. The hub contributes only the join token: the policy, its keys and
+//! pins, the image and the manifests come from the operator.
 
 use std::path::PathBuf;
 
@@ -14,68 +14,68 @@ use attest_install::permissions::registration_permissions;
 use attest_install::registration::{
     RegistrationAction, RegistrationPlan, RegistrationRequest, plan_registration,
 };
-use attest_install::{Agent, Installation, SYSTEM_NAMESPACE, cluster, in_cluster_only};
+use attest_install::{Installation, SYSTEM_NAMESPACE, SpokePlacement, cluster, in_cluster_only};
 use attest_supply::trust_policy;
 use serde_json::Value;
 
 use super::join_token::JoinToken;
 use super::{POLL_EVERY, hub_entries, registered};
 use crate::client::Client;
-use crate::context::{self, Config, Hub};
+use crate::context::{self, Context, HubContext};
 use crate::hub_args::HubArgs;
 use crate::human::{confirm, quoted};
 use crate::printer::Printer;
-use crate::target::{TargetArgs, TargetCluster, refused, show_objects, write_private};
-use crate::trust::{Narrowing, generate_policy, read_policy};
+use crate::target::{TargetArgs, TargetCluster, print_objects, refusal_error, write_private};
+use crate::trust::{PolicyOptions, generate_policy, read_policy};
 use crate::wait::{Poll, Wait};
 
-/// How long the join token of `cluster add` is good for, in seconds, beyond the wait itself.
+/// Validity of the join token beyond the end of the wait, in seconds.
 const TOKEN_SPARE_S: u64 = 300;
-/// Life of the account token in an external agent's kubeconfig; the spoke renews it long before.
+/// Validity of the account token in the kubeconfig of an external spoke, in seconds. The spoke renews it.
 const ACCOUNT_TOKEN_S: i64 = 24 * 60 * 60;
 
-/// The spoke's image when no flag names one: fixed when this program is built.
+/// The default image of the spoke, determined when this program is built.
 const SPOKE_IMAGE: &str = match option_env!("ATTEST_SPOKE_IMAGE") {
     Some(image) => image,
     None => concat!("ghcr.io/attest-ci/attest-spoke:", env!("CARGO_PKG_VERSION")),
 };
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct AddArgs {
+pub(crate) struct ClusterAddArgs {
     /// Name of the cluster within the fleet
     name: Name,
     #[command(flatten)]
     target: TargetArgs,
-    /// Trust policy to install; made from the context's keys when absent
+    /// Trust policy to install; generated from the context's keys by default
     #[arg(long, value_name = "FILE", conflicts_with_all = ["names", "repos", "namespaces", "allow_remove"])]
     trust_policy: Option<PathBuf>,
-    /// Environment whose releases may run there; the cluster's name when absent
+    /// Environment whose releases may run in the cluster; the cluster's name by default
     #[arg(long)]
     environment: Option<Name>,
     #[command(flatten)]
-    narrowing: Narrowing,
+    policy_options: PolicyOptions,
     /// Where the spoke runs
     #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
     agent: AgentPlace,
     /// Image of the spoke
     #[arg(long, value_name = "REF", default_value = SPOKE_IMAGE)]
     spoke_image: String,
-    /// With --agent external: where the spoke's kubeconfig goes
+    /// File for the spoke's kubeconfig, with --agent external
     #[arg(long, value_name = "FILE")]
     kubeconfig_output: Option<PathBuf>,
-    /// With --agent external: where the join token goes
+    /// File for the join token, with --agent external
     #[arg(long, value_name = "FILE")]
     token_output: Option<PathBuf>,
-    /// Replace a cluster of this name, or a registration that this cluster has elsewhere
+    /// Replace a registered cluster of this name, or a registration of this cluster under another name or hub
     #[arg(long)]
     replace: bool,
-    /// Check everything and show what would be installed; change nothing
+    /// Run all checks and print what would be installed, without making changes
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
+    /// Skip the confirmation prompt
     #[arg(short, long)]
     yes: bool,
-    /// Longest wait for the spoke, in seconds
+    /// Maximum wait for the spoke, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
@@ -83,18 +83,22 @@ pub(crate) struct AddArgs {
 /// Where the spoke runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum AgentPlace {
-    /// As a Deployment of the cluster
+    /// As a Deployment in the cluster
     InCluster,
-    /// Outside; the command prints how to start it
+    /// Outside the cluster; the command prints the command line that starts it
     External,
 }
 
-pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
-    let config = Config::load()?;
-    let hub = config.hub(hub.hub.as_deref())?;
+pub(super) async fn add(
+    args: ClusterAddArgs,
+    hub: &HubArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let context = Context::load()?;
+    let hub = context.hub(hub.hub.as_deref())?;
     let client = Client::new(hub)?;
-    // Without a key nothing could ever run there: said before anything is asked or changed.
-    let requested = requested_policy(&args, &config, hub)?;
+    // Fails without a CI key, since nothing could run in the cluster; no request is sent before.
+    let requested = requested_policy(&args, &context, hub)?;
     let cluster = TargetCluster::open(&args.target).await?;
     let facts = cluster.facts().await?;
     printer.note(&format!(
@@ -107,8 +111,8 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
     let request =
         RegistrationRequest { name: &args.name, replace: args.replace, ca_pin: &hub.ca_pin };
     let plan = plan_registration(&request, &hub_entries(&clusters.items), &facts)
-        .map_err(|refusal| refused(&refusal, &cluster.flags))?;
-    printer.note(&format!("[preflight] {}", plan_line(&plan, &args.name, &hub.name)));
+        .map_err(|refusal| refusal_error(&refusal, &cluster.flags))?;
+    printer.note(&format!("[preflight] {}", describe_plan(&plan, &args.name, &hub.name)));
 
     let superseded = match args.agent {
         AgentPlace::InCluster => Vec::new(),
@@ -127,85 +131,93 @@ pub(super) async fn add(args: AddArgs, hub: &HubArgs, printer: &Printer) -> anyh
         printer,
     };
     registration.preflight().await?;
-    registration.show()?;
+    registration.print_plan()?;
     if args.dry_run {
         printer.line(&format!("cluster/{} can be registered (dry run)", args.name));
         return Ok(());
     }
-    confirm(&format!("Install this into context {}?", cluster.context), args.yes, printer)?;
+    confirm(
+        &format!("Install these objects into context {}?", cluster.context),
+        args.yes,
+        printer,
+    )?;
     registration.run().await?;
     if let Some(other) = plan.other_entry {
         printer.note(&format!(
-            "the cluster is still listed as {} too; `attest gitops cluster rm {}` ends that",
+            "the cluster is also still registered as {}; remove that entry with `attest gitops cluster rm {}`",
             other.name, other.id
         ));
     }
     Ok(())
 }
 
-fn requested_policy(args: &AddArgs, config: &Config, hub: &Hub) -> anyhow::Result<Spec> {
+fn requested_policy(
+    args: &ClusterAddArgs,
+    context: &Context,
+    hub: &HubContext,
+) -> anyhow::Result<Spec> {
     match &args.trust_policy {
         Some(file) => read_policy(file),
         None => {
             let environment = args.environment.as_ref().unwrap_or(&args.name);
-            generate_policy(config, hub, environment, Some(&args.name), &args.narrowing)
+            generate_policy(context, hub, environment, Some(&args.name), &args.policy_options)
         }
     }
 }
 
-/// A policy from a file must be for this hub, or the cluster would never listen to it.
+/// Checks that the policy is for this hub: otherwise the cluster would reject everything that the hub sends.
 fn check_policy(
     policy: &Spec,
-    hub: &Hub,
+    hub: &HubContext,
     from_file: bool,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let loaded = policy.load().context("the trust policy cannot be used")?;
+    let loaded = policy.load().context("invalid trust policy")?;
     if !loaded.hub_keys.keys().any(|id| id.to_string() == hub.hub_key_id) {
         bail!(
-            "the trust policy does not list the signing key of hub `{}`, {}",
+            "the trust policy does not contain the signing key of hub `{}`, {}",
             hub.name,
             hub.hub_key_id
         );
     }
     if !loaded.ca_pins.contains(&hub.ca_pin) {
         bail!(
-            "the trust policy does not list the certificate authority of hub `{}`, {}",
+            "the trust policy does not contain the certificate authority of hub `{}`, {}",
             hub.name,
             hub.ca_pin
         );
     }
     if from_file && loaded.ci_keys().is_empty() {
         printer.warning(&format!(
-            "the trust policy has no CI key for environment {}: every release will be refused",
+            "the trust policy contains no CI key for environment {}; every release will be refused",
             policy.environment
         ));
     }
     Ok(())
 }
 
-fn plan_line(plan: &RegistrationPlan<'_>, name: &Name, hub: &str) -> String {
+fn describe_plan(plan: &RegistrationPlan<'_>, name: &Name, hub: &str) -> String {
     match (&plan.other_entry, &plan.action) {
         (Some(other), _) => format!(
-            "this cluster is registered as {} ({}, {}); it joins anew as {name}",
+            "this cluster is registered as {} ({}, {}); it will join again as {name}",
             other.name,
             other.id,
             other.status()
         ),
-        (None, RegistrationAction::Install) => format!("the name {name} is free at hub {hub}"),
-        (None, RegistrationAction::Update(id)) => format!("{name} is registered already, as {id}"),
-        (None, RegistrationAction::Rejoin) => "the spoke there will join anew".to_owned(),
+        (None, RegistrationAction::Install) => format!("the name {name} is available at hub {hub}"),
+        (None, RegistrationAction::Update(id)) => format!("{name} is already registered as {id}"),
+        (None, RegistrationAction::Rejoin) => "the spoke in the cluster will join again".to_owned(),
     }
 }
 
-/// A registration that has been decided.
+/// A registration that has been decided and is to be carried out.
 struct Registration<'a> {
-    args: &'a AddArgs,
+    args: &'a ClusterAddArgs,
     action: &'a RegistrationAction,
     policy: &'a Spec,
-    /// Objects of a spoke in the cluster, which is to run outside from now on.
+    /// Objects of a spoke in the cluster that will be replaced by one outside.
     superseded: Vec<ObjectRef>,
-    /// `HOST:PORT` that spokes dial.
+    /// `HOST:PORT` of the hub's listener for spokes.
     hub: &'a str,
     client: &'a Client,
     cluster: &'a TargetCluster,
@@ -214,16 +226,16 @@ struct Registration<'a> {
 
 impl Registration<'_> {
     fn manifests(&self, token: Option<&str>) -> Vec<Value> {
-        let agent = match self.args.agent {
+        let placement = match self.args.agent {
             AgentPlace::InCluster => {
-                Agent::InCluster { image: &self.args.spoke_image, hub: self.hub, token }
+                SpokePlacement::InCluster { image: &self.args.spoke_image, hub: self.hub, token }
             }
-            AgentPlace::External => Agent::External,
+            AgentPlace::External => SpokePlacement::External,
         };
-        Installation { policy: self.policy, agent }.manifests()
+        Installation { policy: self.policy, placement }.manifests()
     }
 
-    /// The manifests as far as they are known before a token is issued.
+    /// The manifests with a placeholder for the token, which is issued later.
     fn expected_manifests(&self) -> Vec<Value> {
         self.manifests(Some("token"))
     }
@@ -238,16 +250,18 @@ impl Registration<'_> {
         let additional = registration_permissions(action, superseded, self.is_external());
         let manifests = self.expected_manifests();
         cluster.check_installation(&manifests, &additional).await?;
-        printer.note("[preflight] rights suffice");
+        printer.note("[preflight] permissions are sufficient");
         cluster.check_namespaces(&manifests, **action != RegistrationAction::Install, printer).await
     }
 
-    fn show(&self) -> anyhow::Result<()> {
-        show_objects(&self.expected_manifests(), self.printer)?;
+    fn print_plan(&self) -> anyhow::Result<()> {
+        print_objects(&self.expected_manifests(), self.printer)?;
         for object in &self.superseded {
-            self.printer.note(&format!("to be removed, as the spoke runs outside: {object}"));
+            self.printer.note(&format!(
+                "to be removed, because the spoke will run outside the cluster: {object}"
+            ));
         }
-        self.printer.note("with this trust policy:");
+        self.printer.note("trust policy:");
         for line in trust_policy::to_yaml(self.policy)?.lines() {
             self.printer.note(&format!("  {line}"));
         }
@@ -255,11 +269,11 @@ impl Registration<'_> {
     }
 
     async fn run(&self) -> anyhow::Result<()> {
-        let Self { args: AddArgs { name, timeout, .. }, cluster, printer, .. } = self;
+        let Self { args: ClusterAddArgs { name, timeout, .. }, cluster, printer, .. } = self;
         let wait = Wait::new(*timeout, POLL_EVERY, printer);
         let token = if self.action.joins() { Some(self.issue_token().await?) } else { None };
         if let Err(error) = self.install(token.as_ref(), &wait).await {
-            // Nobody will use it any more.
+            // No spoke will use it.
             if let Some(token) = &token {
                 token.revoke(self.client).await;
             }
@@ -272,7 +286,7 @@ impl Registration<'_> {
             }
         };
         apply::write_cluster_id(&cluster.client, id.as_str()).await?;
-        printer.note(&format!("[join] the trust policy is for {id}"));
+        printer.note(&format!("[join] cluster id {id} written to the trust policy"));
         self.wait_connected(&id, &wait).await?;
         printer.line(&format!("cluster/{name} registered"));
         printer.note(&format!("{name} is connected as {id}, after {}", wait.elapsed()));
@@ -305,7 +319,7 @@ impl Registration<'_> {
         self.printer.note(&format!("[install] {} objects applied", manifests.len()));
         self.cluster.prune(&manifests, "[install] ", self.printer).await?;
         if secret.is_some() && had_pods {
-            // It holds an older token, or an identity that is gone.
+            // The running spoke has an older token or a deleted identity.
             cluster::restart_spoke(client).await?;
         }
         if self.is_external() {
@@ -314,7 +328,7 @@ impl Registration<'_> {
         Ok(())
     }
 
-    /// Ends the spoke in the cluster, before one outside has its identity.
+    /// Removes the spoke in the cluster before one outside uses its identity.
     async fn remove_superseded(&self, wait: &Wait<'_>) -> anyhow::Result<()> {
         let client = &self.cluster.client;
         if self.superseded.is_empty() {
@@ -322,22 +336,27 @@ impl Registration<'_> {
         }
         for object in &self.superseded {
             apply::delete_object(client, object).await?;
-            self.printer.note(&format!("[install] {object} removed: the spoke runs outside"));
+            self.printer.note(&format!(
+                "[install] {object} removed: the spoke will run outside the cluster"
+            ));
         }
-        let poll = async || {
-            let has_pods = cluster::has_spoke_pods(client).await?;
-            Ok(if has_pods { Poll::Pending(String::new()) } else { Poll::Ready(()) })
-        };
-        let left = |_: &str| format!("pods of the former spoke still run in {SYSTEM_NAMESPACE}");
-        wait.until("install", poll, left).await
+        wait.until(
+            "install",
+            async || {
+                let has_pods = cluster::has_spoke_pods(client).await?;
+                Ok(if has_pods { Poll::Pending(String::new()) } else { Poll::Ready(()) })
+            },
+            |_| format!("timed out waiting for the pods of the spoke in {SYSTEM_NAMESPACE} to end"),
+        )
+        .await
     }
 
-    /// Writes the files of a spoke outside the cluster, and prints the line that starts it.
+    /// Writes the files for a spoke outside the cluster, and prints the command line that starts it.
     async fn write_external_files(&self, secret: Option<&str>) -> anyhow::Result<()> {
-        let AddArgs { name, kubeconfig_output, token_output, .. } = self.args;
+        let ClusterAddArgs { name, kubeconfig_output, token_output, .. } = self.args;
         let account_token = cluster::issue_account_token(&self.cluster.client, ACCOUNT_TOKEN_S)
             .await?
-            .context("the API server gave no token")?;
+            .context("the API server's answer contains no token")?;
         let kubeconfig = self.cluster.spoke_kubeconfig(name.as_str(), &account_token)?;
         let kubeconfig_file = spoke_file(name, kubeconfig_output.as_ref(), "kubeconfig")?;
         write_private(&kubeconfig_file, kubeconfig.as_bytes())?;
@@ -353,59 +372,68 @@ impl Registration<'_> {
         Ok(())
     }
 
-    /// Waits for the identity that the spoke makes when it joins.
+    /// Waits for the identity that the spoke creates when it joins.
     async fn wait_joined(&self, wait: &Wait<'_>) -> anyhow::Result<ClusterId> {
+        wait.until(
+            "join",
+            async || self.poll_joined().await,
+            |state| self.timeout_message("join", state),
+        )
+        .await
+    }
+
+    async fn poll_joined(&self) -> anyhow::Result<Poll<ClusterId>> {
         let client = &self.cluster.client;
-        let poll = async || {
-            if let Some(spoke) = cluster::spoke_identity(client).await? {
-                let id = spoke.cluster_id.parse();
-                return Ok(Poll::Ready(id.context("the spoke's identity Secret is malformed")?));
-            }
-            let problem = match self.args.agent {
-                AgentPlace::InCluster => cluster::spoke_pod_problem(client).await,
-                AgentPlace::External => None,
-            };
-            let state = problem.unwrap_or_else(|| "waiting for the spoke to join".to_owned());
-            Ok(Poll::Pending(state))
-        };
-        wait.until("join", poll, |state| self.timed_out("started", state)).await
+        if let Some(spoke) = cluster::spoke_identity(client).await? {
+            let id = spoke.cluster_id.parse();
+            return Ok(Poll::Ready(id.context("malformed cluster id in the spoke's identity")?));
+        }
+        let problem =
+            if self.is_external() { None } else { cluster::spoke_pod_problem(client).await };
+        Ok(Poll::Pending(problem.unwrap_or_else(|| "waiting for the spoke to join".to_owned())))
     }
 
-    /// Waits until the hub has the spoke's session.
+    /// Waits until the spoke has a session at the hub.
     async fn wait_connected(&self, id: &ClusterId, wait: &Wait<'_>) -> anyhow::Result<()> {
-        let client = self.client.until(wait.deadline());
-        let name = self.args.name.as_str();
-        let poll = async || {
-            Ok(match registered(&client, name).await? {
-                Some(cluster) if cluster.id == *id && cluster.connected => Poll::Ready(()),
-                Some(cluster) if cluster.id == *id => {
-                    Poll::Pending(format!("{}, not connected yet", cluster.state))
-                }
-                Some(other) => {
-                    Poll::Pending(format!("the hub knows {} by this name, not {id}", other.id))
-                }
-                None => Poll::Pending("the hub does not know the cluster yet".to_owned()),
-            })
-        };
-        wait.until("connect", poll, |state| self.timed_out("connected", state)).await
+        let client = self.client.with_deadline(wait.deadline());
+        wait.until(
+            "connect",
+            async || self.poll_connected(&client, id).await,
+            |state| self.timeout_message("connect", state),
+        )
+        .await
     }
 
-    /// The error of a wait that has ended, with the next step.
-    fn timed_out(&self, awaited: &str, state: &str) -> String {
-        let state = if state.is_empty() { "the hub has not answered yet" } else { state };
-        let logs = match self.args.agent {
-            AgentPlace::InCluster => format!("`{}` tells more", self.cluster.log_command()),
-            AgentPlace::External => "its log tells more".to_owned(),
+    async fn poll_connected(&self, client: &Client, id: &ClusterId) -> anyhow::Result<Poll<()>> {
+        let name = &self.args.name;
+        Ok(match registered(client, name.as_str()).await? {
+            Some(entry) if entry.id == *id && entry.connected => Poll::Ready(()),
+            Some(entry) if entry.id == *id => {
+                Poll::Pending(format!("{}, not connected yet", entry.state))
+            }
+            Some(entry) => {
+                Poll::Pending(format!("the hub's entry {name} is for {}, not {id}", entry.id))
+            }
+            None => Poll::Pending("the hub has no entry of the cluster yet".to_owned()),
+        })
+    }
+
+    /// The error of a wait that timed out, with the next steps.
+    fn timeout_message(&self, awaited: &str, state: &str) -> String {
+        let state = if state.is_empty() { "no answer from the hub yet" } else { state };
+        let log = match self.args.agent {
+            AgentPlace::InCluster => format!("`{}`", self.cluster.log_command()),
+            AgentPlace::External => "its log".to_owned(),
         };
         format!(
-            "the spoke has not {awaited} within {} s: {state}. Does it reach {} over UDP? {logs}. \
-             The same command goes on where this one stopped",
+            "timed out after {} s waiting for the spoke to {awaited}: {state}; check that it reaches {} over UDP, \
+             and see {log}; repeat the command to continue",
             self.args.timeout, self.hub,
         )
     }
 }
 
-/// Where a file for a spoke outside the cluster goes: as given, else into the operator's directory.
+/// The path of a file for a spoke outside the cluster: as given, or in the operator's configuration directory.
 fn spoke_file(cluster: &Name, given: Option<&PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
     match given {
         Some(file) => Ok(file.clone()),

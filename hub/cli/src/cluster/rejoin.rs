@@ -1,7 +1,7 @@
-//! `attest gitops cluster rejoin`: a new certificate for a cluster whose certificate has expired or was ended.
+//! `attest gitops cluster rejoin`: a new certificate for a cluster whose certificate has expired or was revoked.
 //!
-//! The spoke's identity stays, and with it the cluster's id, its trust policy and what it has recorded. The
-//! token is good for that identity only.
+//! The spoke keeps its identity, and with it the cluster's id, trust policy and records. The join token is valid
+//! for that identity only.
 
 use std::path::{Path, PathBuf};
 
@@ -13,18 +13,18 @@ use attest_install::registration::{RejoinPlan, check_rejoin, plan_rejoin};
 use attest_install::{apply, cluster, join_secret};
 
 use super::join_token::JoinToken;
-use super::{POLL_EVERY, hub_entries, hub_entry, path};
+use super::{POLL_EVERY, cluster_path, hub_entries, hub_entry};
 use crate::client::Client;
 use crate::hub_args::HubArgs;
 use crate::human::until;
 use crate::printer::Printer;
-use crate::target::{TargetArgs, TargetCluster, refused};
+use crate::target::{TargetArgs, TargetCluster, refusal_error};
 use crate::wait::{Poll, Wait};
 
-/// How long the token is good for, in seconds, beyond the wait itself.
+/// Validity of the token beyond the end of the wait, in seconds.
 const TOKEN_SPARE_S: u64 = 300;
-/// How long a token that somebody carries to the spoke is good for, in seconds.
-const CARRIED_TOKEN_S: u64 = 60 * 60;
+/// Validity of a token that the operator copies to the spoke, in seconds.
+const COPIED_TOKEN_S: u64 = 60 * 60;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RejoinArgs {
@@ -32,10 +32,10 @@ pub(crate) struct RejoinArgs {
     name: Name,
     #[command(flatten)]
     target: TargetArgs,
-    /// For a spoke outside the cluster: write the token here, for its owner only, and do not touch the cluster
+    /// For a spoke outside the cluster: write the token to this file, readable by its owner only, and do not access the cluster
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     token_output: Option<PathBuf>,
-    /// Longest wait for the spoke, in seconds
+    /// Maximum wait for the spoke, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
@@ -47,9 +47,9 @@ pub(super) async fn rejoin(
 ) -> anyhow::Result<()> {
     let RejoinArgs { name, target, token_output, timeout } = args;
     let client = hub.client()?;
-    let registered: Cluster = client.get(&path(name.as_str())).await?;
+    let registered: Cluster = client.get(&cluster_path(name.as_str())).await?;
     let plan = plan_rejoin(&hub_entry(&registered));
-    match plan.map_err(|refusal| refused(&refusal, &target.to_flags()))? {
+    match plan.map_err(|refusal| refusal_error(&refusal, &target.to_flags()))? {
         RejoinPlan::Connected => {
             printer.line(&format!("cluster/{name} is connected"));
             return Ok(());
@@ -63,8 +63,8 @@ pub(super) async fn rejoin(
     check_target(&client, &target, &registered).await?;
     let token = issue_token(&client, &registered, timeout + TOKEN_SPARE_S).await?;
     let wait = Wait::new(timeout, POLL_EVERY, printer);
-    if let Err(error) = bring(&client, &registered, &target, &token, &wait, printer).await {
-        // Nobody waits for it any more: what comes by it later would come unseen.
+    if let Err(error) = replace_token(&client, &registered, &target, &token, &wait, printer).await {
+        // A join after the end of the command would go unnoticed.
         token.revoke(&client).await;
         return Err(error);
     }
@@ -93,17 +93,17 @@ async fn write_token(
     file: &Path,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let token = issue_token(client, registered, CARRIED_TOKEN_S).await?;
+    let token = issue_token(client, registered, COPIED_TOKEN_S).await?;
     token.write(file, printer)?;
     printer.note(&format!(
-        "good once, for {}, and for {} only; the spoke takes it from its --join-token-file",
+        "valid once, for {}, and for {} only; pass it to the spoke with --join-token-file",
         until(token.expires_at),
         registered.id
     ));
     Ok(())
 }
 
-/// The kubeconfig must be that of this cluster, and its spoke the one that is registered.
+/// Checks that the kubeconfig is for this cluster and that its spoke is the registered one.
 async fn check_target(
     client: &Client,
     target: &TargetCluster,
@@ -112,19 +112,20 @@ async fn check_target(
     let clusters: List<Cluster> = client.get("/v1/clusters").await?;
     let facts = target.facts().await?;
     check_rejoin(&hub_entry(registered), &hub_entries(&clusters.items), &facts)
-        .map_err(|refusal| refused(&refusal, &target.flags))?;
+        .map_err(|refusal| refusal_error(&refusal, &target.flags))?;
     target.check_permissions("a rejoin", &rejoin_permissions()).await?;
     if !cluster::has_spoke_pods(&target.client).await? {
         bail!(
-            "no pod of the spoke is in context `{}`; for a spoke outside the cluster give --token-output FILE",
+            "context `{}` contains no pod of the spoke; for a spoke outside the cluster, pass --token-output FILE",
             target.context
         );
     }
     Ok(())
 }
 
-/// The certificate stays: the spoke takes the token when the hub does not let it in with that.
-async fn bring(
+/// Installs a new join token and waits until the cluster is connected. The spoke keeps its certificate, and uses
+/// the token once the hub has rejected the certificate.
+async fn replace_token(
     client: &Client,
     registered: &Cluster,
     target: &TargetCluster,
@@ -134,18 +135,23 @@ async fn bring(
 ) -> anyhow::Result<()> {
     apply::apply_manifests(&target.client, &[join_secret(&token.secret)]).await?;
     cluster::restart_spoke(&target.client).await?;
-    printer.note("[rejoin] the spoke has a new join token, and starts again");
-    let path = path(registered.id.as_str());
-    let poll = async || {
-        let cluster: Cluster = client.get(&path).await?;
-        Ok(if cluster.connected { Poll::Ready(()) } else { Poll::Pending(String::new()) })
-    };
-    wait.until("rejoin", poll, |_| {
-        format!(
-            "the spoke has not connected within {} s, and its token is revoked; `{}` tells more",
-            wait.seconds(),
-            target.log_command()
-        )
-    })
+    printer.note("[rejoin] join token installed, spoke restarted");
+    let path = cluster_path(registered.id.as_str());
+    wait.until(
+        "rejoin",
+        async || poll_connected(client, &path).await,
+        |_| {
+            format!(
+                "timed out after {} s waiting for the spoke to connect; the token is revoked; see `{}`",
+                wait.seconds(),
+                target.log_command()
+            )
+        },
+    )
     .await
+}
+
+async fn poll_connected(client: &Client, path: &str) -> anyhow::Result<Poll<()>> {
+    let cluster: Cluster = client.get(path).await?;
+    Ok(if cluster.connected { Poll::Ready(()) } else { Poll::Pending(String::new()) })
 }

@@ -1,4 +1,4 @@
-//! `attest hub operator …`: who may operate a hub. Works on the hub's home, whether the hub runs or not.
+//! `attest hub operator …`: the operators of a hub. Works on the hub's directory, whether or not the hub is running.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use attest_documents::List;
 use attest_hub::home::{self, Created};
 use clap::Subcommand;
 
-use super::{HOME_DEFAULT, entry};
-use crate::context::{self, Config};
+use super::{HOME_DEFAULT, hub_context};
+use crate::context::{Context, path as context_path};
 use crate::human::{age, confirm_loss, until};
-use crate::printer::{Output, Printer, Table};
+use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::target::write_private;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Issue a certificate for an operator, with the hub's authority; also renews one
+pub(super) enum OperatorCommand {
+    /// Issue or renew the certificate of an operator
     Issue(IssueArgs),
-    /// List the certificates that were issued
+    /// List issued certificates
     #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         home: HomeArgs,
         #[command(flatten)]
-        output: Output,
+        output: OutputArgs,
     },
-    /// Refuse a certificate from now on, also on connections that are open
+    /// Revoke a certificate, effective immediately and on open connections
     Revoke {
-        /// As `list` shows it
+        /// Serial number, as shown by `list`
         serial: String,
         #[command(flatten)]
         home: HomeArgs,
-        /// Do not ask
+        /// Skip the confirmation prompt
         #[arg(short, long)]
         yes: bool,
     },
@@ -40,105 +40,106 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct IssueArgs {
-    /// Who it is for, as `list` shows it
+    /// Name of the operator, as shown by `list`
     name: String,
     #[command(flatten)]
     home: HomeArgs,
-    /// What the context calls this hub
+    /// Name of the hub in the context
     #[arg(long, default_value = "main", value_name = "NAME")]
     context_name: String,
-    /// Write the context for that operator here, for its owner only, and do not print it
+    /// Write the operator's context to this file, readable by its owner only, instead of printing it
     #[arg(short, long, value_name = "FILE", conflicts_with = "save")]
     output: Option<PathBuf>,
-    /// Put it into your own context, in place of the certificate you have for this hub
+    /// Save the certificate in your own context, replacing the one for this hub
     #[arg(long)]
     save: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HomeArgs {
-    /// The hub's directory
+    /// Directory of the hub
     #[arg(long, env = home::HOME_VARIABLE, value_name = "DIR", default_value = HOME_DEFAULT)]
     home: PathBuf,
 }
 
-pub(super) fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
+pub(super) fn run(command: OperatorCommand, printer: &Printer) -> anyhow::Result<()> {
     match command {
-        Command::Issue(args) => issue(args, printer),
-        Command::List { home, output } => list(&home.home, output, printer),
-        Command::Revoke { serial, home, yes } => revoke(&home.home, &serial, yes, printer),
+        OperatorCommand::Issue(args) => issue(args, printer),
+        OperatorCommand::List { home, output } => list_operators(&home.home, output, printer),
+        OperatorCommand::Revoke { serial, home, yes } => revoke(&home.home, &serial, yes, printer),
     }
 }
 
 fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
     let IssueArgs { name, home, context_name, output, save } = args;
     if output.as_ref().is_some_and(|file| file.exists()) {
-        bail!("{} exists already; choose another --output", output.unwrap_or_default().display());
+        bail!("{} already exists; pass another --output", output.unwrap_or_default().display());
     }
-    // What cannot be kept is not issued.
-    let config = Config::load()?;
+    // Checked before a certificate is issued that could not be saved.
+    let context = Context::load()?;
     if save {
-        check_name(&config, &context_name, &home::authority_pin(&home.home)?)?;
+        check_name(&context, &context_name, &home::authority_pin(&home.home)?)?;
     }
     let created = home::issue_operator(&home.home, &name)?;
-    let said = format!("operator/{name} issued, good for {}", until(created.operator_expires_at));
+    let issued =
+        format!("operator/{name} issued, valid for {}", until(created.operator_expires_at));
     match output {
         Some(file) => {
             write_private(&file, context_for(&context_name, created)?.as_bytes())?;
-            printer.line(&said);
+            printer.line(&issued);
             printer.note(&format!("next, for {name}: ATTEST_CONFIG={}", file.display()));
         }
         None if save => {
-            renewed(config, &context_name, created).save()?;
-            printer.line(&said);
-            printer.note(&format!("it is in {} now", context::path()?.display()));
+            renewed(context, &context_name, created).save()?;
+            printer.line(&issued);
+            printer.note(&format!("saved in {}", context_path()?.display()));
         }
         None => {
             printer.text(&context_for(&context_name, created)?);
-            printer.note(&said);
+            printer.note(&issued);
         }
     }
     Ok(())
 }
 
 fn context_for(name: &str, created: Created) -> anyhow::Result<String> {
-    let config = Config {
+    let context = Context {
         current_hub: Some(name.to_owned()),
-        hubs: vec![entry(name, created)],
+        hubs: vec![hub_context(name, created)],
         keys: Vec::new(),
     };
-    serde_saphyr::to_string(&config).context("the context cannot be written")
+    serde_saphyr::to_string(&context).context("failed to serialize the context")
 }
 
-/// Refuses a name that the context has for the hub of another authority.
-fn check_name(config: &Config, name: &str, ca_pin: &str) -> anyhow::Result<()> {
-    let is_known = config.hubs.iter().any(|hub| hub.ca_pin == ca_pin);
-    if !is_known && config.hubs.iter().any(|hub| hub.name == name) {
-        bail!("the context has another hub `{name}`; choose another --context-name");
+/// Rejects a name that the context uses for a hub with another certificate authority.
+fn check_name(context: &Context, name: &str, ca_pin: &str) -> anyhow::Result<()> {
+    let is_known = context.hubs.iter().any(|hub| hub.ca_pin == ca_pin);
+    if !is_known && context.hubs.iter().any(|hub| hub.name == name) {
+        bail!("the context contains another hub `{name}`; pass another --context-name");
     }
     Ok(())
 }
 
-/// The context with this certificate for the hub of the same authority, or with one hub more.
-fn renewed(mut config: Config, name: &str, created: Created) -> Config {
-    if let Some(hub) = config.hubs.iter_mut().find(|hub| hub.ca_pin == created.ca_pin) {
-        *hub = entry(&hub.name.clone(), created);
-        return config;
+/// The context with this certificate for the hub of the same certificate authority, or with an additional hub.
+fn renewed(mut context: Context, name: &str, created: Created) -> Context {
+    if let Some(hub) = context.hubs.iter_mut().find(|hub| hub.ca_pin == created.ca_pin) {
+        *hub = hub_context(&hub.name.clone(), created);
+        return context;
     }
-    config.current_hub.get_or_insert_with(|| name.to_owned());
-    config.hubs.push(entry(name, created));
-    config
+    context.current_hub.get_or_insert_with(|| name.to_owned());
+    context.hubs.push(hub_context(name, created));
+    context
 }
 
-fn list(home: &Path, output: Output, printer: &Printer) -> anyhow::Result<()> {
+fn list_operators(home: &Path, output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
     let list = List::new("Operator", home::operators(home)?.all()?);
     printer.result(output.format, &list, || {
-        let mut table = Table::new(&["serial", "name", "state", "age", "expires"]);
+        let mut table = TextTable::new(&["serial", "name", "state", "age", "expires"]);
         for operator in &list.items {
             let state = match operator.revoked_at {
                 Some(_) => "Revoked",
                 None if Timestamp::now() >= operator.expires_at => "Expired",
-                None => "Good",
+                None => "Valid",
             };
             let (age, expires) = (age(operator.issued_at), until(operator.expires_at));
             table.row([&operator.serial, &operator.name, state, &age, &expires]);
@@ -151,19 +152,21 @@ fn revoke(home: &Path, serial: &str, yes: bool, printer: &Printer) -> anyhow::Re
     let operators = home::operators(home)?;
     let known = operators.get(serial)?;
     let name = known.as_ref().map_or(home::UNKNOWN_NAME, |operator| operator.name.as_str());
-    let question = format!("Shut operator {name} ({serial}) out?");
+    let question = format!("Revoke the certificate {serial} of operator {name}?");
     confirm_loss(&question, yes, printer)?;
     let revoked = operators.revoke(serial, Timestamp::now())?;
     printer.line(&format!("operator/{} revoked", revoked.name));
     if known.is_none() {
-        printer
-            .warning("no certificate with this serial was noted here; it is refused all the same");
+        printer.warning(
+            "the hub has no record of a certificate with this serial; it is revoked nevertheless",
+        );
     }
-    // One that cannot be read is no reason not to revoke another.
+    // An unreadable record does not prevent the revocation of another certificate.
     let all = operators.all().unwrap_or_default();
     if !all.is_empty() && all.iter().all(|other| other.revoked_at.is_some()) {
-        printer
-            .note("nobody can operate this hub now; next: attest hub operator issue NAME --save");
+        printer.note(
+            "the hub has no operator with a valid certificate; next: attest hub operator issue NAME --save",
+        );
     }
     Ok(())
 }
@@ -182,17 +185,19 @@ mod tests {
             api_url: "https://127.0.0.1:8443".into(),
         };
         let first = home::create(&path, &advertise).unwrap();
-        let config = Config { current_hub: None, hubs: vec![entry("west", first)], keys: vec![] };
-        let old = config.hubs[0].operator_chain.clone();
+        let context =
+            Context { current_hub: None, hubs: vec![hub_context("west", first)], keys: vec![] };
+        let old = context.hubs[0].operator_chain.clone();
 
         let next = home::issue_operator(&path, "admin").unwrap();
-        let config = renewed(config, "main", next);
+        let context = renewed(context, "main", next);
 
-        assert_eq!(config.hubs.len(), 1);
-        assert_eq!(config.hubs[0].name, "west");
-        assert_ne!(config.hubs[0].operator_chain, old);
+        assert_eq!(context.hubs.len(), 1);
+        assert_eq!(context.hubs[0].name, "west");
+        assert_ne!(context.hubs[0].operator_chain, old);
         assert_eq!(home::operators(&path).unwrap().all().unwrap().len(), 2);
     }
+
     #[test]
     fn a_name_that_another_hub_has_is_refused_before_anything_is_issued() {
         attest_certs::install_provider();
@@ -203,14 +208,15 @@ mod tests {
         };
         let created = home::create(&directory.path().join("home"), &advertise).unwrap();
         let pin = created.ca_pin.clone();
-        let config = Config { current_hub: None, hubs: vec![entry("main", created)], keys: vec![] };
+        let context =
+            Context { current_hub: None, hubs: vec![hub_context("main", created)], keys: vec![] };
 
         for (name, ca_pin, is_free) in [
             ("main", pin.as_str(), true),
             ("main", "sha256:00", false),
             ("east", "sha256:00", true),
         ] {
-            assert_eq!(check_name(&config, name, ca_pin).is_ok(), is_free, "{name} {ca_pin}");
+            assert_eq!(check_name(&context, name, ca_pin).is_ok(), is_free, "{name} {ca_pin}");
         }
     }
 }

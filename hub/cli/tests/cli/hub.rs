@@ -11,19 +11,19 @@ fn operators_are_issued_listed_and_revoked_at_the_hubs_home() {
 
     let issue = ["hub", "operator", "issue", "bob", "--home", &home, "--output", &file];
     sandbox.attest(&issue).code(0).shows(&["operator/bob issued"]);
-    sandbox.attest(&issue).code(1).tells(&["exists already"]);
+    sandbox.attest(&issue).code(1).tells(&["already exists"]);
     let context = std::fs::read_to_string(&file).unwrap();
     assert!(context.contains("operatorKey") && context.contains("hub.example:4433"), "{context}");
     sandbox.attest(&["hub", "operator", "issue", "admin", "--home", &home, "--save"]).code(0);
     let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
-    assert_eq!(listed.matches("Good").count(), 3, "{listed}");
+    assert_eq!(listed.matches("Valid").count(), 3, "{listed}");
     let bob = listed.lines().find(|line| line.contains("bob")).unwrap();
     let serial = bob.split_whitespace().next().unwrap();
 
     let revoke = ["hub", "operator", "revoke", serial, "--home", &home, "--yes"];
     sandbox.attest(&revoke).code(0).shows(&["operator/bob revoked"]);
     let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
-    assert_eq!((listed.matches("Good").count(), listed.matches("Revoked").count()), (2, 1));
+    assert_eq!((listed.matches("Valid").count(), listed.matches("Revoked").count()), (2, 1));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn what_cannot_be_undone_is_not_done_without_a_terminal_unless_yes_is_given() {
         vec!["gitops", "cluster", "evict", "staging"],
         vec!["hub", "operator", "revoke", serial, "--home", &home],
     ] {
-        sandbox.attest(&arguments).code(3).tells(&["nothing was changed; give --yes"]);
+        sandbox.attest(&arguments).code(3).tells(&["nothing was changed; pass --yes"]);
     }
 }
 

@@ -14,14 +14,14 @@ fn init_writes_what_is_missing_and_keeps_what_is_there() {
         .code(0)
         .shows(&[
             "attest.yaml created",
-            "k8s/base/service.yaml kept",
+            "k8s/base/service.yaml unchanged",
             ".attest/keys/.gitkeep created",
         ])
         .tells(&["next:", "attest run --sign --verify"]);
 
     assert_eq!(sandbox.read("k8s/base/service.yaml"), "mine\n");
     assert!(sandbox.read("attest.yaml").contains("application: web\n"));
-    sandbox.attest(&["init", "--application", "other"]).code(0).shows(&["attest.yaml kept"]);
+    sandbox.attest(&["init", "--application", "other"]).code(0).shows(&["attest.yaml unchanged"]);
     assert!(sandbox.read("attest.yaml").contains("application: web\n"));
 }
 
@@ -79,7 +79,7 @@ fn a_new_key_is_for_its_owner_only_and_outside_of_repositories() {
     let public = sandbox.attest(&["key", "show", &public, "-o", "json"]).code(0);
     assert_eq!(private.stdout, public.stdout);
     assert!(!private.stdout.contains("PRIVATE"));
-    sandbox.attest(&["key", "gen"]).code(1).tells(&["exists and is kept"]);
+    sandbox.attest(&["key", "gen"]).code(1).tells(&["already exists"]);
     sandbox.attest(&["key", "gen", "ci.key"]).code(1).tells(&["outside of repositories"]);
     sandbox.attest(&["key", "gen", "--name", "hub"]).code(0);
     assert!(sandbox.outside("keys/hub.key").exists());

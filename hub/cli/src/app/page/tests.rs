@@ -1,4 +1,4 @@
-//! The page of one application, as people see it.
+//! Rows and page of an application.
 
 use serde_json::json;
 
@@ -40,7 +40,7 @@ fn application() -> Application {
 
 #[test]
 fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
-    let page = described(&application(), false);
+    let page = application_page(&application(), false);
 
     for part in [
         "Repository:   https://git.example/company/app",
@@ -50,7 +50,7 @@ fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
         "Commit:       ddddccccbbbb (signed from aaaabbbbcccc)",
         "Signed by:    ci, scanner",
         "Since:        2026-01-01T00:00:00Z",
-        "News:         not connected, last report 4s ago",
+        "Last report:  4s ago (disconnected)",
         "Directive:    1.4",
         "Refused:      UntrustedKey: the plan is signed by nobody known",
     ] {
@@ -65,7 +65,7 @@ fn a_row_says_how_many_destinations_are_synced() {
     other.phase = "Synced".to_owned();
     two.destinations.push(other);
 
-    let rows = table(&[two], Format::Wide).into_rows();
+    let rows = application_table(&[two], Format::Wide).into_rows();
 
     assert_eq!(rows[0][..5], ["web-app", "Refused", "1/2", "Unknown", "0123456789ab"]);
     assert_eq!(rows[0][7], "staging/app-staging,staging/app-staging");
@@ -80,7 +80,7 @@ fn a_row_says_whether_the_application_is_ready_and_why_not() {
             "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"
         }]))
         .unwrap();
-        let row = table(std::slice::from_ref(&one), format).into_rows().remove(0);
+        let row = application_table(std::slice::from_ref(&one), format).into_rows().remove(0);
         (row[3].clone(), row.last().unwrap().clone())
     };
     let said = |ready: &str, message: &str| (ready.to_owned(), message.to_owned());
