@@ -1,4 +1,4 @@
-//! Spokes: the QUIC listener, the session with each of them, and how they are registered.
+//! Spokes: the QUIC listener, sessions, and registration.
 
 mod close;
 mod error;

@@ -1,4 +1,4 @@
-//! Why a connection ended or never began, and what the other side is told.
+//! Errors of connections with spokes, and the close code that each maps to.
 
 use std::net::SocketAddr;
 
@@ -12,55 +12,55 @@ use quinn::VarInt;
 use super::close::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
 use crate::core::store::StoreError;
 
-/// Why a connection ended or never began.
+/// Reason that a connection ended or was not established.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    #[error("cannot listen on {address} (UDP); choose another address with --listen-spokes")]
+    #[error("failed to listen on {address} (UDP); choose another address with --listen-spokes")]
     Listen {
         address: SocketAddr,
         #[source]
         source: std::io::Error,
     },
-    #[error("the certificates cannot be used")]
+    #[error("the TLS certificates are unusable")]
     Tls(#[source] TlsError),
-    #[error("the cryptography offers no QUIC cipher")]
+    #[error("the TLS provider does not support QUIC")]
     Crypto,
-    #[error("the connection ended")]
+    #[error("connection lost")]
     Connection(#[source] quinn::ConnectionError),
-    #[error("the peer did not say what it must in time")]
+    #[error("handshake timed out")]
     Silent,
-    #[error("the peer did not read what was sent to it in time")]
+    #[error("timed out writing to the peer")]
     NotReading,
-    #[error("the peer's {0} is not acceptable")]
+    #[error("the peer sent an invalid {0}")]
     HelloInvalid(&'static str),
-    #[error("no common protocol version: the spoke speaks {0} to {1}")]
+    #[error("no common protocol version: the spoke supports {0} to {1}")]
     ProtocolVersion(u32, u32),
-    #[error("cluster {0} is not registered here")]
+    #[error("cluster {0} is not registered")]
     ClusterUnknown(ClusterId),
     #[error("cluster {0} is revoked")]
     ClusterRevoked(ClusterId),
     #[error("cluster {0} is not accepted yet")]
     ClusterPending(ClusterId),
     #[error(
-        "cluster {0} shows a certificate that a newer one has replaced; is its key in two hands?"
+        "cluster {0} presented a certificate that was replaced by a newer one; its key may have been copied"
     )]
     CertificateNotCurrent(ClusterId),
     #[error("the spoke's certificate expired")]
     CertificateExpired,
-    #[error("the hub is ending")]
+    #[error("the hub is stopping")]
     Stopping,
-    #[error("blob {0} is missing in the hub's database")]
+    #[error("blob {0} is missing from the hub's database")]
     BlobMissing(Digest),
-    #[error("a frame is not acceptable")]
+    #[error("invalid frame")]
     Frame(#[source] FrameError),
-    #[error("a frame of {length} bytes exceeds the limit of {max} here")]
+    #[error("a frame of {length} bytes exceeds the limit of {max} bytes")]
     FrameTooLarge { length: usize, max: usize },
-    #[error("the peer's stream ended")]
+    #[error("failed to read from the peer")]
     Read(#[source] quinn::ReadError),
-    #[error("the stream to the peer ended")]
+    #[error("failed to write to the peer")]
     Write(#[source] quinn::WriteError),
-    #[error("the stream to the peer was closed")]
+    #[error("the peer closed the stream")]
     StreamClosed,
     #[error(transparent)]
     Store(#[from] StoreError),

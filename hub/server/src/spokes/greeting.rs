@@ -1,4 +1,4 @@
-//! The greeting of a session: what a spoke reports when it connects, how much of it is plausible, and the answer.
+//! The greeting of a session: reads what a spoke reports when it connects, discards implausible claims, and answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,41 +16,42 @@ use super::error::LinkError;
 use super::limits::{HELLO_DESTINATIONS_MAX, POLICY_BYTES_MAX};
 use super::push::to_spoke;
 use super::shared::{Shared, greeting_timeout};
+use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::position::{
     ReportedPolicy, SpokePosition, is_from_unknown_epoch, is_overtaken, is_plausible,
 };
 use crate::core::store::records::{self, ClusterRecord, PolicyRecord};
 
-/// How many reconnects a second the hub likes to see.
+/// Target rate of reconnects.
 const RECONNECTS_PER_SECOND: u64 = 500;
 /// Narrowest window over which spokes spread their reconnects.
 const RECONNECT_WINDOW_MIN_MS: u64 = 1_000;
 
-/// A spoke that has introduced itself, and its control stream.
+/// Result of a greeting: the control stream, and what the spoke reported.
 pub(super) struct Greeting {
     pub(super) control: SendStream,
     pub(super) reader: FrameReader,
     pub(super) held: HeldBy,
     pub(super) nonce: String,
-    /// True when the trust policy that it reports is not the one that was known.
+    /// The reported trust policy differs from the known one.
     pub(super) is_policy_new: bool,
 }
 
 /// Reads the greeting of a spoke and answers it.
 ///
 /// # Errors
-/// When it is not acceptable, or not complete in time.
+/// When the greeting is invalid or times out.
 pub(super) async fn greet(
     shared: &Arc<Shared>,
     cluster: &ClusterId,
     connection: &Connection,
 ) -> Result<Greeting, LinkError> {
-    let greeting = tokio::time::timeout(greeting_timeout(), greeting(shared, cluster, connection));
-    greeting.await.map_err(|_| LinkError::Silent)?
+    let greeting = exchange(shared, cluster, connection);
+    tokio::time::timeout(greeting_timeout(), greeting).await.map_err(|_| LinkError::Silent)?
 }
 
-async fn greeting(
+async fn exchange(
     shared: &Arc<Shared>,
     cluster: &ClusterId,
     connection: &Connection,
@@ -59,7 +60,7 @@ async fn greeting(
     let mut reader = FrameReader::new(receive, FRAME_BYTES_MAX);
     let first: ToHub = reader.next().await?.ok_or(LinkError::Silent)?;
     let Some(ToHubBody::Hello(hello)) = first.body else {
-        return Err(LinkError::HelloInvalid("the first message"));
+        return Err(LinkError::HelloInvalid("first message"));
     };
     let (claimed, nonce) = read_hello(cluster, &hello)?;
     let protocol = negotiate(hello.protocol_min, hello.protocol_max)
@@ -79,7 +80,7 @@ fn reconnect_window_ms(connected: usize) -> u64 {
     (connected as u64 * 1_000 / RECONNECTS_PER_SECOND).max(RECONNECT_WINDOW_MIN_MS)
 }
 
-/// What a spoke holds, by destination.
+/// The positions that a spoke holds, by destination.
 type HeldBy = BTreeMap<DestinationKey, SpokePosition>;
 
 fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), LinkError> {
@@ -90,15 +91,14 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
         return Err(LinkError::HelloInvalid("nonce"));
     }
     if hello.policy.len() > POLICY_BYTES_MAX || hello.destinations.len() > HELLO_DESTINATIONS_MAX {
-        return Err(LinkError::HelloInvalid("its size"));
+        return Err(LinkError::HelloInvalid("greeting size"));
     }
     let mut held = BTreeMap::new();
     for seen in &hello.destinations {
-        let wrong = |_| LinkError::HelloInvalid("destinations");
         let destination = DestinationKey {
-            application: seen.application.parse().map_err(wrong)?,
+            application: seen.application.parse().map_err(|_| invalid_destination())?,
             cluster: cluster.clone(),
-            namespace: seen.namespace.parse().map_err(wrong)?,
+            namespace: seen.namespace.parse().map_err(|_| invalid_destination())?,
         };
         let digest = <[u8; 32]>::try_from(seen.directive.as_slice()).ok().map(Digest::from_raw);
         let Seen { epoch, sequence, .. } = *seen;
@@ -107,8 +107,12 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
     Ok((held, data_encoding::HEXLOWER.encode(&hello.nonce)))
 }
 
-/// What a spoke holds, without what no hub of this fleet can have ordered. When some of it is of an epoch that this
-/// hub has forgotten, an epoch above that is durable before this returns.
+fn invalid_destination() -> LinkError {
+    LinkError::HelloInvalid("destination")
+}
+
+/// Returns the claimed positions that a hub of this fleet can have issued. If one is from an epoch unknown to this
+/// hub, as after a restore from a backup, a higher epoch is durable before this returns.
 async fn plausible(
     shared: &Arc<Shared>,
     cluster: &ClusterId,
@@ -116,47 +120,49 @@ async fn plausible(
 ) -> Result<HeldBy, LinkError> {
     let core = &shared.core;
     let epoch = core.epoch.current();
-    let (mut held, lies): (HeldBy, HeldBy) =
+    let (mut held, implausible): (HeldBy, HeldBy) =
         claimed.into_iter().partition(|(destination, held)| {
             is_plausible(*held, core.fleet.head(destination).as_deref(), epoch)
         });
-    if let Some((destination, held)) = lies.first_key_value() {
+    if let Some((destination, held)) = implausible.first_key_value() {
         tracing::warn!(
             destination = destination.to_string(),
             reason = "HeldUnbelievable",
             epoch = held.epoch,
             sequence = held.sequence,
-            destinations = lies.len(),
-            "A spoke says it holds numbers that no hub has come to; they are not believed"
+            destinations = implausible.len(),
+            "Ignoring implausible epoch or sequence reported by spoke"
         );
     }
-    let is_beyond = |destination: &DestinationKey, held: &SpokePosition| {
-        let head = core.fleet.head(destination);
-        is_from_unknown_epoch(*held, head.as_deref(), epoch)
-            || head.is_some_and(|head| is_overtaken(&head, *held))
-    };
-    if held.iter().any(|(destination, held)| is_beyond(destination, held))
+    if held.iter().any(|(destination, held)| is_unknown(core, destination, *held, epoch))
         && !shared.claims.allows(cluster, Instant::now())
     {
         tracing::warn!(
             cluster = cluster.as_str(),
             reason = "HeldTooOften",
-            "A spoke says again and again that it holds what this hub has forgotten; it is not believed for now"
+            "Ignoring repeated claims of unknown directives (rate limited)"
         );
-        held.retain(|destination, held| !is_beyond(destination, held));
+        held.retain(|destination, held| !is_unknown(core, destination, *held, epoch));
     }
-    let forgotten = held.iter().filter(|(destination, held)| {
+    let unknown_epochs = held.iter().filter(|(destination, held)| {
         is_from_unknown_epoch(**held, core.fleet.head(destination).as_deref(), epoch)
     });
-    if let Some(seen) = forgotten.map(|(_, held)| held.epoch).max() {
+    if let Some(seen) = unknown_epochs.map(|(_, held)| held.epoch).max() {
         blocking(core, move |core| core.epoch.raise_above(&core.records, seen)).await?;
     }
     Ok(held)
 }
 
-/// Keeps what a spoke reports of itself: versions, and its policy as a hint. Returns whether the policy is new. What
-/// changes too often counts all the same, but is durable only with a later greeting: a hub that starts is greeted by
-/// all.
+/// Returns whether a spoke holds a directive that is unknown to this hub.
+fn is_unknown(core: &Core, destination: &DestinationKey, held: SpokePosition, epoch: u64) -> bool {
+    let head = core.fleet.head(destination);
+    is_from_unknown_epoch(held, head.as_deref(), epoch)
+        || head.is_some_and(|head| is_overtaken(&head, held))
+}
+
+/// Stores the metadata that a spoke reports: its versions and its trust policy. Returns whether the policy changed.
+/// Changes beyond the rate limit are effective in memory and become durable with a later greeting; a restarted hub
+/// is greeted by every spoke.
 async fn introduce(
     shared: &Arc<Shared>,
     cluster: &ClusterId,
@@ -168,10 +174,9 @@ async fn introduce(
         let guard = core.directory.write();
         let stored = core.records.stored::<ClusterRecord>(cluster.as_str())?;
         let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(cluster)) };
-        let short = |text: &str| Some(text.chars().take(80).collect::<String>());
         let record = ClusterRecord {
-            agent_version: short(&hello.agent_version),
-            kubernetes_version: short(&hello.kubernetes_version),
+            agent_version: Some(version_word(&hello.agent_version)),
+            kubernetes_version: Some(version_word(&hello.kubernetes_version)),
             ..stored.value.clone()
         };
         let mut changes = Vec::new();
@@ -179,29 +184,29 @@ async fn introduce(
             changes.push(records::replace(&stored, &record));
         }
         let spec: Option<policy::Spec> = attest_common::basics::json::document(&hello.policy).ok();
-        let hint = spec.and_then(|spec| {
+        let reported = spec.and_then(|spec| {
             let policy = spec.load().ok()?;
             Some(ReportedPolicy { spec, policy })
         });
-        let mut is_news = false;
-        if let Some(hint) = hint {
-            let policy = PolicyRecord { cluster: cluster.clone(), spec: hint.spec.clone() };
-            let former: Option<PolicyRecord> = core.records.get(cluster.as_str())?;
-            if former.as_ref() != Some(&policy) {
+        let mut is_policy_new = false;
+        if let Some(reported) = reported {
+            let policy = PolicyRecord { cluster: cluster.clone(), spec: reported.spec.clone() };
+            let stored_policy: Option<PolicyRecord> = core.records.get(cluster.as_str())?;
+            if stored_policy.as_ref() != Some(&policy) {
                 changes.push(records::put(&policy));
             }
-            is_news =
-                core.fleet.reported_policy(&cluster).is_none_or(|former| former.spec != hint.spec);
-            core.fleet.set_reported_policy(&cluster, hint);
+            let known = core.fleet.reported_policy(&cluster);
+            is_policy_new = known.is_none_or(|known| known.spec != reported.spec);
+            core.fleet.set_reported_policy(&cluster, reported);
         } else {
             tracing::warn!(
                 cluster = cluster.as_str(),
                 reason = "TrustPolicyInvalid",
-                "A spoke says no policy that this hub can read; its former one is used"
+                "Unreadable trust policy from spoke; keeping the previous one"
             );
         }
         if changes.is_empty() {
-            return Ok(is_news);
+            return Ok(is_policy_new);
         }
         if shared.introductions.allows(&cluster, Instant::now()) {
             core.records.commit("introduction", &changes)?;
@@ -210,10 +215,17 @@ async fn introduce(
             tracing::warn!(
                 cluster = cluster.as_str(),
                 reason = "IntroducedTooOften",
-                "A spoke says something new of itself again and again; it is not written for now"
+                "Spoke metadata changes too often; not persisting (rate limited)"
             );
         }
-        Ok(is_news)
+        Ok(is_policy_new)
     })
     .await
+}
+
+/// Longest stored version of a spoke or of its Kubernetes, in characters.
+const VERSION_CHARACTERS_MAX: usize = 80;
+
+fn version_word(text: &str) -> String {
+    text.chars().take(VERSION_CHARACTERS_MAX).collect()
 }

@@ -1,4 +1,4 @@
-//! The signed heartbeat of a session: the newest directives of its cluster, by which a spoke notices what it missed.
+//! The signed heartbeat of a session: the newest directives of its cluster, so that a spoke detects missing ones.
 
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::documents::plan::{HEADS_MAX, Head, SYNC_LIFETIME_MAX_MS, Sync};
@@ -8,10 +8,10 @@ use crate::core::Core;
 use crate::core::signer::Signed;
 use crate::core::store::records::LedgerEntry;
 
-/// A signed heartbeat for one cluster.
+/// Returns the signed heartbeat of one cluster.
 pub(super) fn heartbeat(core: &Core, cluster: &ClusterId, nonce: &str, counter: u64) -> Signed {
     let heads = core.fleet.heads_of(cluster).into_iter();
-    // What is gone from there needs no head.
+    // A destination that is removed needs no head.
     let living = heads
         .filter(|(place, head)| !head.is_removed(core.fleet.report(place).as_deref()))
         .map(|(place, entry)| head(place, &entry));

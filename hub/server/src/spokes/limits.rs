@@ -1,14 +1,14 @@
-//! What a spoke may ask for: sizes, and how often it may make the hub do something that costs it.
+//! Limits on spokes: sizes of messages, and rates of requests that are expensive for the hub.
 
 use std::time::Duration;
 
 use attest_common::basics::rate::RateLimit;
 
-/// Destinations a spoke may report when it connects.
+/// Most destinations that a spoke may report when it connects.
 pub(super) const HELLO_DESTINATIONS_MAX: usize = 4_096;
-/// Largest policy hint in bytes.
+/// Largest reported trust policy in bytes.
 pub(super) const POLICY_BYTES_MAX: usize = 512 * 1024;
-/// Blobs that one `Need` may name.
+/// Most blobs that one `Need` may name.
 pub(super) const NEEDS_MAX: usize = 128;
 /// Limit, for each cluster, of sessions that report directives unknown to this hub: each costs a durable write and a
 /// ledger entry. After a restore from a backup, each spoke reports them once.

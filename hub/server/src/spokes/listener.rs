@@ -1,7 +1,7 @@
-//! QUIC listener for spokes: accepts connections and serves each in a task of its own.
+//! QUIC listener for spokes: accepts connections and serves each in its own task.
 //!
-//! A session is level-triggered: whatever wakes it, it compares what the fleet says with what it has
-//! sent and sends the difference. Joining is `registration`; certificates and ALPN are `attest_certs`.
+//! A session is level-triggered: when woken, it compares the state of the fleet with what it has sent and sends the
+//! difference. Joining is in `registration`, certificates and ALPN are in `attest_certs`.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -26,18 +26,18 @@ use crate::core::limiter::{ConnectionLimiter, Permit};
 use crate::core::store::records::{self, ClusterRecord, ClusterState};
 use crate::reconcile::waker::Waker;
 
-/// Connections being set up at once; further ones are told to come later.
+/// Most concurrent handshakes; further connections are refused.
 pub const HANDSHAKES_MAX: usize = 512;
-/// Connections being set up at once from one address that is proven.
+/// Most concurrent handshakes from one validated address.
 pub(crate) const HANDSHAKES_PER_ADDRESS_MAX: usize = HANDSHAKES_MAX / 4;
-/// Connections that ask to join served at once; further ones are told to come back.
+/// Most concurrent join requests; further ones are closed with the code to reconnect.
 pub(crate) const JOINS_MAX: usize = 128;
-/// Connections from one address that ask to join served at once.
+/// Most concurrent join requests from one address.
 pub(crate) const JOINS_PER_ADDRESS_MAX: usize = JOINS_MAX / 4;
-/// Bytes a connection may send before it is acknowledged.
+/// Receive window of a connection in bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Bytes of datagrams that may wait for the hub, as far as the kernel allows.
+/// Receive buffer of the socket in bytes, as far as the kernel allows.
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// The QUIC listener for spokes.
@@ -49,10 +49,10 @@ pub(crate) struct SpokeListener {
     registration: Arc<Registration>,
 }
 
-/// Takes `address`; nobody is served yet.
+/// Binds `address`; no connection is served yet.
 ///
 /// # Errors
-/// [`LinkError::Listen`] when it is taken.
+/// [`LinkError::Listen`] when the address is in use.
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket, LinkError> {
     UdpSocket::bind(address).map_err(|source| LinkError::Listen { address, source })
 }
@@ -70,7 +70,7 @@ impl SpokeListener {
         socket: UdpSocket,
     ) -> Result<Self, LinkError> {
         let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-        // The kernel grants what its limit allows; a fleet that reconnects at once needs it.
+        // Best effort, for a fleet that reconnects at the same time: the kernel caps the size.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
         let listen = |source| LinkError::Listen { address, source };
         let runtime = quinn::default_runtime()
@@ -81,17 +81,17 @@ impl SpokeListener {
         Ok(Self { endpoint, core, waker, registration })
     }
 
-    /// Where it listens.
+    /// Returns the local address.
     ///
     /// # Errors
-    /// When the socket is gone.
+    /// When the socket is closed.
     pub(crate) fn address(&self) -> Result<SocketAddr, LinkError> {
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
         let listen = |source| LinkError::Listen { address: unknown, source };
         self.endpoint.local_addr().map_err(listen)
     }
 
-    /// Shows another certificate to those who come from now on.
+    /// Replaces the certificate that new connections receive.
     ///
     /// # Errors
     /// When it is unusable.
@@ -100,7 +100,7 @@ impl SpokeListener {
         Ok(())
     }
 
-    /// Serves spokes until the hub ends; then says goodbye to all of them.
+    /// Serves spokes until the hub stops, then closes all connections.
     pub(crate) async fn serve(&self) {
         let handshakes = ConnectionLimiter::new(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX);
         let joins = ConnectionLimiter::new(JOINS_MAX, JOINS_PER_ADDRESS_MAX);
@@ -116,7 +116,7 @@ impl SpokeListener {
             let proven = incoming.remote_address_validated().then_some(address);
             if proven.is_none() && incoming.may_retry() && handshakes.requires_address_validation()
             {
-                // It comes again with a token that only the owner of the address can have got.
+                // The client connects again, with a token that proves its address.
                 let _ = incoming.retry();
                 continue;
             }
@@ -156,7 +156,7 @@ async fn serve(
             shared.core.metrics.handshakes_failed.inc();
             tracing::info!(
                 reason = error.reason(),
-                "A connection was not admitted: {}",
+                "Connection rejected: {}",
                 text::error_chain(&error)
             );
         }
@@ -214,8 +214,8 @@ async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkErro
     }
 }
 
-/// Whether the registered cluster may come in with this certificate. The first use of a renewed
-/// certificate is the end of the former one.
+/// Checks that the cluster is accepted and the certificate is current. The first use of a renewed certificate
+/// invalidates the previous one.
 async fn admit_cluster(core: &Arc<Core>, peer: &PeerIdentity) -> Result<(), LinkError> {
     let id = cluster_id(peer)?;
     let serial = peer.serial.to_string();

@@ -1,4 +1,4 @@
-//! One directive on its way to one spoke: the blobs it lacks, then the directive, on a stream of their own.
+//! Push of one directive to one spoke, on its own stream: first the blobs that the spoke lacks, then the directive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::core::blocking::blocking;
 use crate::core::fleet::Pending;
 use crate::core::store::records::CompressedBlob;
 
-/// How far back the ledger is searched for what a spoke holds; one that is further behind is sent everything.
+/// Most ledger entries searched for the directive that a spoke holds; a spoke further behind receives all blobs.
 const HELD_BEHIND_MAX: usize = 20;
-/// Longest time without progress of a push: until there is a stream for it, and until each of its frames is taken.
-/// A spoke gives a whole push as long.
+/// Longest time without progress of a push: to open its stream, and to write each of its frames. A spoke allows as
+/// much for a whole push.
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The blobs that go with a directive: those of its plan that the spoke lacks.
+/// Returns the blobs to send with a directive: those of its plan that the spoke lacks.
 pub(super) async fn prepare(
     core: &Arc<Core>,
     number: u64,
@@ -31,7 +31,7 @@ pub(super) async fn prepare(
     let all = pending.head.planned.as_ref().map(|planned| planned.blobs.clone());
     let all = all.unwrap_or_default();
     if pending.held_sequence == 0 {
-        // What memory has needs no thread that can wait for the disk: a rollout asks for every spoke at once.
+        // Cached blobs need no blocking thread: a rollout prepares the pushes to all spokes together.
         let lacking = core.fleet.lacking(number, pending, &all);
         let kept: Option<Vec<_>> = lacking.iter().map(|blob| core.fleet.kept_blob(blob)).collect();
         if let Some(blobs) = kept {
@@ -46,7 +46,7 @@ pub(super) async fn prepare(
             let has = held.and_then(|entry| entry.planned).map(|planned| planned.blobs);
             core.fleet.spoke_has(&pending.destination, has.into_iter().flatten());
         }
-        // Read before anything counts as sent: what cannot be read was not sent.
+        // Read before the push is recorded, so that an unreadable blob does not count as sent.
         let mut blobs = Vec::new();
         for digest in core.fleet.lacking(number, &pending, &all) {
             let blob = core.fleet.blob(&core.records, &digest)?;
@@ -57,7 +57,7 @@ pub(super) async fn prepare(
     .await
 }
 
-/// Of `blobs` those that no other push of the session carries.
+/// Records the push. Returns those of `blobs` that no other push of the session carries.
 fn begin(
     core: &Core,
     number: u64,
@@ -70,18 +70,18 @@ fn begin(
     blobs
 }
 
-/// A stream for one push.
+/// Opens the stream of a push.
 ///
 /// # Errors
-/// When the spoke grants none within [`PROGRESS_TIMEOUT`].
+/// When the spoke grants no stream within [`PROGRESS_TIMEOUT`].
 pub(super) async fn open(connection: &Connection) -> Result<SendStream, LinkError> {
-    in_time(connection.open_uni()).await?.map_err(LinkError::Connection)
+    within_progress_timeout(connection.open_uni()).await?.map_err(LinkError::Connection)
 }
 
-/// Sends a directive and its blobs, and waits until the spoke has them.
+/// Sends a directive and its blobs, and waits until the spoke has received them.
 ///
 /// # Errors
-/// When the spoke does not take it, or takes no more of it for [`PROGRESS_TIMEOUT`].
+/// When the spoke stops the stream, or makes no progress for [`PROGRESS_TIMEOUT`].
 pub(super) async fn push(
     core: &Arc<Core>,
     mut stream: SendStream,
@@ -90,7 +90,7 @@ pub(super) async fn push(
 ) -> Result<(), LinkError> {
     let pushed = write(core, &mut stream, pending, blobs).await;
     if pushed.is_err() {
-        // What was not taken needs no memory any more. An error says that it is closed already.
+        // Frees the buffers of the stream. Fails only when it is already closed.
         let _ = stream.reset(CLOSE_COME_BACK);
     }
     pushed
@@ -106,7 +106,9 @@ async fn write(
     for blob in blobs {
         for frame in frames(blob)? {
             sent += frame.len() as u64;
-            in_time(stream.write_all_chunks(&mut [frame])).await?.map_err(LinkError::Write)?;
+            within_progress_timeout(stream.write_all_chunks(&mut [frame]))
+                .await?
+                .map_err(LinkError::Write)?;
         }
     }
     let plan = pending.head.planned.as_ref().map(|planned| planned.envelope.raw().to_vec());
@@ -114,24 +116,24 @@ async fn write(
     let push = Push { directive, plan: plan.unwrap_or_default() };
     let frame = encode(&to_spoke(ToSpokeBody::Directive(push))).map_err(LinkError::Frame)?;
     sent += frame.len() as u64;
-    in_time(stream.write_all(&frame)).await?.map_err(LinkError::Write)?;
+    within_progress_timeout(stream.write_all(&frame)).await?.map_err(LinkError::Write)?;
     stream.finish().map_err(|_| LinkError::StreamClosed)?;
     core.metrics.pushes.inc();
     core.metrics.push_bytes.inc_by(sent);
-    // Until the spoke has it all, so that the window of pushes means pushes under way.
-    match in_time(stream.stopped()).await? {
+    // Waits for receipt, so that the limit on pushes counts those in progress.
+    match within_progress_timeout(stream.stopped()).await? {
         Ok(None) => Ok(()),
-        // The spoke stopped the stream: it did not take it, whatever the reason.
+        // The spoke stopped the stream: the push was not received.
         Ok(Some(_)) | Err(_) => Err(LinkError::StreamClosed),
     }
 }
 
-/// A message to a spoke.
+/// Wraps `body` in a message to a spoke.
 pub(super) fn to_spoke(body: ToSpokeBody) -> ToSpoke {
     ToSpoke { body: Some(body) }
 }
 
-async fn in_time<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {
+async fn within_progress_timeout<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {
     tokio::time::timeout(PROGRESS_TIMEOUT, step).await.map_err(|_| LinkError::NotReading)
 }
 

@@ -1,4 +1,4 @@
-//! How a cluster comes into the fleet and leaves it: tokens, joining, certificates, and an operator's decisions.
+//! Registration of clusters: join tokens, joining, certificates, and decisions of operators.
 
 mod certificate;
 mod decision;
@@ -17,9 +17,9 @@ pub(crate) use error::JoinError;
 use crate::core::Core;
 use crate::reconcile::waker::Waker;
 
-/// Most tokens kept; the oldest that can no longer be used go first.
+/// Most stored tokens; the oldest unusable ones are deleted first.
 pub(crate) const TOKENS_MAX: usize = 10_000;
-/// Most clusters that may be registered.
+/// Most registered clusters.
 pub(crate) const CLUSTERS_MAX: usize = 20_000;
 
 /// Registers clusters and issues their certificates.
@@ -28,22 +28,22 @@ pub(crate) struct Registration {
     core: Arc<Core>,
     authority: Authority,
     waker: Arc<Waker>,
-    /// Joins change several records at once: one at a time.
+    /// Serialises joins, because each changes several records.
     joining: Mutex<()>,
 }
 
 impl Registration {
-    /// Issues certificates of `authority`.
+    /// Registers clusters whose certificates `authority` issues.
     pub(crate) fn new(core: Arc<Core>, authority: Authority, waker: Arc<Waker>) -> Self {
         Self { core, authority, waker, joining: Mutex::default() }
     }
 
-    /// The authority of the fleet.
+    /// The certificate authority of the fleet.
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Waits until no other client changes tokens or clusters.
+    /// Waits for exclusive access to tokens and clusters.
     pub(crate) async fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
         self.joining.lock().await
     }

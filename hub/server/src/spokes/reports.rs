@@ -1,4 +1,4 @@
-//! Reports become durable in batches, and are acknowledged only then.
+//! Writer of reports: stores them in batches, then acknowledges them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use crate::core::store::StoreError;
 use crate::core::store::records::{self, LedgerEntry, ReportRecord, ResultRecord};
 use crate::reconcile::waker::Waker;
 
-/// Reports that may wait to be written; then spokes are made to wait.
+/// Most reports that wait to be written; beyond that, sessions wait.
 pub(crate) const QUEUE_MAX: usize = 1_024;
 /// Most reports of one durable write.
 pub(crate) const BATCH_MAX: usize = 256;
 
-/// Limit, for each cluster, of logged reports about destinations that were never ordered: a spoke sends them at each
-/// reconnect.
+/// Limit, for each cluster, of logged reports about destinations that this hub never deployed: a spoke sends them at
+/// each reconnect.
 const UNORDERED_LOGGED: RateLimit = RateLimit::per(8, 8, Duration::from_secs(10 * 60));
 
-/// Longest word of a report that is kept: a reason, a name, a version.
+/// Longest stored reason, name or version of a report, in characters.
 const WORD_CHARACTERS_MAX: usize = 120;
-/// Most signers of one release that are kept.
+/// Most stored signers of one release.
 const SIGNERS_MAX: usize = 16;
 
-/// A report that has just arrived.
+/// A received report that is not yet durable.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     pub(crate) cluster: ClusterId,
@@ -43,21 +43,21 @@ pub(crate) struct Arrived {
     pub(crate) acknowledge: mpsc::Sender<u64>,
 }
 
-/// Where reports are handed in.
+/// Sender of the queue of reports.
 #[derive(Clone, Debug)]
 pub(crate) struct Reports {
     queue: mpsc::Sender<Arrived>,
 }
 
 impl Reports {
-    /// Hands in a report. Waits while too many are waiting already.
+    /// Queues a report. Waits while the queue is full.
     pub(crate) async fn take(&self, arrived: Arrived) {
-        // Only when the hub ends is there nobody to take it; the spoke sends it again.
+        // Fails only when the hub stops; the spoke sends the report again.
         let _ = self.queue.send(arrived).await;
     }
 }
 
-/// Starts the one writer of reports; it ends with the last session.
+/// Starts the writer of reports, which ends with the last session.
 pub(crate) fn start(core: Arc<Core>, waker: Arc<Waker>) -> Reports {
     let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
     let stop = core.stop.clone();
@@ -69,16 +69,16 @@ pub(crate) fn start(core: Arc<Core>, waker: Arc<Waker>) -> Reports {
             let acknowledgements: Vec<_> =
                 arrived.iter().map(|a| (a.number, a.acknowledge.clone())).collect();
             let (unordered, waker) = (unordered.clone(), waker.clone());
-            match blocking(&core, move |core| keep(core, &waker, arrived, &unordered)).await {
+            match blocking(&core, move |core| store(core, &waker, arrived, &unordered)).await {
                 Ok(()) => {
                     for (number, acknowledge) in acknowledgements {
-                        // A full queue belongs to a spoke that does not read: it sends again.
+                        // The queue is full when the spoke does not read; it sends the report again.
                         let _ = acknowledge.try_send(number);
                     }
                 }
                 Err(error) => tracing::error!(
                     reason = error.reason(),
-                    "Reports were not kept; spokes send them again: {}",
+                    "Failed to store reports; spokes send them again: {}",
                     text::error_chain(&error)
                 ),
             }
@@ -88,7 +88,7 @@ pub(crate) fn start(core: Arc<Core>, waker: Arc<Waker>) -> Reports {
     Reports { queue }
 }
 
-fn keep(
+fn store(
     core: &Core,
     waker: &Waker,
     arrived: Vec<Arrived>,
@@ -97,29 +97,29 @@ fn keep(
     let mut newest: BTreeMap<DestinationKey, ReportRecord> = BTreeMap::new();
     let mut results = BTreeMap::new();
     for Arrived { cluster, report, at, .. } in arrived {
-        let report = presentable(report);
+        let report = sanitized(report);
         let record = ReportRecord { cluster, received_at: now(), report, push_to_report_us: None };
         let destination = record.destination();
-        // What was never ordered is nobody's business to store.
+        // Reports about destinations that were never deployed are not stored.
         let Some(head) = core.fleet.head(&destination) else {
             note_unordered(core, &destination, &record, unordered);
             continue;
         };
-        let former = newest
+        let previous = newest
             .get(&destination)
             .cloned()
             .or_else(|| core.fleet.report(&destination).map(|record| record.as_ref().clone()));
         let record = ReportRecord {
-            push_to_report_us: arrival(core, &head, &record, former.as_ref(), at),
+            push_to_report_us: push_to_report_us(core, &head, &record, previous.as_ref(), at),
             ..record
         };
-        // Results are kept for what the ledger holds; a spoke cannot make the store grow by counting.
-        let ordered = |result: &ResultRecord| {
+        // Results are stored for directives of the ledger only, so that a spoke cannot grow the store.
+        let is_issued = |result: &ResultRecord| {
             let is_head = result.sequence == head.sequence;
             let elsewhere = record.report.phase == Phase::Synced && !head.runs_in(&record.report);
             result.sequence <= head.sequence && !(is_head && elsewhere)
         };
-        if let Some(result) = result(&destination, &record).filter(ordered) {
+        if let Some(result) = result(&destination, &record).filter(is_issued) {
             results.insert((destination.clone(), result.sequence), result);
         }
         newest.insert(destination, record);
@@ -140,8 +140,8 @@ fn keep(
     Ok(())
 }
 
-/// A spoke tells of what this hub never ordered there: somebody else has ordered with this hub's key, or the hub has
-/// forgotten it. That something is gone which is unknown here is no news.
+/// Counts and logs a report about a destination that this hub never deployed: its signing key was used elsewhere, or
+/// its database lost the destination. Reports of a removal are ignored.
 fn note_unordered(
     core: &Core,
     destination: &DestinationKey,
@@ -164,14 +164,13 @@ fn note_unordered(
         reason = "ReportOfUnordered",
         phase = report.phase.as_str(),
         reported = refusal.map_or(report.reason.as_str(), |refusal| refusal.reason.as_str()),
-        "A cluster reports what this hub never ordered: {}",
+        "Report about a destination that this hub never deployed: {}",
         refusal.map_or(report.message.as_str(), |refusal| refusal.message.as_str())
     );
 }
 
-/// Words of a spoke end in terminals and logs: they are cut and lose their control characters here, once.
-fn presentable(mut report: Report) -> Report {
-    let word = |text: &str| text::message(text).chars().take(WORD_CHARACTERS_MAX).collect();
+/// Truncates the texts of a report and removes control characters, because they are shown in terminals and logs.
+fn sanitized(mut report: Report) -> Report {
     report.reason = word(&report.reason);
     report.message = text::message(&report.message);
     if let Some(refusal) = &mut report.refusal {
@@ -192,17 +191,21 @@ fn presentable(mut report: Report) -> Report {
     report
 }
 
-/// From the push to the first report that the directive is carried out, in microseconds.
-fn arrival(
+fn word(text: &str) -> String {
+    text::message(text).chars().take(WORD_CHARACTERS_MAX).collect()
+}
+
+/// Returns the time from the push to the first report of completion, in microseconds.
+fn push_to_report_us(
     core: &Core,
     head: &LedgerEntry,
     record: &ReportRecord,
-    former: Option<&ReportRecord>,
+    previous: Option<&ReportRecord>,
     at: Instant,
 ) -> Option<u64> {
     let sequence = record.report.sequence?;
-    let known = former.filter(|former| former.report.sequence == Some(sequence));
-    if let Some(micros) = known.and_then(|former| former.push_to_report_us) {
+    let known = previous.filter(|previous| previous.report.sequence == Some(sequence));
+    if let Some(micros) = known.and_then(|previous| previous.push_to_report_us) {
         return Some(micros);
     }
     let is_done = match record.report.phase {
@@ -233,11 +236,11 @@ fn result(destination: &DestinationKey, record: &ReportRecord) -> Option<ResultR
     })
 }
 
-/// A refusal is counted and logged once, when it is news.
+/// Counts and logs a refusal when it first appears.
 fn announce(core: &Core, destination: &DestinationKey, record: &ReportRecord) {
-    let former = core.fleet.report(destination);
-    let former = former.as_ref().and_then(|former| former.report.refusal.as_ref());
-    let Some(refusal) = record.report.refusal.as_ref().filter(|refusal| Some(*refusal) != former)
+    let previous = core.fleet.report(destination);
+    let previous = previous.as_ref().and_then(|previous| previous.report.refusal.as_ref());
+    let Some(refusal) = record.report.refusal.as_ref().filter(|refusal| Some(*refusal) != previous)
     else {
         return;
     };
@@ -252,7 +255,7 @@ fn announce(core: &Core, destination: &DestinationKey, record: &ReportRecord) {
         destination = destination.to_string(),
         reason = refusal.reason,
         sequence = refusal.sequence,
-        "The cluster refused: {}", text::message(&refusal.message)
+        "Directive refused by cluster: {}", text::message(&refusal.message)
     );
 }
 
@@ -287,7 +290,7 @@ mod tests {
             observed_at: now(),
         };
 
-        let kept = presentable(report);
+        let kept = sanitized(report);
 
         assert!(!kept.reason.chars().any(char::is_control));
         assert!(!kept.message.chars().any(char::is_control));

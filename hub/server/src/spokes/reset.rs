@@ -1,7 +1,7 @@
-//! How a hub that was killed tells its spokes so: stateless resets they recognise (RFC 9000, section 10.3).
+//! Stateless resets (RFC 9000, section 10.3) that spokes accept from a restarted hub.
 //!
-//! The key is derived from the hub's TLS key, so it outlives the process. A spoke that still
-//! believes in its connection learns within one keep-alive that it is gone, not after the idle timeout.
+//! The reset key is derived from the hub's TLS key, so it outlives the process. A spoke detects a dead connection
+//! within one keep-alive interval instead of the idle timeout.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 
 /// Length of a connection id in bytes.
 const CONNECTION_ID_BYTES: usize = 8;
-/// Separates this use of the TLS key from any other.
+/// Separates this use of the TLS key from others.
 const LABEL: &[u8] = b"attest stateless reset v1";
 
-/// The endpoint configuration of the hub whose certificate and key are `tls`.
+/// Returns the QUIC endpoint configuration of the hub with the certificate and key `tls`.
 pub fn endpoint_config(tls: &Bundle) -> EndpointConfig {
     let mut hasher = Sha256::new();
     hasher.update(LABEL);
@@ -53,14 +53,14 @@ impl HmacKey for ResetKey {
     }
 }
 
-/// Ids without a mark of the process that made them: one that no connection has is answered by a reset.
+/// Random connection ids, independent of the process: an unknown one is answered with a reset.
 #[derive(Debug)]
 struct RandomIds;
 
 impl ConnectionIdGenerator for RandomIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut bytes = [0; CONNECTION_ID_BYTES];
-        // Without randomness TLS has failed long before; an id of zeros collides and is refused.
+        // TLS fails earlier without randomness. An id of zeros collides and is rejected.
         let _ = getrandom::fill(&mut bytes);
         ConnectionId::new(&bytes)
     }

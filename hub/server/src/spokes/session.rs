@@ -1,4 +1,4 @@
-//! A session: one spoke, from its greeting to the end of its connection. One task, one loop.
+//! The session with one spoke, from its greeting to the end of its connection: one task with one loop.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,7 +34,7 @@ use crate::core::store::records::ClusterState;
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
 
-/// One spoke, from its greeting to the end of its connection.
+/// Runs the session of `peer` and closes its connection if the session fails.
 pub(super) async fn session(shared: &Arc<Shared>, connection: &Connection, peer: &PeerIdentity) {
     let outcome = run_session(shared, connection, peer).await;
     if let Err(error) = outcome {
@@ -43,7 +43,7 @@ pub(super) async fn session(shared: &Arc<Shared>, connection: &Connection, peer:
         tracing::info!(
             cluster = peer.id.name(),
             reason = error.reason(),
-            "A session ended: {}",
+            "Session ended: {}",
             text::error_chain(&error)
         );
     }
@@ -56,9 +56,9 @@ struct Session<'a> {
     number: u64,
     nonce: String,
     control: quinn::SendStream,
-    /// Pushes under way; each ends with what is to be sent again, and the blobs that went with it.
+    /// Pushes in progress. A failed one returns the directive and the blobs that were sent with it.
     pushes: JoinSet<Option<(Pending, Vec<Digest>)>>,
-    /// Waits before pushes that failed are repeated: at most one a destination.
+    /// Delays before failed pushes are repeated, at most one for each destination.
     repeats: JoinSet<()>,
 }
 
@@ -73,13 +73,13 @@ async fn run_session(
         greet(shared, &cluster, connection).await?;
     let Connected { number, wake, replaced } =
         core.fleet.connect(&cluster, connection.clone(), held);
-    if let Some(former) = replaced {
-        former.close(CLOSE_REPLACED, b"Replaced");
+    if let Some(previous) = replaced {
+        previous.close(CLOSE_REPLACED, b"Replaced");
     }
     let _presence = Presence { shared, cluster: cluster.clone(), number };
     note_connected(core);
-    tracing::info!(cluster = cluster.as_str(), "A spoke is connected");
-    // A verdict that fell while this session was greeted found no connection to close.
+    tracing::info!(cluster = cluster.as_str(), "Spoke connected");
+    // A revocation during the greeting found no connection to close.
     let record = core.directory.get(&cluster).filter(|r| r.state == ClusterState::Accepted);
     let record = record.ok_or_else(|| LinkError::ClusterRevoked(cluster.clone()))?;
     for (destination, head) in core.fleet.heads_of(&cluster) {
@@ -97,7 +97,7 @@ async fn run_session(
     let (pushes, repeats) = (JoinSet::new(), JoinSet::new());
     let mut session =
         Session { shared, connection, cluster, number, nonce, control, pushes, repeats };
-    session.sync().await?;
+    session.send_heartbeat().await?;
     let (acknowledge, mut acknowledged) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
     let mut heartbeat = tokio::time::interval(Duration::from_millis(SYNC_INTERVAL_MS));
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -114,7 +114,7 @@ async fn run_session(
             },
             () = wake.notified() => session.push_pending().await,
             Some(number) = acknowledged.recv() => {
-                session.say(ToSpokeBody::Acknowledge(number)).await?;
+                session.send(ToSpokeBody::Acknowledge(number)).await?;
             }
             Some(done) = session.pushes.join_next(), if !session.pushes.is_empty() => {
                 if let Ok(Some((pending, sent))) = done {
@@ -123,14 +123,14 @@ async fn run_session(
                 session.push_pending().await;
             }
             Some(_) = session.repeats.join_next(), if !session.repeats.is_empty() => {}
-            _ = heartbeat.tick() => session.sync().await?,
+            _ = heartbeat.tick() => session.send_heartbeat().await?,
             () = &mut expiry => return Err(LinkError::CertificateExpired),
             () = core.stop.cancelled() => return Err(LinkError::Stopping),
         }
     }
 }
 
-/// Takes the session out of the fleet, however it ends.
+/// Removes the session from the fleet when dropped.
 struct Presence<'a> {
     shared: &'a Arc<Shared>,
     cluster: ClusterId,
@@ -151,15 +151,19 @@ fn note_connected(core: &Core) {
     core.metrics.connected.set(i64::try_from(core.fleet.connected()).unwrap_or(i64::MAX));
 }
 
+fn invalid_need() -> LinkError {
+    LinkError::HelloInvalid("request for blobs")
+}
+
 impl Session<'_> {
-    async fn say(&mut self, body: ToSpokeBody) -> Result<(), LinkError> {
+    async fn send(&mut self, body: ToSpokeBody) -> Result<(), LinkError> {
         Ok(frames::write(&mut self.control, &to_spoke(body)).await?)
     }
 
-    async fn sync(&mut self) -> Result<(), LinkError> {
+    async fn send_heartbeat(&mut self) -> Result<(), LinkError> {
         let (core, counter) = (&self.shared.core, self.shared.next_heartbeat());
         let signed = heartbeat(core, &self.cluster, &self.nonce, counter);
-        self.say(ToSpokeBody::Sync(signed.envelope)).await
+        self.send(ToSpokeBody::Sync(signed.envelope)).await
     }
 
     async fn receive(
@@ -171,8 +175,8 @@ impl Session<'_> {
             Some(ToHubBody::Report(report)) => self.report(report, acknowledge).await,
             Some(ToHubBody::Need(need)) => self.need(&need),
             Some(ToHubBody::Renew(request)) => self.renew(request).await,
-            Some(ToHubBody::Hello(_)) => Err(LinkError::HelloInvalid("a second one")),
-            // A word of a newer spoke.
+            Some(ToHubBody::Hello(_)) => Err(LinkError::HelloInvalid("second greeting")),
+            // A message of a newer protocol.
             None => Ok(()),
         }
     }
@@ -185,14 +189,14 @@ impl Session<'_> {
         let fits = numbered.report.len() <= REPORT_BYTES_MAX;
         let read = fits.then(|| serde_json::from_slice::<Report>(&numbered.report).ok()).flatten();
         let Some(report) = read else {
-            // A word of a newer spoke, or a broken one. Sent again it would read no better.
+            // From a newer spoke, or malformed: a retry would not help.
             self.shared.core.metrics.reports_unreadable.inc();
             tracing::warn!(
                 cluster = self.cluster.as_str(),
                 reason = "ReportInvalid",
-                "A report cannot be read by this hub; it is set aside"
+                "Unreadable report from spoke discarded"
             );
-            return self.say(ToSpokeBody::Acknowledge(numbered.number)).await;
+            return self.send(ToSpokeBody::Acknowledge(numbered.number)).await;
         };
         let arrived = Arrived {
             cluster: self.cluster.clone(),
@@ -206,14 +210,13 @@ impl Session<'_> {
     }
 
     fn need(&self, need: &Need) -> Result<(), LinkError> {
-        let wrong = |_| LinkError::HelloInvalid("a need");
         if need.sha256.len() > NEEDS_MAX {
-            return Err(LinkError::HelloInvalid("a need"));
+            return Err(invalid_need());
         }
         let destination = DestinationKey {
-            application: need.application.parse().map_err(wrong)?,
+            application: need.application.parse().map_err(|_| invalid_need())?,
             cluster: self.cluster.clone(),
-            namespace: need.namespace.parse().map_err(wrong)?,
+            namespace: need.namespace.parse().map_err(|_| invalid_need())?,
         };
         let digests =
             need.sha256.iter().filter_map(|raw| <[u8; 32]>::try_from(raw.as_slice()).ok());
@@ -222,10 +225,10 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A new certificate for the spoke's new key; the former one ends when this one is first used.
+    /// Answers with a certificate for the spoke's new key. Its first use invalidates the previous one.
     async fn renew(&mut self, request: Vec<u8>) -> Result<(), LinkError> {
         if !self.shared.renewals.allows(&self.cluster, Instant::now()) {
-            return self.say(ToSpokeBody::Renewed(Renewed { chain_der: Vec::new() })).await;
+            return self.send(ToSpokeBody::Renewed(Renewed { chain_der: Vec::new() })).await;
         }
         let cluster = self.cluster.clone();
         let registration = &self.shared.registration;
@@ -238,35 +241,35 @@ impl Session<'_> {
                 tracing::warn!(
                     cluster = self.cluster.as_str(),
                     reason = error.reason(),
-                    "A certificate was not renewed: {}",
+                    "Certificate renewal failed: {}",
                     text::error_chain(&error)
                 );
                 Vec::new()
             }
         };
-        self.say(ToSpokeBody::Renewed(Renewed { chain_der })).await
+        self.send(ToSpokeBody::Renewed(Renewed { chain_der })).await
     }
 
     /// Sends every directive that the spoke neither holds nor was sent on this connection.
     async fn push_pending(&mut self) {
         for pending in self.shared.core.fleet.pending(&self.cluster, self.number) {
             if self.pushes.len() >= UNIDIRECTIONAL_STREAMS_MAX as usize {
-                // The end of one of them comes back here.
+                // The end of a push calls this again.
                 return;
             }
             let (core, connection) = (self.shared.core.clone(), self.connection.clone());
             let (permits, number) = (self.shared.pushes.clone(), self.number);
-            // The order of begin_push decides which push carries a blob that several need.
+            // Sequential: the first push that needs a blob carries it.
             let blobs = match prepare(&core, number, &pending).await {
                 Ok(blobs) => blobs,
                 Err(error) => {
                     tracing::error!(
                         destination = pending.destination.to_string(),
                         reason = error.reason(),
-                        "A directive cannot be sent: {}",
+                        "Failed to prepare a push: {}",
                         text::error_chain(&error)
                     );
-                    // Not asked for again before the wait is over.
+                    // Recorded as begun, so that it is not pending until the delay is over.
                     core.fleet.begin_push(number, &pending, &[]);
                     self.repeat_later(pending, &[]);
                     continue;
@@ -274,7 +277,7 @@ impl Session<'_> {
             };
             self.pushes.spawn(async move {
                 let pushed = async {
-                    // A spoke that grants no stream takes nobody's place.
+                    // Opened before the permit is taken: a spoke that grants no stream does not occupy a slot.
                     let stream = open(&connection).await?;
                     let _permit = permits.acquire_owned().await;
                     push(&core, stream, &pending, &blobs).await
@@ -286,7 +289,7 @@ impl Session<'_> {
                 tracing::info!(
                     destination = pending.destination.to_string(),
                     reason = error.reason(),
-                    "A push did not arrive: {}",
+                    "Push failed: {}",
                     text::error_chain(&error)
                 );
                 let sent: Vec<Digest> = blobs.iter().map(|blob| blob.digest).collect();
@@ -295,7 +298,7 @@ impl Session<'_> {
         }
     }
 
-    /// Sends again, after a wait, what did not arrive. It waits in no place that another push could have.
+    /// Schedules a failed push again. Waiting does not occupy a push slot.
     fn repeat_later(&mut self, pending: Pending, sent: &[Digest]) {
         let (core, number) = (self.shared.core.clone(), self.number);
         let Some(wait) = core.fleet.push_failed(number, &pending, sent) else { return };

@@ -1,4 +1,4 @@
-//! What all sessions share.
+//! State shared by all sessions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +17,10 @@ use super::reports::{self, Reports};
 use crate::core::Core;
 use crate::reconcile::waker::Waker;
 
-/// Pushes under way at once, over all spokes.
+/// Most concurrent pushes, over all spokes.
 pub(crate) const PUSHES_MAX: usize = 256;
 
-/// What all sessions share.
+/// State shared by all sessions.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) core: Arc<Core>,
@@ -57,14 +57,14 @@ impl Shared {
         })
     }
 
-    /// The number of the next heartbeat. It has to rise within one connection only: the nonce is that connection's.
+    /// Returns the counter of the next heartbeat. It only has to rise within a connection, which has its own nonce.
     pub(super) fn next_heartbeat(&self) -> u64 {
         self.heartbeats.fetch_add(1, Ordering::SeqCst) + 1
     }
 }
 
 pub(super) fn cluster_id(peer: &PeerIdentity) -> Result<ClusterId, LinkError> {
-    peer.id.name().parse().map_err(|_| LinkError::HelloInvalid("the cluster id"))
+    peer.id.name().parse().map_err(|_| LinkError::HelloInvalid("cluster id"))
 }
 
 pub(super) fn greeting_timeout() -> Duration {

@@ -1,4 +1,4 @@
-//! Certificates of spokes: issued to those who join, and renewed for those who are connected.
+//! Certificates of spokes: issued when a cluster joins, and renewed while it is connected.
 
 use attest_certs::Issued;
 use attest_certs::authority::SPOKE_LIFETIME;
@@ -24,10 +24,10 @@ impl Registration {
         Ok(issued)
     }
 
-    /// A new certificate for a connected cluster's new key: leaf first, DER.
+    /// Issues a certificate for a new key of a connected cluster. Returns its chain, leaf first, as DER.
     ///
     /// # Errors
-    /// When the cluster is no longer accepted or the request is not acceptable. Blocks.
+    /// When the cluster is no longer accepted or the request is invalid. Blocks.
     pub(crate) fn renew(&self, cluster: &ClusterId, csr: &[u8]) -> Result<Vec<Vec<u8>>, JoinError> {
         let guard = self.core.directory.write();
         let stored = self.core.records.stored::<ClusterRecord>(cluster.as_str())?;
@@ -37,13 +37,13 @@ impl Registration {
             .authority
             .issue_spoke(csr, cluster.as_str(), SPOKE_LIFETIME)
             .map_err(JoinError::Authority)?;
-        let former = &stored.value;
+        let previous = &stored.value;
         let record = ClusterRecord {
             serial: Some(issued.serial.to_string()),
-            // A renewal whose answer was lost: the one in use stays good, the lost one does not.
-            former_serial: former.former_serial.clone().or_else(|| former.serial.clone()),
+            // If the answer to the last renewal was lost, the certificate in use stays valid and the lost one does not.
+            former_serial: previous.former_serial.clone().or_else(|| previous.serial.clone()),
             certificate_expires_at: expiry(&issued),
-            ..former.clone()
+            ..previous.clone()
         };
         self.core.records.commit("certificate", &[records::replace(&stored, &record)])?;
         guard.note(&record);

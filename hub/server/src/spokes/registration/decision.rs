@@ -1,4 +1,4 @@
-//! What an operator decides about a registered cluster: accept, revoke, evict, remove. Blocks.
+//! Decisions of operators about registered clusters: accept, revoke, evict, remove. Blocks.
 
 use attest_common::session::join::fingerprint;
 
@@ -10,21 +10,21 @@ use crate::core::store::records::{
     self, Change, ClusterRecord, ClusterState, PolicyRecord, Stored, TokenRecord,
 };
 
-/// What an operator decides about a registered cluster.
+/// Decision of an operator about a registered cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Let it in, provided its identity key has this fingerprint.
+    /// Admits the cluster if its identity key has this fingerprint.
     Accept { fingerprint: String },
-    /// Never let this identity in again.
+    /// Rejects this identity permanently.
     Revoke { because: String },
-    /// Its certificate is void; it may join again with a new token.
+    /// Invalidates the certificate; the cluster may join again with a new token.
     Evict,
-    /// It is no longer of this fleet; its name is free.
+    /// Removes the cluster from the fleet and frees its name.
     Remove,
 }
 
 impl Decision {
-    /// The word that names the durable write and the log line.
+    /// The name of the transaction in the store.
     fn word(&self) -> &'static str {
         match self {
             Self::Accept { .. } => "accept",
@@ -34,17 +34,27 @@ impl Decision {
         }
     }
 
-    /// Returns whether connections of the cluster end with it.
+    /// The log message of the decision.
+    fn event(&self) -> &'static str {
+        match self {
+            Self::Accept { .. } => "Cluster accepted",
+            Self::Revoke { .. } => "Cluster revoked",
+            Self::Evict => "Cluster evicted",
+            Self::Remove => "Cluster removed",
+        }
+    }
+
+    /// Returns whether the decision ends the connections of the cluster.
     fn ends_connections(&self) -> bool {
         !matches!(self, Self::Accept { .. })
     }
 }
 
 impl Registration {
-    /// Carries out a decision. A connection that it ends is closed before this returns.
+    /// Applies a decision. A connection that it ends is closed before this returns.
     ///
     /// # Errors
-    /// When there is no such cluster, the fingerprint differs, or the store does not take it. Blocks.
+    /// When the cluster is not found, the fingerprint differs, or the write fails. Blocks.
     pub(crate) fn decide(
         &self,
         named: &ClusterRecord,
@@ -79,17 +89,12 @@ impl Registration {
         }
         core.directory.measure(&core.metrics);
         self.waker.wake_all();
-        tracing::info!(
-            cluster = changed.id.as_str(),
-            name = name.as_str(),
-            what = decision.word(),
-            "A cluster was judged"
-        );
+        tracing::info!(cluster = changed.id.as_str(), name = name.as_str(), "{}", decision.event());
         Ok(changed)
     }
 }
 
-/// The record as it is after a decision, and the changes that make it durable.
+/// Returns the record after a decision, and the changes to commit.
 fn change(
     core: &Core,
     stored: &Stored<ClusterRecord>,
@@ -106,7 +111,7 @@ fn change(
             certificate_expires_at: None,
             ..record
         },
-        // What was revoked stays out, also when no operator wants to see it any longer.
+        // A revoked identity stays rejected after its removal.
         Decision::Remove if record.state == ClusterState::Revoked => {
             let changed = ClusterRecord { removed: true, ..record };
             let mut changes = removal(core, &changed)?;
@@ -138,7 +143,7 @@ fn accepted(core: &Core, record: ClusterRecord, given: &str) -> Result<ClusterRe
     Ok(ClusterRecord { state: ClusterState::Accepted, ..record })
 }
 
-/// The default cluster after `removed` is gone: the one that was registered first.
+/// Makes the cluster that was registered first the default after `removed`.
 fn next_default(core: &Core, removed: &ClusterRecord) -> Change {
     let others = core.directory.all().into_iter();
     let living =
@@ -147,25 +152,28 @@ fn next_default(core: &Core, removed: &ClusterRecord) -> Change {
     records::default_cluster_change(next.as_ref().map(|next| &next.name))
 }
 
-/// Revokes every token by which the cluster could come back without another decision of the operator: what
-/// it has used gives out no certificate again, and what was made for it, or for its name while the name
-/// is its own, lets nobody in.
+/// Revokes the tokens with which the cluster could join again without a further decision of an operator: those it has
+/// used, those created for its identity, and, while it holds its name, those created for the name.
 fn dead_tokens(
     core: &Core,
     record: &ClusterRecord,
     living: bool,
 ) -> Result<Vec<Change>, StoreError> {
-    let lets_in = |token: &TokenRecord| match (&token.used, &token.identity) {
-        (Some(used), _) => used.cluster == record.id && record.state == ClusterState::Pending,
-        (None, Some(identity)) => *identity == record.id,
-        (None, None) => living && token.cluster == record.name,
-    };
     let all: Vec<TokenRecord> = core.records.all()?;
-    let dead = all.into_iter().filter(|token| !token.revoked && lets_in(token));
+    let dead = all.into_iter().filter(|token| !token.revoked && admits(token, record, living));
     Ok(dead.map(|token| records::put(&TokenRecord { revoked: true, ..token })).collect())
 }
 
-/// What goes with a cluster: its policy hint and its reports; its ledgers stay, so that sequences only rise.
+/// Returns whether `token` admits the cluster of `record`, which holds its name when it is `living`.
+fn admits(token: &TokenRecord, record: &ClusterRecord, living: bool) -> bool {
+    match (&token.used, &token.identity) {
+        (Some(used), _) => used.cluster == record.id && record.state == ClusterState::Pending,
+        (None, Some(identity)) => *identity == record.id,
+        (None, None) => living && token.cluster == record.name,
+    }
+}
+
+/// Deletes the reported policy and the reports of a cluster. Its ledgers stay, so that sequences only rise.
 fn removal(core: &Core, record: &ClusterRecord) -> Result<Vec<Change>, JoinError> {
     let mut changes = Vec::new();
     if let Some(policy) = core.records.get::<PolicyRecord>(record.id.as_str())? {
@@ -190,7 +198,7 @@ pub(super) fn revoked(record: &ClusterRecord, because: &str) -> ClusterRecord {
     }
 }
 
-/// `SHA256:` fingerprint of a cluster's identity key.
+/// Returns the `SHA256:` fingerprint of a cluster's identity key.
 pub(crate) fn fingerprint_of(record: &ClusterRecord) -> String {
     let raw = data_encoding::HEXLOWER.decode(record.identity_key.as_bytes()).unwrap_or_default();
     <[u8; 32]>::try_from(raw).map_or_else(|_| String::new(), |key| fingerprint(&key))

@@ -1,4 +1,4 @@
-//! Why a cluster may not join, or a verdict cannot be carried out.
+//! Errors of joining, and of decisions about clusters.
 
 use attest_certs::{AuthorityError, RequestError};
 use attest_common::basics::ids::{ClusterId, Name};
@@ -7,60 +7,62 @@ use attest_common::session::join::TOKEN_LIFETIME_MAX_S;
 use super::CLUSTERS_MAX;
 use crate::core::store::StoreError;
 
-/// Why a cluster may not join, or a verdict cannot be carried out.
+/// Reason that a cluster may not join, or a decision cannot be applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum JoinError {
     #[error(
-        "the join token is not valid; make a new one with `attest gitops cluster token create`"
+        "the join token is invalid; create a new one with `attest gitops cluster token create`"
     )]
     TokenRefused,
-    #[error("the join token was revoked; make a new one with `attest gitops cluster token create`")]
+    #[error(
+        "the join token was revoked; create a new one with `attest gitops cluster token create`"
+    )]
     TokenRevoked,
-    #[error("the join token expired; make a new one with `attest gitops cluster token create`")]
+    #[error("the join token expired; create a new one with `attest gitops cluster token create`")]
     TokenExpired,
     #[error(
-        "the join token was used already; make a new one with `attest gitops cluster token create`"
+        "the join token was already used; create a new one with `attest gitops cluster token create`"
     )]
     TokenUsed,
-    #[error("the identity key is not proven")]
+    #[error("invalid proof of the identity key")]
     Identity,
-    #[error("the certificate request is not acceptable")]
+    #[error("invalid certificate request")]
     Request(#[source] RequestError),
     #[error("the UID of namespace kube-system is missing or malformed")]
     Uid,
     #[error(
-        "a cluster named `{0}` is registered; `attest gitops cluster rm {0}`, or add it with --replace"
+        "a cluster named `{0}` is already registered; run `attest gitops cluster rm {0}`, or pass --replace"
     )]
     NameTaken(Name),
-    #[error("the join token is for another cluster's spoke")]
+    #[error("the join token was created for another identity")]
     OtherIdentity,
-    #[error("this spoke is registered already as `{0}`")]
+    #[error("this spoke is already registered as `{0}`")]
     IdentityKnown(Name),
     #[error(
-        "cluster {0} was revoked; delete its Secret attest-system/attest-identity to join as a new one"
+        "cluster {0} was revoked; delete its Secret attest-system/attest-identity to join with a new identity"
     )]
     ClusterRevoked(ClusterId),
-    #[error("{CLUSTERS_MAX} clusters are registered, and this hub takes no more")]
+    #[error("the limit of {CLUSTERS_MAX} registered clusters is reached")]
     TooMany,
-    #[error("a token lives 1 to {TOKEN_LIFETIME_MAX_S} seconds")]
+    #[error("the lifetime of a token must be 1 to {TOKEN_LIFETIME_MAX_S} seconds")]
     Lifetime,
-    #[error("no cluster is named `{0}`; `attest gitops cluster list` shows those there are")]
+    #[error("cluster `{0}` not found; list clusters with `attest gitops cluster list`")]
     NoCluster(Name),
-    #[error("{count} clusters are named `{name}`; give the id of one of them: {ids}")]
+    #[error("{count} clusters are named `{name}`; pass the id of one of them: {ids}")]
     Ambiguous { name: Name, count: usize, ids: String },
     #[error(
-        "cluster `{0}` was evicted and comes back by a new token only: \
-         `attest gitops cluster rejoin {0} --kubeconfig F`"
+        "cluster `{0}` was evicted and needs a new token; \
+         run `attest gitops cluster rejoin {0} --kubeconfig F`"
     )]
     Evicted(Name),
     #[error(
-        "cluster `{name}` has fingerprint {actual}, not {given}; was it mistyped, or is it another cluster?"
+        "cluster `{name}` has fingerprint {actual}, not {given}; check the fingerprint that the spoke logs"
     )]
     Fingerprint { name: Name, given: String, actual: String },
-    #[error("the certificate cannot be issued")]
+    #[error("failed to issue the certificate")]
     Authority(#[source] AuthorityError),
-    #[error("the operating system gives no random bytes")]
+    #[error("the operating system provides no random bytes")]
     Randomness(#[source] getrandom::Error),
     #[error(transparent)]
     Store(#[from] StoreError),

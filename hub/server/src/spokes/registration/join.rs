@@ -1,7 +1,7 @@
 //! Joining: single-use tokens, proofs, and the first certificate.
 //!
-//! Of a signing request only the public key is used. The secret of a token is never sent and never stored. Every
-//! answer is durable before it is given.
+//! Only the public key of a certificate request is used. The secret of a token is never sent and never stored. Every
+//! answer is durable before it is sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,27 +31,27 @@ use crate::core::store::records::{
     self, Change, ClusterRecord, ClusterState, Stored, TokenRecord, TokenUse,
 };
 
-/// How long the same key is given the same certificate again: its answer may have been lost.
+/// Time in which the same key receives the same certificate again, because the answer may have been lost.
 pub(crate) const SAME_ANSWER_MS: i64 = 5 * 60 * 1000;
-/// How long after its token expired a cluster may still wait to be accepted.
+/// Longest wait for acceptance after the token expired.
 pub(crate) const PENDING_MAX_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-/// How long a spoke that waits to be accepted should wait before it asks again.
+/// Interval at which a pending spoke repeats its request.
 pub(crate) const PENDING_RETRY_MS: u64 = 2_000;
-/// Largest request to join in bytes: nobody knows yet who sends it.
+/// Largest join request in bytes; its sender is not authenticated.
 pub(crate) const JOIN_FRAME_BYTES_MAX: usize = 16 * 1024;
-/// Longest UID of `kube-system` that is accepted.
+/// Longest accepted UID of namespace `kube-system`, in bytes.
 const UID_BYTES_MAX: usize = 64;
-/// How long the hub waits for a spoke to take its answer.
+/// Longest wait for a spoke to read its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves one connection that asks to join.
+/// Serves one connection with a join request.
 pub(crate) async fn serve(registration: &Arc<Registration>, connection: &Connection) {
     let served = answer(registration, connection).await;
     match served {
         Ok(()) => connection.close(CLOSE_DONE, b"Done"),
         Err(error) => {
             connection.close(CLOSE_PROTOCOL, error.reason().as_bytes());
-            tracing::info!(reason = error.reason(), "A join was not understood: {error}");
+            tracing::info!(reason = error.reason(), "Join request failed: {error}");
         }
     }
 }
@@ -61,14 +61,14 @@ async fn answer(
     connection: &Connection,
 ) -> Result<(), LinkError> {
     let timeout = Duration::from_millis(GREETING_TIMEOUT_MS);
-    let asked = async {
+    let received = async {
         let (stream, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
         let mut reader = FrameReader::new(receive, JOIN_FRAME_BYTES_MAX);
         let request: JoinRequest = reader.next().await?.ok_or(LinkError::Silent)?;
         Ok::<_, LinkError>((stream, reader, request))
     };
     let (mut stream, _reader, request) =
-        tokio::time::timeout(timeout, asked).await.map_err(|_| LinkError::Silent)??;
+        tokio::time::timeout(timeout, received).await.map_err(|_| LinkError::Silent)??;
     let mut exporter = [0; JOIN_EXPORTER_BYTES];
     connection
         .export_keying_material(&mut exporter, JOIN_EXPORTER_LABEL, JOIN_EXPORTER_CONTEXT)
@@ -86,7 +86,7 @@ async fn answer(
             tracing::warn!(
                 reason = error.reason(),
                 from = from.to_string(),
-                "A cluster may not join: {}",
+                "Join request refused: {}",
                 text::error_chain(&error)
             );
             JoinOutcome::Refused(JoinRefused {
@@ -102,8 +102,8 @@ async fn answer(
     Ok(())
 }
 
-/// What a request that holds its proofs asks for.
-struct Asked {
+/// A join request whose proofs are verified.
+struct ProvenRequest {
     identity: [u8; 32],
     cluster: ClusterId,
     spki: String,
@@ -118,7 +118,7 @@ fn decide(
     exporter: &[u8; JOIN_EXPORTER_BYTES],
 ) -> Result<JoinOutcome, JoinError> {
     let stored = registration.core.records.stored::<TokenRecord>(&request.token_id)?;
-    // One answer for every token that does not hold: which ids exist is nobody's business.
+    // The same answer for every invalid token, so that existing ids are not disclosed.
     let stored = stored.ok_or(JoinError::TokenRefused)?;
     let token = &stored.value;
     let csr_sha256 = *Digest::of(&request.csr_der).raw();
@@ -133,19 +133,19 @@ fn decide(
         registration.core.records.commit("token", &[records::replace(&stored, &failed)])?;
         return Err(JoinError::TokenRefused);
     }
-    // From here on the peer holds the secret: it is told what is wrong.
+    // The peer has proven the secret: from here on, errors are specific.
     if token.revoked {
         return Err(JoinError::TokenRevoked);
     }
-    let asked = asked(request, &message)?;
+    let proven = verify_request(request, &message)?;
     match &token.used {
-        Some(used) => again(registration, &stored, used, &asked),
+        Some(used) => repeated_use(registration, &stored, used, &proven),
         None if now() >= token.expires_at => Err(JoinError::TokenExpired),
-        None => first(registration, &stored, &asked),
+        None => first_use(registration, &stored, &proven),
     }
 }
 
-fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
+fn verify_request(request: &JoinRequest, message: &[u8]) -> Result<ProvenRequest, JoinError> {
     let identity: [u8; 32] =
         request.identity_key.as_slice().try_into().map_err(|_| JoinError::Identity)?;
     let key = PublicKey::from_bytes(&identity).map_err(|_| JoinError::Identity)?;
@@ -161,7 +161,7 @@ fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
     if !uid_fits {
         return Err(JoinError::Uid);
     }
-    Ok(Asked {
+    Ok(ProvenRequest {
         identity,
         cluster: ClusterId::of_identity_key(&identity),
         spki: requested.spki_sha256.to_string(),
@@ -171,40 +171,40 @@ fn asked(request: &JoinRequest, message: &[u8]) -> Result<Asked, JoinError> {
     })
 }
 
-/// The token is used for the first time.
-fn first(
+/// Registers the cluster that uses a token for the first time.
+fn first_use(
     registration: &Registration,
     stored: &Stored<TokenRecord>,
-    asked: &Asked,
+    proven: &ProvenRequest,
 ) -> Result<JoinOutcome, JoinError> {
     let token = &stored.value;
     let core = &registration.core;
-    if token.identity.as_ref().is_some_and(|identity| *identity != asked.cluster) {
+    if token.identity.as_ref().is_some_and(|identity| *identity != proven.cluster) {
         return Err(JoinError::OtherIdentity);
     }
     let guard = core.directory.write();
-    if core.directory.is_banned(&asked.cluster) {
-        return Err(JoinError::ClusterRevoked(asked.cluster.clone()));
+    if core.directory.is_banned(&proven.cluster) {
+        return Err(JoinError::ClusterRevoked(proven.cluster.clone()));
     }
     let all = core.directory.all();
-    let replaced = replaced(&all, token, asked)?;
+    let replaced = replaced(&all, token, proven)?;
     if core.directory.records() >= CLUSTERS_MAX {
         return Err(JoinError::TooMany);
     }
-    let former = all.iter().find(|cluster| cluster.id == asked.cluster);
-    if token.identity.is_some() && former.is_none() {
+    let previous = all.iter().find(|cluster| cluster.id == proven.cluster);
+    if token.identity.is_some() && previous.is_none() {
         return Err(JoinError::NoCluster(token.cluster.clone()));
     }
-    let mut record = joining(token, asked, former.map(AsRef::as_ref));
+    let mut record = joining(token, proven, previous.map(AsRef::as_ref));
     let issued = match record.state {
-        ClusterState::Accepted => Some(registration.certify(&mut record, &asked.csr)?),
+        ClusterState::Accepted => Some(registration.certify(&mut record, &proven.csr)?),
         ClusterState::Pending | ClusterState::Revoked => None,
     };
     let used = TokenRecord {
         used: Some(TokenUse {
             at: now(),
-            cluster: asked.cluster.clone(),
-            spki: asked.spki.clone(),
+            cluster: proven.cluster.clone(),
+            spki: proven.spki.clone(),
             chain_pem: issued.as_ref().map(Issued::chain_pem),
         }),
         ..token.clone()
@@ -221,8 +221,8 @@ fn first(
         core.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
     }
     guard.note(&record);
-    if former.is_some() {
-        // The certificate that it rests on no longer counts.
+    if previous.is_some() {
+        // Its certificate is no longer valid.
         core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, "CertificateReplaced");
     }
     core.directory.measure(&core.metrics);
@@ -231,25 +231,25 @@ fn first(
         cluster = record.id.as_str(),
         name = record.name.as_str(),
         state = record.state.as_str(),
-        fingerprint = fingerprint(&asked.identity),
-        "A cluster joined: {}",
+        fingerprint = fingerprint(&proven.identity),
+        "Cluster joined: {}",
         record.name
     );
     Ok(outcome(registration, &record, issued.map(|issued| issued.chain_pem())))
 }
 
-/// The registered clusters of the same name, revoked: a token may replace them.
+/// Returns the registered clusters of the same name, as revoked: a token may replace them.
 ///
 /// # Errors
-/// When the token does not, or the identity may not join by this name.
+/// When the token does not replace them, or the identity may not join with this name.
 fn replaced(
     all: &[Arc<ClusterRecord>],
     token: &TokenRecord,
-    asked: &Asked,
+    proven: &ProvenRequest,
 ) -> Result<Vec<ClusterRecord>, JoinError> {
     let mut replaced = Vec::new();
     for cluster in all {
-        let is_same_identity = cluster.id == asked.cluster;
+        let is_same_identity = cluster.id == proven.cluster;
         if is_same_identity && cluster.state == ClusterState::Revoked {
             return Err(JoinError::ClusterRevoked(cluster.id.clone()));
         }
@@ -267,47 +267,51 @@ fn replaced(
     Ok(replaced)
 }
 
-/// The record of a cluster that joins, without a certificate.
-fn joining(token: &TokenRecord, asked: &Asked, former: Option<&ClusterRecord>) -> ClusterRecord {
+/// Returns the record of a joining cluster, without a certificate.
+fn joining(
+    token: &TokenRecord,
+    proven: &ProvenRequest,
+    previous: Option<&ClusterRecord>,
+) -> ClusterRecord {
     ClusterRecord {
-        id: asked.cluster.clone(),
+        id: proven.cluster.clone(),
         name: token.cluster.clone(),
         state: if token.auto_accept { ClusterState::Accepted } else { ClusterState::Pending },
-        identity_key: data_encoding::HEXLOWER.encode(&asked.identity),
-        kube_system_uid: asked.kube_system_uid.clone(),
+        identity_key: data_encoding::HEXLOWER.encode(&proven.identity),
+        kube_system_uid: proven.kube_system_uid.clone(),
         token_id: token.id.clone(),
         serial: None,
         former_serial: None,
         certificate_expires_at: None,
-        registered_at: former.map_or_else(now, |former| former.registered_at),
-        agent_version: Some(asked.agent_version.clone()),
+        registered_at: previous.map_or_else(now, |previous| previous.registered_at),
+        agent_version: Some(proven.agent_version.clone()),
         kubernetes_version: None,
         revoked_because: None,
         removed: false,
     }
 }
 
-/// The token was used: by the same identity, whose answer was lost or who waits, or by somebody else.
+/// Answers a token that was used before: by the same identity, which is pending or lost its answer, or by another.
 ///
-/// The identity key has signed this very connection. A TLS key of the same identity may be another
-/// one: a spoke that was killed while it waited makes a new one.
-fn again(
+/// The identity key has signed this connection. The TLS key may differ from the first one: a spoke that restarts
+/// while pending creates a new key.
+fn repeated_use(
     registration: &Registration,
     stored: &Stored<TokenRecord>,
     used: &TokenUse,
-    asked: &Asked,
+    proven: &ProvenRequest,
 ) -> Result<JoinOutcome, JoinError> {
-    if used.cluster != asked.cluster {
+    if used.cluster != proven.cluster {
         tracing::warn!(
             reason = "TokenUsed",
             first = used.cluster.as_str(),
-            second = asked.cluster.as_str(),
-            "A join token was shown by two different identities"
+            second = proven.cluster.as_str(),
+            "Join token presented by two identities"
         );
         return Err(JoinError::TokenUsed);
     }
     let guard = registration.core.directory.write();
-    let cluster = registration.core.records.get::<ClusterRecord>(asked.cluster.as_str())?;
+    let cluster = registration.core.records.get::<ClusterRecord>(proven.cluster.as_str())?;
     let mut record = cluster.ok_or(JoinError::TokenUsed)?;
     match (record.state, &used.chain_pem) {
         (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
@@ -318,17 +322,17 @@ fn again(
         (ClusterState::Accepted, Some(_)) if now() > after(used.at, SAME_ANSWER_MS) => {
             Err(JoinError::TokenUsed)
         }
-        (ClusterState::Accepted, Some(chain)) if used.spki == asked.spki => {
+        (ClusterState::Accepted, Some(chain)) if used.spki == proven.spki => {
             Ok(outcome(registration, &record, Some(chain.clone())))
         }
         (ClusterState::Accepted, issued_before) => {
-            // The time of the first certificate counts: asking again gains none.
+            // The time of the first certificate counts, so that repeated requests do not extend it.
             let at = if issued_before.is_some() { used.at } else { now() };
-            let issued = registration.certify(&mut record, &asked.csr)?;
+            let issued = registration.certify(&mut record, &proven.csr)?;
             let chain = issued.chain_pem();
             let used = TokenUse {
                 at,
-                spki: asked.spki.clone(),
+                spki: proven.spki.clone(),
                 chain_pem: Some(chain.clone()),
                 ..used.clone()
             };

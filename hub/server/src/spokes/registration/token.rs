@@ -1,4 +1,4 @@
-//! Makes join tokens, and drops those nobody can use any more. Blocks.
+//! Creates join tokens, and deletes unusable ones. Blocks.
 
 use attest_common::basics::ids::{ClusterId, Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
@@ -8,25 +8,25 @@ use super::{JoinError, Registration, TOKENS_MAX};
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, Change, ClusterState, Records, TokenRecord};
 
-/// What a token is made for.
+/// Parameters of a new join token.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenSpec {
     pub(crate) cluster: Name,
     pub(crate) lifetime_s: u64,
-    /// The cluster needs no further decision of an operator.
+    /// Accepts the cluster without a decision of an operator.
     pub(crate) auto_accept: bool,
     /// Replaces a registered cluster of this name.
     pub(crate) replace: bool,
-    /// The registered cluster of this name that is to get a new certificate; no other may use the token.
+    /// The registered cluster of this name that receives a new certificate; no other may use the token.
     pub(crate) identity: Option<ClusterId>,
 }
 
 impl Registration {
-    /// Makes a token. The text is returned here and never again.
+    /// Creates a token. Its text is returned only here.
     ///
     /// # Errors
-    /// When the name is taken, or is not that of the given identity, the lifetime too long, or the store does not
-    /// take it. Blocks.
+    /// When the name is taken, or does not belong to the given identity, the lifetime is too long, or the write fails.
+    /// Blocks.
     pub(crate) fn make_token(&self, spec: TokenSpec) -> Result<(TokenRecord, String), JoinError> {
         let TokenSpec { cluster, lifetime_s, auto_accept, replace, identity } = spec;
         if lifetime_s == 0 || lifetime_s > TOKEN_LIFETIME_MAX_S {
@@ -65,7 +65,7 @@ impl Registration {
     }
 }
 
-/// Deletions of the oldest tokens that nobody can use any more, when there are too many.
+/// Returns deletions of the oldest unusable tokens, when there are more than [`TOKENS_MAX`].
 fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
     let all: Vec<TokenRecord> = records.all()?;
     let excess = (all.len() + 1).saturating_sub(TOKENS_MAX);
