@@ -1,6 +1,6 @@
-//! State that every part of the hub shares: the store and its copies in memory, the signing key, metrics and the log.
+//! State shared by all parts of the hub: the store and its copies in memory, the signing key, and metrics.
 //!
-//! No part of it knows of HTTP, of how spokes connect, or of how an application is reconciled.
+//! It does not depend on HTTP, on the sessions of spokes, or on reconciliation.
 
 pub mod blocking;
 pub mod directory;
@@ -27,7 +27,7 @@ use store::records::Records;
 /// Target of the log lines about applications.
 pub(crate) const CONTROLLER: &str = "attest_gitops::controller";
 
-/// State that every part of the hub shares.
+/// State shared by all parts of the hub.
 #[derive(Debug)]
 pub struct Core {
     pub epoch: Epoch,
@@ -40,7 +40,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// Begins a new epoch and reads what the store holds. Blocks.
+    /// Begins a new epoch and loads the store. Blocks.
     ///
     /// # Errors
     /// When the store cannot be read or written.

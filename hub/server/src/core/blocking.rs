@@ -1,4 +1,4 @@
-//! Work that blocks, on a thread of its own.
+//! Runs blocking work on a blocking thread.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ where
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only when the runtime is going down: the caller goes down with it.
+            // Only when the runtime shuts down, and the caller with it.
             Err(_) => std::future::pending().await,
         },
     }

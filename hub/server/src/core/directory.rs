@@ -1,4 +1,4 @@
-//! The registered clusters in memory, by id and by name: a copy of the store's, which is written first.
+//! Registered clusters in memory, by id and by name. A copy of the store, which is written first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
@@ -14,7 +14,7 @@ use crate::core::store::records::{Application, ClusterRecord, ClusterState, Dest
 struct State {
     by_id: BTreeMap<ClusterId, Arc<ClusterRecord>>,
     by_name: BTreeMap<Name, BTreeSet<ClusterId>>,
-    /// Revoked and then removed: nobody is shown them, and they stay out.
+    /// Revoked and then removed: not shown, and still rejected.
     banned: BTreeSet<ClusterId>,
 }
 
@@ -25,8 +25,8 @@ pub struct Directory {
     writer: Locked<()>,
 }
 
-/// The right to change clusters. Whoever reads a record to replace it holds this until the change is
-/// durable and noted: two changes cannot undo each other, neither in the store nor here.
+/// Exclusive write access to clusters. A caller that reads a record to replace it holds this until the change is
+/// durable and noted, so that concurrent changes cannot undo each other.
 #[derive(Debug)]
 pub struct WriteGuard<'a> {
     directory: &'a Directory,
@@ -34,7 +34,7 @@ pub struct WriteGuard<'a> {
 }
 
 impl Directory {
-    /// The clusters that the store knows.
+    /// Loads the clusters of the store.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -48,29 +48,29 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Waits until nobody else changes clusters. Blocks.
+    /// Waits for exclusive write access. Blocks.
     pub fn write(&self) -> WriteGuard<'_> {
         let alone = self.writer.lock();
         WriteGuard { directory: self, _alone: alone }
     }
 
-    /// True for a cluster that was revoked and then removed.
+    /// Returns whether a cluster was revoked and then removed.
     pub(crate) fn is_banned(&self, id: &ClusterId) -> bool {
         self.state.read().banned.contains(id)
     }
 
-    /// Records there are, those of banned clusters too.
+    /// Returns the number of records, including banned clusters.
     pub fn records(&self) -> usize {
         let state = self.state.read();
         state.by_id.len() + state.banned.len()
     }
 
-    /// The cluster with this id.
+    /// Returns the cluster with this id.
     pub fn get(&self, id: &ClusterId) -> Option<Arc<ClusterRecord>> {
         self.state.read().by_id.get(id).cloned()
     }
 
-    /// The cluster of this name: the one that is not revoked, when there are several.
+    /// Returns the cluster of this name; of several, the one that is not revoked.
     pub fn named(&self, name: &Name) -> Option<Arc<ClusterRecord>> {
         let state = self.state.read();
         let ids = state.by_name.get(name)?;
@@ -78,13 +78,13 @@ impl Directory {
         all().find(|record| record.state != ClusterState::Revoked).or_else(|| all().next()).cloned()
     }
 
-    /// Every cluster, by id.
+    /// Returns all clusters, ordered by id.
     pub fn all(&self) -> Vec<Arc<ClusterRecord>> {
         let state = self.state.read();
         state.by_id.values().cloned().collect()
     }
 
-    /// Where an application is to run: those of its destinations whose cluster is registered.
+    /// Returns the destinations of an application whose cluster is registered.
     pub fn places(&self, application: &Application) -> BTreeSet<(ClusterId, Name)> {
         let place = |destination: &Destination| {
             let cluster = self.named(&destination.cluster)?;
@@ -93,17 +93,17 @@ impl Directory {
         application.destinations.iter().filter_map(place).collect()
     }
 
-    /// True when the cluster is registered and not revoked.
+    /// Returns whether the cluster is registered and not revoked.
     pub(crate) fn is_living(&self, id: &ClusterId) -> bool {
         self.get(id).is_some_and(|record| record.state != ClusterState::Revoked)
     }
 
-    /// The name that people know a cluster by; its id when it is no longer registered.
+    /// Returns the name of a cluster, or its id when it is no longer registered.
     pub(crate) fn name_of(&self, id: &ClusterId) -> String {
         self.get(id).map_or_else(|| id.to_string(), |record| record.name.to_string())
     }
 
-    /// Counts clusters for the metrics.
+    /// Updates the metrics of clusters.
     pub(crate) fn measure(&self, metrics: &Metrics) {
         let state = self.state.read();
         for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
@@ -115,7 +115,7 @@ impl Directory {
 }
 
 impl WriteGuard<'_> {
-    /// Takes note of a record that is durable.
+    /// Applies a durable record to the copy in memory.
     pub fn note(&self, record: &ClusterRecord) {
         let mut state = self.directory.state.write();
         if record.removed {
@@ -127,7 +127,7 @@ impl WriteGuard<'_> {
         state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
     }
 
-    /// Takes note that a cluster is no longer registered.
+    /// Removes a cluster that is no longer registered from the copy in memory.
     pub fn forget(&self, record: &ClusterRecord) {
         let mut state = self.directory.state.write();
         forget(&mut state, record);

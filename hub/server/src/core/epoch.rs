@@ -1,4 +1,4 @@
-//! The epoch of this hub process: higher than that of any before it, and durable before it is used.
+//! The epoch of this hub process: above that of every previous process, and durable before it is used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use super::store::records::Records;
 #[derive(Debug)]
 pub struct Epoch {
     current: AtomicU64,
-    /// Held while the epoch is raised, which waits for the disk: readers do not.
+    /// Held while the epoch is raised, which waits for the disk. Readers do not take it.
     raising: Locked<()>,
 }
 
@@ -29,11 +29,11 @@ impl Epoch {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// Begins an epoch above `seen`, which a spoke holds and this hub does not know: the hub came back from a
-    /// backup. Durable before anything more is signed. Blocks.
+    /// Begins an epoch above `seen`, which a spoke holds and is unknown to this hub: it was restored from a backup. The
+    /// epoch is durable before it is used. Blocks.
     ///
     /// # Errors
-    /// When the store does not take it; the epoch is then what it was.
+    /// When the write fails; the epoch is then unchanged.
     pub(crate) fn raise_above(&self, records: &Records, seen: u64) -> Result<(), StoreError> {
         let _one_at_a_time = self.raising.lock();
         if seen >= self.current() {
@@ -43,7 +43,7 @@ impl Epoch {
                 reason = "EpochForgotten",
                 seen,
                 epoch,
-                "A spoke holds what this hub has forgotten (a restored backup?): a new epoch begins"
+                "Spoke holds directives unknown to this hub, as after a restore from a backup; beginning a new epoch"
             );
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! The fleet as it is now, in memory: who is connected, what each destination was last told and last said.
+//! Current state of the fleet in memory: sessions, and the newest directive and report of each destination.
 //!
-//! Everything durable here is a copy of the store's; the store is written first. A wake-up carries no
-//! data: whoever wakes looks here again.
+//! Durable state here is a copy of the store, which is written first. A wake-up carries no data: the woken task reads
+//! the state again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
@@ -20,7 +20,7 @@ use crate::core::store::records::{
     CompressedBlob, LedgerEntry, PolicyRecord, Records, ReportRecord,
 };
 
-/// Bytes of compressed blobs kept in memory, ready to be sent.
+/// Largest size of the cache of compressed blobs, in bytes.
 pub(crate) const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Delay before a failed push is repeated on the same connection.
@@ -33,15 +33,15 @@ struct Session {
     number: u64,
     connection: quinn::Connection,
     wake: Arc<Notify>,
-    /// What the spoke durably holds.
+    /// Positions that the spoke durably holds.
     held: BTreeMap<DestinationKey, SpokePosition>,
-    /// What was sent on this connection.
+    /// Directives sent on this connection.
     pushed: BTreeMap<DestinationKey, Pushed>,
-    /// Pushes that failed, since one of that destination arrived.
+    /// Consecutive failed pushes.
     failures: BTreeMap<DestinationKey, u32>,
-    /// Blobs that were sent on this connection, or that the spoke must have.
+    /// Blobs sent on this connection, or known to be at the spoke.
     has: BTreeSet<Digest>,
-    /// Destinations whose held blobs are among `has`.
+    /// Destinations whose held blobs are in `has`.
     accounted: BTreeSet<DestinationKey>,
 }
 
@@ -54,10 +54,10 @@ struct Pushed {
 #[derive(Debug, Default)]
 struct State {
     sessions: BTreeMap<ClusterId, Session>,
-    /// When those that are not connected were last heard of.
-    last_heard: BTreeMap<ClusterId, Timestamp>,
+    /// Time of the last contact with clusters that are not connected.
+    last_contact: BTreeMap<ClusterId, Timestamp>,
     heads: BTreeMap<ClusterId, BTreeMap<DestinationKey, Arc<LedgerEntry>>>,
-    /// Which destinations have heads, by application.
+    /// Destinations with heads, by application.
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
     policies: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
@@ -84,14 +84,14 @@ struct Blobs {
     turn: u64,
 }
 
-/// The fleet as it is now.
+/// Current state of the fleet.
 #[derive(Debug, Default)]
 pub struct Fleet {
     state: Locked<State>,
     blobs: Locked<Blobs>,
 }
 
-/// A session that has just begun.
+/// A new session.
 #[derive(Debug)]
 pub struct Connected {
     pub number: u64,
@@ -101,17 +101,23 @@ pub struct Connected {
     pub replaced: Option<quinn::Connection>,
 }
 
-/// A directive that a session has not been sent yet.
+/// A directive that is yet to be sent in a session.
 #[derive(Clone, Debug)]
 pub struct Pending {
     pub destination: DestinationKey,
     pub head: Arc<LedgerEntry>,
-    /// Sequence that the spoke holds now and whose blobs are not accounted for, 0 for none.
+    /// Sequence that the spoke holds and whose blobs are not accounted for, 0 for none.
     pub held_sequence: u64,
 }
 
+/// Returns the time since `then`, zero for a time in the future.
+fn age(then: &Timestamp) -> Duration {
+    let age_ms = now().as_millisecond().saturating_sub(then.as_millisecond());
+    Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))
+}
+
 impl Fleet {
-    /// The fleet as the store knows it; nobody is connected.
+    /// Loads the state of the fleet from the store, without sessions.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -121,12 +127,12 @@ impl Fleet {
             state.put_head(destination, entry);
         }
         for report in records.all::<ReportRecord>()? {
-            let heard = state.last_heard.entry(report.cluster.clone()).or_default();
-            *heard = report.received_at.max(*heard);
+            let contact = state.last_contact.entry(report.cluster.clone()).or_default();
+            *contact = report.received_at.max(*contact);
             state.reports.insert(report.destination(), Arc::new(report));
         }
         for record in records.all::<PolicyRecord>()? {
-            // A policy that this version cannot use is asked for again at the next connection.
+            // The spoke reports its policy again when it connects.
             if let Ok(policy) = record.spec.load() {
                 let reported = ReportedPolicy { spec: record.spec, policy };
                 state.policies.insert(record.cluster, Arc::new(reported));
@@ -139,8 +145,7 @@ impl Fleet {
         self.state.lock()
     }
 
-    /// Registers the session of a spoke that has introduced itself. The caller closes the connection that it
-    /// replaces.
+    /// Registers the session of a spoke after its greeting. The caller closes the connection that it replaces.
     pub fn connect(
         &self,
         cluster: &ClusterId,
@@ -162,52 +167,49 @@ impl Fleet {
             accounted: BTreeSet::new(),
         };
         let replaced = state.sessions.insert(cluster.clone(), session);
-        Connected { number, wake, replaced: replaced.map(|former| former.connection) }
+        Connected { number, wake, replaced: replaced.map(|previous| previous.connection) }
     }
 
-    /// A session is over. Nothing happens when a newer one has taken its place.
+    /// Removes a session, unless a newer one has replaced it.
     pub(crate) fn disconnect(&self, cluster: &ClusterId, number: u64) {
         let mut state = self.state();
         if state.sessions.get(cluster).is_some_and(|session| session.number == number) {
             state.sessions.remove(cluster);
-            state.last_heard.insert(cluster.clone(), now());
+            state.last_contact.insert(cluster.clone(), now());
         }
     }
 
-    /// Ends the connection of a cluster, if there is one, with a reason for the spoke.
+    /// Closes the connection of a cluster, if there is one, with a reason for the spoke.
     pub fn close(&self, cluster: &ClusterId, code: quinn::VarInt, reason: &str) {
         if let Some(session) = self.state().sessions.get(cluster) {
             session.connection.close(code, reason.as_bytes());
         }
     }
 
-    /// Forgets what a cluster said that is no longer registered. Its ledgers go on should it come back.
+    /// Forgets what a cluster reported that is no longer registered. Its ledgers continue if it joins again.
     pub fn forget(&self, cluster: &ClusterId) {
         let mut state = self.state();
         state.policies.remove(cluster);
-        state.last_heard.remove(cluster);
+        state.last_contact.remove(cluster);
         state.reports.retain(|destination, _| destination.cluster != *cluster);
     }
 
-    /// Whether a spoke is connected, and how long ago it was last heard of. One that is connected is heard
-    /// all the time: its connection ends when it is not. After a start of the hub, the last stored report counts.
+    /// Returns whether a spoke is connected, and the time since its last contact. It is zero while connected. After a
+    /// start of the hub, the last stored report counts.
     pub(crate) fn presence(&self, cluster: &ClusterId) -> (bool, Option<Duration>) {
         let state = self.state();
         if state.sessions.contains_key(cluster) {
             return (true, Some(Duration::ZERO));
         }
-        let age_ms =
-            |then: &Timestamp| now().as_millisecond().saturating_sub(then.as_millisecond());
-        let age = |then| Duration::from_millis(u64::try_from(age_ms(then)).unwrap_or(0));
-        (false, state.last_heard.get(cluster).map(age))
+        (false, state.last_contact.get(cluster).map(age))
     }
 
-    /// How many spokes are connected.
+    /// Returns the number of connected spokes.
     pub fn connected(&self) -> usize {
         self.state().sessions.len()
     }
 
-    /// What is known of a destination's spoke: `None` while it is not connected.
+    /// Returns the position of a spoke at a destination; `None` while it is not connected.
     pub fn position(&self, destination: &DestinationKey) -> Option<SpokePosition> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
@@ -215,29 +217,29 @@ impl Fleet {
         Some(session.held.get(destination).copied().unwrap_or(none))
     }
 
-    /// The policy that a cluster said it has.
+    /// Returns the trust policy that a cluster reported.
     pub fn reported_policy(&self, cluster: &ClusterId) -> Option<Arc<ReportedPolicy>> {
         self.state().policies.get(cluster).cloned()
     }
 
-    /// Keeps the policy that a cluster said it has.
-    pub(crate) fn set_reported_policy(&self, cluster: &ClusterId, reported: ReportedPolicy) {
-        self.state().policies.insert(cluster.clone(), Arc::new(reported));
+    /// Sets the trust policy that a cluster reported.
+    pub(crate) fn set_reported_policy(&self, cluster: &ClusterId, policy: ReportedPolicy) {
+        self.state().policies.insert(cluster.clone(), Arc::new(policy));
     }
 
-    /// The newest ledger entry of a destination.
+    /// Returns the newest ledger entry of a destination.
     pub fn head(&self, destination: &DestinationKey) -> Option<Arc<LedgerEntry>> {
         self.state().heads.get(&destination.cluster)?.get(destination).cloned()
     }
 
-    /// The newest ledger entries of a cluster.
+    /// Returns the newest ledger entries of a cluster.
     pub fn heads_of(&self, cluster: &ClusterId) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
         let state = self.state();
         let heads = state.heads.get(cluster).into_iter().flatten();
         heads.map(|(destination, head)| (destination.clone(), head.clone())).collect()
     }
 
-    /// The newest ledger entries of an application.
+    /// Returns the newest ledger entries of an application.
     pub(crate) fn heads_for(&self, application: &Name) -> Vec<(DestinationKey, Arc<LedgerEntry>)> {
         let state = self.state();
         let places = state.places.get(application).into_iter().flatten();
@@ -247,8 +249,8 @@ impl Fleet {
             .collect()
     }
 
-    /// Takes note of appended entries and wakes the spokes concerned. True when a spoke has said in the
-    /// meantime that it holds more than the entry is above of: it must be said once more.
+    /// Applies committed entries and wakes their spokes. Returns whether a spoke has concurrently reported a position
+    /// that overtakes an entry, which must then be issued again.
     #[must_use]
     pub(crate) fn set_heads(&self, entries: Vec<(DestinationKey, LedgerEntry)>) -> bool {
         let mut state = self.state();
@@ -257,12 +259,12 @@ impl Fleet {
             let cluster = destination.cluster.clone();
             let held = state.sessions.get(&cluster).and_then(|s| s.held.get(&destination));
             overtaken |= held.is_some_and(|held| is_overtaken(&entry, *held));
-            let former = state.put_head(destination.clone(), entry);
+            let previous = state.put_head(destination.clone(), entry);
             if let Some(session) = state.sessions.get_mut(&cluster) {
                 let held = session.held.get(&destination).map(|held| held.sequence);
-                if let Some(former) = former.filter(|former| held == Some(former.sequence)) {
-                    // What the spoke holds now it also has the blobs of.
-                    let blobs = former.planned.iter().flat_map(|planned| &planned.blobs);
+                if let Some(previous) = previous.filter(|entry| held == Some(entry.sequence)) {
+                    // The spoke has the blobs of the directive that it holds.
+                    let blobs = previous.planned.iter().flat_map(|planned| &planned.blobs);
                     session.has.extend(blobs);
                     session.accounted.insert(destination);
                 }
@@ -272,7 +274,7 @@ impl Fleet {
         overtaken
     }
 
-    /// What session `number` of a cluster has yet to be sent.
+    /// Returns the directives that are yet to be sent in session `number` of a cluster.
     pub fn pending(&self, cluster: &ClusterId, number: u64) -> Vec<Pending> {
         let state = self.state();
         let Some(session) = state.sessions.get(cluster).filter(|s| s.number == number) else {
@@ -283,7 +285,7 @@ impl Fleet {
             .filter_map(|(destination, head)| {
                 let held = session.held.get(destination);
                 let is_held = held.is_some_and(|held| {
-                    // What it would refuse is said again first.
+                    // An overtaken directive is issued again before it is sent.
                     held.sequence == head.sequence || is_overtaken(head, *held)
                 });
                 let sent = session.pushed.get(destination).map(|pushed| pushed.sequence);
@@ -298,7 +300,7 @@ impl Fleet {
             .collect()
     }
 
-    /// Which of `blobs` session `number` was not sent yet.
+    /// Returns those of `blobs` that were not sent in session `number`.
     pub fn lacking(&self, number: u64, pending: &Pending, blobs: &[Digest]) -> Vec<Digest> {
         let state = self.state();
         let session = state.sessions.get(&pending.destination.cluster);
@@ -308,7 +310,7 @@ impl Fleet {
         blobs.iter().filter(|digest| !session.has.contains(digest)).copied().collect()
     }
 
-    /// Takes note that a directive is on its way, and says which of `blobs` must go with it.
+    /// Records the start of a push. Returns those of `blobs` to send with it.
     pub(crate) fn begin_push(
         &self,
         number: u64,
@@ -325,7 +327,7 @@ impl Fleet {
         blobs.iter().filter(|digest| session.has.insert(**digest)).copied().collect()
     }
 
-    /// A push of session `number` arrived whole.
+    /// Records the success of a push of session `number`.
     pub(crate) fn push_arrived(&self, number: u64, pending: &Pending) {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
@@ -334,8 +336,8 @@ impl Fleet {
         }
     }
 
-    /// A push of session `number` did not arrive: neither its directive nor its blobs count as sent. How
-    /// long to wait before [`Fleet::push_may_be_repeated`]; `None` when a newer session took its place.
+    /// Records the failure of a push of session `number`: its blobs do not count as sent. Returns the delay before
+    /// [`Fleet::push_may_be_repeated`]; `None` when a newer session has replaced this one.
     pub(crate) fn push_failed(
         &self,
         number: u64,
@@ -354,7 +356,7 @@ impl Fleet {
         Some(wait)
     }
 
-    /// The wait after a push that failed is over: what was to be sent is sent again.
+    /// Ends the delay after a failed push: its directive is pending again.
     pub(crate) fn push_may_be_repeated(&self, number: u64, pending: &Pending) {
         let mut state = self.state();
         let session = state.sessions.get_mut(&pending.destination.cluster);
@@ -367,7 +369,7 @@ impl Fleet {
         }
     }
 
-    /// The spoke has these blobs of a destination already.
+    /// Records that the spoke has these blobs of a destination.
     pub(crate) fn spoke_has(
         &self,
         destination: &DestinationKey,
@@ -379,20 +381,20 @@ impl Fleet {
         }
     }
 
-    /// The spoke lacks these blobs after all; the destination's directive is sent again with them.
+    /// Records that the spoke lacks these blobs; the destination's directive is sent again with them.
     pub(crate) fn spoke_lacks(&self, destination: &DestinationKey, blobs: &[Digest]) {
         if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             blobs.iter().for_each(|digest| {
                 session.has.remove(digest);
             });
             session.pushed.remove(destination);
-            // What it lacks blobs of it does not hold, whatever it said when it connected.
+            // A spoke that lacks blobs of a directive does not hold it, whatever it reported.
             session.held.remove(destination);
             session.wake.notify_one();
         }
     }
 
-    /// Sends the newest directive of a destination once more, whatever was sent before.
+    /// Sends the newest directive of a destination again.
     pub(crate) fn push_again(&self, destination: &DestinationKey) {
         if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
             session.pushed.remove(destination);
@@ -401,7 +403,7 @@ impl Fleet {
         }
     }
 
-    /// Since when the directive with this sequence is on its way.
+    /// Returns the start of the push of the directive with this sequence.
     pub(crate) fn pushed_at(&self, destination: &DestinationKey, sequence: u64) -> Option<Instant> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
@@ -409,17 +411,17 @@ impl Fleet {
         (pushed.sequence == sequence).then_some(pushed.at)
     }
 
-    /// The newest report of a destination.
+    /// Returns the newest report of a destination.
     pub fn report(&self, destination: &DestinationKey) -> Option<Arc<ReportRecord>> {
         self.state().reports.get(destination).cloned()
     }
 
-    /// Takes note of a report that is durable.
+    /// Applies a durable report.
     pub(crate) fn set_report(&self, record: ReportRecord) {
         let mut state = self.state();
         let destination = record.destination();
         let report = &record.report;
-        // What it says beyond the ledger counts when it connects, not here.
+        // A position beyond the ledger counts only in the greeting.
         let head =
             state.heads.get(&record.cluster).and_then(|heads| heads.get(&destination).cloned());
         if report.phase != Phase::Refused
@@ -438,7 +440,7 @@ impl Fleet {
         state.reports.insert(destination, Arc::new(record));
     }
 
-    /// Drops what is known of a destination that no application has any more.
+    /// Forgets a destination that no longer belongs to an application.
     pub(crate) fn forget_destination(&self, destination: &DestinationKey) {
         let mut state = self.state();
         state.reports.remove(destination);

@@ -6,14 +6,14 @@ use std::sync::{Arc, MutexGuard};
 
 use attest_common::basics::locked::Locked;
 
-/// Bits of an IPv6 address that its owner chooses as it likes.
+/// Bits of an IPv6 address that its owner can choose freely.
 const IPV6_OWN_BITS: u32 = 64;
 
-/// A bounded number of places, of which one address gets only some.
+/// Bounds concurrent connections, in total and per address.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
-    places_max: usize,
-    places_per_address_max: usize,
+    permits_max: usize,
+    permits_per_address_max: usize,
     taken: Locked<Taken>,
 }
 
@@ -23,7 +23,7 @@ struct Taken {
     by_address: BTreeMap<IpAddr, usize>,
 }
 
-/// A place, given back when it is dropped.
+/// Permit for one connection, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     limiter: Arc<ConnectionLimiter>,
@@ -31,31 +31,32 @@ pub(crate) struct Permit {
 }
 
 impl ConnectionLimiter {
-    pub(crate) fn new(places_max: usize, places_per_address_max: usize) -> Arc<Self> {
-        Arc::new(Self { places_max, places_per_address_max, taken: Locked::default() })
+    /// Creates a limiter with at most `permits_max` permits in total and `permits_per_address_max` per address.
+    pub(crate) fn new(permits_max: usize, permits_per_address_max: usize) -> Arc<Self> {
+        Arc::new(Self { permits_max, permits_per_address_max, taken: Locked::default() })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock()
     }
 
-    /// True when fewer than half of the places are free: from now on an address must be proven, so that
-    /// datagrams with forged senders take half of the places at most.
+    /// Returns whether more than half of the permits are taken. Addresses must then be validated, so that datagrams with
+    /// forged senders take at most about half of the permits.
     pub(crate) fn requires_address_validation(&self) -> bool {
-        self.taken().all.saturating_mul(2) > self.places_max
+        self.taken().all.saturating_mul(2) > self.permits_max
     }
 
-    /// A place, unless there is none. An address is counted only when it is `proven`: nobody takes places
-    /// in the name of another.
-    pub(crate) fn acquire(self: &Arc<Self>, proven: Option<IpAddr>) -> Option<Permit> {
-        let address = proven.map(network);
+    /// Returns a permit if one is free. Only a `validated` address is counted, so that forged senders cannot exhaust the
+    /// permits of an address.
+    pub(crate) fn acquire(self: &Arc<Self>, validated: Option<IpAddr>) -> Option<Permit> {
+        let address = validated.map(network);
         let mut taken = self.taken();
-        if taken.all >= self.places_max {
+        if taken.all >= self.permits_max {
             return None;
         }
         if let Some(address) = address {
             let of_address = taken.by_address.entry(address).or_insert(0);
-            if *of_address >= self.places_per_address_max {
+            if *of_address >= self.permits_per_address_max {
                 return None;
             }
             *of_address += 1;
@@ -81,7 +82,7 @@ impl Drop for Permit {
     }
 }
 
-/// What counts as one address.
+/// Returns the network that counts as one address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(long) => {
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_address_gets_some_of_the_places_and_nobody_takes_them_in_its_name() {
+    fn one_address_gets_a_share_of_the_permits_and_forged_senders_take_none_of_it() {
         let limiter = ConnectionLimiter::new(8, 2);
         let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
 
@@ -108,7 +109,7 @@ mod tests {
         assert!(limiter.acquire(at("2001:db8::2")).is_none(), "the same network");
         let third = limiter.acquire(at("192.0.2.1")).unwrap();
         let fourth = limiter.acquire(at("::ffff:192.0.2.1")).unwrap();
-        assert!(limiter.acquire(at("192.0.2.2")).is_none(), "all places are taken");
+        assert!(limiter.acquire(at("192.0.2.2")).is_none(), "all permits are taken");
         drop((forged, second, third, fourth));
 
         assert!(!limiter.requires_address_validation());

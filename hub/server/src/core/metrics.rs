@@ -1,4 +1,4 @@
-//! Every number the hub exports. Names are for ever; `docs/operating.md` says what each means.
+//! Metrics of the hub. Names are stable; `docs/operating.md` describes them.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,13 @@ use attest_common::basics::locked::Locked;
 use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-/// Most different reasons that one metric shows; further ones are counted as `Other`.
+/// Most distinct reasons in one metric; further ones are counted as `Other`.
 pub(crate) const REASONS_MAX: usize = 64;
 
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 
-/// The hub's metrics and where they are gathered.
+/// The hub's metrics and their registry.
 #[derive(Debug)]
 pub struct Metrics {
     exposition: Exposition,
@@ -41,9 +41,9 @@ pub struct Metrics {
     pub reports: IntCounter,
     pub reports_unreadable: IntCounter,
     pub reports_unordered: IntCounter,
-    /// By `reason`: what spokes refused.
+    /// By `reason`: refusals of spokes.
     pub refusals: IntCounterVec,
-    /// By `reason`: what the hub itself did not plan.
+    /// By `reason`: holds of the hub.
     pub holds: IntCounterVec,
     /// By `part`: git, render, verify, plan, report.
     pub change: HistogramVec,
@@ -54,28 +54,27 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of their own, all zero.
+    /// Creates a registry with all metrics at zero.
     ///
     /// # Errors
-    /// When two of them were given one name.
+    /// When two metrics have the same name.
     pub fn new() -> Result<Self, Error> {
         let make = MetricBuilder::new(&SECONDS);
         Ok(Self {
             applications: make
-                .gauge("attest_gitops_applications_total", "Applications the hub manages.")?,
+                .gauge("attest_gitops_applications_total", "Applications managed by the hub.")?,
             applications_synced: make.gauge(
                 "attest_gitops_applications_by_phase_synced",
-                "Applications of which every destination is Synced.",
+                "Applications whose destinations are all Synced.",
             )?,
             sync_duration: make.histogram(
                 "attest_gitops_application_sync_duration_seconds",
-                "From looking at an application to having ordered what it needs.",
+                "Time from the start of a reconcile pass to its committed directives.",
             )?,
-            deployments: make
-                .counter("attest_gitops_deployments_total", "Directives that order a new plan.")?,
+            deployments: make.counter("attest_gitops_deployments_total", "Directives issued.")?,
             deployment_duration: make.histogram(
                 "attest_gitops_deployment_duration_seconds",
-                "From pushing a directive to the report that it is Synced.",
+                "Time from the push of a directive to the report of its completion.",
             )?,
             deployments_success: make.counter(
                 "attest_gitops_deployments_success_total",
@@ -83,17 +82,17 @@ impl Metrics {
             )?,
             verifications: make.counters(
                 "attest_gitops_verifications_total",
-                "Releases judged by the hub.",
+                "Verifications of releases by the hub.",
                 "result",
                 &["verified", "refused"],
             )?,
             signature_failures: make.counter(
                 "attest_gitops_signature_verifications_failed_total",
-                "Judgements that ended at a signature or a key.",
+                "Verifications failed because of a signature or key.",
             )?,
             policy_validations: make.counters(
                 "attest_gitops_policy_validations_total",
-                "Judgements by a cluster's trust policy.",
+                "Evaluations of the trust policies of clusters.",
                 "result",
                 &["allowed", "refused"],
             )?,
@@ -103,66 +102,67 @@ impl Metrics {
                 "state",
                 &["Pending", "Accepted", "Revoked"],
             )?,
-            connected: make.gauge("attest_fleet_clusters_connected", "Spokes connected now.")?,
+            connected: make.gauge("attest_fleet_clusters_connected", "Connected spokes.")?,
             joins: make.counters(
                 "attest_fleet_joins_total",
-                "Answers to spokes that asked to join.",
+                "Join requests answered.",
                 "result",
                 &["Joined", "Pending"],
             )?,
             handshakes_refused: make.counter(
                 "attest_fleet_handshakes_refused_total",
-                "Connections turned away because too many were being set up.",
+                "Connections refused because of the limit of concurrent handshakes.",
             )?,
             handshakes_failed: make.counter(
                 "attest_fleet_handshakes_failed_total",
-                "Connections that ended before a session began.",
+                "Connections that failed before their session began.",
             )?,
             pushes: make.counter("attest_fleet_pushes_total", "Directives sent to spokes.")?,
             push_bytes: make
                 .counter("attest_fleet_push_bytes_total", "Bytes of directives and blobs sent.")?,
-            reports: make.counter("attest_fleet_reports_total", "Reports received and kept.")?,
+            reports: make.counter("attest_fleet_reports_total", "Reports received and stored.")?,
             reports_unreadable: make.counter(
                 "attest_fleet_reports_unreadable_total",
-                "Reports set aside because this hub cannot read them.",
+                "Reports discarded because they were unreadable.",
             )?,
             reports_unordered: make.counter(
                 "attest_fleet_reports_unordered_total",
-                "Reports of destinations that this hub never ordered; they are not kept.",
+                "Reports discarded because this hub never deployed to their destination.",
             )?,
             refusals: make.counters(
                 "attest_fleet_refusals_total",
-                "Documents that spokes refused.",
+                "Documents refused by spokes.",
                 "reason",
                 &[],
             )?,
             holds: make.counters(
                 "attest_fleet_holds_total",
-                "Changes the hub did not plan, once for each commit and destination.",
+                "Changes held back by the hub, once for each commit and destination.",
                 "reason",
                 &[],
             )?,
             change: make.histograms(
                 "attest_fleet_change_seconds",
-                "Where the time of a change goes.",
+                "Duration of a change by part.",
                 "part",
             )?,
-            commit: make
-                .histogram("attest_fleet_store_commit_seconds", "Durable writes of the hub.")?,
+            commit: make.histogram(
+                "attest_fleet_store_commit_seconds",
+                "Duration of transactions of the hub's store.",
+            )?,
             source_failures: make.counters(
                 "attest_fleet_source_failures_total",
-                "Repositories that could not be read.",
+                "Failures to read a repository.",
                 "reason",
                 &[],
             )?,
-            reconciles: make
-                .counter("attest_fleet_reconciles_total", "Times an application was looked at.")?,
+            reconciles: make.counter("attest_fleet_reconciles_total", "Reconciles started.")?,
             reasons: Locked::new(BTreeSet::new()),
             exposition: make.finish()?,
         })
     }
 
-    /// `reason` as a label: itself, or `Other` when too many different ones were seen.
+    /// Returns `reason` as a label value, or `Other` beyond [`REASONS_MAX`] distinct reasons.
     pub fn label(&self, reason: &str) -> String {
         let is_word = !reason.is_empty()
             && reason.len() <= 64
@@ -175,7 +175,7 @@ impl Metrics {
         reason.to_owned()
     }
 
-    /// All of them in the text form of Prometheus.
+    /// Returns all metrics in the text format of Prometheus.
     pub fn text(&self) -> String {
         self.exposition.text()
     }

@@ -1,4 +1,4 @@
-//! What spokes report of themselves: the directives they hold and their trust policy. Pure rules about positions.
+//! State that spokes report: the directives they hold and their trust policy. Pure rules about positions.
 
 use std::cmp::Ordering;
 
@@ -7,13 +7,13 @@ use attest_common::trust::policy::{self, Policy};
 
 use super::store::records::LedgerEntry;
 
-/// How far a spoke's epoch may be ahead of this hub's: starts between a backup and the loss. A
-/// greater one is ignored; a forged one costs this many of the 2^63 there are.
+/// Most epochs that a spoke may be ahead of this hub: starts between a backup and the loss. A greater one is ignored,
+/// so that a forged report consumes at most this many of 2^63 epochs.
 pub(crate) const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
-/// How far a spoke's sequence may be ahead of its ledger: directives between a backup and the loss.
+/// Most sequences that a spoke may be ahead of its ledger: directives between a backup and the loss.
 pub(crate) const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 
-/// The trust policy that a cluster reports, ready for use. A hint: the spoke decides by its own copy.
+/// The trust policy that a cluster reports, loaded. Not authoritative: the spoke enforces its own copy.
 #[derive(Clone, Debug)]
 pub struct ReportedPolicy {
     pub spec: policy::Spec,
@@ -34,7 +34,7 @@ pub(crate) fn needs_reissue(head: &LedgerEntry, held: SpokePosition, now: Timest
     expired || is_overtaken(head, held)
 }
 
-/// Returns whether a spoke that holds `held` would refuse `head`: this hub came back from a backup.
+/// Returns whether a spoke that holds `held` would refuse `head`, because this hub was restored from a backup.
 pub(crate) fn is_overtaken(head: &LedgerEntry, held: SpokePosition) -> bool {
     match held.sequence.cmp(&head.sequence) {
         Ordering::Greater => true,

@@ -1,15 +1,15 @@
-//! Holds the hub's key: plans, directives and syncs become signed bytes here and nowhere else.
+//! The hub's signing key, the only place where plans, directives and syncs are signed.
 
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE, PLAN_TYPE, SYNC_TYPE};
 use attest_common::basics::ids::Digest;
 use attest_common::basics::keys::{PrivateKey, PublicKey};
 use attest_common::documents::plan::{self, Directive, Plan, Sync};
 
-/// A document as signed.
+/// A signed document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
     pub envelope: Vec<u8>,
-    /// SHA-256 of the payload: how others refer to it.
+    /// SHA-256 of the payload, by which others refer to it.
     pub digest: Digest,
 }
 
@@ -20,12 +20,12 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Signs with `key`.
+    /// Creates a signer with `key`.
     pub fn new(key: PrivateKey) -> Self {
         Self { key }
     }
 
-    /// The public half, which spokes pin.
+    /// Returns the public key, which spokes pin.
     pub fn public(&self) -> &PublicKey {
         self.key.public()
     }
@@ -35,12 +35,12 @@ impl Signer {
         self.seal(PLAN_TYPE, &plan::to_bytes(plan))
     }
 
-    /// Signs a directive for its one destination.
+    /// Signs a directive for its destination.
     pub fn directive(&self, directive: &Directive) -> Signed {
         self.seal(DIRECTIVE_TYPE, &plan::to_bytes(directive))
     }
 
-    /// Signs a heartbeat for its one cluster.
+    /// Signs a heartbeat for its cluster.
     pub fn sync(&self, sync: &Sync) -> Signed {
         self.seal(SYNC_TYPE, &plan::to_bytes(sync))
     }

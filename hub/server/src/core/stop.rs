@@ -1,53 +1,53 @@
-//! The end of the hub: requested by its operator, or caused by a part that ended too early.
+//! Shutdown of the hub: requested by a signal, or caused by a part that ended too early.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
-/// Ends everything that runs.
+/// Stops all parts of the hub.
 #[derive(Debug, Default)]
 pub struct Stop {
     token: CancellationToken,
-    /// The same for code that blocks.
+    /// The same for blocking code.
     interrupt: Arc<AtomicBool>,
     failed: OnceLock<&'static str>,
 }
 
 impl Stop {
-    /// Ends everything that runs.
+    /// Stops all parts of the hub.
     pub fn end(&self) {
         self.interrupt.store(true, Ordering::SeqCst);
         self.token.cancel();
     }
 
-    /// Returns whether the hub is ending.
+    /// Returns whether the hub is stopping.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    /// Waits until the hub is ending.
+    /// Waits until the hub is stopping.
     pub async fn cancelled(&self) {
         self.token.cancelled().await;
     }
 
-    /// A token that is cancelled when the hub ends.
+    /// Returns a token that is cancelled when the hub stops.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
-    /// Becomes true when the hub ends, for code that blocks.
+    /// Returns a flag for blocking code that becomes true when the hub stops.
     pub fn interrupt(&self) -> &Arc<AtomicBool> {
         &self.interrupt
     }
 
-    /// The part whose end caused that of the hub.
+    /// Returns the part whose failure stopped the hub.
     pub fn failed_part(&self) -> Option<&'static str> {
         self.failed.get().copied()
     }
 
-    /// Runs a part of the hub that ends with the hub and not before. When it ends, or panics, while the hub
-    /// should run, the hub ends as failed: a partially running hub would go unnoticed.
+    /// Runs a part of the hub until the hub stops. If the part ends earlier or panics, the hub stops as failed, because
+    /// a partially running hub would go unnoticed.
     pub async fn part(self: Arc<Self>, name: &'static str, part: impl Future<Output = ()>) {
         let guard = PartGuard { stop: self, name };
         part.await;
@@ -55,7 +55,7 @@ impl Stop {
     }
 }
 
-/// Ends the hub when a part of it ends too early.
+/// Stops the hub when dropped before the hub stops.
 struct PartGuard {
     stop: Arc<Stop>,
     name: &'static str,
@@ -67,7 +67,11 @@ impl Drop for PartGuard {
             return;
         }
         let reason = if std::thread::panicking() { "PartPanicked" } else { "PartEnded" };
-        tracing::error!(reason, part = self.name, "A part of the hub is over; the hub ends");
+        tracing::error!(
+            reason,
+            part = self.name,
+            "Part of the hub ended unexpectedly; stopping the hub"
+        );
         let _ = self.stop.failed.set(self.name);
         self.stop.end();
     }

@@ -1,8 +1,7 @@
-//! What the hub keeps: a ledger for each destination and a few tables. The trait any store must satisfy.
+//! The interface of the hub's store: a ledger for each destination, and tables.
 //!
-//! The primitive is compare-and-append on one ledger per destination, so that another store (the
-//! Kubernetes API, fenced by an epoch record) can stand in for the file. Values are opaque here;
-//! what they mean is `store::records`.
+//! The primitive is compare-and-append on one ledger per destination, so that another store (the Kubernetes API, fenced
+//! by an epoch record) can replace the file. Values are opaque here; `store::records` defines them.
 
 mod file;
 pub mod records;
@@ -14,7 +13,7 @@ pub use file::RedbStore;
 /// Longest key of a table in bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 4096;
 
-/// What is kept beside the ledgers.
+/// Tables beside the ledgers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
     /// Settings of the store itself: format, epoch, default cluster.
@@ -29,11 +28,11 @@ pub enum Table {
     Repositories,
     /// The hub's keyring by alias.
     Keys,
-    /// The newest trust policy each spoke said it has, by cluster id.
+    /// The newest trust policy reported by each spoke, by cluster id.
     Policies,
     /// The newest report by destination.
     Reports,
-    /// What became of each directive, by destination and sequence.
+    /// Results of directives, by destination and sequence.
     Results,
     /// Content-addressed bytes by SHA-256.
     Blobs,
@@ -55,7 +54,7 @@ impl Table {
     ];
 }
 
-/// What must be true of a value for a change to be made.
+/// Precondition of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
     Anything,
@@ -95,64 +94,64 @@ pub enum Change {
         key: String,
         expected: Expected,
     },
-    /// Drops a ledger whose newest sequence is `expected`, and what became of its directives.
+    /// Drops a ledger whose newest sequence is `expected`, and the results of its directives.
     Drop {
         destination: String,
         expected: u64,
     },
-    /// Keeps the greater of `number` and the number that is kept under `key`.
+    /// Stores the greater of `number` and the number stored under `key`.
     Raise {
         key: String,
         number: u64,
     },
 }
 
-/// Durable state of one hub. Every call blocks and belongs on a blocking thread.
+/// Durable state of one hub. All methods block and are called on blocking threads.
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
-    /// Makes all changes or none; they are durable when this returns. `what` names the failpoints.
+    /// Applies all changes or none; they are durable when this returns. `what` names the failpoints.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when an expectation does not hold: nothing was changed.
-    /// [`StoreError::Commit`] when the changes could not be made and are known not to be there.
+    /// [`StoreError::Conflict`] when a precondition does not hold: nothing was changed. [`StoreError::Commit`] when the
+    /// write failed and the changes are known to be absent. [`StoreError::Unknown`] when the outcome is unknown.
     fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError>;
 
-    /// One value.
+    /// Returns one value.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// A number that [`Change::Raise`] keeps; 0 for none.
+    /// Returns a number stored by [`Change::Raise`]; 0 for none.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn number(&self, key: &str) -> Result<u64, StoreError>;
 
-    /// Every value whose key begins with `prefix`, in key order.
+    /// Returns every value whose key begins with `prefix`, in key order.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn scan(&self, table: Table, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 
-    /// At most `keys_max` keys of a table after `after`, in key order. No value is read.
+    /// Returns at most `keys_max` keys of a table after `after`, in key order, without reading values.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError>;
 
-    /// The destination of every ledger, in order. No entry is read.
+    /// Returns the destination of every ledger, in order, without reading entries.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn destinations(&self) -> Result<Vec<String>, StoreError>;
 
-    /// Newest entry of every ledger whose destination begins with `prefix`.
+    /// Returns the newest entry of every ledger whose destination begins with `prefix`.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn heads(&self, prefix: &str) -> Result<Vec<(String, u64, Vec<u8>)>, StoreError>;
 
-    /// At most `entries_max` entries of a ledger, newest first.
+    /// Returns at most `entries_max` entries of a ledger, newest first.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -163,49 +162,49 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
 }
 
-/// Key of what became of a directive: in the order of its ledger.
+/// Returns the key of the result of a directive. Keys sort like the ledger.
 fn result_key(destination: &str, sequence: u64) -> String {
     format!("{destination}/{sequence:020}")
 }
 
-/// Creates an empty database file. It appears whole or not at all, readable by its owner only.
+/// Creates an empty database file atomically, readable by its owner only.
 ///
 /// # Errors
-/// When there is a file already, or it cannot be written.
+/// When the file exists or cannot be written.
 pub fn create(path: &Path) -> Result<(), StoreError> {
     file::create(path)
 }
 
-/// Why the store did not do what was asked.
+/// Failure of an operation on the store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     #[error(
-        "{path} is missing; if it is lost, restore it from a backup, or begin anew with `attest hub init`"
+        "{path} is missing; restore it from a backup, or create a new hub with `attest hub init`"
     )]
     Missing { path: String },
-    #[error("{path} exists already")]
+    #[error("{path} already exists")]
     Exists { path: String },
-    #[error("{path} is in use by another hub; end that one first")]
+    #[error("{path} is in use by another hub; stop that one first")]
     Locked { path: String },
-    #[error("the disk that holds {path} is full; make room and repeat what was refused")]
+    #[error("the disk that holds {path} is full; free space and retry")]
     DiskFull { path: String },
-    #[error("{path} cannot be opened")]
+    #[error("failed to open {path}")]
     Open {
         path: String,
         #[source]
         source: Box<redb::Error>,
     },
-    #[error("the hub's database cannot be read")]
+    #[error("failed to read the hub's database")]
     Read(#[source] Box<redb::Error>),
-    #[error("the hub's database did not take a change")]
+    #[error("write to the hub's database failed")]
     Commit(#[source] Box<redb::Error>),
-    #[error("whether the hub's database took a change is not known")]
+    #[error("the outcome of a write to the hub's database is unknown")]
     Unknown(#[source] Box<Self>),
-    #[error("{what} was changed by somebody else in the meantime; look again and repeat")]
+    #[error("{what} was modified concurrently; re-read and retry")]
     Conflict { what: String },
     #[error(
-        "the hub's database holds {what} that this version cannot read; was it written by a newer hub?"
+        "the hub's database contains {what}, which this version cannot read; it may have been written by a newer hub"
     )]
     Format { what: String },
 }

@@ -113,14 +113,16 @@ impl SpokeListener {
             };
             let Some(incoming) = incoming else { break };
             let address = incoming.remote_address().ip();
-            let proven = incoming.remote_address_validated().then_some(address);
-            if proven.is_none() && incoming.may_retry() && handshakes.requires_address_validation()
+            let validated = incoming.remote_address_validated().then_some(address);
+            if validated.is_none()
+                && incoming.may_retry()
+                && handshakes.requires_address_validation()
             {
                 // The client connects again, with a token that proves its address.
                 let _ = incoming.retry();
                 continue;
             }
-            let Some(permit) = handshakes.acquire(proven) else {
+            let Some(permit) = handshakes.acquire(validated) else {
                 self.core.metrics.handshakes_refused.inc();
                 incoming.refuse();
                 continue;

@@ -1,4 +1,4 @@
-//! The store in one redb file. One writer at a time; a commit that answers with an error is looked up, not believed.
+//! The store in one redb file. One writer at a time. After a failed commit, the file is read to find the outcome.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,6 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use attest_common::basics::locked::{Locked, RwLocked};
-
 use attest_runtime::failpoint;
 use redb::backends::FileBackend;
 use redb::{
@@ -15,11 +14,11 @@ use redb::{
 
 use super::{Change, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
 
-/// Memory the database may use as a cache, in bytes.
+/// Largest cache of the database in memory, in bytes.
 pub(crate) const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Entries kept of each ledger; older ones are dropped.
+/// Most entries of a ledger; older ones are dropped.
 pub(crate) const LEDGER_ENTRIES_MAX: u64 = 200;
-/// Times a commit is looked up before it counts as failed.
+/// Most attempts to find the outcome of a failed commit.
 const REOPEN_ATTEMPTS_MAX: usize = 3;
 
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -48,7 +47,7 @@ type Opener = Box<dyn Fn() -> Result<Database, redb::Error> + Send + Sync>;
 pub struct RedbStore {
     path: PathBuf,
     open: Opener,
-    /// `None` while a failed commit is being looked up, and until the file can be opened after it.
+    /// `None` after a failed commit, until the file is reopened.
     database: RwLocked<Option<Database>>,
     writer: Locked<()>,
 }
@@ -113,7 +112,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
 
 fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut transaction = database.begin_write()?;
-    // A crash then costs a millisecond at the next start instead of a walk through the file.
+    // Recovery after a crash takes a millisecond instead of a scan of the file.
     transaction.set_quick_repair(true);
     Ok(transaction)
 }
@@ -134,7 +133,7 @@ fn is_disk_full(error: &redb::Error) -> bool {
 }
 
 impl RedbStore {
-    /// Opens a file that [`super::create`] made.
+    /// Opens a file created by [`super::create`].
     ///
     /// # Errors
     /// When it is missing, in use, or not a database.
@@ -148,7 +147,7 @@ impl RedbStore {
 
     fn with_opener(path: &Path, open: Opener) -> Result<Self, StoreError> {
         let database = open().map_err(|error| opening(&path.display().to_string(), error))?;
-        // Tables that a newer version added to an older file.
+        // Adds the tables of newer versions to an older file.
         make_tables(&database).map_err(|error| opening(&path.display().to_string(), error))?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -170,7 +169,7 @@ impl RedbStore {
             .map_err(|error| StoreError::Read(Box::new(error)))
     }
 
-    /// Opens the file again when it could not be opened after a failed commit: a full disk passes.
+    /// Opens the file again if that failed after a failed commit, for example because of a full disk.
     fn reopen(&self) -> Result<(), redb::Error> {
         if self.database.read().is_some() {
             return Ok(());
@@ -193,7 +192,7 @@ impl RedbStore {
         transaction.commit().map_err(|error| Failed::Unknown(error.into()))
     }
 
-    /// After an error of a commit: reads the file anew and says whether the changes are in it.
+    /// Reopens the file after a failed commit and returns whether it contains the changes.
     fn look_up(&self, changes: &[Change]) -> Result<bool, redb::Error> {
         let mut guard = self.database.write();
         drop(guard.take());
@@ -210,10 +209,10 @@ impl RedbStore {
 }
 
 enum Failed {
-    /// Nothing can have been written.
+    /// Nothing was written.
     Before(redb::Error),
     Conflict(String),
-    /// The commit itself failed: the changes may or may not be there.
+    /// The commit itself failed: the outcome is unknown.
     Unknown(redb::Error),
 }
 
@@ -260,8 +259,8 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
                 return Err(Failed::Conflict(key.clone()));
             }
             let mut numbers = transaction.open_table(NUMBERS)?;
-            let former = numbers.get(key.as_str())?.map_or(0, |former| former.value());
-            numbers.insert(key.as_str(), former.max(*number))?;
+            let current = numbers.get(key.as_str())?.map_or(0, |current| current.value());
+            numbers.insert(key.as_str(), current.max(*number))?;
         }
         Change::Delete { table, key, expected } => {
             let mut records = transaction.open_table(definition(*table))?;
@@ -274,7 +273,7 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), Failed> 
     Ok(())
 }
 
-/// Drops the entries of a ledger up to `newest`, and what became of them.
+/// Drops the entries of a ledger up to `newest`, and their results.
 fn drop_entries(
     transaction: &WriteTransaction,
     destination: &str,
@@ -328,7 +327,7 @@ impl Store for RedbStore {
             Err(Failed::Before(error)) => (error, false),
             Err(Failed::Unknown(error)) => (error, true),
         };
-        // redb refuses everything after an input or output error, so the file is opened anew either way.
+        // redb rejects every operation after an I/O error, so the file is reopened in both cases.
         let looked_up = (0..REOPEN_ATTEMPTS_MAX).find_map(|_| self.look_up(changes).ok());
         let failed = if is_disk_full(&error) {
             StoreError::DiskFull { path: self.path.display().to_string() }

@@ -1,4 +1,4 @@
-//! What the hub's values mean: clusters, tokens, applications, ledger entries, reports. Shapes and access, no rules.
+//! Typed records of the store: clusters, tokens, applications, ledger entries, reports. Types and access, no rules.
 
 mod types;
 
@@ -20,25 +20,25 @@ pub use types::{
 pub use super::Change;
 use super::{Expected, Store, StoreError, Table};
 
-/// Most blobs looked at, and dropped, at once.
-const BLOBS_LOOKED_AT_MAX: usize = 1_000;
-/// Bytes in front of a stored blob: its size uncompressed.
+/// Most blobs examined, and dropped, in one transaction.
+const BLOBS_EXAMINED_MAX: usize = 1_000;
+/// Length of the prefix of a stored blob, its uncompressed size, in bytes.
 const BLOB_SIZE_BYTES: usize = 8;
 
-/// Something kept whole in one table.
+/// A value of one table.
 pub trait Record: Serialize + DeserializeOwned {
     const TABLE: Table;
-    /// What it is kept under.
+    /// The key in the table.
     fn key(&self) -> String;
 }
 
-/// A blob as stored and as sent.
+/// A blob in its stored and transmitted form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompressedBlob {
     pub digest: Digest,
-    /// Uncompressed, in bytes.
+    /// Uncompressed size in bytes.
     pub size: u64,
-    /// zstd.
+    /// Compressed with zstd.
     pub data: Bytes,
 }
 
@@ -46,17 +46,17 @@ impl CompressedBlob {
     /// Compresses `bytes`.
     ///
     /// # Errors
-    /// [`StoreError::Format`] when the compressor refuses, which it has no reason to.
+    /// [`StoreError::Format`] when compression fails, which is not expected.
     pub fn of(bytes: &[u8]) -> Result<Self, StoreError> {
         let data = zstd::bulk::compress(bytes, COMPRESSION_LEVEL)
             .map_err(|_| StoreError::Format { what: "a blob".to_owned() })?;
         Ok(Self { digest: Digest::of(bytes), size: bytes.len() as u64, data: data.into() })
     }
 
-    /// The bytes themselves.
+    /// Returns the uncompressed bytes.
     ///
     /// # Errors
-    /// [`StoreError::Format`] when they are not what they should be.
+    /// [`StoreError::Format`] when they do not match the size or digest.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
         let wrong = || StoreError::Format { what: format!("blob {}", self.digest) };
         let size = usize::try_from(self.size).map_err(|_| wrong())?;
@@ -76,7 +76,7 @@ impl CompressedBlob {
     }
 }
 
-/// A value together with the bytes it was read from, for compare-and-swap.
+/// A value with the bytes from which it was read, for compare-and-swap.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored<T> {
     pub value: T,
@@ -90,12 +90,12 @@ pub struct Records {
 }
 
 impl Records {
-    /// Reads and writes `store`.
+    /// Creates typed access to `store`.
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
     }
 
-    /// One record.
+    /// Returns one record.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -103,7 +103,7 @@ impl Records {
         Ok(self.stored(key)?.map(|stored| stored.value))
     }
 
-    /// One record with what is needed to replace it.
+    /// Returns one record in a form that can be replaced.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -112,7 +112,7 @@ impl Records {
         raw.map(|raw| Ok(Stored { value: read(&raw, key)?, raw })).transpose()
     }
 
-    /// Every record of a kind, in key order.
+    /// Returns every record of a table, in key order.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -120,7 +120,7 @@ impl Records {
         self.beginning_with("")
     }
 
-    /// Every record whose key begins with `prefix`, in key order.
+    /// Returns every record whose key begins with `prefix`, in key order.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -129,15 +129,15 @@ impl Records {
         found.iter().map(|(key, raw)| read(raw, key)).collect()
     }
 
-    /// Makes changes as one.
+    /// Applies changes in one transaction.
     ///
     /// # Errors
-    /// When the store did not take them.
+    /// See [`Store::commit`].
     pub fn commit(&self, what: &str, changes: &[Change]) -> Result<(), StoreError> {
         self.store.commit(what, changes)
     }
 
-    /// Newest ledger entry of each destination that begins with `prefix`.
+    /// Returns the newest ledger entry of each destination that begins with `prefix`.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -149,8 +149,8 @@ impl Records {
         Ok(heads)
     }
 
-    /// Newest sequence of all ledgers in a cluster that were dropped: one that begins there goes on above it,
-    /// for the spoke has not forgotten how far the dropped one was.
+    /// Returns the newest sequence of all dropped ledgers in a cluster. A new ledger continues above it, because the
+    /// spoke remembers the sequence of the dropped one.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -158,7 +158,7 @@ impl Records {
         self.store.number(cluster.as_str())
     }
 
-    /// The last generation that was ordered of an application, also when it was removed since then; 0 for none.
+    /// Returns the last generation of an application, even if it was removed since; 0 for none.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -166,7 +166,7 @@ impl Records {
         self.store.number(&generation_key(application))
     }
 
-    /// Returns whether a cluster that waits to be accepted was evicted: its token can no longer issue a certificate.
+    /// Returns whether a pending cluster was evicted: its token can no longer issue a certificate.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -178,7 +178,7 @@ impl Records {
         Ok(token.is_none_or(|token| token.revoked))
     }
 
-    /// At most `entries_max` entries of a ledger, newest first.
+    /// Returns at most `entries_max` entries of a ledger, newest first.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -192,7 +192,7 @@ impl Records {
         found.iter().map(|(_, raw)| read(raw, &destination)).collect()
     }
 
-    /// What became of a directive, when its spoke said so.
+    /// Returns the reported result of a directive.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -204,7 +204,7 @@ impl Records {
         self.get(&ResultRecord::key_of(destination, sequence))
     }
 
-    /// A blob as it is sent.
+    /// Returns a blob in its transmitted form.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -219,7 +219,7 @@ impl Records {
         }))
     }
 
-    /// Drops every blob that no ledger entry names. How many there were.
+    /// Drops every blob that no ledger entry names. Returns their number.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -237,7 +237,7 @@ impl Records {
         let is_used = |key: &str| Digest::from_hex(key).is_ok_and(|digest| used.contains(&digest));
         let (mut after, mut dropped) = (String::new(), 0);
         loop {
-            let keys = self.store.keys(Table::Blobs, &after, BLOBS_LOOKED_AT_MAX)?;
+            let keys = self.store.keys(Table::Blobs, &after, BLOBS_EXAMINED_MAX)?;
             let Some(last) = keys.last() else { return Ok(dropped) };
             after.clone_from(last);
             let unused: Vec<Change> = keys
@@ -255,7 +255,7 @@ impl Records {
         }
     }
 
-    /// Raises the epoch and returns it: the term of this hub process.
+    /// Raises the epoch for this hub process and returns it.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -269,8 +269,8 @@ impl Records {
     /// When the store cannot be read or written.
     pub(crate) fn begin_epoch_above(&self, seen: u64) -> Result<u64, StoreError> {
         let raw = self.store.get(Table::Meta, EPOCH_KEY)?;
-        let former = raw.as_deref().map_or(Ok(0), |raw| read::<u64>(raw, EPOCH_KEY))?;
-        let epoch = former.max(seen).saturating_add(1);
+        let previous = raw.as_deref().map_or(Ok(0), |raw| read::<u64>(raw, EPOCH_KEY))?;
+        let epoch = previous.max(seen).saturating_add(1);
         let expected = raw.map_or(Expected::Absent, Expected::Exactly);
         let value = write(&epoch);
         let key = EPOCH_KEY.to_owned();
@@ -278,7 +278,7 @@ impl Records {
         Ok(epoch)
     }
 
-    /// Name of the cluster that a destination without one means.
+    /// Returns the cluster of destinations that name none.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -300,7 +300,7 @@ pub(crate) fn default_cluster_change(name: Option<&Name>) -> Change {
     }
 }
 
-/// Writes a record, whatever was there.
+/// Writes a record, unconditionally.
 pub fn put<T: Record>(record: &T) -> Change {
     Change::Put {
         table: T::TABLE,
@@ -310,7 +310,7 @@ pub fn put<T: Record>(record: &T) -> Change {
     }
 }
 
-/// Writes a record where there was none.
+/// Writes a record that must not exist.
 pub(crate) fn put_new<T: Record>(record: &T) -> Change {
     Change::Put {
         table: T::TABLE,
@@ -320,31 +320,31 @@ pub(crate) fn put_new<T: Record>(record: &T) -> Change {
     }
 }
 
-/// Writes a record in place of the one that was read.
-pub fn replace<T: Record>(former: &Stored<T>, record: &T) -> Change {
+/// Replaces a record that must be unchanged since it was read.
+pub fn replace<T: Record>(read: &Stored<T>, record: &T) -> Change {
     Change::Put {
         table: T::TABLE,
         key: record.key(),
-        expected: Expected::Exactly(former.raw.clone()),
+        expected: Expected::Exactly(read.raw.clone()),
         value: write(record),
     }
 }
 
-/// Takes a record away.
+/// Deletes a record.
 pub fn delete<T: Record>(record: &T) -> Change {
     Change::Delete { table: T::TABLE, key: record.key(), expected: Expected::Anything }
 }
 
-/// Takes the record away that was read, and no other.
-pub(crate) fn delete_exactly<T: Record>(former: &Stored<T>) -> Change {
+/// Deletes a record that must be unchanged since it was read.
+pub(crate) fn delete_exactly<T: Record>(read: &Stored<T>) -> Change {
     Change::Delete {
         table: T::TABLE,
-        key: former.value.key(),
-        expected: Expected::Exactly(former.raw.clone()),
+        key: read.value.key(),
+        expected: Expected::Exactly(read.raw.clone()),
     }
 }
 
-/// Adds an entry to a destination's ledger whose newest sequence is `expected`.
+/// Appends an entry to a destination's ledger whose newest sequence is `expected`.
 pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) -> Change {
     Change::Append {
         destination: destination.to_string(),
@@ -354,31 +354,31 @@ pub fn append(destination: &DestinationKey, expected: u64, entry: &LedgerEntry) 
     }
 }
 
-/// Drops a destination's ledger whose newest sequence is `expected`, with what became of its directives. Of all
-/// that are dropped in a cluster one number stays: see [`Records::dropped_sequence`].
+/// Drops a destination's ledger whose newest sequence is `expected`, with the results of its directives. Of all
+/// ledgers dropped in a cluster one number remains: see [`Records::dropped_sequence`].
 pub(crate) fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Change; 2] {
     let raised = Change::Raise { key: destination.cluster.to_string(), number: expected };
     [Change::Drop { destination: destination.to_string(), expected }, raised]
 }
 
-/// Keeps the last generation that was ordered of an application, for as long as the store exists: a generation is
-/// never given twice, also when an application is removed and made again.
+/// Stores the last generation of an application permanently, so that no generation is used twice, even if the
+/// application is removed and created again.
 pub(crate) fn keep_generation(application: &Name, generation: u64) -> Change {
     Change::Raise { key: generation_key(application), number: generation }
 }
 
-/// Clusters have their numbers under their ids, which hold no `/`.
+/// The numbers of clusters are stored under their ids, which contain no `/`.
 fn generation_key(application: &Name) -> String {
     format!("generation/{application}")
 }
 
-/// Keeps a blob.
+/// Stores a blob.
 pub fn keep(blob: &CompressedBlob) -> Change {
     blob.change()
 }
 
 fn write<T: Serialize>(value: &T) -> Vec<u8> {
-    // Derived serialisation of strings, numbers, lists and maps with text keys has no way to fail.
+    // Derived serialisation of strings, numbers, lists and maps with text keys cannot fail.
     serde_json::to_vec(value).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! The records themselves, one type a table. Shapes only.
+//! The types of the records, one for each table.
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use super::Record;
 use crate::core::store::{Table, result_key};
 
-/// How far a cluster has come.
+/// Registration state of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterState {
-    /// Joined, and waits for an operator.
+    /// Joined; an operator has not accepted it yet.
     Pending,
     Accepted,
-    /// Never admitted again under this identity.
+    /// Permanently rejected under this identity.
     Revoked,
 }
 
 impl ClusterState {
-    /// The word that people see.
+    /// Returns the name shown to users.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "Pending",
@@ -40,18 +40,18 @@ pub struct ClusterRecord {
     /// Ed25519, RFC 8032 encoding, hexadecimal.
     pub identity_key: String,
     pub kube_system_uid: String,
-    /// The token it joined with.
+    /// The token used to join.
     pub token_id: String,
-    /// Serial of the newest certificate; only this and `former_serial` are let in.
+    /// Serial of the newest certificate; only this and `former_serial` are admitted.
     pub serial: Option<String>,
-    /// The one before, until the newest is first used.
+    /// Serial of the previous certificate, until the newest is first used.
     pub former_serial: Option<String>,
     pub certificate_expires_at: Option<Timestamp>,
     pub registered_at: Timestamp,
     pub agent_version: Option<String>,
     pub kubernetes_version: Option<String>,
     pub revoked_because: Option<String>,
-    /// Removed after it was revoked: kept so that it stays out, and not shown.
+    /// Removed after it was revoked: kept to reject it, and not shown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
@@ -64,7 +64,7 @@ impl Record for ClusterRecord {
     }
 }
 
-/// A join token. The secret itself is nowhere.
+/// A join token. The secret itself is not stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenRecord {
@@ -76,24 +76,24 @@ pub struct TokenRecord {
     pub expires_at: Timestamp,
     pub auto_accept: bool,
     pub replace: bool,
-    /// The only cluster that may use it, which is registered already.
+    /// The only cluster that may use it; already registered.
     #[serde(default)]
     pub identity: Option<ClusterId>,
-    /// Wrong proofs so far.
+    /// Failed proofs so far.
     pub failures: u32,
     pub revoked: bool,
     pub used: Option<TokenUse>,
 }
 
-/// Who used a token.
+/// Use of a token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenUse {
     pub at: Timestamp,
     pub cluster: ClusterId,
-    /// `sha256:<hex>` of the TLS key that was certified.
+    /// `sha256:<hex>` of the certified TLS key.
     pub spki: String,
-    /// Leaf first, PEM: given again to the same key for a while.
+    /// PEM, leaf first: returned again to the same key for a limited time.
     pub chain_pem: Option<String>,
 }
 
@@ -105,14 +105,14 @@ impl Record for TokenRecord {
     }
 }
 
-/// An application as used.
+/// An application with resolved references and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Application {
     pub name: Name,
-    /// `metadata.namespace` of the manifest: where it lies as a document, not where it runs.
+    /// `metadata.namespace` of the manifest, not the namespace of a destination.
     pub namespace: String,
-    /// As written; checked.
+    /// As written, validated.
     pub repo_url: String,
     pub revision: String,
     /// Clean, relative to the repository's root.
@@ -126,7 +126,7 @@ pub struct Application {
 }
 
 impl Application {
-    /// The destination of this application in a namespace of a cluster.
+    /// Returns the key of the destination in a namespace of a cluster.
     pub(crate) fn key_at(&self, cluster: &ClusterId, namespace: &Name) -> DestinationKey {
         DestinationKey {
             application: self.name.clone(),
@@ -136,7 +136,7 @@ impl Application {
     }
 }
 
-/// One place where it runs.
+/// One destination of an application.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
@@ -145,23 +145,23 @@ pub struct Destination {
     pub path: Option<String>,
 }
 
-/// An application as it was applied.
+/// An applied application.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplicationRecord {
     pub application: Application,
     /// As written.
     pub manifest: serde_json::Value,
-    /// Rises with every changed manifest.
+    /// Incremented with every changed manifest.
     pub generation: u64,
     pub created_at: Timestamp,
-    /// True once deletion was asked for: every destination is being removed.
+    /// Deletion was requested: the application is being removed from every destination.
     pub deleting: bool,
 }
 
 #[cfg(test)]
 impl ApplicationRecord {
-    /// One that follows `main` of `url` and goes to the cluster and the namespace of its own name.
+    /// Returns an application that follows `main` of `url`, in the cluster and namespace of its own name.
     pub(crate) fn sample(name: &str, url: &str) -> Self {
         let name: Name = name.parse().unwrap();
         let destination =
@@ -200,13 +200,13 @@ impl Record for ApplicationRecord {
     }
 }
 
-/// A repository and what it takes to read it.
+/// A repository and its credentials.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RepositoryRecord {
     /// Normalised address.
     pub url: String,
-    /// As written: with the user of ssh.
+    /// As written, with the user of ssh.
     pub address: String,
     pub username: Option<String>,
     pub password: Option<String>,
@@ -214,9 +214,9 @@ pub struct RepositoryRecord {
     pub known_hosts: Option<String>,
     pub ca: Option<String>,
     pub allow_push_credential: bool,
-    /// What the last question for a push was answered; absent when it could not be asked.
+    /// Result of the last check of push access; absent before the first.
     pub can_push: Option<bool>,
-    /// Why it could not be asked.
+    /// Reason and message of the failure of the last check.
     pub problem: Option<(String, String)>,
     pub checked_at: Option<Timestamp>,
 }
@@ -252,7 +252,7 @@ impl Record for KeyRecord {
     }
 }
 
-/// The policy a spoke said it has. A hint: the spoke decides by what it really has.
+/// The trust policy that a spoke reports. Not authoritative: the spoke enforces its own copy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRecord {
@@ -275,12 +275,12 @@ pub struct ReportRecord {
     pub cluster: ClusterId,
     pub received_at: Timestamp,
     pub report: Report,
-    /// From the push of its directive to its arrival, by the hub's clock, in microseconds.
+    /// Time from the push of the directive to this report, by the hub's clock, in microseconds.
     pub push_to_report_us: Option<u64>,
 }
 
 impl ReportRecord {
-    /// Whose report it is.
+    /// Returns the destination of the report.
     pub fn destination(&self) -> DestinationKey {
         DestinationKey {
             application: self.report.application.clone(),
@@ -298,7 +298,7 @@ impl Record for ReportRecord {
     }
 }
 
-/// What became of one directive.
+/// Result of one directive.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultRecord {
@@ -323,7 +323,7 @@ impl Record for ResultRecord {
     }
 }
 
-/// Where the time of a change goes, in microseconds. Parts of the hub by the hub's clock, of the spoke by the spoke's.
+/// Durations of the parts of a change, in microseconds, by the clock of the hub or spoke that performed them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeTimings {
@@ -331,13 +331,13 @@ pub struct ChangeTimings {
     pub render_us: u64,
     pub verify_us: u64,
     pub plan_us: u64,
-    /// From the push to the spoke's report, by the hub's clock.
+    /// Time from the push to the spoke's report, by the hub's clock.
     pub push_to_report_us: u64,
     pub total_us: u64,
     pub spoke: Timings,
 }
 
-/// One line of a ledger: a directive, what it orders and why.
+/// One entry of a ledger: a directive and its plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LedgerEntry {
@@ -359,7 +359,7 @@ pub struct LedgerEntry {
 }
 
 impl LedgerEntry {
-    /// Returns whether this directive orders removal and the spoke reports that nothing is left there.
+    /// Returns whether this directive is a removal and the spoke reports that nothing is left.
     pub(crate) fn is_removed(&self, report: Option<&ReportRecord>) -> bool {
         let Some(report) = report.map(|record| &record.report) else { return false };
         let removed = report.phase == Phase::Removed && report.sequence == Some(self.sequence);
@@ -369,20 +369,20 @@ impl LedgerEntry {
         self.operation == Operation::Remove && (removed || nothing_there)
     }
 
-    /// Returns whether a spoke reports that the plan of this directive is what runs.
+    /// Returns whether a spoke reports that the plan of this directive runs.
     pub(crate) fn runs_in(&self, report: &Report) -> bool {
         let ordered = self.planned.as_ref().map(|planned| planned.plan);
         ordered.is_some() && report.running.as_ref().map(|running| running.plan) == ordered
     }
 
-    /// The commit that `plan` was made from, when this directive orders it.
+    /// Returns the commit of `plan`, if it is the plan of this directive.
     pub fn commit_of(&self, plan: &Digest) -> Option<String> {
         let planned = self.planned.as_ref()?;
         (planned.plan == *plan).then(|| planned.commit.clone())
     }
 }
 
-/// What a directive's plan says, for comparing and for people.
+/// Description of a directive's plan, for comparison and display.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Planned {
@@ -390,7 +390,7 @@ pub struct Planned {
     pub plan: Digest,
     /// SHA-256 of the plan's envelope.
     pub envelope: Digest,
-    /// Everything the spoke needs besides, in the order it is sent.
+    /// Blobs of the plan, in the order they are sent.
     pub blobs: Vec<Digest>,
     pub release: Digest,
     pub content: Digest,
@@ -398,8 +398,8 @@ pub struct Planned {
     pub version: String,
     pub counter: u64,
     pub repo: String,
-    /// Commit whose rendering this is.
+    /// Commit that renders to the content.
     pub commit: String,
-    /// Commit CI signed from.
+    /// Commit from which CI signed.
     pub signed_commit: String,
 }
