@@ -1,6 +1,6 @@
-//! The hub: reads Git, verifies what CI signed, plans, signs, and sends each cluster its directives.
+//! The hub: reads Git, verifies the signatures of CI, plans, signs, and sends directives to clusters.
 //!
-//! Folders lie in this order, and each imports from those before it only: `core`, `home`, `applications`, `reconcile`,
+//! Each module imports only from those before it in this order: `core`, `home`, `applications`, `reconcile`,
 //! `spokes`, `api`, `process`. The flow from a commit to a directive is `reconcile::pass`.
 
 mod api;

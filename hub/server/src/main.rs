@@ -1,4 +1,4 @@
-//! The hub process: flags, log, signals. What it does is the library.
+//! The hub process: flags, log, signals. The library implements the hub.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use attest_runtime::log;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Threads for what blocks: Git, rendering, the database. Each costs memory even when it does nothing.
+/// Most threads for blocking work: Git, rendering, the database. Idle threads cost memory too.
 const BLOCKING_THREADS_MAX: usize = 64;
-/// How long such a thread waits for more.
+/// Time after which an idle blocking thread ends.
 const BLOCKING_THREAD_IDLE: Duration = Duration::from_secs(2);
-/// The hub could not start, or a part of it died.
+/// Exit code when the hub could not start or failed.
 const EXIT_FAILED: u8 = 1;
 
 fn main() -> ExitCode {
@@ -23,21 +23,19 @@ fn main() -> ExitCode {
     match hub(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("attest-hub: {error}"));
+            print_diagnostic(&format!("attest-hub: {error}"));
             ExitCode::from(EXIT_FAILED)
         }
     }
 }
 
 fn hub(options: &Options) -> anyhow::Result<()> {
-    let said = |error: &(dyn std::error::Error + 'static)| {
-        anyhow::Error::msg(attest_common::basics::text::error_chain(error))
-    };
-    log::start(&options.log).map_err(|error| said(&error))?;
-    // Copies to render and keys for ssh: what a killed hub leaves there, the next one removes.
+    log::start(&options.log).map_err(|error| with_causes(&error))?;
+    // Copies to render and keys for ssh: the next hub removes what a killed one leaves there.
     let temporary = home::temporary(&options.home);
-    tempfile::env::override_temp_dir(&temporary)
-        .map_err(|other| anyhow::anyhow!("{} is used already", other.display()))?;
+    tempfile::env::override_temp_dir(&temporary).map_err(|other| {
+        anyhow::anyhow!("the temporary directory {} is already set", other.display())
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -46,21 +44,26 @@ fn hub(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let running = run::start(options).await.map_err(|error| said(&error))?;
+        let running = run::start(options).await.map_err(|error| with_causes(&error))?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             () = running.core.stop.cancelled() => {}
         }
-        running.end().await.map_err(|error| said(&error))
+        running.end().await.map_err(|error| with_causes(&error))
     })
 }
 
-/// One line for the person who started the hub.
+/// Returns an error whose text includes its causes.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+    anyhow::Error::msg(attest_common::basics::text::error_chain(error))
+}
+
+/// Prints one line to standard error.
 #[allow(
     clippy::print_stderr,
-    reason = "the program's last words, for which no log level is needed"
+    reason = "the final error of the program is printed at every log level"
 )]
-fn say(line: &str) {
+fn print_diagnostic(line: &str) {
     eprintln!("{line}");
 }

@@ -1,4 +1,4 @@
-//! The hub as a process: flags, the parts wired together, start and end.
+//! The hub process: flags, wiring of the parts, startup and shutdown.
 
 pub mod config;
 pub(crate) mod parts;

@@ -1,4 +1,4 @@
-//! The flags of `attest-hub`, as written and as used.
+//! The flags of `attest-hub`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,37 +10,37 @@ use clap::Parser;
 
 use crate::home::HOME_VARIABLE;
 
-/// How often a repository is asked what its revision is, unless told otherwise, in milliseconds.
+/// Default interval between polls of a repository, in milliseconds.
 pub(crate) const POLL_INTERVAL_DEFAULT_MS: u64 = 30_000;
-/// Shortest interval that is accepted, in milliseconds.
+/// Shortest accepted poll interval, in milliseconds.
 pub(crate) const POLL_INTERVAL_MIN_MS: u64 = 100;
 
 /// The hub of an ATTEST fleet.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "attest-hub", version)]
 pub struct Options {
-    /// Directory that `attest hub init` made.
+    /// Home directory, created by `attest hub init`.
     #[arg(long, env = HOME_VARIABLE)]
     pub home: PathBuf,
-    /// Where spokes dial (UDP). Port 0 takes a free one.
+    /// Listen address for spokes (UDP). Port 0 selects a free port.
     #[arg(long, default_value = "0.0.0.0:4433", value_name = "ADDRESS:PORT")]
     pub listen_spokes: ListenAddress,
-    /// Where operators reach the API (HTTPS).
+    /// Listen address of the API for operators (HTTPS).
     #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT")]
     pub listen_api: ListenAddress,
-    /// `/health` and `/ready`.
+    /// Listen address of `/health` and `/ready`.
     #[arg(long, default_value = ":8081", value_name = "[ADDRESS]:PORT")]
     pub listen_health: ListenAddress,
-    /// `/metrics`.
+    /// Listen address of `/metrics`.
     #[arg(long, default_value = ":8080", value_name = "[ADDRESS]:PORT")]
     pub listen_metrics: ListenAddress,
-    /// How often each repository is asked for news, in milliseconds.
+    /// Interval between polls of each repository, in milliseconds.
     #[arg(long, default_value_t = POLL_INTERVAL_DEFAULT_MS, value_parser = clap::value_parser!(u64).range(POLL_INTERVAL_MIN_MS..))]
     pub poll_interval_ms: u64,
     /// Allow `file://` repositories below this directory. May be repeated.
     #[arg(long, value_name = "DIR")]
     pub allow_file_repositories: Vec<PathBuf>,
-    /// Allow `http://` repositories: unencrypted.
+    /// Allow `http://` repositories, which are unencrypted.
     #[arg(long)]
     pub allow_http_repositories: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Which repository addresses are spoken to.
+    /// Returns the rules for repository addresses.
     pub fn urls(&self) -> UrlPolicy {
         UrlPolicy {
             file_directories: self.allow_file_repositories.clone(),
@@ -56,7 +56,7 @@ impl Options {
         }
     }
 
-    /// How often each repository is asked for news.
+    /// Returns the interval between polls of each repository.
     pub(crate) fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.poll_interval_ms)
     }

@@ -1,4 +1,4 @@
-//! The parts of one hub, wired together. No rules.
+//! Wiring of the parts of a hub. No rules.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,11 +21,12 @@ use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
 use crate::spokes::registration::Registration;
 
-/// Longest wait of a starting hub for a store that is in use.
+/// Longest wait at startup for a store that is in use.
 pub(crate) const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
-const LOCK_ASK_EVERY: Duration = Duration::from_millis(50);
+/// Interval between attempts to open a store that is in use.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What else a hub is started with.
+/// Settings of a hub besides its home.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub urls: UrlPolicy,
@@ -46,7 +47,7 @@ pub(crate) struct Parts {
 /// Opens the store of `home` and begins a new epoch. Blocks.
 ///
 /// # Errors
-/// When the store cannot be opened or does not take the epoch.
+/// When the store cannot be opened or written.
 pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError> {
     let Settings { urls, poll_interval, kustomize } = settings;
     let records = Records::new(Arc::new(open_store(&home.database())?));
@@ -78,20 +79,20 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
     Ok(Parts { core, waker, reconciler, registration, api })
 }
 
-/// Opens the store, which a program that a killed hub was just starting may hold for a moment.
+/// Opens the store. A process that a killed hub had just started may hold it briefly.
 fn open_store(path: &Path) -> Result<RedbStore, StoreError> {
     let begun = Instant::now();
     loop {
         match RedbStore::open(path) {
             Err(StoreError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
-                std::thread::sleep(LOCK_ASK_EVERY);
+                std::thread::sleep(LOCK_RETRY_INTERVAL);
             }
             other => return other,
         }
     }
 }
 
-/// Why a hub did not start.
+/// Failure to start a hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -99,7 +100,7 @@ pub enum StartError {
     Home(#[from] HomeError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the metrics contradict each other")]
+    #[error("failed to register the metrics")]
     Metrics(#[source] attest_runtime::metrics::Error),
 }
 

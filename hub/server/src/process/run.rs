@@ -1,4 +1,4 @@
-//! The whole hub: opens the home and every listener, and runs until it ends.
+//! Runs a hub: opens its home and listeners, and serves until shutdown.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::process::config::Options;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
 
-/// How often the hub looks whether its own certificate nears its end.
+/// Interval between checks of the expiry of the hub's certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
-/// How long requests and connections under way may take when the hub ends.
+/// Longest wait for requests and connections at shutdown.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a hub listens, as logged and written to `addresses.json`.
+/// Listen addresses of a hub, as logged and written to `addresses.json`.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Addresses {
     pub api: SocketAddr,
@@ -37,7 +37,7 @@ pub struct Addresses {
     pub metrics: SocketAddr,
 }
 
-/// A hub that listens on all of its addresses.
+/// A running hub.
 #[derive(Debug)]
 pub struct Running {
     pub core: Arc<Core>,
@@ -45,10 +45,10 @@ pub struct Running {
     tasks: JoinSet<()>,
 }
 
-/// Opens everything. Nothing is served before every address is taken.
+/// Starts a hub. All addresses are bound before any is served.
 ///
 /// # Errors
-/// The first thing that is wrong, in words for the person who started the hub.
+/// The first failure, with a text for the person who started the hub.
 pub async fn start(options: &Options) -> Result<Running, RunError> {
     let home = home::open(&options.home)?;
     let addresses_file = home.addresses();
@@ -90,8 +90,8 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let stop = &core.stop;
     let renewal = renew_certificate(core.clone(), directory, spokes.clone(), api.certificate());
     tasks.spawn(stop.clone().part("certificate renewal", renewal));
-    tasks.spawn(stop.clone().part("door for spokes", async move { spokes.serve().await }));
-    tasks.spawn(stop.clone().part("pipeline", reconciler.run()));
+    tasks.spawn(stop.clone().part("listener for spokes", async move { spokes.serve().await }));
+    tasks.spawn(stop.clone().part("reconciler", reconciler.run()));
     tasks.spawn(serving("API", stop.clone(), api::serve(api)));
     tasks.spawn(stop.clone().part("health", serve_status(core.clone(), health)));
     tasks.spawn(stop.clone().part("metrics", serve_metrics(core.clone(), metrics)));
@@ -108,10 +108,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
 }
 
 impl Running {
-    /// Ends the hub: requests and connections under way are given a little time.
+    /// Stops the hub and waits briefly for its requests and connections.
     ///
     /// # Errors
-    /// [`RunError::Part`] when a part of it had died, which ended the hub.
+    /// [`RunError::Part`] when the failure of a part stopped the hub.
     pub async fn end(mut self) -> Result<(), RunError> {
         let failed = self.core.stop.failed_part();
         self.core.stop.end();
@@ -130,36 +130,36 @@ async fn serving(
 ) {
     let served = async {
         if let Err(error) = serves.await {
-            tracing::error!(reason = "ServeFailed", "The {what} address is not served: {error}");
+            tracing::error!(reason = "ServeFailed", "Failed to serve the {what}: {error}");
         }
     };
     stop.part(what, served).await;
 }
 
-/// Serves `/health` and `/ready` until the hub ends.
+/// Serves `/health` and `/ready` until the hub stops.
 async fn serve_status(core: Arc<Core>, listener: TcpListener) {
     let stop = core.stop.token();
     let served = probes::serve_status(listener, move || ready(core.clone()));
     stop.run_until_cancelled(served).await;
 }
 
-/// Ready while what is durable can be read.
+/// Succeeds while the store can be read.
 async fn ready(core: Arc<Core>) -> Result<(), String> {
     if core.stop.is_cancelled() {
-        return Err("the hub is ending".to_owned());
+        return Err("the hub is stopping".to_owned());
     }
     let read = blocking(&core, |core| core.records.get::<TokenRecord>("")).await;
     read.map(drop).map_err(|error| error.to_string())
 }
 
-/// Serves `/metrics` until the hub ends.
+/// Serves `/metrics` until the hub stops.
 async fn serve_metrics(core: Arc<Core>, listener: TcpListener) {
     let stop = core.stop.token();
     let served = probes::serve_metrics(listener, move || core.metrics.text());
     stop.run_until_cancelled(served).await;
 }
 
-/// The hub's own certificate is replaced while it runs, at both listeners.
+/// Renews the hub's certificate at both listeners while it runs.
 async fn renew_certificate(
     core: Arc<Core>,
     directory: std::path::PathBuf,
@@ -181,12 +181,15 @@ async fn renew_certificate(
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = changed {
-            tracing::error!(reason = "CertificateRenewal", "The hub's certificate: {error}");
+            tracing::error!(
+                reason = "CertificateRenewal",
+                "Failed to renew the hub's certificate: {error}"
+            );
         }
     }
 }
 
-/// Why the hub did not start.
+/// Failure to start or run the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -202,11 +205,11 @@ pub enum RunError {
     Api(#[from] ApiError),
     #[error(transparent)]
     Probes(#[from] BindError),
-    #[error("a socket was lost while starting")]
+    #[error("a socket failed at startup")]
     Socket(#[source] std::io::Error),
-    #[error("the {0} of the hub died, and the hub with it; the log says why")]
+    #[error("the {0} of the hub ended unexpectedly and stopped the hub; see the log for the cause")]
     Part(&'static str),
-    #[error("the hub was ended while it started")]
+    #[error("the hub was stopped during startup")]
     Ended,
 }
 
