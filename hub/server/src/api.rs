@@ -1,4 +1,4 @@
-//! The hub's HTTPS API for operators: routes, limits, and how failures look. Every handler is thin.
+//! The hub's HTTPS API for operators: routes, limits, and error responses. Handlers contain no rules.
 //!
 //! A connection needs an operator's certificate before the first byte of HTTP is read.
 
@@ -34,7 +34,7 @@ use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
 use crate::spokes::registration::Registration;
 
-/// What the API's handlers work with.
+/// State of the handlers of the API.
 #[derive(Debug)]
 pub(crate) struct Api {
     pub core: Arc<Core>,
@@ -45,7 +45,7 @@ pub(crate) struct Api {
     pub registration: Arc<Registration>,
 }
 
-/// A method, an address, and who answers.
+/// A method, a path, and its handler.
 type Route = (MethodFilter, &'static str, MethodRouter<Arc<Api>>);
 
 /// Every route of the API. `docs/openapi.yaml` describes the same.
@@ -85,7 +85,7 @@ where
     (method, path, on(method, handler))
 }
 
-/// The API of one hub.
+/// Returns the router of the API.
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let add = |router: Router<Arc<Api>>, (_, path, handler): Route| router.route(path, handler);
     routes()
@@ -102,7 +102,7 @@ async fn no_route() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         "RouteUnknown",
-        "this hub has no such address; is `attest` newer than the hub?",
+        "no such path in the API; `attest` may be newer than the hub",
     )
 }
 
@@ -110,11 +110,11 @@ async fn no_method() -> Refusal {
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "MethodNotAllowed",
-        "this address does not take that method; is `attest` newer than the hub?",
+        "the path does not support this method; `attest` may be newer than the hub",
     )
 }
 
-/// An answer that is not a success.
+/// An error response.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
@@ -156,7 +156,7 @@ fn status_of(error: &StoreError) -> StatusCode {
     }
 }
 
-/// A JSON body, or a [`Refusal`] that says what is wrong with it.
+/// A JSON body. Rejected with a [`Refusal`] that names the error.
 #[derive(Debug)]
 pub(crate) struct Body<T>(pub(crate) T);
 
@@ -177,7 +177,7 @@ where
                 _ => Refusal::new(StatusCode::BAD_REQUEST, "BodyUnreadable", error.body_text()),
             }
         })?;
-        // Strict: a key that stands twice would mean two things.
+        // Strict: duplicate keys are ambiguous.
         let value = json::value(&bytes, OBJECT_DEPTH_MAX).map_err(|error| {
             let message = error_chain(&error);
             Refusal::new(StatusCode::BAD_REQUEST, error.reason(), message)

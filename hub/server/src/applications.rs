@@ -1,4 +1,4 @@
-//! Applications: as operators write them, as the hub uses them, when they may be applied and removed, and their status.
+//! Applications: manifest, resolution of references and defaults, rules of applying and removing, and status.
 
 pub(crate) mod crd;
 pub(crate) mod facts;

@@ -1,7 +1,7 @@
-//! The hub's home directory: its authority, keys, settings and database. Made once, whole or not at all.
+//! The hub's home directory: certificate authority, keys, settings and database. Created atomically.
 //!
-//! Everything in it is readable by its owner only. `attest hub init` creates it, `attest-hub`
-//! opens it. What the database holds is `store`; repositories are cached below `git/`.
+//! Its files are readable by the owner only. `attest hub init` creates the home, `attest-hub` opens it. The database is
+//! described in `store`; repositories are cached in `git/`.
 
 mod operators;
 
@@ -22,11 +22,11 @@ pub use operators::{Operator, Operators, UNKNOWN_NAME};
 
 use crate::core::store::{self, StoreError};
 
-/// The variable that names the home directory, for the hub and for `attest hub`.
+/// Environment variable of the home directory, for the hub and for `attest hub`.
 pub const HOME_VARIABLE: &str = "ATTEST_HUB_HOME";
-/// Largest settings or key file that is read, in bytes.
+/// Largest settings or key file in bytes.
 pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1024;
-/// The hub's own certificate is issued anew when less than this is left of it.
+/// Remaining lifetime below which the hub's certificate is renewed.
 pub(crate) const TLS_RENEW_LEFT: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 
 const SETTINGS_FILE: &str = "hub.json";
@@ -43,7 +43,7 @@ const HUB_NAME: &str = "main";
 const OPERATOR_NAME: &str = "admin";
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// Where others reach this hub.
+/// Advertised addresses of the hub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Advertise {
@@ -53,7 +53,7 @@ pub struct Advertise {
     pub api_url: String,
 }
 
-/// What an operator's context needs to know of a new hub.
+/// Data of a hub for the context of an operator.
 #[derive(Clone, Debug)]
 pub struct Created {
     pub api_url: String,
@@ -78,7 +78,7 @@ pub struct Home {
     directory: PathBuf,
     pub advertise: Advertise,
     pub authority: Authority,
-    /// Certificate and key the hub shows to spokes and operators.
+    /// Certificate and key that the hub presents to spokes and operators.
     pub tls: Bundle,
     /// The key that signs plans, directives and syncs.
     pub signing: PrivateKey,
@@ -87,8 +87,7 @@ pub struct Home {
 /// Creates the home `directory` with a new authority, keys and an empty database.
 ///
 /// # Errors
-/// [`HomeError::Exists`] when there is anything at `directory` but an empty directory;
-/// nothing is left behind by a failure.
+/// [`HomeError::Exists`] when `directory` exists and is not an empty directory. A failure leaves nothing behind.
 pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeError> {
     let hosts = hosts_of(advertise)?;
     if !is_free(directory)? {
@@ -103,7 +102,7 @@ pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeEr
         .map_err(|source| file_error(&parent, source))?;
     let created = fill(unfinished.path(), advertise, &hosts)?;
     fs::rename(unfinished.path(), directory).map_err(|source| file_error(directory, source))?;
-    // The name is taken by now: what the guard would remove is somewhere else.
+    // The directory was moved: the guard must not remove its old path.
     let _moved = unfinished.keep();
     sync_directory(&parent)?;
     Ok(created)
@@ -115,20 +114,21 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     let private = fs::Permissions::from_mode(DIRECTORY_MODE);
     fs::set_permissions(directory, private).map_err(|source| file_error(directory, source))?;
     let authority = Authority::create(&trust_domain()?).map_err(HomeError::Authority)?;
-    let write = |name: &str, bytes: &[u8]| {
-        write_private(&directory.join(name), bytes).map_err(HomeError::Bundle)
-    };
-    // A home that was made in a working tree: `git add .` there must not take its keys along.
-    write(".gitignore", b"*\n")?;
-    write(AUTHORITY_CERTIFICATE_FILE, authority.certificate_pem().as_bytes())?;
-    write(AUTHORITY_KEY_FILE, authority.key_pem().as_bytes())?;
+    // Keeps `git add .` from adding the keys of a home in a working tree.
+    write_file(directory, ".gitignore", b"*\n")?;
+    write_file(directory, AUTHORITY_CERTIFICATE_FILE, authority.certificate_pem().as_bytes())?;
+    write_file(directory, AUTHORITY_KEY_FILE, authority.key_pem().as_bytes())?;
     issue_tls(&authority, hosts)?.save(directory, TLS_STEM).map_err(HomeError::Bundle)?;
     let seed = random()?;
     let signing = PrivateKey::from_seed(&seed).map_err(HomeError::SigningKey)?;
-    write(SIGNING_KEY_FILE, signing.to_pem().map_err(HomeError::SigningKey)?.as_bytes())?;
+    write_file(
+        directory,
+        SIGNING_KEY_FILE,
+        signing.to_pem().map_err(HomeError::SigningKey)?.as_bytes(),
+    )?;
     let settings = serde_json::to_vec_pretty(advertise)
         .map_err(|source| HomeError::Settings { path: directory.join(SETTINGS_FILE), source })?;
-    write(SETTINGS_FILE, &settings)?;
+    write_file(directory, SETTINGS_FILE, &settings)?;
     let git = directory.join(GIT_DIRECTORY);
     fs::create_dir(&git).map_err(|source| file_error(&git, source))?;
     store::create(&directory.join(DATABASE_FILE)).map_err(HomeError::Store)?;
@@ -137,7 +137,11 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     created(&operators, OPERATOR_NAME, advertise, &authority, &signing)
 }
 
-/// Issues a certificate to the operator `name` and keeps note of it, for the context that is returned.
+fn write_file(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+    write_private(&directory.join(name), bytes).map_err(HomeError::Bundle)
+}
+
+/// Issues a certificate to the operator `name`, records it, and returns the data of its context.
 fn created(
     operators: &Operators,
     name: &str,
@@ -160,27 +164,27 @@ fn created(
     })
 }
 
-/// Issues another operator's certificate with the authority of the home `directory`, also while its hub runs.
+/// Issues a certificate to another operator with the authority of the home `directory`. The hub may be running.
 ///
 /// # Errors
-/// When the home is not usable, or the name is not allowed in a certificate.
+/// When the home is unusable, or the name is not allowed in a certificate.
 pub fn issue_operator(directory: &Path, name: &str) -> Result<Created, HomeError> {
     let home = load(directory)?;
     created(&home.operators(), name, &home.advertise, &home.authority, &home.signing)
 }
 
-/// Pin of the authority of the home `directory`.
+/// Returns the pin of the authority of the home `directory`.
 ///
 /// # Errors
-/// When the home is not usable.
+/// When the home is unusable.
 pub fn authority_pin(directory: &Path) -> Result<String, HomeError> {
     Ok(load(directory)?.authority.pin().to_string())
 }
 
-/// The operators of the home `directory`.
+/// Returns the operators of the home `directory`.
 ///
 /// # Errors
-/// When there is no home.
+/// When the home does not exist.
 pub fn operators(directory: &Path) -> Result<Operators, HomeError> {
     if !directory.join(SETTINGS_FILE).exists() {
         return Err(HomeError::Missing(directory.to_path_buf()));
@@ -188,10 +192,10 @@ pub fn operators(directory: &Path) -> Result<Operators, HomeError> {
     Ok(Operators::at(directory.join(OPERATORS_DIRECTORY)))
 }
 
-/// Opens a home that [`create`] made. Renews the hub's own certificate when it nears its end.
+/// Opens a home created by [`create`]. Renews the hub's certificate when it expires soon.
 ///
 /// # Errors
-/// When something is missing or malformed; the error names the file.
+/// When a file is missing or malformed; the error names the file.
 pub fn open(directory: &Path) -> Result<Home, HomeError> {
     let mut home = load(directory)?;
     home.renew_tls()?;
@@ -217,16 +221,16 @@ fn load(directory: &Path) -> Result<Home, HomeError> {
     Ok(Home { directory: directory.to_path_buf(), advertise, authority, tls, signing })
 }
 
-/// Where the hub of the home `directory` keeps what it needs for a moment: copies to render, keys for ssh.
+/// Returns the directory for temporary files of the hub: copies to render, keys for ssh.
 pub fn temporary(directory: &Path) -> PathBuf {
     directory.join(TEMPORARY_DIRECTORY)
 }
 
 impl Home {
-    /// Makes [`temporary`] anew. What is there was left by a hub that was killed: only who has the database may ask.
+    /// Empties [`temporary`], which may contain files of a killed hub. The caller must hold the database.
     ///
     /// # Errors
-    /// When the directory cannot be removed or made.
+    /// When the directory cannot be removed or created.
     pub(crate) fn empty_temporary(&self) -> Result<(), HomeError> {
         use std::os::unix::fs::DirBuilderExt as _;
 
@@ -237,35 +241,34 @@ impl Home {
             }
             _ => {}
         }
-        let made = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&directory);
-        made.map_err(|source| file_error(&directory, source))
+        let created = fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&directory);
+        created.map_err(|source| file_error(&directory, source))
     }
 
-    /// The database file.
+    /// Returns the path of the database.
     pub fn database(&self) -> PathBuf {
         self.directory.join(DATABASE_FILE)
     }
 
-    /// The cache of Git repositories; may be emptied at any time while the hub is down.
+    /// Returns the path of the cache of Git repositories, which may be emptied while the hub is stopped.
     pub fn git(&self) -> PathBuf {
         self.directory.join(GIT_DIRECTORY)
     }
 
-    /// Whose certificates operate this hub.
+    /// Returns the operators of this hub.
     pub fn operators(&self) -> Operators {
         Operators::at(self.directory.join(OPERATORS_DIRECTORY))
     }
 
-    /// Where the running hub writes the addresses it listens on.
+    /// Returns the path of the file to which the running hub writes its listen addresses.
     pub fn addresses(&self) -> PathBuf {
         self.directory.join(ADDRESSES_FILE)
     }
 
-    /// Issues the hub's own certificate anew when less than [`TLS_RENEW_LEFT`] is left of it.
-    /// True when it did.
+    /// Renews the hub's certificate when it expires within [`TLS_RENEW_LEFT`]. Returns whether it did.
     ///
     /// # Errors
-    /// When it cannot be issued or stored.
+    /// When the certificate cannot be issued or stored.
     pub(crate) fn renew_tls(&mut self) -> Result<bool, HomeError> {
         let left = attest_certs::peer_identity(self.tls.chain())
             .ok()
@@ -285,7 +288,7 @@ fn issue_tls(authority: &Authority, hosts: &[Host]) -> Result<Bundle, HomeError>
     issued.bundle().map_err(HomeError::Authority)
 }
 
-/// A name for the fleet that no other fleet has, so that certificates never fit by accident.
+/// Returns a random trust domain, so that certificates of other fleets are never accepted.
 fn trust_domain() -> Result<String, HomeError> {
     let bytes = random()?;
     let hex = data_encoding::HEXLOWER.encode(bytes.get(..8).unwrap_or_default());
@@ -299,21 +302,21 @@ fn random() -> Result<Zeroizing<[u8; 32]>, HomeError> {
 }
 
 fn hosts_of(advertise: &Advertise) -> Result<Vec<Host>, HomeError> {
-    let wrong = |field: &'static str, value: &str| HomeError::Advertise {
-        field,
-        value: value.chars().take(200).collect(),
-    };
     let spokes = host_of(&advertise.spoke_address)
-        .ok_or_else(|| wrong("--advertise", &advertise.spoke_address))?;
+        .ok_or_else(|| invalid_address("--advertise", &advertise.spoke_address))?;
     let api = advertise.api_url.strip_prefix("https://").and_then(host_of);
-    let api = api.ok_or_else(|| wrong("--api-advertise", &advertise.api_url))?;
+    let api = api.ok_or_else(|| invalid_address("--api-advertise", &advertise.api_url))?;
     let mut names = vec![spokes, api, "localhost".to_owned(), "127.0.0.1".to_owned()];
     names.sort();
     names.dedup();
     Ok(names.iter().map(|name| Host::parse(name)).collect())
 }
 
-/// The host of `HOST:PORT`; an IPv6 address stands in brackets.
+fn invalid_address(field: &'static str, value: &str) -> HomeError {
+    HomeError::Advertise { field, value: value.chars().take(200).collect() }
+}
+
+/// Returns the host of `HOST:PORT`; an IPv6 address is in brackets.
 fn host_of(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|port| *port > 0)?;
@@ -354,20 +357,18 @@ fn file_error(path: &Path, source: io::Error) -> HomeError {
     HomeError::File { path: path.to_path_buf(), source }
 }
 
-/// Why a home cannot be made or used.
+/// Reason that a home cannot be created or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HomeError {
-    #[error("{} exists already and is not empty; choose another --home, or remove it if no hub needs it", .0.display())]
+    #[error("{} already exists and is not empty; choose another --home, or remove it if no hub uses it", .0.display())]
     Exists(PathBuf),
-    #[error("{} holds no hub; create one with `attest hub init --home {} --advertise HOST:PORT`", .0.display(), .0.display())]
+    #[error("{} is not the home of a hub; create one with `attest hub init --home {} --advertise HOST:PORT`", .0.display(), .0.display())]
     Missing(PathBuf),
-    #[error(
-        "no operator's certificate can have the serial `{0}`; `attest hub operator list` shows those there are"
-    )]
+    #[error("`{0}` is not a serial number; list certificates with `attest hub operator list`")]
     OperatorUnknown(String),
     #[error(
-        "{} cannot be given to user {user}, whose the hub's home is; run the command as that user", path.display()
+        "failed to change the owner of {} to user {user}, who owns the hub's home; run the command as that user", path.display()
     )]
     Owner {
         path: PathBuf,
@@ -375,29 +376,29 @@ pub enum HomeError {
         #[source]
         source: io::Error,
     },
-    #[error("{}", path.display())]
+    #[error("failed to access {}", path.display())]
     File {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{field} is `{value}`; write HOST:PORT with the name and port that others reach")]
+    #[error("{field} is `{value}`; must be HOST:PORT at which the hub can be reached")]
     Advertise { field: &'static str, value: String },
-    #[error("{} is not readable as the hub's settings", path.display())]
+    #[error("failed to parse {}", path.display())]
     Settings {
         path: PathBuf,
         #[source]
         source: serde_json::Error,
     },
-    #[error("the hub's certificate authority is not usable")]
+    #[error("the hub's certificate authority is unusable")]
     Authority(#[source] AuthorityError),
-    #[error("the hub's certificate is not usable")]
+    #[error("the hub's certificate is unusable")]
     Bundle(#[source] BundleError),
-    #[error("the hub's signing key is not usable")]
+    #[error("the hub's signing key is unusable")]
     SigningKey(#[source] KeyError),
-    #[error("the operating system gives no random bytes")]
+    #[error("the operating system provides no random bytes")]
     Randomness(#[source] getrandom::Error),
-    #[error("the hub's database cannot be made")]
+    #[error("failed to create the hub's database")]
     Store(#[source] StoreError),
 }
 

@@ -1,4 +1,4 @@
-//! Applications: apply, show, sync, history, difference, delete. The rules are `applications::rules`.
+//! Routes of applications: apply, show, sync, history, diff, delete. The rules are in `applications::rules`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +26,9 @@ use crate::core::store::records::ApplicationRecord;
 
 /// Longest wait of `sync` for a pass.
 const PASS_WAIT_MAX: Duration = Duration::from_secs(45);
+/// Interval between checks for the completion of a pass.
 const PASS_POLL: Duration = Duration::from_millis(10);
-/// Most history lines of one destination.
+/// Most history entries of one destination.
 const HISTORY_MAX: usize = 50;
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -43,7 +44,7 @@ impl From<ApplicationError> for Refusal {
             ApplicationError::Store(error) => status_of(error),
         };
         let message = if let ApplicationError::Lower(error) = &error {
-            // The field is named beside the message.
+            // The response has the field in a property of its own.
             error.message.clone()
         } else {
             error_chain(&error)
@@ -57,7 +58,7 @@ impl From<ApplicationError> for Refusal {
     }
 }
 
-/// An application as it is shown. Blocks.
+/// Returns the document of an application. Blocks.
 fn show(api: &Api, record: &ApplicationRecord, detail: Detail) -> Application {
     let name = record.application.name.as_str();
     let facts = facts::gather(&api.core, record, api.views.get(name), detail);
@@ -118,8 +119,8 @@ pub(super) async fn remove(
     Ok(Json(removing.await?))
 }
 
-/// Answers when the repository has been asked and what is new has been ordered, so that a client that waits for the
-/// outcome does not take the state before for it.
+/// Answers after a pass has polled the repository and issued new directives, so that a waiting client does not read the
+/// previous state.
 pub(super) async fn sync(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
@@ -134,8 +135,8 @@ pub(super) async fn sync(
     while !api.waker.is_complete(&name, number) {
         if Instant::now() >= until {
             let message = format!(
-                "the look at `{name}` is not finished after {} s and goes on; \
-                 `attest gitops app get {name}` shows what comes of it",
+                "the reconcile of `{name}` is not complete after {} s and continues; \
+                 see its outcome with `attest gitops app get {name}`",
                 PASS_WAIT_MAX.as_secs()
             );
             return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "LookUnfinished", message));
@@ -156,7 +157,7 @@ pub(super) async fn history(
     Ok(Json(List::new("HistoryEntry", reading.await?)))
 }
 
-/// What was ordered for an application, newest first. Blocks.
+/// Returns the directives of an application, newest first. Blocks.
 fn history_of(core: &Core, record: &ApplicationRecord) -> Result<Vec<HistoryEntry>, StoreError> {
     let mut lines = Vec::new();
     for (destination, _) in core.fleet.heads_for(&record.application.name) {
@@ -178,7 +179,7 @@ pub(super) async fn diff(
     Ok(Json(List::new("Diff", comparing.await?)))
 }
 
-/// What runs, as the spokes last reported, against what the newest commit renders to.
+/// Compares what runs, as last reported by the spokes, with the rendering of the newest commit.
 fn diffs(api: &Api, name: &str) -> Result<Vec<Diff>, Refusal> {
     let core = &api.core;
     let record = rules::find(core, name)?;
@@ -186,7 +187,7 @@ fn diffs(api: &Api, name: &str) -> Result<Vec<Diff>, Refusal> {
     let status = status::status(&facts);
     let view = facts.view.as_deref();
     let mut all = Vec::new();
-    // In the same order; those that are being removed come after them.
+    // Both are in the same order; destinations that are being removed follow.
     let named = record.application.destinations.iter().zip(&facts.destinations);
     for ((destination, facts), status) in named.zip(&status.destinations) {
         let place = (destination.cluster.clone(), destination.namespace.clone());
@@ -195,12 +196,12 @@ fn diffs(api: &Api, name: &str) -> Result<Vec<Diff>, Refusal> {
         let rendered = view.and_then(|view| view.rendered.get(&place));
         let compared = match rendered {
             Some(rendered) => compare(core, running, rendered)?,
-            None => Err(Waiting::new("Pending", "not looked at since the hub started")),
+            None => Err(Waiting::new("Pending", "not reconciled since the hub started")),
         };
         let known = facts.waiting.as_ref().or(facts.problem.as_ref());
         let obstacle = known.or_else(|| compared.as_ref().err()).cloned();
         let differences = compared.unwrap_or_default();
-        // What was ordered and does not run yet.
+        // Deployed, but not running yet.
         let is_late = status.phase != "Synced" && !differences.is_empty();
         let late = is_late.then(|| Waiting::new(&status.reason, status.message.as_str()));
         let problem = obstacle.or(late);
@@ -217,7 +218,7 @@ fn diffs(api: &Api, name: &str) -> Result<Vec<Diff>, Refusal> {
     Ok(all)
 }
 
-/// The differences, or why what runs cannot be compared.
+/// Returns the differences, or the reason that the running content cannot be compared.
 fn compare(
     core: &Core,
     running: Option<&Running>,
@@ -230,7 +231,7 @@ fn compare(
         return Ok(Ok(Vec::new()));
     }
     let Some(blob) = core.fleet.blob(&core.records, content)? else {
-        let message = format!("the hub does not have what runs there ({content})");
+        let message = format!("the hub does not have the running content ({content})");
         return Ok(Err(Waiting::new("ContentUnknown", message)));
     };
     let objects = manifest::read(&blob.bytes()?).unwrap_or_default();

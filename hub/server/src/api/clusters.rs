@@ -1,4 +1,4 @@
-//! Clusters and join tokens.
+//! Routes of clusters and join tokens.
 
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ pub(super) async fn revoke_token(
         let stored = core.records.stored::<TokenRecord>(&id)?;
         let Some(stored) = stored else {
             let message = format!(
-                "no token has the id `{id}`; `attest gitops cluster token list` shows those there are"
+                "token `{id}` not found; list tokens with `attest gitops cluster token list`"
             );
             return Err(Refusal::not_found("TokenUnknown", message));
         };
@@ -120,8 +120,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<List<Cluster>> {
     let listing = blocking(&api.core, |core| {
         let mut all = core.directory.all();
         all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
-        let world = World::read(core)?;
-        all.iter().map(|record| world.shown(core, record)).collect::<Result<_, Refusal>>()
+        let listing = Listing::read(core)?;
+        all.iter().map(|record| listing.shown(core, record)).collect::<Result<_, Refusal>>()
     });
     Ok(Json(List::new("Cluster", listing.await?)))
 }
@@ -132,12 +132,12 @@ pub(super) async fn get(
 ) -> Answer<Cluster> {
     let shown = blocking(&api.core, move |core| {
         let record = find(core, &cluster)?;
-        World::read(core)?.shown(core, &record)
+        Listing::read(core)?.shown(core, &record)
     });
     Ok(Json(shown.await?))
 }
 
-/// The cluster with this id or name; of several with one name, the one that is not revoked.
+/// Returns the cluster with this id or name; of several with one name, the one that is not revoked.
 fn find(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
     let by_id = cluster.parse().ok().and_then(|id: ClusterId| core.directory.get(&id));
     if let Some(record) = by_id {
@@ -147,7 +147,7 @@ fn find(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
     Ok(core.directory.named(&name).ok_or(JoinError::NoCluster(name))?)
 }
 
-/// The same, but who names one of several must say which.
+/// Like [`find`], but rejects a name that is shared by several clusters.
 fn find_only(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
     let found = find(core, cluster)?;
     let mut all = core.directory.all();
@@ -160,13 +160,13 @@ fn find_only(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> 
     Err(JoinError::Ambiguous { name: found.name.clone(), count: all.len(), ids }.into())
 }
 
-/// What is needed to show any cluster.
-struct World {
+/// State from which any cluster is shown.
+struct Listing {
     default_cluster: Option<Name>,
     applications: Vec<Application>,
 }
 
-impl World {
+impl Listing {
     fn read(core: &Core) -> Result<Self, Refusal> {
         let applications: Vec<ApplicationRecord> = core.records.all()?;
         Ok(Self {
@@ -180,7 +180,7 @@ impl World {
         let here = |application: &&Application| {
             application.destinations.iter().any(|d| d.cluster == record.name)
         };
-        let hint = core.fleet.reported_policy(&record.id);
+        let reported = core.fleet.reported_policy(&record.id);
         let evicted = core.records.is_evicted(record)?;
         Ok(Cluster {
             name: record.name.to_string(),
@@ -188,7 +188,7 @@ impl World {
             state: if evicted { "Evicted" } else { record.state.as_str() }.to_owned(),
             connected,
             last_seen_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            environment: hint.map(|hint| hint.policy.environment.to_string()),
+            environment: reported.map(|reported| reported.policy.environment.to_string()),
             agent_version: record.agent_version.clone(),
             kubernetes_version: record.kubernetes_version.clone(),
             fingerprint: fingerprint_of(record),
@@ -211,7 +211,7 @@ async fn decide(api: Arc<Api>, cluster: String, decision: Decision) -> Answer<Cl
             }
         };
         let record = api.registration.decide(&named, &decision)?;
-        World::read(&api.core)?.shown(&api.core, &record)
+        Listing::read(&api.core)?.shown(&api.core, &record)
     });
     Ok(Json(deciding.await?))
 }

@@ -1,14 +1,13 @@
-//! HTTPS for the API: TLS handshakes in tasks of their own, so that a slow client holds up nobody.
+//! HTTPS listener of the API. TLS handshakes run in their own tasks, so that a slow client does not delay others.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::basics::locked::RwLocked;
-
 use attest_certs::tls::hub_https;
 use attest_certs::{Bundle, TlsError, peer_identity};
+use attest_common::basics::locked::RwLocked;
 use attest_runtime::probes::ADDRESS_IN_USE;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
@@ -27,16 +26,16 @@ use crate::core::limiter::ConnectionLimiter;
 use crate::core::stop::Stop;
 use crate::spokes::registration::Registration;
 
-/// Connections being set up at once.
+/// Most concurrent handshakes.
 pub const API_HANDSHAKES_MAX: usize = 256;
-/// Connections being set up at once from one address: nobody who stays silent closes the API to the others.
+/// Most concurrent handshakes from one address, so that idle clients cannot block others.
 pub(crate) const API_HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
-/// How long a client may take to set up a connection.
+/// Longest duration of a handshake.
 pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Wait after the system refuses to accept, so that a lack of files does not spin.
+/// Delay after a failure to accept, so that exhausted file descriptors do not cause a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The API's listener, before anybody is let in.
+/// The listener of the API, before it is served.
 #[derive(Debug)]
 pub(crate) struct Listening {
     listener: TcpListener,
@@ -44,15 +43,15 @@ pub(crate) struct Listening {
     api: Arc<Api>,
 }
 
-/// Takes `address`; nobody is served yet.
+/// Binds `address`; no connection is served yet.
 ///
 /// # Errors
-/// [`ApiError::Listen`] when it is taken.
+/// [`ApiError::Listen`] when the address is in use.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ApiError> {
     TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })
 }
 
-/// Listens on `listener`.
+/// Prepares serving of the API on `listener`.
 ///
 /// # Errors
 /// When the certificate is unusable.
@@ -74,21 +73,21 @@ fn config(
 }
 
 impl Listening {
-    /// Where it listens.
+    /// Returns the local address.
     ///
     /// # Errors
-    /// When the socket is gone.
+    /// When the socket is closed.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// A handle by which the certificate can be changed later.
+    /// Returns a handle to replace the certificate later.
     pub(crate) fn certificate(&self) -> Certificate {
         Certificate { tls: self.tls.clone(), registration: self.api.registration.clone() }
     }
 }
 
-/// Changes the certificate that the API shows.
+/// Handle to replace the certificate of the API.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
     tls: Arc<RwLocked<Arc<rustls::ServerConfig>>>,
@@ -96,20 +95,20 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// Shows another certificate to those who come from now on.
+    /// Replaces the certificate that new connections receive.
     ///
     /// # Errors
-    /// When it is unusable.
+    /// When the certificate is unusable.
     pub(crate) fn set(&self, tls: &Bundle) -> Result<(), ApiError> {
         *self.tls.write() = config(&self.registration, tls)?;
         Ok(())
     }
 }
 
-/// Serves the API until the hub ends; requests under way are answered first.
+/// Serves the API until the hub stops; requests in progress are completed.
 ///
 /// # Errors
-/// When serving fails as a whole.
+/// When the listener fails.
 pub(crate) async fn serve(listening: Listening) -> io::Result<()> {
     let Listening { listener, tls, api } = listening;
     let local = listener.local_addr()?;
@@ -125,7 +124,7 @@ pub(crate) async fn serve(listening: Listening) -> io::Result<()> {
     served
 }
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Operator {
     /// Serial of the certificate; absent when it cannot be read.
@@ -140,7 +139,7 @@ impl Connected<IncomingStream<'_, Ready>> for Operator {
     }
 }
 
-/// Hears nobody whose certificate is revoked, also on a connection that was there before.
+/// Rejects requests with a revoked certificate, including those on established connections.
 pub(super) async fn admitted(
     State(api): State<Arc<Api>>,
     ConnectInfo(operator): ConnectInfo<Operator>,
@@ -153,14 +152,14 @@ pub(super) async fn admitted(
     });
     let revoked = answer.await.map_err(|error| {
         let error = attest_common::basics::text::error_chain(&error);
-        tracing::error!(reason = "OperatorUnreadable", "An operator was refused: {error}");
-        let message = "what the hub keeps of this operator's certificate cannot be read; on the hub's \
-                       machine, give the files in the home's `operators` to the hub's user";
+        tracing::error!(reason = "OperatorUnreadable", "Operator rejected: {error}");
+        let message = "failed to read the hub's record of this operator's certificate; on the hub's machine, \
+                       make the hub's user the owner of the files in the home's `operators`";
         Refusal::new(StatusCode::FORBIDDEN, "OperatorUnreadable", message)
     })?;
     if revoked {
-        let message = "this operator's certificate is revoked; `attest hub operator issue NAME` \
-                       on the hub's machine makes another";
+        let message = "this operator's certificate is revoked; issue another on the hub's machine with \
+                       `attest hub operator issue NAME`";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "OperatorRevoked", message));
     }
     Ok(next.run(request).await)
@@ -181,14 +180,21 @@ async fn accept(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(reason = "Accept", "The API cannot accept a connection: {error}");
+                tracing::warn!(
+                    reason = "Accept",
+                    "Failed to accept a connection to the API: {error}"
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        // Without a place the connection is closed: who waits for one would keep others from it.
+        // Without a permit the connection is closed: waiting for one would delay other clients.
         let Some(permit) = handshakes.acquire(Some(from.ip())) else {
-            tracing::debug!(reason = "Handshakes", from = from.to_string(), "The API is crowded");
+            tracing::debug!(
+                reason = "Handshakes",
+                from = from.to_string(),
+                "Connection to the API refused (limit of handshakes)"
+            );
             continue;
         };
         let config = tls.read().clone();
@@ -199,18 +205,18 @@ async fn accept(
             let handshake = TlsAcceptor::from(config).accept(stream);
             match tokio::time::timeout(API_HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => {
-                    // Nobody takes it when the hub is ending.
+                    // Fails only when the hub is stopping.
                     let _ = finished.send((stream, from)).await;
                 }
                 Ok(Err(error)) => tracing::info!(
                     reason = "Handshake",
                     from = from.to_string(),
-                    "A connection to the API was not admitted: {error}"
+                    "Connection to the API rejected: {error}"
                 ),
                 Err(_) => tracing::info!(
                     reason = "HandshakeTimeout",
                     from = from.to_string(),
-                    "A connection to the API was not set up in time"
+                    "Handshake of a connection to the API timed out"
                 ),
             }
         });
@@ -230,7 +236,7 @@ impl Listener for Ready {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.ready.recv().await {
             Some(connection) => connection,
-            // The accepting task has ended: nobody comes any more.
+            // The accepting task has ended: no further connections.
             None => std::future::pending().await,
         }
     }
@@ -240,17 +246,17 @@ impl Listener for Ready {
     }
 }
 
-/// Why the API does not listen.
+/// Failure to start the listener of the API.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    #[error("cannot listen on {address}; choose another address with --listen-api")]
+    #[error("failed to listen on {address}; choose another address with --listen-api")]
     Listen {
         address: SocketAddr,
         #[source]
         source: io::Error,
     },
-    #[error("the API's certificate cannot be used")]
+    #[error("the API's certificate is unusable")]
     Tls(#[source] TlsError),
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn put_repository(
     Ok(Json(shown(&record)))
 }
 
-/// Tries the credentials before they are kept: for reading, and that they are refused for pushing.
+/// Checks before storing the credentials that they can read and may not push.
 fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecord, Refusal> {
     let url = RepositoryUrl::parse(&asked.url, &api.repositories.urls)
         .map_err(|error| field(error.reason(), "url", error.to_string()))?;
@@ -61,7 +61,7 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
     for (one, has_one, other, has_other) in pairs {
         if has_one != has_other {
             let missing = if has_one { other } else { one };
-            let message = format!("{one} and {other} belong together");
+            let message = format!("{one} and {other} must be set together");
             return Err(field("CredentialIncomplete", missing, message));
         }
     }
@@ -84,8 +84,8 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
         .map_err(|error| field(error.reason(), "url", error_chain(&error)))?;
     match api.repositories.can_push(&remote) {
         Ok(true) if !record.allow_push_credential => {
-            let message = "the credential may push; who owns the hub must not make CI sign: \
-                           give it read access only (or --allow-push-credential)";
+            let message = "the credential may push, so that a compromised hub could make CI sign; \
+                           restrict it to read access, or pass --allow-push-credential";
             let failure = Failure {
                 reason: "CredentialCanPush".to_owned(),
                 message: message.to_owned(),
@@ -120,11 +120,11 @@ fn shown(record: &RepositoryRecord) -> Repository {
         (Some(true), _) => made(
             "False",
             "CredentialCanPush",
-            "the hub's credential may push: who owns the hub can make CI sign",
+            "the hub's credential may push, so that a compromised hub could make CI sign",
         ),
         (_, Some((reason, message))) => made("Unknown", reason, message),
-        (Some(false), None) => made("True", "ReadOnly", "the hub can read and not push"),
-        (None, None) => made("Unknown", "Pending", "not asked yet"),
+        (Some(false), None) => made("True", "ReadOnly", "the hub can read but not push"),
+        (None, None) => made("Unknown", "Pending", "not checked yet"),
     };
     Repository {
         url: record.url.clone(),
@@ -138,7 +138,7 @@ pub(super) async fn repositories(State(api): State<Arc<Api>>) -> Answer<List<Rep
     Ok(Json(List::new("Repository", all.iter().map(shown).collect())))
 }
 
-/// Forgets a repository's credentials; its applications go on without any.
+/// Deletes a repository's credentials; its applications continue without any.
 pub(super) async fn delete_repository(
     State(api): State<Arc<Api>>,
     Body(asked): Body<RepositoryRemoval>,
@@ -149,7 +149,7 @@ pub(super) async fn delete_repository(
         let record = api.core.records.get::<RepositoryRecord>(url.normalised())?;
         let record = record.ok_or_else(|| {
             let message = format!(
-                "no repository `{url}` was added; `attest gitops repo list` shows those there are"
+                "repository `{url}` not found; list repositories with `attest gitops repo list`"
             );
             Refusal::not_found("RepositoryUnknown", message)
         })?;
@@ -167,7 +167,7 @@ pub(super) async fn put_key(
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     let fits = (1..=ALIAS_BYTES_MAX).contains(&asked.alias.len()) && asked.alias.bytes().all(plain);
     if !fits {
-        let message = "an alias has 1 to 253 letters, digits, `.`, `-` and `_`";
+        let message = "must be 1 to 253 letters, digits, `.`, `-` or `_`";
         return Err(field("AliasInvalid", "alias", message));
     }
     let key = PublicKey::from_pem(&asked.public_key)
@@ -194,9 +194,7 @@ pub(super) async fn delete_key(
 ) -> Answer<Key> {
     let removing = blocking(&api.core, move |core| {
         let record = core.records.get::<KeyRecord>(&alias)?;
-        let message = format!(
-            "no key has the alias `{alias}`; `attest gitops key list` shows those there are"
-        );
+        let message = format!("key `{alias}` not found; list keys with `attest gitops key list`");
         let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
         core.records.commit("key", &[records::delete(&record)])?;
         shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))

@@ -1,4 +1,4 @@
-//! From what the hub knows to the documents of its API. Converts, decides nothing.
+//! Conversion of the hub's state to the documents of its API. Contains no rules.
 
 use attest_common::basics::ids::DestinationKey;
 use attest_documents::{Application, ChangeTimings, Condition, Destination, HistoryEntry};
@@ -66,7 +66,7 @@ fn age_ms(record: &ReportRecord) -> u64 {
     u64::try_from(age_ms).unwrap_or(0)
 }
 
-/// Where the time of the newest change went, once its spoke has reported on it.
+/// Returns the durations of the newest change, once its spoke has reported on it.
 fn timings(head: &LedgerEntry, record: &ReportRecord) -> Option<ChangeTimings> {
     if record.report.sequence != Some(head.sequence) {
         return None;

@@ -1,7 +1,7 @@
-//! AttestApplication as people write it: field names and shapes only. What it means is `lower`.
+//! The manifest of an AttestApplication: field names and types only. `lower` defines its meaning.
 //!
-//! The product's documents mix spellings (`repoUrl`, `repoURL`, `required_policies`); every one that
-//! they print is accepted. Everything else unknown is refused with its path.
+//! The product's documents mix spellings (`repoUrl`, `repoURL`, `required_policies`); all of them are accepted. Other
+//! unknown fields are rejected with their path.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub(crate) struct Manifest {
     pub spec: Spec,
 }
 
-/// The part of `metadata` that people write.
+/// The supported part of `metadata`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Metadata {
@@ -45,9 +45,9 @@ pub(crate) struct Spec {
     pub verification: Option<Verification>,
     pub receipt_verification: Option<ReceiptVerification>,
     pub sync_policy: Option<SyncPolicy>,
-    /// Not yet carried out.
+    /// Rejected: not supported yet.
     pub progressive_delivery: Option<Value>,
-    /// Not yet carried out.
+    /// Rejected: not supported yet.
     pub strategy: Option<Value>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Source {
     pub path: String,
 }
 
-/// Where the application runs.
+/// `spec.destination`, and an entry of `spec.destinations`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Destination {
@@ -77,17 +77,17 @@ pub(crate) struct Verification {
     pub enabled: Option<bool>,
     pub trusted_keys: Option<Vec<String>>,
     pub policy: Option<String>,
-    /// The product's documents are printed without indentation: it may stand here or one level up.
+    /// The product's documents are printed without indentation: the field is accepted here and one level up.
     pub receipt_verification: Option<ReceiptVerification>,
-    /// Not yet carried out.
+    /// Rejected: not supported yet.
     #[serde(alias = "policy_validation")]
     pub policy_validation: Option<Value>,
-    /// Not yet carried out.
+    /// Rejected: not supported yet.
     #[serde(alias = "custom_hooks")]
     pub custom_hooks: Option<Value>,
 }
 
-/// Which attestations are asked for.
+/// `receiptVerification`: the required attestations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ReceiptVerification {

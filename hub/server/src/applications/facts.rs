@@ -1,4 +1,4 @@
-//! Everything that is known of one application, gathered for the rules of `applications::status`. Decides nothing.
+//! Facts about one application, gathered for the rules of `applications::status`. Contains no rules.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use super::view::{View, Waiting};
 use crate::core::Core;
 use crate::core::store::records::{ApplicationRecord, LedgerEntry, ReportRecord};
 
-/// Most directives of a destination among which the one is searched whose plan runs.
+/// Most directives of a destination searched for the one whose plan runs.
 const DIRECTIVES_SEARCHED_MAX: usize = 8;
 
-/// How much is gathered of each destination.
+/// Level of detail for each destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detail {
     /// Everything that a spoke reports.
     Objects,
-    /// All but its objects, and nothing that has to be read from the disk.
+    /// Everything except its objects, without reads from the disk.
     Overview,
 }
 
-/// Everything that is known of one application.
+/// Facts about one application.
 #[derive(Debug)]
 pub(crate) struct ApplicationFacts {
     pub view: Option<Arc<View>>,
-    /// Those that the application names, in its order; then those that it is being removed from.
+    /// The destinations that the application names, in its order; then those that it is being removed from.
     pub destinations: Vec<DestinationFacts>,
     pub deleting: bool,
-    /// The highest generation that was ordered.
+    /// The highest generation issued.
     pub generation: u64,
 }
 
-/// Everything that is known of one destination.
+/// Facts about one destination.
 #[derive(Debug)]
 pub(crate) struct DestinationFacts {
     /// Name of the cluster.
@@ -44,19 +44,19 @@ pub(crate) struct DestinationFacts {
     pub head: Option<Arc<LedgerEntry>>,
     pub report: Option<Arc<ReportRecord>>,
     pub connected: bool,
-    /// How long ago the cluster was last heard of; `None` when never, or when it is not registered.
+    /// Time since the last contact with the cluster; `None` when there was none, or the cluster is not registered.
     pub last_seen: Option<Duration>,
-    /// Why the newest commit does not run there.
+    /// Reason that the newest commit is not deployed there.
     pub waiting: Option<Waiting>,
-    /// Why the source of the application could not be read.
+    /// Failure to read the source of the application.
     pub problem: Option<Waiting>,
-    /// True when there was a pass over the application since the hub started.
+    /// The application was reconciled since the hub started.
     pub reconciled: bool,
-    /// Commit that what runs there was made from.
+    /// Commit from which the running plan was made.
     pub deployed_commit: Option<String>,
 }
 
-/// Gathers what is known of an application. Blocks.
+/// Gathers the facts about an application. Blocks.
 pub(crate) fn gather(
     core: &Core,
     record: &ApplicationRecord,
@@ -128,7 +128,7 @@ fn at(
     }
 }
 
-/// Commit that a plan was made from, when it is among the newest that were ordered at a destination. Blocks.
+/// Returns the commit from which a plan was made, if it is among the newest plans of a destination. Blocks.
 pub(crate) fn deployed_commit(
     core: &Core,
     destination: &DestinationKey,

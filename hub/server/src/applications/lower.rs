@@ -1,6 +1,6 @@
-//! From the manifest as written to the application as used. Every refusal names the field at fault.
+//! Conversion of a manifest to an application. Every error names the field at fault.
 //!
-//! Defaults are filled in here and stored, so that an upgrade of the hub never moves an application.
+//! Defaults are resolved here and stored, so that an upgrade of the hub never changes an application.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ pub(crate) const NAMESPACE_DEFAULT: &str = "default";
 /// `targetRevision` of a manifest without one.
 pub(crate) const REVISION_DEFAULT: &str = "HEAD";
 
-/// What the hub knows and a manifest may refer to.
+/// Objects of the hub that a manifest may refer to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     /// Names of registered clusters.
@@ -37,7 +37,7 @@ pub(crate) struct Known {
     pub urls: UrlPolicy,
 }
 
-/// Why a manifest is refused.
+/// Reason that a manifest is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub(crate) struct LowerError {
@@ -80,17 +80,17 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
             None => LowerError::new("FieldInvalid", path, message.clone()),
         }
     })?;
-    not_yet(&written.spec)?;
-    let name = a_name("metadata.name", &written.metadata.name)?;
+    check_supported(&written.spec)?;
+    let name = parse_name("metadata.name", &written.metadata.name)?;
     let namespace = written.metadata.namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT);
-    let namespace = a_name("metadata.namespace", namespace)?.to_string();
+    let namespace = parse_name("metadata.namespace", namespace)?.to_string();
     let crd::Source { repo_url, target_revision, path } = &written.spec.source;
     RepositoryUrl::parse(repo_url, &known.urls)
         .map_err(|e| LowerError::new(e.reason(), "spec.source.repoUrl", e.to_string()))?;
     let path = directory("spec.source.path", path)?;
     let revision = target_revision.as_deref().unwrap_or(REVISION_DEFAULT);
     if revision.is_empty() || revision.len() > REVISION_BYTES_MAX {
-        let message = "write a branch, a tag, a full commit id or HEAD";
+        let message = "must be a branch, a tag, a full commit id or HEAD";
         return Err(LowerError::new("FieldInvalid", "spec.source.targetRevision", message));
     }
     let (sync, automated) = sync_policy(written.spec.sync_policy.as_ref())?;
@@ -110,21 +110,21 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
 fn check_type(manifest: &Value) -> Result<(), LowerError> {
     let text = |field: &str| manifest.get(field).and_then(Value::as_str).unwrap_or_default();
     if text("apiVersion") != API_VERSION {
-        let message = format!("is `{}`; write {API_VERSION}", text("apiVersion"));
+        let message = format!("is `{}`; must be {API_VERSION}", text("apiVersion"));
         return Err(LowerError::new("FieldInvalid", "apiVersion", message));
     }
     match text("kind") {
         APPLICATION_KIND => Ok(()),
         "AttestDeployment" => Err(feature("kind", "AttestDeployment")),
         other => {
-            let message = format!("is `{other}`; write {APPLICATION_KIND}");
+            let message = format!("is `{other}`; must be {APPLICATION_KIND}");
             Err(LowerError::new("FieldInvalid", "kind", message))
         }
     }
 }
 
-/// Refused by name: to ignore a safeguard that somebody asked for would be worse.
-fn not_yet(spec: &crd::Spec) -> Result<(), LowerError> {
+/// Rejects fields of features that are not supported yet: ignoring a requested safeguard would be unsafe.
+fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
     let verification = spec.verification.as_ref();
     let fields = [
         ("spec.progressiveDelivery", spec.progressive_delivery.is_some()),
@@ -142,7 +142,7 @@ fn not_yet(spec: &crd::Spec) -> Result<(), LowerError> {
 }
 
 fn feature(field: &str, what: &str) -> LowerError {
-    let message = format!("{what} is not available in this version; leave it out");
+    let message = format!("{what} is not available in this version; remove it");
     LowerError::new("FeatureNotAvailable", field, message)
 }
 
@@ -151,11 +151,12 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
         (Some(one), None) => (std::slice::from_ref(one), true),
         (None, Some(list)) if !list.is_empty() => (list.as_slice(), false),
         (Some(_), Some(_)) => {
-            let message = "give destination or destinations, not both";
+            let message = "is present together with spec.destination; keep one";
             return Err(LowerError::new("FieldInvalid", "spec.destinations", message));
         }
         (None, Some(_) | None) => {
-            let message = "says nowhere to deploy; give it a namespace, and a cluster from `attest gitops cluster list`";
+            let message =
+                "is missing; set a namespace, and a cluster from `attest gitops cluster list`";
             return Err(LowerError::new("FieldInvalid", "spec.destination", message));
         }
     };
@@ -172,10 +173,10 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
             format!("spec.destinations[{index}]")
         };
         let cluster = cluster(&format!("{at}.cluster"), destination.cluster.as_deref(), known)?;
-        let namespace = a_name(&format!("{at}.namespace"), &destination.namespace)?;
+        let namespace = parse_name(&format!("{at}.namespace"), &destination.namespace)?;
         if is_closed(&namespace) {
             let message = format!(
-                "`{namespace}` is closed to applications in every cluster, as all of kube-* and attest-*"
+                "`{namespace}` is reserved in every cluster, as are all of kube-* and attest-*"
             );
             let field = format!("{at}.namespace");
             return Err(LowerError::new("NamespaceNotAllowed", field, message));
@@ -195,11 +196,11 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
     let Some(written) = written else {
         return known.default_cluster.clone().ok_or_else(|| {
             let message =
-                "names no cluster and none is registered; `attest gitops cluster add NAME`";
+                "is missing and no cluster is registered; run `attest gitops cluster add NAME`";
             LowerError::new("ClusterUnknown", field, message)
         });
     };
-    let name = a_name(field, written)?;
+    let name = parse_name(field, written)?;
     if known.clusters.contains(&name) {
         return Ok(name);
     }
@@ -213,7 +214,7 @@ fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError>
     let verification = spec.verification.as_ref();
     let inner = verification.and_then(|v| v.receipt_verification.as_ref());
     if inner.is_some() && spec.receipt_verification.is_some() {
-        let message = "is given twice; keep one";
+        let message = "is present twice; keep one";
         return Err(LowerError::new("FieldInvalid", "spec.receiptVerification", message));
     }
     let enabled = verification.and_then(|v| v.enabled).unwrap_or(true);
@@ -224,7 +225,7 @@ fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError>
         Some("Audit") => Mode::Audit,
         Some("Disabled") => Mode::Disabled,
         Some(other) => {
-            let message = format!("is `{other}`; write Strict, Standard, Audit or Disabled");
+            let message = format!("is `{other}`; must be Strict, Standard, Audit or Disabled");
             return Err(LowerError::new("FieldInvalid", "spec.verification.policy", message));
         }
     };
@@ -249,7 +250,7 @@ fn attestations(
     let names = written.required_attestations.as_deref().unwrap_or_default();
     for (index, name) in names.iter().enumerate() {
         if receipt::rule(name).is_none() {
-            let message = format!("`{name}` is not known; known are build, test, security-scan");
+            let message = format!("`{name}` is unknown; must be build, test or security-scan");
             let field = format!("{at}.requiredAttestations[{index}]");
             return Err(LowerError::new("AttestationUnknown", field, message));
         }
@@ -271,8 +272,9 @@ fn trusted_keys(
         let id = known.keys.get(alias).copied().or_else(|| alias.parse().ok());
         let Some(id) = id else {
             let field = format!("spec.verification.trustedKeys[{index}]");
-            let message =
-                format!("the hub knows no key `{alias}`; `attest gitops key add {alias} FILE`");
+            let message = format!(
+                "key `{alias}` not found; add it with `attest gitops key add {alias} FILE`"
+            );
             return Err(LowerError::new("KeyUnknown", field, message));
         };
         ids.insert(id);
@@ -297,7 +299,7 @@ fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), 
             other => {
                 let field = format!("spec.syncPolicy.syncOptions[{index}]");
                 let message =
-                    format!("`{other}` is not known; known are Adopt=true, CreateNamespace=true");
+                    format!("`{other}` is unknown; must be Adopt=true or CreateNamespace=true");
                 return Err(LowerError::new("FieldInvalid", field, message));
             }
         }
@@ -305,7 +307,7 @@ fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), 
     Ok((policy, automated.is_some()))
 }
 
-fn a_name(field: &str, text: &str) -> Result<Name, LowerError> {
+fn parse_name(field: &str, text: &str) -> Result<Name, LowerError> {
     Name::new(text).map_err(|error| LowerError::new(error.reason(), field, error.to_string()))
 }
 

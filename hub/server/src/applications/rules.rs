@@ -1,6 +1,6 @@
-//! Rules of applying and removing an application, for every entrance to the hub. Blocks where it reads or writes.
+//! Rules of applying and removing an application, for every interface of the hub. Blocks where it reads or writes.
 //!
-//! Who calls these has the application reconciled afterwards.
+//! The caller schedules a reconcile pass afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use crate::core::store::records::{
 /// Most destinations named in one message.
 const PLACES_NAMED_MAX: usize = 10;
 
-/// What may happen to destinations that a manifest no longer names.
+/// Permission to remove an application from destinations that its manifest no longer names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
-    /// They may be removed.
+    /// The operator confirmed the removal.
     Confirmed,
-    /// The manifest is rejected with what would be removed.
+    /// The manifest is rejected with a list of the removals.
     Unconfirmed,
 }
 
-/// What applying a manifest has done.
+/// Result of applying a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Created,
@@ -41,7 +41,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// The word that people see.
+    /// Returns the name shown to users.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Created => "Created",
@@ -51,20 +51,22 @@ impl Outcome {
     }
 }
 
-/// Why an application is not applied or removed.
+/// Reason that an application is not applied or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum ApplicationError {
     #[error(transparent)]
     Lower(#[from] LowerError),
-    #[error("no application is named `{0}`; `attest gitops app list` shows those there are")]
+    #[error("application `{0}` not found; list applications with `attest gitops app list`")]
     Unknown(String),
-    #[error("an application `{name}` lies in namespace {namespace}; names are unique in a hub")]
+    #[error(
+        "application `{name}` already exists in namespace {namespace}; names are unique within a hub"
+    )]
     NameTaken { name: Name, namespace: String },
-    #[error("this removes {name} from {losses}")]
+    #[error("this change removes {name} from {losses}")]
     RemovalUnconfirmed { name: Name, losses: String },
     #[error(
-        "the trust policy of cluster {cluster} does not let the hub remove {application} from namespace {namespace}; \
+        "the trust policy of cluster {cluster} does not allow the hub to remove {application} from namespace {namespace}; \
          set `remove: {{allow: true}}` for it in that policy and run `attest trust install POLICY --kubeconfig F`, \
          with that cluster's own credentials"
     )]
@@ -102,7 +104,7 @@ impl ApplicationError {
 /// Applies a manifest.
 ///
 /// # Errors
-/// When the manifest is not acceptable, or would remove what may not be removed.
+/// When the manifest is invalid, or would remove the application without permission.
 pub(crate) fn apply(
     core: &Core,
     urls: &UrlPolicy,
@@ -146,7 +148,7 @@ pub(crate) fn apply(
 /// Marks an application as being removed from all of its destinations.
 ///
 /// # Errors
-/// When there is no such application, or it may not be removed.
+/// When the application does not exist, or may not be removed.
 pub(crate) fn remove(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
     let stored = core.records.stored::<ApplicationRecord>(name)?;
     let stored = stored.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))?;
@@ -158,10 +160,10 @@ pub(crate) fn remove(core: &Core, name: &str) -> Result<ApplicationRecord, Appli
     Ok(deleting)
 }
 
-/// The application of this name.
+/// Returns the application of this name.
 ///
 /// # Errors
-/// When there is none.
+/// When it does not exist.
 pub(crate) fn find(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
     let record = core.records.get::<ApplicationRecord>(name)?;
     record.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))
@@ -183,7 +185,7 @@ fn known(core: &Core, urls: &UrlPolicy) -> Result<Known, StoreError> {
     })
 }
 
-/// A destination that an application is to leave.
+/// A destination that an application leaves.
 struct Leaving {
     destination: DestinationKey,
     /// Name of the cluster.
@@ -193,7 +195,7 @@ struct Leaving {
     policy: Option<Arc<ReportedPolicy>>,
 }
 
-/// Destinations where an application may run and is to run no longer.
+/// Returns the destinations of an application that are not in `kept`.
 fn leaving(core: &Core, application: &Name, kept: &BTreeSet<(ClusterId, Name)>) -> Vec<Leaving> {
     let all = core.fleet.heads_for(application).into_iter().map(|(destination, head)| Leaving {
         cluster: core.directory.name_of(&destination.cluster),
@@ -204,7 +206,7 @@ fn leaving(core: &Core, application: &Name, kept: &BTreeSet<(ClusterId, Name)>) 
     });
     all.filter(|Leaving { destination, head, report, .. }| {
         let is_kept = kept.contains(&(destination.cluster.clone(), destination.namespace.clone()));
-        // An order of removal that stands is not given again, and what never ran has nothing to remove.
+        // Excludes destinations whose directive is already a removal, and those where nothing runs.
         head.planned.is_some()
             && !is_kept
             && core.directory.is_living(&destination.cluster)
@@ -217,13 +219,13 @@ fn runs_nothing(report: &Report) -> bool {
     report.phase == Phase::Refused && report.running.is_none()
 }
 
-/// Rejects what a cluster's own policy would refuse permanently: to order removal where the hub may not.
+/// Rejects removals that the trust policy of a cluster would refuse permanently.
 fn check_removal(leaving: &[Leaving]) -> Result<(), ApplicationError> {
     for Leaving { destination, cluster, head, policy, .. } in leaving {
         let (Some(planned), Some(reported)) = (&head.planned, policy) else { continue };
         let DestinationKey { application, namespace, .. } = destination;
-        let local = reported.policy.effective(application, &planned.repo, namespace);
-        if !local.is_ok_and(|local| local.remove_allowed) {
+        let effective = reported.policy.effective(application, &planned.repo, namespace);
+        if !effective.is_ok_and(|effective| effective.remove_allowed) {
             return Err(ApplicationError::RemoveNotAllowed {
                 cluster: cluster.clone(),
                 application: application.clone(),
@@ -234,7 +236,7 @@ fn check_removal(leaving: &[Leaving]) -> Result<(), ApplicationError> {
     Ok(())
 }
 
-/// The destinations that are left, and how much of the application is there, for the person who has to agree.
+/// Describes the destinations that the application leaves and its objects there, for the confirmation.
 fn losses(leaving: &[Leaving]) -> Option<String> {
     let named: Vec<String> = leaving.iter().take(PLACES_NAMED_MAX).map(loss).collect();
     let more = leaving.len().saturating_sub(named.len());

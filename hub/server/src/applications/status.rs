@@ -9,7 +9,7 @@ use attest_common::session::report::Phase;
 use super::facts::{ApplicationFacts, DestinationFacts};
 use super::view::{View, Waiting};
 
-/// Age from which the last report of a disconnected cluster no longer tells what runs there.
+/// Age from which the last report of a disconnected cluster counts as stale.
 const STALE_REPORT_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) const SYNCED: &str = "Synced";
@@ -20,7 +20,7 @@ const REFUSED: &str = "Refused";
 const AWAITING_RECEIPTS: &str = "AwaitingReceipts";
 const UNKNOWN: &str = "Unknown";
 
-/// From best to worst: an application has the phase of its worst destination.
+/// Phases from best to worst. An application has the phase of its worst destination.
 const ORDER: [&str; 7] =
     [SYNCED, PROGRESSING, AWAITING_RECEIPTS, UNKNOWN, OUT_OF_SYNC, DEGRADED, REFUSED];
 
@@ -45,7 +45,7 @@ pub(crate) struct DestinationStatus {
     pub health: Option<String>,
     pub runs: bool,
     pub connected: bool,
-    /// True when the cluster is registered, not connected, and its last report is stale.
+    /// The cluster is registered, not connected, and its last report is stale.
     pub stale: bool,
 }
 
@@ -81,7 +81,7 @@ impl Condition {
     }
 }
 
-/// Status of an application. The transition times of its conditions are left to the caller.
+/// Returns the status of an application. The caller sets the transition times of its conditions.
 pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
     let destinations: Vec<DestinationStatus> =
         facts.destinations.iter().map(destination_status).collect();
@@ -92,7 +92,7 @@ pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
     ApplicationStatus { phase, conditions, destinations }
 }
 
-/// Phase of an application, and `Verified`, `Failed` or `Pending`, for its log line.
+/// Returns the phase of an application, and `Verified`, `Failed` or `Pending`, for its log line.
 pub(crate) fn summary(status: &ApplicationStatus) -> (&'static str, &'static str) {
     let verified = status.conditions.iter().find(|condition| condition.kind == "Verified");
     let word = match verified.map(|condition| condition.status) {
@@ -123,7 +123,7 @@ fn is_stale(last_seen: Option<Duration>) -> bool {
     last_seen.is_none_or(|age| age > STALE_REPORT_AFTER)
 }
 
-/// Phase, reason and message of a destination.
+/// Returns phase, reason and message of a destination.
 fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
     if let Some(waiting) = &facts.waiting {
         return (phase_of(waiting), &waiting.reason, &waiting.message);
@@ -131,20 +131,20 @@ fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
     let Some(head) = &facts.head else {
         return match &facts.problem {
             Some(problem) => (UNKNOWN, &problem.reason, &problem.message),
-            None if facts.reconciled => (UNKNOWN, "Pending", "nothing was ordered yet"),
-            None => (UNKNOWN, "Pending", "not looked at since the hub started"),
+            None if facts.reconciled => (UNKNOWN, "Pending", "no directive was issued yet"),
+            None => (UNKNOWN, "Pending", "not reconciled since the hub started"),
         };
     };
     let report = facts.report.as_ref().map(|record| &record.report);
     let current = report.filter(|report| {
-        // A later sequence can only be one that this hub has forgotten.
+        // A later sequence was issued before a restore from a backup.
         report.sequence.is_some_and(|sequence| sequence >= head.sequence)
     });
     let Some(report) = current else {
         let message = if facts.connected {
-            "sent to the spoke, which has not reported on it yet"
+            "sent to the spoke; no report received yet"
         } else {
-            "the spoke is not connected; it gets this when it is back"
+            "the spoke is not connected; it receives the directive when it reconnects"
         };
         return (PROGRESSING, "AwaitingReport", message);
     };
@@ -155,7 +155,7 @@ fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
         Phase::Progressing => PROGRESSING,
         Phase::Synced if head.runs_in(report) => SYNCED,
         Phase::Synced => {
-            let message = "the spoke keeps running another plan than the newest one";
+            let message = "the spoke runs another plan than the newest one";
             return (PROGRESSING, "OtherPlan", message);
         }
         Phase::OutOfSync => OUT_OF_SYNC,
@@ -167,7 +167,7 @@ fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
     (phase, &report.reason, &report.message)
 }
 
-/// The phase that a reason to wait means.
+/// Returns the phase for a reason to wait.
 fn phase_of(waiting: &Waiting) -> &'static str {
     match waiting.reason.as_str() {
         "AwaitingReceipts" => AWAITING_RECEIPTS,
@@ -184,7 +184,7 @@ fn worst(phases: impl Iterator<Item = &'static str>) -> &'static str {
     worst.and_then(|rank| ORDER.get(rank)).copied().unwrap_or(UNKNOWN)
 }
 
-/// `Ready` and the four conditions that it is made of.
+/// Returns `Ready` and the four conditions that it summarises.
 fn conditions(
     view: Option<&View>,
     destinations: &[DestinationStatus],
@@ -209,12 +209,11 @@ fn conditions(
 fn ready(destinations: &[DestinationStatus]) -> Condition {
     match destinations.iter().find(|destination| destination.stale) {
         Some(DestinationStatus { cluster, .. }) => {
-            let message = format!(
-                "cluster {cluster} is not connected: nobody knows whether what it last said still holds"
-            );
+            let message =
+                format!("cluster {cluster} is not connected; its last report may be stale");
             Condition::new("Ready", "Unknown", "SpokeDisconnected", message)
         }
-        None => Condition::new("Ready", "True", "Ready", "runs everywhere as Git and CI say"),
+        None => Condition::new("Ready", "True", "Ready", "all destinations run the signed commit"),
     }
 }
 
@@ -233,7 +232,12 @@ fn verified(destinations: &[DestinationStatus]) -> Condition {
     } else if let Some(awaiting) = first(destinations, AWAITING_RECEIPTS) {
         Condition::new("Verified", "Unknown", &awaiting.reason, located(awaiting))
     } else if destinations.iter().all(|destination| destination.runs) {
-        Condition::new("Verified", "True", "Verified", "every destination runs what CI signed")
+        Condition::new(
+            "Verified",
+            "True",
+            "Verified",
+            "every destination runs a release signed by CI",
+        )
     } else {
         Condition::new("Verified", "Unknown", "Pending", "not every destination has reported")
     }
@@ -241,7 +245,7 @@ fn verified(destinations: &[DestinationStatus]) -> Condition {
 
 fn synced(destinations: &[DestinationStatus]) -> Condition {
     match destinations.iter().find(|destination| destination.phase != SYNCED) {
-        None => Condition::new("Synced", "True", SYNCED, "every destination is in step"),
+        None => Condition::new("Synced", "True", SYNCED, "all destinations are synced"),
         Some(other) => Condition::new("Synced", "False", &other.reason, located(other)),
     }
 }
@@ -257,7 +261,7 @@ fn healthy(destinations: &[DestinationStatus]) -> Condition {
 
 fn source_read(view: Option<&View>) -> Condition {
     match view.map(|view| &view.problem) {
-        None => Condition::new("SourceRead", "Unknown", "Pending", "not looked at yet"),
+        None => Condition::new("SourceRead", "Unknown", "Pending", "not reconciled yet"),
         Some(Some(problem)) => {
             Condition::new("SourceRead", "False", &problem.reason, &problem.message)
         }
@@ -266,7 +270,7 @@ fn source_read(view: Option<&View>) -> Condition {
 }
 
 fn deleting() -> Condition {
-    let message = "it is being removed from its destinations";
+    let message = "the application is being removed from its destinations";
     Condition::new("Deleting", "True", "Deleting", message)
 }
 
@@ -304,7 +308,7 @@ mod tests {
             (View::default(), SYNCED, false, "True", "Ready"),
             (unread.clone(), SYNCED, false, "False", "RepositoryUnreachable"),
             (View::default(), SYNCED, true, "Unknown", "SpokeDisconnected"),
-            // What is known to be wrong says more than that nobody knows.
+            // A known problem takes precedence over a stale report.
             (View::default(), DEGRADED, true, "False", DEGRADED),
             (unread, SYNCED, true, "False", "RepositoryUnreachable"),
         ] {

@@ -1,4 +1,4 @@
-//! The outcome of a reconcile pass, as far as others read it: status, differences, and which cluster concerns whom.
+//! The outcome of a reconcile pass for its readers: status, differences, and wake-ups by cluster.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use attest_common::documents::manifest::Object;
 use attest_common::verify::VerifyError;
 use bytes::Bytes;
 
-/// What the deployed commit renders to at a destination.
+/// A rendering for a destination.
 #[derive(Clone, Debug)]
 pub(crate) struct Rendered {
     pub bytes: Bytes,
@@ -19,22 +19,23 @@ pub(crate) struct Rendered {
     pub renderer: (String, String),
 }
 
-/// Why nothing is ordered although something differs.
+/// Reason that no directive is issued although the destination differs from the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
     /// A stable word.
     pub reason: String,
     pub message: String,
-    /// True when this counts as a failed verification.
+    /// This counts as a failed verification.
     pub counted: bool,
 }
 
 impl Waiting {
-    /// Waits without anything having been refused.
+    /// Creates a reason that does not count as a failed verification.
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.to_owned(), message: message.into(), counted: false }
     }
 
+    /// Creates a reason from a failed verification.
     pub(crate) fn refused(error: &VerifyError) -> Self {
         Self { reason: error.reason().to_owned(), message: text::error_chain(error), counted: true }
     }
@@ -43,18 +44,18 @@ impl Waiting {
 /// The outcome of the newest reconcile pass of an application.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
-    /// Commit that the revision names.
+    /// Commit that the revision resolves to.
     pub revision: Option<String>,
-    /// Why the source of the application could not be read.
+    /// Failure to read the source of the application.
     pub problem: Option<Waiting>,
-    /// Why the newest commit does not run at a destination: by cluster name and namespace.
+    /// Reasons that the newest commit is not deployed, by cluster name and namespace.
     pub waiting: BTreeMap<(Name, Name), Waiting>,
-    /// What the newest commit renders to.
+    /// Renderings of the newest commit, by cluster name and namespace.
     pub rendered: BTreeMap<(Name, Name), Arc<Rendered>>,
 }
 
 impl View {
-    /// Clusters that the application waits for, or for which it was rendered; a name may come twice.
+    /// Returns the clusters that the application waits for or was rendered for, possibly with duplicates.
     pub(crate) fn clusters(&self) -> impl Iterator<Item = &Name> {
         self.waiting.keys().chain(self.rendered.keys()).map(|(cluster, _)| cluster)
     }

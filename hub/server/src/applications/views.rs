@@ -1,5 +1,5 @@
-//! What is remembered of each application for those who read it: the outcome of its newest reconcile pass, since
-//! when each condition holds, and its phase for the metrics. In memory: a restart of the hub begins again.
+//! State of each application for readers: the outcome of its newest reconcile pass, the transition times of its
+//! conditions, and its phase for the metrics. In memory only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
@@ -11,7 +11,7 @@ use super::status::{Condition, SYNCED};
 use super::view::View;
 use crate::core::metrics::Metrics;
 
-/// What is remembered of each application.
+/// State of each application for readers.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
     state: Locked<State>,
@@ -22,7 +22,7 @@ pub(crate) struct Views {
 #[derive(Debug, Default)]
 struct State {
     by_application: BTreeMap<String, Arc<View>>,
-    /// Applications that wait because of a cluster, or that run there.
+    /// Applications that wait for a cluster or run there.
     by_cluster: BTreeMap<Name, BTreeSet<String>>,
 }
 
@@ -45,12 +45,12 @@ impl Views {
         self.state.lock()
     }
 
-    /// The outcome of the newest pass over an application.
+    /// Returns the outcome of the newest pass over an application.
     pub(crate) fn get(&self, application: &str) -> Option<Arc<View>> {
         self.state().by_application.get(application).cloned()
     }
 
-    /// Keeps the outcome of a pass.
+    /// Stores the outcome of a pass.
     pub(crate) fn set(&self, application: &str, view: View) {
         let mut state = self.state();
         state.remove(application);
@@ -61,22 +61,22 @@ impl Views {
         state.by_application.insert(application.to_owned(), Arc::new(view));
     }
 
-    /// Applications that wait because of `cluster`, or that run there.
+    /// Returns the applications that wait for `cluster` or run there.
     pub(crate) fn concerned_by(&self, cluster: &Name) -> BTreeSet<String> {
         self.state().by_cluster.get(cluster).cloned().unwrap_or_default()
     }
 
-    /// Writes into each condition of an application when its status last changed.
+    /// Sets the transition time of each condition of an application.
     pub(crate) fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
         self.transitions.stamp(application, conditions, now);
     }
 
-    /// Counts an application in the metrics by its phase.
+    /// Updates the metrics by the phase of an application.
     pub(crate) fn note_phase(&self, metrics: &Metrics, application: &str, phase: &str) {
         self.phases.note(metrics, application, Some(phase));
     }
 
-    /// Forgets an application that is gone.
+    /// Forgets a deleted application.
     pub(crate) fn forget(&self, metrics: &Metrics, application: &str) {
         self.state().remove(application);
         self.transitions.forget(application);
@@ -91,7 +91,7 @@ struct Phases {
 }
 
 impl Phases {
-    /// Keeps an application's phase, or that it is gone.
+    /// Records the phase of an application; `None` when it is deleted.
     fn note(&self, metrics: &Metrics, application: &str, phase: Option<&str>) {
         let mut synced = self.synced.lock();
         match phase {
@@ -110,7 +110,7 @@ fn gauge(count: usize) -> i64 {
 /// Application and type of a condition.
 type ConditionKey = (String, &'static str);
 
-/// Since when each condition has its status.
+/// Transition times of the conditions.
 #[derive(Debug, Default)]
 struct Transitions {
     since: Locked<BTreeMap<ConditionKey, (&'static str, Timestamp)>>,

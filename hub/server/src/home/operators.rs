@@ -1,7 +1,7 @@
-//! Whose certificates operate this hub, and which of them are revoked: one small file each, by serial.
+//! Certificates of operators and their revocations: one file for each serial.
 //!
-//! `attest hub operator` writes them, on the hub's machine; the API reads the one that concerns it at every
-//! request, so that a revocation counts at once. What an operator may do is not told apart here.
+//! `attest hub operator` writes them on the hub's machine. The API reads the file of the client at every request, so that
+//! a revocation takes effect immediately. All operators have the same rights.
 
 use std::fs;
 use std::io;
@@ -17,14 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{HomeError, file_error, read};
 
-/// Most certificates that are listed.
+/// Most listed certificates.
 pub(crate) const OPERATORS_MAX: usize = 10_000;
 /// Longest serial number in hexadecimal digits.
 const SERIAL_DIGITS_MAX: usize = 40;
-/// Stands for the name of one that was never noted here.
+/// Name of a revoked certificate that was not recorded here.
 pub const UNKNOWN_NAME: &str = "unknown";
 
-/// A certificate that was issued to an operator.
+/// A certificate issued to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Operator {
@@ -44,15 +44,15 @@ pub struct Operators {
 }
 
 impl Operators {
-    /// Those kept in `directory`.
+    /// Creates access to the files in `directory`.
     pub fn at(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// Keeps note of a certificate that is about to be handed out.
+    /// Records a certificate before it is handed out.
     ///
     /// # Errors
-    /// When the file cannot be written: then it must not be handed out.
+    /// When the file cannot be written; the certificate must then not be handed out.
     pub fn note(&self, name: &str, issued: &Issued) -> Result<Operator, HomeError> {
         let operator = Operator {
             name: name.to_owned(),
@@ -65,10 +65,10 @@ impl Operators {
         Ok(operator)
     }
 
-    /// The one with this serial.
+    /// Returns the record of a serial.
     ///
     /// # Errors
-    /// When what is kept of it cannot be read.
+    /// When its file cannot be read.
     pub fn get(&self, serial: &str) -> Result<Option<Operator>, HomeError> {
         let Some(path) = self.file(serial) else { return Ok(None) };
         match fs::exists(&path) {
@@ -78,10 +78,10 @@ impl Operators {
         }
     }
 
-    /// All of them, by name and age.
+    /// Returns all records, ordered by name and age.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When a file cannot be read.
     pub fn all(&self) -> Result<Vec<Operator>, HomeError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
@@ -91,8 +91,8 @@ impl Operators {
         let mut all = Vec::new();
         for entry in entries.take(OPERATORS_MAX) {
             let path = entry.map_err(|source| file_error(&self.directory, source))?.path();
-            // A file half written has another ending.
-            if path.extension().is_some_and(|ending| ending == "json") {
+            // A partially written file has another extension.
+            if path.extension().is_some_and(|extension| extension == "json") {
                 all.push(load(&path)?);
             }
         }
@@ -100,12 +100,11 @@ impl Operators {
         Ok(all)
     }
 
-    /// Ends a certificate, for connections that are open as well. Also one that was never noted here: it may
-    /// have been made by other means under the same authority.
+    /// Revokes a certificate, also for open connections. The certificate need not be recorded: it may have been issued by
+    /// other means under the same authority.
     ///
     /// # Errors
-    /// [`HomeError::OperatorUnknown`] when no certificate can have this serial, or the file cannot be
-    /// read or written.
+    /// [`HomeError::OperatorUnknown`] when `serial` is malformed. Also when the file cannot be read or written.
     pub fn revoke(&self, serial: &str, now: Timestamp) -> Result<Operator, HomeError> {
         let lifetime_ms = i64::try_from(OPERATOR_LIFETIME.as_millis()).unwrap_or(i64::MAX);
         let mut operator = self.get(serial)?.unwrap_or_else(|| Operator {
@@ -120,10 +119,10 @@ impl Operators {
         Ok(operator)
     }
 
-    /// True when the certificate is revoked. One that was made by other means under the same authority is not.
+    /// Returns whether the certificate is revoked. One without a record is not.
     ///
     /// # Errors
-    /// When what is kept of it cannot be read: then it must not be admitted.
+    /// When its file cannot be read; the certificate must then not be admitted.
     pub fn is_revoked(&self, serial: &str) -> Result<bool, HomeError> {
         if self.file(serial).is_none() {
             return Ok(true);
@@ -138,21 +137,17 @@ impl Operators {
             .map_err(|source| HomeError::Settings { path: path.clone(), source })?;
         fs::create_dir_all(&self.directory)
             .map_err(|source| file_error(&self.directory, source))?;
-        self.give_to_the_hub(&self.directory)?;
+        self.set_owner(&self.directory)?;
         write_private(&path, &text).map_err(HomeError::Bundle)?;
-        self.give_to_the_hub(&path).inspect_err(|_| {
-            // The hub could not read it, and would take the certificate for one that is revoked.
+        self.set_owner(&path).inspect_err(|_| {
+            // The hub could not read the file and would reject the operator.
             let _already_failing = fs::remove_file(&path);
         })
     }
 
-    /// Makes the owner of the home the owner of `path`, whoever wrote it: the hub runs as that user.
-    fn give_to_the_hub(&self, path: &Path) -> Result<(), HomeError> {
+    /// Sets the owner of `path` to the owner of the home, as whom the hub runs.
+    fn set_owner(&self, path: &Path) -> Result<(), HomeError> {
         let home = self.directory.parent().unwrap_or(&self.directory);
-        let owner = |path: &Path| {
-            let metadata = fs::metadata(path).map_err(|source| file_error(path, source))?;
-            Ok::<_, HomeError>((metadata.uid(), metadata.gid()))
-        };
         let (user, group) = owner(home)?;
         if owner(path)?.0 == user {
             return Ok(());
@@ -166,6 +161,12 @@ impl Operators {
             && serial.bytes().all(|byte| byte.is_ascii_hexdigit());
         fits.then(|| self.directory.join(format!("{}.json", serial.to_ascii_lowercase())))
     }
+}
+
+/// Returns the user and group that own `path`.
+fn owner(path: &Path) -> Result<(u32, u32), HomeError> {
+    let metadata = fs::metadata(path).map_err(|source| file_error(path, source))?;
+    Ok((metadata.uid(), metadata.gid()))
 }
 
 fn load(path: &Path) -> Result<Operator, HomeError> {
