@@ -84,7 +84,8 @@ mod tests {
     #[test]
     fn each_golden_output_identifies_its_cause() {
         for (file, cause, description, output) in golden_outputs() {
-            let found = classify(&output).map_or("None".to_owned(), |cause| format!("{cause:?}"));
+            let found =
+                classify(&output).map_or_else(|| "None".to_owned(), |cause| format!("{cause:?}"));
 
             assert_eq!(found, cause, "{file}: {description}: {output}");
         }
