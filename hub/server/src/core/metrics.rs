@@ -162,7 +162,7 @@ impl Metrics {
         })
     }
 
-    /// Returns `reason` as a label value, or `Other` beyond [`REASONS_MAX`] distinct reasons.
+    /// Returns `reason` as a label value, or `Other` beyond `REASONS_MAX` distinct reasons.
     pub fn label(&self, reason: &str) -> String {
         let is_word = !reason.is_empty()
             && reason.len() <= 64
