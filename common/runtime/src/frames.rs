@@ -98,10 +98,10 @@ pub async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(
     write_within(stream, message, WRITE_TIMEOUT).await
 }
 
-/// As [`write`], with another limit.
+/// As [`write()`], with another limit.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub async fn write_within<M: Message>(
     stream: &mut SendStream,
     message: &M,
