@@ -7,7 +7,7 @@ use attest_certs::Bundle;
 use attest_common::basics::ids::Digest;
 use attest_common::session::report::Phase;
 use serde_json::json;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::ci::Repository;
 use crate::fixture::{Fixture, PATIENCE};
@@ -130,6 +130,7 @@ async fn keys_that_were_acknowledged_survive_any_number_of_kills() {
     for round in 0..8_u64 {
         assert!(fixture.spawn(None));
         let shared = Arc::new(fixture);
+        let (acknowledge, mut acknowledgements) = watch::channel(0_usize);
         let writer = {
             let (fixture, key) = (shared.clone(), key.clone());
             tokio::spawn(async move {
@@ -142,13 +143,16 @@ async fn keys_that_were_acknowledged_survive_any_number_of_kills() {
                     let Ok(answer) = client.put(&url).json(&body).send().await else { break };
                     if answer.status().is_success() {
                         done.push(alias);
+                        acknowledge.send_replace(done.len());
                     }
                 }
                 done
             })
         };
-        // Some moment under load; which one does not matter.
-        tokio::time::sleep(Duration::from_millis(120 + 37 * round)).await;
+        // Any moment under load after a few writes.
+        let written = acknowledgements.wait_for(|count| *count > 2);
+        tokio::time::timeout(PATIENCE, written).await.expect("writes are acknowledged").unwrap();
+        tokio::time::sleep(Duration::from_millis(37 * round)).await;
         shared.kill_now();
         acknowledged.extend(writer.await.unwrap());
         fixture = Arc::into_inner(shared).expect("the writer is over");
