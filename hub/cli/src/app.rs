@@ -22,7 +22,7 @@ use crate::human::{NONE, age, confirm_loss, or_none, short_or_none};
 use crate::input::{segment, wait_seconds};
 use crate::printer::{Format, OutputArgs, Printer, TextTable, WatchArgs};
 use crate::wait::{Poll, Wait};
-use crate::watch::print_watched;
+use crate::watch::{print_list, print_watched};
 
 /// Maximum size of a manifest file, in bytes, as of a request body at the hub.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
@@ -90,13 +90,7 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
     match args.command {
         AppCommand::Apply { file, yes, output } => apply(&file, yes, output, hub, printer),
         AppCommand::List(watch) => {
-            let client = hub.client()?;
-            block_on(print_watched(
-                watch,
-                printer,
-                async || client.get::<List<Application>>("/v1/applications").await,
-                |list, format| application_table(&list.items, format),
-            ))
+            print_list("/v1/applications", watch, hub, printer, application_table)
         }
         AppCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
         AppCommand::History { name, output } => history(&name, output, hub, printer),

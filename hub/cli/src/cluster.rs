@@ -21,7 +21,7 @@ use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
 use crate::input::segment;
 use crate::printer::{Format, Printer, TextTable, WatchArgs, field};
 use crate::target::ANY_KUBECONFIG;
-use crate::watch::print_watched;
+use crate::watch::{print_list, print_watched};
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
 
@@ -82,13 +82,7 @@ pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow
     match args.command {
         ClusterCommand::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
         ClusterCommand::List(watch) => {
-            let client = hub.client()?;
-            block_on(print_watched(
-                watch,
-                printer,
-                async || client.get::<List<Cluster>>("/v1/clusters").await,
-                |list, format| cluster_table(&list.items, format),
-            ))
+            print_list("/v1/clusters", watch, hub, printer, cluster_table)
         }
         ClusterCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
         ClusterCommand::Rm { name, yes } => block_on(remove(&name, yes, hub, printer)),

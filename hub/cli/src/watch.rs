@@ -2,12 +2,33 @@
 
 use std::time::Duration;
 
+use attest_documents::List;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
+use crate::client::block_on;
+use crate::hub_args::HubArgs;
 use crate::printer::{Format, Printer, TextTable, WatchArgs};
 
 /// Interval of requests while watching.
 const POLL_EVERY: Duration = Duration::from_millis(500);
+
+/// Prints the list at `path` of the hub's API; with `watch`, prints it after each change until interrupted.
+pub(crate) fn print_list<T: Serialize + DeserializeOwned>(
+    path: &str,
+    watch: WatchArgs,
+    hub: &HubArgs,
+    printer: &Printer,
+    table: fn(&[T], Format) -> TextTable,
+) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    block_on(print_watched(
+        watch,
+        printer,
+        async || client.get::<List<T>>(path).await,
+        |list, format| table(&list.items, format),
+    ))
+}
 
 /// Prints a document; with `watch`, prints it after each change until interrupted.
 pub(crate) async fn print_watched<T, F>(
