@@ -131,21 +131,12 @@ impl Checker<'_> {
         field: impl Into<String>,
         problem: impl Into<String>,
     ) -> Result<T, RecipeError> {
-        Err(RecipeError {
-            file: self.file.to_owned(),
-            field: field.into(),
-            problem: problem.into(),
-            kind: RecipeErrorKind::Field,
-        })
+        Err(self.error(RecipeErrorKind::Field, field, problem))
     }
 
     pub(crate) fn unset<T>(self, field: &str, variable: &str) -> Result<T, RecipeError> {
-        Err(RecipeError {
-            file: self.file.to_owned(),
-            field: field.to_owned(),
-            problem: format!("variable {variable} is not set: set it where `attest run` runs"),
-            kind: RecipeErrorKind::Variable,
-        })
+        let problem = format!("variable {variable} is not set: set it where `attest run` runs");
+        Err(self.error(RecipeErrorKind::Variable, field, problem))
     }
 
     pub(crate) fn syntax<T>(
@@ -153,12 +144,21 @@ impl Checker<'_> {
         field: impl Into<String>,
         problem: impl Into<String>,
     ) -> Result<T, RecipeError> {
-        Err(RecipeError {
+        Err(self.error(RecipeErrorKind::Syntax, field, problem))
+    }
+
+    fn error(
+        self,
+        kind: RecipeErrorKind,
+        field: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> RecipeError {
+        RecipeError {
             file: self.file.to_owned(),
             field: field.into(),
             problem: problem.into(),
-            kind: RecipeErrorKind::Syntax,
-        })
+            kind,
+        }
     }
 
     fn check(self, mut recipe: Recipe) -> Result<Recipe, RecipeError> {
