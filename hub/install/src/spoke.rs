@@ -9,7 +9,7 @@ use super::{SPOKE_NAME, SYSTEM_NAMESPACE, object};
 const JOIN_DIRECTORY: &str = "/etc/attest/join";
 const HEALTH_PORT: u16 = 8081;
 const METRICS_PORT: u16 = 8080;
-/// The user `nobody`.
+/// Unprivileged user ID of the spoke's container.
 const USER_ID: u32 = 65534;
 
 pub(super) fn join_secret(token: &str) -> Value {

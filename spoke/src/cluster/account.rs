@@ -247,7 +247,7 @@ mod tests {
         other.withdraw(&api, true).await.unwrap();
         assert_eq!(names(&api, &other).await, ["namespace"]);
         other.withdraw(&api, true).await.unwrap();
-        assert!(web.prepare(&api).await.unwrap(), "and is made anew");
+        assert!(web.prepare(&api).await.unwrap(), "and is created again");
     }
 
     #[tokio::test]

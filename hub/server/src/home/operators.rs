@@ -145,7 +145,7 @@ impl Operators {
         })
     }
 
-    /// Sets the owner of `path` to the owner of the home, as whom the hub runs.
+    /// Sets the owner of `path` to the owner of the home, which is the user of the hub process.
     fn set_owner(&self, path: &Path) -> Result<(), HomeError> {
         let home = self.directory.parent().unwrap_or(&self.directory);
         let (user, group) = owner(home)?;

@@ -18,7 +18,7 @@ pub(crate) const NEWEST_KEPT_MAX: usize = 8;
 /// What a commit says about one application, read once for all destinations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
-    /// Release statements that nobody has verified, highest counter first.
+    /// Unverified release statements, highest counter first.
     pub statements: Vec<Candidate>,
     /// Receipts by what they say, unverified.
     pub receipts: BTreeMap<Digest, Bytes>,

@@ -234,8 +234,8 @@ fn reachable(
         // A store that does not answer leaves the weaker word.
         ClusterState::Pending if matches!(core.records.is_evicted(&record), Ok(true)) => {
             let message = format!(
-                "cluster {name} was evicted; `attest gitops cluster rejoin {name} --kubeconfig F` \
-                 lets it in again"
+                "cluster {name} was evicted; to reconnect it: \
+                 `attest gitops cluster rejoin {name} --kubeconfig F`"
             );
             return Err(Waiting::new("ClusterEvicted", message));
         }

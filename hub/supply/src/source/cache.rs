@@ -1,7 +1,7 @@
 //! The bare repositories that fetched commits are kept in, one for each remote address.
 //!
 //! Everything here can be lost: whoever finds it missing fetches again. A repository that has gathered too many
-//! packs is made anew instead of being repacked.
+//! packs is created again instead of being repacked.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::error::SourceError;
 use super::transport::{files, size_of};
 use crate::text::one_line;
 
-/// Packs after which a cached repository is made anew.
+/// Number of packs after which a cached repository is created again.
 const PACKS_MAX: usize = 48;
 /// Largest object that gix may hold in memory, in bytes.
 const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -32,7 +32,7 @@ async fn of_the_pushes_that_wait_the_newest_stays_whatever_comes_after_it() {
         agent.wait(key(), retry(sequence));
         assert_eq!(waiting(&agent), Some(stays));
     }
-    // Refused, and signed by nobody.
+    // Refused and unsigned.
     let directive = b"{}".to_vec();
     let nothing = Pushed { directive, plan: None, blobs: Default::default(), room: None };
     agent.take(nothing).await;
