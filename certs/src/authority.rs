@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use attest_common::basics::reason::Reason;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -344,15 +345,15 @@ pub enum AuthorityError {
 }
 
 impl AuthorityError {
-    /// Stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::TrustDomain(_) => "TrustDomain",
-            Self::Host(_) => "HostName",
-            Self::Malformed => "MalformedAuthority",
-            Self::Key(_) | Self::KeyMismatch | Self::NoKey => "AuthorityKey",
-            Self::Randomness(_) => "Randomness",
-            Self::Issue(_) => "IssueFailed",
+            Self::TrustDomain(_) => Reason::TrustDomain,
+            Self::Host(_) => Reason::HostName,
+            Self::Malformed => Reason::MalformedAuthority,
+            Self::Key(_) | Self::KeyMismatch | Self::NoKey => Reason::AuthorityKey,
+            Self::Randomness(_) => Reason::Randomness,
+            Self::Issue(_) => Reason::IssueFailed,
             Self::Identity(error) => error.reason(),
             Self::Request(error) => error.reason(),
         }
@@ -385,7 +386,7 @@ mod tests {
 
         let error = Authority::from_pem(&one.certificate_pem(), &other.key_pem()).unwrap_err();
 
-        assert_eq!(error.reason(), "AuthorityKey");
+        assert_eq!(error.reason().as_str(), "AuthorityKey");
     }
 
     #[test]
@@ -428,7 +429,7 @@ mod tests {
 
         let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
 
-        assert_eq!(error.reason(), "RequestRefused");
+        assert_eq!(error.reason().as_str(), "RequestRefused");
     }
 
     #[test]
@@ -439,7 +440,7 @@ mod tests {
 
         let error = authority.issue_spoke(csr.der(), "c-1", SPOKE_LIFETIME).unwrap_err();
 
-        assert_eq!(error.reason(), "RequestKey");
+        assert_eq!(error.reason().as_str(), "RequestKey");
     }
 
     #[test]
@@ -453,7 +454,7 @@ mod tests {
 
         let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
 
-        assert_eq!(error.reason(), "RequestKey");
+        assert_eq!(error.reason().as_str(), "RequestKey");
     }
 
     #[test]
@@ -469,7 +470,7 @@ mod tests {
         ] {
             let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
 
-            assert_eq!(error.reason(), reason);
+            assert_eq!(error.reason().as_str(), reason);
         }
     }
 
@@ -480,7 +481,7 @@ mod tests {
         for name in ["", "a/b", "..", "a b", "../hub/main"] {
             let error = authority.issue_spoke(&csr, name, SPOKE_LIFETIME).unwrap_err();
 
-            assert_eq!(error.reason(), "SpiffeId", "{name}");
+            assert_eq!(error.reason().as_str(), "SpiffeId", "{name}");
         }
     }
 

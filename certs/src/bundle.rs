@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use attest_common::basics::reason::Reason;
 use data_encoding::BASE64;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -227,13 +228,13 @@ pub enum BundleError {
 }
 
 impl BundleError {
-    /// Stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Chain => "MalformedChain",
-            Self::Key => "MalformedKey",
-            Self::Read { .. } | Self::TooLarge { .. } => "UnreadableFile",
-            Self::Write { .. } => "UnwritableFile",
+            Self::Chain => Reason::MalformedChain,
+            Self::Key => Reason::MalformedKey,
+            Self::Read { .. } | Self::TooLarge { .. } => Reason::UnreadableFile,
+            Self::Write { .. } => Reason::UnwritableFile,
         }
     }
 }
@@ -275,7 +276,7 @@ mod tests {
         let malformed = Bundle::load(directory.path(), "hub").unwrap_err();
 
         assert!(missing.to_string().contains("hub.crt"), "{missing}");
-        assert_eq!(malformed.reason(), "MalformedChain");
+        assert_eq!(malformed.reason().as_str(), "MalformedChain");
     }
 
     #[test]
@@ -286,7 +287,7 @@ mod tests {
 
         let error = write_private(&directory.path().join("missing/key"), b"new").unwrap_err();
 
-        assert_eq!(error.reason(), "UnwritableFile");
+        assert_eq!(error.reason().as_str(), "UnwritableFile");
         assert_eq!(fs::read(&path).unwrap(), b"old");
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use attest_common::basics::reason::Reason;
 use data_encoding::HEXLOWER;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -342,19 +343,19 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// Stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NoCertificate => "NoCertificate",
-            Self::Malformed => "MalformedCertificate",
-            Self::AuthorityAsLeaf => "AuthorityAsLeaf",
-            Self::KeyUsage(_) => "KeyUsage",
-            Self::ExtendedKeyUsage => "ExtendedKeyUsage",
-            Self::UriCount | Self::SpiffeId(_) => "SpiffeId",
-            Self::Pin(_) => "MalformedPin",
-            Self::Role { .. } => "PeerRole",
-            Self::TrustDomain { .. } => "TrustDomain",
-            Self::NotPinned => "NotPinned",
+            Self::NoCertificate => Reason::NoCertificate,
+            Self::Malformed => Reason::MalformedCertificate,
+            Self::AuthorityAsLeaf => Reason::AuthorityAsLeaf,
+            Self::KeyUsage(_) => Reason::KeyUsage,
+            Self::ExtendedKeyUsage => Reason::ExtendedKeyUsage,
+            Self::UriCount | Self::SpiffeId(_) => Reason::SpiffeId,
+            Self::Pin(_) => Reason::MalformedPin,
+            Self::Role { .. } => Reason::PeerRole,
+            Self::TrustDomain { .. } => Reason::TrustDomain,
+            Self::NotPinned => Reason::NotPinned,
         }
     }
 }
@@ -416,7 +417,7 @@ mod tests {
         ] {
             let error = text.parse::<SpiffeId>().expect_err(text);
 
-            assert_eq!(error.reason(), "SpiffeId", "{text}");
+            assert_eq!(error.reason().as_str(), "SpiffeId", "{text}");
         }
     }
 
@@ -431,7 +432,7 @@ mod tests {
             format!("sha256:{}", "0a".repeat(31)),
             format!("sha512:{}", "0a".repeat(32)),
         ] {
-            assert_eq!(wrong.parse::<Pin>().unwrap_err().reason(), "MalformedPin");
+            assert_eq!(wrong.parse::<Pin>().unwrap_err().reason().as_str(), "MalformedPin");
         }
     }
 

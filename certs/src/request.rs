@@ -3,6 +3,7 @@
 //! The hub uses only the public key of a request: names, usages and lifetime are set by the authority
 //! ([`crate::authority`]).
 
+use attest_common::basics::reason::Reason;
 use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, PKCS_ED25519, PublicKey};
 use rustls_pki_types::CertificateSigningRequestDer;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -112,14 +113,14 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// Stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::KeyGeneration(_) => "KeyGeneration",
-            Self::TooLarge { .. } => "RequestTooLarge",
-            Self::Malformed => "MalformedRequest",
-            Self::Key => "RequestKey",
-            Self::Refused(_) => "RequestRefused",
+            Self::KeyGeneration(_) => Reason::KeyGeneration,
+            Self::TooLarge { .. } => Reason::RequestTooLarge,
+            Self::Malformed => Reason::MalformedRequest,
+            Self::Key => Reason::RequestKey,
+            Self::Refused(_) => Reason::RequestRefused,
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use attest_common::basics::reason::Reason;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -383,14 +384,14 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NoPin => "NoPin",
-            Self::Alpn => "Alpn",
+            Self::NoPin => Reason::NoPin,
+            Self::Alpn => Reason::Alpn,
             Self::Identity(error) => error.reason(),
-            Self::Authorities(_) => "NoAuthority",
-            Self::Rustls(_) => "TlsConfiguration",
+            Self::Authorities(_) => Reason::NoAuthority,
+            Self::Rustls(_) => Reason::TlsConfiguration,
         }
     }
 }

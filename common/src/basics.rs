@@ -8,5 +8,6 @@ pub mod json;
 pub mod keys;
 pub mod locked;
 pub mod rate;
+pub mod reason;
 pub mod terms;
 pub mod text;

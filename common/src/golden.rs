@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::basics::envelope::{DIRECTIVE_TYPE, seal};
 use crate::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use crate::basics::keys::PrivateKey;
+use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::{self, ObjectKey};
 use crate::documents::plan::{
@@ -118,7 +119,7 @@ fn report() -> Report {
         epoch: Some(3),
         sequence: Some(42),
         phase: Phase::Degraded,
-        reason: "Unhealthy".to_owned(),
+        reason: Reason::Unhealthy.into(),
         message: "no quota".to_owned(),
         running: Some(Running {
             plan: Digest::of(b"plan"),
@@ -131,7 +132,7 @@ fn report() -> Report {
             since: time("2026-11-22T12:00:01Z"),
         }),
         refusal: Some(Refusal {
-            reason: "CounterRegressed".to_owned(),
+            reason: Reason::CounterRegressed.into(),
             message: "older".to_owned(),
             sequence: Some(41),
             at: time("2026-11-22T12:00:02Z"),
@@ -285,7 +286,7 @@ fn record() -> Record {
 
 fn refusals() -> Vec<StoredRefusal> {
     let refusal = |sequence| Refusal {
-        reason: "CounterRegressed".to_owned(),
+        reason: Reason::CounterRegressed.into(),
         message: "older".to_owned(),
         sequence,
         at: time("2026-11-22T12:00:02Z"),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::keys::KeyId;
+use crate::basics::reason::Reason;
 use crate::documents::manifest::ObjectKey;
 use crate::documents::plan::Directive;
 use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
@@ -272,14 +273,14 @@ pub enum RecordError {
 }
 
 impl RecordError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::ClockRollback { .. } => "ClockRollback",
-            Self::SequenceReplayed { .. } => "SequenceReplayed",
-            Self::SequenceEquivocation(_) => "SequenceEquivocation",
-            Self::SourceChanged { .. } => "SourceChanged",
-            Self::CounterRegressed { .. } => "CounterRegressed",
+            Self::ClockRollback { .. } => Reason::ClockRollback,
+            Self::SequenceReplayed { .. } => Reason::SequenceReplayed,
+            Self::SequenceEquivocation(_) => Reason::SequenceEquivocation,
+            Self::SourceChanged { .. } => Reason::SourceChanged,
+            Self::CounterRegressed { .. } => Reason::CounterRegressed,
         }
     }
 }

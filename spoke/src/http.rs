@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 use attest_runtime::probes::{self, BindError, ListenAddress};
 use tokio::net::TcpListener;
 
@@ -101,11 +102,11 @@ pub enum HttpError {
 }
 
 impl HttpError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Bind(error) => error.reason(),
-            Self::Address(_) | Self::AddressesFile(_) => "AddressesFile",
+            Self::Address(_) | Self::AddressesFile(_) => Reason::AddressesFile,
         }
     }
 }
@@ -140,7 +141,7 @@ mod tests {
             let served = serve((health, metrics), Readiness::default(), Metrics::new().unwrap());
             let error = served.await.unwrap_err();
 
-            assert_eq!(error.reason(), "AddressInUse");
+            assert_eq!(error.reason().as_str(), "AddressInUse");
             let text = error.to_string();
             assert!(text.contains(flag) && text.contains(&taken.0.to_string()), "{text}");
         }

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(reason = error.reason(), error = %error_chain(&error), "Stopped");
+            tracing::error!(reason = error.reason().as_str(), error = %error_chain(&error), "Stopped");
             ExitCode::FAILURE
         }
     }

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 /// Upper bounds in seconds of everything that is timed.
 const SECONDS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.075, 0.1, 0.25, 1.0, 5.0, 30.0];
-/// Reasons that mean a signature or key was not good.
-const SIGNATURE_REASONS: [&str; 2] = ["SignatureInvalid", "UntrustedKey"];
 
 /// All metrics of a spoke.
 #[derive(Clone, Debug)]
@@ -126,10 +125,10 @@ impl Metrics {
     }
 
     /// Counts one refusal.
-    pub fn refused(&self, reason: &str) {
-        self.refusals.with_label_values(&[reason]).inc();
+    pub fn refused(&self, reason: &ReportedReason) {
+        self.refusals.with_label_values(&[reason.as_str()]).inc();
         self.verifications.with_label_values(&["refused"]).inc();
-        if SIGNATURE_REASONS.contains(&reason) {
+        if reason.known().is_some_and(Reason::is_signature_failure) {
             self.signature_failures.inc();
         }
     }
@@ -180,8 +179,8 @@ mod tests {
     fn a_refusal_is_counted_by_its_reason_and_a_bad_signature_twice() {
         let metrics = Metrics::new().unwrap();
 
-        metrics.refused("ContentDigest");
-        metrics.refused("SignatureInvalid");
+        metrics.refused(&Reason::ContentDigest.into());
+        metrics.refused(&Reason::SignatureInvalid.into());
 
         let text = metrics.text();
         assert!(

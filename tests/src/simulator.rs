@@ -263,7 +263,7 @@ impl Answering {
             epoch: Some(directive.epoch),
             sequence: Some(directive.sequence),
             phase: Phase::Synced,
-            reason: Phase::Synced.as_str().to_owned(),
+            reason: Phase::Synced.reason().into(),
             message: "simulated".to_owned(),
             running: directive.plan.map(|plan| Running {
                 plan,

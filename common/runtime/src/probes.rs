@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::str::FromStr;
 use std::time::Duration;
 
+use attest_common::basics::reason::Reason;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
@@ -19,8 +20,6 @@ use tokio_util::task::AbortOnDropHandle;
 pub const STATUS_CONNECTIONS_MAX: usize = 64;
 /// Time for one client to send its request and read the response.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Reason of an address that cannot be listened on.
-pub const ADDRESS_IN_USE: &str = "AddressInUse";
 
 const OK: &str = "ok\n";
 
@@ -113,9 +112,9 @@ pub struct BindError {
 }
 
 impl BindError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
-        ADDRESS_IN_USE
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::AddressInUse
     }
 }
 
@@ -204,7 +203,7 @@ mod tests {
 
         let error = bind("--listen-health", ListenAddress(taken)).await.unwrap_err();
 
-        assert_eq!(error.reason(), "AddressInUse");
+        assert_eq!(error.reason().as_str(), "AddressInUse");
         let text = error.to_string();
         assert!(text.contains("--listen-health") && text.contains(&taken.to_string()), "{text}");
     }

@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 
+use attest_common::basics::reason::Reason;
+
 /// Refuses to run while `former` is set.
 ///
 /// # Errors
@@ -27,9 +29,9 @@ pub struct VariableRenamed {
 }
 
 impl VariableRenamed {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
-        "VariableRenamed"
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::VariableRenamed
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::basics::ids::Digest;
 use crate::basics::json::{self, JsonError};
 use crate::basics::keys::{KeyId, PrivateKey, PublicKey};
+use crate::basics::reason::Reason;
 
 /// Payload type of in-toto statements: receipts and release statements.
 pub const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
@@ -220,14 +221,14 @@ fn shown(hints: &[String]) -> String {
 }
 
 impl EnvelopeError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Limit { .. } => "Limit",
-            Self::Json(_) => "EnvelopeMalformed",
-            Self::PayloadType { .. } => "PayloadType",
-            Self::Base64 => "EnvelopeBase64",
-            Self::SignatureInvalid { .. } => "SignatureInvalid",
+            Self::Limit { .. } => Reason::Limit,
+            Self::Json(_) => Reason::EnvelopeMalformed,
+            Self::PayloadType { .. } => Reason::PayloadType,
+            Self::Base64 => Reason::EnvelopeBase64,
+            Self::SignatureInvalid { .. } => Reason::SignatureInvalid,
         }
     }
 }

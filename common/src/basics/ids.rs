@@ -8,6 +8,8 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::basics::reason::Reason;
+
 /// Longest [`Name`] in bytes: a DNS-1123 label (RFC 1123, Kubernetes object names for namespaces).
 pub const NAME_BYTES_MAX: usize = 63;
 
@@ -239,12 +241,12 @@ pub enum IdError {
 }
 
 impl IdError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Digest(_) => "DigestFormat",
-            Self::Name(_) => "NameInvalid",
-            Self::ClusterId(_) => "ClusterIdInvalid",
+            Self::Digest(_) => Reason::DigestFormat,
+            Self::Name(_) => Reason::NameInvalid,
+            Self::ClusterId(_) => Reason::ClusterIdInvalid,
         }
     }
 }
@@ -256,7 +258,7 @@ mod tests {
     #[test]
     fn names_that_kubernetes_would_refuse_are_refused_here() {
         for bad in ["", "-a", "a-", "A", "a.b", "w\u{435}b", "a/b", &"a".repeat(64)] {
-            assert_eq!(Name::new(bad).unwrap_err().reason(), "NameInvalid", "{bad}");
+            assert_eq!(Name::new(bad).unwrap_err().reason().as_str(), "NameInvalid", "{bad}");
         }
         for good in ["a", "web-app", "0a", &"a".repeat(63)] {
             assert!(Name::new(good).is_ok(), "{good}");
@@ -270,7 +272,11 @@ mod tests {
 
         assert_eq!(text.parse::<Digest>().unwrap(), digest);
         for bad in [&text[7..], &text.to_uppercase(), &text[..70], &format!("{text}0")] {
-            assert_eq!(bad.parse::<Digest>().unwrap_err().reason(), "DigestFormat", "{bad}");
+            assert_eq!(
+                bad.parse::<Digest>().unwrap_err().reason().as_str(),
+                "DigestFormat",
+                "{bad}"
+            );
         }
     }
 }

@@ -9,6 +9,8 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, V
 use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
+use crate::basics::reason::Reason;
+
 /// Deepest nesting of a document (envelope, statement, plan).
 pub const DOCUMENT_DEPTH_MAX: usize = 32;
 /// Deepest nesting of a Kubernetes object; CRD schemas nest far deeper than documents do.
@@ -29,12 +31,12 @@ pub enum JsonError {
 }
 
 impl JsonError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Malformed(_) => "JsonMalformed",
-            Self::Fields(_) => "JsonFields",
-            Self::Form(_) => "JsonForm",
+            Self::Malformed(_) => Reason::JsonMalformed,
+            Self::Fields(_) => Reason::JsonFields,
+            Self::Form(_) => Reason::JsonForm,
         }
     }
 }
@@ -168,7 +170,8 @@ mod tests {
     use super::*;
 
     fn reason(text: &str) -> &'static str {
-        value(text.as_bytes(), DOCUMENT_DEPTH_MAX).map_or_else(|e| e.reason(), |_| "accepted")
+        value(text.as_bytes(), DOCUMENT_DEPTH_MAX)
+            .map_or_else(|e| e.reason().as_str(), |_| "accepted")
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::basics::ids::Digest;
+use crate::basics::reason::Reason;
 
 /// Longest PEM text that is looked at.
 pub const PEM_BYTES_MAX: usize = 4096;
@@ -205,12 +206,12 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Format | Self::PrivateFormat => "KeyFormat",
-            Self::Weak => "KeyWeak",
-            Self::Id(_) => "KeyIdFormat",
+            Self::Format | Self::PrivateFormat => Reason::KeyFormat,
+            Self::Weak => Reason::KeyWeak,
+            Self::Id(_) => Reason::KeyIdFormat,
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::basics::json::{self, JsonError, OBJECT_DEPTH_MAX};
+use crate::basics::reason::Reason;
 
 /// Most objects in a rendering.
 pub const OBJECTS_MAX: usize = 5_000;
@@ -356,15 +357,15 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Limit { .. } => "Limit",
-            Self::Format(_) | Self::Json { .. } => "ContentFormat",
-            Self::ObjectShape { .. } => "ObjectShape",
-            Self::ObjectMetadata { .. } => "ObjectMetadata",
-            Self::ObjectReserved { .. } => "ObjectReserved",
-            Self::Duplicate(_) => "ObjectDuplicate",
+            Self::Limit { .. } => Reason::Limit,
+            Self::Format(_) | Self::Json { .. } => Reason::ContentFormat,
+            Self::ObjectShape { .. } => Reason::ObjectShape,
+            Self::ObjectMetadata { .. } => Reason::ObjectMetadata,
+            Self::ObjectReserved { .. } => Reason::ObjectReserved,
+            Self::Duplicate(_) => Reason::ObjectDuplicate,
         }
     }
 }
@@ -376,7 +377,7 @@ mod tests {
     use super::*;
 
     fn reason(text: &str) -> &'static str {
-        read(text.as_bytes()).map_or_else(|e| e.reason(), |_| "accepted")
+        read(text.as_bytes()).map_or_else(|e| e.reason().as_str(), |_| "accepted")
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use crate::basics::ids::{Digest, Timestamp};
+use crate::basics::reason::Reason;
 use crate::basics::terms::{Mode, Role};
 use crate::documents::release::{Release, Render};
 use crate::documents::statement::Statement;
@@ -244,19 +245,19 @@ pub enum ReceiptError {
 }
 
 impl ReceiptError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::AttestationUnknown(_) => "AttestationUnknown",
-            Self::PredicateType { .. } => "PredicateType",
-            Self::Subject { .. } => "SubjectMismatch",
-            Self::SubjectIncomplete { .. } => "SubjectIncomplete",
-            Self::Build { .. } => "BuilderParameters",
-            Self::SourceMismatch => "SourceMismatch",
-            Self::TestFailed { .. } => "TestFailed",
-            Self::ScanWithoutTime | Self::ScanStale { .. } => "AttestationStale",
-            Self::ScanMalformed => "PredicateMalformed",
-            Self::Vulnerable { .. } => "Vulnerable",
+            Self::AttestationUnknown(_) => Reason::AttestationUnknown,
+            Self::PredicateType { .. } => Reason::PredicateType,
+            Self::Subject { .. } => Reason::SubjectMismatch,
+            Self::SubjectIncomplete { .. } => Reason::SubjectIncomplete,
+            Self::Build { .. } => Reason::BuilderParameters,
+            Self::SourceMismatch => Reason::SourceMismatch,
+            Self::TestFailed { .. } => Reason::TestFailed,
+            Self::ScanWithoutTime | Self::ScanStale { .. } => Reason::AttestationStale,
+            Self::ScanMalformed => Reason::PredicateMalformed,
+            Self::Vulnerable { .. } => Reason::Vulnerable,
         }
     }
 }

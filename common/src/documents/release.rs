@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::basics::reason::Reason;
 use crate::documents::statement::{Statement, StatementError};
 
 /// Predicate type of a release statement.
@@ -226,13 +227,13 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Statement(error) => error.reason(),
-            Self::PredicateType(_) => "PredicateType",
-            Self::Malformed(_) => "ReleaseMalformed",
-            Self::Limit { .. } => "Limit",
+            Self::PredicateType(_) => Reason::PredicateType,
+            Self::Malformed(_) => Reason::ReleaseMalformed,
+            Self::Limit { .. } => Reason::Limit,
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::basics::ids::Digest;
 use crate::basics::json::{self, JsonError};
+use crate::basics::reason::Reason;
 
 /// `_type` of the only accepted statement version.
 pub const STATEMENT_V1: &str = "https://in-toto.io/Statement/v1";
@@ -105,8 +106,8 @@ pub enum StatementError {
 }
 
 impl StatementError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
-        "StatementInvalid"
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::StatementInvalid
     }
 }

@@ -7,6 +7,7 @@ mod rules;
 
 use std::time::{Duration, Instant};
 
+use crate::basics::reason::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -45,6 +46,20 @@ impl Health {
             Self::NotFound => "NotFound",
             Self::Terminating => "Terminating",
             Self::Failed => "Failed",
+        }
+    }
+}
+
+impl Health {
+    /// Returns the reason of a condition about objects of this health.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Current => Reason::Current,
+            Self::Suspended => Reason::Suspended,
+            Self::InProgress => Reason::InProgress,
+            Self::NotFound => Reason::NotFound,
+            Self::Terminating => Reason::Terminating,
+            Self::Failed => Reason::Failed,
         }
     }
 }

@@ -10,6 +10,7 @@ use data_encoding::BASE64;
 use serde_json::Value;
 
 use crate::basics::ids::{Digest, Name};
+use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::{self, Object, ObjectKey};
 use crate::documents::release::{ImageDigest, Render};
@@ -288,18 +289,18 @@ pub enum PlacementError {
 }
 
 impl PlacementError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::NamespaceNotAllowed { .. } | Self::NamespaceOnClusterScoped(_) => {
-                "NamespaceNotAllowed"
+                Reason::NamespaceNotAllowed
             }
-            Self::KindNotAllowed { .. } | Self::KindNeverAllowed(_) => "KindNotAllowed",
-            Self::LabelNotAllowed { .. } => "LabelNotAllowed",
-            Self::KindUnknown(_) => "KindUnknown",
-            Self::Duplicate(_) => "ObjectDuplicate",
-            Self::ImageUnpinned { .. } => "ImageUnpinned",
-            Self::ImageAmbiguous(_) => "ImageAmbiguous",
+            Self::KindNotAllowed { .. } | Self::KindNeverAllowed(_) => Reason::KindNotAllowed,
+            Self::LabelNotAllowed { .. } => Reason::LabelNotAllowed,
+            Self::KindUnknown(_) => Reason::KindUnknown,
+            Self::Duplicate(_) => Reason::ObjectDuplicate,
+            Self::ImageUnpinned { .. } => Reason::ImageUnpinned,
+            Self::ImageAmbiguous(_) => Reason::ImageAmbiguous,
         }
     }
 }

@@ -18,6 +18,7 @@ use prost::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::basics::reason::ReportedReason;
 
 /// Namespace of the spoke: its Secrets and its ServiceAccount.
 pub const SYSTEM_NAMESPACE: &str = "attest-system";
@@ -121,7 +122,7 @@ pub struct PackedBlobs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    pub reason: String,
+    pub reason: ReportedReason,
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,

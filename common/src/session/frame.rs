@@ -4,6 +4,8 @@
 
 use prost::Message;
 
+use crate::basics::reason::Reason;
+
 /// Largest frame either side reads, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Largest piece of a blob in one frame, in bytes; leaves room for the frame around it.
@@ -44,11 +46,11 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge { .. } => "FrameTooLarge",
-            Self::Malformed(_) => "FrameMalformed",
+            Self::TooLarge { .. } => Reason::FrameTooLarge,
+            Self::Malformed(_) => Reason::FrameMalformed,
         }
     }
 }
@@ -77,8 +79,14 @@ mod tests {
 
     #[test]
     fn a_length_beyond_the_limit_is_refused_before_the_body_exists() {
-        assert_eq!(body_length(u32::MAX.to_be_bytes()).unwrap_err().reason(), "FrameTooLarge");
-        assert_eq!(body_length(1_048_577_u32.to_be_bytes()).unwrap_err().reason(), "FrameTooLarge");
+        assert_eq!(
+            body_length(u32::MAX.to_be_bytes()).unwrap_err().reason().as_str(),
+            "FrameTooLarge"
+        );
+        assert_eq!(
+            body_length(1_048_577_u32.to_be_bytes()).unwrap_err().reason().as_str(),
+            "FrameTooLarge"
+        );
         assert!(body_length(1_048_576_u32.to_be_bytes()).is_ok());
     }
 
@@ -99,11 +107,11 @@ mod tests {
         let body = &bytes[LENGTH_BYTES..];
         for length in 1..body.len() {
             let error = decode::<ToHub>(&body[..length]).unwrap_err();
-            assert_eq!(error.reason(), "FrameMalformed", "{length} bytes");
+            assert_eq!(error.reason().as_str(), "FrameMalformed", "{length} bytes");
         }
         // A string that is not UTF-8, a wire type nobody has, a field number of zero.
         for wrong in [&[0x12, 0x03, 0x0a, 0x01, 0xff][..], &[0x0f], &[0x02, 0x00]] {
-            assert_eq!(decode::<ToHub>(wrong).unwrap_err().reason(), "FrameMalformed");
+            assert_eq!(decode::<ToHub>(wrong).unwrap_err().reason().as_str(), "FrameMalformed");
         }
     }
 

@@ -12,6 +12,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::basics::ids::Digest;
+use crate::basics::reason::Reason;
 
 /// What every token begins with.
 pub const TOKEN_PREFIX: &str = "at1";
@@ -142,11 +143,11 @@ pub enum TokenError {
 }
 
 impl TokenError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Form => "TokenFormat",
-            Self::Check => "TokenChecksum",
+            Self::Form => Reason::TokenFormat,
+            Self::Check => Reason::TokenChecksum,
         }
     }
 }

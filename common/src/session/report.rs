@@ -3,9 +3,10 @@
 //! One report a destination, level-triggered: the newest replaces the older, and is sent again
 //! until it is acknowledged. Durations, never times of another clock.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
+use crate::basics::reason::{Reason, ReportedReason};
 use crate::documents::manifest::ObjectKey;
 use crate::objects::health::Health;
 pub use crate::record::custody::Refusal;
@@ -34,7 +35,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The word that people see.
+    /// Returns the word that is shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Progressing => "Progressing",
@@ -44,6 +45,95 @@ impl Phase {
             Self::Refused => "Refused",
             Self::Removed => "Removed",
         }
+    }
+
+    /// Returns the reason of a report when nothing is wrong: the same word.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Progressing => Reason::Progressing,
+            Self::Synced => Reason::Synced,
+            Self::OutOfSync => Reason::OutOfSync,
+            Self::Degraded => Reason::Degraded,
+            Self::Refused => Reason::Refused,
+            Self::Removed => Reason::Removed,
+        }
+    }
+}
+
+/// State of an application or of one of its destinations, as the hub shows it. Ordered from best to worst: an
+/// application takes the phase of its worst destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum ApplicationPhase {
+    /// Every destination runs what was ordered, and removed ones are gone.
+    Synced,
+    /// A directive is being carried out.
+    Progressing,
+    /// CI has signed no release for the commit.
+    AwaitingReceipts,
+    /// The state is not known; also any phase of a later release.
+    Unknown,
+    /// Live objects differ, or a release waits to be synced.
+    OutOfSync,
+    /// Something applied is unhealthy, or objects could not be applied.
+    Degraded,
+    /// Verification failed; what ran before keeps running.
+    Refused,
+}
+
+impl ApplicationPhase {
+    /// Every phase, from best to worst.
+    pub const ALL: [Self; 7] = [
+        Self::Synced,
+        Self::Progressing,
+        Self::AwaitingReceipts,
+        Self::Unknown,
+        Self::OutOfSync,
+        Self::Degraded,
+        Self::Refused,
+    ];
+
+    /// Returns the worst of several phases; `Unknown` for none.
+    pub fn worst(phases: impl IntoIterator<Item = Self>) -> Self {
+        phases.into_iter().max().unwrap_or(Self::Unknown)
+    }
+
+    /// Returns the word that is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Synced => "Synced",
+            Self::Progressing => "Progressing",
+            Self::AwaitingReceipts => "AwaitingReceipts",
+            Self::Unknown => "Unknown",
+            Self::OutOfSync => "OutOfSync",
+            Self::Degraded => "Degraded",
+            Self::Refused => "Refused",
+        }
+    }
+
+    /// Returns true for a phase that ends only by a new commit or an operator's action.
+    pub const fn is_final(self) -> bool {
+        match self {
+            Self::Synced
+            | Self::AwaitingReceipts
+            | Self::OutOfSync
+            | Self::Degraded
+            | Self::Refused => true,
+            Self::Progressing | Self::Unknown => false,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ApplicationPhase {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        let known = Self::ALL.into_iter().find(|phase| phase.as_str() == word);
+        Ok(known.unwrap_or(Self::Unknown))
+    }
+}
+
+impl std::fmt::Display for ApplicationPhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -60,8 +150,8 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     pub phase: Phase,
-    /// A stable word; equals the phase when nothing is wrong.
-    pub reason: String,
+    /// Equals the phase when nothing is wrong.
+    pub reason: ReportedReason,
     pub message: String,
     /// What runs now, which after a refusal is not what was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,4 +211,31 @@ pub struct Timings {
     pub record_us: u64,
     pub apply_us: u64,
     pub requests: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_is_as_well_as_its_worst_destination() {
+        use ApplicationPhase::{Degraded, Progressing, Refused, Synced, Unknown};
+
+        assert_eq!(ApplicationPhase::worst([Synced, Progressing]), Progressing);
+        assert_eq!(ApplicationPhase::worst([Synced, Refused, Degraded]), Refused);
+        assert_eq!(ApplicationPhase::worst([Synced]), Synced);
+        assert_eq!(ApplicationPhase::worst([]), Unknown);
+        assert!(ApplicationPhase::ALL.is_sorted());
+    }
+
+    #[test]
+    fn a_phase_is_its_word_and_one_of_a_later_release_is_unknown() {
+        for phase in ApplicationPhase::ALL {
+            let json = serde_json::to_value(phase).unwrap();
+            assert_eq!(json, phase.as_str());
+            assert_eq!(serde_json::from_value::<ApplicationPhase>(json).unwrap(), phase);
+        }
+        let later: ApplicationPhase = serde_json::from_str("\"Paused\"").unwrap();
+        assert_eq!(later, ApplicationPhase::Unknown);
+    }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::basics::ids::{IdError, Name};
 use crate::basics::keys::{KeyError, KeyId, PublicKey};
+use crate::basics::reason::Reason;
 use crate::basics::terms::{BUILDER_ID, Mode, Role};
 use crate::documents::receipt;
 use crate::documents::release::{GLOB_BYTES_MAX, glob_matches};
@@ -436,13 +437,13 @@ pub enum PolicyError {
 }
 
 impl PolicyError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::ApplicationNotAllowed(_) => "ApplicationNotAllowed",
-            Self::SourceNotAllowed(_) => "SourceNotAllowed",
-            Self::NamespaceNotAllowed(_) => "NamespaceNotAllowed",
-            Self::RoleKeyOverlap(_) => "RoleKeyOverlap",
+            Self::ApplicationNotAllowed(_) => Reason::ApplicationNotAllowed,
+            Self::SourceNotAllowed(_) => Reason::SourceNotAllowed,
+            Self::NamespaceNotAllowed(_) => Reason::NamespaceNotAllowed,
+            Self::RoleKeyOverlap(_) => Reason::RoleKeyOverlap,
             Self::Key { source, .. } => source.reason(),
             Self::Missing(_)
             | Self::Limit { .. }
@@ -450,7 +451,7 @@ impl PolicyError {
             | Self::PatternTooLong { .. }
             | Self::AttestationUnknown { .. }
             | Self::KeyUnknown { .. }
-            | Self::Name(_) => "TrustPolicyInvalid",
+            | Self::Name(_) => Reason::TrustPolicyInvalid,
         }
     }
 }

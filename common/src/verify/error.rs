@@ -3,6 +3,7 @@
 use crate::basics::envelope::EnvelopeError;
 use crate::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use crate::basics::json::JsonError;
+use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::ManifestError;
 use crate::documents::plan::Operation;
@@ -114,11 +115,11 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// A stable word for conditions, metrics, logs and the CLI. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Envelope { source, .. } => source.reason(),
-            Self::Document { .. } | Self::Version { .. } => "DocumentInvalid",
+            Self::Document { .. } | Self::Version { .. } => Reason::DocumentInvalid,
             Self::Release(error) => error.reason(),
             Self::Statement(error) => error.reason(),
             Self::Receipt(error) => error.reason(),
@@ -126,35 +127,35 @@ impl VerifyError {
             Self::Record(error) => error.reason(),
             Self::Manifest(error) => error.reason(),
             Self::Placement(error) => error.reason(),
-            Self::ApplicationMismatch { .. } => "ApplicationMismatch",
-            Self::PolicyFloor { .. } => "PolicyFloor",
-            Self::UntrustedKey { .. } => "UntrustedKey",
-            Self::RenderUnknown(_) => "RenderUnknown",
-            Self::TargetMismatch { .. } => "TargetMismatch",
-            Self::RenderAmbiguous { .. } => "RenderAmbiguous",
-            Self::RenderMismatch { .. } => "RenderMismatch",
-            Self::ReleaseExpired { .. } => "ReleaseExpired",
-            Self::CounterAhead { .. } => "CounterAhead",
-            Self::ContentDigest { .. } => "ContentDigest",
-            Self::MediaType(_) => "ContentFormat",
-            Self::ObjectCount { .. } => "ObjectCount",
-            Self::AttestationMissing(_) => "AttestationMissing",
-            Self::AttestationNotDistinct(_) => "AttestationNotDistinct",
-            Self::ReceiptMissing(_) => "ReceiptMissing",
-            Self::BlobDigest { .. } | Self::BlobTwice => "BlobDigest",
-            Self::AudienceMismatch { .. } => "AudienceMismatch",
-            Self::Lifetime { .. } => "LifetimeTooLong",
-            Self::FromFuture { .. } => "IssuedInFuture",
-            Self::Expired { .. } => "Expired",
-            Self::DirectiveIncomplete => "DocumentInvalid",
-            Self::OperationNotSupported(_) => "OperationNotSupported",
-            Self::PlanDigest => "PlanDigest",
-            Self::HookNotAllowed => "HookNotAllowed",
-            Self::TooManyNamespaces { .. } => "TooManyNamespaces",
-            Self::RemoveNotAllowed => "RemoveNotAllowed",
-            Self::NothingToRemove => "NothingToRemove",
-            Self::SyncNonce => "SyncNonce",
-            Self::Limit { .. } => "Limit",
+            Self::ApplicationMismatch { .. } => Reason::ApplicationMismatch,
+            Self::PolicyFloor { .. } => Reason::PolicyFloor,
+            Self::UntrustedKey { .. } => Reason::UntrustedKey,
+            Self::RenderUnknown(_) => Reason::RenderUnknown,
+            Self::TargetMismatch { .. } => Reason::TargetMismatch,
+            Self::RenderAmbiguous { .. } => Reason::RenderAmbiguous,
+            Self::RenderMismatch { .. } => Reason::RenderMismatch,
+            Self::ReleaseExpired { .. } => Reason::ReleaseExpired,
+            Self::CounterAhead { .. } => Reason::CounterAhead,
+            Self::ContentDigest { .. } => Reason::ContentDigest,
+            Self::MediaType(_) => Reason::ContentFormat,
+            Self::ObjectCount { .. } => Reason::ObjectCount,
+            Self::AttestationMissing(_) => Reason::AttestationMissing,
+            Self::AttestationNotDistinct(_) => Reason::AttestationNotDistinct,
+            Self::ReceiptMissing(_) => Reason::ReceiptMissing,
+            Self::BlobDigest { .. } | Self::BlobTwice => Reason::BlobDigest,
+            Self::AudienceMismatch { .. } => Reason::AudienceMismatch,
+            Self::Lifetime { .. } => Reason::LifetimeTooLong,
+            Self::FromFuture { .. } => Reason::IssuedInFuture,
+            Self::Expired { .. } => Reason::Expired,
+            Self::DirectiveIncomplete => Reason::DocumentInvalid,
+            Self::OperationNotSupported(_) => Reason::OperationNotSupported,
+            Self::PlanDigest => Reason::PlanDigest,
+            Self::HookNotAllowed => Reason::HookNotAllowed,
+            Self::TooManyNamespaces { .. } => Reason::TooManyNamespaces,
+            Self::RemoveNotAllowed => Reason::RemoveNotAllowed,
+            Self::NothingToRemove => Reason::NothingToRemove,
+            Self::SyncNonce => Reason::SyncNonce,
+            Self::Limit { .. } => Reason::Limit,
         }
     }
 }

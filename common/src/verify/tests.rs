@@ -310,7 +310,7 @@ impl World {
     }
 
     fn reason(&self) -> &'static str {
-        self.ask().map_or_else(|error| error.reason(), |_| "Admitted")
+        self.ask().map_or_else(|error| error.reason().as_str(), |_| "Admitted")
     }
 
     fn record(&self) -> Record {
@@ -816,7 +816,7 @@ fn removing_needs_the_local_policy_and_something_to_remove() {
             ages: Ages::Enforce,
         };
         let ordered = super::directive(&sealed, &spoke).unwrap();
-        removal(&ordered, &spoke).map_or_else(|e| e.reason(), |_| "Admitted")
+        removal(&ordered, &spoke).map_or_else(|e| e.reason().as_str(), |_| "Admitted")
     };
     let mut running = world().with_record(|_| {});
     assert_eq!(ask(&world()), "NothingToRemove");
@@ -834,7 +834,10 @@ fn a_clock_may_be_two_minutes_behind_what_was_recorded_and_no_more() {
             record.namespace = name("elsewhere");
             record.recorded_at = Some(at);
         };
-        world().with_record(elsewhere).ask().map_or_else(|error| error.reason(), |_| "admitted")
+        world()
+            .with_record(elsewhere)
+            .ask()
+            .map_or_else(|error| error.reason().as_str(), |_| "admitted")
     };
 
     assert_eq!(
@@ -867,7 +870,7 @@ fn a_sync_must_answer_this_connection() {
         };
         bend(&mut document);
         let sealed = seal(SYNC_TYPE, &to_bytes(&document), &[&key(HUB)]);
-        sync(&sealed, &spoke, "aa", 1).map_or_else(|e| e.reason(), |_| "Fresh")
+        sync(&sealed, &spoke, "aa", 1).map_or_else(|e| e.reason().as_str(), |_| "Fresh")
     };
 
     assert_eq!(ask(|_| {}), "Fresh");

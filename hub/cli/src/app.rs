@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED, REMOVAL_UNCONFIRMED};
+use attest_common::basics::reason::Reason;
+use attest_common::session::report::ApplicationPhase;
+use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED};
 use attest_supply::yaml;
 use clap::Subcommand;
 use reqwest::Method;
@@ -147,7 +149,7 @@ async fn apply_manifest(
 ) -> anyhow::Result<Application> {
     let mut answer = client.put("/v1/applications", manifest).await;
     let error = answer.as_ref().err().and_then(as_api_error);
-    if let Some(error) = error.filter(|error| error.reason == REMOVAL_UNCONFIRMED) {
+    if let Some(error) = error.filter(|error| error.reason == Reason::RemovalUnconfirmed) {
         if yes {
             printer.note(&error.message);
         }
@@ -236,7 +238,7 @@ fn history(name: &str, output: OutputArgs, hub: &HubArgs, printer: &Printer) -> 
                 or_none(entry.version.as_ref()),
                 short_or_none(entry.commit.as_deref()),
                 entry.result.clone(),
-                entry.reason.clone(),
+                entry.reason.to_string(),
                 age(entry.issued_at),
             ];
             if output.format == Format::Wide {
@@ -284,7 +286,7 @@ async fn poll_removal(client: &Client, path: &str) -> anyhow::Result<Poll<()>> {
         Err(error) if is_not_found(&error) => return Ok(Poll::Ready(())),
         answer => answer?,
     };
-    match application.destinations.iter().find(|d| d.phase == "Refused") {
+    match application.destinations.iter().find(|d| d.phase == ApplicationPhase::Refused) {
         Some(refused) => bail!("{}", describe_problem(refused)),
         None => Ok(Poll::Pending(removal_progress(&application))),
     }
@@ -292,7 +294,7 @@ async fn poll_removal(client: &Client, path: &str) -> anyhow::Result<Poll<()>> {
 
 /// The destinations that are not removed yet.
 fn removal_progress(application: &Application) -> String {
-    let open = application.destinations.iter().filter(|d| d.phase != "Synced");
+    let open = application.destinations.iter().filter(|d| d.phase != ApplicationPhase::Synced);
     let open: Vec<String> =
         open.map(|d| format!("{}/{}: {}", d.cluster, d.namespace, d.message)).collect();
     open.join("; ")

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 use attest_certs::{Bundle, Pin, peer_identity, tls};
+use attest_common::basics::reason::ReportedReason;
 use attest_documents::Failure;
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
@@ -35,7 +36,7 @@ pub(crate) struct Client {
 #[error("{message} ({reason}{at})", at = field.as_ref().map(|field| format!(" at {field}")).unwrap_or_default())]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
-    pub(crate) reason: String,
+    pub(crate) reason: ReportedReason,
     pub(crate) message: String,
     pub(crate) field: Option<String>,
 }

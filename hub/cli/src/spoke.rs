@@ -155,7 +155,7 @@ fn refusal_table(refusals: &[StoredRefusal]) -> TextTable {
         table.row([
             refused_destination(refusal),
             or_none(refusal.refusal.sequence),
-            refusal.refusal.reason.clone(),
+            refusal.refusal.reason.to_string(),
             last_seen(refusal),
             refusal.refusal.message.clone(),
         ]);

@@ -4,8 +4,9 @@
 //! `docs/openapi.yaml` describes the same documents; a test keeps the two equal.
 
 use attest_common::basics::ids::{ClusterId, Timestamp};
+use attest_common::basics::reason::ReportedReason;
 use attest_common::objects::difference::Difference;
-use attest_common::session::report::{ObjectState, Refusal, Running, Timings};
+use attest_common::session::report::{ApplicationPhase, ObjectState, Refusal, Running, Timings};
 use serde::{Deserialize, Serialize};
 
 /// `apiVersion` of every document.
@@ -33,8 +34,7 @@ impl<T> List<T> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// Stable word for programs.
-    pub reason: String,
+    pub reason: ReportedReason,
     /// The problem and its remedy, for people.
     pub message: String,
     /// Path of the invalid field, if there is one: `spec.verification.trustedKeys[0]`.
@@ -180,14 +180,13 @@ pub struct Condition {
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    pub reason: String,
+    pub reason: ReportedReason,
     pub message: String,
     pub last_transition_time: Timestamp,
 }
 
-/// Reason of a rejected `PUT /v1/applications` that would remove a running destination.
-pub const REMOVAL_UNCONFIRMED: &str = "RemovalUnconfirmed";
-/// Query that confirms the removal.
+/// Query of a `PUT /v1/applications` that confirms the removal of running destinations; without it, such a request is
+/// rejected as `RemovalUnconfirmed`.
 pub const REMOVAL_ALLOWED: &str = "remove=true";
 
 /// `GET /v1/applications[/NAME]`.
@@ -199,8 +198,7 @@ pub struct Application {
     pub namespace: String,
     /// The manifest as applied.
     pub manifest: serde_json::Value,
-    /// `Synced`, `OutOfSync`, `Progressing`, `Degraded`, `Refused`, `AwaitingReceipts` or `Unknown`.
-    pub phase: String,
+    pub phase: ApplicationPhase,
     pub conditions: Vec<Condition>,
     /// Commit to which `targetRevision` resolves.
     pub revision: Option<String>,
@@ -219,8 +217,8 @@ pub struct Destination {
     pub cluster: String,
     pub cluster_id: Option<ClusterId>,
     pub namespace: String,
-    pub phase: String,
-    pub reason: String,
+    pub phase: ApplicationPhase,
+    pub reason: ReportedReason,
     pub message: String,
     pub health: Option<String>,
     /// The running release, its signers and its start, as reported by the spoke.
@@ -271,7 +269,7 @@ pub struct HistoryEntry {
     pub plan: Option<String>,
     /// Phase reported by the spoke, or `Pending`.
     pub result: String,
-    pub reason: String,
+    pub reason: ReportedReason,
     pub issued_at: Timestamp,
 }
 
@@ -285,6 +283,6 @@ pub struct Diff {
     pub to: Option<String>,
     pub differences: Vec<Difference>,
     /// Reason why the newest commit is not deployed or cannot be compared.
-    pub reason: Option<String>,
+    pub reason: Option<ReportedReason>,
     pub message: Option<String>,
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use attest_common::basics::reason::Reason;
 use attest_common::trust::policy::POLICY_NAME;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, Status};
@@ -328,12 +329,12 @@ impl InstallError {
         Self::request(action, &object.to_string(), source)
     }
 
-    /// A stable word for the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Refused { .. } => "InstallRefused",
-            Self::NotEstablished(_) => "DefinitionNotEstablished",
-            Self::Manifest(_) => "InstallManifest",
+            Self::Refused { .. } => Reason::InstallRefused,
+            Self::NotEstablished(_) => Reason::DefinitionNotEstablished,
+            Self::Manifest(_) => Reason::InstallManifest,
         }
     }
 }

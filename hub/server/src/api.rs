@@ -11,6 +11,7 @@ mod shown;
 use std::sync::Arc;
 
 use attest_common::basics::json::{self, OBJECT_DEPTH_MAX};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_documents::{BODY_BYTES_MAX, Failure};
 use axum::Router;
@@ -101,7 +102,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 async fn no_route() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
-        "RouteUnknown",
+        Reason::RouteUnknown,
         "no such path in the API; `attest` may be newer than the hub",
     )
 }
@@ -109,7 +110,7 @@ async fn no_route() -> Refusal {
 async fn no_method() -> Refusal {
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
-        "MethodNotAllowed",
+        Reason::MethodNotAllowed,
         "the path does not support this method; `attest` may be newer than the hub",
     )
 }
@@ -122,8 +123,8 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, reason: &str, message: impl Into<String>) -> Self {
-        let failure = Failure { reason: reason.to_owned(), message: message.into(), field: None };
+    fn new(status: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
+        let failure = Failure { reason: reason.into(), message: message.into(), field: None };
         Self { status, failure }
     }
 
@@ -131,7 +132,7 @@ impl Refusal {
         Self { status, failure }
     }
 
-    fn not_found(reason: &str, message: impl Into<String>) -> Self {
+    fn not_found(reason: Reason, message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, reason, message)
     }
 }
@@ -172,9 +173,11 @@ where
             let message = format!("the request is larger than {BODY_BYTES_MAX} bytes");
             match error.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => {
-                    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "BodyTooLarge", message)
+                    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Reason::BodyTooLarge, message)
                 }
-                _ => Refusal::new(StatusCode::BAD_REQUEST, "BodyUnreadable", error.body_text()),
+                _ => {
+                    Refusal::new(StatusCode::BAD_REQUEST, Reason::BodyUnreadable, error.body_text())
+                }
             }
         })?;
         // Strict: duplicate keys are ambiguous.
@@ -184,7 +187,7 @@ where
         })?;
         serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {
             let failure = Failure {
-                reason: "FieldInvalid".to_owned(),
+                reason: Reason::FieldInvalid.into(),
                 field: Some(error.path().to_string()),
                 message: error.inner().to_string(),
             };

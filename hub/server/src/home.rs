@@ -15,6 +15,7 @@ use attest_certs::bundle::write_private;
 use attest_certs::{Authority, AuthorityError, Bundle, BundleError};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::keys::{KeyError, PrivateKey};
+use attest_common::basics::reason::Reason;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -403,20 +404,20 @@ pub enum HomeError {
 }
 
 impl HomeError {
-    /// A stable word for logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Exists(_) => "HomeExists",
-            Self::Missing(_) => "HomeMissing",
-            Self::OperatorUnknown(_) => "OperatorUnknown",
-            Self::Owner { .. } => "HomeOwner",
-            Self::File { .. } => "HomeFile",
-            Self::Advertise { .. } => "AdvertiseInvalid",
-            Self::Settings { .. } => "HomeSettings",
+            Self::Exists(_) => Reason::HomeExists,
+            Self::Missing(_) => Reason::HomeMissing,
+            Self::OperatorUnknown(_) => Reason::OperatorUnknown,
+            Self::Owner { .. } => Reason::HomeOwner,
+            Self::File { .. } => Reason::HomeFile,
+            Self::Advertise { .. } => Reason::AdvertiseInvalid,
+            Self::Settings { .. } => Reason::HomeSettings,
             Self::Authority(error) => error.reason(),
             Self::Bundle(error) => error.reason(),
             Self::SigningKey(error) => error.reason(),
-            Self::Randomness(_) => "Randomness",
+            Self::Randomness(_) => Reason::Randomness,
             Self::Store(error) => error.reason(),
         }
     }
@@ -452,7 +453,7 @@ mod tests {
                 assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
             }
         }
-        assert_eq!(create(&path, &advertise()).unwrap_err().reason(), "HomeExists");
+        assert_eq!(create(&path, &advertise()).unwrap_err().reason().as_str(), "HomeExists");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "leftovers");
     }
 
@@ -479,7 +480,7 @@ mod tests {
         for bad in ["", "hub", "hub:", "hub:0", "hub:99999", "a b:1", "::1:4433"] {
             let advertise = Advertise { spoke_address: bad.into(), ..advertise() };
             let error = create(&directory.path().join("home"), &advertise).unwrap_err();
-            assert_eq!(error.reason(), "AdvertiseInvalid", "{bad}");
+            assert_eq!(error.reason().as_str(), "AdvertiseInvalid", "{bad}");
         }
         assert_eq!(host_of("[::1]:4433").as_deref(), Some("::1"));
     }

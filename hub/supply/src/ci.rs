@@ -16,6 +16,7 @@ mod trust;
 use std::path::PathBuf;
 
 use attest_common::basics::ids::IdError;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::receipt::ReceiptError;
 use attest_common::verify::VerifyError;
 
@@ -109,28 +110,28 @@ pub enum CiError {
 }
 
 impl CiError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Source(error) => error.reason(),
             Self::Recipe(error) => error.reason(),
             Self::Render(error) => error.reason(),
-            Self::RecipeMissing { .. } => "RecipeMissing",
-            Self::CommitMissing | Self::SourceRootNotCommitted { .. } => "CommitMissing",
-            Self::EnvironmentUnknown { .. } => "EnvironmentUnknown",
+            Self::RecipeMissing { .. } => Reason::RecipeMissing,
+            Self::CommitMissing | Self::SourceRootNotCommitted { .. } => Reason::CommitMissing,
+            Self::EnvironmentUnknown { .. } => Reason::EnvironmentUnknown,
             Self::Name { source, .. } => source.reason(),
-            Self::ImageUnpinned { .. } => "ImageUnpinned",
-            Self::ImageDigestDiffers { .. } => "ImageDigestDiffers",
+            Self::ImageUnpinned { .. } => Reason::ImageUnpinned,
+            Self::ImageDigestDiffers { .. } => Reason::ImageDigestDiffers,
             Self::Ambiguous(error) => error.reason(),
-            Self::CounterNotAbove { .. } => "CounterRegressed",
+            Self::CounterNotAbove { .. } => Reason::CounterRegressed,
             Self::ReceiptRefused { source, .. } => source.reason(),
-            Self::ReleaseUnknown { .. } => "ReleaseUnknown",
-            Self::ReleaseUnusable { .. } => "ReleaseUnusable",
+            Self::ReleaseUnknown { .. } => Reason::ReleaseUnknown,
+            Self::ReleaseUnusable { .. } => Reason::ReleaseUnusable,
             Self::ReleaseUntrusted { source, .. } => source.reason(),
-            Self::RenderingDiffers { .. } => "ContentDigest",
-            Self::TimeOutOfRange => "TimeOutOfRange",
-            Self::Link { .. } => "SymbolicLink",
-            Self::Files { .. } => "Files",
+            Self::RenderingDiffers { .. } => Reason::ContentDigest,
+            Self::TimeOutOfRange => Reason::TimeOutOfRange,
+            Self::Link { .. } => Reason::SymbolicLink,
+            Self::Files { .. } => Reason::Files,
         }
     }
 }

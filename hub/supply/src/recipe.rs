@@ -9,6 +9,7 @@ mod types;
 use std::collections::BTreeSet;
 
 use attest_common::basics::ids::Name;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::release::GLOB_BYTES_MAX;
 
 use crate::ImageChange;
@@ -66,12 +67,12 @@ enum RecipeErrorKind {
 }
 
 impl RecipeError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self.kind {
-            RecipeErrorKind::Syntax => "RecipeSyntax",
-            RecipeErrorKind::Field => "RecipeField",
-            RecipeErrorKind::Variable => "RecipeVariable",
+            RecipeErrorKind::Syntax => Reason::RecipeSyntax,
+            RecipeErrorKind::Field => Reason::RecipeField,
+            RecipeErrorKind::Variable => Reason::RecipeVariable,
         }
     }
 }

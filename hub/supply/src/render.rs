@@ -9,6 +9,7 @@ mod program;
 
 use std::path::PathBuf;
 
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::{self, ManifestError, Object};
 use serde_json::Value;
 
@@ -209,26 +210,26 @@ impl RenderError {
         )
     }
 
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::OverlayMissing { .. } => "OverlayMissing",
-            Self::Path(_) => "PathRefused",
-            Self::Empty { .. } => "ManifestsMissing",
+            Self::OverlayMissing { .. } => Reason::OverlayMissing,
+            Self::Path(_) => Reason::PathRefused,
+            Self::Empty { .. } => Reason::ManifestsMissing,
             Self::Yaml(error) => error.reason(),
-            Self::NotAnObject { .. } => "ObjectShape",
+            Self::NotAnObject { .. } => Reason::ObjectShape,
             Self::Manifest { source, .. } => source.reason(),
-            Self::Remote { .. } => "RemoteResource",
-            Self::Plugin { .. } => "RendererPlugin",
-            Self::ResourceMissing { .. } => "ResourceMissing",
-            Self::TooDeep { .. } => "KustomizationLimit",
-            Self::ProgramMissing { .. } => "RendererMissing",
-            Self::ProgramFailed { .. } => "RendererFailed",
-            Self::ProgramEnded { .. } => "RendererEnded",
-            Self::TimedOut { .. } => "RendererTimedOut",
-            Self::OutputTooLarge { .. } => "RendererOutput",
-            Self::ImageUnmatched { .. } => "ImageUnmatched",
-            Self::Files { .. } => "RenderFiles",
+            Self::Remote { .. } => Reason::RemoteResource,
+            Self::Plugin { .. } => Reason::RendererPlugin,
+            Self::ResourceMissing { .. } => Reason::ResourceMissing,
+            Self::TooDeep { .. } => Reason::KustomizationLimit,
+            Self::ProgramMissing { .. } => Reason::RendererMissing,
+            Self::ProgramFailed { .. } => Reason::RendererFailed,
+            Self::ProgramEnded { .. } => Reason::RendererKilled,
+            Self::TimedOut { .. } => Reason::RendererTimedOut,
+            Self::OutputTooLarge { .. } => Reason::RendererOutput,
+            Self::ImageUnmatched { .. } => Reason::ImageUnmatched,
+            Self::Files { .. } => Reason::RenderFiles,
         }
     }
 }

@@ -473,7 +473,7 @@ mod tests {
 
         let error = resolved("v1", &both).unwrap_err();
 
-        assert_eq!(error.reason(), "ReferenceAmbiguous");
+        assert_eq!(error.reason().as_str(), "ReferenceAmbiguous");
         assert!(error.to_string().contains("refs/heads/v1, refs/tags/v1"), "{error}");
         let full = resolved("refs/tags/v1", &both).unwrap();
         assert_eq!(full.reference.as_deref(), Some("refs/tags/v1"));
@@ -483,7 +483,7 @@ mod tests {
     fn a_branch_that_looks_like_a_commit_is_ambiguous() {
         let error = resolved(COMMIT, &[(&format!("refs/heads/{COMMIT}"), OTHER)]).unwrap_err();
 
-        assert_eq!(error.reason(), "ReferenceAmbiguous");
+        assert_eq!(error.reason().as_str(), "ReferenceAmbiguous");
         assert_eq!(resolved(&COMMIT.to_uppercase(), &[]).unwrap().commit, COMMIT);
     }
 
@@ -492,7 +492,10 @@ mod tests {
         let answer = [("refs/heads/main-2", OTHER), ("refs/heads/main", COMMIT), ("HEAD", COMMIT)];
 
         assert_eq!(resolved("main", &answer).unwrap().commit, COMMIT);
-        assert_eq!(resolved("nothing", &answer).unwrap_err().reason(), "ReferenceNotFound");
+        assert_eq!(
+            resolved("nothing", &answer).unwrap_err().reason().as_str(),
+            "ReferenceNotFound"
+        );
     }
 
     #[test]
@@ -501,7 +504,7 @@ mod tests {
             ["HEAD~1", "main^", "a:b", "--upload-pack=x", "a..b", "", "refs/", "a b", "@{u}"]
         {
             let error = check_revision(revision).unwrap_err();
-            assert_eq!(error.reason(), "RevisionMalformed", "{revision}");
+            assert_eq!(error.reason().as_str(), "RevisionMalformed", "{revision}");
         }
         for revision in ["HEAD", "main", "v1.2.3", "feature/x", "refs/heads/main", COMMIT] {
             check_revision(revision).unwrap();

@@ -3,6 +3,7 @@
 //! What a policy means is decided by `attest_common::trust::policy`; nothing here decides.
 
 use attest_common::basics::ids::Name;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::{Mode, Role};
 use attest_common::trust::policy::{
     Entry, HubSpec, KeySpec, KindsSpec, POLICY_NAME, PolicyError, RemoveSpec, RollbackSpec, Spec,
@@ -266,12 +267,12 @@ pub enum TrustError {
 }
 
 impl TrustError {
-    /// A stable word for the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Yaml(_) | Self::Field { .. } | Self::Write(_) => "TrustPolicyInvalid",
+            Self::Yaml(_) | Self::Field { .. } | Self::Write(_) => Reason::TrustPolicyInvalid,
             Self::Policy { source, .. } => source.reason(),
-            Self::OtherCluster { .. } => "TrustPolicyOtherCluster",
+            Self::OtherCluster { .. } => Reason::TrustPolicyOtherCluster,
         }
     }
 }
@@ -356,7 +357,10 @@ mod tests {
             assert!(error.starts_with(&format!("p.yaml: {field}")), "{error}");
         }
         let twice = good.replace("  environment: production", "  environment: a\n  environment: b");
-        assert_eq!(read("p.yaml", twice.as_bytes()).unwrap_err().reason(), "TrustPolicyInvalid");
+        assert_eq!(
+            read("p.yaml", twice.as_bytes()).unwrap_err().reason().as_str(),
+            "TrustPolicyInvalid"
+        );
     }
 
     #[test]
@@ -366,7 +370,7 @@ mod tests {
 
         let error = read("p.yaml", to_yaml(&spec).unwrap().as_bytes()).unwrap_err();
 
-        assert_eq!(error.reason(), "RoleKeyOverlap");
+        assert_eq!(error.reason().as_str(), "RoleKeyOverlap");
     }
 
     #[test]

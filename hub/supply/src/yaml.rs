@@ -3,6 +3,7 @@
 //! `yes` is true and `0644` is 420, with a warning. What kubectl would read in a way that nobody means — a key like
 //! `n`, the last of two equal keys — is refused. Bombs are refused by budget.
 
+use attest_common::basics::reason::Reason;
 use serde_json::Value;
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
 
@@ -33,9 +34,9 @@ pub struct YamlError {
 }
 
 impl YamlError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
-        "YamlRefused"
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::YamlRefused
     }
 }
 

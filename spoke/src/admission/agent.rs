@@ -144,7 +144,7 @@ impl Agent {
     pub(super) async fn discover(&self) {
         if let Err(error) = discovery::discover(&self.shared.api, &self.shared.kinds).await {
             tracing::warn!(
-                reason = error.reason(), error = %error_chain(&error),
+                reason = error.reason().as_str(), error = %error_chain(&error),
                 "Failed to discover the kinds of the API server"
             );
         }

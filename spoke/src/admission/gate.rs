@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::basics::json;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::documents::plan::{Directive, Operation, Plan};
 use attest_common::objects::kinds::Kinds;
@@ -306,20 +307,20 @@ pub enum GateError {
 }
 
 impl GateError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Trust(error) => error.reason(),
             Self::Verify(error) => error.reason(),
-            Self::OwnedByOther { .. } => "OwnedByOther",
-            Self::StateLost(_) => "StateLost",
-            Self::Limit { .. } | Self::TooLarge { .. } => "Limit",
+            Self::OwnedByOther { .. } => Reason::OwnedByOther,
+            Self::StateLost(_) => Reason::StateLost,
+            Self::Limit { .. } | Self::TooLarge { .. } => Reason::Limit,
         }
     }
 
     /// Returns whether discovery of more kinds may change the decision.
     pub fn is_about_kinds(&self) -> bool {
-        self.reason() == "KindUnknown"
+        self.reason() == Reason::KindUnknown
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::ReportedReason;
 use attest_common::basics::text::message;
 use attest_common::documents::plan::Directive;
 use attest_common::record::Record;
@@ -52,7 +53,7 @@ impl Agent {
                 if self.signed_limiter.allows(Instant::now()) {
                     tracing::warn!(
                         application = %key.0, namespace = %key.1,
-                        reason = error.reason(), error = error.text(),
+                        reason = error.reason().as_str(), error = error.text(),
                         "Failed to admit a directive; retrying"
                     );
                 }
@@ -299,7 +300,7 @@ impl Agent {
     }
 
     /// Takes a permit to record a refusal. The first evidence of each reason is always recorded: there are few.
-    fn may_write_down(&self, weight: Weight, reason: &str) -> bool {
+    fn may_write_down(&self, weight: Weight, reason: &ReportedReason) -> bool {
         let now = Instant::now();
         match weight {
             Weight::Evidence => {
@@ -313,17 +314,17 @@ impl Agent {
     /// Records a refusal: in the metric, the log, the list in the cluster, and the report to the hub. Every
     /// refusal is counted; the rest is rate limited.
     fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, (u64, u64))>) {
-        let reason = error.reason();
-        self.shared.metrics.refused(reason);
+        let reason = ReportedReason::from(error.reason());
+        self.shared.metrics.refused(&reason);
         let signed = self.is_signed(directive);
-        if !self.may_write_down(Weight::of(signed, reason), reason) {
+        if !self.may_write_down(Weight::of(signed, &reason), &reason) {
             return;
         }
         let text = error.text();
         let (key, sequence) =
             claimed.map(|(key, (_, sequence))| (Some(key), Some(sequence))).unwrap_or_default();
         let refusal = Refusal {
-            reason: reason.to_owned(),
+            reason: reason.clone(),
             message: message(&text),
             sequence,
             at: jiff::Timestamp::now(),
@@ -333,7 +334,7 @@ impl Agent {
         tracing::warn!(
             application,
             namespace,
-            reason,
+            reason = reason.as_str(),
             sequence,
             error = text,
             "Refused a directive"

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 
 use super::agent::RETRY;
@@ -28,10 +29,10 @@ pub(super) enum Rejected {
 }
 
 impl Rejected {
-    pub(super) fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> Reason {
         match self {
             Self::TooFast | Self::TooManyNew | Self::TooMuch | Self::TooManyDiscoveries => {
-                "AdmissionsTooFast"
+                Reason::AdmissionRateLimited
             }
             Self::Gate(error) => error.reason(),
             Self::Ledger(error) => error.reason(),

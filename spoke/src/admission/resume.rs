@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::{error_chain, message};
 use attest_common::record::{Held, Record};
 use attest_common::session::report::{Refusal, Timings};
@@ -89,7 +90,7 @@ impl Agent {
             Err(Rejected::Ledger(error)) if error.is_transient() => {
                 tracing::warn!(
                     application = %key.0, namespace = %key.1,
-                    reason = error.reason(), error = %error_chain(&error),
+                    reason = error.reason().as_str(), error = %error_chain(&error),
                     "Failed to load a recorded plan; retrying"
                 );
                 self.unresumed.insert(key.clone(), Instant::now() + self.resume_delay());
@@ -193,12 +194,12 @@ impl Agent {
         }));
     }
 
-    fn freeze(&mut self, key: &Key, reason: &str, text: &str) {
+    fn freeze(&mut self, key: &Key, reason: Reason, text: &str) {
         let gone = self.shared.ledger.with_records(|records| records.get(key).is_some_and(is_gone));
         if gone {
             return;
         }
-        let order = Order::Freeze { reason: reason.to_owned(), message: message(text) };
+        let order = Order::Freeze { reason, message: message(text) };
         self.worker(key).order(order);
     }
 
@@ -228,7 +229,10 @@ impl Agent {
                 }
                 Err(error) => {
                     self.look_ups.spend(PIECE_BYTES_MAX as u64);
-                    tracing::debug!(reason = error.reason(), "Stored content is not available");
+                    tracing::debug!(
+                        reason = error.reason().as_str(),
+                        "Stored content is not available"
+                    );
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::projection::FIELD_MANAGER;
 use attest_common::record::custody::Confirmed;
@@ -377,14 +378,14 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::FieldConflict { .. } => "FieldConflict",
-            Self::Replaced(_) => "Conflict",
+            Self::FieldConflict { .. } => Reason::FieldConflict,
+            Self::Replaced(_) => Reason::Conflict,
             Self::Api(error) => error.reason(),
-            Self::KindUnknown => "KindUnknown",
-            Self::Gone => "NotAllowed",
+            Self::KindUnknown => Reason::KindUnknown,
+            Self::Gone => Reason::NotAllowed,
         }
     }
 

@@ -374,7 +374,7 @@ impl ApiServer {
         loop {
             if let Err(error) = self.keep_token_once().await {
                 tracing::warn!(
-                    reason = error.reason(),
+                    reason = error.reason().as_str(),
                     error = %error_chain(&error),
                     "Cannot renew the token of the kubeconfig"
                 );

@@ -191,7 +191,7 @@ mod tests {
 
         std::fs::rename(&file, &away).unwrap();
         fake.give_token("second");
-        assert_eq!(api.keep_token_once().await.unwrap_err().reason(), "Kubeconfig");
+        assert_eq!(api.keep_token_once().await.unwrap_err().reason().as_str(), "Kubeconfig");
         std::fs::rename(&away, &file).unwrap();
         api.get("/version").await.unwrap();
         assert_eq!(fake.tokens().last().unwrap(), "Bearer second");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use attest_common::basics::reason::Reason;
 use serde_json::Value;
 
 /// Longest time that a request other than a watch may take.
@@ -40,15 +41,15 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Kubeconfig { .. } | Self::KubeconfigFile { .. } => "Kubeconfig",
-            Self::KubeconfigWrite { .. } => "Credentials",
-            Self::NotInCluster { .. } => "NotInCluster",
-            Self::Client(_) => "KubernetesClient",
+            Self::Kubeconfig { .. } | Self::KubeconfigFile { .. } => Reason::Kubeconfig,
+            Self::KubeconfigWrite { .. } => Reason::Credentials,
+            Self::NotInCluster { .. } => Reason::NotInCluster,
+            Self::Client(_) => Reason::KubernetesClient,
             Self::Api(error) => error.reason(),
-            Self::TokenMissing => "TokenMissing",
+            Self::TokenMissing => Reason::TokenMissing,
         }
     }
 }
@@ -186,18 +187,18 @@ impl ApiError {
         }
     }
 
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Status { code: 403, .. } => "Forbidden",
-            Self::Status { code: 404, .. } => "NotFound",
-            Self::Status { code: 409, .. } => "Conflict",
-            Self::Status { code: 400 | 422, .. } => "Invalid",
-            Self::Status { .. } => "ApiServerError",
-            Self::Timeout { .. } => "ApiServerTimeout",
-            Self::Transport { .. } => "ApiServerUnreachable",
-            Self::Unreadable { .. } => "AnswerUnreadable",
-            Self::Request { .. } => "RequestInvalid",
+            Self::Status { code: 403, .. } => Reason::Forbidden,
+            Self::Status { code: 404, .. } => Reason::NotFound,
+            Self::Status { code: 409, .. } => Reason::Conflict,
+            Self::Status { code: 400 | 422, .. } => Reason::Invalid,
+            Self::Status { .. } => Reason::ApiServerError,
+            Self::Timeout { .. } => Reason::ApiServerTimeout,
+            Self::Transport { .. } => Reason::ApiServerUnreachable,
+            Self::Unreadable { .. } => Reason::ResponseUnreadable,
+            Self::Request { .. } => Reason::RequestInvalid,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::Held;
@@ -32,7 +33,7 @@ pub(super) enum Event {
     /// An order to remove the application.
     Remove(Box<RemoveOrder>),
     /// An order to change nothing, for this reason.
-    Freeze { reason: String, message: String },
+    Freeze { reason: Reason, message: String },
     /// A document for this destination was refused.
     Refused(Refusal),
     /// The hub asks for the report again.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
@@ -20,7 +21,7 @@ pub enum Order {
     /// Remove the application. The record of the removal is durable.
     Remove(Box<Verified<Removal>>),
     /// Change nothing, for this reason.
-    Freeze { reason: String, message: String },
+    Freeze { reason: Reason, message: String },
 }
 
 impl Order {
@@ -141,12 +142,12 @@ mod tests {
     #[test]
     fn a_refusal_that_waits_is_forgotten_for_what_was_admitted_after_it_and_for_nothing_else() {
         let refusal = || Refusal {
-            reason: "Expired".to_owned(),
+            reason: Reason::Expired.into(),
             message: String::new(),
             sequence: Some(7),
             at: jiff::Timestamp::UNIX_EPOCH,
         };
-        let freeze = || Order::Freeze { reason: String::new(), message: String::new() };
+        let freeze = || Order::Freeze { reason: Reason::NoTrustPolicy, message: String::new() };
         let remove = || Order::Remove(Box::new(removal().1));
         let told = |order: Order, before: bool| {
             let mailbox = Mailbox::default();

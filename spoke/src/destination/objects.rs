@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Turning, Verdict};
 use attest_common::record::custody::Confirmed;
@@ -65,7 +66,7 @@ pub struct Tracked {
 /// The last failure of an object, until a request succeeds.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    pub reason: &'static str,
+    pub reason: Reason,
     pub message: String,
     pub retry_at: Instant,
     pub attempts: u32,
@@ -77,12 +78,7 @@ pub struct Failure {
 
 impl Failure {
     /// Returns the failure after `former`, with a delay that doubles.
-    pub fn after(
-        former: Option<&Self>,
-        reason: &'static str,
-        message: String,
-        now: Instant,
-    ) -> Self {
+    pub fn after(former: Option<&Self>, reason: Reason, message: String, now: Instant) -> Self {
         let attempts = former.filter(|f| !f.quiet).map_or(0, |f| f.attempts) + 1;
         let wait = RETRY.delay_max(attempts - 1);
         Self { reason, message, retry_at: now + wait, attempts, quiet: false, transient: false }
@@ -92,11 +88,18 @@ impl Failure {
     pub fn leaving(former: Option<&Self>, message: String, now: Instant) -> Self {
         let attempts = former.filter(|f| f.quiet).map_or(0, |f| f.attempts) + 1;
         let retry_at = now + LEAVING_RETRY.delay_max(attempts - 1);
-        Self { reason: "Leaving", message, retry_at, attempts, quiet: true, transient: false }
+        Self {
+            reason: Reason::Terminating,
+            message,
+            retry_at,
+            attempts,
+            quiet: true,
+            transient: false,
+        }
     }
 
     /// Returns the failure of a request while new rights are not in effect yet.
-    pub fn not_ready(reason: &'static str, message: String, now: Instant) -> Self {
+    pub fn not_ready(reason: Reason, message: String, now: Instant) -> Self {
         Self {
             reason,
             message,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::message;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{self, Health};
@@ -24,7 +25,7 @@ pub struct ReportContext<'a> {
     pub running: Option<ApplyingStatus<'a>>,
     pub removal: Option<RemovalStatus<'a>>,
     /// Reason and message, if nothing may be changed.
-    pub frozen: Option<(&'a str, &'a str)>,
+    pub frozen: Option<(Reason, &'a str)>,
     pub refusal: Option<&'a Refusal>,
     /// Failure that concerns the destination as a whole.
     pub problem: Option<&'a Failure>,
@@ -122,16 +123,15 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
     report
 }
 
-fn phase(situation: &ReportContext<'_>) -> (Phase, String, String) {
-    let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
+fn phase(situation: &ReportContext<'_>) -> (Phase, ReportedReason, String) {
     if let Some((reason, text)) = situation.frozen {
-        return (Phase::Degraded, reason.to_owned(), text.to_owned());
+        return (Phase::Degraded, reason.into(), text.to_owned());
     }
     if let Some(Refusal { reason, message, .. }) = situation.refusal {
         return (Phase::Refused, reason.clone(), message.clone());
     }
     if let Some(Failure { reason, message, .. }) = situation.problem {
-        return (Phase::Degraded, (*reason).to_owned(), message.clone());
+        return (Phase::Degraded, (*reason).into(), message.clone());
     }
     match (&situation.removal, &situation.running) {
         (Some(removal), _) if removal.done => plain(Phase::Removed, "removed".to_owned()),
@@ -148,16 +148,20 @@ fn phase(situation: &ReportContext<'_>) -> (Phase, String, String) {
     }
 }
 
-fn cannot_delete(key: &ObjectKey, failure: &Failure) -> (Phase, String, String) {
+fn cannot_delete(key: &ObjectKey, failure: &Failure) -> (Phase, ReportedReason, String) {
     let text = format!("cannot delete {key}: {}", failure.message);
-    (Phase::Degraded, failure.reason.to_owned(), text)
+    (Phase::Degraded, failure.reason.into(), text)
 }
 
-fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
-    let plain = |phase: Phase, text: String| (phase, phase.as_str().to_owned(), text);
+/// Returns a phase whose reason is the same word.
+fn plain(phase: Phase, text: String) -> (Phase, ReportedReason, String) {
+    (phase, phase.reason().into(), text)
+}
+
+fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
     let failed = now.objects.iter().find_map(|(key, tracked)| {
         let failure = tracked.failure.as_ref().filter(|failure| !failure.quiet)?;
-        Some((Phase::Degraded, failure.reason.to_owned(), format!("{key}: {}", failure.message)))
+        Some((Phase::Degraded, failure.reason.into(), format!("{key}: {}", failure.message)))
     });
     if let Some(failed) = failed {
         return failed;
@@ -177,7 +181,7 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
             "{} objects are no longer rendered; deleting them exceeds remove.maxPrunePercent",
             now.leftovers
         );
-        return (Phase::OutOfSync, "PruneGuard".to_owned(), text);
+        return (Phase::OutOfSync, Reason::PruneGuard.into(), text);
     }
     if let Some(Obstacle::Failing(key, failure)) = now.obstacle {
         return cannot_delete(key, failure);
@@ -186,7 +190,7 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, String, String) {
     match worst.filter(|(_, t)| !is_settled(t.health)) {
         None => plain(Phase::Synced, format!("{} objects as signed", now.objects.len())),
         Some((key, t)) if t.health == Health::Failed => {
-            (Phase::Degraded, "Unhealthy".to_owned(), format!("{key} {}", t.message))
+            (Phase::Degraded, Reason::Unhealthy.into(), format!("{key} {}", t.message))
         }
         Some((key, t)) => plain(Phase::Progressing, format!("{key} {}", t.message)),
     }
@@ -236,7 +240,7 @@ mod tests {
         let key = (Name::new("web").unwrap(), Name::new("shop").unwrap());
         let widget = object_key("Widget", "w");
         let failure =
-            Failure::after(None, "Forbidden", "delete /x: 403 no".to_owned(), Instant::now());
+            Failure::after(None, Reason::Forbidden, "delete /x: 403 no".to_owned(), Instant::now());
         let tell = |obstacle| {
             let report = report(&ReportContext {
                 key: &key,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::objects::Failure;
 use crate::cluster::watch::{Scope, WatchRefusal};
+use attest_common::basics::reason::Reason;
 
 /// Scopes whose watch is rejected or unreadable. Their objects are unknown until a list completes.
 #[derive(Clone, Debug, Default)]
@@ -29,16 +30,19 @@ impl WatchStatus {
                 return false;
             }
             Some(WatchRefusal::Forbidden) => {
-                ("WatchForbidden", format!("may not watch {}{place}", scope.plural))
+                (Reason::WatchForbidden, format!("may not watch {}{place}", scope.plural))
             }
             Some(WatchRefusal::NotServed) => {
                 let Scope { group, version, plural, .. } = &scope;
-                ("KindUnknown", format!("the API server does not serve {plural} {group}/{version}"))
+                (
+                    Reason::KindUnknown,
+                    format!("the API server does not serve {plural} {group}/{version}"),
+                )
             }
             Some(WatchRefusal::Unreadable) => {
                 let text =
                     format!("cannot read the API server's response for {}{place}", scope.plural);
-                ("WatchUnreadable", text)
+                (Reason::WatchUnreadable, text)
             }
         };
         let failure = if quiet {
@@ -94,7 +98,7 @@ mod tests {
         );
 
         assert!(status.see(scope.clone(), Some(WatchRefusal::Forbidden), false, now));
-        assert_eq!(status.problem().unwrap().reason, "WatchForbidden");
+        assert_eq!(status.problem().unwrap().reason, Reason::WatchForbidden);
         assert_eq!(status.unobservable(), [scope.clone()].into());
 
         assert!(!status.see(scope, None, false, now));

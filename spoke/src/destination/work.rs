@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::session::report::{Refusal, Report};
 
@@ -64,7 +65,7 @@ pub(super) enum Work {
     },
     /// Nothing may be changed, for this reason.
     Frozen {
-        reason: String,
+        reason: Reason,
         message: String,
         suspended: Suspended,
     },
@@ -155,7 +156,7 @@ impl State {
         self.work = Work::Removing(Box::new(removing));
     }
 
-    fn freeze(&mut self, reason: String, message: String, commands: &mut Commands) {
+    fn freeze(&mut self, reason: Reason, message: String, commands: &mut Commands) {
         let suspended = self.stop(commands);
         self.work = Work::Frozen { reason, message, suspended };
     }
@@ -252,7 +253,7 @@ impl State {
     fn revert(&mut self, error: &ApplyError, moment: Moment, commands: &mut Commands) {
         let Suspended::Applying(refused) = self.stop(commands) else { return };
         let refusal = Refusal {
-            reason: error.reason().to_owned(),
+            reason: error.reason().into(),
             message: error_chain(error),
             sequence: Some(refused.admission.ordered.directive.sequence),
             at: moment.wall,
@@ -282,7 +283,7 @@ impl State {
             }
             Err(error) => {
                 self.work = Work::Frozen {
-                    reason: error.reason().to_owned(),
+                    reason: error.reason(),
                     message: error_chain(&error),
                     suspended: Suspended::Nothing,
                 };
@@ -319,7 +320,7 @@ impl State {
     /// Freezes, because another process has recorded a newer order and none has arrived; the record is loaded.
     fn give_way(&mut self, commands: &mut Commands) {
         let message = "another process has recorded a newer order; it is being loaded".to_owned();
-        self.freeze(LedgerError::Overtaken.reason().to_owned(), message, commands);
+        self.freeze(LedgerError::Overtaken.reason(), message, commands);
         commands.push(Command::Reload);
     }
 
@@ -455,8 +456,12 @@ impl Work {
     }
 
     /// Returns reason and message if nothing may be changed.
-    fn frozen(&self) -> Option<(&str, &str)> {
-        if let Self::Frozen { reason, message, .. } = self { Some((reason, message)) } else { None }
+    fn frozen(&self) -> Option<(Reason, &str)> {
+        if let Self::Frozen { reason, message, .. } = self {
+            Some((*reason, message))
+        } else {
+            None
+        }
     }
 }
 

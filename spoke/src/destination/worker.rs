@@ -158,7 +158,7 @@ impl Worker {
         tracing::warn!(
             application,
             namespace,
-            reason = refusal.reason,
+            reason = refusal.reason.as_str(),
             error = refusal.message,
             "Refused a plan"
         );

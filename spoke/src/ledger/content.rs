@@ -230,7 +230,7 @@ impl Ledger {
             tokio::time::sleep(TIDY_AFTER).await;
             if let Err(error) = self.drop_unused_content().await {
                 tracing::warn!(
-                    reason = error.reason(),
+                    reason = error.reason().as_str(),
                     error = %error_chain(&error),
                     "Failed to delete unused content"
                 );

@@ -1,6 +1,7 @@
 //! Errors of reading and writing the ledger.
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::Reason;
 
 use crate::SYSTEM_NAMESPACE;
 use crate::cluster::error::ApiError;
@@ -27,14 +28,14 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Api(error) => error.reason(),
-            Self::Overtaken => "RecordOvertaken",
-            Self::Unreadable { .. } => "RecordUnreadable",
-            Self::TooLarge { .. } | Self::Limit { .. } => "Limit",
-            Self::Content { .. } => "ContentLost",
+            Self::Overtaken => Reason::RecordConflict,
+            Self::Unreadable { .. } => Reason::RecordUnreadable,
+            Self::TooLarge { .. } | Self::Limit { .. } => Reason::Limit,
+            Self::Content { .. } => Reason::ContentLost,
         }
     }
 

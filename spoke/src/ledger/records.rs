@@ -196,7 +196,7 @@ impl Ledger {
                 Ok(()) => written = count,
                 Err(error) => {
                     tracing::warn!(
-                        reason = error.reason(),
+                        reason = error.reason().as_str(),
                         error = %error_chain(&error),
                         "Failed to store the number of recorded destinations; retrying"
                     );

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::locked::Locked;
 use attest_common::basics::rate::RateLimiter;
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::error_chain;
 use attest_common::record::custody::{
     HUB_STATUS_KEY, HubStatus, REFUSALS_KEY, REFUSALS_SECRET, Refusal, StoredRefusal,
@@ -27,16 +28,16 @@ use crate::trust::secrets::{self, collection, path};
 pub const REFUSALS_MAX: usize = 64;
 /// Reasons that show an attempt of the hub to exceed its rights. Late or repeated documents are not
 /// evidence: they occur with honest hubs too.
-const EVIDENCE: [&str; 9] = [
-    "AudienceMismatch",
-    "BlobDigest",
-    "ContentDigest",
-    "CounterRegressed",
-    "PlanDigest",
-    "PolicyFloor",
-    "SequenceEquivocation",
-    "SignatureInvalid",
-    "UntrustedKey",
+const EVIDENCE: [Reason; 9] = [
+    Reason::AudienceMismatch,
+    Reason::BlobDigest,
+    Reason::ContentDigest,
+    Reason::CounterRegressed,
+    Reason::PlanDigest,
+    Reason::PolicyFloor,
+    Reason::SequenceEquivocation,
+    Reason::SignatureInvalid,
+    Reason::UntrustedKey,
 ];
 /// Shortest time between two writes; see also [`REFUSAL_WRITES`].
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -54,9 +55,9 @@ pub enum Weight {
 
 impl Weight {
     /// Returns the weight of a refusal. `signed`: a hub key of the policy has signed the document.
-    pub fn of(signed: bool, reason: &str) -> Self {
+    pub fn of(signed: bool, reason: &ReportedReason) -> Self {
         match signed {
-            true if EVIDENCE.contains(&reason) => Self::Evidence,
+            true if reason.known().is_some_and(|known| EVIDENCE.contains(&known)) => Self::Evidence,
             true => Self::Signed,
             false => Self::Noise,
         }
@@ -106,10 +107,10 @@ impl Refusals {
     }
 
     /// Returns whether the list holds evidence of this reason. The first of each reason stays in it.
-    pub fn has_evidence(&self, reason: &str) -> bool {
+    pub fn has_evidence(&self, reason: &ReportedReason) -> bool {
         let list = self.0.list.lock();
         list.iter()
-            .any(|known| weight_of(known) == Weight::Evidence && known.refusal.reason == reason)
+            .any(|known| weight_of(known) == Weight::Evidence && known.refusal.reason == *reason)
     }
 
     /// Notes whether the hub is stale; a change is stored.
@@ -137,7 +138,7 @@ impl Refusals {
                 tokio::time::sleep(WRITE_EVERY).await;
             }
             while let Err(error) = self.write().await {
-                tracing::warn!(reason = error.reason(), error = %error_chain(&error), "Failed to store refusals");
+                tracing::warn!(reason = error.reason().as_str(), error = %error_chain(&error), "Failed to store refusals");
                 tokio::time::sleep(WRITE_EVERY * 4).await;
             }
             tokio::time::sleep(WRITE_EVERY).await;
@@ -218,7 +219,7 @@ mod tests {
 
     fn refused(signed: bool, application: &str, reason: &str, sequence: u64) -> StoredRefusal {
         let refusal = Refusal {
-            reason: reason.to_owned(),
+            reason: ReportedReason::parse(reason),
             message: String::new(),
             sequence: Some(sequence),
             at: Timestamp::from_second(i64::try_from(sequence).unwrap()).unwrap(),

@@ -37,7 +37,7 @@ async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
             reconnect_ms(attempt, window_ms, random())
         };
         tracing::warn!(
-            reason = error.reason(),
+            reason = error.reason().as_str(),
             error = %error_chain(&error),
             wait_ms,
             "Session with the hub ended"

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use attest_common::basics::locked::RwLocked;
 use attest_common::basics::rate::RateLimiter;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::objects::kinds::Kinds;
 use k8s_openapi::apimachinery::pkg::version::Info;
@@ -161,7 +162,7 @@ async fn load_state(
 
 fn report_lost_records(lost: Lost) {
     tracing::error!(
-        reason = "StateLost",
+        reason = Reason::StateLost.as_str(),
         recorded = lost.recorded,
         found = lost.found,
         "Records of this spoke are gone, and with them what it has seen; nothing is admitted until \
@@ -174,7 +175,7 @@ async fn kubernetes_version(api: &ApiServer) -> String {
 }
 
 fn log_retry(what: &str, error: &ApiError) {
-    tracing::warn!(reason = error.reason(), error = %error_chain(error), "{what}");
+    tracing::warn!(reason = error.reason().as_str(), error = %error_chain(error), "{what}");
 }
 
 /// Error that ends the spoke.
@@ -196,15 +197,15 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Metrics(_) => "Metrics",
+            Self::Metrics(_) => Reason::MetricsInvalid,
             Self::Http(error) => error.reason(),
             Self::Cluster(error) => error.reason(),
             Self::Identity(error) => error.reason(),
             Self::Ledger(error) => error.reason(),
-            Self::Ended(_) => "TaskEnded",
+            Self::Ended(_) => Reason::TaskEnded,
         }
     }
 }

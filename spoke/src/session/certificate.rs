@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use attest_certs::{Bundle, PeerIdentity, Pin, Role, SigningRequest, peer_identity, tls};
 use attest_common::basics::ids::ClusterId;
+use attest_common::basics::reason::Reason;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -38,7 +39,7 @@ pub fn certificate(
     chain_der: Vec<Vec<u8>>,
     request: &SigningRequest,
     expected: &Expected<'_>,
-) -> Result<Bundle, &'static str> {
+) -> Result<Bundle, Reason> {
     let chain: Vec<_> = chain_der.into_iter().map(CertificateDer::from).collect();
     let peer = peer_identity(&chain).map_err(|error| error.reason())?;
     let id = &peer.id;
@@ -46,7 +47,7 @@ pub fn certificate(
         || id.name() != expected.cluster.as_str()
         || id.trust_domain() != expected.trust_domain
     {
-        return Err("CertificateIdentity");
+        return Err(Reason::CertificateIdentity);
     }
     check_times(&peer, expected.now)?;
     check_issuer(&chain, &peer, expected)?;
@@ -57,12 +58,12 @@ pub fn certificate(
     Ok(bundle)
 }
 
-fn check_times(peer: &PeerIdentity, now: SystemTime) -> Result<(), &'static str> {
+fn check_times(peer: &PeerIdentity, now: SystemTime) -> Result<(), Reason> {
     let begins_in = peer.not_before.duration_since(now).unwrap_or_default();
     let left = peer.not_after.duration_since(now).unwrap_or_default();
     let life = peer.not_after.duration_since(peer.not_before).unwrap_or_default();
     if begins_in > CLOCK_SKEW_MAX || left < REMAINING_MIN || life > LIFE_MAX {
-        return Err("CertificateLifetime");
+        return Err(Reason::CertificateLifetime);
     }
     Ok(())
 }
@@ -72,26 +73,26 @@ fn check_issuer(
     chain: &[CertificateDer<'static>],
     peer: &PeerIdentity,
     expected: &Expected<'_>,
-) -> Result<(), &'static str> {
-    let (leaf, others) = chain.split_first().ok_or("CertificateChain")?;
+) -> Result<(), Reason> {
+    let (leaf, others) = chain.split_first().ok_or(Reason::CertificateChain)?;
     let mut roots = RootCertStore::empty();
     for certificate in others {
         let pin = Pin::of_certificate(certificate).map_err(|error| error.reason())?;
         if expected.pins.contains(&pin) {
-            roots.add(certificate.clone()).map_err(|_| "CertificateChain")?;
+            roots.add(certificate.clone()).map_err(|_| Reason::CertificateChain)?;
         }
     }
     if roots.is_empty() {
-        return Err("NotPinned");
+        return Err(Reason::NotPinned);
     }
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), attest_certs::provider())
             .build()
-            .map_err(|_| "CertificateChain")?;
+            .map_err(|_| Reason::CertificateChain)?;
     // A beginning ahead of this clock within the skew was accepted above.
     let at = expected.now.max(peer.not_before).duration_since(SystemTime::UNIX_EPOCH);
     let at = UnixTime::since_unix_epoch(at.unwrap_or_default());
-    verifier.verify_client_cert(leaf, others, at).map_err(|_| "CertificateChain")?;
+    verifier.verify_client_cert(leaf, others, at).map_err(|_| Reason::CertificateChain)?;
     Ok(())
 }
 
@@ -116,7 +117,7 @@ mod tests {
         let cluster = CLUSTER.parse().unwrap();
         let now = SystemTime::now() + ahead;
         let expected = Expected { cluster: &cluster, trust_domain: "fleet.test", pins, now };
-        certificate(chain, &request, &expected).map_or_else(|reason| reason, |_| "ok")
+        certificate(chain, &request, &expected).map_or_else(|reason| reason.as_str(), |_| "ok")
     }
 
     #[test]
@@ -149,6 +150,6 @@ mod tests {
 
         assert_eq!(check_times(&peer, peer.not_before - CLOCK_SKEW_MAX), Ok(()));
         let early = peer.not_before - CLOCK_SKEW_MAX - Duration::from_secs(1);
-        assert_eq!(check_times(&peer, early), Err("CertificateLifetime"));
+        assert_eq!(check_times(&peer, early), Err(Reason::CertificateLifetime));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 
 use crate::ledger::refusals::Refusals;
 use crate::metrics::Metrics;
@@ -61,7 +62,7 @@ impl Freshness {
             }
             if stale && !was_stale {
                 tracing::warn!(
-                    reason = "HubStale",
+                    reason = Reason::HubStale.as_str(),
                     "No verified sync for 10 minutes; running applications are kept"
                 );
             } else if was_stale && !stale {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use attest_certs::{SigningRequest, peer_identity, tls};
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::error_chain;
 use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::join::{self, JoinToken, TokenError};
@@ -29,9 +30,6 @@ use crate::cluster::client::ApiServer;
 use crate::http::Readiness;
 use crate::trust::identity::{Identity, IdentityError, Membership};
 use crate::trust::policy::Loaded;
-
-/// The reason of a spoke whose certificate has expired.
-const EXPIRED: &str = "CertificateExpired";
 
 /// Token file and cluster with which a spoke joins.
 #[derive(Debug)]
@@ -79,12 +77,14 @@ pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readi
             }
             Err(error) => {
                 let (reason, what) = match membership {
-                    Membership::Expired => (EXPIRED, expired(loaded.as_deref().ok())),
+                    Membership::Expired => {
+                        (Reason::CertificateExpired, expired(loaded.as_deref().ok()))
+                    }
                     Membership::New | Membership::Member => {
                         (error.reason(), "Failed to join; retrying".to_owned())
                     }
                 };
-                tracing::warn!(reason, error = %error_chain(&error), "{what}");
+                tracing::warn!(reason = reason.as_str(), error = %error_chain(&error), "{what}");
                 attempt += 1;
                 reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
             }
@@ -106,7 +106,7 @@ pub async fn again(link: &mut Link, endpoint: &mut JoinEndpoint) {
         // There is no other token.
         Err(JoinError::NoTokenFile | JoinError::TokenFile { .. } | JoinError::TokenSpent) => {}
         Err(error) => tracing::warn!(
-            reason = error.reason(),
+            reason = error.reason().as_str(),
             error = %error_chain(&error),
             "Failed to join again; retrying"
         ),
@@ -144,8 +144,9 @@ async fn once(
 fn expired(loaded: Option<&Loaded>) -> String {
     let name = loaded.map_or("NAME", |loaded| loaded.policy.cluster_name.as_str());
     format!(
-        "{EXPIRED}: this cluster's certificate has expired; what runs is kept, and the hub is reached again \
-         after `attest gitops cluster rejoin {name} --kubeconfig F`"
+        "{}: this cluster's certificate has expired; what runs is kept, and the hub is reached again \
+         after `attest gitops cluster rejoin {name} --kubeconfig F`",
+        Reason::CertificateExpired
     )
 }
 
@@ -195,7 +196,7 @@ impl Joining<'_> {
             }
             Some(JoinOutcome::PendingRetryMs(retry_ms)) => Ok(Progress::Pending { retry_ms }),
             Some(JoinOutcome::Refused(JoinRefused { reason, message })) => {
-                if reason.starts_with("Token") {
+                if ReportedReason::parse(&reason).known().is_some_and(spends_token) {
                     *spent = Some(token.id().to_owned());
                 }
                 let said = attest_common::basics::text::message(&format!("{reason}: {message}"));
@@ -251,7 +252,7 @@ impl Joining<'_> {
         let Joined { cluster_id, chain_der, cluster_name, hub_key_id } = joined;
         let policy = &self.loaded.policy;
         if cluster_id != self.identity.cluster.as_str() {
-            return Err(JoinError::Certificate("ClusterIdMismatch"));
+            return Err(JoinError::Certificate(Reason::ClusterIdMismatch));
         }
         let pinned = hub_key_id.parse().is_ok_and(|id| policy.hub_keys.contains_key(&id));
         if !pinned {
@@ -299,6 +300,14 @@ fn hub_trust_domain(connection: &quinn::Connection) -> Result<String, JoinError>
 }
 
 /// Error of one attempt to join.
+/// Returns whether a refusal for this reason means that the token cannot be used again.
+fn spends_token(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::TokenRefused | Reason::TokenRevoked | Reason::TokenExpired | Reason::TokenUsed
+    )
+}
+
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
@@ -327,25 +336,25 @@ pub enum JoinError {
     #[error("the hub signs plans with a key that the local trust policy does not pin")]
     HubKeyPin,
     #[error("the certificate from the hub is not valid ({0})")]
-    Certificate(&'static str),
+    Certificate(Reason),
     #[error("failed to store the identity")]
     Identity(#[source] IdentityError),
 }
 
 impl JoinError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Trust(error) => error.reason(),
             Self::NoTokenFile | Self::TokenFile { .. } | Self::Token(_) | Self::TokenSpent => {
-                "JoinToken"
+                Reason::JoinToken
             }
-            Self::KeyGeneration => "KeyGeneration",
-            Self::Exporter => "Exporter",
+            Self::KeyGeneration => Reason::KeyGeneration,
+            Self::Exporter => Reason::Exporter,
             Self::Link(error) => error.reason(),
-            Self::Refused(_) => "JoinRefused",
-            Self::HubKeyPin => "HubKeyPin",
-            Self::Certificate(reason) => reason,
+            Self::Refused(_) => Reason::JoinRefused,
+            Self::HubKeyPin => Reason::HubKeyPin,
+            Self::Certificate(reason) => *reason,
             Self::Identity(error) => error.reason(),
         }
     }

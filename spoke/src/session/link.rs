@@ -279,7 +279,7 @@ impl Link {
                     match self.identity.store_tls(&self.api, bundle).await {
                         Ok(()) => return Err(LinkError::Renewed),
                         Err(error) => tracing::warn!(
-                            reason = error.reason(),
+                            reason = error.reason().as_str(),
                             error = %error_chain(&error),
                             "Failed to store the renewed certificate"
                         ),
@@ -315,10 +315,10 @@ impl Link {
                 tracing::debug!(counter = sync.counter, heads = sync.heads.len(), "Sync verified");
             }
             Err(error) => {
-                self.metrics.refused(error.reason());
+                self.metrics.refused(&error.reason().into());
                 if self.refusal_limiter.allows(Instant::now()) {
                     tracing::warn!(
-                        reason = error.reason(),
+                        reason = error.reason().as_str(),
                         error = %error_chain(&error),
                         "Rejected a sync of the hub"
                     );
@@ -391,7 +391,7 @@ async fn receive(
             let _ = pushes.send(pushed).await;
         }
         Err(error) if limiter.allows(Instant::now()) => tracing::warn!(
-            reason = error.reason(),
+            reason = error.reason().as_str(),
             error = %error_chain(&error),
             "Failed to read a push of the hub"
         ),
@@ -445,7 +445,7 @@ mod tests {
 
         let ended = tokio::time::timeout(Duration::from_secs(2), session).await;
         let Err(error) = ended.unwrap();
-        assert_eq!(error.reason(), "PolicyChanged");
+        assert_eq!(error.reason().as_str(), "PolicyChanged");
     }
 
     #[test]
@@ -462,7 +462,7 @@ mod tests {
 
         let error = check_known(&empty, &mut unknown).unwrap_err();
 
-        assert_eq!(error.reason(), "Limit");
+        assert_eq!(error.reason().as_str(), "Limit");
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
             epoch: None,
             sequence: None,
             phase: Phase::Synced,
-            reason: "Synced".to_owned(),
+            reason: attest_common::basics::reason::Reason::Synced.into(),
             message: message.to_owned(),
             running: None,
             refusal: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use attest_certs::Pin;
 use attest_certs::tls::HUB_SERVER_NAME;
+use attest_common::basics::reason::Reason;
 use attest_common::session::frame::FrameError;
 use attest_common::session::{GREETING_TIMEOUT_MS, KEEP_ALIVE_MS, UNIDIRECTIONAL_STREAMS_MAX};
 use attest_runtime::frames::{self, STREAM_WINDOW_BYTES, StreamError};
@@ -135,26 +136,26 @@ impl From<StreamError> for LinkError {
 }
 
 impl LinkError {
-    /// A stable word for logs and metrics.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Address(_) => "HubAddress",
-            Self::Socket(_) => "Socket",
-            Self::Cipher | Self::Tls(_) => "TlsConfiguration",
+            Self::Address(_) => Reason::HubAddress,
+            Self::Socket(_) => Reason::Socket,
+            Self::Cipher | Self::Tls(_) => Reason::TlsConfiguration,
             Self::Dial(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::Cut => {
-                "HubDisconnected"
+                Reason::ConnectionLost
             }
-            Self::Silent => "HubSilent",
+            Self::Silent => Reason::PeerTimeout,
             Self::Frame(error) => error.reason(),
-            Self::Unexpected { .. } => "UnexpectedMessage",
-            Self::Limit { .. } | Self::TooManyUnknown { .. } => "Limit",
-            Self::BlobDigest => "BlobDigest",
-            Self::Closed(_) => "HubClosed",
-            Self::NotAdmitted(_) => "NotAdmitted",
-            Self::Protocol(_) => "ProtocolVersion",
-            Self::Pin(_) => "PinFormat",
-            Self::Renewed => "Renewed",
-            Self::PolicyChanged => "PolicyChanged",
+            Self::Unexpected { .. } => Reason::UnexpectedMessage,
+            Self::Limit { .. } | Self::TooManyUnknown { .. } => Reason::Limit,
+            Self::BlobDigest => Reason::BlobDigest,
+            Self::Closed(_) => Reason::HubClosed,
+            Self::NotAdmitted(_) => Reason::ClusterRejected,
+            Self::Protocol(_) => Reason::ProtocolVersion,
+            Self::Pin(_) => Reason::MalformedPin,
+            Self::Renewed => Reason::Renewed,
+            Self::PolicyChanged => Reason::PolicyChanged,
         }
     }
 }
@@ -181,6 +182,6 @@ mod tests {
 
         let written = frames::write_within(&mut stream, &long, Duration::from_millis(200)).await;
 
-        assert_eq!(LinkError::from(written.unwrap_err()).reason(), "HubSilent");
+        assert_eq!(LinkError::from(written.unwrap_err()).reason().as_str(), "PeerTimeout");
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::{Bundle, SigningRequest, peer_identity};
+use attest_common::basics::reason::Reason;
 use attest_runtime::clock::random;
 
 use super::certificate::{self, certificate};
@@ -56,7 +57,10 @@ impl Renewal {
         let request = self.pending.take()?;
         let accepted = accept(chain_der, &request, trust, identity);
         if let Err(reason) = &accepted {
-            tracing::warn!(reason = *reason, "Rejected the renewed certificate from the hub");
+            tracing::warn!(
+                reason = reason.as_str(),
+                "Rejected the renewed certificate from the hub"
+            );
         }
         accepted.ok()
     }
@@ -67,10 +71,10 @@ fn accept(
     request: &SigningRequest,
     trust: &Trust,
     identity: &Identity,
-) -> Result<Bundle, &'static str> {
+) -> Result<Bundle, Reason> {
     let loaded = trust.loaded().cloned().map_err(|error| error.reason())?;
     let pins = pins(&loaded).map_err(|error| error.reason())?;
-    let own = identity.tls.as_ref().ok_or("CertificateIdentity")?;
+    let own = identity.tls.as_ref().ok_or(Reason::CertificateIdentity)?;
     let own = peer_identity(own.bundle.chain()).map_err(|error| error.reason())?;
     let expected = certificate::Expected {
         cluster: &identity.cluster,

@@ -14,7 +14,7 @@ pub async fn forget(api: &ApiServer) {
     failpoint::reach("after-join-delete");
     if let Err(error) = deleted {
         tracing::warn!(
-            reason = error.reason(),
+            reason = error.reason().as_str(),
             error = %error_chain(&error),
             "Failed to delete the join token"
         );

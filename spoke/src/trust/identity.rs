@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use attest_certs::{Bundle, peer_identity};
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::reason::Reason;
 use attest_common::record::custody::{
     IDENTITY_CHAIN_KEY as CHAIN, IDENTITY_CLUSTER_ID_KEY as CLUSTER_ID,
     IDENTITY_DESTINATIONS_KEY as DESTINATIONS, IDENTITY_GENERATION_KEY as GENERATION,
@@ -229,13 +230,13 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Api(error) => error.reason(),
-            Self::Malformed(_) => "IdentityMalformed",
-            Self::Overtaken => "IdentityOvertaken",
-            Self::Randomness => "Randomness",
+            Self::Malformed(_) => Reason::IdentityMalformed,
+            Self::Overtaken => Reason::IdentityConflict,
+            Self::Randomness => Reason::Randomness,
         }
     }
 }
@@ -277,7 +278,7 @@ mod tests {
 
         let other = ByteString(b"c-0000000000000000".to_vec());
         secret.data.as_mut().unwrap().insert(CLUSTER_ID.to_owned(), other);
-        assert_eq!(Identity::read(&secret).unwrap_err().reason(), "IdentityMalformed");
+        assert_eq!(Identity::read(&secret).unwrap_err().reason().as_str(), "IdentityMalformed");
     }
 
     #[tokio::test]
@@ -333,6 +334,6 @@ mod tests {
         api.delete_own(&path()).await.unwrap();
         Identity::load_or_create(&api).await.unwrap();
         let refused = identity.store_tls(&api, bundle(&identity)).await.unwrap_err();
-        assert_eq!(refused.reason(), "IdentityOvertaken");
+        assert_eq!(refused.reason().as_str(), "IdentityConflict");
     }
 }

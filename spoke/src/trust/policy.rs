@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_common::basics::ids::ClusterId;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use futures::StreamExt;
@@ -110,7 +111,7 @@ pub async fn kube_system_uid(api: &ApiServer) -> String {
                 }
             }
             Err(error) => tracing::warn!(
-                reason = error.reason(),
+                reason = error.reason().as_str(),
                 error = %error_chain(&error),
                 "Failed to read namespace kube-system; retrying"
             ),
@@ -169,7 +170,7 @@ pub async fn follow(api: ApiServer, kube_system_uid: String, told: watch::Sender
                 "Trust policy loaded"
             ),
             Err(error) => tracing::warn!(
-                reason = error.reason(),
+                reason = error.reason().as_str(),
                 error = %error_chain(&error),
                 "No usable trust policy; nothing is admitted and nothing is changed"
             ),
@@ -200,9 +201,9 @@ pub enum TrustError {
 }
 
 impl TrustError {
-    /// A stable word for conditions, metrics, logs and the CLI; the same for every variant.
-    pub fn reason(&self) -> &'static str {
-        "NoTrustPolicy"
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::NoTrustPolicy
     }
 }
 
@@ -269,7 +270,7 @@ pub(crate) mod tests {
 
         let error = Trust::of(&object, "uid-1").loaded().unwrap_err();
 
-        assert_eq!(error.reason(), "NoTrustPolicy");
+        assert_eq!(error.reason().as_str(), "NoTrustPolicy");
         assert!(error.to_string().contains("roots"), "{error}");
     }
 

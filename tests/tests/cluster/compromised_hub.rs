@@ -172,7 +172,7 @@ impl Stage {
         let mine = |r: &Report| {
             r.application == *place.0
                 && r.namespace == *place.1
-                && r.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+                && r.refusal.as_ref().is_some_and(|refusal| refusal.reason.as_str() == reason)
         };
         let report = self.hub.report(&peer, mine).await;
         let report = report.with_context(|| format!("{case}: the report"))?;
@@ -316,7 +316,7 @@ fn count(metrics: &str, reason: &str) -> u64 {
 /// Returns whether the hub has logged the refusal of a directive that it never issued.
 fn has_logged_a_report(fleet: &mut RealFleet, namespace: &str) -> bool {
     let log = fleet.hub().process().output();
-    let mut lines = log.lines().filter(|line| line.contains("\"ReportOfUnordered\""));
+    let mut lines = log.lines().filter(|line| line.contains("\"UnorderedReport\""));
     lines.any(|line| line.contains(namespace) && line.contains("\"CounterRegressed\""))
 }
 

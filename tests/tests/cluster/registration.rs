@@ -270,7 +270,7 @@ async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity
     desk.operator.attest(&["gitops", "cluster", "evict", "staging", "-y"])?;
     until("the spoke to log that the hub rejected it", SOON, || async {
         let log = fakelet.output("attest-system/attest-spoke");
-        Ok(log.contains("NotAdmitted").then_some(()))
+        Ok(log.contains("ClusterRejected").then_some(()))
     })
     .await?;
     let output = desk.operator.try_attest(&rejoin)?;

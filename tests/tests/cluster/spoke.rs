@@ -317,7 +317,7 @@ impl Stage {
 }
 
 fn is_refused_as(report: &Report, reason: &str) -> bool {
-    report.refusal.as_ref().is_some_and(|refusal| refusal.reason == reason)
+    report.refusal.as_ref().is_some_and(|refusal| refusal.reason.as_str() == reason)
 }
 
 fn objects(content: &[u8]) -> anyhow::Result<Vec<Value>> {
@@ -447,7 +447,9 @@ async fn unrendered_objects_are_pruned_but_never_most_of_them_together() -> anyh
     let delivery = stage.delivery(&configs(2)).await?;
     let mark = stage.mark()?;
     stage.send(&delivery).await?;
-    let report = stage.reported(|report| report.reason == "PruneGuard").await?;
+    let report = stage
+        .reported(|report| report.reason == attest_common::basics::reason::Reason::PruneGuard)
+        .await?;
     assert_eq!(report.phase, Phase::OutOfSync);
     assert!(stage.value("config-11").await?.is_some());
     assert_eq!(stage.writes(mark)?, [""; 0]);
@@ -497,7 +499,7 @@ async fn objects_of_other_owners_are_not_adopted_and_one_bad_object_blocks_no_ot
     stage.send(&delivery).await?;
     let report = stage.reported(|report| report.phase == Phase::Refused).await?;
     let refusal = report.refusal.context("no refusal")?;
-    assert_eq!(refusal.reason, "FieldConflict");
+    assert_eq!(refusal.reason.as_str(), "FieldConflict");
     assert!(
         refusal.message.contains("hand") && refusal.message.contains("theirs"),
         "{}",
@@ -585,7 +587,7 @@ async fn objects_of_other_owners_are_not_adopted_and_one_bad_object_blocks_no_ot
     let delivery = stage.delivery(&bad).await?;
     stage.send(&delivery).await?;
     let report = stage.reported(|report| report.phase == Phase::Degraded).await?;
-    assert_eq!(report.reason, "Invalid", "{report:#?}");
+    assert_eq!(report.reason.as_str(), "Invalid", "{report:#?}");
     until("the good object", WITHIN, || async { stage.value("config-3").await }).await?;
     stage.synced(&configs(4)).await?;
 
@@ -628,7 +630,7 @@ async fn existing_objects_are_adopted_if_plan_and_policy_allow_it_and_then_delet
         stage.send(&delivery).await?;
         let report = stage.reported(|report| report.phase == Phase::Refused).await?;
         let refusal = report.refusal.context("no refusal")?;
-        assert_eq!(refusal.reason, "FieldConflict", "{plan_requests} {policy_allows}");
+        assert_eq!(refusal.reason.as_str(), "FieldConflict", "{plan_requests} {policy_allows}");
         assert!(refusal.message.contains("hand"), "{}", refusal.message);
         assert_eq!(stage.writes(mark)?, [""; 0]);
         assert_eq!(stage.value("theirs").await?.as_deref(), Some("theirs"));
@@ -902,7 +904,7 @@ async fn without_its_trust_policy_a_spoke_changes_nothing() -> anyhow::Result<()
     let report = hub
         .report(&peer, |r| r.refusal.as_ref().is_some_and(|refusal| refusal.sequence == sequence))
         .await?;
-    assert_eq!(report.refusal.context("no refusal")?.reason, "NoTrustPolicy");
+    assert_eq!(report.refusal.context("no refusal")?.reason.as_str(), "NoTrustPolicy");
     assert_eq!(stage.writes(mark)?, [""; 0]);
     let after = stage.record()?;
     assert_eq!(

@@ -11,7 +11,7 @@ fn ring(keys: &[&PrivateKey]) -> BTreeMap<KeyId, PublicKey> {
 }
 
 fn reason(envelope: &[u8], keys: &BTreeMap<KeyId, PublicKey>) -> &'static str {
-    open(envelope, STATEMENT_TYPE, keys).map_or_else(|e| e.reason(), |_| "opened")
+    open(envelope, STATEMENT_TYPE, keys).map_or_else(|e| e.reason().as_str(), |_| "opened")
 }
 
 #[test]
@@ -74,7 +74,9 @@ fn a_type_opens_as_itself_only() {
             let result = open(&envelope, asked, &ring(&[&hub]));
             match result {
                 Ok(_) => assert_eq!(sealed, asked),
-                Err(error) => assert_eq!((sealed == asked, error.reason()), (false, "PayloadType")),
+                Err(error) => {
+                    assert_eq!((sealed == asked, error.reason().as_str()), (false, "PayloadType"))
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! An application as text: its row in a list, the rows of its destinations, its page.
 
 use attest_common::objects::health::Health;
+use attest_common::session::report::ApplicationPhase;
 use attest_documents::{Application, Condition, Destination};
 use serde_json::Value;
 
@@ -20,11 +21,11 @@ pub(super) fn application_table(applications: &[Application], format: Format) ->
     let mut table = TextTable::new(&header);
     for application in applications {
         let destinations = &application.destinations;
-        let synced = destinations.iter().filter(|d| d.phase == "Synced").count();
+        let synced = destinations.iter().filter(|d| d.phase == ApplicationPhase::Synced).count();
         let ready = application.conditions.iter().find(|condition| condition.kind == "Ready");
         let mut row = vec![
             application.name.clone(),
-            application.phase.clone(),
+            application.phase.to_string(),
             format!("{synced}/{}", destinations.len()),
             ready.map_or("Unknown", |ready| ready.status.as_str()).to_owned(),
             short_or_none(application.revision.as_deref()),
@@ -37,8 +38,11 @@ pub(super) fn application_table(applications: &[Application], format: Format) ->
         }
         let why = ready.filter(|ready| ready.status != "True").map(|ready| {
             let Condition { reason, message, .. } = ready;
-            let whole =
-                if message.is_empty() { reason.clone() } else { format!("{reason}: {message}") };
+            let whole = if message.is_empty() {
+                reason.to_string()
+            } else {
+                format!("{reason}: {message}")
+            };
             if format == Format::Wide { whole } else { truncate(&whole) }
         });
         row.push(or_none(why));
@@ -62,8 +66,8 @@ pub(super) fn destination_table(application: &Application) -> TextTable {
     for destination in &application.destinations {
         table.row([
             format!("{}/{}", destination.cluster, destination.namespace),
-            destination.phase.clone(),
-            destination.reason.clone(),
+            destination.phase.to_string(),
+            destination.reason.to_string(),
             or_none(destination.running.as_ref().map(|running| &running.version)),
             or_none(destination.sequence),
             or_none(destination.health.as_ref()),
@@ -80,7 +84,7 @@ pub(super) fn application_page(application: &Application, all_objects: bool) -> 
         source_field(manifest, "repoURL").or_else(|| source_field(manifest, "repoUrl"));
     page.field(0, "Name", &application.name);
     page.field(0, "Namespace", &application.namespace);
-    page.field(0, "Phase", &application.phase);
+    page.field(0, "Phase", application.phase.as_str());
     page.field(0, "Repository", &or_none(repository));
     let target = source_field(manifest, "targetRevision").unwrap_or("HEAD");
     let revision = application.revision.as_deref().unwrap_or(NONE);
@@ -198,7 +202,11 @@ pub(super) fn describe_problem(destination: &Destination) -> String {
 
 fn phase_with_reason(destination: &Destination) -> String {
     let Destination { phase, reason, .. } = destination;
-    if reason == phase { phase.clone() } else { format!("{phase} ({reason})") }
+    if reason.as_str() == phase.as_str() {
+        phase.to_string()
+    } else {
+        format!("{phase} ({reason})")
+    }
 }
 
 #[cfg(test)]

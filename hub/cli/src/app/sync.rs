@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::bail;
+use attest_common::basics::reason::Reason;
+use attest_common::session::report::ApplicationPhase;
 use attest_documents::{Application, ChangeTimings, Condition, Destination};
 
 use super::page::{application_table, describe_problem};
@@ -74,7 +76,8 @@ pub(super) async fn sync(args: SyncArgs, hub: &HubArgs, printer: &Printer) -> an
             application_table(std::slice::from_ref(&application), output.format)
         })?;
     }
-    let stuck = application.destinations.iter().find(|d| wait && d.phase != "Synced");
+    let stuck =
+        application.destinations.iter().find(|d| wait && d.phase != ApplicationPhase::Synced);
     stuck.map_or(Ok(()), |destination| bail!("{}", describe_problem(destination)))
 }
 
@@ -88,7 +91,7 @@ fn source_problem(application: &Application) -> Option<String> {
 
 /// Returns true if the hub answered before the pass was complete.
 fn is_still_reconciling(error: &anyhow::Error) -> bool {
-    as_api_error(error).is_some_and(|error| error.reason == "LookUnfinished")
+    as_api_error(error).is_some_and(|error| error.reason == Reason::ReconcileTimeout)
 }
 
 /// Waits until every destination is in a final phase.
@@ -114,11 +117,11 @@ fn settled(application: Application) -> Poll<Application> {
     let open: Vec<String> = application
         .destinations
         .iter()
-        .filter(|d| !is_final(&d.phase))
+        .filter(|d| !d.phase.is_final())
         .map(|d| format!("{}/{} {} {}", d.cluster, d.namespace, d.phase, d.message))
         .collect();
     match open.as_slice() {
-        [] if is_final(&application.phase) => Poll::Ready(application),
+        [] if application.phase.is_final() => Poll::Ready(application),
         [] => Poll::Pending(format!("{} is {}", application.name, application.phase)),
         open => Poll::Pending(open.join("; ")),
     }
@@ -152,14 +155,6 @@ fn destination_key(destination: &Destination) -> (String, String) {
 
 fn directive_number(destination: &Destination) -> Option<(u64, u64)> {
     destination.epoch.zip(destination.sequence)
-}
-
-/// Returns true for a phase that only a new commit or an operator ends.
-fn is_final(phase: &str) -> bool {
-    matches!(
-        phase,
-        "Synced" | "OutOfSync" | "Degraded" | "Refused" | "AwaitingReceipts" | "Removed"
-    )
 }
 
 /// The duration of each step, one row per destination that reported on a new directive.
@@ -200,6 +195,8 @@ fn timing_table(application: &Application, before: &DirectiveNumbers) -> TextTab
 
 #[cfg(test)]
 mod tests {
+    use attest_common::basics::reason::ReportedReason;
+
     use super::*;
     use crate::client::ApiError;
 
@@ -235,7 +232,7 @@ mod tests {
         for (reason, again) in [("LookUnfinished", true), ("NotFound", false)] {
             let error = ApiError {
                 status: reqwest::StatusCode::GATEWAY_TIMEOUT,
-                reason: reason.to_owned(),
+                reason: ReportedReason::parse(reason),
                 message: String::new(),
                 field: None,
             };

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest;
 use attest_common::objects::difference::{Difference, differences};
-use attest_common::session::report::Running;
+use attest_common::session::report::{ApplicationPhase, Running};
 use attest_documents::{Application, Diff, Failure, HistoryEntry, List, REMOVAL_ALLOWED};
 use attest_runtime::clock::now;
 use axum::Json;
@@ -50,7 +51,7 @@ impl From<ApplicationError> for Refusal {
             error_chain(&error)
         };
         let failure = Failure {
-            reason: error.reason().to_owned(),
+            reason: error.reason().into(),
             message,
             field: error.field().map(str::to_owned),
         };
@@ -139,7 +140,11 @@ pub(super) async fn sync(
                  see its outcome with `attest gitops app get {name}`",
                 PASS_WAIT_MAX.as_secs()
             );
-            return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "LookUnfinished", message));
+            return Err(Refusal::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                Reason::ReconcileTimeout,
+                message,
+            ));
         }
         tokio::time::sleep(PASS_POLL).await;
     }
@@ -196,23 +201,24 @@ fn diffs(api: &Api, name: &str) -> Result<Vec<Diff>, Refusal> {
         let rendered = view.and_then(|view| view.rendered.get(&place));
         let compared = match rendered {
             Some(rendered) => compare(core, running, rendered)?,
-            None => Err(Waiting::new("Pending", "not reconciled since the hub started")),
+            None => Err(Waiting::unknown(Reason::Pending, "not reconciled since the hub started")),
         };
         let known = facts.waiting.as_ref().or(facts.problem.as_ref());
         let obstacle = known.or_else(|| compared.as_ref().err()).cloned();
         let differences = compared.unwrap_or_default();
         // Deployed, but not running yet.
-        let is_late = status.phase != "Synced" && !differences.is_empty();
-        let late = is_late.then(|| Waiting::new(&status.reason, status.message.as_str()));
-        let problem = obstacle.or(late);
+        let is_late = status.phase != ApplicationPhase::Synced && !differences.is_empty();
+        let late = is_late.then(|| (status.reason.clone(), status.message.clone()));
+        let problem = obstacle.map(|waiting| (waiting.reason.into(), waiting.message)).or(late);
+        let (reason, message) = problem.unzip();
         all.push(Diff {
             cluster: destination.cluster.to_string(),
             namespace: destination.namespace.to_string(),
             from: from.and_then(|(key, running)| deployed_commit(core, key, &running.plan)),
             to: view.and_then(|view| view.revision.clone()),
             differences,
-            reason: problem.as_ref().map(|problem| problem.reason.clone()),
-            message: problem.map(|problem| problem.message),
+            reason,
+            message,
         });
     }
     Ok(all)
@@ -232,7 +238,7 @@ fn compare(
     }
     let Some(blob) = core.fleet.blob(&core.records, content)? else {
         let message = format!("the hub does not have the running content ({content})");
-        return Ok(Err(Waiting::new("ContentUnknown", message)));
+        return Ok(Err(Waiting::unknown(Reason::ContentUnknown, message)));
     };
     let objects = manifest::read(&blob.bytes()?).unwrap_or_default();
     Ok(Ok(differences(&objects, &rendered.objects)))

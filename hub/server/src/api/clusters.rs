@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::reason::Reason;
 use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
 use attest_runtime::clock::now;
 use axum::Json;
@@ -107,7 +108,7 @@ pub(super) async fn revoke_token(
             let message = format!(
                 "token `{id}` not found; list tokens with `attest gitops cluster token list`"
             );
-            return Err(Refusal::not_found("TokenUnknown", message));
+            return Err(Refusal::not_found(Reason::TokenUnknown, message));
         };
         let revoked = TokenRecord { revoked: true, ..stored.value.clone() };
         core.records.commit("token", &[records::replace(&stored, &revoked)])?;

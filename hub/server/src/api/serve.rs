@@ -8,7 +8,7 @@ use std::time::Duration;
 use attest_certs::tls::hub_https;
 use attest_certs::{Bundle, TlsError, peer_identity};
 use attest_common::basics::locked::RwLocked;
-use attest_runtime::probes::ADDRESS_IN_USE;
+use attest_common::basics::reason::Reason;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
@@ -152,15 +152,15 @@ pub(super) async fn admitted(
     });
     let revoked = answer.await.map_err(|error| {
         let error = attest_common::basics::text::error_chain(&error);
-        tracing::error!(reason = "OperatorUnreadable", "Operator rejected: {error}");
+        tracing::error!(reason = Reason::OperatorUnreadable.as_str(), "Operator rejected: {error}");
         let message = "failed to read the hub's record of this operator's certificate; on the hub's machine, \
                        make the hub's user the owner of the files in the home's `operators`";
-        Refusal::new(StatusCode::FORBIDDEN, "OperatorUnreadable", message)
+        Refusal::new(StatusCode::FORBIDDEN, Reason::OperatorUnreadable, message)
     })?;
     if revoked {
         let message = "this operator's certificate is revoked; issue another on the hub's machine with \
                        `attest hub operator issue NAME`";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "OperatorRevoked", message));
+        return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::OperatorRevoked, message));
     }
     Ok(next.run(request).await)
 }
@@ -181,7 +181,7 @@ async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(
-                    reason = "Accept",
+                    reason = Reason::AcceptFailed.as_str(),
                     "Failed to accept a connection to the API: {error}"
                 );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -191,7 +191,7 @@ async fn accept(
         // Without a permit the connection is closed: waiting for one would delay other clients.
         let Some(permit) = handshakes.acquire(Some(from.ip())) else {
             tracing::debug!(
-                reason = "Handshakes",
+                reason = Reason::HandshakeLimit.as_str(),
                 from = from.to_string(),
                 "Connection to the API refused (limit of handshakes)"
             );
@@ -209,12 +209,12 @@ async fn accept(
                     let _ = finished.send((stream, from)).await;
                 }
                 Ok(Err(error)) => tracing::info!(
-                    reason = "Handshake",
+                    reason = Reason::HandshakeFailed.as_str(),
                     from = from.to_string(),
                     "Connection to the API rejected: {error}"
                 ),
                 Err(_) => tracing::info!(
-                    reason = "HandshakeTimeout",
+                    reason = Reason::HandshakeTimeout.as_str(),
                     from = from.to_string(),
                     "Handshake of a connection to the API timed out"
                 ),
@@ -261,10 +261,10 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Listen { .. } => ADDRESS_IN_USE,
+            Self::Listen { .. } => Reason::AddressInUse,
             Self::Tls(error) => error.reason(),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use attest_common::basics::keys::PublicKey;
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
 use attest_documents::{
@@ -33,12 +34,9 @@ pub(super) async fn version(State(api): State<Arc<Api>>) -> Json<Version> {
     })
 }
 
-fn field(reason: &str, field: &str, message: impl Into<String>) -> Refusal {
-    let failure = Failure {
-        reason: reason.to_owned(),
-        message: message.into(),
-        field: Some(field.to_owned()),
-    };
+fn field(reason: Reason, field: &str, message: impl Into<String>) -> Refusal {
+    let failure =
+        Failure { reason: reason.into(), message: message.into(), field: Some(field.to_owned()) };
     Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, failure)
 }
 
@@ -62,7 +60,7 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
         if has_one != has_other {
             let missing = if has_one { other } else { one };
             let message = format!("{one} and {other} must be set together");
-            return Err(field("CredentialIncomplete", missing, message));
+            return Err(field(Reason::CredentialIncomplete, missing, message));
         }
     }
     let mut record = RepositoryRecord {
@@ -87,14 +85,14 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
             let message = "the credential may push, so that a compromised hub could make CI sign; \
                            restrict it to read access, or pass --allow-push-credential";
             let failure = Failure {
-                reason: "CredentialCanPush".to_owned(),
+                reason: Reason::CredentialCanPush.into(),
                 message: message.to_owned(),
                 field: None,
             };
             return Err(Refusal::of(StatusCode::CONFLICT, failure));
         }
         Ok(can_push) => record.can_push = Some(can_push),
-        Err(error) => record.problem = Some((error.reason().to_owned(), error_chain(&error))),
+        Err(error) => record.problem = Some((error.reason().into(), error_chain(&error))),
     }
     api.core.records.commit("repository", &[records::put(&record)])?;
     api.waker.wake_all();
@@ -109,22 +107,24 @@ fn shown(record: &RepositoryRecord) -> Repository {
     } else {
         "None"
     };
-    let made = |status: &str, reason: &str, message: &str| Condition {
+    let made = |status: &str, reason: ReportedReason, message: &str| Condition {
         kind: "ReadOnly".to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason,
         message: message.to_owned(),
         last_transition_time: record.checked_at.unwrap_or_default(),
     };
     let condition = match (record.can_push, &record.problem) {
         (Some(true), _) => made(
             "False",
-            "CredentialCanPush",
+            Reason::CredentialCanPush.into(),
             "the hub's credential may push, so that a compromised hub could make CI sign",
         ),
-        (_, Some((reason, message))) => made("Unknown", reason, message),
-        (Some(false), None) => made("True", "ReadOnly", "the hub can read but not push"),
-        (None, None) => made("Unknown", "Pending", "not checked yet"),
+        (_, Some((reason, message))) => made("Unknown", reason.clone(), message),
+        (Some(false), None) => {
+            made("True", Reason::ReadOnly.into(), "the hub can read but not push")
+        }
+        (None, None) => made("Unknown", Reason::Pending.into(), "not checked yet"),
     };
     Repository {
         url: record.url.clone(),
@@ -151,7 +151,7 @@ pub(super) async fn delete_repository(
             let message = format!(
                 "repository `{url}` not found; list repositories with `attest gitops repo list`"
             );
-            Refusal::not_found("RepositoryUnknown", message)
+            Refusal::not_found(Reason::RepositoryUnknown, message)
         })?;
         api.core.records.commit("repository", &[records::delete(&record)])?;
         api.waker.wake_all();
@@ -168,7 +168,7 @@ pub(super) async fn put_key(
     let fits = (1..=ALIAS_BYTES_MAX).contains(&asked.alias.len()) && asked.alias.bytes().all(plain);
     if !fits {
         let message = "must be 1 to 253 letters, digits, `.`, `-` or `_`";
-        return Err(field("AliasInvalid", "alias", message));
+        return Err(field(Reason::AliasInvalid, "alias", message));
     }
     let key = PublicKey::from_pem(&asked.public_key)
         .map_err(|error| field(error.reason(), "publicKey", error.to_string()))?;
@@ -195,9 +195,10 @@ pub(super) async fn delete_key(
     let removing = blocking(&api.core, move |core| {
         let record = core.records.get::<KeyRecord>(&alias)?;
         let message = format!("key `{alias}` not found; list keys with `attest gitops key list`");
-        let record = record.ok_or_else(|| Refusal::not_found("KeyUnknown", message.clone()))?;
+        let record =
+            record.ok_or_else(|| Refusal::not_found(Reason::KeyUnknown, message.clone()))?;
         core.records.commit("key", &[records::delete(&record)])?;
-        shown_key(&record).ok_or_else(|| Refusal::not_found("KeyUnknown", message))
+        shown_key(&record).ok_or_else(|| Refusal::not_found(Reason::KeyUnknown, message))
     });
     Ok(Json(removing.await?))
 }

@@ -1,6 +1,7 @@
 //! Conversion of the hub's state to the documents of its API. Contains no rules.
 
 use attest_common::basics::ids::DestinationKey;
+use attest_common::basics::reason::Reason;
 use attest_documents::{Application, ChangeTimings, Condition, Destination, HistoryEntry};
 use attest_runtime::clock::now;
 
@@ -19,7 +20,7 @@ pub(super) fn application(
         name: record.application.name.to_string(),
         namespace: record.application.namespace.clone(),
         manifest: record.manifest.clone(),
-        phase: status.phase.to_owned(),
+        phase: status.phase,
         conditions: status.conditions.into_iter().map(Condition::from).collect(),
         revision: facts.view.as_ref().and_then(|view| view.revision.clone()),
         destinations: destinations
@@ -40,10 +41,10 @@ fn destination(facts: &DestinationFacts, status: DestinationStatus, detail: Deta
         cluster: status.cluster,
         cluster_id: facts.key.as_ref().map(|key| key.cluster.clone()),
         namespace: status.namespace,
-        phase: status.phase.to_owned(),
+        phase: status.phase,
         reason: status.reason,
         message: status.message,
-        health: status.health,
+        health: status.health.map(|health| health.as_str().to_owned()),
         running: report.and_then(|report| report.running.clone()),
         deployed_commit: facts.deployed_commit.clone(),
         refusal: report.and_then(|report| report.refusal.clone()),
@@ -115,7 +116,7 @@ pub(super) fn history_entry(
         counter: planned.map(|planned| planned.counter),
         plan: planned.map(|planned| planned.plan.to_string()),
         result: result.as_ref().map_or_else(|| "Pending".to_owned(), |r| r.result.clone()),
-        reason: result.map_or_else(|| "Pending".to_owned(), |r| r.reason),
+        reason: result.map_or_else(|| Reason::Pending.into(), |r| r.reason),
         issued_at: entry.issued_at,
     }
 }

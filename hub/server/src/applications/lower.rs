@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::KeyId;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
 use attest_common::documents::receipt;
@@ -41,19 +42,19 @@ pub(crate) struct Known {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub(crate) struct LowerError {
-    pub reason: &'static str,
+    pub reason: Reason,
     /// Path such as `spec.verification.trustedKeys[0]`.
     pub field: String,
     pub message: String,
 }
 
 impl LowerError {
-    fn new(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Self {
+    fn new(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { reason, field: field.into(), message: message.into() }
     }
 
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub(crate) fn reason(&self) -> Reason {
         self.reason
     }
 }
@@ -71,13 +72,13 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
         let inside = path.rsplit(['.', ']']).next() != unknown;
         match unknown {
             Some(name) if inside && path == "." => {
-                LowerError::new("FieldUnknown", name, message.clone())
+                LowerError::new(Reason::FieldUnknown, name, message.clone())
             }
             Some(name) if inside => {
-                LowerError::new("FieldUnknown", format!("{path}.{name}"), message.clone())
+                LowerError::new(Reason::FieldUnknown, format!("{path}.{name}"), message.clone())
             }
-            Some(_) => LowerError::new("FieldUnknown", path, message.clone()),
-            None => LowerError::new("FieldInvalid", path, message.clone()),
+            Some(_) => LowerError::new(Reason::FieldUnknown, path, message.clone()),
+            None => LowerError::new(Reason::FieldInvalid, path, message.clone()),
         }
     })?;
     check_supported(&written.spec)?;
@@ -91,7 +92,7 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
     let revision = target_revision.as_deref().unwrap_or(REVISION_DEFAULT);
     if revision.is_empty() || revision.len() > REVISION_BYTES_MAX {
         let message = "must be a branch, a tag, a full commit id or HEAD";
-        return Err(LowerError::new("FieldInvalid", "spec.source.targetRevision", message));
+        return Err(LowerError::new(Reason::FieldInvalid, "spec.source.targetRevision", message));
     }
     let (sync, automated) = sync_policy(written.spec.sync_policy.as_ref())?;
     Ok(Application {
@@ -111,14 +112,14 @@ fn check_type(manifest: &Value) -> Result<(), LowerError> {
     let text = |field: &str| manifest.get(field).and_then(Value::as_str).unwrap_or_default();
     if text("apiVersion") != API_VERSION {
         let message = format!("is `{}`; must be {API_VERSION}", text("apiVersion"));
-        return Err(LowerError::new("FieldInvalid", "apiVersion", message));
+        return Err(LowerError::new(Reason::FieldInvalid, "apiVersion", message));
     }
     match text("kind") {
         APPLICATION_KIND => Ok(()),
         "AttestDeployment" => Err(feature("kind", "AttestDeployment")),
         other => {
             let message = format!("is `{other}`; must be {APPLICATION_KIND}");
-            Err(LowerError::new("FieldInvalid", "kind", message))
+            Err(LowerError::new(Reason::FieldInvalid, "kind", message))
         }
     }
 }
@@ -143,7 +144,7 @@ fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
 
 fn feature(field: &str, what: &str) -> LowerError {
     let message = format!("{what} is not available in this version; remove it");
-    LowerError::new("FeatureNotAvailable", field, message)
+    LowerError::new(Reason::FeatureNotAvailable, field, message)
 }
 
 fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, LowerError> {
@@ -152,17 +153,17 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
         (None, Some(list)) if !list.is_empty() => (list.as_slice(), false),
         (Some(_), Some(_)) => {
             let message = "is present together with spec.destination; keep one";
-            return Err(LowerError::new("FieldInvalid", "spec.destinations", message));
+            return Err(LowerError::new(Reason::FieldInvalid, "spec.destinations", message));
         }
         (None, Some(_) | None) => {
             let message =
                 "is missing; set a namespace, and a cluster from `attest gitops cluster list`";
-            return Err(LowerError::new("FieldInvalid", "spec.destination", message));
+            return Err(LowerError::new(Reason::FieldInvalid, "spec.destination", message));
         }
     };
     if written.len() > DESTINATIONS_MAX {
         let message = format!("lists more than {DESTINATIONS_MAX} destinations");
-        return Err(LowerError::new("Limit", "spec.destinations", message));
+        return Err(LowerError::new(Reason::Limit, "spec.destinations", message));
     }
     let mut places = BTreeSet::new();
     let mut found = Vec::new();
@@ -179,13 +180,13 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
                 "`{namespace}` is reserved in every cluster, as are all of kube-* and attest-*"
             );
             let field = format!("{at}.namespace");
-            return Err(LowerError::new("NamespaceNotAllowed", field, message));
+            return Err(LowerError::new(Reason::NamespaceNotAllowed, field, message));
         }
         let path = destination.path.as_deref();
         let path = path.map(|path| directory(&format!("{at}.path"), path)).transpose()?;
         if !places.insert((cluster.clone(), namespace.clone())) {
             let message = format!("namespace {namespace} of cluster {cluster} is listed twice");
-            return Err(LowerError::new("DestinationDuplicate", at, message));
+            return Err(LowerError::new(Reason::DestinationDuplicate, at, message));
         }
         found.push(Destination { cluster, namespace, path });
     }
@@ -197,7 +198,7 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
         return known.default_cluster.clone().ok_or_else(|| {
             let message =
                 "is missing and no cluster is registered; run `attest gitops cluster add NAME`";
-            LowerError::new("ClusterUnknown", field, message)
+            LowerError::new(Reason::ClusterUnknown, field, message)
         });
     };
     let name = parse_name(field, written)?;
@@ -207,7 +208,7 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
     let names: Vec<&str> = known.clusters.iter().map(Name::as_str).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let message = format!("`{name}` is not a registered cluster (registered: {names})");
-    Err(LowerError::new("ClusterUnknown", field, message))
+    Err(LowerError::new(Reason::ClusterUnknown, field, message))
 }
 
 fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError> {
@@ -215,7 +216,7 @@ fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError>
     let inner = verification.and_then(|v| v.receipt_verification.as_ref());
     if inner.is_some() && spec.receipt_verification.is_some() {
         let message = "is present twice; keep one";
-        return Err(LowerError::new("FieldInvalid", "spec.receiptVerification", message));
+        return Err(LowerError::new(Reason::FieldInvalid, "spec.receiptVerification", message));
     }
     let enabled = verification.and_then(|v| v.enabled).unwrap_or(true);
     let mode = match verification.and_then(|v| v.policy.as_deref()) {
@@ -226,7 +227,7 @@ fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError>
         Some("Disabled") => Mode::Disabled,
         Some(other) => {
             let message = format!("is `{other}`; must be Strict, Standard, Audit or Disabled");
-            return Err(LowerError::new("FieldInvalid", "spec.verification.policy", message));
+            return Err(LowerError::new(Reason::FieldInvalid, "spec.verification.policy", message));
         }
     };
     let (at, receipts) = match inner {
@@ -252,7 +253,7 @@ fn attestations(
         if receipt::rule(name).is_none() {
             let message = format!("`{name}` is unknown; must be build, test or security-scan");
             let field = format!("{at}.requiredAttestations[{index}]");
-            return Err(LowerError::new("AttestationUnknown", field, message));
+            return Err(LowerError::new(Reason::AttestationUnknown, field, message));
         }
     }
     Ok(names.iter().cloned().collect())
@@ -265,7 +266,7 @@ fn trusted_keys(
     let Some(written) = written else { return Ok(None) };
     if written.len() > TRUSTED_KEYS_MAX {
         let message = format!("lists more than {TRUSTED_KEYS_MAX} keys");
-        return Err(LowerError::new("Limit", "spec.verification.trustedKeys", message));
+        return Err(LowerError::new(Reason::Limit, "spec.verification.trustedKeys", message));
     }
     let mut ids = BTreeSet::new();
     for (index, alias) in written.iter().enumerate() {
@@ -275,7 +276,7 @@ fn trusted_keys(
             let message = format!(
                 "key `{alias}` not found; add it with `attest gitops key add {alias} FILE`"
             );
-            return Err(LowerError::new("KeyUnknown", field, message));
+            return Err(LowerError::new(Reason::KeyUnknown, field, message));
         };
         ids.insert(id);
     }
@@ -300,7 +301,7 @@ fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), 
                 let field = format!("spec.syncPolicy.syncOptions[{index}]");
                 let message =
                     format!("`{other}` is unknown; must be Adopt=true or CreateNamespace=true");
-                return Err(LowerError::new("FieldInvalid", field, message));
+                return Err(LowerError::new(Reason::FieldInvalid, field, message));
             }
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use attest_common::basics::keys::PublicKey;
+use attest_common::basics::reason::Reason;
 use attest_common::session::report::{Phase, Report};
 use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
@@ -76,14 +77,14 @@ pub(crate) enum ApplicationError {
 }
 
 impl ApplicationError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Lower(error) => error.reason(),
-            Self::Unknown(_) => "ApplicationUnknown",
-            Self::NameTaken { .. } => "NameTaken",
-            Self::RemovalUnconfirmed { .. } => "RemovalUnconfirmed",
-            Self::RemoveNotAllowed { .. } => "RemoveNotAllowed",
+            Self::Unknown(_) => Reason::ApplicationUnknown,
+            Self::NameTaken { .. } => Reason::NameTaken,
+            Self::RemovalUnconfirmed { .. } => Reason::RemovalUnconfirmed,
+            Self::RemoveNotAllowed { .. } => Reason::RemoveNotAllowed,
             Self::Store(error) => error.reason(),
         }
     }

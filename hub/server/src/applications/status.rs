@@ -3,31 +3,21 @@
 use std::time::Duration;
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::documents::plan::Operation;
-use attest_common::session::report::Phase;
+use attest_common::objects::health::Health;
+use attest_common::session::report::{ApplicationPhase, Phase};
 
 use super::facts::{ApplicationFacts, DestinationFacts};
-use super::view::{View, Waiting};
+use super::view::View;
 
 /// Age from which the last report of a disconnected cluster counts as stale.
 const STALE_REPORT_AFTER: Duration = Duration::from_secs(60);
 
-pub(super) const SYNCED: &str = "Synced";
-const OUT_OF_SYNC: &str = "OutOfSync";
-const PROGRESSING: &str = "Progressing";
-const DEGRADED: &str = "Degraded";
-const REFUSED: &str = "Refused";
-const AWAITING_RECEIPTS: &str = "AwaitingReceipts";
-const UNKNOWN: &str = "Unknown";
-
-/// Phases from best to worst. An application has the phase of its worst destination.
-const ORDER: [&str; 7] =
-    [SYNCED, PROGRESSING, AWAITING_RECEIPTS, UNKNOWN, OUT_OF_SYNC, DEGRADED, REFUSED];
-
 /// Status of an application.
 #[derive(Clone, Debug)]
 pub(crate) struct ApplicationStatus {
-    pub phase: &'static str,
+    pub phase: ApplicationPhase,
     pub conditions: Vec<Condition>,
     /// In the order of the facts.
     pub destinations: Vec<DestinationStatus>,
@@ -38,11 +28,11 @@ pub(crate) struct ApplicationStatus {
 pub(crate) struct DestinationStatus {
     pub cluster: String,
     pub namespace: String,
-    pub phase: &'static str,
-    pub reason: String,
+    pub phase: ApplicationPhase,
+    pub reason: ReportedReason,
     pub message: String,
     /// Absent before the first report.
-    pub health: Option<String>,
+    pub health: Option<Health>,
     pub runs: bool,
     pub connected: bool,
     /// The cluster is registered, not connected, and its last report is stale.
@@ -55,7 +45,7 @@ pub(crate) struct Condition {
     pub kind: &'static str,
     /// `True`, `False` or `Unknown`.
     pub status: &'static str,
-    pub reason: String,
+    pub reason: ReportedReason,
     pub message: String,
     pub last_transition_time: Timestamp,
 }
@@ -64,7 +54,7 @@ impl Condition {
     fn new(
         kind: &'static str,
         status: &'static str,
-        reason: impl Into<String>,
+        reason: impl Into<ReportedReason>,
         message: impl Into<String>,
     ) -> Self {
         Self {
@@ -85,7 +75,7 @@ impl Condition {
 pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
     let destinations: Vec<DestinationStatus> =
         facts.destinations.iter().map(destination_status).collect();
-    let phase = worst(destinations.iter().map(|destination| destination.phase));
+    let phase = ApplicationPhase::worst(destinations.iter().map(|destination| destination.phase));
     let mut conditions = conditions(facts.view.as_deref(), &destinations, phase);
     conditions.extend(facts.deleting.then(deleting));
     conditions.extend(disconnected(&destinations));
@@ -93,7 +83,7 @@ pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
 }
 
 /// Returns the phase of an application, and `Verified`, `Failed` or `Pending`, for its log line.
-pub(crate) fn summary(status: &ApplicationStatus) -> (&'static str, &'static str) {
+pub(crate) fn summary(status: &ApplicationStatus) -> (ApplicationPhase, &'static str) {
     let verified = status.conditions.iter().find(|condition| condition.kind == "Verified");
     let word = match verified.map(|condition| condition.status) {
         Some("True") => "Verified",
@@ -110,9 +100,9 @@ fn destination_status(facts: &DestinationFacts) -> DestinationStatus {
         cluster: facts.cluster.clone(),
         namespace: facts.namespace.clone(),
         phase,
-        reason: reason.to_owned(),
+        reason,
         message: message.to_owned(),
-        health: report.map(|report| report.health.as_str().to_owned()),
+        health: report.map(|report| report.health),
         runs: report.is_some_and(|report| report.running.is_some()),
         connected: facts.connected,
         stale: facts.key.is_some() && !facts.connected && is_stale(facts.last_seen),
@@ -124,15 +114,21 @@ fn is_stale(last_seen: Option<Duration>) -> bool {
 }
 
 /// Returns phase, reason and message of a destination.
-fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
+fn phase(facts: &DestinationFacts) -> (ApplicationPhase, ReportedReason, &str) {
     if let Some(waiting) = &facts.waiting {
-        return (phase_of(waiting), &waiting.reason, &waiting.message);
+        return (waiting.phase, waiting.reason.into(), &waiting.message);
     }
     let Some(head) = &facts.head else {
         return match &facts.problem {
-            Some(problem) => (UNKNOWN, &problem.reason, &problem.message),
-            None if facts.reconciled => (UNKNOWN, "Pending", "no directive was issued yet"),
-            None => (UNKNOWN, "Pending", "not reconciled since the hub started"),
+            Some(problem) => (ApplicationPhase::Unknown, problem.reason.into(), &problem.message),
+            None if facts.reconciled => {
+                (ApplicationPhase::Unknown, Reason::Pending.into(), "no directive was issued yet")
+            }
+            None => (
+                ApplicationPhase::Unknown,
+                Reason::Pending.into(),
+                "not reconciled since the hub started",
+            ),
         };
     };
     let report = facts.report.as_ref().map(|record| &record.report);
@@ -146,61 +142,46 @@ fn phase(facts: &DestinationFacts) -> (&'static str, &str, &str) {
         } else {
             "the spoke is not connected; it receives the directive when it reconnects"
         };
-        return (PROGRESSING, "AwaitingReport", message);
+        return (ApplicationPhase::Progressing, Reason::AwaitingReport.into(), message);
     };
     if let Some(refusal) = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused) {
-        return (REFUSED, &refusal.reason, &refusal.message);
+        return (ApplicationPhase::Refused, refusal.reason.clone(), &refusal.message);
     }
     let phase = match report.phase {
-        Phase::Progressing => PROGRESSING,
-        Phase::Synced if head.runs_in(report) => SYNCED,
+        Phase::Progressing => ApplicationPhase::Progressing,
+        Phase::Synced if head.runs_in(report) => ApplicationPhase::Synced,
         Phase::Synced => {
             let message = "the spoke runs another plan than the newest one";
-            return (PROGRESSING, "OtherPlan", message);
+            return (ApplicationPhase::Progressing, Reason::OtherPlan.into(), message);
         }
-        Phase::OutOfSync => OUT_OF_SYNC,
-        Phase::Degraded => DEGRADED,
-        Phase::Refused => REFUSED,
-        Phase::Removed if head.operation == Operation::Remove => SYNCED,
-        Phase::Removed => UNKNOWN,
+        Phase::OutOfSync => ApplicationPhase::OutOfSync,
+        Phase::Degraded => ApplicationPhase::Degraded,
+        Phase::Refused => ApplicationPhase::Refused,
+        Phase::Removed if head.operation == Operation::Remove => ApplicationPhase::Synced,
+        Phase::Removed => ApplicationPhase::Unknown,
     };
-    (phase, &report.reason, &report.message)
-}
-
-/// Returns the phase for a reason to wait.
-fn phase_of(waiting: &Waiting) -> &'static str {
-    match waiting.reason.as_str() {
-        "AwaitingReceipts" => AWAITING_RECEIPTS,
-        "AwaitingSync" => OUT_OF_SYNC,
-        "AwaitingCluster" | "ClusterUnknown" | "ClusterPending" | "ClusterEvicted"
-        | "ClusterRevoked" => UNKNOWN,
-        _ => REFUSED,
-    }
-}
-
-fn worst(phases: impl Iterator<Item = &'static str>) -> &'static str {
-    let rank = |phase: &str| ORDER.iter().position(|known| *known == phase).unwrap_or(0);
-    let worst = phases.map(rank).max();
-    worst.and_then(|rank| ORDER.get(rank)).copied().unwrap_or(UNKNOWN)
+    (phase, report.reason.clone(), &report.message)
 }
 
 /// Returns `Ready` and the four conditions that it summarises.
 fn conditions(
     view: Option<&View>,
     destinations: &[DestinationStatus],
-    phase: &str,
+    phase: ApplicationPhase,
 ) -> Vec<Condition> {
     let verified = verified(destinations);
     let synced = synced(destinations);
     let healthy = healthy(destinations);
     let source = source_read(view);
-    let is_well = phase == SYNCED && healthy.is_true() && source.is_true();
+    let is_well = phase == ApplicationPhase::Synced && healthy.is_true() && source.is_true();
     let ready = if is_well {
         ready(destinations)
     } else {
         let cause = [&verified, &source, &synced, &healthy].into_iter().find(|c| !c.is_true());
-        let (reason, message) =
-            cause.map_or(("Pending", ""), |cause| (&cause.reason, &cause.message));
+        let (reason, message) = match cause {
+            Some(cause) => (cause.reason.clone(), cause.message.as_str()),
+            None => (Reason::Pending.into(), ""),
+        };
         Condition::new("Ready", "False", reason, message)
     };
     vec![ready, verified, synced, healthy, source]
@@ -211,9 +192,11 @@ fn ready(destinations: &[DestinationStatus]) -> Condition {
         Some(DestinationStatus { cluster, .. }) => {
             let message =
                 format!("cluster {cluster} is not connected; its last report may be stale");
-            Condition::new("Ready", "Unknown", "SpokeDisconnected", message)
+            Condition::new("Ready", "Unknown", Reason::SpokeDisconnected, message)
         }
-        None => Condition::new("Ready", "True", "Ready", "all destinations run the signed commit"),
+        None => {
+            Condition::new("Ready", "True", Reason::Ready, "all destinations run the signed commit")
+        }
     }
 }
 
@@ -222,76 +205,86 @@ fn located(destination: &DestinationStatus) -> String {
     format!("{cluster}/{namespace}: {message}")
 }
 
-fn first<'a>(destinations: &'a [DestinationStatus], phase: &str) -> Option<&'a DestinationStatus> {
+fn first(
+    destinations: &[DestinationStatus],
+    phase: ApplicationPhase,
+) -> Option<&DestinationStatus> {
     destinations.iter().find(|destination| destination.phase == phase)
 }
 
 fn verified(destinations: &[DestinationStatus]) -> Condition {
-    if let Some(refused) = first(destinations, REFUSED) {
-        Condition::new("Verified", "False", &refused.reason, located(refused))
-    } else if let Some(awaiting) = first(destinations, AWAITING_RECEIPTS) {
-        Condition::new("Verified", "Unknown", &awaiting.reason, located(awaiting))
+    if let Some(refused) = first(destinations, ApplicationPhase::Refused) {
+        Condition::new("Verified", "False", refused.reason.clone(), located(refused))
+    } else if let Some(awaiting) = first(destinations, ApplicationPhase::AwaitingReceipts) {
+        Condition::new("Verified", "Unknown", awaiting.reason.clone(), located(awaiting))
     } else if destinations.iter().all(|destination| destination.runs) {
         Condition::new(
             "Verified",
             "True",
-            "Verified",
+            Reason::Verified,
             "every destination runs a release signed by CI",
         )
     } else {
-        Condition::new("Verified", "Unknown", "Pending", "not every destination has reported")
+        Condition::new("Verified", "Unknown", Reason::Pending, "not every destination has reported")
     }
 }
 
 fn synced(destinations: &[DestinationStatus]) -> Condition {
-    match destinations.iter().find(|destination| destination.phase != SYNCED) {
-        None => Condition::new("Synced", "True", SYNCED, "all destinations are synced"),
-        Some(other) => Condition::new("Synced", "False", &other.reason, located(other)),
+    match destinations.iter().find(|destination| destination.phase != ApplicationPhase::Synced) {
+        None => Condition::new("Synced", "True", Reason::Synced, "all destinations are synced"),
+        Some(other) => Condition::new("Synced", "False", other.reason.clone(), located(other)),
     }
 }
 
 fn healthy(destinations: &[DestinationStatus]) -> Condition {
-    let unwell = destinations.iter().find(|other| other.health.as_deref() != Some("Current"));
-    match unwell.map(|other| (other, &other.health)) {
-        None => Condition::new("Healthy", "True", "Current", "every object is Current"),
-        Some((other, Some(health))) => Condition::new("Healthy", "False", health, located(other)),
-        Some((other, None)) => Condition::new("Healthy", "Unknown", "Pending", located(other)),
+    let unwell = destinations.iter().find(|other| other.health != Some(Health::Current));
+    match unwell.map(|other| (other, other.health)) {
+        None => Condition::new("Healthy", "True", Reason::Current, "every object is Current"),
+        Some((other, Some(health))) => {
+            Condition::new("Healthy", "False", health.reason(), located(other))
+        }
+        Some((other, None)) => {
+            Condition::new("Healthy", "Unknown", Reason::Pending, located(other))
+        }
     }
 }
 
 fn source_read(view: Option<&View>) -> Condition {
     match view.map(|view| &view.problem) {
-        None => Condition::new("SourceRead", "Unknown", "Pending", "not reconciled yet"),
+        None => Condition::new("SourceRead", "Unknown", Reason::Pending, "not reconciled yet"),
         Some(Some(problem)) => {
-            Condition::new("SourceRead", "False", &problem.reason, &problem.message)
+            Condition::new("SourceRead", "False", problem.reason, problem.message.as_str())
         }
-        Some(None) => Condition::new("SourceRead", "True", "SourceRead", "the repository was read"),
+        Some(None) => {
+            Condition::new("SourceRead", "True", Reason::SourceRead, "the repository was read")
+        }
     }
 }
 
 fn deleting() -> Condition {
     let message = "the application is being removed from its destinations";
-    Condition::new("Deleting", "True", "Deleting", message)
+    Condition::new("Deleting", "True", Reason::Deleting, message)
 }
 
 fn disconnected(destinations: &[DestinationStatus]) -> Option<Condition> {
     let away = destinations.iter().find(|destination| !destination.connected)?;
     let message = format!("cluster {} is not connected", away.cluster);
-    Some(Condition::new("Connected", "False", "SpokeDisconnected", message))
+    Some(Condition::new("Connected", "False", Reason::SpokeDisconnected, message))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::view::Waiting;
     use super::*;
 
-    fn destination(cluster: &str, phase: &'static str, stale: bool) -> DestinationStatus {
+    fn destination(cluster: &str, phase: ApplicationPhase, stale: bool) -> DestinationStatus {
         DestinationStatus {
             cluster: cluster.into(),
             namespace: "web".into(),
             phase,
-            reason: phase.into(),
+            reason: ReportedReason::parse(phase.as_str()),
             message: "what it says".into(),
-            health: Some("Current".into()),
+            health: Some(Health::Current),
             runs: true,
             connected: true,
             stale,
@@ -301,19 +294,21 @@ mod tests {
     #[test]
     fn ready_says_when_git_cannot_be_read_and_when_a_cluster_has_long_been_silent() {
         let unread = View {
-            problem: Some(Waiting::new("RepositoryUnreachable", "nobody answers")),
+            problem: Some(Waiting::unknown(Reason::RepositoryUnreachable, "nobody answers")),
             ..View::default()
         };
         for (view, phase, silent, status, reason) in [
-            (View::default(), SYNCED, false, "True", "Ready"),
-            (unread.clone(), SYNCED, false, "False", "RepositoryUnreachable"),
-            (View::default(), SYNCED, true, "Unknown", "SpokeDisconnected"),
+            (View::default(), ApplicationPhase::Synced, false, "True", "Ready"),
+            (unread.clone(), ApplicationPhase::Synced, false, "False", "RepositoryUnreachable"),
+            (View::default(), ApplicationPhase::Synced, true, "Unknown", "SpokeDisconnected"),
             // A known problem takes precedence over a stale report.
-            (View::default(), DEGRADED, true, "False", DEGRADED),
-            (unread, SYNCED, true, "False", "RepositoryUnreachable"),
+            (View::default(), ApplicationPhase::Degraded, true, "False", "Degraded"),
+            (unread, ApplicationPhase::Synced, true, "False", "RepositoryUnreachable"),
         ] {
-            let shown =
-                [destination("staging", phase, silent), destination("production", SYNCED, false)];
+            let shown = [
+                destination("staging", phase, silent),
+                destination("production", ApplicationPhase::Synced, false),
+            ];
             let all = conditions(Some(&view), &shown, phase);
             let ready = all.iter().find(|condition| condition.kind == "Ready").unwrap();
             assert_eq!((ready.status, ready.reason.as_str()), (status, reason));
@@ -326,13 +321,5 @@ mod tests {
         assert!(!is_stale(Some(STALE_REPORT_AFTER)));
         assert!(is_stale(Some(STALE_REPORT_AFTER + Duration::from_secs(1))));
         assert!(is_stale(None));
-    }
-
-    #[test]
-    fn an_application_is_as_well_as_its_worst_destination() {
-        assert_eq!(worst(["Synced", "Progressing"].into_iter()), "Progressing");
-        assert_eq!(worst(["Synced", "Refused", "Degraded"].into_iter()), "Refused");
-        assert_eq!(worst(["Synced"].into_iter()), "Synced");
-        assert_eq!(worst(std::iter::empty()), "Unknown");
     }
 }

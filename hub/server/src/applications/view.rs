@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::documents::manifest::Object;
+use attest_common::session::report::ApplicationPhase;
 use attest_common::verify::VerifyError;
 use bytes::Bytes;
 
@@ -22,22 +24,47 @@ pub(crate) struct Rendered {
 /// Reason that no directive is issued although the destination differs from the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// A stable word.
-    pub reason: String,
+    /// Phase of a destination that waits for this.
+    pub phase: ApplicationPhase,
+    pub reason: Reason,
     pub message: String,
     /// This counts as a failed verification.
     pub counted: bool,
 }
 
 impl Waiting {
-    /// Creates a reason that does not count as a failed verification.
-    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self { reason: reason.to_owned(), message: message.into(), counted: false }
+    /// The state is unknown: the cluster, the repository or the renderer is not available.
+    pub(crate) fn unknown(reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::Unknown, reason, message)
     }
 
-    /// Creates a reason from a failed verification.
-    pub(crate) fn refused(error: &VerifyError) -> Self {
-        Self { reason: error.reason().to_owned(), message: text::error_chain(error), counted: true }
+    /// CI has signed no release for the commit.
+    pub(crate) fn for_receipts(message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::AwaitingReceipts, Reason::AwaitingReceipts, message)
+    }
+
+    /// A release is ready, and an operator has to sync it.
+    pub(crate) fn for_sync(message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::OutOfSync, Reason::AwaitingSync, message)
+    }
+
+    /// The commit cannot be deployed as it is. Does not count as a failed verification.
+    pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::Refused, reason, message)
+    }
+
+    /// The commit contradicts what CI signed.
+    pub(crate) fn contradiction(reason: Reason, message: impl Into<String>) -> Self {
+        Self { counted: true, ..Self::refused(reason, message) }
+    }
+
+    /// The verification of a release failed.
+    pub(crate) fn unverified(error: &VerifyError) -> Self {
+        Self::contradiction(error.reason(), text::error_chain(error))
+    }
+
+    fn of(phase: ApplicationPhase, reason: Reason, message: impl Into<String>) -> Self {
+        Self { phase, reason, message: message.into(), counted: false }
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, MutexGuard};
 
 use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::basics::locked::Locked;
+use attest_common::session::report::ApplicationPhase;
 
-use super::status::{Condition, SYNCED};
+use super::status::Condition;
 use super::view::View;
 use crate::core::metrics::Metrics;
 
@@ -72,7 +73,7 @@ impl Views {
     }
 
     /// Updates the metrics by the phase of an application.
-    pub(crate) fn note_phase(&self, metrics: &Metrics, application: &str, phase: &str) {
+    pub(crate) fn note_phase(&self, metrics: &Metrics, application: &str, phase: ApplicationPhase) {
         self.phases.note(metrics, application, Some(phase));
     }
 
@@ -92,10 +93,10 @@ struct Phases {
 
 impl Phases {
     /// Records the phase of an application; `None` when it is deleted.
-    fn note(&self, metrics: &Metrics, application: &str, phase: Option<&str>) {
+    fn note(&self, metrics: &Metrics, application: &str, phase: Option<ApplicationPhase>) {
         let mut synced = self.synced.lock();
         match phase {
-            Some(phase) => synced.insert(application.to_owned(), phase == SYNCED),
+            Some(phase) => synced.insert(application.to_owned(), phase == ApplicationPhase::Synced),
             None => synced.remove(application),
         };
         metrics.applications.set(gauge(synced.len()));
@@ -137,6 +138,8 @@ impl Transitions {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::basics::reason::Reason;
+
     use super::super::view::Waiting;
     use super::*;
 
@@ -147,7 +150,7 @@ mod tests {
         let condition = |status: &'static str| Condition {
             kind: "Ready",
             status,
-            reason: "R".into(),
+            reason: Reason::Pending.into(),
             message: String::new(),
             last_transition_time: Timestamp::UNIX_EPOCH,
         };
@@ -167,8 +170,11 @@ mod tests {
         let views = Views::default();
         let name = |text: &str| Name::new(text).unwrap();
         let waiting = || View {
-            waiting: [((name("staging"), name("web")), Waiting::new("ClusterPending", "waits"))]
-                .into(),
+            waiting: [(
+                (name("staging"), name("web")),
+                Waiting::unknown(Reason::ClusterPending, "waits"),
+            )]
+            .into(),
             ..View::default()
         };
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 
 use super::store::StoreError;
 use super::store::records::Records;
@@ -40,7 +41,7 @@ impl Epoch {
             let epoch = records.begin_epoch_above(seen)?;
             self.current.store(epoch, Ordering::SeqCst);
             tracing::warn!(
-                reason = "EpochForgotten",
+                reason = Reason::EpochRaised.as_str(),
                 seen,
                 epoch,
                 "Spoke holds directives unknown to this hub, as after a restore from a backup; beginning a new epoch"

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
 use tokio::sync::Notify;
@@ -180,9 +181,9 @@ impl Fleet {
     }
 
     /// Closes the connection of a cluster, if there is one, with a reason for the spoke.
-    pub fn close(&self, cluster: &ClusterId, code: quinn::VarInt, reason: &str) {
+    pub fn close(&self, cluster: &ClusterId, code: quinn::VarInt, reason: Reason) {
         if let Some(session) = self.state().sessions.get(cluster) {
-            session.connection.close(code, reason.as_bytes());
+            session.connection.close(code, reason.as_str().as_bytes());
         }
     }
 

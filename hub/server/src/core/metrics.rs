@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use attest_common::basics::locked::Locked;
-
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// Most distinct reasons in one metric; further ones are counted as `Other`.
 pub(crate) const REASONS_MAX: usize = 64;
+
+/// Label of all other reasons.
+const OTHER: &str = "Other";
 
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
@@ -17,7 +20,7 @@ const SECONDS: [f64; 14] =
 #[derive(Debug)]
 pub struct Metrics {
     exposition: Exposition,
-    reasons: Locked<BTreeSet<String>>,
+    reasons: Locked<BTreeSet<Reason>>,
     pub applications: IntGauge,
     pub applications_synced: IntGauge,
     pub sync_duration: Histogram,
@@ -162,17 +165,16 @@ impl Metrics {
         })
     }
 
-    /// Returns `reason` as a label value, or `Other` beyond `REASONS_MAX` distinct reasons.
-    pub fn label(&self, reason: &str) -> String {
-        let is_word = !reason.is_empty()
-            && reason.len() <= 64
-            && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    /// Returns the label value of a reason: its word, or `Other` outside the registry and beyond `REASONS_MAX`
+    /// distinct reasons.
+    pub fn label(&self, reason: &ReportedReason) -> &'static str {
+        let Some(reason) = reason.known() else { return OTHER };
         let mut reasons = self.reasons.lock();
-        if !is_word || (reasons.len() >= REASONS_MAX && !reasons.contains(reason)) {
-            return "Other".to_owned();
+        if reasons.len() >= REASONS_MAX && !reasons.contains(&reason) {
+            return OTHER;
         }
-        reasons.insert(reason.to_owned());
-        reason.to_owned()
+        reasons.insert(reason);
+        reason.as_str()
     }
 
     /// Returns all metrics in the text format of Prometheus.
@@ -189,12 +191,14 @@ mod tests {
     fn reasons_that_others_choose_cannot_grow_without_end() {
         let metrics = Metrics::new().unwrap();
 
-        for number in 0..1_000 {
-            metrics.label(&format!("Reason{number}"));
+        for reason in Reason::ALL {
+            metrics.label(&ReportedReason::from(*reason));
         }
 
-        assert_eq!(metrics.label("Reason1"), "Reason1");
-        assert_eq!(metrics.label("Reason999"), "Other");
-        assert_eq!(metrics.label("with \"quotes\""), "Other");
+        let [first, .., last] = Reason::ALL else { panic!("no reasons") };
+        assert_eq!(metrics.label(&ReportedReason::from(*first)), first.as_str());
+        assert_eq!(metrics.label(&ReportedReason::from(*last)), "Other");
+        assert_eq!(metrics.label(&ReportedReason::parse("OfALaterRelease")), "Other");
+        assert_eq!(metrics.label(&ReportedReason::parse("with \"quotes\"")), "Other");
     }
 }

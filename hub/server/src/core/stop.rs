@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use attest_common::basics::reason::Reason;
 use tokio_util::sync::CancellationToken;
 
 /// Stops all parts of the hub.
@@ -66,9 +67,10 @@ impl Drop for PartGuard {
         if self.stop.is_cancelled() {
             return;
         }
-        let reason = if std::thread::panicking() { "PartPanicked" } else { "PartEnded" };
+        let reason =
+            if std::thread::panicking() { Reason::TaskPanicked } else { Reason::TaskEnded };
         tracing::error!(
-            reason,
+            reason = reason.as_str(),
             part = self.name,
             "Part of the hub ended unexpectedly; stopping the hub"
         );

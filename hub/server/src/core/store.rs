@@ -8,6 +8,8 @@ pub mod records;
 
 use std::path::Path;
 
+use attest_common::basics::reason::Reason;
+
 pub use file::RedbStore;
 
 /// Longest key of a table in bytes.
@@ -210,20 +212,20 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Missing { .. } => "StoreMissing",
-            Self::Exists { .. } => "StoreExists",
-            Self::Locked { .. } => "StoreLocked",
-            Self::DiskFull { .. } => "DiskFull",
-            Self::Open { .. } => "StoreOpen",
-            Self::Read(_) => "StoreRead",
-            Self::Commit(_) => "StoreCommit",
+            Self::Missing { .. } => Reason::StoreMissing,
+            Self::Exists { .. } => Reason::StoreExists,
+            Self::Locked { .. } => Reason::StoreLocked,
+            Self::DiskFull { .. } => Reason::DiskFull,
+            Self::Open { .. } => Reason::StoreOpen,
+            Self::Read(_) => Reason::StoreRead,
+            Self::Commit(_) => Reason::StoreCommit,
             Self::Unknown(cause) if matches!(**cause, Self::DiskFull { .. }) => cause.reason(),
-            Self::Unknown(_) => "StoreUnknown",
-            Self::Conflict { .. } => "Conflict",
-            Self::Format { .. } => "StoreFormat",
+            Self::Unknown(_) => Reason::StoreUnknown,
+            Self::Conflict { .. } => Reason::Conflict,
+            Self::Format { .. } => Reason::StoreFormat,
         }
     }
 }

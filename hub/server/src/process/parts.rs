@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attest_common::basics::reason::Reason;
 use attest_supply::recipe::declared_source_root;
 use attest_supply::render::Kustomize;
 use attest_supply::source::{Source, UrlPolicy};
@@ -105,12 +106,12 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Home(error) => error.reason(),
             Self::Store(error) => error.reason(),
-            Self::Metrics(_) => "Metrics",
+            Self::Metrics(_) => Reason::MetricsInvalid,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::bundle::write_private;
+use attest_common::basics::reason::Reason;
 use attest_runtime::probes::{self, BindError};
 use attest_supply::render::Kustomize;
 use serde::Serialize;
@@ -130,7 +131,10 @@ async fn serving(
 ) {
     let served = async {
         if let Err(error) = serves.await {
-            tracing::error!(reason = "ServeFailed", "Failed to serve the {what}: {error}");
+            tracing::error!(
+                reason = Reason::ServeFailed.as_str(),
+                "Failed to serve the {what}: {error}"
+            );
         }
     };
     stop.part(what, served).await;
@@ -182,7 +186,7 @@ async fn renew_certificate(
         };
         if let Err(error) = changed {
             tracing::error!(
-                reason = "CertificateRenewal",
+                reason = Reason::CertificateRenewal.as_str(),
                 "Failed to renew the hub's certificate: {error}"
             );
         }
@@ -214,8 +218,8 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// A stable word for logs.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Home(error) => error.reason(),
             Self::Start(error) => error.reason(),
@@ -223,9 +227,9 @@ impl RunError {
             Self::Link(error) => error.reason(),
             Self::Api(error) => error.reason(),
             Self::Probes(error) => error.reason(),
-            Self::Socket(_) => "Socket",
-            Self::Part(_) => "PartEnded",
-            Self::Ended => "Ended",
+            Self::Socket(_) => Reason::Socket,
+            Self::Part(_) => Reason::TaskEnded,
+            Self::Ended => Reason::StartInterrupted,
         }
     }
 }

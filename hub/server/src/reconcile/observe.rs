@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::basics::ids::{DestinationKey, Name, Timestamp};
+use attest_common::basics::reason::Reason;
 use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
 use attest_supply::render::Kustomize;
@@ -227,7 +228,7 @@ fn reachable(
     let Some(record) = core.directory.named(name) else {
         let message =
             format!("cluster {name} is not registered; `attest gitops cluster add {name}`");
-        return Err(Waiting::new("ClusterUnknown", message));
+        return Err(Waiting::unknown(Reason::ClusterUnknown, message));
     };
     match record.state {
         ClusterState::Accepted => {}
@@ -237,24 +238,27 @@ fn reachable(
                 "cluster {name} was evicted; to reconnect it: \
                  `attest gitops cluster rejoin {name} --kubeconfig F`"
             );
-            return Err(Waiting::new("ClusterEvicted", message));
+            return Err(Waiting::unknown(Reason::ClusterEvicted, message));
         }
         ClusterState::Pending => {
             let message = format!(
                 "cluster {name} waits for `attest gitops cluster accept {name} --fingerprint SHA256:…`, \
                  with the fingerprint that its spoke logs"
             );
-            return Err(Waiting::new("ClusterPending", message));
+            return Err(Waiting::unknown(Reason::ClusterPending, message));
         }
         ClusterState::Revoked => {
-            return Err(Waiting::new("ClusterRevoked", format!("cluster {name} is revoked")));
+            return Err(Waiting::unknown(
+                Reason::ClusterRevoked,
+                format!("cluster {name} is revoked"),
+            ));
         }
     }
     match core.fleet.reported_policy(&record.id) {
         Some(policy) => Ok((record, policy)),
         None => {
             let message = format!("cluster {name} has not connected yet");
-            Err(Waiting::new("AwaitingCluster", message))
+            Err(Waiting::unknown(Reason::AwaitingCluster, message))
         }
     }
 }

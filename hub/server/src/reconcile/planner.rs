@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use attest_common::basics::envelope::{self, STATEMENT_TYPE};
 use attest_common::basics::ids::{DestinationKey, Digest, Timestamp};
 use attest_common::basics::keys::{KeyId, PublicKey};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Role;
 use attest_common::basics::text;
 use attest_common::documents::manifest::{self, Object};
@@ -131,14 +132,14 @@ fn differs(situation: &Situation<'_>, newest: &Candidate) -> Waiting {
              while this hub has {name} {version}; use the same version",
             release.counter, release.renderer.name, release.renderer.version
         );
-        return Waiting { reason: "RendererMismatch".to_owned(), message, counted: true };
+        return Waiting::contradiction(Reason::RendererMismatch, message);
     }
     let mut message = format!(
         "commit {commit} does not render to what CI signed as release {} ({})",
         release.counter, release.version
     );
     message.push_str(&named_differences(situation, newest));
-    Waiting { reason: "ContentDigest".to_owned(), message: text::message(&message), counted: true }
+    Waiting::contradiction(Reason::ContentDigest, text::message(&message))
 }
 
 /// The first differences between what a release signed and what the commit holds, for a message.
@@ -179,7 +180,7 @@ fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Wait
         ),
     };
     let message = format!("commit {commit} is not deployed: {more}");
-    Waiting::new("AwaitingReceipts", text::message(&message))
+    Waiting::for_receipts(text::message(&message))
 }
 
 fn running(head: Option<&LedgerEntry>) -> Option<&Planned> {
@@ -204,7 +205,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
              `attest release --from {counter}` signs it again with a new counter",
             situation.commit, planned.counter
         );
-        return Decision::Waiting(Waiting::new("CounterRegressed", message));
+        return Decision::Waiting(Waiting::refused(Reason::CounterRegressed, message));
     }
     let signed: Vec<&Bytes> = candidate
         .release
@@ -228,7 +229,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         Material { release: &candidate.envelope, receipts: &receipts, content: &rendered.bytes };
     let admitted = match verify::release(&material, &render.name, &application.asked, &place) {
         Ok(admitted) => admitted,
-        Err(error) => return Decision::Waiting(Waiting::refused(&error)),
+        Err(error) => return Decision::Waiting(Waiting::unverified(&error)),
     };
     let plan = plan(application, &admitted, &material);
     if running(situation.head)
@@ -239,7 +240,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     if !application.automated && !situation.asked_for {
         let message =
             format!("release {counter} is ready; `attest gitops app sync {}`", application.name);
-        return Decision::Waiting(Waiting::new("AwaitingSync", message));
+        return Decision::Waiting(Waiting::for_sync(message));
     }
     let mut blobs = vec![candidate.envelope.clone()];
     blobs.extend(signed.into_iter().cloned());

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::DestinationKey;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
+use attest_common::session::report::ApplicationPhase;
 use attest_runtime::clock::now;
 
 use super::commit::Committed;
@@ -26,9 +28,9 @@ use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
 #[derive(Debug, Default)]
 pub(super) struct PublishedCache {
     /// What was counted as held, by destination: commit and reason.
-    held: BTreeMap<DestinationKey, (String, String)>,
+    held: BTreeMap<DestinationKey, (String, Reason)>,
     /// Phase, generation of the manifest, and the rest of the line that was logged last.
-    logged: Option<(&'static str, u64, String)>,
+    logged: Option<(ApplicationPhase, u64, String)>,
 }
 
 /// Where the outcome of a pass goes.
@@ -75,7 +77,7 @@ fn publish_decisions(
     for decision in decisions {
         match decision {
             Decision::Hold { destination, waiting, .. } => {
-                let held = (commit.to_owned(), waiting.reason.clone());
+                let held = (commit.to_owned(), waiting.reason);
                 if cache.held.insert(destination.clone(), held.clone()) != Some(held) {
                     log_hold(&core.metrics, observation.application(), destination, waiting);
                 }
@@ -164,7 +166,7 @@ pub(super) fn publish_status(
         target: CONTROLLER,
         application = name.as_str(),
         namespace,
-        phase,
+        phase = phase.as_str(),
         verification_status = verification,
         "Successfully reconciled AttestApplication: {namespace}/{name}"
     );
@@ -175,18 +177,18 @@ pub(super) fn log_failure(name: &str, error: &StoreError) {
     tracing::error!(
         target: CONTROLLER,
         application = name,
-        reason = error.reason(),
+        reason = error.reason().as_str(),
         "Cannot reconcile AttestApplication {name}: {}", text::error_chain(error)
     );
 }
 
 fn log_problem(metrics: &Metrics, application: &Application, waiting: &Waiting) {
-    let reason = metrics.label(&waiting.reason);
+    let reason = metrics.label(&waiting.reason.into());
     metrics.source_failures.with_label_values(&[reason]).inc();
     tracing::warn!(
         target: CONTROLLER,
         application = application.name.as_str(),
-        reason = waiting.reason,
+        reason = waiting.reason.as_str(),
         "Cannot read the source of AttestApplication {}: {}",
         application.name, waiting.message
     );
@@ -198,30 +200,25 @@ fn log_hold(
     destination: &DestinationKey,
     waiting: &Waiting,
 ) {
-    let label = metrics.label(&waiting.reason);
+    let label = metrics.label(&waiting.reason.into());
     metrics.holds.with_label_values(&[label]).inc();
     tracing::warn!(
         target: CONTROLLER,
         application = destination.application.as_str(),
         namespace = application.namespace,
         destination = destination.to_string(),
-        reason = waiting.reason,
+        reason = waiting.reason.as_str(),
         "Not deployed: {}", waiting.message
     );
     if !waiting.counted {
         return;
     }
     metrics.verifications.with_label_values(&["refused"]).inc();
-    match waiting.reason.as_str() {
-        "SignatureInvalid" | "UntrustedKey" => metrics.signature_failures.inc(),
-        "ApplicationNotAllowed"
-        | "SourceNotAllowed"
-        | "NamespaceNotAllowed"
-        | "KindNotAllowed"
-        | "PolicyFloor" => {
-            metrics.policy_validations.with_label_values(&["refused"]).inc();
-        }
-        _ => {}
+    if waiting.reason.is_signature_failure() {
+        metrics.signature_failures.inc();
+    }
+    if waiting.reason.is_policy_refusal() {
+        metrics.policy_validations.with_label_values(&["refused"]).inc();
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_runtime::clock::now;
 use attest_supply::source::{
@@ -43,12 +44,12 @@ impl Repositories {
     /// How a repository is reached with what the hub holds for it.
     pub(super) fn remote(&self, url: &str) -> Result<Remote, Waiting> {
         let parsed = RepositoryUrl::parse(url, &self.urls)
-            .map_err(|error| Waiting::new(error.reason(), error.to_string()))?;
+            .map_err(|error| Waiting::unknown(error.reason(), error.to_string()))?;
         let record = self
             .core
             .records
             .get::<RepositoryRecord>(parsed.normalised())
-            .map_err(|error| Waiting::new(error.reason(), text::error_chain(&error)))?;
+            .map_err(|error| Waiting::unknown(error.reason(), text::error_chain(&error)))?;
         let Some(record) = record else {
             return Ok(Remote { url: parsed, credentials: Credentials::default() });
         };
@@ -57,7 +58,7 @@ impl Repositories {
                 "the credential for {url} may push, and who owns the hub must not make CI sign: \
                  give it read access only, then `attest gitops repo add` again (or --allow-push-credential)"
             );
-            return Err(Waiting::new("CredentialCanPush", message));
+            return Err(Waiting::unknown(Reason::CredentialCanPush, message));
         }
         Ok(Remote { url: parsed, credentials: credentials(&record) })
     }
@@ -134,7 +135,7 @@ impl Repositories {
         match answer {
             Ok(can_push) => (record.can_push, record.problem) = (Some(can_push), None),
             Err(error) => {
-                record.problem = Some((error.reason().to_owned(), text::error_chain(&error)));
+                record.problem = Some((error.reason().into(), text::error_chain(&error)));
             }
         }
         record.checked_at = Some(now());
@@ -148,14 +149,14 @@ impl Repositories {
 
 fn log_push_unknown(error: &StoreError, what: &str) {
     tracing::error!(
-        reason = error.reason(),
+        reason = error.reason().as_str(),
         "Whether credentials may push is not known: {what}: {}",
         text::error_chain(error)
     );
 }
 
 fn unread(error: &SourceError) -> Waiting {
-    Waiting::new(error.reason(), text::error_chain(error))
+    Waiting::unknown(error.reason(), text::error_chain(error))
 }
 
 /// The credentials that a record holds.

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use attest_certs::TlsError;
 use attest_common::basics::ids::{ClusterId, Digest};
+use attest_common::basics::reason::Reason;
 use attest_common::session::frame::FrameError;
 use attest_runtime::frames::StreamError;
-use attest_runtime::probes::ADDRESS_IN_USE;
+
 use quinn::VarInt;
 
 use super::close::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
@@ -80,28 +81,28 @@ impl From<StreamError> for LinkError {
 }
 
 impl LinkError {
-    /// A stable word for metrics, logs and the reason of a close.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Listen { .. } => ADDRESS_IN_USE,
+            Self::Listen { .. } => Reason::AddressInUse,
             Self::Tls(error) => error.reason(),
-            Self::Crypto => "TlsCrypto",
+            Self::Crypto => Reason::TlsCrypto,
             Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::StreamClosed => {
-                "ConnectionLost"
+                Reason::ConnectionLost
             }
-            Self::Silent => "GreetingTimeout",
-            Self::NotReading => "NotReading",
-            Self::HelloInvalid(_) => "HelloInvalid",
-            Self::ProtocolVersion(..) => "ProtocolVersion",
-            Self::ClusterUnknown(_) => "ClusterUnknown",
-            Self::ClusterRevoked(_) => "ClusterRevoked",
-            Self::ClusterPending(_) => "ClusterPending",
-            Self::CertificateNotCurrent(_) => "CertificateNotCurrent",
-            Self::CertificateExpired => "CertificateExpired",
-            Self::Stopping => "HubStopping",
-            Self::BlobMissing(_) => "BlobMissing",
+            Self::Silent => Reason::PeerTimeout,
+            Self::NotReading => Reason::WriteTimeout,
+            Self::HelloInvalid(_) => Reason::HelloInvalid,
+            Self::ProtocolVersion(..) => Reason::ProtocolVersion,
+            Self::ClusterUnknown(_) => Reason::ClusterUnknown,
+            Self::ClusterRevoked(_) => Reason::ClusterRevoked,
+            Self::ClusterPending(_) => Reason::ClusterPending,
+            Self::CertificateNotCurrent(_) => Reason::CertificateNotCurrent,
+            Self::CertificateExpired => Reason::CertificateExpired,
+            Self::Stopping => Reason::HubStopping,
+            Self::BlobMissing(_) => Reason::BlobMissing,
             Self::Frame(error) => error.reason(),
-            Self::FrameTooLarge { .. } => "FrameTooLarge",
+            Self::FrameTooLarge { .. } => Reason::FrameTooLarge,
             Self::Store(error) => error.reason(),
         }
     }
@@ -131,6 +132,6 @@ impl LinkError {
             | Self::StreamClosed
             | Self::Store(_) => CLOSE_COME_BACK,
         };
-        (code, self.reason())
+        (code, self.reason().as_str())
     }
 }

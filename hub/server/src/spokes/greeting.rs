@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::basics::reason::Reason;
 use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{Hello, Seen, ToHub, ToHubBody, ToSpokeBody, Welcome};
 use attest_common::session::negotiate;
@@ -127,7 +128,7 @@ async fn plausible(
     if let Some((destination, held)) = implausible.first_key_value() {
         tracing::warn!(
             destination = destination.to_string(),
-            reason = "HeldUnbelievable",
+            reason = Reason::ClaimImplausible.as_str(),
             epoch = held.epoch,
             sequence = held.sequence,
             destinations = implausible.len(),
@@ -139,7 +140,7 @@ async fn plausible(
     {
         tracing::warn!(
             cluster = cluster.as_str(),
-            reason = "HeldTooOften",
+            reason = Reason::ClaimRateLimited.as_str(),
             "Ignoring repeated claims of unknown directives (rate limited)"
         );
         held.retain(|destination, held| !is_unknown(core, destination, *held, epoch));
@@ -201,7 +202,7 @@ async fn introduce(
         } else {
             tracing::warn!(
                 cluster = cluster.as_str(),
-                reason = "TrustPolicyInvalid",
+                reason = Reason::TrustPolicyInvalid.as_str(),
                 "Unreadable trust policy from spoke; keeping the previous one"
             );
         }
@@ -214,7 +215,7 @@ async fn introduce(
         } else {
             tracing::warn!(
                 cluster = cluster.as_str(),
-                reason = "IntroducedTooOften",
+                reason = Reason::MetadataRateLimited.as_str(),
                 "Spoke metadata changes too often; not persisting (rate limited)"
             );
         }

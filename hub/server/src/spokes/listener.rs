@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use attest_certs::tls::{Admission, admit, hub_quic};
 use attest_certs::{Bundle, PeerIdentity};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::session::BIDIRECTIONAL_STREAMS_MAX;
 use attest_runtime::frames;
@@ -129,7 +130,7 @@ impl SpokeListener {
             };
             tokio::spawn(serve(shared.clone(), joins.clone(), incoming, permit));
         }
-        self.endpoint.close(CLOSE_COME_BACK, b"HubStopping");
+        self.endpoint.close(CLOSE_COME_BACK, Reason::HubStopping.as_str().as_bytes());
         self.endpoint.wait_idle().await;
     }
 }
@@ -150,14 +151,14 @@ async fn serve(
         Ok(Greeted::Join(connection)) => {
             let Some(_permit) = joins.acquire(Some(connection.remote_address().ip())) else {
                 shared.core.metrics.handshakes_refused.inc();
-                return connection.close(CLOSE_COME_BACK, b"JoinsBusy");
+                return connection.close(CLOSE_COME_BACK, Reason::JoinLimit.as_str().as_bytes());
             };
             Box::pin(join::serve(&shared.registration, &connection)).await;
         }
         Err(error) => {
             shared.core.metrics.handshakes_failed.inc();
             tracing::info!(
-                reason = error.reason(),
+                reason = error.reason().as_str(),
                 "Connection rejected: {}",
                 text::error_chain(&error)
             );
@@ -205,12 +206,12 @@ async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkErro
         Ok(Admission::Session(peer)) => match admit_cluster(core, &peer).await {
             Ok(()) => Ok(Greeted::Session(connection, peer)),
             Err(error) => {
-                connection.close(CLOSE_NOT_ADMITTED, error.reason().as_bytes());
+                connection.close(CLOSE_NOT_ADMITTED, error.reason().as_str().as_bytes());
                 Err(error)
             }
         },
         Err(error) => {
-            connection.close(CLOSE_NOT_ADMITTED, error.reason().as_bytes());
+            connection.close(CLOSE_NOT_ADMITTED, error.reason().as_str().as_bytes());
             Err(error)
         }
     }

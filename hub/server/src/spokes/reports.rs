@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
 use attest_runtime::clock::now;
@@ -77,7 +78,7 @@ pub(crate) fn start(core: Arc<Core>, waker: Arc<Waker>) -> Reports {
                     }
                 }
                 Err(error) => tracing::error!(
-                    reason = error.reason(),
+                    reason = error.reason().as_str(),
                     "Failed to store reports; spokes send them again: {}",
                     text::error_chain(&error)
                 ),
@@ -161,7 +162,7 @@ fn note_unordered(
         target: CONTROLLER,
         application = destination.application.as_str(),
         destination = destination.to_string(),
-        reason = "ReportOfUnordered",
+        reason = Reason::UnorderedReport.as_str(),
         phase = report.phase.as_str(),
         reported = refusal.map_or(report.reason.as_str(), |refusal| refusal.reason.as_str()),
         "Report about a destination that this hub never deployed: {}",
@@ -171,10 +172,8 @@ fn note_unordered(
 
 /// Truncates the texts of a report and removes control characters, because they are shown in terminals and logs.
 fn sanitized(mut report: Report) -> Report {
-    report.reason = word(&report.reason);
     report.message = text::message(&report.message);
     if let Some(refusal) = &mut report.refusal {
-        refusal.reason = word(&refusal.reason);
         refusal.message = text::message(&refusal.message);
     }
     if let Some(running) = &mut report.running {
@@ -225,13 +224,13 @@ fn push_to_report_us(
 fn result(destination: &DestinationKey, record: &ReportRecord) -> Option<ResultRecord> {
     let report = &record.report;
     let refused = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused);
-    let reason = refused.map_or(report.reason.as_str(), |refusal| refusal.reason.as_str());
+    let reason = refused.map_or(&report.reason, |refusal| &refusal.reason);
     let sequence = refused.and_then(|refusal| refusal.sequence).or(report.sequence)?;
     Some(ResultRecord {
         destination: destination.clone(),
         sequence,
         result: report.phase.as_str().to_owned(),
-        reason: reason.chars().take(80).collect(),
+        reason: reason.clone(),
         at: record.received_at,
     })
 }
@@ -246,14 +245,14 @@ fn announce(core: &Core, destination: &DestinationKey, record: &ReportRecord) {
     };
     let label = core.metrics.label(&refusal.reason);
     core.metrics.refusals.with_label_values(&[label]).inc();
-    if matches!(refusal.reason.as_str(), "SignatureInvalid" | "UntrustedKey") {
+    if refusal.reason.known().is_some_and(Reason::is_signature_failure) {
         core.metrics.signature_failures.inc();
     }
     tracing::warn!(
         target: CONTROLLER,
         application = destination.application.as_str(),
         destination = destination.to_string(),
-        reason = refusal.reason,
+        reason = refusal.reason.as_str(),
         sequence = refusal.sequence,
         "Directive refused by cluster: {}", text::message(&refusal.message)
     );
@@ -261,6 +260,7 @@ fn announce(core: &Core, destination: &DestinationKey, record: &ReportRecord) {
 
 #[cfg(test)]
 mod tests {
+    use attest_common::basics::reason::ReportedReason;
     use attest_common::objects::health::Health;
 
     use super::*;
@@ -275,7 +275,7 @@ mod tests {
             epoch: None,
             sequence: Some(1),
             phase: Phase::Refused,
-            reason: "\u{1b}[2J".repeat(100),
+            reason: ReportedReason::parse(&"\u{1b}[2J".repeat(100)),
             message: "a\r\nb".repeat(10_000),
             running: None,
             refusal: None,
@@ -292,8 +292,8 @@ mod tests {
 
         let kept = sanitized(report);
 
-        assert!(!kept.reason.chars().any(char::is_control));
+        assert!(!kept.reason.as_str().chars().any(char::is_control));
         assert!(!kept.message.chars().any(char::is_control));
-        assert!(kept.reason.len() <= WORD_CHARACTERS_MAX && kept.warnings.len() <= 200);
+        assert!(kept.reason.as_str().len() <= WORD_CHARACTERS_MAX && kept.warnings.len() <= 200);
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use attest_certs::PeerIdentity;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::session::message::{
     Need, NumberedReport, Renewed, ToHub, ToHubBody, ToSpokeBody,
@@ -42,7 +43,7 @@ pub(super) async fn session(shared: &Arc<Shared>, connection: &Connection, peer:
         connection.close(code, reason.as_bytes());
         tracing::info!(
             cluster = peer.id.name(),
-            reason = error.reason(),
+            reason = error.reason().as_str(),
             "Session ended: {}",
             text::error_chain(&error)
         );
@@ -74,7 +75,7 @@ async fn run_session(
     let Connected { number, wake, replaced } =
         core.fleet.connect(&cluster, connection.clone(), held);
     if let Some(previous) = replaced {
-        previous.close(CLOSE_REPLACED, b"Replaced");
+        previous.close(CLOSE_REPLACED, Reason::SessionReplaced.as_str().as_bytes());
     }
     let _presence = Presence { shared, cluster: cluster.clone(), number };
     note_connected(core);
@@ -193,7 +194,7 @@ impl Session<'_> {
             self.shared.core.metrics.reports_unreadable.inc();
             tracing::warn!(
                 cluster = self.cluster.as_str(),
-                reason = "ReportInvalid",
+                reason = Reason::ReportInvalid.as_str(),
                 "Unreadable report from spoke discarded"
             );
             return self.send(ToSpokeBody::Acknowledge(numbered.number)).await;
@@ -240,7 +241,7 @@ impl Session<'_> {
             Err(error) => {
                 tracing::warn!(
                     cluster = self.cluster.as_str(),
-                    reason = error.reason(),
+                    reason = error.reason().as_str(),
                     "Certificate renewal failed: {}",
                     text::error_chain(&error)
                 );
@@ -265,7 +266,7 @@ impl Session<'_> {
                 Err(error) => {
                     tracing::error!(
                         destination = pending.destination.to_string(),
-                        reason = error.reason(),
+                        reason = error.reason().as_str(),
                         "Failed to prepare a push: {}",
                         text::error_chain(&error)
                     );
@@ -288,7 +289,7 @@ impl Session<'_> {
                 };
                 tracing::info!(
                     destination = pending.destination.to_string(),
-                    reason = error.reason(),
+                    reason = error.reason().as_str(),
                     "Push failed: {}",
                     text::error_chain(&error)
                 );

@@ -29,7 +29,7 @@ async fn a_hub_of_which_a_part_dies_ends_as_failed() {
         let _ = tokio::spawn(hub.stop.clone().part("test", part)).await;
 
         tokio::time::timeout(PATIENCE, hub.stop.cancelled()).await.expect("the hub goes on");
-        assert_eq!(running.end().await.unwrap_err().reason(), "PartEnded");
+        assert_eq!(running.end().await.unwrap_err().reason().as_str(), "TaskEnded");
     }
 }
 

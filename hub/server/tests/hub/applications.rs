@@ -202,7 +202,8 @@ async fn a_rendering_that_the_machine_spoiled_is_tried_again_without_a_new_commi
     fixture.applies(&repository).await;
     let waits_for =
         |reason: &'static str| move |seen: &Value| seen["destinations"][0]["reason"] == reason;
-    fixture.until(APPLICATION, waits_for("RendererEnded")).await;
+    let seen = fixture.until(APPLICATION, waits_for("RendererKilled")).await;
+    assert_eq!(seen["destinations"][0]["phase"], "Unknown", "nothing was refused");
 
     std::fs::remove_file(&spoiled).unwrap();
 

@@ -134,7 +134,9 @@ impl Fixture {
         loop {
             match run::start(&self.options()).await {
                 Ok(running) => break self.running = Some(running),
-                Err(error) if error.reason() == "StoreLocked" && begun.elapsed() < PATIENCE => {
+                Err(error)
+                    if error.reason().as_str() == "StoreLocked" && begun.elapsed() < PATIENCE =>
+                {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(error) => panic!("{error}"),

@@ -48,7 +48,7 @@ async fn a_note_that_cannot_be_read_shuts_its_operator_out_and_no_revocation() {
     operators.revoke("0FF", Timestamp::now()).unwrap();
     assert!(operators.is_revoked("0ff").unwrap());
     let refused = operators.revoke("../tls", Timestamp::now()).unwrap_err();
-    assert_eq!(refused.reason(), "OperatorUnknown");
+    assert_eq!(refused.reason().as_str(), "OperatorUnknown");
 }
 
 #[test]

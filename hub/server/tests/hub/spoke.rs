@@ -11,6 +11,7 @@ use attest_certs::tls::{
 };
 use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::basics::keys::{KeyId, PrivateKey};
+use attest_common::basics::reason::ReportedReason;
 use attest_common::basics::terms::{Mode, Role};
 use attest_common::documents::plan::{Directive, Plan};
 use attest_common::objects::health::Health;
@@ -512,11 +513,11 @@ pub(crate) fn report_of(received: &Received, phase: Phase, reason: &str) -> Repo
         epoch: Some(directive.epoch),
         sequence: Some(directive.sequence),
         phase,
-        reason: reason.to_owned(),
+        reason: ReportedReason::parse(reason),
         message: String::new(),
         running,
         refusal: refused.then(|| Refusal {
-            reason: reason.to_owned(),
+            reason: ReportedReason::parse(reason),
             message: "no".to_owned(),
             sequence: Some(directive.sequence),
             at: Timestamp::now(),

@@ -196,7 +196,7 @@ impl Case<'_> {
             Ok(admitted) => self.passed(&admitted, &namespace),
             Err(error) => {
                 let detail = format!("{} ({})", chain(&error), stored.path);
-                vec![self.row(Some(&namespace), error.reason(), false, detail)]
+                vec![self.row(Some(&namespace), error.reason().as_str(), false, detail)]
             }
         }
     }

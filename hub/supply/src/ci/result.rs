@@ -10,6 +10,7 @@ mod scan;
 use std::path::{Path, PathBuf};
 
 use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::basics::reason::Reason;
 use serde_json::Value;
 
 use crate::recipe::ResultFormat;
@@ -117,14 +118,14 @@ fn some(names: &[String]) -> String {
 }
 
 impl ResultError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Malformed { .. } => "ResultMalformed",
-            Self::Blob { .. } => "ResultBlob",
-            Self::TestsFailed { .. } => "TestFailed",
-            Self::NoTests { .. } => "NoTests",
-            Self::Files { .. } => "ResultMissing",
+            Self::Malformed { .. } => Reason::ResultMalformed,
+            Self::Blob { .. } => Reason::ResultBlob,
+            Self::TestsFailed { .. } => Reason::TestFailed,
+            Self::NoTests { .. } => Reason::NoTests,
+            Self::Files { .. } => Reason::ResultMissing,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use attest_common::basics::keys::{KeyError, PEM_BYTES_MAX, PrivateKey};
+use attest_common::basics::reason::Reason;
 use zeroize::Zeroizing;
 
 use crate::source::ATTEST_DIRECTORY;
@@ -136,13 +137,13 @@ pub enum SignerError {
 }
 
 impl SignerError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Missing { .. } => "SigningKeyMissing",
-            Self::InsideWorkTree { .. } => "SigningKeyInRepository",
+            Self::Missing { .. } => Reason::SigningKeyMissing,
+            Self::InsideWorkTree { .. } => Reason::SigningKeyInRepository,
             Self::Key { source, .. } => source.reason(),
-            Self::Files { .. } => "SigningKeyUnreadable",
+            Self::Files { .. } => Reason::SigningKeyUnreadable,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::reason::Reason;
 
 use super::result::{self, Found, ResultError};
 use super::signer::{KEY_FILE_VARIABLE, KEY_VARIABLE};
@@ -109,11 +110,11 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Failed { .. } | Self::Start { .. } => "StepFailed",
-            Self::ResultStale { .. } => "ResultStale",
+            Self::Failed { .. } | Self::Start { .. } => Reason::StepFailed,
+            Self::ResultStale { .. } => Reason::ResultStale,
             Self::Result { source, .. } => source.reason(),
         }
     }

@@ -375,7 +375,10 @@ mod tests {
         assert_eq!(next(Counter::UnixSeconds, &known(seconds)).unwrap(), seconds + 1);
         assert_eq!(next(Counter::UnixSeconds, &known(seconds + 7)).unwrap(), seconds + 8);
         assert_eq!(next(Counter::Value(8), &known(7)).unwrap(), 8);
-        assert_eq!(next(Counter::Value(7), &known(7)).unwrap_err().reason(), "CounterRegressed");
+        assert_eq!(
+            next(Counter::Value(7), &known(7)).unwrap_err().reason().as_str(),
+            "CounterRegressed"
+        );
     }
 
     #[test]

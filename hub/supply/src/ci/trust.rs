@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::{KeyError, KeyId, PrivateKey, PublicKey};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Role;
 use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use serde::Deserialize;
@@ -208,16 +209,16 @@ pub enum TrustError {
 }
 
 impl TrustError {
-    /// A stable word for conditions, metrics, logs and the CLI.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::InsideRepository { .. } => "TrustInRepository",
-            Self::Malformed { .. } => "TrustFileMalformed",
+            Self::InsideRepository { .. } => Reason::TrustInRepository,
+            Self::Malformed { .. } => Reason::TrustFileMalformed,
             Self::Policy { source, .. } => source.reason(),
             Self::Unusable { source, .. } => source.reason(),
-            Self::NoKey { .. } => "NoTrustedKey",
-            Self::Randomness | Self::StandIn { .. } => "Randomness",
-            Self::Files { .. } => "TrustFileUnreadable",
+            Self::NoKey { .. } => Reason::NoTrustedKey,
+            Self::Randomness | Self::StandIn { .. } => Reason::Randomness,
+            Self::Files { .. } => Reason::TrustFileUnreadable,
         }
     }
 }

@@ -97,9 +97,9 @@ fn an_unset_variable_and_a_value_that_does_not_fit_are_errors() {
     };
 
     let unset = expand(SETTLED, None).unwrap_err();
-    assert_eq!(unset.reason(), "RecipeVariable");
+    assert_eq!(unset.reason().as_str(), "RecipeVariable");
     assert!(unset.to_string().contains("images[0].newTag: variable GITHUB_SHA"), "{unset}");
-    assert_eq!(expand(SETTLED, Some("")).unwrap_err().reason(), "RecipeVariable");
+    assert_eq!(expand(SETTLED, Some("")).unwrap_err().reason().as_str(), "RecipeVariable");
     assert!(expand(SETTLED, Some("a b")).unwrap_err().to_string().contains("no image tag"));
     let counter = with("unix-seconds", "\"${GITHUB_SHA}\"");
     assert!(expand(&counter, Some("x")).unwrap_err().to_string().contains("release.counter"));

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::Path;
 
+use attest_common::basics::reason::Reason;
+
 /// Largest credential file that is read, in bytes.
 pub const CREDENTIAL_BYTES_MAX: u64 = 256 * 1024;
 
@@ -96,12 +98,12 @@ pub enum CredentialError {
 }
 
 impl CredentialError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::File { .. } => "CredentialFile",
-            Self::Content { .. } => "CredentialContent",
-            Self::Incomplete { .. } => "CredentialIncomplete",
+            Self::File { .. } => Reason::CredentialFile,
+            Self::Content { .. } => Reason::CredentialContent,
+            Self::Incomplete { .. } => Reason::CredentialIncomplete,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! One variant per thing that an operator can act on. Text of servers and programs is shown cut and on one line.
 
 use super::url::UrlError;
+use attest_common::basics::reason::Reason;
 
 /// Why a repository gave no tree.
 #[derive(Debug, thiserror::Error)]
@@ -242,35 +243,35 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Url(error) => error.reason(),
-            Self::RevisionMalformed { .. } => "RevisionMalformed",
-            Self::ReferenceNotFound { .. } => "ReferenceNotFound",
-            Self::ReferenceAmbiguous { .. } => "ReferenceAmbiguous",
-            Self::CommitNotFound { .. } => "CommitNotFound",
-            Self::CommitStructure { .. } => "CommitStructure",
-            Self::AuthenticationFailed { .. } => "AuthenticationFailed",
-            Self::SshKeyMissing { .. } => "SshKeyMissing",
-            Self::HostKeyRefused { .. } => "HostKeyRefused",
-            Self::CertificateRefused { .. } => "CertificateRefused",
-            Self::Unreachable { .. } => "RepositoryUnreachable",
-            Self::RepositoryNotFound { .. } => "RepositoryNotFound",
-            Self::TimedOut { .. } => "SourceTimedOut",
-            Self::Interrupted { .. } => "Interrupted",
-            Self::LimitExceeded { .. } => "RepositoryLimit",
-            Self::TreePath { .. } => "TreePath",
-            Self::TreeSymlink { .. } => "TreeSymlink",
-            Self::TreeSubmodule { .. } => "TreeSubmodule",
-            Self::TreeLfsPointer { .. } => "TreeLfsPointer",
-            Self::PathMissing { .. } => "PathMissing",
-            Self::IndexConflict { .. } => "IndexConflict",
-            Self::ProgramMissing { .. } => "ProgramMissing",
-            Self::Files { .. } => "SourceFiles",
-            Self::NotAWorkTree { .. } => "NotAWorkTree",
-            Self::GitProgram { .. } => "GitProgram",
-            Self::Protocol { .. } => "GitProtocol",
+            Self::RevisionMalformed { .. } => Reason::RevisionMalformed,
+            Self::ReferenceNotFound { .. } => Reason::ReferenceNotFound,
+            Self::ReferenceAmbiguous { .. } => Reason::ReferenceAmbiguous,
+            Self::CommitNotFound { .. } => Reason::CommitNotFound,
+            Self::CommitStructure { .. } => Reason::CommitStructure,
+            Self::AuthenticationFailed { .. } => Reason::AuthenticationFailed,
+            Self::SshKeyMissing { .. } => Reason::SshKeyMissing,
+            Self::HostKeyRefused { .. } => Reason::HostKeyRefused,
+            Self::CertificateRefused { .. } => Reason::CertificateRefused,
+            Self::Unreachable { .. } => Reason::RepositoryUnreachable,
+            Self::RepositoryNotFound { .. } => Reason::RepositoryNotFound,
+            Self::TimedOut { .. } => Reason::SourceTimedOut,
+            Self::Interrupted { .. } => Reason::Interrupted,
+            Self::LimitExceeded { .. } => Reason::RepositoryLimit,
+            Self::TreePath { .. } => Reason::TreePath,
+            Self::TreeSymlink { .. } => Reason::TreeSymlink,
+            Self::TreeSubmodule { .. } => Reason::TreeSubmodule,
+            Self::TreeLfsPointer { .. } => Reason::TreeLfsPointer,
+            Self::PathMissing { .. } => Reason::PathMissing,
+            Self::IndexConflict { .. } => Reason::IndexConflict,
+            Self::ProgramMissing { .. } => Reason::ProgramMissing,
+            Self::Files { .. } => Reason::SourceFiles,
+            Self::NotAWorkTree { .. } => Reason::NotAWorkTree,
+            Self::GitProgram { .. } => Reason::GitProgram,
+            Self::Protocol { .. } => Reason::GitProtocol,
         }
     }
 }

@@ -356,7 +356,7 @@ mod tests {
             "a:b",
         ] {
             assert_eq!(
-                check_path(path.as_bytes().as_bstr()).unwrap_err().reason(),
+                check_path(path.as_bytes().as_bstr()).unwrap_err().reason().as_str(),
                 "TreePath",
                 "{path}"
             );

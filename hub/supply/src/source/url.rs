@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use attest_common::basics::reason::Reason;
+
 /// Longest repository address that is read, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
 
@@ -134,9 +136,9 @@ pub enum UrlError {
 }
 
 impl UrlError {
-    /// A stable word for metric labels and condition reasons. Never reworded.
-    pub fn reason(&self) -> &'static str {
-        "RepositoryUrlRefused"
+    /// Returns the reason to show.
+    pub fn reason(&self) -> Reason {
+        Reason::RepositoryUrlRefused
     }
 }
 
@@ -556,7 +558,7 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(expected), "{given}: {text}");
             assert!(!text.contains("secret"), "{given}: {text}");
-            assert_eq!(error.reason(), "RepositoryUrlRefused");
+            assert_eq!(error.reason().as_str(), "RepositoryUrlRefused");
         }
     }
 

@@ -78,7 +78,7 @@ fn what_nobody_means_is_refused_with_its_line() {
         let error = read("x.yaml", text.as_bytes(), &mut Vec::new()).unwrap_err();
         let shown = error.to_string();
         let start: String = text.chars().take(40).collect();
-        assert_eq!(error.reason(), "YamlRefused");
+        assert_eq!(error.reason().as_str(), "YamlRefused");
         assert!(shown.starts_with("x.yaml: ") && shown.contains(expected), "{start}: {shown}");
         assert!(shown.len() < 500 && begun.elapsed() < Duration::from_secs(10), "{start}: {shown}");
     }

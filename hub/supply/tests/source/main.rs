@@ -56,6 +56,6 @@ fn file_remote(bare: &std::path::Path) -> Remote {
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T, SourceError>, reason: &str, advice: &str) {
     let error = result.unwrap_err();
-    assert_eq!(error.reason(), reason, "{error}");
+    assert_eq!(error.reason().as_str(), reason, "{error}");
     assert!(error.to_string().contains(advice), "{error}");
 }

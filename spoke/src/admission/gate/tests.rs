@@ -78,7 +78,7 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
 
     assert!(matches!(judged(None), Ok(PushDecision::NeedBlobs(..))));
     let refused = judged(Lost::of(2, 1)).unwrap_err();
-    assert_eq!(refused.reason(), "StateLost");
+    assert_eq!(refused.reason().as_str(), "StateLost");
     assert!(refused.to_string().contains("of 2 records of this spoke 1 are left"), "{refused}");
 }
 
@@ -108,5 +108,5 @@ fn an_oversized_directive_is_refused_before_it_is_read() {
     assert!(check_size(&largest).is_ok());
 
     let error = check_size(&[largest, b"{".to_vec()].concat()).unwrap_err();
-    assert_eq!(error.reason(), "Limit");
+    assert_eq!(error.reason().as_str(), "Limit");
 }

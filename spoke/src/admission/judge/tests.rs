@@ -1,5 +1,6 @@
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::reason::ReportedReason;
 use attest_common::documents::plan::to_bytes;
 use attest_common::session::report::Phase;
 use attest_common::verify::VerifyError;
@@ -49,7 +50,7 @@ async fn a_first_plan_that_was_refused_before_a_restart_is_reported_when_it_is_o
     let entry = Entry { record: record(), directive: Vec::new(), confirmed: Default::default() };
     agent.shared.ledger.update(&key(), |_| Ok(Some(entry.clone()))).await.unwrap();
     let refusal = Refusal {
-        reason: "FieldConflict".to_owned(),
+        reason: ReportedReason::parse("FieldConflict"),
         message: String::new(),
         sequence: Some(7),
         at: jiff::Timestamp::now(),
@@ -119,7 +120,7 @@ async fn evidence_of_a_forgery_is_written_down_whatever_else_was_refused_before(
     };
     let is_listed = |namespace: &str, reason: &str| {
         let newest = agent.shared.refusals.newest("web", namespace);
-        newest.is_some_and(|refusal| refusal.reason == reason)
+        newest.is_some_and(|refusal| refusal.reason.as_str() == reason)
     };
 
     for _ in 0..4 * REFUSALS_AT_ONCE_MAX {
@@ -151,6 +152,6 @@ async fn an_order_waits_while_orders_have_written_too_much() {
 fn a_push_that_asks_for_discovery_too_often_waits_and_is_not_refused() {
     let refused = Rejected::TooManyDiscoveries;
 
-    assert_eq!(refused.reason(), "AdmissionsTooFast");
+    assert_eq!(refused.reason().as_str(), "AdmissionRateLimited");
     assert_eq!(refused.retry_after(0), Some(crate::rate_limits::ADMISSION_EVERY));
 }

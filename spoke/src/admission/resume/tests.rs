@@ -1,5 +1,6 @@
 use attest_common::basics::envelope::{DIRECTIVE_TYPE, seal};
 use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::reason::{Reason, ReportedReason};
 
 use super::*;
 use crate::admission::agent::tests::{agent, reports};
@@ -18,7 +19,7 @@ fn entry(record: Record, payload: &[u8]) -> Entry {
 #[test]
 fn a_release_refused_after_it_was_recorded_is_still_refused_after_a_restart() {
     let refused = |sequence| Refusal {
-        reason: "FieldConflict".to_owned(),
+        reason: ReportedReason::parse("FieldConflict"),
         message: String::new(),
         sequence: Some(sequence),
         at: jiff::Timestamp::UNIX_EPOCH,
@@ -150,6 +151,6 @@ async fn what_was_removed_is_reported_as_removed_after_a_restart_whatever_the_po
 
     let told = reports(&after);
     assert_eq!((told.len(), told[0].phase, told[0].sequence), (1, Phase::Removed, Some(7)));
-    after.freeze(&key, "NoTrustPolicy", "gone");
+    after.freeze(&key, Reason::NoTrustPolicy, "gone");
     assert!(after.workers.is_empty());
 }

@@ -70,7 +70,9 @@ fn a_forced_write_that_met_a_quota_or_another_writer_says_so() {
     let force = Force::Of("1".to_owned());
     let said = |message: &str| {
         let error = unwritten(&key, conflict(message), &force);
-        assert!(error.is_transient() && error.is_conflict() && error.reason() == "Conflict");
+        assert!(
+            error.is_transient() && error.is_conflict() && error.reason().as_str() == "Conflict"
+        );
         error.to_string()
     };
 

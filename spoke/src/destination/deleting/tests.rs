@@ -73,7 +73,7 @@ fn an_unknown_kind_is_not_released_but_fails_until_it_is_known() {
     deleting.finish(&key, Err(ApplyError::KindUnknown), now);
 
     let Some(Obstacle::Failing(_, failure)) = deleting.obstacle() else { panic!() };
-    assert_eq!(failure.reason, "KindUnknown");
+    assert_eq!(failure.reason.as_str(), "KindUnknown");
     let retry_at = failure.retry_at;
     assert_eq!(deleting.steps(now, 8), (vec![], Some(retry_at)));
     assert_eq!(names(&deleting, retry_at), ["w"]);

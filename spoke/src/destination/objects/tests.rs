@@ -1,3 +1,4 @@
+use attest_common::basics::reason::Reason;
 use attest_common::objects::health::Turn;
 
 use super::*;
@@ -93,7 +94,7 @@ fn every_object_is_checked_before_the_first_is_written() {
 #[test]
 fn an_object_whose_check_got_no_answer_is_not_yet_checked() {
     let now = Instant::now();
-    let failure = Failure::after(None, "ApiServerTimeout", String::new(), now);
+    let failure = Failure::after(None, Reason::ApiServerTimeout, String::new(), now);
     let transient = Failure { transient: true, ..failure.clone() };
     let mut objects = of([("a", Tracked { permit: PASSED, ..tracked(1) }), ("b", tracked(2))]);
     let mut fails = |failure: Failure| {
@@ -112,7 +113,7 @@ fn lower_ranks_are_written_first_and_a_failed_object_holds_nobody_up() {
     let mut objects = of([("a", ready(1)), ("b", ready(2))]);
     assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["write a false"]);
 
-    let failure = Failure::after(None, "Invalid", "no".to_owned(), now);
+    let failure = Failure::after(None, Reason::Invalid, "no".to_owned(), now);
     let retry_at = failure.retry_at;
     objects.get_mut(&object_key("ConfigMap", "a")).unwrap().failure = Some(failure);
     let (next, wake) = steps(&objects, rules(now), now, 8);

@@ -45,7 +45,7 @@ async fn restore_rights(
     if let Err(error) = account.restore_rights(api).await {
         tracing::debug!(
             application = %account.application, namespace = %account.destination,
-            reason = error.reason(), error = %error_chain(&error),
+            reason = error.reason().as_str(), error = %error_chain(&error),
             "Failed to restore the rights of an account"
         );
     }

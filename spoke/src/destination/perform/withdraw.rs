@@ -35,7 +35,7 @@ pub(in crate::destination) async fn withdraw(
         if !error.is_transient() {
             tracing::warn!(
                 application = %account.application, namespace = %account.destination,
-                reason = error.reason(), error = %text,
+                reason = error.reason().as_str(), error = %text,
                 "Failed to remove account and bindings of an undeployed application"
             );
             break;

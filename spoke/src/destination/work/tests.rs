@@ -3,6 +3,7 @@
 mod random;
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::health::{Health, Verdict};
 use attest_common::objects::kinds::Kinds;
@@ -76,7 +77,7 @@ impl Machine {
         let commands = next(&mut self.state, event, self.moment);
         for command in &commands {
             if let Command::Report { report, .. } = command {
-                self.reported = Some(report.reason.clone());
+                self.reported = Some(report.reason.to_string());
             }
         }
         commands.iter().filter_map(shown).collect()
@@ -162,12 +163,12 @@ fn remove_order(removed: &Removed) -> Event {
 }
 
 fn freeze() -> Event {
-    Event::Freeze { reason: "NoTrustPolicy".to_owned(), message: String::new() }
+    Event::Freeze { reason: Reason::NoTrustPolicy, message: String::new() }
 }
 
 fn refusal(sequence: u64) -> Event {
     Event::Refused(Refusal {
-        reason: "Expired".to_owned(),
+        reason: Reason::Expired.into(),
         message: String::new(),
         sequence: Some(sequence),
         at: jiff::Timestamp::UNIX_EPOCH,
@@ -327,7 +328,7 @@ fn a_plan_whose_refusal_cannot_be_recorded_is_frozen() {
 
     machine.finish(Outcome::Reverted(Err(LedgerError::TooLarge { objects: 1 })));
 
-    assert!(matches!(&machine.state.work, Work::Frozen { reason, .. } if reason == "Limit"));
+    assert!(matches!(&machine.state.work, Work::Frozen { reason, .. } if *reason == Reason::Limit));
     assert_eq!(machine.report(), "Limit");
 }
 
@@ -412,7 +413,7 @@ fn a_worker_that_is_overtaken_begins_nothing_and_freezes_unless_an_order_comes()
     let mut alone = overtaken();
     alone.later(OVERTAKEN_WAIT);
     assert_eq!(alone.tick(), ["cancel", "reload"]);
-    assert_eq!(alone.report(), "RecordOvertaken");
+    assert_eq!(alone.report(), "RecordConflict");
     assert_eq!(alone.tick(), [""; 0]);
 
     let mut ordered = overtaken();

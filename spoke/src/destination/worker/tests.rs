@@ -158,7 +158,7 @@ async fn a_worker_whose_record_holds_something_newer_gives_way_unless_an_order_c
     worker.tick();
 
     let Work::Frozen { reason, .. } = &worker.state.work else { panic!("not frozen") };
-    assert_eq!(reason, "RecordOvertaken");
+    assert_eq!(reason.as_str(), "RecordConflict");
     assert_eq!(worker.shared.reloads.requested().await, [worker.key.clone()].into());
     let entry = worker.shared.ledger.entry(&worker.key).unwrap();
     assert_eq!(entry.record.inventory.len(), 1, "nothing newer is overwritten");

@@ -86,7 +86,7 @@ fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
     assert!(to_json(&of(count, None)).is_ok());
     assert!(to_json(&of(count, uid.clone())).is_err());
 
-    assert_eq!(check_room(&of(count, None)).unwrap_err().reason(), "Limit");
+    assert_eq!(check_room(&of(count, None)).unwrap_err().reason().as_str(), "Limit");
 
     let fewer = count / 2;
     assert!(check_room(&of(fewer, None)).is_ok() && to_json(&of(fewer, uid)).is_ok());
@@ -118,7 +118,7 @@ fn a_record_that_cannot_be_read_is_an_error_and_lost_pairs_are_not() {
     put(&mut secret, CONFIRMED_KEY, b"!");
     assert!(read(&secret).is_ok());
     put(&mut secret, RECORD_KEY, b"{\"v\":1}");
-    assert_eq!(read(&secret).unwrap_err().reason(), "RecordUnreadable");
+    assert_eq!(read(&secret).unwrap_err().reason().as_str(), "RecordUnreadable");
 }
 
 #[test]

@@ -90,7 +90,9 @@ fn a_blob_that_lies_about_itself_is_refused() {
     let text = b"hello hello hello hello";
     let whole = piece(text, 0, usize::MAX / 2);
     let reason = |blob: &Blob| {
-        Assembly::begin(blob).and_then(|a| a.add(blob)).map_or_else(|e| e.reason(), |_| "ok")
+        Assembly::begin(blob)
+            .and_then(|a| a.add(blob))
+            .map_or_else(|e| e.reason().as_str(), |_| "ok")
     };
     assert_eq!(reason(&whole), "ok");
     for (bad, expected) in [

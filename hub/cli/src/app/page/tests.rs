@@ -62,7 +62,7 @@ fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
 fn a_row_says_how_many_destinations_are_synced() {
     let mut two = application();
     let mut other = two.destinations[0].clone();
-    other.phase = "Synced".to_owned();
+    other.phase = ApplicationPhase::Synced;
     two.destinations.push(other);
 
     let rows = application_table(&[two], Format::Wide).into_rows();

@@ -31,7 +31,7 @@ fn refused(change: impl FnOnce(&mut Value)) -> (String, &'static str) {
     let mut manifest = product_manifest();
     change(&mut manifest);
     let error = lower(&manifest, &known()).unwrap_err();
-    (error.field, error.reason)
+    (error.field, error.reason.as_str())
 }
 
 #[test]

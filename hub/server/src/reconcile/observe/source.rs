@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::basics::ids::{Digest, Name};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_runtime::clock::micros_since;
 use attest_supply::render::{self, Overlay, RenderError};
@@ -88,7 +89,7 @@ impl SourceCache {
 }
 
 fn unknown_directory() -> Waiting {
-    Waiting::new("AwaitingCluster", "its directory is not known yet")
+    Waiting::unknown(Reason::AwaitingCluster, "its directory is not known yet")
 }
 
 fn asked(application: &Application) -> (String, String) {
@@ -268,5 +269,10 @@ fn files_version(tree: &Tree, directory: &str) -> String {
 }
 
 fn unrendered(error: &RenderError) -> Waiting {
-    Waiting::new(error.reason(), text::error_chain(error))
+    // The machine was at fault, not the commit: it may render at another time.
+    if error.may_pass() {
+        Waiting::unknown(error.reason(), text::error_chain(error))
+    } else {
+        Waiting::refused(error.reason(), text::error_chain(error))
+    }
 }

@@ -37,7 +37,7 @@ fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
         for name in &names {
             let problem = api.views.get(name).unwrap().problem.clone();
             // The commit is read, and has no such directory.
-            assert_eq!(problem.map(|waiting| waiting.reason).as_deref(), Some("PathMissing"));
+            assert_eq!(problem.map(|waiting| waiting.reason.as_str()), Some("PathMissing"));
             assert!(reconciler.cache(name).lock().source.is_resolved());
         }
         opened.load(Ordering::SeqCst)

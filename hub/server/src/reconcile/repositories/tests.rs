@@ -29,7 +29,7 @@ fn credentials_that_were_changed_during_the_question_are_kept() {
 fn a_credential_is_asked_about_a_day_after_the_last_answer_and_sooner_without_one() {
     let now: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
     let ago = |hours: i64| Timestamp::from_second(now.as_second() - hours * 3_600).unwrap();
-    let problem = || Some(("RepositoryUnreachable".to_owned(), "no".to_owned()));
+    let problem = || Some((Reason::RepositoryUnreachable.into(), "no".to_owned()));
     for (checked_at, can_push, problem, expected) in [
         (None, Some(false), None, true),
         (Some(ago(25)), Some(false), None, true),

@@ -1,5 +1,6 @@
 //! Decisions of operators about registered clusters: accept, revoke, evict, remove. Blocks.
 
+use attest_common::basics::reason::Reason;
 use attest_common::session::join::fingerprint;
 
 use super::super::close::CLOSE_NOT_ADMITTED;
@@ -82,7 +83,7 @@ impl Registration {
         }
         drop(guard);
         if decision.ends_connections() {
-            core.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+            core.fleet.close(&changed.id, CLOSE_NOT_ADMITTED, Reason::ClusterRevoked);
         }
         if is_removal {
             core.fleet.forget(&changed.id);

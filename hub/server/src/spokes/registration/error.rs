@@ -2,6 +2,7 @@
 
 use attest_certs::{AuthorityError, RequestError};
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::reason::Reason;
 use attest_common::session::join::TOKEN_LIFETIME_MAX_S;
 
 use super::CLUSTERS_MAX;
@@ -69,28 +70,28 @@ pub(crate) enum JoinError {
 }
 
 impl JoinError {
-    /// A stable word for metrics, logs, the spoke and the CLI.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// Returns the reason to show.
+    pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::TokenRefused => "TokenRefused",
-            Self::TokenRevoked => "TokenRevoked",
-            Self::TokenExpired => "TokenExpired",
-            Self::TokenUsed => "TokenUsed",
-            Self::Identity => "IdentityProof",
+            Self::TokenRefused => Reason::TokenRefused,
+            Self::TokenRevoked => Reason::TokenRevoked,
+            Self::TokenExpired => Reason::TokenExpired,
+            Self::TokenUsed => Reason::TokenUsed,
+            Self::Identity => Reason::IdentityProof,
             Self::Request(error) => error.reason(),
-            Self::Uid => "KubeSystemUid",
-            Self::NameTaken(_) => "NameTaken",
-            Self::OtherIdentity => "OtherIdentity",
-            Self::IdentityKnown(_) => "IdentityKnown",
-            Self::ClusterRevoked(_) => "ClusterRevoked",
-            Self::TooMany => "Limit",
-            Self::Lifetime => "TokenLifetime",
-            Self::Ambiguous { .. } => "ClusterAmbiguous",
-            Self::Evicted(_) => "ClusterEvicted",
-            Self::NoCluster(_) => "ClusterUnknown",
-            Self::Fingerprint { .. } => "FingerprintMismatch",
+            Self::Uid => Reason::KubeSystemUid,
+            Self::NameTaken(_) => Reason::NameTaken,
+            Self::OtherIdentity => Reason::OtherIdentity,
+            Self::IdentityKnown(_) => Reason::AlreadyRegistered,
+            Self::ClusterRevoked(_) => Reason::ClusterRevoked,
+            Self::TooMany => Reason::Limit,
+            Self::Lifetime => Reason::TokenLifetime,
+            Self::Ambiguous { .. } => Reason::ClusterAmbiguous,
+            Self::Evicted(_) => Reason::ClusterEvicted,
+            Self::NoCluster(_) => Reason::ClusterUnknown,
+            Self::Fingerprint { .. } => Reason::FingerprintMismatch,
             Self::Authority(error) => error.reason(),
-            Self::Randomness(_) => "Randomness",
+            Self::Randomness(_) => Reason::Randomness,
             Self::Store(error) => error.reason(),
         }
     }

@@ -12,6 +12,7 @@ use attest_certs::request::RequestedKey;
 use attest_certs::tls::{JOIN_EXPORTER_BYTES, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL};
 use attest_common::basics::ids::{ClusterId, Digest};
 use attest_common::basics::keys::PublicKey;
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::session::GREETING_TIMEOUT_MS;
 use attest_common::session::join::{TOKEN_FAILURES_MAX, fingerprint, proof_holds};
@@ -50,8 +51,8 @@ pub(crate) async fn serve(registration: &Arc<Registration>, connection: &Connect
     match served {
         Ok(()) => connection.close(CLOSE_DONE, b"Done"),
         Err(error) => {
-            connection.close(CLOSE_PROTOCOL, error.reason().as_bytes());
-            tracing::info!(reason = error.reason(), "Join request failed: {error}");
+            connection.close(CLOSE_PROTOCOL, error.reason().as_str().as_bytes());
+            tracing::info!(reason = error.reason().as_str(), "Join request failed: {error}");
         }
     }
 }
@@ -81,16 +82,16 @@ async fn answer(
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(error) => {
-            let label = registration.core.metrics.label(error.reason());
+            let label = registration.core.metrics.label(&error.reason().into());
             registration.core.metrics.joins.with_label_values(&[label]).inc();
             tracing::warn!(
-                reason = error.reason(),
+                reason = error.reason().as_str(),
                 from = from.to_string(),
                 "Join request refused: {}",
                 text::error_chain(&error)
             );
             JoinOutcome::Refused(JoinRefused {
-                reason: error.reason().to_owned(),
+                reason: error.reason().to_string(),
                 message: error.to_string(),
             })
         }
@@ -218,12 +219,12 @@ fn first_use(
     core.records.commit("join", &changes)?;
     for gone in replaced {
         guard.note(&gone);
-        core.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, "ClusterRevoked");
+        core.fleet.close(&gone.id, CLOSE_NOT_ADMITTED, Reason::ClusterRevoked);
     }
     guard.note(&record);
     if previous.is_some() {
         // Its certificate is no longer valid.
-        core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, "CertificateReplaced");
+        core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, Reason::CertificateReplaced);
     }
     core.directory.measure(&core.metrics);
     registration.waker.wake_cluster(&record.name);
@@ -303,7 +304,7 @@ fn repeated_use(
 ) -> Result<JoinOutcome, JoinError> {
     if used.cluster != proven.cluster {
         tracing::warn!(
-            reason = "TokenUsed",
+            reason = Reason::TokenUsed.as_str(),
             first = used.cluster.as_str(),
             second = proven.cluster.as_str(),
             "Join token presented by two identities"

@@ -64,7 +64,8 @@ mod tests {
     use super::*;
 
     fn reason(text: &str) -> &'static str {
-        passed(Path::new("junit.xml"), text.as_bytes()).map_or_else(|e| e.reason(), |_| "passed")
+        passed(Path::new("junit.xml"), text.as_bytes())
+            .map_or_else(|e| e.reason().as_str(), |_| "passed")
     }
 
     #[test]

@@ -150,9 +150,9 @@ mod tests {
         let layer = place(directory.path(), Digest::of(b"layer"));
 
         std::fs::write(&layer, b"Layer").unwrap();
-        assert_eq!(image(directory.path()).unwrap_err().reason(), "ResultBlob");
+        assert_eq!(image(directory.path()).unwrap_err().reason().as_str(), "ResultBlob");
         std::fs::remove_file(&layer).unwrap();
-        assert_eq!(image(directory.path()).unwrap_err().reason(), "ResultMissing");
+        assert_eq!(image(directory.path()).unwrap_err().reason().as_str(), "ResultMissing");
     }
 
     #[test]
@@ -162,6 +162,6 @@ mod tests {
         let index = json!({"manifests": [one, one]}).to_string();
         std::fs::write(directory.path().join("index.json"), index).unwrap();
 
-        assert_eq!(image(directory.path()).unwrap_err().reason(), "ResultMalformed");
+        assert_eq!(image(directory.path()).unwrap_err().reason().as_str(), "ResultMalformed");
     }
 }

@@ -183,8 +183,9 @@ mod tests {
 
     #[test]
     fn reports_of_another_kind_are_refused() {
-        let reason =
-            |found: Result<Value, ResultError>| found.map_or_else(|e| e.reason(), |_| "taken");
+        let reason = |found: Result<Value, ResultError>| {
+            found.map_or_else(|e| e.reason().as_str(), |_| "taken")
+        };
         assert_eq!(reason(grype(Path::new("x"), &json!({}), ran())), "ResultMalformed");
         assert_eq!(reason(trivy(Path::new("x"), &json!({}), ran())), "ResultMalformed");
         assert_eq!(

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use attest_common::basics::reason::Reason;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
@@ -44,7 +45,7 @@ fn a_ledger_only_grows_from_the_entry_that_was_read() {
     store.commit("t", &[append(1, 2)]).unwrap();
 
     for stale in [append(0, 3), append(1, 3), append(2, 2), append(2, 1), append(3, 4)] {
-        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason(), "Conflict");
+        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason().as_str(), "Conflict");
     }
     // A hub restored from a backup goes on above what its spokes have seen.
     store.commit("t", &[append(2, 9)]).unwrap();
@@ -63,7 +64,7 @@ fn one_failed_expectation_undoes_the_whole_commit() {
 
     let refused = store.commit("t", &[append(0, 1), put("a", Expected::Absent, "2")]);
 
-    assert_eq!(refused.unwrap_err().reason(), "Conflict");
+    assert_eq!(refused.unwrap_err().reason().as_str(), "Conflict");
     assert!(store.heads("").unwrap().is_empty());
     assert_eq!(store.get(Table::Keys, "a").unwrap().unwrap(), b"1");
     store.commit("t", &[put("a", Expected::Exactly(b"1".to_vec()), "2")]).unwrap();
@@ -77,7 +78,7 @@ fn only_what_was_read_is_deleted() {
     store.commit("t", &[put("a", Expected::Absent, "2")]).unwrap();
 
     for stale in [delete("a", "1"), delete("b", "1")] {
-        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason(), "Conflict");
+        assert_eq!(store.commit("t", &[stale]).unwrap_err().reason().as_str(), "Conflict");
     }
     assert!(store.get(Table::Keys, "a").unwrap().is_some());
     store.commit("t", &[delete("a", "2")]).unwrap();
@@ -92,12 +93,12 @@ fn the_file_is_private_and_a_second_hub_is_told_who_has_it() {
     let _store = RedbStore::open(&path).unwrap();
 
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(RedbStore::open(&path).unwrap_err().reason(), "StoreLocked");
-    assert_eq!(create(&path).unwrap_err().reason(), "StoreExists");
+    assert_eq!(RedbStore::open(&path).unwrap_err().reason().as_str(), "StoreLocked");
+    assert_eq!(create(&path).unwrap_err().reason().as_str(), "StoreExists");
     let gone = directory.path().join("gone.redb");
-    assert_eq!(RedbStore::open(&gone).unwrap_err().reason(), "StoreMissing");
+    assert_eq!(RedbStore::open(&gone).unwrap_err().reason().as_str(), "StoreMissing");
     fs::write(&gone, b"not a database").unwrap();
-    assert_eq!(RedbStore::open(&gone).unwrap_err().reason(), "StoreOpen");
+    assert_eq!(RedbStore::open(&gone).unwrap_err().reason().as_str(), "StoreOpen");
 }
 
 #[test]
@@ -255,7 +256,7 @@ fn a_full_disk_is_named_and_the_store_goes_on_when_there_is_room() {
     let refused = store.commit("t", &[append(1, 2)]).unwrap_err();
     full.store(false, Ordering::SeqCst);
 
-    assert_eq!(refused.reason(), "DiskFull");
+    assert_eq!(refused.reason().as_str(), "DiskFull");
     store.commit("t", &[append(1, 2)]).unwrap();
     assert_eq!(store.heads("").unwrap()[0].1, 2);
 }
@@ -274,7 +275,7 @@ fn a_ledger_goes_with_its_results_and_begins_anew() {
     store.commit("t", &[append(0, 1), result(&destination), result("web/other/app")]).unwrap();
     let drop = |expected| Change::Drop { destination: destination.clone(), expected };
 
-    assert_eq!(store.commit("t", &[drop(2)]).unwrap_err().reason(), "Conflict");
+    assert_eq!(store.commit("t", &[drop(2)]).unwrap_err().reason().as_str(), "Conflict");
     store.commit("t", &[drop(1)]).unwrap();
 
     assert!(store.destinations().unwrap().is_empty());
@@ -322,16 +323,16 @@ fn a_commit_that_cannot_be_looked_up_is_unknown_and_the_store_goes_on_when_it_ca
         left.store(fails_at, Ordering::SeqCst);
         let Err(error) = store.commit("t", &[append(1, 2)]) else { continue };
         reasons.insert(error.reason());
-        assert_eq!(store.heads("").unwrap_err().reason(), "StoreRead");
+        assert_eq!(store.heads("").unwrap_err().reason().as_str(), "StoreRead");
         left.store(0, Ordering::SeqCst);
         gone.store(false, Ordering::SeqCst);
 
         // Whoever reads it now knows.
         let head = store.heads("").unwrap()[0].1;
-        assert!(head == 1 || error.reason() == "StoreUnknown", "it was made and denied");
+        assert!(head == 1 || error.reason() == Reason::StoreUnknown, "it was made and denied");
         store.commit("t", &[append(head, head + 1)]).unwrap();
     }
-    assert!(reasons.contains("StoreUnknown"), "{reasons:?}: the test tests nothing");
+    assert!(reasons.contains(&Reason::StoreUnknown), "{reasons:?}: the test tests nothing");
 }
 
 #[test]

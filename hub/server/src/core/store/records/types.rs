@@ -1,6 +1,7 @@
 //! The types of the records, one for each table.
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
 use attest_common::session::report::{Phase, Report, Timings};
 use attest_common::trust::policy;
@@ -217,7 +218,7 @@ pub struct RepositoryRecord {
     /// Result of the last check of push access; absent before the first.
     pub can_push: Option<bool>,
     /// Reason and message of the failure of the last check.
-    pub problem: Option<(String, String)>,
+    pub problem: Option<(ReportedReason, String)>,
     pub checked_at: Option<Timestamp>,
 }
 
@@ -305,7 +306,7 @@ pub struct ResultRecord {
     pub destination: DestinationKey,
     pub sequence: u64,
     pub result: String,
-    pub reason: String,
+    pub reason: ReportedReason,
     pub at: Timestamp,
 }
 
@@ -364,7 +365,7 @@ impl LedgerEntry {
         let Some(report) = report.map(|record| &record.report) else { return false };
         let removed = report.phase == Phase::Removed && report.sequence == Some(self.sequence);
         let nothing_there = report.refusal.as_ref().is_some_and(|refusal| {
-            refusal.reason == "NothingToRemove" && refusal.sequence == Some(self.sequence)
+            refusal.reason == Reason::NothingToRemove && refusal.sequence == Some(self.sequence)
         });
         self.operation == Operation::Remove && (removed || nothing_there)
     }

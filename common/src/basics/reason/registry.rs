@@ -1,0 +1,481 @@
+//! The table of reasons, by subject: word, meaning, what to do.
+
+use super::Subject;
+
+macro_rules! registry {
+    ($( $title:literal, seen in $seen:literal {
+        $( $word:ident: $meaning:literal, $remedy:literal; )+
+    } )+) => {
+        /// The cause of a failure or of a pending state, in one stable word.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $($(
+            #[doc = $meaning]
+            $word,
+        )+)+ }
+
+        /// Every reason by subject, in the order of the page.
+        pub const SUBJECTS: &[Subject] = &[$(
+            Subject { title: $title, seen: $seen, reasons: &[$( Reason::$word, )+] },
+        )+];
+
+        impl Reason {
+            /// Every reason, in the order of the page.
+            pub const ALL: &[Self] = &[$($( Self::$word, )+)+];
+
+            /// Returns the word.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($( Self::$word => stringify!($word), )+)+ }
+            }
+
+            /// Returns what the reason means.
+            pub const fn meaning(self) -> &'static str {
+                match self { $($( Self::$word => $meaning, )+)+ }
+            }
+
+            /// Returns what an operator can do.
+            pub const fn remedy(self) -> &'static str {
+                match self { $($( Self::$word => $remedy, )+)+ }
+            }
+
+            pub(super) fn of_word(word: &str) -> Option<Self> {
+                match word {
+                    $($( stringify!($word) => Some(Self::$word), )+)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+registry! {
+    "States", seen in "phases and conditions of applications, reports of spokes" {
+        Synced: "every object is as signed and healthy", "none";
+        Progressing: "a directive is being carried out; the message names what is left",
+            "wait; if it lasts, see the object that the message names";
+        OutOfSync: "live objects differ from what is signed, and self-heal is off",
+            "set `syncPolicy.automated.selfHeal`, or revert the edit";
+        Degraded: "an applied object is unhealthy, or an object could not be applied", "see the object that the message names";
+        Refused: "a document was refused; what ran before keeps running", "see the reason of the refusal";
+        Removed: "the application is gone from the destination", "none";
+        Ready: "all destinations run what Git and CI state", "none";
+        Verified: "every destination runs what CI signed", "none";
+        SourceRead: "the repository was read", "none";
+        ReadOnly: "the hub's credential can read the repository and not push to it", "none";
+        Pending: "nothing is known yet", "wait for the first reconcile or report";
+        Deleting: "the application is being removed from its destinations", "wait; the message names what is left";
+        Current: "every object is healthy", "none";
+        Suspended: "an object is suspended", "resume it, if that is not intended";
+        InProgress: "an object has not reached its desired state", "wait; the message names the object";
+        Terminating: "an object is being deleted", "wait; if it lasts, see the object's finalizers";
+        Failed: "an object has failed", "see the status of the object that the message names";
+        Unhealthy: "an object that gates the rollout has failed", "see the object that the message names";
+        PruneGuard: "deleting the objects that are no longer rendered would exceed `remove.maxPrunePercent`",
+            "raise the limit in the cluster's trust policy, or delete the objects by hand";
+    }
+
+    "Waiting", seen in "conditions, the hub's log and metrics, `attest gitops app`" {
+        AwaitingReceipts: "the commit changes the rendering and CI has signed no release for it",
+            "wait for CI, or check why `attest run` failed";
+        AwaitingSync: "`syncPolicy` has no `automated`, and a release is ready", "`attest gitops app sync NAME`";
+        AwaitingCluster: "the cluster has not connected yet, so its policy is unknown", "check `attest gitops cluster get NAME`";
+        AwaitingReport: "the directive was sent, or will be when the spoke connects", "check whether the spoke is connected";
+        OtherPlan: "the spoke keeps running another plan than the newest one", "wait; if it lasts, see the spoke's log";
+        RendererMismatch: "CI and the hub use different versions of the renderer", "install the same version on both";
+        ContentUnknown: "the hub does not store what runs at the destination, so it cannot compare",
+            "sync the application, then compare again";
+        ReconcileTimeout: "the reconcile did not finish in time; it continues", "`attest gitops app get NAME` shows the outcome";
+        SpokeDisconnected: "the cluster is not connected; its last report may be stale", "check the spoke, and its way to the hub";
+    }
+
+    "Signatures and envelopes", seen in "refusals of spokes, conditions, `attest verify`" {
+        SignatureInvalid: "no trusted key signed the document",
+            "sign with a key of the trust policy; if a spoke refused it, find out who sent it";
+        UntrustedKey: "no key that the cluster trusts for this application signed the release",
+            "sign with such a key, or add the key to the trust policy";
+        PayloadType: "the envelope holds another kind of document than expected", "find out what produced the file";
+        EnvelopeMalformed: "the envelope is not valid JSON of a DSSE envelope", "produce the file again";
+        EnvelopeBase64: "the payload of the envelope is not base64", "produce the file again";
+        JsonMalformed: "the bytes are not one well-formed JSON document without duplicate keys", "correct the document";
+        JsonFields: "the JSON document has an unknown field", "remove the field, or use a matching version";
+        JsonForm: "the JSON document does not have the expected form", "correct the field that the message names";
+        StatementInvalid: "the signed bytes are not a valid in-toto statement", "produce the statement with `attest run`";
+        Limit: "a limit on size or number is exceeded; the message names it", "reduce what the message names";
+    }
+
+    "Keys, names and identifiers", seen in "API and command line, `attest verify`, trust policies" {
+        KeyFormat: "the text is not one PEM block with an Ed25519 key",
+            "`attest key show FILE` prints a public key, `attest key gen` makes one";
+        KeyWeak: "the public key is weak or not canonical", "make another with `attest key gen`";
+        KeyIdFormat: "the text is not a key id", "write `ed25519:` and 64 hexadecimal digits";
+        KeyUnknown: "no key has this alias", "`attest gitops key list` shows the aliases";
+        AliasInvalid: "the alias has characters that are not allowed", "use 1 to 253 letters, digits, `.`, `-` and `_`";
+        DigestFormat: "the text is not a digest", "write `sha256:` and 64 lower-case hexadecimal digits";
+        NameInvalid: "the text is not a name", "use at most 63 lower-case letters, digits and `-`";
+        ClusterIdInvalid: "the text is not a cluster id", "write it as `c-0123456789abcdef`";
+    }
+
+    "Directives, plans and records", seen in "refusals and logs of spokes, the hub's log and metrics" {
+        DocumentInvalid: "a directive, plan or heartbeat is malformed or of an unknown version", "use matching versions of hub and spoke";
+        AudienceMismatch: "the directive or heartbeat is for another cluster", "find out who sent it: the hub or a party with its key";
+        LifetimeTooLong: "the document is valid for longer than permitted", "find out who sent it";
+        IssuedInFuture: "the document was issued in the future", "correct the clocks of hub and cluster";
+        Expired: "the document has expired", "check the clocks; the hub issues it again";
+        SequenceReplayed: "the directive is not newer than one already admitted", "none after a reconnect; else find out who sent it";
+        SequenceEquivocation: "two different directives have the same sequence", "treat the hub's signing key as copied";
+        ClockRollback: "the spoke's clock is behind a time that it has recorded",
+            "correct the clock; if the recorded time was wrong, `attest spoke accept-state --kubeconfig F`";
+        PlanDigest: "the plan is not the one that the directive names", "find out who sent it";
+        BlobDigest: "a delivered blob is missing, or not the one that the plan names", "find out who sent it";
+        HookNotAllowed: "the plan has hooks, which are not supported", "use matching versions of hub and spoke";
+        OperationNotSupported: "the spoke does not support the operation of the directive", "update the spoke";
+        SyncNonce: "the heartbeat does not belong to this connection, or is older than one already seen", "find out who sent it";
+        NothingToRemove: "the application is not deployed at the destination", "none";
+        RemoveNotAllowed: "the trust policy does not allow the hub to remove the application",
+            "set `remove: {allow: true}` and run `attest trust install`, or remove it with the cluster's credentials";
+        StateLost: "records that the spoke has written are missing, so it cannot detect replays",
+            "find out who deleted Secrets in `attest-system`; then `attest spoke accept-state --kubeconfig F`";
+        OwnedByOther: "an object belongs to another application or destination of the cluster",
+            "rename the object, or remove it from one of them";
+        AdmissionRateLimited: "directives arrive faster, or write more, than the limits allow; the newest of each destination waits",
+            "none, unless it lasts: then check what the hub sends and why";
+        RecordConflict: "another process wrote the destination's record; the spoke loads it again",
+            "if it lasts: check that only one spoke runs";
+        RecordUnreadable: "a record of the spoke cannot be read", "restore the Secret, or `attest spoke reset` the destination";
+        ContentLost: "stored content of a plan is missing or damaged; the spoke requests it from the hub",
+            "wait; check who deletes Secrets in `attest-system`";
+    }
+
+    "Releases, receipts and content", seen in "refusals of spokes, conditions, `attest verify`, `attest release`" {
+        ApplicationMismatch: "the release is for another application", "sign a release for this application";
+        ReleaseExpired: "the release has expired", "sign it again with `attest release`";
+        ReleaseMalformed: "the release predicate is malformed", "produce the release with `attest run`";
+        CounterAhead: "the release counter is more than a day ahead of the clock", "correct the clock of CI";
+        CounterRegressed: "the release counter is below the one of a release that ran",
+            "`attest release --from COUNTER` signs it with a new counter";
+        SourceChanged: "the destination is bound to another repository", "`attest spoke reset` on the cluster removes the binding";
+        RenderUnknown: "the release has no render with this name", "correct the name; attest.yaml lists them";
+        RenderMismatch: "the render is not the one for this cluster and namespace", "correct `namespace` of the render in attest.yaml";
+        RenderAmbiguous: "several renders fit the same cluster and namespace", "give each a different fixed namespace in attest.yaml";
+        TargetMismatch: "the release has no render for this cluster or environment", "add one to attest.yaml";
+        ContentDigest: "the content is not what CI signed",
+            "revert the edit, or run CI on it; if a spoke refused it, treat the hub as compromised";
+        ContentFormat: "the rendering does not have the expected format", "use matching versions";
+        ObjectCount: "the rendering has another number of objects than CI signed", "find out who sent it";
+        AttestationMissing: "the release does not name exactly one receipt of a required kind",
+            "run all steps of attest.yaml and sign again";
+        AttestationNotDistinct: "one receipt is used for two attestations", "run all steps of attest.yaml and sign again";
+        AttestationUnknown: "no rule exists for an attestation", "use build, test or security-scan";
+        AttestationStale: "the scan is too old, in the future or without a time", "scan again with `attest run` or `attest release`";
+        ReceiptMissing: "a receipt that the release names was not delivered", "commit all files below `.attest`";
+        PredicateType: "a receipt has another predicate type than its attestation needs", "produce it with `attest run`";
+        PredicateMalformed: "the scan has no list of results", "use a scanner with a supported output";
+        SubjectMismatch: "a receipt is not about this rendering", "run CI on this commit";
+        SubjectIncomplete: "the scan does not cover an image of the rendering", "scan all images";
+        BuilderParameters: "the build receipt has a builder id, type or parameter that the policy does not allow",
+            "add the builder id to the trust policy, or build with `attest run`";
+        SourceMismatch: "the build receipt names another repository or commit than the release", "run CI on this commit";
+        TestFailed: "the tests did not pass", "correct what failed";
+        Vulnerable: "the scan found a vulnerability of high or unknown severity", "update what the message names";
+    }
+
+    "Trust policies", seen in "conditions, refusals of spokes, `attest trust`, `attest verify`" {
+        NoTrustPolicy: "the cluster has no usable trust policy for this spoke", "`attest trust install POLICY --kubeconfig F`";
+        TrustPolicyInvalid: "the trust policy cannot be used; the message names the field", "correct the policy and install it again";
+        TrustPolicyOtherCluster: "the trust policy is for another cluster", "use the policy of this cluster";
+        RoleKeyOverlap: "a key is both a CI key and a hub key", "use different keys";
+        ApplicationNotAllowed: "no entry of the trust policy names the application", "add it to the policy";
+        SourceNotAllowed: "the trust policy does not allow the repository for the application", "add it to the policy";
+        NamespaceNotAllowed: "the trust policy does not allow the namespace, or an object is in another one",
+            "add the namespace to the policy, or correct the object";
+        TooManyNamespaces: "the application uses as many namespaces as the trust policy allows",
+            "raise `maxNamespaces`, or remove it from one";
+        PolicyFloor: "the application requests a weaker mode than the trust policy requires", "raise `spec.verification.policy`";
+        TrustInRepository: "the trust policy or keys are inside the repository that they verify", "keep them outside";
+        TrustFileMalformed: "a file with trusted keys cannot be used", "correct the file";
+        TrustFileUnreadable: "a file with trusted keys cannot be read", "check path and permissions";
+        NoTrustedKey: "there is no key to verify with", "give `--trust-policy`, or `attest trust key add`";
+    }
+
+    "Objects", seen in "refusals of spokes, conditions, `attest verify`, `attest run`" {
+        KindNotAllowed: "the trust policy does not allow objects of this kind",
+            "add the kind to the policy entry, then `attest trust install`";
+        KindUnknown: "neither the cluster nor the rendering defines the kind, or the API server does not serve it",
+            "install its definition or its API server";
+        LabelNotAllowed: "the Namespace object sets labels or annotations that control what pods may do or where they run",
+            "remove those of `kubernetes.io`, `k8s.io`, `openshift.io` and `cattle.io`; the cluster's operator sets them";
+        ImageUnpinned: "the release names no digest for an image",
+            "give attest.yaml's `images[]` entry a `from:` step, or write the digest in Git";
+        ImageAmbiguous: "the release names two digests for one image", "make each image once";
+        ImageDigestDiffers: "attest.yaml writes another digest than the step made", "correct `digest` of the entry";
+        ImageUnmatched: "no rendered object uses an image of attest.yaml", "correct the name, or remove the entry";
+        ObjectDuplicate: "an object appears twice", "remove one of the two";
+        ObjectShape: "a document is not a complete Kubernetes object", "complete it, or move the file elsewhere";
+        ObjectMetadata: "an object has a field that only the API server writes", "remove the field";
+        ObjectReserved: "an object has a reserved label or annotation", "remove it";
+    }
+
+    "Applying objects", seen in "reports of spokes, conditions" {
+        FieldConflict: "an object exists and another manager owns its fields",
+            "delete it, or set `Adopt=true` in the application and `adopt: true` in the trust policy";
+        NotAllowed: "the object is not part of the admission", "report it as a defect";
+        WatchForbidden: "the spoke may not watch a kind in the namespace; it recreates its bindings, and reverts no drift of that kind",
+            "if it lasts: `attest trust install` grants the rights for the policy's extra kinds";
+        WatchUnreadable: "the spoke cannot parse the API server's response for a kind; it reverts no drift that it cannot observe",
+            "check what answers in place of the API server, and what was written to the objects of that kind";
+        Forbidden: "the API server denied access (403)", "check the roles and bindings of the spoke and of the application's account";
+        NotFound: "the object or its kind does not exist (404)", "check that the namespace and the definition of the kind exist";
+        Conflict: "the object or record was modified concurrently", "none; it is tried again";
+        Invalid: "the API server rejected the object (400, 422)", "correct the field that the message names";
+        ApiServerError: "the API server returned an error", "see the API server's log";
+        ApiServerTimeout: "the API server did not respond in time", "check the API server";
+        ApiServerUnreachable: "the API server cannot be reached", "check the API server and the network";
+        ResponseUnreadable: "the response of the API server cannot be parsed", "check what answers in place of the API server";
+        RequestInvalid: "a request to the API server cannot be made", "report it as a defect";
+    }
+
+    "The spoke and its cluster", seen in "the spoke's log, `attest spoke status`" {
+        Kubeconfig: "the kubeconfig cannot be used", "check path, permissions and content of `--kubeconfig`";
+        Credentials: "credentials cannot be read or written", "check the permissions of the kubeconfig";
+        NotInCluster: "the spoke does not run in a cluster", "give `--kubeconfig FILE`";
+        KubernetesClient: "the Kubernetes client cannot be prepared", "check the kubeconfig and the certificates in it";
+        TokenMissing: "the API server returned no token", "check the rights of the spoke's account";
+        IdentityMalformed: "the Secret with the identity cannot be used", "delete the Secret and register the cluster again";
+        IdentityConflict: "the Secret with the identity was deleted or replaced", "check that only one spoke runs";
+        HubStale: "the hub's heartbeat is overdue: newer directives may be withheld", "check the hub and the connection";
+        AddressesFile: "`--addresses-file` cannot be written", "check path and permissions";
+    }
+
+    "Joining and registration", seen in "logs of hub and spoke, API, `attest gitops cluster`, metric `attest_fleet_joins_total`" {
+        JoinToken: "the join token is missing, unreadable, mistyped or used", "make another with `attest gitops cluster token create`";
+        JoinRefused: "the hub refused the join; the message gives the hub's reason", "see the hub's reason";
+        JoinLimit: "the hub serves as many joins as it may", "none; the spoke tries again";
+        TokenFormat: "the text is not a join token", "copy the whole token";
+        TokenChecksum: "the join token is mistyped or cut", "copy the whole token";
+        TokenRefused: "the join token is not valid", "make another with `attest gitops cluster token create`";
+        TokenRevoked: "the join token was revoked", "make another with `attest gitops cluster token create`";
+        TokenExpired: "the join token expired", "make another with `attest gitops cluster token create`";
+        TokenUsed: "the join token was used already; by another identity it may be stolen",
+            "make another with `attest gitops cluster token create`";
+        TokenUnknown: "no token has this id", "`attest gitops cluster token list` shows the ids";
+        TokenLifetime: "the requested lifetime of a token is out of range", "request a shorter one";
+        OtherIdentity: "a spoke presented a `cluster rejoin` token that is bound to another spoke",
+            "find out who had the token; it remains valid for the intended spoke, or `attest gitops cluster token revoke ID`";
+        AlreadyRegistered: "the spoke is registered already", "none";
+        IdentityProof: "the spoke did not prove that it has its identity key", "use matching versions of hub and spoke";
+        KubeSystemUid: "the UID of namespace kube-system is missing or malformed", "check that the spoke may read that namespace";
+        NameTaken: "the name is in use", "use another name, or remove the other one first";
+        ClusterUnknown: "no cluster has this name or id", "`attest gitops cluster list` shows those that are registered";
+        ClusterAmbiguous: "several clusters have this name", "give the id of one of them";
+        ClusterPending: "the cluster's spoke has joined and has not been accepted",
+            "`attest gitops cluster accept NAME --fingerprint SHA256:…`, with the fingerprint from the spoke's log";
+        ClusterEvicted: "`cluster evict` ended the cluster's certificate", "`attest gitops cluster rejoin NAME --kubeconfig F`";
+        ClusterRevoked: "the identity of the cluster's spoke is revoked permanently",
+            "delete the spoke's Secret `attest-identity` to join with a new identity";
+        ClusterRejected: "the hub rejects the spoke's certificate; the message gives the cause",
+            "if the cluster is to return: `attest gitops cluster rejoin NAME --kubeconfig F`";
+        FingerprintMismatch: "the cluster has another fingerprint than the one given", "compare with the fingerprint in the spoke's log";
+        HubKeyPin: "the hub signs plans with a key that the trust policy does not pin", "install the trust policy of this hub";
+        KeyGeneration: "a TLS key cannot be generated", "check the system's randomness";
+        Exporter: "the proof of identity cannot be bound to the connection", "use matching versions of hub and spoke";
+        ClusterIdMismatch: "the hub issued a certificate for another cluster", "find out what answers in place of the hub";
+        Randomness: "the operating system provides no randomness", "check the system";
+    }
+
+    "Certificates and TLS", seen in "logs of hub and spoke, API" {
+        CertificateExpired: "the certificate expired while the spoke was disconnected",
+            "`attest gitops cluster rejoin NAME --kubeconfig F`";
+        CertificateReplaced: "the cluster has joined again with another certificate",
+            "none; if unexpected, find out who has the identity key";
+        CertificateNotCurrent: "a newer certificate has replaced the one presented", "if unexpected, find out who has the identity key";
+        CertificateChain: "the issued certificate is not signed by a pinned authority", "find out what answers in place of the hub";
+        CertificateIdentity: "the issued certificate is for another identity", "find out what answers in place of the hub";
+        CertificateLifetime: "the validity of the issued certificate is out of range", "correct the clocks of hub and cluster";
+        CertificateRenewal: "the hub's certificate cannot be renewed", "see the message; check the hub's home";
+        NoCertificate: "the peer presented no certificate", "use an operator's certificate of this hub";
+        MalformedCertificate: "a certificate is not well-formed X.509", "issue it again";
+        AuthorityAsLeaf: "a CA certificate was presented as that of a member", "issue a certificate for the member";
+        KeyUsage: "the key usage of a certificate is wrong", "issue it again";
+        ExtendedKeyUsage: "the extended key usage of a certificate is wrong", "issue it again";
+        SpiffeId: "a certificate has no valid ATTEST identity", "issue it again";
+        MalformedPin: "a pin of a certificate authority is malformed", "write `sha256:` and 64 lower-case hexadecimal digits";
+        NotPinned: "the certificate authority of the peer is not pinned",
+            "check `hub.caPins` of the trust policy; else find out what answers in place of the hub";
+        NoPin: "no certificate authority is pinned", "add the hub's pin to the trust policy";
+        PeerRole: "the peer's certificate is for another role", "use the endpoint for that role";
+        TrustDomain: "the certificate or name is of another trust domain", "use certificates of this hub";
+        HostName: "the text is not a host name", "correct the address";
+        MalformedAuthority: "the certificate of the hub's authority is malformed", "restore the hub's home from a backup";
+        AuthorityKey: "the key of the hub's authority is malformed or does not match its certificate",
+            "restore the hub's home from a backup";
+        IssueFailed: "a certificate cannot be issued", "see the message";
+        MalformedChain: "a file does not have a valid certificate chain", "restore or issue it again";
+        MalformedKey: "a file does not have a valid private key", "restore or issue it again";
+        UnreadableFile: "a certificate file cannot be read", "check path and permissions";
+        UnwritableFile: "a certificate file cannot be written", "check path, permissions and free space";
+        Alpn: "the peer negotiated no protocol of ATTEST", "connect hub and spoke only";
+        NoAuthority: "there is no usable certificate authority for clients", "restore the hub's home from a backup";
+        TlsConfiguration: "the certificate or key cannot be used for TLS", "issue it again";
+        TlsCrypto: "the TLS library has no cipher for QUIC", "use a supported build";
+        RequestTooLarge: "the certificate request is too large", "use matching versions of hub and spoke";
+        MalformedRequest: "the certificate request is not well-formed", "use matching versions of hub and spoke";
+        RequestKey: "the certificate request is not for a strong Ed25519 key", "use matching versions of hub and spoke";
+        RequestRefused: "the signature of the certificate request is invalid", "use matching versions of hub and spoke";
+    }
+
+    "Connections between hub and spoke", seen in "logs of hub and spoke" {
+        HubAddress: "the text is not the address of a hub", "give `--hub HOST:PORT`";
+        Socket: "a socket cannot be opened", "see the message";
+        ConnectionLost: "the connection was lost or cannot be established", "check the network; the spoke dials again";
+        PeerTimeout: "the peer did not respond in time", "check the network and the load of the peer";
+        WriteTimeout: "the peer did not read what was sent in time", "check the network and the load of the peer";
+        HubClosed: "the hub closed the session; the message gives the cause", "see the cause; the spoke dials again";
+        HubStopping: "the hub is stopping", "none; the spoke dials again";
+        SessionReplaced: "the spoke opened a newer session", "none; if it repeats, check that only one spoke runs";
+        Renewed: "the certificate was renewed; the spoke connects with the new one", "none";
+        PolicyChanged: "the trust policy changed; the spoke connects again", "none";
+        UnexpectedMessage: "the hub sent another message than expected", "use matching versions of hub and spoke";
+        ProtocolVersion: "hub and spoke share no protocol version", "use matching versions of hub and spoke";
+        HelloInvalid: "the first message of the spoke is invalid", "use matching versions of hub and spoke";
+        FrameTooLarge: "a frame exceeds the limit", "use matching versions of hub and spoke";
+        FrameMalformed: "a frame does not hold a message", "use matching versions of hub and spoke";
+        BlobMissing: "the hub's database lacks a blob of a plan", "sync the application; if it lasts, restore the database";
+        ReportInvalid: "the hub cannot read a report; it is set aside", "use matching versions of hub and spoke";
+        UnorderedReport: "a cluster reports a destination that this hub never ordered",
+            "another party has issued directives with this hub's key, or the hub was restored from a backup";
+        ClaimImplausible: "a spoke reports an epoch or sequence that no hub has reached; it is ignored", "check the spoke";
+        ClaimRateLimited: "a spoke repeatedly reports directives that this hub does not know; it is ignored for now", "check the spoke";
+        MetadataRateLimited: "the metadata of a spoke changes too often; it is not stored for now", "check the spoke";
+        EpochRaised: "a spoke holds directives of a later epoch; the hub starts a new one",
+            "none after a restore from a backup; else find out who has the hub's key";
+    }
+
+    "The hub's process and database", seen in "the hub's log, `attest-hub`, `attest hub`, API" {
+        HomeExists: "the hub's home exists already and is not empty", "choose another `--home`, or remove it if no hub needs it";
+        HomeMissing: "the directory holds no hub", "create one with `attest hub init`";
+        HomeOwner: "a file cannot be given to the owner of the hub's home", "run the command as that user";
+        HomeFile: "a file of the hub's home cannot be read or written", "check permissions and free space";
+        HomeSettings: "the hub's settings cannot be read", "restore the hub's home from a backup";
+        AdvertiseInvalid: "an advertised address is malformed", "write HOST:PORT with the name and port that others reach";
+        StoreMissing: "the hub's database is missing", "restore it from a backup";
+        StoreExists: "the hub's database exists already", "choose another `--home`";
+        StoreLocked: "the hub's database is in use by another process", "end that process first";
+        StoreOpen: "the hub's database cannot be opened", "check permissions; restore it from a backup";
+        StoreRead: "the hub's database cannot be read", "check the disk; restore it from a backup";
+        StoreCommit: "a write to the hub's database failed", "check the disk; repeat the command";
+        StoreUnknown: "the outcome of a write to the hub's database is unknown", "read again, then repeat what is missing";
+        StoreFormat: "the hub's database has a record that this version cannot read", "use the version that wrote it";
+        DiskFull: "the disk of the hub's database is full", "free space and repeat what was refused";
+        AddressInUse: "the address cannot be bound", "choose another address, or end the process that uses it";
+        MetricsInvalid: "the metrics cannot be registered", "report it as a defect";
+        ServeFailed: "an address is no longer served", "see the message";
+        TaskEnded: "a task of the process has ended unexpectedly; the process ends", "see the log before it";
+        TaskPanicked: "a task of the process has panicked; the process ends", "report it as a defect";
+        StartInterrupted: "the process was stopped while it started", "none";
+        VariableRenamed: "an environment variable has a new name", "use the name in the message";
+    }
+
+    "API and operators", seen in "API, `attest gitops`, `attest hub operator`" {
+        OperatorUnknown: "no operator's certificate has this serial", "`attest hub operator list` shows them";
+        OperatorRevoked: "the operator's certificate is revoked", "`attest hub operator issue NAME` on the hub's machine";
+        OperatorUnreadable: "the state of the operator's certificate cannot be read",
+            "give the files in the home's `operators` to the hub's user";
+        HandshakeFailed: "a TLS connection to the API failed", "see the message; use an operator's certificate of this hub";
+        HandshakeTimeout: "a TLS connection to the API was not established in time", "check the network";
+        HandshakeLimit: "too many connections to the API are being established", "try again later";
+        AcceptFailed: "the API cannot accept a connection", "check the limit of open files";
+        RouteUnknown: "the hub has no such address", "use the same version of `attest` and the hub";
+        MethodNotAllowed: "the address does not support the method", "use the same version of `attest` and the hub";
+        BodyTooLarge: "the request is too large", "send less";
+        BodyUnreadable: "the body of the request cannot be read", "try again";
+        FieldInvalid: "a field has an invalid value; the message names it", "correct the field";
+        FieldUnknown: "a field is unknown", "correct its name, or remove it";
+        FeatureNotAvailable: "a field is not supported by this version", "remove it";
+        ApplicationUnknown: "no application has this name", "`attest gitops app list` shows them";
+        DestinationDuplicate: "a destination is listed twice", "remove one of the two";
+        RemovalUnconfirmed: "`app apply` would remove the application from destinations that the manifest no longer names",
+            "`attest gitops app apply --yes`; over the API `PUT /v1/applications?remove=true`";
+    }
+
+    "Repositories", seen in "conditions, the hub's log and metrics, `attest gitops repo`, `attest run`" {
+        RepositoryUrlRefused: "the address of the repository is not allowed; the message gives the rule",
+            "correct the address, or start the hub with the flag in the message";
+        RepositoryUnknown: "no such repository was added", "`attest gitops repo list` shows them";
+        RepositoryUnreachable: "the repository cannot be reached", "check the address, the network and the server";
+        RepositoryNotFound: "the server has no such repository", "check the path, and that the credentials may read it";
+        RepositoryLimit: "the repository exceeds a limit; the message names it", "reduce what the message names";
+        SourceTimedOut: "the repository did not respond in time", "check the server and the network";
+        SourceFiles: "a local file cannot be read or written while reading the repository", "check free space and permissions";
+        Interrupted: "reading the repository was interrupted", "none; it is tried again";
+        AuthenticationFailed: "the server refused the credentials, or needs some", "give valid credentials with `attest gitops repo add`";
+        SshKeyMissing: "the repository is reached by ssh and has no key", "`attest gitops repo add URL --ssh-key F --known-hosts F`";
+        HostKeyRefused: "the host key of the server is not known",
+            "compare it with the server's own, then `attest gitops repo add --known-hosts F`";
+        CertificateRefused: "the certificate of the server is not trusted", "`attest gitops repo add --ca-file F`";
+        CredentialCanPush: "the hub's credential can push to the repository", "restrict it to read access";
+        CredentialIncomplete: "one of two flags or fields that belong together is missing", "give both";
+        CredentialFile: "a credential file cannot be read", "check path and permissions";
+        CredentialContent: "a credential file does not have the expected content", "correct the file";
+        RevisionMalformed: "the revision is not a branch, tag, commit id or HEAD", "correct `targetRevision`";
+        ReferenceNotFound: "the repository has no such branch or tag", "push it, or correct the revision";
+        ReferenceAmbiguous: "several references have this name", "write the full name of one of them";
+        CommitNotFound: "the server does not provide the commit", "name a branch or tag that contains it";
+        CommitStructure: "the commit is not well-formed", "make the commit again with git";
+        CommitMissing: "the repository has no commit, or lacks the source root", "commit it first";
+        GitProtocol: "the server does not follow the Git protocol", "check that the address is a Git repository";
+        GitProgram: "a git command failed", "see its message";
+        ProgramMissing: "a program that is needed cannot be run", "install it";
+        TreePath: "a path in the repository is not allowed", "rename it";
+        TreeSymlink: "a file in the source root is a symbolic link", "commit the file itself";
+        TreeSubmodule: "the source root contains a submodule", "commit its files, or move it elsewhere";
+        TreeLfsPointer: "a file is a Git LFS pointer", "commit the file itself";
+        PathMissing: "the directory is not in the repository at this commit", "correct the path";
+        PathRefused: "a path leaves the repository or is malformed", "correct the path";
+        IndexConflict: "a file has an unfinished merge", "finish it and `git add` the file";
+        NotAWorkTree: "the directory is not inside a Git work tree", "run the command in a clone of the repository";
+    }
+
+    "Rendering", seen in "conditions, the hub's log and metrics, `attest run`" {
+        OverlayMissing: "there are no manifests for the destination", "correct `path`, or add one of the directories in the message";
+        ManifestsMissing: "the directory has no YAML files and no kustomization", "correct the path";
+        YamlRefused: "a YAML file cannot be read, or readers would disagree about it", "correct the line that the message names";
+        RemoteResource: "a kustomization refers to something outside the repository", "commit it; renderings are made without network";
+        ResourceMissing: "a kustomization refers to a missing file", "correct it, or widen `sourceRoot`";
+        RendererPlugin: "a kustomization runs another program", "render it in CI and commit the result";
+        KustomizationLimit: "too many kustomizations refer to each other", "make the overlay simpler";
+        RendererMissing: "kustomize or kubectl cannot be run; the previous release keeps running", "install kustomize on the hub";
+        RendererFailed: "kustomize failed", "correct what its message names";
+        RendererKilled: "the system killed kustomize; the previous release keeps running", "give the hub more memory";
+        RendererTimedOut: "kustomize did not finish in time; the previous release keeps running", "make the overlay simpler";
+        RendererOutput: "kustomize wrote too much", "make the overlay smaller";
+        RenderFiles: "a local file cannot be read or written while rendering; the previous release keeps running",
+            "check free space and permissions";
+    }
+
+    "CI", seen in "`attest run`, `attest release`, `attest init`" {
+        RecipeMissing: "there is no attest.yaml", "`attest init` writes one";
+        RecipeSyntax: "attest.yaml is not valid YAML", "correct the line that the message names";
+        RecipeField: "a field of attest.yaml is unknown or invalid", "correct the field";
+        RecipeVariable: "a variable in attest.yaml is not set", "set it in the environment of CI";
+        EnvironmentUnknown: "attest.yaml has no render for the environment", "add one, or correct the name";
+        StepFailed: "a step failed; nothing is signed", "see the output of the step";
+        ResultStale: "a step did not write its result; the file is older", "correct the path of the result";
+        ResultMissing: "a step did not write its result", "correct the path of the result";
+        ResultMalformed: "the result of a step cannot be parsed", "write it in a supported format";
+        ResultBlob: "an image layout has a blob with another digest", "build the image again";
+        NoTests: "the result has no test", "correct the test step";
+        ReleaseUnknown: "there is no such release below `.attest`", "see the counters in the message";
+        ReleaseUnusable: "the earlier release cannot be signed again", "see the message";
+        TimeOutOfRange: "time or counter is out of range", "correct the clock of CI";
+        SymbolicLink: "a signed file would be written through a symbolic link", "remove the link";
+        Files: "a file cannot be read or written", "check free space and permissions";
+        SigningKeyMissing: "there is no signing key", "set the variable in the message; `attest key gen` makes one";
+        SigningKeyInRepository: "the private key is inside the repository", "move it out; make a new one if it was ever committed";
+        SigningKeyUnreadable: "the signing key cannot be read", "check path and permissions";
+    }
+
+    "Installation", seen in "`attest gitops cluster add`, `attest trust install`" {
+        InstallRefused: "the API server refused a part of the installation", "see the message; check your rights in the cluster";
+        InstallManifest: "a manifest is not part of an installation", "report it as a defect";
+        DefinitionNotEstablished: "the API server does not serve a kind that was just defined", "try again";
+    }
+}
