@@ -1,5 +1,4 @@
-//! Building blocks of every document: names and digests, strict JSON, Ed25519 keys, DSSE envelopes,
-//! and the pure rules of backoff and rate limits.
+//! Building blocks of documents: identifiers, strict JSON, Ed25519 keys, DSSE envelopes. Also backoff, rate limits and locks.
 
 pub mod backoff;
 pub mod envelope;

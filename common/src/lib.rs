@@ -1,6 +1,6 @@
-//! The rules and documents that both ends of an ATTEST fleet share. Pure: no I/O, no clock, no environment.
+//! The rules and documents shared by hub and spokes. Pure: no I/O, no clock, no environment.
 //!
-//! The caller supplies bytes and `now`. Each type is made only from the one before it:
+//! The caller supplies bytes and `now`. Each type is constructed only from the one before it:
 //!
 //! ```text
 //! objects ─manifest─▶ rendering ─verify::release─▶ Verified<Admitted>

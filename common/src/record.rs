@@ -1,6 +1,6 @@
 //! The durable state of one destination in its cluster, and the pure rules on it: order, binding, floor.
 //!
-//! A spoke stores it in its own cluster, before it acts. [`custody`] has the format, [`rollback`] the way back from a
+//! A spoke stores it in its own cluster, before it acts. [`custody`] defines the format, [`rollback`] the return from a
 //! plan of which nothing is written.
 
 pub mod custody;
@@ -18,7 +18,7 @@ use crate::documents::plan::Directive;
 use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
 use crate::record::rollback::RollbackPoint;
 
-/// Most objects one destination's inventory may hold.
+/// Most objects in the inventory of a destination.
 pub const INVENTORY_MAX: usize = 5_000;
 
 /// Longest name of a ServiceAccount that is also usable as a label, in bytes.
@@ -26,9 +26,8 @@ const ACCOUNT_NAME_BYTES_MAX: usize = 63;
 /// Hexadecimal digits of the hash that ends a name cut to length.
 const ACCOUNT_NAME_HASH_DIGITS: usize = 16;
 
-/// Name of the ServiceAccount that writes an application's objects in a namespace:
-/// `a-<application>-<namespace>`, or `h-…` cut and ended by a hash when that is too long or could be
-/// read as another pair.
+/// Returns the name of the ServiceAccount that writes an application's objects in a namespace:
+/// `a-<application>-<namespace>`, or `h-…` truncated and followed by a hash when that is too long or ambiguous.
 pub fn account_name(application: &Name, namespace: &Name) -> String {
     let plain = format!("a-{application}-{namespace}");
     // `a-b` + `c` and `a` + `b-c` would share an account; only dash-free pairs keep the plain form.
@@ -39,7 +38,7 @@ pub fn account_name(application: &Name, namespace: &Name) -> String {
     let hash = Digest::of(format!("{application}/{namespace}").as_bytes()).hex();
     let hash: String = hash.chars().take(ACCOUNT_NAME_HASH_DIGITS).collect();
     let kept = ACCOUNT_NAME_BYTES_MAX - ACCOUNT_NAME_HASH_DIGITS - 1;
-    // A prefix of its own: no plain name can look like a hashed one.
+    // A separate prefix keeps plain and hashed names distinct.
     let head: String = format!("h-{application}-{namespace}").chars().take(kept).collect();
     format!("{}-{hash}", head.trim_end_matches('-'))
 }
@@ -54,16 +53,16 @@ pub struct Record {
     pub v: u32,
     pub application: Name,
     pub namespace: Name,
-    /// The hub key whose order the next two fields count.
+    /// The hub key to which epoch and sequence belong.
     pub hub_key: KeyId,
     pub epoch: u64,
     pub sequence: u64,
     /// SHA-256 of the newest admitted directive's signed payload.
     pub directive: Digest,
-    /// `source.repo` of the first admitted release; never changes.
+    /// `source.repo` of the first admitted release; immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<String>,
-    /// Highest admitted release counter and the statement that had it.
+    /// Highest admitted release counter and its release statement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
     /// The plan of the newest directive.
@@ -72,16 +71,16 @@ pub struct Record {
     /// The last plan that was healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<Held>,
-    /// Objects this destination wrote or is about to write.
+    /// Objects that the destination has written or is about to write.
     #[serde(default)]
     pub inventory: Vec<Owned>,
-    /// True after `Remove`: binding and floor stay, nothing runs.
+    /// True after `Remove`: binding and floor remain, nothing runs.
     #[serde(default)]
     pub removed: bool,
     /// The cluster's own clock when the newest directive was admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
-    /// When `held` was first ordered.
+    /// Time at which `held` was first admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     /// Rollback point; cleared before the first write of `held`.
@@ -90,7 +89,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Returns true when nothing runs at the destination and no object is or may be its own.
+    /// Returns true when nothing runs at the destination and its inventory is empty.
     pub fn is_idle(&self) -> bool {
         self.held.is_none() && self.inventory.is_empty()
     }
@@ -103,7 +102,7 @@ impl Record {
     }
 }
 
-/// The lowest release that may still be admitted.
+/// The lowest release that may be admitted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Floor {
@@ -141,7 +140,7 @@ pub struct Owned {
     /// Absent between "about to write" and "written".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// Pre-existing, with our values already: released, never deleted.
+    /// Pre-existing with the desired values: released, never deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub met: bool,
 }
@@ -151,7 +150,7 @@ pub struct Owned {
 pub enum DirectiveOrder {
     /// Newer than every directive seen.
     Newer,
-    /// The same directive again.
+    /// The newest directive again.
     Repeated,
 }
 
@@ -223,8 +222,8 @@ pub fn admit_release(
     Ok(())
 }
 
-/// Most destinations of an application whose first plan was reverted and that do not count as its namespaces, so that
-/// mistakes of an operator do not use them up. Each left a namespace.
+/// Most destinations of an application whose first plan was reverted that do not count towards its namespaces, so that
+/// operator mistakes do not exhaust the limit. Each has left a namespace behind.
 pub const REVERTED_MAX: usize = 8;
 
 /// Returns the number of other namespaces of the cluster that this application from this repository uses.

@@ -5,36 +5,37 @@
 //! `Sync` and `Acknowledge`. The hub opens one unidirectional stream for each push: `Blob` frames
 //! for what the spoke is likely to lack, then exactly one `Directive` frame. Signed documents
 //! travel as opaque bytes. Joining uses ALPN `attest-join/1` and one bidirectional stream.
-//! What TLS needs to know of this (protocol names, exporter) is in `certs`.
+//! Protocol names and the exporter of TLS are in `certs`.
 
 pub mod frame;
 pub mod join;
 pub mod message;
 pub mod report;
 
-/// Newest protocol version this build speaks.
+/// Newest supported protocol version.
 pub const PROTOCOL_VERSION: u32 = 1;
-/// Oldest protocol version this build speaks.
+/// Oldest supported protocol version.
 pub const PROTOCOL_VERSION_MIN: u32 = 1;
-/// Bidirectional streams the hub grants a spoke (control, and one spare while it is replaced).
+/// Bidirectional streams that the hub grants a spoke: control, and a spare while it is replaced.
 pub const BIDIRECTIONAL_STREAMS_MAX: u32 = 2;
-/// Unidirectional streams a spoke grants the hub: pushes in flight.
+/// Unidirectional streams that a spoke grants the hub: concurrent pushes.
 pub const UNIDIRECTIONAL_STREAMS_MAX: u32 = 8;
-/// Time in which the first message must have been exchanged.
+/// Longest duration of the exchange of first messages, in milliseconds.
 pub const GREETING_TIMEOUT_MS: u64 = 10_000;
-/// How often either side shows it is alive (QUIC keep-alive).
+/// Interval of QUIC keep-alives, in milliseconds.
 pub const KEEP_ALIVE_MS: u64 = 10_000;
-/// Silence after which a connection counts as dead.
+/// Idle time after which a connection is closed, in milliseconds.
 pub const IDLE_TIMEOUT_MS: u64 = 30_000;
-/// How often the hub sends a `Sync`.
+/// Interval at which the hub sends a `Sync`, in milliseconds.
 pub const SYNC_INTERVAL_MS: u64 = 60_000;
-/// First and longest wait before dialling again; full jitter in between.
+/// First delay before a reconnect, in milliseconds.
 pub const RECONNECT_MIN_MS: u64 = 200;
+/// Longest delay before a reconnect, in milliseconds, with full jitter.
 pub const RECONNECT_MAX_MS: u64 = 30_000;
 /// Application code of a close: the spoke is not, or no longer, admitted.
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 
-/// The version both ends speak, or none.
+/// Returns the newest version that both ends support, if there is one.
 pub fn negotiate(peer_min: u32, peer_max: u32) -> Option<u32> {
     let version = peer_max.min(PROTOCOL_VERSION);
     (version >= peer_min.max(PROTOCOL_VERSION_MIN)).then_some(version)

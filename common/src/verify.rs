@@ -38,7 +38,7 @@ pub use self::release::{
 };
 pub use self::sync::sync;
 
-/// A value that this module has checked. It cannot be made anywhere else.
+/// A value that this module has verified. Only this module can construct it.
 ///
 /// ```
 /// use attest_common::verify::Verified;
@@ -53,7 +53,7 @@ pub use self::sync::sync;
 pub struct Verified<T>(T);
 
 impl<T> Verified<T> {
-    /// Gives up the proof and keeps the value.
+    /// Returns the value without the proof.
     pub fn into_inner(self) -> T {
         self.0
     }

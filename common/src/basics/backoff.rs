@@ -20,19 +20,19 @@ pub struct Backoff {
 pub enum Jitter {
     /// Always the whole delay.
     None,
-    /// Full jitter: anything from zero to the whole delay, both included, in milliseconds.
+    /// Full jitter: from zero to the whole delay, both included, in whole milliseconds.
     Full,
     /// The whole delay shortened by up to this share of it, in percent.
     Early { percent_max: u32 },
 }
 
 impl Backoff {
-    /// A backoff without jitter.
+    /// Creates a backoff without jitter.
     pub const fn new(base: Duration, max: Duration) -> Self {
         Self { base, max, jitter: Jitter::None }
     }
 
-    /// The same backoff with jitter.
+    /// Returns the backoff with jitter.
     pub const fn with_jitter(self, jitter: Jitter) -> Self {
         Self { jitter, ..self }
     }

@@ -1,7 +1,7 @@
-//! The one envelope: DSSE v1.0.2 with pure Ed25519, and the one function that verifies a signature.
+//! Signed envelopes: DSSE v1.0.2 with pure Ed25519.
 //!
-//! [`open`] hands out the verified bytes; whoever needs the payload takes them from there and never
-//! from the envelope again. What the payload says is not this file's business.
+//! [`open`] is the only function that verifies a signature. It returns the verified payload, which callers use instead of
+//! the envelope. The payload is opaque here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,12 +26,12 @@ pub const SYNC_TYPE: &str = "application/vnd.attest.sync.v1+json";
 pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
 /// Largest plan or sync envelope, in bytes.
 pub const PLAN_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
-/// Most signatures an envelope may carry; counted before any is checked.
+/// Most signatures of an envelope, checked before any is verified.
 pub const SIGNATURES_MAX: usize = 8;
 /// Longest key id hint in bytes.
 pub const KEY_ID_HINT_BYTES_MAX: usize = 128;
 
-/// Bytes that a known key signed under the type the caller asked for. Made by [`open`] only.
+/// A payload of the expected type signed by a trusted key. Only [`open`] creates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     payload: Vec<u8>,
@@ -40,18 +40,18 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The signed bytes.
+    /// Returns the signed bytes.
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// The keys, of those that were offered, whose signature is good. Never empty.
+    /// Returns the trusted keys with a valid signature. Never empty.
     pub fn signers(&self) -> &BTreeSet<KeyId> {
         &self.signers
     }
 
-    /// SHA-256 of the pre-authentication encoding: the identity of the signed thing.
-    /// The envelope's own bytes can be written in many ways and name nothing.
+    /// Returns the SHA-256 of the pre-authentication encoding, the identity of the signed document. The bytes of the
+    /// envelope are not canonical and identify nothing.
     pub fn id(&self) -> Digest {
         self.id
     }
@@ -72,7 +72,7 @@ struct WrittenSignature {
     sig: String,
 }
 
-/// DSSE pre-authentication encoding; lengths are in bytes.
+/// Returns the DSSE pre-authentication encoding; lengths are in bytes.
 pub fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let mut out =
         format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
@@ -80,7 +80,7 @@ pub fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8
     out
 }
 
-/// The identity that [`open`] would report, for the signer's own use.
+/// Returns the identity of a payload, equal to [`Opened::id`].
 pub fn id_of(payload_type: &str, payload: &[u8]) -> Digest {
     Digest::of(&pre_authentication_encoding(payload_type, payload))
 }
@@ -100,21 +100,21 @@ pub fn seal(payload_type: &str, payload: &[u8], keys: &[&PrivateKey]) -> Vec<u8>
         payload: BASE64.encode(payload),
         signatures,
     };
-    // Three strings and a list have no way to fail to serialise.
+    // Three strings and a list cannot fail to serialise.
     serde_json::to_vec(&written).unwrap_or_default()
 }
 
-/// An envelope as read, nothing of it verified: good for finding candidates, and to be opened.
+/// A parsed envelope, not verified.
 pub(crate) struct Unopened {
     payload: Vec<u8>,
-    /// The pre-authentication encoding: what was signed.
+    /// The pre-authentication encoding, over which signatures are made.
     message: Vec<u8>,
     id: Digest,
     signatures: Vec<WrittenSignature>,
 }
 
 impl Unopened {
-    /// Reads `envelope`. `payload_type` must match exactly and is checked before the payload is decoded.
+    /// Parses `envelope`. `payload_type` must match exactly and is checked before the payload is decoded.
     pub(crate) fn read(envelope: &[u8], payload_type: &str) -> Result<Self, EnvelopeError> {
         let bytes_max = match payload_type {
             PLAN_TYPE | SYNC_TYPE => PLAN_ENVELOPE_BYTES_MAX,
@@ -139,12 +139,12 @@ impl Unopened {
         Ok(Self { payload, message, id, signatures: written.signatures })
     }
 
-    /// What [`Opened::id`] will say.
+    /// Returns the identity of the payload, see [`Opened::id`].
     pub(crate) fn id(&self) -> Digest {
         self.id
     }
 
-    /// Verifies: at least one of `keys` must have signed. See [`open`].
+    /// Verifies that at least one of `keys` has signed. See [`open`].
     pub(crate) fn open(self, keys: &BTreeMap<KeyId, PublicKey>) -> Result<Opened, EnvelopeError> {
         let mut signers = BTreeSet::new();
         for signature in &self.signatures {
@@ -165,10 +165,10 @@ impl Unopened {
     }
 }
 
-/// Verifies `envelope` and returns what was signed.
+/// Verifies `envelope` and returns its payload.
 ///
-/// At least one of `keys` must have signed; signatures by other keys are passed over (DSSE). The key
-/// id in the envelope is a hint that decides nothing.
+/// At least one of `keys` must have signed; signatures by other keys are ignored (DSSE). The key id in the envelope is
+/// only a hint for the order of attempts.
 pub fn open(
     envelope: &[u8],
     payload_type: &str,
@@ -177,7 +177,7 @@ pub fn open(
     Unopened::read(envelope, payload_type)?.open(keys)
 }
 
-/// The payload of an envelope nobody has verified: for showing to people and for finding candidates.
+/// Returns the unverified payload and key id hints of an envelope, for display and for finding candidates.
 pub fn peek(envelope: &[u8], payload_type: &str) -> Option<(Vec<u8>, Vec<String>)> {
     let read = Unopened::read(envelope, payload_type).ok()?;
     Some((read.payload, read.signatures.into_iter().map(|s| s.keyid).collect()))
@@ -190,29 +190,29 @@ fn signer_of(
     keys: &BTreeMap<KeyId, PublicKey>,
 ) -> Option<KeyId> {
     let hinted = hint.parse::<KeyId>().ok().and_then(|id| keys.get(&id));
-    // Most signatures are of the key they name; those that are not cost one try a key, never two.
+    // Tries the named key first, and every key at most once.
     let others = keys.values().filter(|key| hinted.is_none_or(|hinted| hinted.id() != key.id()));
     hinted.into_iter().chain(others).find(|key| key.verifies(message, signature)).map(PublicKey::id)
 }
 
-/// Standard or URL-safe alphabet, never mixed; padded; no stray bits (RFC 4648; DSSE asks for both alphabets).
+/// Decodes the standard or the URL-safe alphabet, not mixed; padded; no trailing bits (RFC 4648; DSSE requires both).
 fn base64(text: &str) -> Option<Vec<u8>> {
     BASE64.decode(text.as_bytes()).or_else(|_| BASE64URL.decode(text.as_bytes())).ok()
 }
 
-/// Why an envelope was not opened.
+/// Reason that an envelope cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeError {
     #[error("the envelope exceeds the limit of {max} {what}")]
     Limit { what: &'static str, max: usize },
-    #[error("the envelope is not acceptable JSON")]
+    #[error("the envelope is not strict JSON")]
     Json(#[source] JsonError),
-    #[error("the envelope holds `{found}` where `{expected}` is needed")]
+    #[error("the envelope contains `{found}`; must be `{expected}`")]
     PayloadType { expected: String, found: String },
     #[error("the envelope's payload is not base64")]
     Base64,
-    #[error("no trusted key signed this (it names {})", shown(.hints))]
+    #[error("no trusted key has signed the envelope (it names {})", shown(.hints))]
     SignatureInvalid { hints: Vec<String> },
 }
 

@@ -1,6 +1,6 @@
-//! The names and numbers that identify things: digests, names, cluster ids, destinations.
+//! Identifiers: digests, names, cluster ids, destinations.
 //!
-//! Every type here is checked when it is made, so the rest of the code never meets a malformed one.
+//! Every type is validated on construction, so that no malformed value exists.
 
 use std::fmt;
 
@@ -22,32 +22,32 @@ pub type Timestamp = jiff::Timestamp;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The digest with these raw bytes (a digest that travelled in binary).
+    /// Creates a digest from its raw bytes.
     pub fn from_raw(raw: [u8; 32]) -> Self {
         Self(raw)
     }
 
-    /// The 32 raw bytes.
+    /// Returns the 32 raw bytes.
     pub fn raw(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// 64 lower-case hexadecimal digits, without a prefix.
+    /// Returns 64 lower-case hexadecimal digits, without a prefix.
     pub fn hex(&self) -> String {
         HEXLOWER.encode(&self.0)
     }
 
-    /// The first 12 hexadecimal digits, for people.
+    /// Returns the first 12 hexadecimal digits, for display.
     pub fn short(&self) -> String {
         self.hex().chars().take(12).collect()
     }
 
-    /// Reads 64 lower-case hexadecimal digits.
+    /// Parses 64 lower-case hexadecimal digits.
     pub fn from_hex(text: &str) -> Result<Self, IdError> {
         let bytes = HEXLOWER
             .decode(text.as_bytes())
@@ -113,7 +113,7 @@ impl Name {
         if fits { Ok(Self(text)) } else { Err(IdError::Name(text.chars().take(80).collect())) }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -153,21 +153,21 @@ impl From<Name> for String {
     }
 }
 
-/// Who a spoke is: `c-` and the first 16 hexadecimal digits of the SHA-256 of its identity key.
+/// Identity of a spoke: `c-` and the first 16 hexadecimal digits of the SHA-256 of its identity key.
 ///
-/// The cluster's *name* is for people and may be given again; the id never is.
+/// The *name* of a cluster is for display and may be reused; the id is not.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClusterId(String);
 
 impl ClusterId {
-    /// The id of the spoke whose identity public key has these bytes (RFC 8032 encoding).
+    /// Returns the id of the spoke with this identity public key (RFC 8032 encoding).
     pub fn of_identity_key(public_key: &[u8; 32]) -> Self {
         let hex = Digest::of(public_key).hex();
         Self(format!("c-{}", hex.chars().take(16).collect::<String>()))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -210,7 +210,7 @@ impl From<ClusterId> for String {
     }
 }
 
-/// Where an application runs: one ledger, one Directive and one Report each.
+/// Key of a destination, which has one ledger, one Directive and one Report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct DestinationKey {
@@ -225,18 +225,18 @@ impl fmt::Display for DestinationKey {
     }
 }
 
-/// Why a text is not the identifier it should be.
+/// Reason that a text is not a valid identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
-    #[error("`{0}` is not a digest; write sha256: and 64 lower-case hexadecimal digits")]
+    #[error("`{0}` is not a digest; must be sha256: and 64 lower-case hexadecimal digits")]
     Digest(String),
     #[error(
-        "`{0}` is not a name; use at most 63 lower-case letters, digits and `-`, \
+        "`{0}` is not a name; must be at most 63 lower-case letters, digits and `-`, \
          beginning and ending with a letter or digit"
     )]
     Name(String),
-    #[error("`{0}` is not a cluster id; it looks like c-0123456789abcdef")]
+    #[error("`{0}` is not a cluster id; the format is c-0123456789abcdef")]
     ClusterId(String),
 }
 

@@ -1,7 +1,7 @@
 //! Strict JSON: one document, no duplicate keys at any level, bounded depth, no number that would be rounded.
 //!
-//! `serde_json::Value` lets the last of two equal keys win and rounds large numbers silently; both
-//! let two readers of the same signed bytes see different things. Everything signed is read here.
+//! `serde_json::Value` accepts duplicate keys and silently rounds large numbers, so that two readers of the same signed
+//! bytes could differ. All signed documents are parsed here.
 
 use std::fmt;
 
@@ -13,12 +13,12 @@ use crate::basics::reason::Reason;
 
 /// Deepest nesting of a document (envelope, statement, plan).
 pub const DOCUMENT_DEPTH_MAX: usize = 32;
-/// Deepest nesting of a Kubernetes object; CRD schemas nest far deeper than documents do.
+/// Deepest nesting of a Kubernetes object; schemas of CRDs are deeply nested.
 pub const OBJECT_DEPTH_MAX: usize = 100;
-/// Integers at or above this magnitude arrive as floating point and would lose digits (2^53).
+/// Smallest magnitude of a floating-point number at which integers lose digits (2^53).
 const FLOAT_EXACT_LIMIT: f64 = 9_007_199_254_740_992.0;
 
-/// Why bytes are not acceptable JSON.
+/// Reason that bytes are not strict JSON.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
@@ -41,7 +41,7 @@ impl JsonError {
     }
 }
 
-/// Reads one document into `T`. Whether unknown fields are refused is `T`'s own decision.
+/// Parses one document into `T`, which decides whether unknown fields are rejected.
 pub fn document<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     let value = value(bytes, DOCUMENT_DEPTH_MAX)?;
     T::deserialize(value).map_err(|error| {
@@ -53,7 +53,7 @@ pub fn document<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     })
 }
 
-/// Reads one document into a `Value`, nesting at most `depth_max`.
+/// Parses one document into a `Value` with nesting of at most `depth_max`.
 pub fn value(bytes: &[u8], depth_max: usize) -> Result<Value, JsonError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value =
@@ -62,8 +62,8 @@ pub fn value(bytes: &[u8], depth_max: usize) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-/// The same JSON text with the characters escaped that `is_escaped` names. They can stand inside strings only: it must
-/// name none that JSON itself is written with.
+/// Escapes the characters of a JSON text for which `is_escaped` returns true. It must not return true for characters of
+/// the JSON syntax, which occur outside of strings.
 pub fn escaped(json: &str, is_escaped: impl Fn(char) -> bool) -> String {
     let mut written = String::with_capacity(json.len());
     for c in json.chars() {

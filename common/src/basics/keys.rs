@@ -1,8 +1,7 @@
-//! Ed25519 keys: how they are read, written and named. Which key may say what is `policy`.
+//! Ed25519 keys: parsing, encoding and key ids. `policy` defines the roles of keys.
 //!
-//! A public key is checked once, when it is loaded: small-order, mixed-order and non-canonical
-//! points are refused, so that `verify_strict` later accepts honest signatures only
-//! (RFC 8032; "Taming the many EdDSAs", 2020).
+//! A public key is checked once, when it is loaded: small-order, mixed-order and non-canonical points are rejected, so
+//! that `verify_strict` accepts only honest signatures (RFC 8032; "Taming the many EdDSAs", 2020).
 
 use std::fmt;
 
@@ -17,16 +16,16 @@ use zeroize::Zeroizing;
 use crate::basics::ids::Digest;
 use crate::basics::reason::Reason;
 
-/// Longest PEM text that is looked at.
+/// Longest accepted PEM text in bytes.
 pub const PEM_BYTES_MAX: usize = 4096;
 
-/// The name of a key: `ed25519:` and the SHA-256 of its SubjectPublicKeyInfo (RFC 7469 hashes the same bytes).
+/// Id of a key: `ed25519:` and the SHA-256 of its SubjectPublicKeyInfo (RFC 7469 hashes the same bytes).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyId([u8; 32]);
 
 impl KeyId {
-    /// For people: `ed25519-key-` and the first 16 hexadecimal digits. Never a basis for trust.
+    /// Returns the short form for display: `ed25519-key-` and 16 hexadecimal digits. Not a basis for trust.
     pub fn display_form(&self) -> String {
         format!("ed25519-key-{}", HEXLOWER.encode(&self.0).chars().take(16).collect::<String>())
     }
@@ -69,7 +68,7 @@ impl From<KeyId> for String {
     }
 }
 
-/// A public key that passed the load-time checks.
+/// A checked public key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     key: VerifyingKey,
@@ -77,7 +76,7 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// Reads one PEM block `PUBLIC KEY` (SubjectPublicKeyInfo, RFC 8410).
+    /// Parses one PEM block `PUBLIC KEY` (SubjectPublicKeyInfo, RFC 8410).
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
         let text = text.trim();
         let one_public_block = text.len() <= PEM_BYTES_MAX
@@ -88,7 +87,7 @@ impl PublicKey {
         }
         let key = VerifyingKey::from_public_key_pem(text).map_err(|_| KeyError::Format)?;
         let public = Self::checked(key)?;
-        // A second encoding of the same key would be a second file with the same meaning.
+        // Only the canonical encoding is accepted.
         let squeezed = |t: &str| t.split_whitespace().collect::<String>();
         if squeezed(&public.to_pem()) != squeezed(text) {
             return Err(KeyError::Format);
@@ -96,7 +95,7 @@ impl PublicKey {
         Ok(public)
     }
 
-    /// Reads the 32 bytes of RFC 8032.
+    /// Parses the 32 bytes of RFC 8032.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Weak)?;
         Self::checked(key)
@@ -112,23 +111,23 @@ impl PublicKey {
         Ok(Self { key, id: KeyId(*Digest::of(der.as_bytes()).raw()) })
     }
 
-    /// The 32 bytes of RFC 8032: what makes two keys the same key.
+    /// Returns the 32 bytes of RFC 8032, which identify the key.
     pub fn bytes(&self) -> &[u8; 32] {
         self.key.as_bytes()
     }
 
-    /// The full id.
+    /// Returns the full id.
     pub fn id(&self) -> KeyId {
         self.id
     }
 
-    /// PEM text with a final newline.
+    /// Returns the PEM text with a final newline.
     pub fn to_pem(&self) -> String {
-        // Encoding 32 bytes into a fixed template has no way to fail.
+        // Encoding 32 bytes into a fixed template cannot fail.
         self.key.to_public_key_pem(LineEnding::LF).unwrap_or_default()
     }
 
-    /// True when `signature` is this key's over `message` (RFC 8032, cofactorless, strict).
+    /// Returns whether `signature` is a valid signature of `message` by this key (RFC 8032, cofactorless, strict).
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
     }
@@ -140,21 +139,21 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// A private key. `Debug` shows the public half's id only; the seed is wiped on drop.
+/// A private key. `Debug` shows only the id of the public key; the seed is zeroed on drop.
 pub struct PrivateKey {
     key: SigningKey,
     public: PublicKey,
 }
 
 impl PrivateKey {
-    /// The key with this seed. The caller brings the randomness.
+    /// Creates the key with this seed, which the caller draws at random.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, KeyError> {
         let key = SigningKey::from_bytes(seed);
         let public = PublicKey::checked(key.verifying_key())?;
         Ok(Self { key, public })
     }
 
-    /// Reads PEM `PRIVATE KEY` (PKCS#8 v1 or v2, RFC 5958).
+    /// Parses PEM `PRIVATE KEY` (PKCS#8 v1 or v2, RFC 5958).
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
         let text = text.trim();
         if text.len() > PEM_BYTES_MAX || !text.starts_with("-----BEGIN PRIVATE KEY-----") {
@@ -165,19 +164,19 @@ impl PrivateKey {
         Ok(Self { key, public })
     }
 
-    /// PEM `PRIVATE KEY`, PKCS#8 version 1: the form that OpenSSL, Python and Node read.
+    /// Returns PEM `PRIVATE KEY`, PKCS#8 version 1, which OpenSSL, Python and Node can read.
     pub fn to_pem(&self) -> Result<Zeroizing<String>, KeyError> {
         KeypairBytes { secret_key: self.key.to_bytes(), public_key: None }
             .to_pkcs8_pem(LineEnding::LF)
             .map_err(|_| KeyError::PrivateFormat)
     }
 
-    /// The public half.
+    /// Returns the public key.
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
 
-    /// Pure Ed25519 over `message`.
+    /// Signs `message` with pure Ed25519.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
     }
@@ -189,19 +188,21 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// Why a key cannot be used.
+/// Reason that a key is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     #[error(
-        "not one PEM `PUBLIC KEY` block with an Ed25519 key; `attest key show FILE` prints one"
+        "not one PEM `PUBLIC KEY` block with an Ed25519 key; print one with `attest key show FILE`"
     )]
     Format,
-    #[error("not a PEM `PRIVATE KEY` block with an Ed25519 key; `attest key gen FILE` makes one")]
+    #[error(
+        "not a PEM `PRIVATE KEY` block with an Ed25519 key; create one with `attest key gen FILE`"
+    )]
     PrivateFormat,
-    #[error("the public key is weak: its point is of small or mixed order or not canonical")]
+    #[error("the public key is weak: its point has small or mixed order or is not canonical")]
     Weak,
-    #[error("`{0}` is not a key id; it is ed25519: and 64 hexadecimal digits")]
+    #[error("`{0}` is not a key id; must be ed25519: and 64 hexadecimal digits")]
     Id(String),
 }
 

@@ -1,7 +1,7 @@
 //! Locks that survive a panic of another holder.
 //!
-//! A panic ends one task, and others continue with the value as that task left it. Whether the process ends
-//! with a task is decided where the task is started.
+//! A panic ends one task, and others continue with the value as that task left it. The code that starts a task decides
+//! whether its panic ends the process.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
@@ -31,7 +31,7 @@ impl<T> Locked<T> {
         }
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn into_inner(self) -> T {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }

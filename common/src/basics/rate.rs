@@ -9,7 +9,7 @@ use super::locked::Locked;
 /// Most keys that a [`KeyedTokenBucket`] tracks unless its owner sets another limit.
 pub const RATE_KEYS_MAX: usize = 10_000;
 
-/// A limit: a burst after a quiet time, and a steady rate from then on.
+/// A rate limit: a burst, and a steady rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// Most tokens that a bucket holds.
@@ -20,12 +20,12 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// `burst` tokens, and one more in every `interval`.
+    /// Creates a limit of `burst` tokens, and one more in every `interval`.
     pub const fn one_every(burst: u64, interval: Duration) -> Self {
         Self { burst, tokens: 1, period: interval }
     }
 
-    /// `burst` tokens, and `tokens` more in every `period`.
+    /// Creates a limit of `burst` tokens, and `tokens` more in every `period`.
     pub const fn per(burst: u64, tokens: u64, period: Duration) -> Self {
         Self { burst, tokens, period }
     }
@@ -39,14 +39,14 @@ impl RateLimit {
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     limit: RateLimit,
-    /// Below zero after a cost that exceeded what was left.
+    /// Below zero after a cost that exceeded the remaining tokens.
     tokens: i128,
     /// The time to which gained tokens are counted.
     filled_at: Option<Instant>,
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub const fn new(limit: RateLimit) -> Self {
         Self { limit, tokens: limit.burst as i128, filled_at: None }
     }
@@ -66,8 +66,8 @@ impl TokenBucket {
         self.tokens > 0
     }
 
-    /// Takes `cost` tokens, which may exceed what is left: the cost of work is known after it is done.
-    /// The bucket then allows nothing until the missing tokens are gained.
+    /// Takes `cost` tokens, which may exceed the remaining ones, because the cost of work is known after it is done. The
+    /// bucket then allows nothing until it has gained the missing tokens.
     pub fn spend(&mut self, cost: u64) {
         self.tokens = self.tokens.saturating_sub(i128::from(cost));
     }
@@ -159,7 +159,7 @@ impl<K: Ord + Clone> KeyedTokenBucket<K> {
 pub struct RateLimiter(Arc<Locked<TokenBucket>>);
 
 impl RateLimiter {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub fn new(limit: RateLimit) -> Self {
         Self(Arc::new(Locked::new(TokenBucket::new(limit))))
     }

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Builder id of `attest run`, and the default of a policy that names none.
+/// Builder id of `attest run`, and the default of policies that name none.
 pub const BUILDER_ID: &str = "https://attest.continuu.ms/builder/v1";
 
-/// What a CI key may sign.
+/// Role of a CI key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Role {
@@ -20,7 +20,7 @@ impl Role {
     pub const ALL: [Self; 4] = [Self::Builder, Self::Tester, Self::Scanner, Self::Releaser];
 }
 
-/// How strictly failures are treated. Ordered: a later one is stricter.
+/// Verification mode, in order of strictness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Mode {
     Disabled,

@@ -3,21 +3,21 @@
 /// Longest message in a report, in characters.
 pub const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 
-/// Cuts a message to what a report may carry and strips control characters.
+/// Truncates a message to [`MESSAGE_CHARACTERS_MAX`] and replaces control characters by spaces.
 pub fn message(text: &str) -> String {
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     plain.take(MESSAGE_CHARACTERS_MAX).collect()
 }
 
-/// An error and its sources in one line, for a report or a log field.
+/// Returns an error and its sources in one line, for a report or a log field.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        let said = inner.to_string();
-        if !text.ends_with(&said) {
+        let cause = inner.to_string();
+        if !text.ends_with(&cause) {
             text.push_str(": ");
-            text.push_str(&said);
+            text.push_str(&cause);
         }
         source = inner.source();
     }

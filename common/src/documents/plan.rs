@@ -1,9 +1,8 @@
-//! What the hub signs: `Plan`, `Directive` and `Sync`. Documents only; whether to believe them is `verify`.
+//! Documents signed by the hub: `Plan`, `Directive` and `Sync`. `verify` has the rules for accepting them.
 //!
-//! A Plan says what runs and is shared by every destination that runs the same. A Directive says
-//! where and how far, is small, and the newest replaces the older. A Sync is the heartbeat that
-//! tells a spoke which directives are newest. Unknown fields are refused in all three: an old
-//! spoke must not skip a new restriction.
+//! A Plan describes the content and is shared by all destinations that run it. A Directive names the destination and
+//! the extent; the newest replaces older ones. A Sync is the heartbeat that lists the newest directives. Unknown fields
+//! are rejected in all three: an old spoke must not skip a new restriction.
 
 use std::collections::BTreeSet;
 
@@ -15,18 +14,18 @@ use crate::basics::keys::KeyId;
 use crate::basics::terms::Mode;
 use crate::documents::release::NamespaceRule;
 
-/// Longest time between a directive's issue and its expiry.
+/// Longest time between issue and expiry of a directive, in milliseconds.
 pub const DIRECTIVE_LIFETIME_MAX_MS: i64 = 24 * 60 * 60 * 1000;
-/// Longest time between a sync's issue and its expiry.
+/// Longest time between issue and expiry of a sync, in milliseconds.
 pub const SYNC_LIFETIME_MAX_MS: i64 = 10 * 60 * 1000;
-/// Most receipts a plan may name.
+/// Most receipts in a plan.
 pub const RECEIPTS_MAX: usize = 64;
-/// Most heads a sync may list.
+/// Most heads in a sync.
 pub const HEADS_MAX: usize = 4_096;
-/// The cap that lets a destination go all the way.
+/// The cap of a complete rollout, in percent.
 pub const CAP_FULL_PERCENT: u32 = 100;
 
-/// What runs at a destination. Its digest is the SHA-256 of its signed payload bytes.
+/// The content of a destination. Its digest is the SHA-256 of its signed payload bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Plan {
@@ -40,23 +39,23 @@ pub struct Plan {
     pub policy: RequestedPolicy,
     pub sync: SyncPolicy,
     pub strategy: Strategy,
-    /// Checks to run around the rollout. Refused until a spoke knows how to confine them.
+    /// Checks around the rollout. Rejected: not supported yet.
     #[serde(default)]
     pub hooks: Vec<Value>,
 }
 
-/// A signed document that travels beside the plan.
+/// A signed document that is sent with the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct SignedBlob {
-    /// [`crate::basics::envelope::Opened::id`]: what was signed.
+    /// [`crate::basics::envelope::Opened::id`], the identity of the signed document.
     pub id: Digest,
-    /// SHA-256 of the envelope file: what travels.
+    /// SHA-256 of the envelope, as sent.
     pub sha256: Digest,
     pub size: u64,
 }
 
-/// The rendering that travels beside the plan.
+/// The rendering that is sent with the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ContentBlob {
@@ -73,81 +72,81 @@ pub struct RequestedPolicy {
     pub mode: Mode,
     #[serde(default)]
     pub required_attestations: BTreeSet<String>,
-    /// Full key ids. Absent, every key of the policy counts; present and empty, none does.
+    /// Full key ids. If absent, every key of the policy is valid; if empty, none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trusted_keys: Option<BTreeSet<KeyId>>,
 }
 
-/// How the destination is kept in step.
+/// Options of synchronisation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct SyncPolicy {
-    /// Delete objects of the inventory that the rendering no longer holds.
+    /// Delete objects of the inventory that the rendering no longer contains.
     #[serde(default)]
     pub prune: bool,
-    /// Put drifted objects back at once; otherwise drift is reported.
+    /// Revert drift immediately; otherwise drift is only reported.
     #[serde(default)]
     pub self_heal: bool,
-    /// Take over existing objects where the local policy allows it too.
+    /// Take over existing objects if the cluster's policy allows it too.
     #[serde(default)]
     pub adopt: bool,
 }
 
-/// How one destination moves to the plan.
+/// Strategy by which a destination moves to the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "type")]
 pub enum Strategy {
-    /// The workload controllers' own rolling update.
+    /// Rolling update by the workload controllers.
     #[default]
     RollingUpdate,
 }
 
-/// Where a plan goes and how far. Level-triggered: only the newest counts.
+/// Assigns a plan to a destination. Level-triggered: only the newest is in effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Directive {
     pub v: u32,
-    /// The one cluster that may act on this.
+    /// The only cluster that may act on the directive.
     pub cluster: ClusterId,
     pub application: Name,
     pub namespace: Name,
-    /// Term of the hub that issued it; rises when a hub takes over from another or from a backup.
+    /// Epoch of the hub that issued it. Rises with every start of a hub and after a restore from a backup.
     pub epoch: u64,
     /// Rises by one with every directive of this destination.
     pub sequence: u64,
     /// Rollout number of the application.
     pub generation: u64,
-    /// Try within the rollout.
+    /// Attempt within the rollout.
     pub attempt: u32,
     pub operation: Operation,
-    /// Exposure the spoke may reach by itself, 0 to 100.
+    /// Exposure that the spoke may reach on its own, 0 to 100.
     pub cap_percent: u32,
     /// SHA-256 of the plan's signed payload; absent for `Remove` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Digest>,
     pub issued_at: Timestamp,
-    /// Limits admission only: what is already admitted is kept running.
+    /// Limits admission only: an admitted plan continues to run.
     pub expires_at: Timestamp,
 }
 
-/// What a directive orders.
+/// Operation of a directive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// Move towards the plan, up to the cap.
     Progress,
-    /// Abandon the rollout in favour of the plan named.
+    /// Abandon the rollout in favour of the named plan.
     Supersede,
     /// Return to the last good plan.
     Rollback,
-    /// The plan is now the last good one; what only the former needed may go.
+    /// Make the plan the last good one; objects of the previous one may be deleted.
     Finalize,
-    /// The rollout is over; keep what runs.
+    /// End the rollout; keep the running plan.
     Close,
-    /// Take the application away from this destination.
+    /// Remove the application from the destination.
     Remove,
 }
 
-/// Which directives are newest for one cluster.
+/// The newest directives of one cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Sync {
@@ -172,8 +171,8 @@ pub struct Head {
     pub sequence: u64,
 }
 
-/// The bytes of a document to sign.
+/// Returns the bytes of a document to sign.
 pub fn to_bytes<T: Serialize>(document: &T) -> Vec<u8> {
-    // Derived serialisation of strings, numbers and lists has no way to fail.
+    // Derived serialisation of strings, numbers and lists cannot fail.
     serde_json::to_vec(document).unwrap_or_default()
 }

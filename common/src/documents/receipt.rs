@@ -1,7 +1,7 @@
-//! Receipts: what a build, a test run and a scan must say before a release may rest on them.
+//! Receipts: the rules for statements about a build, a test run and a scan as evidence of a release.
 //!
-//! A table from attestation name to predicate types, roles and content rules. Predicate types are
-//! compared whole; a name outside the table is an error, never a pass. Who signed is `verify`'s part.
+//! A table maps names of attestations to predicate types, roles and content rules. Predicate types are compared as a
+//! whole; an unknown name is an error. `verify` checks the signatures.
 
 use serde_json::Value;
 
@@ -19,16 +19,16 @@ pub const TEST_RESULT_TYPE: &str = "https://in-toto.io/attestation/test-result/v
 pub const VULNS_TYPE: &str = "https://in-toto.io/attestation/vulns/v0.2";
 /// `buildType` of a provenance written by `attest run`.
 pub const BUILD_TYPE: &str = "https://attest.continuu.ms/run/v1";
-/// Parameters a provenance may carry; an unknown one may mean a build nobody allowed (SLSA, verifying artifacts).
+/// Allowed parameters of a provenance. An unknown parameter may change the build (SLSA, verifying artifacts).
 pub const EXTERNAL_PARAMETERS: [&str; 4] = ["application", "repository", "step", "environment"];
-/// Oldest scan that a release may be admitted with.
+/// Maximum age of a scan at admission, in milliseconds.
 pub const SCAN_AGE_MAX_MS: i64 = 168 * 60 * 60 * 1000;
-/// Clocks may differ this much before a time counts as being in the future.
+/// Tolerated difference between clocks, in milliseconds.
 pub const CLOCK_SKEW_MAX_MS: i64 = 120 * 1000;
-/// How long after expiry Standard mode still admits, with a warning.
+/// Time after expiry in which Standard mode admits with a warning, in milliseconds.
 pub const STANDARD_GRACE_MS: i64 = 72 * 60 * 60 * 1000;
 
-/// What the table knows about an attestation name.
+/// Rule for the name of an attestation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttestationRule {
     pub name: &'static str,
@@ -42,26 +42,26 @@ const RULES: [AttestationRule; 3] = [
     AttestationRule { name: "security-scan", predicate_type: VULNS_TYPE, role: Role::Scanner },
 ];
 
-/// The rule for an attestation name.
+/// Returns the rule for the name of an attestation.
 pub fn rule(name: &str) -> Option<AttestationRule> {
     RULES.into_iter().find(|rule| rule.name == name)
 }
 
-/// What a receipt is checked against.
+/// Context against which a receipt is checked.
 #[derive(Clone, Copy, Debug)]
 pub struct ReceiptContext<'a> {
     pub release: &'a Release,
     pub render: &'a Render,
     pub content: Digest,
-    /// Builder ids that the signing key may speak for.
+    /// Builder ids that the signing key may use.
     pub builder_ids: &'a [String],
     pub mode: Mode,
     pub now: Timestamp,
-    /// False once the release already runs here: ages are judged at first admission only.
+    /// False when the release already runs here: ages count only at first admission.
     pub enforce_ages: bool,
 }
 
-/// Checks one receipt's statement. `Ok` carries warnings, empty in the ordinary case.
+/// Checks the statement of a receipt. Returns warnings.
 pub fn check(
     name: &str,
     statement: &Statement,
@@ -85,23 +85,19 @@ pub fn check(
 
 fn build(statement: &Statement, about: &ReceiptContext<'_>) -> Result<(), ReceiptError> {
     covers_rendering("build", statement, about)?;
-    let wrong = |field: &'static str, found: &Value| ReceiptError::Build {
-        field,
-        found: short(&found.to_string()),
-    };
     let at = |pointer: &str| statement.predicate.pointer(pointer).unwrap_or(&Value::Null);
     let builder = at("/runDetails/builder/id");
     if !about.builder_ids.iter().any(|id| builder.as_str() == Some(id)) {
-        return Err(wrong("runDetails.builder.id", builder));
+        return Err(forbidden_build("runDetails.builder.id", builder));
     }
     let build_type = at("/buildDefinition/buildType");
     if build_type.as_str() != Some(BUILD_TYPE) {
-        return Err(wrong("buildDefinition.buildType", build_type));
+        return Err(forbidden_build("buildDefinition.buildType", build_type));
     }
     let parameters = at("/buildDefinition/externalParameters");
     let known = |name: &String| EXTERNAL_PARAMETERS.contains(&name.as_str());
     if !parameters.as_object().is_some_and(|p| p.keys().all(known)) {
-        return Err(wrong("buildDefinition.externalParameters", parameters));
+        return Err(forbidden_build("buildDefinition.externalParameters", parameters));
     }
     let source = &about.release.source;
     let dependencies = at("/buildDefinition/resolvedDependencies");
@@ -111,6 +107,10 @@ fn build(statement: &Statement, about: &ReceiptContext<'_>) -> Result<(), Receip
         uri == Some(&source.repo) && commit == Some(&source.git_commit)
     });
     if names_source { Ok(()) } else { Err(ReceiptError::SourceMismatch) }
+}
+
+fn forbidden_build(field: &'static str, found: &Value) -> ReceiptError {
+    ReceiptError::Build { field, found: short(&found.to_string()) }
 }
 
 fn test(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>, ReceiptError> {
@@ -150,7 +150,7 @@ fn scan(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>
             return Err(ReceiptError::ScanStale { finished });
         }
         if age_ms > SCAN_AGE_MAX_MS {
-            warnings.push(format!("the scan of {finished} is older than it should be"));
+            warnings.push(format!("the scan of {finished} exceeds its maximum age"));
         }
     }
     let results = statement
@@ -167,11 +167,11 @@ fn scan(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>
     Ok(warnings)
 }
 
-/// CVSS-like scale in tenths; high (7.0) and above is refused.
+/// Lowest rejected severity, high (7.0), in tenths of the CVSS scale.
 const SEVERITY_REFUSED: u32 = 70;
 const SEVERITY_WORST: u32 = 100;
 
-/// The worst severity a finding states. What cannot be understood counts as the worst there is.
+/// Returns the highest severity that a finding states. A severity that cannot be parsed counts as the highest.
 fn severity(finding: &Value) -> u32 {
     let Some(entries) = finding.get("severity").and_then(Value::as_array) else {
         return SEVERITY_WORST;
@@ -189,7 +189,7 @@ fn severity(finding: &Value) -> u32 {
     scores.max().unwrap_or(SEVERITY_WORST)
 }
 
-/// `5.2` → 52. At most one digit after the point, 0 to 10.
+/// Parses a number from 0 to 10 with at most one decimal, in tenths: `5.2` → 52.
 fn tenths(text: &str) -> Option<u32> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let whole: u32 = whole.parse().ok()?;
@@ -214,13 +214,13 @@ fn short(text: &str) -> String {
     text.chars().take(160).collect()
 }
 
-/// Why a receipt does not support a release.
+/// Reason that a receipt is not evidence for a release.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiptError {
-    #[error("no rule exists for the attestation `{0}`; known are build, test, security-scan")]
+    #[error("unknown attestation `{0}`; must be build, test or security-scan")]
     AttestationUnknown(String),
-    #[error("the {attestation} receipt has predicate type `{found}`; {expected} is needed")]
+    #[error("the {attestation} receipt has predicate type `{found}`; must be {expected}")]
     PredicateType { attestation: &'static str, expected: &'static str, found: String },
     #[error("the {attestation} receipt is not about `{subject}` with this digest")]
     Subject { attestation: &'static str, subject: String },
@@ -232,15 +232,15 @@ pub enum ReceiptError {
     SourceMismatch,
     #[error("the test receipt's result is {result}")]
     TestFailed { result: String },
-    #[error("the scan says no time it finished")]
+    #[error("the scan has no time of completion")]
     ScanWithoutTime,
     #[error(
-        "the scan finished {finished}: too old, or in the future; scan again with `attest run` or `attest release`"
+        "the scan finished {finished}, which is too old or in the future; scan again with `attest run` or `attest release`"
     )]
     ScanStale { finished: Timestamp },
     #[error("the scan has no list of results")]
     ScanMalformed,
-    #[error("the scan found {id}, of high severity or not understood")]
+    #[error("the scan found {id}, of high or unknown severity")]
     Vulnerable { id: String },
 }
 

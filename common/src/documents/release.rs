@@ -1,7 +1,7 @@
-//! The release statement: the one object a deployment is rooted in, signed by CI.
+//! The release statement, signed by CI: the root of trust of a deployment.
 //!
-//! It carries what a taken hub must not choose: the bytes of each rendering, where each may run,
-//! a counter that only rises, the exact receipts that are its evidence, the digest of each image.
+//! It contains what a compromised hub must not choose: the bytes of each rendering and its target, a counter that only
+//! rises, the receipts that are its evidence, and the digest of each image.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,21 +15,21 @@ pub const RELEASE_TYPE: &str = "https://attest.continuu.ms/release/v1";
 pub const RENDERING_TYPE: &str = "application/vnd.attest.manifests.v1+jsonl";
 /// Most renderings in a release.
 pub const RENDERS_MAX: usize = 256;
-/// Most receipts a release may name as evidence.
+/// Most receipts named by a release as evidence.
 pub const EVIDENCE_MAX: usize = 64;
 /// Longest pattern for names, repositories and namespaces, in bytes.
 pub const GLOB_BYTES_MAX: usize = 1_024;
 
-/// The predicate. Unknown fields are refused.
+/// The predicate. Unknown fields are rejected.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Release {
     pub application: Name,
-    /// For people: a tag or branch name.
+    /// A tag or branch name, for display.
     pub version: String,
-    /// Rises with every release of the application; see settled rule on counters ahead of time.
+    /// Rises with every release of the application. Must not be far ahead of the clock when it is a time in seconds.
     pub counter: u64,
-    /// After this moment the release is not admitted anywhere it does not already run.
+    /// Expiry: afterwards the release is admitted only where it already runs.
     pub not_after: Timestamp,
     pub source: ReleaseSource,
     pub renderer: Renderer,
@@ -37,7 +37,7 @@ pub struct Release {
     pub renders: Vec<Render>,
 }
 
-/// The commit CI ran on: provenance, never compared with the deployed commit.
+/// The commit on which CI ran. Provenance only, not compared with the deployed commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ReleaseSource {
@@ -48,7 +48,7 @@ pub struct ReleaseSource {
     pub git_tree: String,
 }
 
-/// The program that rendered, for explaining a difference.
+/// The rendering program, to explain differences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Renderer {
@@ -56,7 +56,7 @@ pub struct Renderer {
     pub version: String,
 }
 
-/// A receipt the release rests on.
+/// A receipt that is evidence for the release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Evidence {
@@ -66,7 +66,7 @@ pub struct Evidence {
     pub receipt: Digest,
 }
 
-/// One rendering of the application and where it may run.
+/// One rendering of the application and its target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Render {
@@ -79,12 +79,12 @@ pub struct Render {
     pub target: Target,
     pub namespace: NamespaceRule,
     pub images: Vec<ImageDigest>,
-    /// Names of the changes the spoke may make to the objects, for example `image-pin`.
+    /// Names of the changes that the spoke may make to the objects, for example `image-pin`.
     #[serde(default)]
     pub mutations: Vec<String>,
 }
 
-/// Which clusters a rendering is for, compared with what the spoke itself says it is.
+/// Target clusters of a rendering, compared with the environment and name in the cluster's own policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Target {
@@ -95,7 +95,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// True when a cluster of this environment and name is meant.
+    /// Returns whether a cluster of this environment and name is a target.
     pub fn fits(&self, environment: &str, cluster_name: &str) -> bool {
         self.environments.iter().any(|e| e == environment)
             && self
@@ -105,18 +105,18 @@ impl Target {
     }
 }
 
-/// Which namespaces a rendering may go to.
+/// Namespaces allowed for a rendering.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "mode")]
 pub enum NamespaceRule {
-    /// Exactly this one.
+    /// Exactly this namespace.
     Fixed { value: Name },
-    /// Whatever the destination says, inside this pattern (`*` matches any run of characters but `/`).
+    /// The namespace of the destination, if it matches this pattern (`*` matches any characters except `/`).
     DefaultOnly { pattern: String },
 }
 
 impl NamespaceRule {
-    /// True when objects may be put into `namespace`.
+    /// Returns whether `namespace` is allowed.
     pub fn allows(&self, namespace: &Name) -> bool {
         match self {
             Self::Fixed { value } => value == namespace,
@@ -125,18 +125,18 @@ impl NamespaceRule {
     }
 }
 
-/// The digest CI saw for an image reference in the rendering.
+/// The digest that CI resolved for an image reference of the rendering.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageDigest {
-    /// The reference exactly as the rendering writes it, for example `myapp:v1`.
+    /// The reference exactly as in the rendering, for example `myapp:v1`.
     #[serde(rename = "ref")]
     pub reference: String,
     pub digest: Digest,
 }
 
 impl Release {
-    /// Reads the predicate of a release statement. The statement's signature is the caller's business.
+    /// Parses the predicate of a release statement. The caller verifies the signature.
     pub fn read(statement: &Statement) -> Result<Self, ReleaseError> {
         if statement.predicate_type != RELEASE_TYPE {
             return Err(ReleaseError::PredicateType(
@@ -161,7 +161,7 @@ impl Release {
         Ok(release)
     }
 
-    /// The render with this name. Two of one name are treated as none.
+    /// Returns the render with this name, if there is exactly one.
     pub fn render(&self, name: &str) -> Option<&Render> {
         let mut found = self.renders.iter().filter(|r| r.name == name);
         match (found.next(), found.next()) {
@@ -171,7 +171,7 @@ impl Release {
     }
 }
 
-/// The digest of a render's content, as the statement's subject carries it.
+/// Returns the digest of a render's content from the subject of the statement.
 pub fn content_digest(statement: &Statement, render: &Render) -> Option<Digest> {
     let mut found = statement.subject.iter().filter(|s| s.name == render.subject);
     match (found.next(), found.next()) {
@@ -180,9 +180,9 @@ pub fn content_digest(statement: &Statement, render: &Render) -> Option<Digest> 
     }
 }
 
-/// `*` matches any run of characters other than `/`; everything else matches itself. A pattern longer
-/// than [`GLOB_BYTES_MAX`] matches nothing. Patterns come from remotes: the work is bounded by the
-/// product of both lengths, the stack by nothing of theirs.
+/// Returns whether `pattern` matches `text`. `*` matches any characters except `/`; everything else matches itself. A
+/// pattern longer than [`GLOB_BYTES_MAX`] matches nothing. Patterns may be hostile: the time is bounded by the product of
+/// both lengths, and the stack depth is constant.
 pub fn glob_matches(pattern: &str, text: &str) -> bool {
     let (mut patterns, mut texts) = (pattern.split('/'), text.split('/'));
     pattern.len() <= GLOB_BYTES_MAX
@@ -195,28 +195,28 @@ pub fn glob_matches(pattern: &str, text: &str) -> bool {
         }
 }
 
-/// The same without `/`: the first piece begins the text, the last one ends it, and each between them
-/// is found at the earliest place behind the former.
+/// Matches one path segment: the text begins with the first piece and ends with the last one, and each piece between
+/// them is found at its earliest position after the previous one.
 fn segment_matches(pattern: &str, text: &str) -> bool {
     let Some((head, others)) = pattern.split_once('*') else { return pattern == text };
     let (between, tail) = others.rsplit_once('*').unwrap_or(("", others));
     let inner = text.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail));
-    let found = |rest: &'_ str, piece: &str| rest.find(piece).map(|at| at + piece.len());
     inner.is_some_and(|inner| {
         let mut rest = inner;
         between.split('*').all(|piece| {
-            let behind = found(rest, piece).and_then(|at| rest.get(at..));
+            let end = rest.find(piece).map(|start| start + piece.len());
+            let behind = end.and_then(|end| rest.get(end..));
             rest = behind.unwrap_or_default();
             behind.is_some()
         })
     })
 }
 
-/// Why signed bytes are not an acceptable release.
+/// Reason that signed bytes are not a valid release.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReleaseError {
-    #[error("the release statement is not a statement")]
+    #[error("the release is not a valid statement")]
     Statement(#[source] StatementError),
     #[error("the statement's predicate type is `{0}`, not {RELEASE_TYPE}")]
     PredicateType(String),

@@ -1,7 +1,7 @@
-//! in-toto Statement v1: who says what about which digests. What a predicate must say is `receipt` and `release`.
+//! in-toto Statement v1: a predicate about subjects, which are digests. `receipt` and `release` define the predicates.
 //!
-//! Unknown fields of the statement are ignored, as the specification asks; our own predicate,
-//! the release, refuses them because a restriction that an old reader skips would fail open.
+//! Unknown fields of the statement are ignored, as the specification requires. The predicate of a release rejects them,
+//! because a restriction that an old reader skips would fail open.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub const STATEMENT_V1: &str = "https://in-toto.io/Statement/v1";
 /// Most subjects of one statement.
 pub const SUBJECTS_MAX: usize = 256;
 
-/// What a receipt or release says, as written.
+/// A statement as written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statement {
@@ -28,7 +28,7 @@ pub struct Statement {
     pub predicate: Value,
 }
 
-/// Something a statement is about.
+/// Subject of a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     #[serde(default)]
@@ -37,19 +37,19 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// A subject known by its SHA-256.
+    /// Creates a subject with a SHA-256 digest.
     pub fn new(name: impl Into<String>, digest: Digest) -> Self {
         Self { name: name.into(), digest: BTreeMap::from([("sha256".to_owned(), digest.hex())]) }
     }
 
-    /// The SHA-256 of the subject. Other algorithms do not count: a set with only those matches nothing.
+    /// Returns the SHA-256 of the subject. Digests of other algorithms are ignored.
     pub fn sha256(&self) -> Option<Digest> {
         self.digest.get("sha256").and_then(|hex| Digest::from_hex(hex).ok())
     }
 }
 
 impl Statement {
-    /// A statement about `subject`.
+    /// Creates a statement about `subject`.
     pub fn new(subject: Vec<Subject>, predicate_type: &str, predicate: Value) -> Self {
         Self {
             statement_type: STATEMENT_V1.to_owned(),
@@ -59,7 +59,7 @@ impl Statement {
         }
     }
 
-    /// Reads a statement and checks what every statement must satisfy.
+    /// Parses a statement and checks the rules common to all statements.
     pub fn read(payload: &[u8]) -> Result<Self, StatementError> {
         let statement: Self = json::document(payload).map_err(StatementError::Json)?;
         if statement.statement_type != STATEMENT_V1 {
@@ -74,24 +74,24 @@ impl Statement {
         Ok(statement)
     }
 
-    /// The bytes to sign.
+    /// Returns the bytes to sign.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Strings, maps and a JSON value have no way to fail to serialise.
+        // Strings, maps and a JSON value cannot fail to serialise.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// True when a subject has this SHA-256, whatever its name.
+    /// Returns whether a subject of any name has this SHA-256.
     pub fn covers(&self, digest: &Digest) -> bool {
         self.subject.iter().any(|s| s.sha256().as_ref() == Some(digest))
     }
 
-    /// True when a subject has this name and this SHA-256.
+    /// Returns whether a subject has this name and this SHA-256.
     pub fn covers_named(&self, name: &str, digest: &Digest) -> bool {
         self.subject.iter().any(|s| s.name == name && s.sha256().as_ref() == Some(digest))
     }
 }
 
-/// Why signed bytes are not an acceptable statement.
+/// Reason that signed bytes are not a valid statement.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StatementError {
@@ -99,7 +99,7 @@ pub enum StatementError {
     Json(#[source] JsonError),
     #[error("the statement's _type is `{0}`; only {STATEMENT_V1} is accepted")]
     Type(String),
-    #[error("the statement has {0} subjects; 1 to {SUBJECTS_MAX} are accepted")]
+    #[error("the statement has {0} subjects; must be 1 to {SUBJECTS_MAX}")]
     Subjects(usize),
     #[error("a subject of the statement has no digest")]
     SubjectWithoutDigest,

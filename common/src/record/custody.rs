@@ -8,7 +8,7 @@
 //! | [`JOIN_SECRET`] | [`JOIN_TOKEN_KEY`] | the token as text |
 //! | [`IDENTITY_SECRET`] | `IDENTITY_…_KEY` | PEM, or text |
 //! | [`destination_secret`] | [`RECORD_KEY`] | JSON of a [`Record`](super::Record) |
-//! | | [`DIRECTIVE_KEY`] | the envelope that ordered what is held |
+//! | | [`DIRECTIVE_KEY`] | the envelope of the directive in effect |
 //! | | [`CONFIRMED_KEY`] | zstd of a JSON list of ([`ObjectKey`](crate::documents::manifest::ObjectKey), [`Confirmed`]) |
 //! | [`content_secret`] | [`PIECE_KEY`] | one piece of the zstd of a [`PackedBlobs`] |
 //! | [`REFUSALS_SECRET`] | [`REFUSALS_KEY`] | JSON list of [`StoredRefusal`] |
@@ -27,12 +27,12 @@ pub const SPOKE_NAME: &str = "attest-spoke";
 
 /// Secret with the join token. The installer writes it; the spoke deletes it after joining.
 pub const JOIN_SECRET: &str = "attest-join";
-/// The token.
+/// Join token as text.
 pub const JOIN_TOKEN_KEY: &str = "token";
 
 /// Secret with the identity of the spoke.
 pub const IDENTITY_SECRET: &str = "attest-identity";
-/// Private identity key, PEM. Made once; its hash is the cluster id.
+/// Private identity key, PEM. Created once; its hash is the cluster id.
 pub const IDENTITY_PRIVATE_KEY: &str = "identity.key";
 /// Cluster id as text.
 pub const IDENTITY_CLUSTER_ID_KEY: &str = "cluster-id";
@@ -40,7 +40,7 @@ pub const IDENTITY_CLUSTER_ID_KEY: &str = "cluster-id";
 pub const IDENTITY_CHAIN_KEY: &str = "tls.chain";
 /// Private key of the certificate, PEM.
 pub const IDENTITY_TLS_KEY: &str = "tls.key";
-/// Number of certificates so far, in decimal.
+/// Number of certificates issued so far, in decimal.
 pub const IDENTITY_GENERATION_KEY: &str = "generation";
 /// Largest number of destinations ever recorded, in decimal: with fewer records, some are lost. Absent at zero.
 pub const IDENTITY_DESTINATIONS_KEY: &str = "destinations";
@@ -51,14 +51,14 @@ pub const RECORD_LABEL: &str = "attest.continuu.ms/record";
 pub const DESTINATION_LABEL_VALUE: &str = "destination";
 /// Value of [`RECORD_LABEL`] of a content Secret.
 pub const CONTENT_LABEL_VALUE: &str = "content";
-/// Annotation with the application, of a destination's Secret and of what is made for it in the cluster.
+/// Annotation with the application, of a destination's Secret and of the objects created for it.
 pub const APPLICATION_ANNOTATION: &str = "attest.continuu.ms/application";
 /// Annotation with the namespace of the destination.
 pub const NAMESPACE_ANNOTATION: &str = "attest.continuu.ms/namespace";
 
 /// Record of a destination, JSON.
 pub const RECORD_KEY: &str = "record.json";
-/// Envelope of the directive that ordered what the record holds.
+/// Envelope of the directive in effect.
 pub const DIRECTIVE_KEY: &str = "directive";
 /// Confirmed objects, compressed. Absent when too large; everything is then applied again after a restart.
 pub const CONFIRMED_KEY: &str = "confirmed";
@@ -141,10 +141,10 @@ pub struct StoredRefusal {
     /// True when a hub key of the policy signed the document: evidence against that hub.
     #[serde(default)]
     pub signed: bool,
-    /// When it was refused for the first time; absent when an older spoke wrote it.
+    /// Time of the first refusal; absent when written by an older spoke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_at: Option<Timestamp>,
-    /// Number of times since then.
+    /// Number of refusals since then.
     #[serde(default = "once")]
     pub count: u64,
     #[serde(flatten)]
@@ -152,12 +152,12 @@ pub struct StoredRefusal {
 }
 
 impl StoredRefusal {
-    /// A document that is refused for the first time, as far as the caller knows.
+    /// Creates the record of a first refusal.
     pub fn first(application: String, namespace: String, signed: bool, refusal: Refusal) -> Self {
         Self { application, namespace, signed, first_at: Some(refusal.at), count: 1, refusal }
     }
 
-    /// Returns the time of the first refusal, or of the last one when that is not known.
+    /// Returns the time of the first refusal, or of the last one if unknown.
     pub fn first_at(&self) -> Timestamp {
         self.first_at.unwrap_or(self.refusal.at)
     }
@@ -171,6 +171,6 @@ fn once() -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HubStatus {
     pub stale: bool,
-    /// When it became stale or fresh.
+    /// Time of the last change of `stale`.
     pub since: Timestamp,
 }

@@ -9,7 +9,7 @@ use crate::basics::ids::Timestamp;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RollbackPoint {
-    /// Envelope of the directive that ordered `held`; empty when there was none.
+    /// Envelope of the directive of `held`; empty when there was none.
     pub directive: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<String>,
@@ -29,7 +29,7 @@ pub struct RollbackPoint {
 impl RollbackPoint {
     /// Returns the rollback point of an admission of `held` that follows `before`, a record and the envelope of its
     /// directive: the plan that was last written, after any number of admissions without a write. Returns none when
-    /// `held` runs already.
+    /// `held` already runs.
     pub fn before(before: Option<(&Record, &[u8])>, held: &Held) -> Option<Box<Self>> {
         match before {
             Some((Record { rollback_point: Some(point), .. }, _)) => Some(point.clone()),

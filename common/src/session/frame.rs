@@ -1,4 +1,4 @@
-//! Bytes to messages and back: a four-byte big-endian length, then one prost message. Bounded, incremental.
+//! Encoding of frames: a four-byte big-endian length, then one protobuf message. Bounded and incremental.
 //!
 //! The limit is checked on the length, before anything is allocated for the body.
 
@@ -6,14 +6,14 @@ use prost::Message;
 
 use crate::basics::reason::Reason;
 
-/// Largest frame either side reads, in bytes.
+/// Largest frame in bytes.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Largest piece of a blob in one frame, in bytes; leaves room for the frame around it.
 pub const BLOB_PIECE_BYTES_MAX: usize = 512 * 1024;
-/// Bytes of the length in front of a frame.
+/// Length of the prefix of a frame, in bytes.
 pub const LENGTH_BYTES: usize = 4;
 
-/// A message with its length in front.
+/// Encodes a message as a frame.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, FrameError> {
     let length = message.encoded_len();
     let prefix = u32::try_from(length).ok().filter(|_| length <= FRAME_BYTES_MAX);
@@ -24,24 +24,24 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, FrameError> {
     Ok(out)
 }
 
-/// The length that a prefix announces, when it is acceptable.
+/// Returns the length of the body from the prefix of a frame, unless it exceeds the limit.
 pub fn body_length(prefix: [u8; LENGTH_BYTES]) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(prefix) as usize;
     if length > FRAME_BYTES_MAX { Err(FrameError::TooLarge { length }) } else { Ok(length) }
 }
 
-/// The message in a frame's body.
+/// Decodes the body of a frame.
 pub fn decode<M: Message + Default>(body: &[u8]) -> Result<M, FrameError> {
     M::decode(body).map_err(FrameError::Malformed)
 }
 
-/// Why a frame was not read.
+/// Reason that a frame is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    #[error("a frame of {length} bytes exceeds the limit of {FRAME_BYTES_MAX}")]
+    #[error("a frame of {length} bytes exceeds the limit of {FRAME_BYTES_MAX} bytes")]
     TooLarge { length: usize },
-    #[error("a frame does not hold a message")]
+    #[error("a frame does not contain a valid message")]
     Malformed(#[source] prost::DecodeError),
 }
 

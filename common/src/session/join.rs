@@ -1,8 +1,7 @@
-//! The single-use join token and the proofs made with it. Pure: the caller brings randomness and the exporter.
+//! The single-use join token and the proofs made with it. Pure: the caller supplies randomness and the exporter.
 //!
-//! `at1.<id>.<secret>.<check>`: the id is public and names the token, the secret never travels, the
-//! check catches typing errors and makes secret scanners possible. The hub keeps
-//! [`JoinToken::key`] only, the SHA-256 of the secret.
+//! `at1.<id>.<secret>.<check>`: the id is public, the secret is never sent, and the check detects typing errors and
+//! supports secret scanners. The hub stores only [`JoinToken::key`], the SHA-256 of the secret.
 
 use std::fmt;
 
@@ -14,17 +13,17 @@ use zeroize::Zeroizing;
 use crate::basics::ids::Digest;
 use crate::basics::reason::Reason;
 
-/// What every token begins with.
+/// Prefix of every token.
 pub const TOKEN_PREFIX: &str = "at1";
 /// Characters of the public id (50 bits).
 pub const TOKEN_ID_CHARACTERS: usize = 10;
 /// Characters of the secret (130 bits).
 pub const TOKEN_SECRET_CHARACTERS: usize = 26;
-/// Random bytes a new token is made from, one a character.
+/// Random bytes for a new token, one for each character.
 pub const TOKEN_RANDOM_BYTES: usize = TOKEN_ID_CHARACTERS + TOKEN_SECRET_CHARACTERS;
-/// Longest life of a token in seconds.
+/// Longest lifetime of a token in seconds.
 pub const TOKEN_LIFETIME_MAX_S: u64 = 24 * 60 * 60;
-/// Wrong proofs after which a token is revoked.
+/// Failed proofs after which a token is revoked.
 pub const TOKEN_FAILURES_MAX: u32 = 5;
 
 /// Base 32 of RFC 4648 in lower case.
@@ -39,7 +38,7 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// The token made from these random bytes.
+    /// Creates a token from random bytes.
     pub fn from_random(random: &[u8; TOKEN_RANDOM_BYTES]) -> Self {
         let letter =
             |byte: &u8| char::from(ALPHABET.get(usize::from(byte % 32)).copied().unwrap_or(b'a'));
@@ -49,17 +48,17 @@ impl JoinToken {
         }
     }
 
-    /// The public part, sent in the clear.
+    /// Returns the public id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// SHA-256 of the secret: the key of the proof, and all that the hub keeps.
+    /// Returns the SHA-256 of the secret: the key of the proof, and the only part that the hub stores.
     pub fn key(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(*Digest::of(self.secret.as_bytes()).raw())
     }
 
-    /// The whole token, for the operator.
+    /// Returns the whole token, for the operator.
     pub fn text(&self) -> Zeroizing<String> {
         let body = format!("{TOKEN_PREFIX}.{}.{}", self.id, self.secret.as_str());
         let check = check_of(&body);
@@ -102,43 +101,45 @@ fn check_of(body: &str) -> String {
     Digest::of(body.as_bytes()).hex().chars().take(CHECK_CHARACTERS).collect()
 }
 
-/// HMAC-SHA256 over `message` (see [`super::message::join_proof_message`]) with a token's key.
+/// Returns the HMAC-SHA256 over `message` (see [`super::message::join_proof_message`]) with a token's key.
 pub fn proof(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
     mac(key, message).finalize().into_bytes().into()
 }
 
-/// True when `proof` is that of `key` over `message`. Compares in constant time.
+/// Returns whether `proof` is that of `key` over `message`. Compares in constant time.
 pub fn proof_holds(key: &[u8; 32], message: &[u8], proof: &[u8]) -> bool {
     mac(key, message).verify_slice(proof).is_ok()
 }
 
 fn mac(key: &[u8; 32], message: &[u8]) -> Hmac<Sha256> {
-    // HMAC takes the 32 bytes as they are: shorter than a block, padded with zeros (RFC 2104).
+    // HMAC pads keys shorter than a block with zeros (RFC 2104).
     let mut mac = <Hmac<Sha256> as KeyInit>::new(&block(key));
     mac.update(message);
     mac
 }
 
-/// The key as one block of SHA-256.
+/// Returns the key padded to one block of SHA-256.
 fn block(key: &[u8; 32]) -> hmac::digest::Key<Hmac<Sha256>> {
     let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
     block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
     block
 }
 
-/// `SHA256:` and the unpadded base64 of the identity key's SHA-256, as `ssh-keygen -l` prints keys.
-/// For people: what `cluster accept --fingerprint` compares.
+/// Returns `SHA256:` and the unpadded base64 of the identity key's SHA-256, as printed by `ssh-keygen -l`. Compared by
+/// `cluster accept --fingerprint`.
 pub fn fingerprint(identity_key: &[u8; 32]) -> String {
     format!("SHA256:{}", BASE64_NOPAD.encode(Digest::of(identity_key).raw()))
 }
 
-/// Why a text is not a join token. Never repeats the text.
+/// Reason that a text is not a join token. Does not contain the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    #[error("not a join token; it looks like at1.<10 characters>.<26 characters>.<4 characters>")]
+    #[error("not a join token; the format is at1.<10 characters>.<26 characters>.<4 characters>")]
     Form,
-    #[error("the join token is mistyped or cut: its last four characters do not match the rest")]
+    #[error(
+        "the join token is mistyped or truncated: its last four characters do not match the rest"
+    )]
     Check,
 }
 

@@ -1,7 +1,7 @@
-//! Every word on the wire. Two enums, one per direction, and two messages for joining.
+//! Protobuf messages of the session: one enum for each direction, and two messages for joining.
 //!
-//! Field numbers are for ever: a removed field's number is not given again. Unknown fields and
-//! unknown variants of a newer peer are skipped, so both ends tolerate skew.
+//! Field numbers are permanent: the number of a removed field is not reused. Unknown fields and variants of a newer peer
+//! are skipped, so that both ends tolerate version skew.
 
 use prost::{Message, Oneof};
 
@@ -12,16 +12,16 @@ pub struct ToSpoke {
     pub body: Option<ToSpokeBody>,
 }
 
-/// What a hub says.
+/// Messages of a hub.
 #[derive(Clone, PartialEq, Oneof)]
 pub enum ToSpokeBody {
-    /// Answer to `Hello`; before it nothing counts as connected.
+    /// Answer to `Hello`, which establishes the session.
     #[prost(message, tag = "1")]
     Welcome(Welcome),
     /// A piece of a content-addressed blob. Only on push streams.
     #[prost(message, tag = "2")]
     Blob(Blob),
-    /// A signed directive, and which plan envelope goes with it. Only on push streams, last.
+    /// A signed directive and the digest of its plan envelope. Last frame of a push stream.
     #[prost(message, tag = "3")]
     Directive(Push),
     /// Signed heartbeat.
@@ -30,7 +30,7 @@ pub enum ToSpokeBody {
     /// The report with this number is durable at the hub.
     #[prost(uint64, tag = "5")]
     Acknowledge(u64),
-    /// Answer to `Renew`: the certificate to use from the next connection on.
+    /// Answer to `Renew`: the certificate for the next connection.
     #[prost(message, tag = "6")]
     Renewed(Renewed),
 }
@@ -42,41 +42,41 @@ pub struct ToHub {
     pub body: Option<ToHubBody>,
 }
 
-/// What a spoke says.
+/// Messages of a spoke.
 #[derive(Clone, PartialEq, Oneof)]
 pub enum ToHubBody {
     /// First message on the control stream.
     #[prost(message, tag = "1")]
     Hello(Hello),
-    /// Blobs that are missing for a destination's directive; the hub pushes it again with them.
+    /// Blobs missing for a destination's directive. The hub pushes the directive again with them.
     #[prost(message, tag = "2")]
     Need(Need),
     /// State of a destination.
     #[prost(message, tag = "3")]
     Report(NumberedReport),
-    /// A certificate signing request (DER) for this spoke's next certificate; only its public key is
-    /// used, the identity is the connection's.
+    /// A certificate signing request (DER) for the next certificate. Only its public key is used; the identity is that of
+    /// the connection.
     #[prost(bytes = "vec", tag = "4")]
     Renew(Vec<u8>),
 }
 
-/// Who speaks, and what it already has.
+/// Identity of a spoke, and the directives that it holds.
 #[derive(Clone, PartialEq, Message)]
 pub struct Hello {
     #[prost(uint32, tag = "1")]
     pub protocol_min: u32,
     #[prost(uint32, tag = "2")]
     pub protocol_max: u32,
-    /// Must agree with the certificate, which decides.
+    /// Must match the certificate.
     #[prost(string, tag = "3")]
     pub cluster_id: String,
     #[prost(string, tag = "4")]
     pub agent_version: String,
-    /// 16 random bytes that the next `Sync` must answer.
+    /// 16 random bytes that every `Sync` of the connection must contain.
     #[prost(bytes = "vec", tag = "5")]
     pub nonce: Vec<u8>,
-    /// The cluster's trust policy as JSON (`policy::Spec`): public data and a hint only, so that the
-    /// hub can tell early what the spoke will refuse.
+    /// The cluster's trust policy as JSON (`policy::Spec`). Public and not authoritative: the hub uses it to predict
+    /// refusals of the spoke.
     #[prost(bytes = "vec", tag = "6")]
     pub policy: Vec<u8>,
     #[prost(message, repeated, tag = "7")]
@@ -85,7 +85,7 @@ pub struct Hello {
     pub kubernetes_version: String,
 }
 
-/// What a spoke durably holds for a destination.
+/// The directive that a spoke durably holds for a destination.
 #[derive(Clone, PartialEq, Message)]
 pub struct Seen {
     #[prost(string, tag = "1")]
@@ -108,7 +108,7 @@ pub struct Welcome {
     pub protocol: u32,
     #[prost(string, tag = "2")]
     pub hub_version: String,
-    /// How wide to spread reconnects should this connection end.
+    /// Window over which reconnects are spread after this connection ends.
     #[prost(uint64, tag = "3")]
     pub reconnect_window_ms: u64,
 }
@@ -116,31 +116,31 @@ pub struct Welcome {
 /// A spoke's next certificate.
 #[derive(Clone, PartialEq, Message)]
 pub struct Renewed {
-    /// Leaf first, then the CA. Empty when the hub does not renew this certificate.
+    /// Leaf first, then the CA. Empty when the hub does not renew the certificate.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub chain_der: Vec<Vec<u8>>,
 }
 
-/// A piece of a blob. Pieces of one blob follow each other on one stream.
+/// A piece of a blob. The pieces of a blob are sent in order on one stream.
 #[derive(Clone, PartialEq, Message)]
 pub struct Blob {
-    /// SHA-256 of the whole, uncompressed.
+    /// SHA-256 of the whole uncompressed blob.
     #[prost(bytes = "vec", tag = "1")]
     pub sha256: Vec<u8>,
-    /// Size of the whole, uncompressed, in bytes.
+    /// Size of the whole uncompressed blob in bytes.
     #[prost(uint64, tag = "2")]
     pub size: u64,
     /// Offset of this piece in the compressed bytes.
     #[prost(uint64, tag = "3")]
     pub offset: u64,
-    /// Compressed size of the whole (zstd).
+    /// Size of the whole blob compressed with zstd, in bytes.
     #[prost(uint64, tag = "4")]
     pub compressed_size: u64,
     #[prost(bytes = "vec", tag = "5")]
     pub data: Vec<u8>,
 }
 
-/// A directive on its way.
+/// A pushed directive.
 #[derive(Clone, PartialEq, Message)]
 pub struct Push {
     /// Directive envelope.
@@ -151,7 +151,7 @@ pub struct Push {
     pub plan: Vec<u8>,
 }
 
-/// Blobs a spoke lacks.
+/// Blobs that a spoke lacks.
 #[derive(Clone, PartialEq, Message)]
 pub struct Need {
     #[prost(string, tag = "1")]
@@ -162,7 +162,7 @@ pub struct Need {
     pub sha256: Vec<Vec<u8>>,
 }
 
-/// A report and the number under which it is acknowledged (per connection, rising).
+/// A report and the number by which it is acknowledged. Numbers rise within a connection.
 #[derive(Clone, PartialEq, Message)]
 pub struct NumberedReport {
     #[prost(uint64, tag = "1")]
@@ -172,7 +172,7 @@ pub struct NumberedReport {
     pub report: Vec<u8>,
 }
 
-/// A spoke asks to join.
+/// Request of a spoke to join.
 #[derive(Clone, PartialEq, Message)]
 pub struct JoinRequest {
     /// Public part of the token.
@@ -188,7 +188,7 @@ pub struct JoinRequest {
     pub kube_system_uid: String,
     #[prost(string, tag = "5")]
     pub agent_version: String,
-    /// HMAC-SHA256 that proves the token's secret on this very connection; see `join_proof_message`.
+    /// HMAC-SHA256 that proves the token's secret on this connection; see `join_proof_message`.
     #[prost(bytes = "vec", tag = "6")]
     pub proof: Vec<u8>,
     /// Ed25519 signature of the identity key over the same message.
@@ -203,12 +203,12 @@ pub struct JoinAnswer {
     pub outcome: Option<JoinOutcome>,
 }
 
-/// What became of a join.
+/// Outcome of a join request.
 #[derive(Clone, PartialEq, Oneof)]
 pub enum JoinOutcome {
     #[prost(message, tag = "1")]
     Joined(Joined),
-    /// An operator must accept the cluster first; ask again after this many milliseconds.
+    /// An operator has not accepted the cluster yet; retry after this many milliseconds.
     #[prost(uint64, tag = "2")]
     PendingRetryMs(u64),
     #[prost(message, tag = "3")]
@@ -225,12 +225,12 @@ pub struct Joined {
     pub chain_der: Vec<Vec<u8>>,
     #[prost(string, tag = "3")]
     pub cluster_name: String,
-    /// Id of the key that signs plans; must equal the one the local policy pins.
+    /// Id of the key that signs plans; must be pinned by the cluster's trust policy.
     #[prost(string, tag = "4")]
     pub hub_key_id: String,
 }
 
-/// Why a join was refused.
+/// Refusal of a join request.
 #[derive(Clone, PartialEq, Message)]
 pub struct JoinRefused {
     /// A stable word.
@@ -240,7 +240,7 @@ pub struct JoinRefused {
     pub message: String,
 }
 
-/// What a join's proofs are made over: useless on another connection, for another key or token.
+/// Returns the message over which the proofs of a join request are made. It binds them to the connection and the keys.
 pub fn join_proof_message(
     exporter: &[u8; 32],
     csr_sha256: &[u8; 32],

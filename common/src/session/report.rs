@@ -1,7 +1,7 @@
-//! What a spoke says happened. Facts for the hub and for people; the hub decides nothing from a spoke's claim alone.
+//! Reports of a spoke about its destinations. The hub makes no decision on trust from a report.
 //!
-//! One report a destination, level-triggered: the newest replaces the older, and is sent again
-//! until it is acknowledged. Durations, never times of another clock.
+//! One report for each destination, level-triggered: the newest replaces older ones and is sent until it is acknowledged.
+//! Durations are measured by one clock; times of different clocks are not compared.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -12,30 +12,30 @@ use crate::objects::health::Health;
 pub use crate::record::custody::Refusal;
 use crate::verify::Check;
 
-/// Most objects listed one by one; the rest are counted.
+/// Most objects listed individually; the rest are only counted.
 pub const OBJECTS_LISTED_MAX: usize = 200;
 /// Largest encoded report in bytes.
 pub const REPORT_BYTES_MAX: usize = 256 * 1024;
 
-/// Where a destination stands.
+/// Phase of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Phase {
-    /// A directive was admitted and is being carried out.
+    /// A directive was admitted and is being applied.
     Progressing,
     /// Everything is applied and the gating objects are Current.
     Synced,
     /// Live objects differ and self-heal is off.
     OutOfSync,
-    /// Something applied is unhealthy, or objects could not be applied.
+    /// An applied object is unhealthy, or an object could not be applied.
     Degraded,
-    /// The newest document was refused; what ran before keeps running.
+    /// The newest document was refused; the previous plan continues to run.
     Refused,
-    /// The application is gone from here.
+    /// The application is removed.
     Removed,
 }
 
 impl Phase {
-    /// Returns the word that is shown.
+    /// Returns the name shown to users.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Progressing => "Progressing",
@@ -137,26 +137,26 @@ impl std::fmt::Display for ApplicationPhase {
     }
 }
 
-/// State of one destination as its spoke sees it.
+/// State of one destination as observed by its spoke.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     pub v: u32,
     pub application: Name,
     pub namespace: Name,
-    /// The directive this is about, when it could be read.
+    /// Epoch of the directive that the report is about, if it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     pub phase: Phase,
-    /// Equals the phase when nothing is wrong.
+    /// Equals the phase when there is no problem.
     pub reason: ReportedReason,
     pub message: String,
-    /// What runs now, which after a refusal is not what was asked.
+    /// The running plan. After a refusal it differs from the newest directive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Running>,
-    /// The newest refusal that has not been overtaken by an admitted directive.
+    /// The newest refusal, until a later directive is admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
     pub health: Health,
@@ -165,7 +165,7 @@ pub struct Report {
     pub objects_total: u64,
     #[serde(default)]
     pub drifted: Vec<ObjectKey>,
-    /// Fields put back since the spoke started.
+    /// Fields reverted since the spoke started.
     pub heals_total: u64,
     #[serde(default)]
     pub timings: Timings,
@@ -173,11 +173,11 @@ pub struct Report {
     pub checks: Vec<Check>,
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// When the spoke observed this, by its own clock; for people, never compared.
+    /// Time of the observation, by the spoke's clock, for display only.
     pub observed_at: Timestamp,
 }
 
-/// What runs at a destination.
+/// The running plan of a destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Running {
@@ -187,12 +187,12 @@ pub struct Running {
     pub version: String,
     pub counter: u64,
     pub signed_commit: String,
-    /// Who signed, by the names of the cluster's own policy.
+    /// Names of the signing keys in the cluster's policy.
     pub signers: Vec<String>,
     pub since: Timestamp,
 }
 
-/// One object.
+/// State of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectState {
@@ -203,7 +203,7 @@ pub struct ObjectState {
     pub message: String,
 }
 
-/// How long each part took, by the spoke's own monotonic clock.
+/// Durations of the parts of a deployment, by the spoke's monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timings {

@@ -1,8 +1,7 @@
-//! The trust policy of one cluster: whom it believes, for what, and how little a plan may ask.
+//! The trust policy of one cluster: trusted keys and their roles, and the minimum that a plan may request.
 //!
-//! Installed by the cluster's operator; the hub cannot write it. [`Spec`] is the policy as written
-//! in `AttestTrustPolicy`, [`Policy`] as used: keys parsed, contradictions refused. What a plan asks
-//! can only tighten it.
+//! The cluster's operator installs it; the hub cannot write it. [`Spec`] is the policy as written in
+//! `AttestTrustPolicy`, [`Policy`] the validated form with parsed keys. A plan can only tighten it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,16 +22,16 @@ pub const ENTRIES_MAX: usize = 256;
 pub const ACCOUNTS_NAMESPACE: &str = "attest-applications";
 /// Name of the one `AttestTrustPolicy` of a cluster.
 pub const POLICY_NAME: &str = "local";
-/// Share of an application's objects that one update may delete unless an entry says otherwise.
+/// Default share of an application's objects that one update may delete, in percent.
 pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
-/// Namespaces nobody may deploy to, whatever a policy says.
+/// Prefixes of namespaces that no policy can open to applications.
 const FORBIDDEN_PREFIXES: [&str; 2] = ["kube-", "attest-"];
 
-/// The policy as written: `spec` of an `AttestTrustPolicy`. Unknown fields are refused.
+/// The policy as written: `spec` of an `AttestTrustPolicy`. Unknown fields are rejected.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Spec {
-    /// Name within the fleet; `trust install` fills it in when absent.
+    /// Name within the fleet; `trust install` sets it when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_name: Option<Name>,
     /// UID of the namespace `kube-system`: this policy is for that cluster and no other.
@@ -44,7 +43,7 @@ pub struct Spec {
     pub applications: Vec<Entry>,
 }
 
-/// The hub this cluster listens to.
+/// The trusted hub of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HubSpec {
@@ -54,7 +53,7 @@ pub struct HubSpec {
     pub ca_pins: Vec<String>,
 }
 
-/// A CI key and what it may say.
+/// A CI key and the statements that it may sign.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KeySpec {
@@ -66,12 +65,12 @@ pub struct KeySpec {
     pub builder_ids: Option<Vec<String>>,
 }
 
-/// What some applications may do here.
+/// Permissions of a set of applications.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Entry {
-    /// Names the namespace of the application accounts, `attest-applications-<entry>`;
-    /// the entry without a name uses `attest-applications`.
+    /// Determines the namespace of the application accounts, `attest-applications-<entry>`; an entry without a name uses
+    /// `attest-applications`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<Name>,
     pub names: Vec<String>,
@@ -81,22 +80,22 @@ pub struct Entry {
     pub kinds: KindsSpec,
     pub minimum_mode: Mode,
     pub required_attestations: Vec<String>,
-    /// Names of keys that count for these applications; absent means all of the environment.
+    /// Names of the keys valid for these applications; absent means all keys of the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<Vec<String>>,
     #[serde(default)]
     pub rollback: RollbackSpec,
     #[serde(default)]
     pub remove: RemoveSpec,
-    /// True when existing objects of others may be taken over by a plan that asks for it.
+    /// True when a plan that requests it may take over existing objects of other owners.
     #[serde(default)]
     pub adopt: bool,
-    /// Namespaces one (repository, application) may use when its rendering does not fix one; 1 when absent.
+    /// Most namespaces of one (repository, application) whose rendering does not fix one; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_namespaces: Option<u32>,
 }
 
-/// Kinds beyond the ordinary workloads.
+/// Kinds allowed in addition to ordinary workloads.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KindsSpec {
@@ -106,7 +105,7 @@ pub struct KindsSpec {
     pub extra: Vec<GroupResource>,
 }
 
-/// A resource as RBAC names it.
+/// A resource as in RBAC rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct GroupResource {
@@ -115,7 +114,7 @@ pub struct GroupResource {
     pub resource: String,
 }
 
-/// How far back the hub may order a destination.
+/// Limit on rollbacks by the hub.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RollbackSpec {
@@ -128,7 +127,7 @@ impl Default for RollbackSpec {
     }
 }
 
-/// Whether the hub may order an application away.
+/// Limits on removals by the hub.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RemoveSpec {
@@ -148,7 +147,7 @@ impl Default for RemoveSpec {
     }
 }
 
-/// A CI key as used.
+/// A parsed CI key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CiKey {
     pub name: String,
@@ -157,7 +156,7 @@ pub struct CiKey {
     pub builder_ids: Vec<String>,
 }
 
-/// The policy as used.
+/// The validated policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     pub cluster_name: Name,
@@ -183,7 +182,7 @@ pub struct EffectivePolicy {
     pub prune_percent_max: u32,
     pub adopt: bool,
     pub namespaces_max: u32,
-    /// Where the application's account lives.
+    /// Namespace of the application's account.
     pub accounts_namespace: String,
 }
 
@@ -208,7 +207,7 @@ impl EffectivePolicy {
         mine.flat_map(|key| key.builder_ids.clone()).collect()
     }
 
-    /// The policy's name for a key.
+    /// Returns the policy's name for a key.
     pub fn key_name(&self, id: &KeyId) -> Option<&str> {
         self.keys.iter().find(|key| key.public.id() == *id).map(|key| key.name.as_str())
     }
@@ -236,15 +235,16 @@ impl EffectivePolicy {
 }
 
 impl Spec {
-    /// Checks the policy and makes it usable. Everything wrong is an error that names the field.
+    /// Validates the policy. Errors name the field at fault.
     pub fn load(&self) -> Result<Policy, PolicyError> {
-        let at = |field: &str, source| PolicyError::Key { field: field.to_owned(), source };
         if self.keys.len() > KEYS_MAX || self.applications.len() > ENTRIES_MAX {
             return Err(PolicyError::Limit { keys: KEYS_MAX, entries: ENTRIES_MAX });
         }
         let mut hub_keys = BTreeMap::new();
         for (index, pem) in self.hub.keys.iter().enumerate() {
-            let key = PublicKey::from_pem(pem).map_err(|e| at(&format!("hub.keys[{index}]"), e))?;
+            let field = format!("hub.keys[{index}]");
+            let key =
+                PublicKey::from_pem(pem).map_err(|source| PolicyError::Key { field, source })?;
             hub_keys.insert(key.id(), key);
         }
         if hub_keys.is_empty() || self.hub.ca_pins.is_empty() {
@@ -253,7 +253,8 @@ impl Spec {
         let mut keys = Vec::new();
         for (index, spec) in self.keys.iter().enumerate() {
             let field = format!("keys[{index}].publicKey");
-            let public = PublicKey::from_pem(&spec.public_key).map_err(|e| at(&field, e))?;
+            let public = PublicKey::from_pem(&spec.public_key)
+                .map_err(|source| PolicyError::Key { field, source })?;
             if hub_keys.contains_key(&public.id()) {
                 return Err(PolicyError::RoleKeyOverlap(spec.name.clone()));
             }
@@ -299,19 +300,19 @@ impl Spec {
         if let Some(name) = unknown {
             return Err(PolicyError::AttestationUnknown { index, name: name.clone() });
         }
-        let stranger = entry
+        let unlisted = entry
             .keys
             .iter()
             .flatten()
             .find(|name| !self.keys.iter().any(|key| key.name == **name));
-        if let Some(name) = stranger {
+        if let Some(name) = unlisted {
             return Err(PolicyError::KeyUnknown { index, name: name.clone() });
         }
         Ok(())
     }
 }
 
-/// Whether a namespace is one that no policy opens: those of Kubernetes and of ATTEST.
+/// Returns whether a namespace is closed under every policy: those of Kubernetes and of ATTEST.
 pub fn is_closed(namespace: &Name) -> bool {
     FORBIDDEN_PREFIXES.iter().any(|prefix| namespace.as_str().starts_with(prefix))
 }
@@ -361,7 +362,7 @@ impl Policy {
             .ok_or_else(|| PolicyError::NamespaceNotAllowed(namespace.clone()))
     }
 
-    /// The CI keys of this cluster's environment.
+    /// Returns the CI keys of this cluster's environment.
     pub fn ci_keys(&self) -> &[CiKey] {
         &self.keys
     }
@@ -385,7 +386,7 @@ impl Policy {
     }
 }
 
-/// Namespace of an entry's application accounts.
+/// Returns the namespace of an entry's application accounts.
 pub fn accounts_namespace(entry: &Entry) -> String {
     entry.entry.as_ref().map_or_else(
         || ACCOUNTS_NAMESPACE.to_owned(),
@@ -393,16 +394,16 @@ pub fn accounts_namespace(entry: &Entry) -> String {
     )
 }
 
-/// A lone `*` matches any value; other patterns are globs whose `*` never crosses a `/`.
+/// Returns whether a pattern matches. A lone `*` matches any value; in other patterns `*` does not match `/`.
 fn matches_any(patterns: &[String], text: &str) -> bool {
     patterns.iter().any(|pattern| pattern == "*" || glob_matches(pattern, text))
 }
 
-/// Why a policy cannot be used, or what it does not allow.
+/// Reason that a policy is invalid, or forbids a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
-    #[error("the trust policy's `{field}` is not a usable key")]
+    #[error("invalid key in `{field}` of the trust policy")]
     Key {
         field: String,
         #[source]
@@ -421,7 +422,7 @@ pub enum PolicyError {
     )]
     PatternTooLong { index: usize },
     #[error(
-        "applications[{index}].requiredAttestations names `{name}`; known are build, test, security-scan"
+        "applications[{index}].requiredAttestations names `{name}`; must be build, test or security-scan"
     )]
     AttestationUnknown { index: usize, name: String },
     #[error("applications[{index}].keys names `{name}`, which is not in keys")]
@@ -432,7 +433,7 @@ pub enum PolicyError {
     SourceNotAllowed(String),
     #[error("the cluster's trust policy does not allow namespace `{0}` for this application")]
     NamespaceNotAllowed(Name),
-    #[error("the trust policy holds a malformed name")]
+    #[error("invalid name in the trust policy")]
     Name(#[from] IdError),
 }
 

@@ -22,7 +22,7 @@ pub struct Admission {
     pub admitted: Admitted,
 }
 
-/// Verifies what a directive orders: plan, release, receipts, content, binding and counter floor.
+/// Verifies the content of a directive: plan, release, receipts, rendering, binding and counter floor.
 pub fn admission(
     ordered: &Verified<Ordered>,
     plan: &Verified<Plan>,
@@ -41,7 +41,7 @@ pub fn admission(
     let delivered = match_blobs(plan, material)?;
     let destination = (application, namespace);
     let mine = spoke.records.get(&(application.clone(), namespace.clone()));
-    // A release that this destination already admitted is kept, not admitted: its age does not count.
+    // The age of a release counts only at its first admission at the destination.
     let running = mine.filter(|record| !record.removed);
     let known =
         running.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);

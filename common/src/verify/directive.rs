@@ -62,7 +62,7 @@ pub fn directive(
             record::compare_order(&directive, digest, hub_key, spoke.records.get(&key))
                 .map_err(VerifyError::Record)?
         }
-        // An admitted directive was in order; its record may hold a newer one by now.
+        // The order was checked at admission; the record may hold a newer directive.
         Ages::Skip => DirectiveOrder::Repeated,
     };
     match directive.operation {

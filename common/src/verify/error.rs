@@ -18,7 +18,7 @@ use crate::trust::policy::PolicyError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    #[error("the {what} cannot be opened")]
+    #[error("failed to open the {what}")]
     Envelope {
         what: &'static str,
         #[source]

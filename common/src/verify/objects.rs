@@ -1,4 +1,4 @@
-//! The objects that a destination is to hold: all that the writer to the API server takes.
+//! The objects of a destination: the only input of the writer to the API server.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use crate::documents::manifest::{Object, ObjectKey};
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObjectSet {
     objects: Arc<[Object]>,
-    /// Place of each object in `objects`.
-    places: BTreeMap<ObjectKey, usize>,
+    /// Index of each object in `objects`.
+    indexes: BTreeMap<ObjectKey, usize>,
 }
 
 impl ObjectSet {
     fn new(objects: Arc<[Object]>) -> Self {
-        let keyed = objects.iter().enumerate().map(|(place, object)| (object.key().clone(), place));
-        Self { places: keyed.collect(), objects }
+        let keyed = objects.iter().enumerate().map(|(index, object)| (object.key().clone(), index));
+        Self { indexes: keyed.collect(), objects }
     }
 
     /// Returns the object of this key, if the set holds one.
     pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
-        self.objects.get(*self.places.get(key)?)
+        self.objects.get(*self.indexes.get(key)?)
     }
 
     /// Returns whether the set holds an object of this key.
     pub fn contains(&self, key: &ObjectKey) -> bool {
-        self.places.contains_key(key)
+        self.indexes.contains_key(key)
     }
 
     /// Returns every object, in the order of the rendering.

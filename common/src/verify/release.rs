@@ -126,7 +126,7 @@ pub fn release(
 ) -> Result<Verified<Admitted>, VerifyError> {
     check_allowed(destination.policy, destination.application, destination.namespace, requested)?;
     let targeted = target_release(material.release, render, requested, destination)?;
-    // A receipt that is not an envelope of a statement proves nothing and is skipped.
+    // Receipts that are not envelopes of statements are skipped.
     let readable = material.receipts.iter().take(RECEIPTS_MAX);
     let receipts = readable
         .filter_map(|bytes| Unopened::read(bytes, STATEMENT_TYPE).ok())
