@@ -4,29 +4,29 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Timestamp;
 
-/// The time of day, in whole milliseconds.
+/// Returns the time of day in whole milliseconds.
 pub fn now() -> Timestamp {
-    // Documents carry whole milliseconds: what is compared must not depend on how it was written.
+    // Documents contain whole milliseconds: a time must be equal after serialisation.
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
 
-/// `milliseconds` after `time`; `time` itself when the sum is out of range.
+/// Returns the time `milliseconds` after `time`, or `time` when the sum is out of range.
 pub fn after(time: Timestamp, milliseconds: i64) -> Timestamp {
     Timestamp::from_millisecond(time.as_millisecond().saturating_add(milliseconds)).unwrap_or(time)
 }
 
-/// Microseconds of `duration`.
+/// Returns `duration` in microseconds.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Microseconds since `begun`.
+/// Returns the microseconds since `begun`.
 pub fn micros_since(begun: Instant) -> u64 {
     micros(begun.elapsed())
 }
 
-/// Randomness for jitter. Not for secrets: returns 0 when the system has none, and delays then coincide.
+/// Returns randomness for jitter. Not for secrets: returns 0 when the system has none, and delays then coincide.
 pub fn random() -> u64 {
     let mut bytes = [0; 8];
     let _ = getrandom::fill(&mut bytes);

@@ -1,7 +1,7 @@
-//! Named points at which a test makes the process die as if by `kill -9`.
+//! Named points at which a test aborts the process as if by `kill -9`.
 //!
-//! Armed only when `ATTEST_FAILPOINTS_ENABLED=1` and `ATTEST_FAILPOINT=NAME` are both set when the first point
-//! is reached; `NAME:N` dies the Nth time.
+//! Armed only when `ATTEST_FAILPOINTS_ENABLED=1` and `ATTEST_FAILPOINT=NAME` are both set when the first point is reached.
+//! `NAME:N` aborts at the Nth time.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -15,7 +15,7 @@ static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
 
 struct Armed {
     name: String,
-    /// How often the point is still to be reached.
+    /// Remaining times until the point aborts.
     left: AtomicU64,
 }
 
@@ -25,13 +25,13 @@ impl Armed {
         Self { name: name.to_owned(), left: AtomicU64::new(times.parse().unwrap_or(1)) }
     }
 
-    /// Returns whether the process dies now.
+    /// Returns whether the process is to be aborted now.
     fn is_due(&self, name: impl fmt::Display) -> bool {
         name.to_string() == self.name && self.left.fetch_sub(1, Ordering::Relaxed) == 1
     }
 }
 
-/// Aborts the process when the point `name` is armed. Formats `name` only when some point is armed.
+/// Aborts the process when the point `name` is armed. Formats `name` only when a point is armed.
 pub fn reach(name: impl fmt::Display) {
     let Some(armed) = ARMED.as_ref() else { return };
     if armed.is_due(name) {

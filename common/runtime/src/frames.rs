@@ -1,4 +1,4 @@
-//! Frames on QUIC streams, and what both ends set alike on their connections. Knows no messages.
+//! Frames on QUIC streams, and transport settings common to both ends. Independent of the messages.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use bytes::{Buf as _, BytesMut};
 use prost::Message;
 use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
 
-/// Time in which a peer must have taken a frame that is written to it.
+/// Longest duration of writing a frame to a peer.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes a peer may send on one stream before they are read.
+/// Receive window of one stream in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Bytes this end keeps unacknowledged on a connection.
+/// Send window of a connection in bytes.
 pub const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
-/// zstd level of content, sent and stored.
+/// zstd level of sent and stored content.
 pub const COMPRESSION_LEVEL: i32 = 3;
-/// Most bytes taken from a stream at a time.
+/// Most bytes read from a stream at a time.
 const READ_BYTES_MAX: usize = 16 * 1024;
 
-/// The transport configuration of both ends. Streams granted, the connection's window and keep-alives are for
-/// each end to set.
+/// Returns the transport configuration of both ends. Each end sets the granted streams, the connection's window and
+/// keep-alives.
 pub fn transport() -> TransportConfig {
     let idle_ms = u32::try_from(IDLE_TIMEOUT_MS).unwrap_or(u32::MAX);
     let mut transport = TransportConfig::default();
@@ -40,12 +40,12 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Reads frames of at most `frame_bytes_max`, and never more than [`frame::FRAME_BYTES_MAX`].
+    /// Creates a reader of frames of at most `frame_bytes_max`, and at most [`frame::FRAME_BYTES_MAX`].
     pub fn new(stream: RecvStream, frame_bytes_max: usize) -> Self {
         Self { stream, unread: Unread { frame_bytes_max, buffer: BytesMut::new() } }
     }
 
-    /// The next message; `None` when the peer finished the stream between frames.
+    /// Returns the next message; `None` when the peer finished the stream between frames.
     ///
     /// # Errors
     /// When a frame is too large or malformed, or the stream ends inside one.
@@ -64,7 +64,7 @@ impl FrameReader {
     }
 }
 
-/// What was received and not yet taken as frames.
+/// Received bytes that are not yet returned as frames.
 #[derive(Debug)]
 struct Unread {
     frame_bytes_max: usize,
@@ -83,7 +83,7 @@ impl Unread {
         let message = frame::decode(body).map_err(StreamError::Frame)?;
         self.buffer.advance(end);
         if self.buffer.is_empty() {
-            // An idle stream keeps no buffer, and none as large as the largest push.
+            // Frees the buffer of an idle stream.
             self.buffer = BytesMut::new();
         }
         Ok(Some(message))
@@ -93,12 +93,12 @@ impl Unread {
 /// Writes one message.
 ///
 /// # Errors
-/// When the message is too large, the stream is gone, or the peer does not take it within [`WRITE_TIMEOUT`].
+/// When the message is too large, the stream is closed, or the write exceeds [`WRITE_TIMEOUT`].
 pub async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), StreamError> {
     write_within(stream, message, WRITE_TIMEOUT).await
 }
 
-/// As [`write()`], with another limit.
+/// Writes one message within `limit`.
 ///
 /// # Errors
 /// As [`write()`].
@@ -112,20 +112,20 @@ pub async fn write_within<M: Message>(
     written.map_err(|_| StreamError::NotReading)?.map_err(StreamError::Write)
 }
 
-/// Why a frame was not read or written. Each end names the peer and the reason in its own error.
+/// Failure to read or write a frame. Each end maps it to an error of its own that names the peer.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    #[error("reading from the peer failed")]
+    #[error("failed to read from the peer")]
     Read(#[source] quinn::ReadError),
-    #[error("writing to the peer failed")]
+    #[error("failed to write to the peer")]
     Write(#[source] quinn::WriteError),
     #[error("the stream ended inside a frame")]
     Truncated,
     #[error("timed out writing to the peer")]
     NotReading,
-    #[error("a frame is not acceptable")]
+    #[error("invalid frame")]
     Frame(#[source] FrameError),
-    #[error("a frame of {length} bytes exceeds the limit of {max} here")]
+    #[error("a frame of {length} bytes exceeds the limit of {max} bytes")]
     TooLarge { length: usize, max: usize },
 }
 

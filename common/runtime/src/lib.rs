@@ -1,7 +1,7 @@
-//! The process around the rules: log, probes, metrics, frames on QUIC streams, clock and failpoints.
+//! Process infrastructure: log, probes, metrics, frames on QUIC streams, clock and failpoints.
 //!
-//! Used by both the hub and the spoke, so that a flag, a log line and a probe are the same in both. Performs
-//! I/O and reads the clock, which `attest_common` does not; knows no document and decides nothing.
+//! Shared by hub and spoke, so that flags, log lines and probes are the same in both. Performs I/O and reads the clock,
+//! which `attest_common` does not. Contains no rules.
 
 pub mod clock;
 pub mod failpoint;

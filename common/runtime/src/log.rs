@@ -1,6 +1,6 @@
-//! Log lines: one JSON object a line on standard error, with `timestamp`, `level`, `target`, `message`, `fields`.
+//! Log: one JSON object per line on standard error, with `timestamp`, `level`, `target`, `message`, `fields`.
 //!
-//! Values of Secrets and keys never reach this file; what to log is the caller's decision.
+//! Callers never pass values of Secrets or keys.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,17 +14,17 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::variables::{VariableRenamed, refuse_former};
+use crate::variables::{VariableRenamed, reject_old_name};
 
-/// The variable that sets the level.
+/// Environment variable of the level.
 pub const LEVEL_VARIABLE: &str = "ATTEST_LOG_LEVEL";
-/// The variable that the hub read before.
-const LEVEL_VARIABLE_FORMER: &str = "ATTEST_LOG";
-/// Libraries that log every request or retry: only their errors are logged, unless a directive names them.
+/// Old name of the variable, at the hub.
+const LEVEL_VARIABLE_OLD: &str = "ATTEST_LOG";
+/// Libraries that log every request or retry. Only their errors are logged, unless a directive names them.
 const LIBRARIES: &str =
     "kube_client=error,kube_runtime=error,quinn=error,rustls=error,hyper=error,tower=error";
 
-/// The flag that sets the log level, the same in every program that logs.
+/// The flag of the log level, common to all programs that log.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogArgs {
     /// off, error, warn, info, debug or trace, or directives such as `attest_spoke=debug,warn`
@@ -32,15 +32,15 @@ pub struct LogArgs {
     pub log_level: LogLevel,
 }
 
-/// What is logged: a level, or comma-separated directives of targets and levels.
+/// A level, or comma-separated directives of targets and levels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLevel(String);
 
 impl FromStr for LogLevel {
     type Err = LogLevelError;
 
-    /// A word alone must be a level: read as the name of a module, as libraries do, a mistyped one would
-    /// silence everything.
+    /// A single word must be a level. Libraries accept it as the name of a module, so that a mistyped level would
+    /// suppress all messages.
     fn from_str(text: &str) -> Result<Self, LogLevelError> {
         let is_known = |part: &str| part.contains(['=', '[']) || is_level(part);
         if !text.split(',').map(str::trim).all(is_known) || EnvFilter::try_new(text).is_err() {
@@ -56,17 +56,17 @@ fn is_level(part: &str) -> bool {
 
 impl LogLevel {
     fn filter(&self) -> EnvFilter {
-        // `off` is for the libraries, too.
+        // `off` applies to the libraries, too.
         let is_off = self.0.parse().is_ok_and(|level: LevelFilter| level == LevelFilter::OFF);
         let libraries = if is_off { "" } else { LIBRARIES };
         EnvFilter::new(format!("{libraries},{}", self.0))
     }
 }
 
-/// A value that is neither a level nor directives. The command line names the flag.
+/// A value that is neither a level nor a list of directives. The command line names the flag.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{0}` is not a level; write off, error, warn, info, debug or trace, or directives such as \
+    "`{0}` is not a level; must be off, error, warn, info, debug or trace, or directives such as \
      attest_spoke=debug,warn"
 )]
 pub struct LogLevelError(String);
@@ -74,9 +74,9 @@ pub struct LogLevelError(String);
 /// Starts logging to standard error.
 ///
 /// # Errors
-/// When `ATTEST_LOG` is set, which is not read, or logging was started before.
+/// When the old variable `ATTEST_LOG` is set, or logging is already started.
 pub fn start(arguments: &LogArgs) -> Result<(), LogError> {
-    refuse_former(LEVEL_VARIABLE_FORMER, LEVEL_VARIABLE)?;
+    reject_old_name(LEVEL_VARIABLE_OLD, LEVEL_VARIABLE)?;
     tracing_subscriber::fmt()
         .with_env_filter(arguments.log_level.filter())
         .with_writer(std::io::stderr)
@@ -85,7 +85,7 @@ pub fn start(arguments: &LogArgs) -> Result<(), LogError> {
         .map_err(|_| LogError::Started)
 }
 
-/// Why there is no log.
+/// Failure to start logging.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
@@ -113,7 +113,7 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let metadata = event.metadata();
-        // Written in the order of the product's document, which a map would not keep.
+        // In the order of the product's document, which a map would not preserve.
         writeln!(
             writer,
             r#"{{"timestamp":"{:.0}","level":"{}","target":{},"message":{},"fields":{}}}"#,
@@ -138,7 +138,7 @@ impl Fields {
         if field.name() == "message" {
             self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         } else if !field.name().starts_with("log.") {
-            // `log.file` and its like come with every line of a library that logs through the `log` crate.
+            // Libraries that use the `log` crate add `log.file` and similar fields to every line.
             self.others.insert(field.name().to_owned(), value);
         }
     }

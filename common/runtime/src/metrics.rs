@@ -1,4 +1,4 @@
-//! Building and exposing Prometheus metrics. Which metrics there are is the matter of each program.
+//! Registration and exposition of Prometheus metrics. Each program defines its own.
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -11,7 +11,7 @@ pub use prometheus::Error;
 
 /// Registers metrics, each under its full name.
 ///
-/// Every method fails when the name is not a metric's, or was registered before.
+/// Every method fails when the name is invalid or already registered.
 #[derive(Debug)]
 pub struct MetricBuilder {
     registry: Registry,
@@ -20,7 +20,7 @@ pub struct MetricBuilder {
 }
 
 impl MetricBuilder {
-    /// An empty registry whose histograms have `buckets`, upper bounds in seconds.
+    /// Creates an empty registry whose histograms have `buckets`, upper bounds in seconds.
     pub fn new(buckets: &'static [f64]) -> Self {
         Self { registry: Registry::new(), buckets }
     }
@@ -41,7 +41,7 @@ impl MetricBuilder {
         self.register(HistogramVec::new(self.histogram_options(name, help), &[label])?)
     }
 
-    /// Counters by `label`. Those of `values` are exported from the beginning, as zero.
+    /// Registers counters by `label`. Those of `values` are exported as zero from the beginning.
     pub fn counters(
         &self,
         name: &str,
@@ -56,7 +56,7 @@ impl MetricBuilder {
         self.register(counters)
     }
 
-    /// Gauges by `label`. Those of `values` are exported from the beginning, as zero.
+    /// Registers gauges by `label`. Those of `values` are exported as zero from the beginning.
     pub fn gauges(
         &self,
         name: &str,
@@ -87,12 +87,12 @@ impl MetricBuilder {
     }
 }
 
-/// Everything that was registered, for `/metrics`.
+/// The registered metrics, for `/metrics`.
 #[derive(Clone, Debug)]
 pub struct Exposition(Registry);
 
 impl Exposition {
-    /// All metrics in the Prometheus text format.
+    /// Returns all metrics in the Prometheus text format.
     pub fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.0.gather()).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Plain HTTP for the tools of a cluster: `/health` and `/ready` on one port, `/metrics` on another. Read-only.
+//! Plain HTTP endpoints for probes and scrapers: `/health` and `/ready` on one port, `/metrics` on another.
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -16,14 +16,14 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Maximum connections of one port, so that clients cannot use up memory or file descriptors.
+/// Most connections of one port, so that clients cannot exhaust memory or file descriptors.
 pub const STATUS_CONNECTIONS_MAX: usize = 64;
 /// Time for one client to send its request and read the response.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 const OK: &str = "ok\n";
 
-/// An address to listen on; `:PORT` stands for every address.
+/// A listen address; `:PORT` means all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddress(pub SocketAddr);
 
@@ -41,13 +41,13 @@ impl FromStr for ListenAddress {
 }
 
 fn wrong(text: &str) -> String {
-    format!("`{text}` is no address to listen on; write ADDRESS:PORT or :PORT")
+    format!("`{text}` is not a listen address; must be ADDRESS:PORT or :PORT")
 }
 
-/// Listens on `address`, which `flag` gives.
+/// Listens on `address`, the value of `flag`.
 ///
 /// # Errors
-/// [`BindError`] when the address is in use or not of this machine.
+/// [`BindError`] when the address is in use or not local.
 pub async fn bind(
     flag: &'static str,
     ListenAddress(address): ListenAddress,
@@ -79,12 +79,12 @@ where
     serve(listener, Router::new().route("/metrics", get(answer))).await;
 }
 
-/// Answers one request a connection. Evicts the oldest connection when full, so that idle clients cannot block
+/// Answers one request per connection. Evicts the oldest connection when full, so that idle clients cannot block
 /// probes.
 async fn serve(mut listener: TcpListener, router: Router) {
     let mut connections = VecDeque::new();
     loop {
-        // Waits when the system refuses to accept.
+        // Waits when accepting fails.
         let (stream, _) = Listener::accept(&mut listener).await;
         if connections.len() >= STATUS_CONNECTIONS_MAX {
             connections.pop_front();
@@ -101,9 +101,9 @@ async fn serve(mut listener: TcpListener, router: Router) {
     }
 }
 
-/// An address that cannot be listened on.
+/// Failure to listen on an address.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}; choose another address with {flag}")]
+#[error("failed to listen on {address}; choose another address with {flag}")]
 pub struct BindError {
     flag: &'static str,
     address: SocketAddr,

@@ -1,30 +1,30 @@
-//! Environment variables that were renamed. A former name is refused, not ignored.
+//! Renamed environment variables. An old name is an error, not ignored.
 
 use std::ffi::OsStr;
 
 use attest_common::basics::reason::Reason;
 
-/// Refuses to run while `former` is set.
+/// Rejects an environment in which the old name of a variable is set.
 ///
 /// # Errors
-/// [`VariableRenamed`], which names the variable that is read today.
-pub fn refuse_former(former: &'static str, current: &'static str) -> Result<(), VariableRenamed> {
-    check(std::env::var_os(former).as_deref(), former, current)
+/// [`VariableRenamed`], which names the current variable.
+pub fn reject_old_name(old: &'static str, current: &'static str) -> Result<(), VariableRenamed> {
+    check(std::env::var_os(old).as_deref(), old, current)
 }
 
 fn check(
     value: Option<&OsStr>,
-    former: &'static str,
+    old: &'static str,
     current: &'static str,
 ) -> Result<(), VariableRenamed> {
-    value.map_or(Ok(()), |_| Err(VariableRenamed { former, current }))
+    value.map_or(Ok(()), |_| Err(VariableRenamed { old, current }))
 }
 
-/// A variable is set that is no longer read.
+/// The old name of a variable is set.
 #[derive(Debug, thiserror::Error)]
-#[error("the environment variable {former} is not read; unset it and set {current}")]
+#[error("the environment variable {old} is not read; unset it and set {current}")]
 pub struct VariableRenamed {
-    former: &'static str,
+    old: &'static str,
     current: &'static str,
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use attest_hub::home::{self, Advertise, Created};
-use attest_runtime::variables::refuse_former;
+use attest_runtime::variables::reject_old_name;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use crate::printer::{OutputArgs, Printer, TextTable};
 /// Default port of the API for operators.
 const API_PORT: u16 = 8443;
 /// The variable that `attest hub` read in earlier releases.
-const HOME_VARIABLE_FORMER: &str = "ATTEST_HOME";
+const HOME_VARIABLE_OLD: &str = "ATTEST_HOME";
 /// Default directory of a hub.
 const HOME_DEFAULT: &str = ".attest-hub";
 
@@ -69,7 +69,7 @@ struct HubDocument<'a> {
 
 pub(crate) fn run(args: HubCommandArgs, printer: &Printer) -> anyhow::Result<()> {
     if !matches!(args.command, HubCommand::List(_)) {
-        refuse_former(HOME_VARIABLE_FORMER, home::HOME_VARIABLE)?;
+        reject_old_name(HOME_VARIABLE_OLD, home::HOME_VARIABLE)?;
     }
     match args.command {
         HubCommand::Init(args) => init(args, printer),
