@@ -1,22 +1,25 @@
-//! Text of other programs, made fit for one line of an error.
+//! Messages of servers, programs and errors as one line of text.
 
-/// Longest piece of a server's or program's own words inside an error, in characters.
+/// Maximum length of a foreign message inside an error, in characters.
 const DETAIL_CHARS_MAX: usize = 300;
-/// How much of that is its beginning; causes come last.
+/// Part of [`DETAIL_CHARS_MAX`] that is kept of the beginning; the cause is at the end.
 const DETAIL_BEGINNING_CHARS: usize = 100;
 
-/// Foreign words made fit for one line of an error.
+/// Returns a foreign message as one short line without control characters.
 pub(crate) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
-    let line = words.join(" ");
-    let clean = |character: char| if character.is_control() { '\u{fffd}' } else { character };
-    let clean_line: Vec<char> = line.chars().map(clean).collect();
-    let Some(over) = clean_line.len().checked_sub(DETAIL_CHARS_MAX).filter(|over| *over > 0) else {
-        return clean_line.into_iter().collect();
-    };
-    let (beginning, rest) = clean_line.split_at(DETAIL_BEGINNING_CHARS);
-    let end = rest.iter().skip(over);
+    let line: Vec<char> = words.join(" ").chars().map(replace_control).collect();
+    let excess = line.len().saturating_sub(DETAIL_CHARS_MAX);
+    if excess == 0 {
+        return line.into_iter().collect();
+    }
+    let (beginning, rest) = line.split_at(DETAIL_BEGINNING_CHARS);
+    let end = rest.iter().skip(excess);
     beginning.iter().chain([&'…']).chain(end).collect()
+}
+
+fn replace_control(character: char) -> char {
+    if character.is_control() { '\u{fffd}' } else { character }
 }
 
 #[cfg(test)]
@@ -24,10 +27,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_long_words_the_beginning_and_the_cause_at_the_end_are_kept() {
-        let said = format!("handshake failed: {}Connection refused", "over and over: ".repeat(40));
+    fn a_long_message_keeps_its_beginning_and_its_end() {
+        let message =
+            format!("handshake failed: {}Connection refused", "over and over: ".repeat(40));
 
-        let shown = one_line(&said);
+        let shown = one_line(&message);
 
         assert_eq!(shown.chars().count(), DETAIL_CHARS_MAX + 1);
         assert!(shown.starts_with("handshake failed: "), "{shown}");

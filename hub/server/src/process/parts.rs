@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use attest_common::basics::reason::Reason;
 use attest_supply::recipe::declared_source_root;
 use attest_supply::render::Kustomize;
-use attest_supply::source::{Source, UrlPolicy};
+use attest_supply::source::{GitSource, UrlPolicy};
 
 use crate::api::Api;
 use crate::applications::views::Views;
@@ -53,7 +53,7 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
     let Settings { urls, poll_interval, kustomize } = settings;
     let records = Records::new(Arc::new(open_store(&home.database())?));
     home.empty_temporary()?;
-    let source = Source::new(home.git(), declared_source_root);
+    let source = GitSource::new(home.git(), declared_source_root);
     let operators = home.operators();
     let metrics = Metrics::new().map_err(StartError::Metrics)?;
     let core = Core::start(records, Signer::new(home.signing), metrics)?;

@@ -9,7 +9,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_runtime::clock::now;
 use attest_supply::source::{
-    Credentials, Login, Remote, RepositoryUrl, Resolved, Source, SourceError, SshIdentity, Tree,
+    Credentials, GitSource, Login, Remote, RepositoryUrl, Resolved, SourceError, SshIdentity, Tree,
     UrlPolicy,
 };
 
@@ -27,13 +27,13 @@ const PUSH_RETRY_INTERVAL_S: i64 = 60 * 60;
 #[derive(Debug)]
 pub(crate) struct Repositories {
     core: Arc<Core>,
-    source: Source,
+    source: GitSource,
     pub(crate) urls: UrlPolicy,
 }
 
 impl Repositories {
     /// Reads repositories through `source`, those whose addresses `urls` allows.
-    pub(crate) fn new(core: Arc<Core>, source: Source, urls: UrlPolicy) -> Self {
+    pub(crate) fn new(core: Arc<Core>, source: GitSource, urls: UrlPolicy) -> Self {
         Self { core, source, urls }
     }
 
@@ -65,7 +65,7 @@ impl Repositories {
 
     /// Asks a repository which commit `revision` names.
     pub(super) fn look(&self, remote: &Remote, revision: &str) -> Result<Resolved, Waiting> {
-        let answer = self.source.look(remote, revision, self.interrupt());
+        let answer = self.source.poll_and_receive(remote, revision, self.interrupt());
         answer.map_err(|error| unread(&error))
     }
 

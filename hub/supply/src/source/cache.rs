@@ -1,7 +1,7 @@
-//! The bare repositories that fetched commits are kept in, one for each remote address.
+//! Cache of fetched commits: one bare repository per remote address.
 //!
-//! Everything here can be lost: whoever finds it missing fetches again. A repository that has gathered too many
-//! packs is created again instead of being repacked.
+//! The cache can be lost at any time; missing commits are fetched again. A repository with too many packs is
+//! recreated instead of repacked.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,87 +10,94 @@ use std::sync::Arc;
 use attest_common::basics::locked::Locked;
 use sha2::{Digest as _, Sha256};
 
-use super::error::SourceError;
-use super::transport::{files, size_of};
+use super::error::{SourceError, files_error};
+use super::transport::size_of_files;
 use crate::text::one_line;
 
-/// Number of packs after which a cached repository is created again.
+/// Number of packs at which a cached repository is recreated.
 const PACKS_MAX: usize = 48;
-/// Largest object that gix may hold in memory, in bytes.
+/// Maximum size of an object that gix may hold in memory, in bytes.
 const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// A directory of bare repositories.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub(crate) struct RepositoryCache {
     directory: PathBuf,
     locks: Locked<BTreeMap<PathBuf, Arc<Locked<()>>>>,
 }
 
-impl Cache {
+impl RepositoryCache {
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self { directory, locks: Locked::default() }
     }
 
-    /// Where the repository of `address` lies.
-    pub(crate) fn place(&self, address: &str) -> PathBuf {
+    /// Returns the path of the repository of `address`.
+    pub(crate) fn path_of(&self, address: &str) -> PathBuf {
         let name = data_encoding::HEXLOWER.encode(&Sha256::digest(address.as_bytes()));
         self.directory.join(format!("{}.git", name.get(..32).unwrap_or(&name)))
     }
 
-    /// One writer at a time for each repository.
-    pub(crate) fn lock(&self, place: &Path) -> Arc<Locked<()>> {
+    /// Returns the lock that a writer to the repository at `path` holds.
+    pub(crate) fn write_lock(&self, path: &Path) -> Arc<Locked<()>> {
         let mut locks = self.locks.lock();
-        Arc::clone(locks.entry(place.to_owned()).or_default())
+        Arc::clone(locks.entry(path.to_owned()).or_default())
     }
 
-    /// Open the repository at `place`, making it when it is missing or unusable.
-    pub(crate) fn open(&self, place: &Path) -> Result<gix::Repository, SourceError> {
-        if place.join("HEAD").is_file()
-            && let Ok(repository) = gix::open_opts(place, options())
+    /// Opens the repository at `path`; creates it if it is missing or unusable.
+    ///
+    /// # Errors
+    /// [`SourceError::Files`] if it cannot be created.
+    pub(crate) fn open_or_create(&self, path: &Path) -> Result<gix::Repository, SourceError> {
+        if path.join("HEAD").is_file()
+            && let Ok(repository) = gix::open_opts(path, isolated_options())
         {
             return Ok(repository);
         }
-        self.renew(place)
+        self.recreate(path)
     }
 
-    /// Remove the repository at `place` and make an empty one.
-    pub(crate) fn renew(&self, place: &Path) -> Result<gix::Repository, SourceError> {
-        match std::fs::remove_dir_all(place) {
+    /// Removes the repository at `path` and creates an empty one.
+    ///
+    /// # Errors
+    /// [`SourceError::Files`] if it cannot be removed or created.
+    pub(crate) fn recreate(&self, path: &Path) -> Result<gix::Repository, SourceError> {
+        match std::fs::remove_dir_all(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(files("remove", place, error));
+                return Err(files_error("remove", path, error));
             }
             Ok(()) | Err(_) => {}
         }
-        std::fs::create_dir_all(place).map_err(|error| files("create", place, error))?;
-        let create = gix::create::Options::default();
-        let made =
-            gix::ThreadSafeRepository::init_opts(place, gix::create::Kind::Bare, create, options());
-        made.map(Into::into).map_err(|error| {
-            let source = std::io::Error::other(one_line(&format!("{error:#}")));
-            files("make a repository in", place, source)
-        })
+        std::fs::create_dir_all(path).map_err(|error| files_error("create", path, error))?;
+        let kind = gix::create::Kind::Bare;
+        let options = gix::create::Options::default();
+        gix::ThreadSafeRepository::init_opts(path, kind, options, isolated_options())
+            .map(Into::into)
+            .map_err(|error| {
+                let source = std::io::Error::other(one_line(&format!("{error:#}")));
+                files_error("create a repository in", path, source)
+            })
     }
 
-    /// Whether anything was ever fetched into the repository at `place`.
-    pub(crate) fn has_packs(&self, place: &Path) -> bool {
-        place.join("refs").join("attest").is_dir()
+    /// Returns whether anything was fetched into the repository at `path`.
+    pub(crate) fn has_content(&self, path: &Path) -> bool {
+        path.join("refs").join("attest").is_dir()
     }
 
-    /// Whether the repository at `place` has gathered more than is worth keeping.
-    pub(crate) fn is_worn(&self, place: &Path, bytes_max: u64) -> bool {
-        let packs = place.join("objects").join("pack");
-        let count = std::fs::read_dir(&packs).map_or(0, |entries| {
+    /// Returns whether the repository at `path` has too many packs or exceeds `bytes_max` bytes.
+    pub(crate) fn is_oversized(&self, path: &Path, bytes_max: u64) -> bool {
+        let directory = path.join("objects").join("pack");
+        let packs = std::fs::read_dir(&directory).map_or(0, |entries| {
             entries
                 .flatten()
                 .filter(|entry| entry.path().extension().is_some_and(|suffix| suffix == "pack"))
                 .count()
         });
-        count >= PACKS_MAX || size_of(&packs) > bytes_max
+        packs >= PACKS_MAX || size_of_files(&directory) > bytes_max
     }
 }
 
-/// No configuration of the machine or the user is read, and no scheme is followed that was not checked before.
-fn options() -> gix::open::Options {
+/// No configuration of the machine or the user is read. gix opens no connection by itself.
+fn isolated_options() -> gix::open::Options {
     gix::open::Options::isolated().config_overrides([
         "protocol.allow=never".to_owned(),
         "protocol.version=2".to_owned(),

@@ -1,27 +1,27 @@
-//! What a repository asks for: a login, an ssh key with the hosts it may talk to, a private certificate authority.
+//! Credentials of a repository: a login, an ssh key with its known hosts, a private certificate authority.
 //!
-//! Held in memory and never printed. Where they are kept is the store's business.
+//! They are held in memory and never printed. The store persists them.
 
 use std::fmt;
 use std::path::Path;
 
 use attest_common::basics::reason::Reason;
 
-/// Largest credential file that is read, in bytes.
+/// Maximum size of a credential file, in bytes.
 pub const CREDENTIAL_BYTES_MAX: u64 = 256 * 1024;
 
 /// Credentials of one repository. The default is none.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// For https: sent by Basic authentication, to the repository's own host only.
+    /// Login for https, sent by Basic authentication to the repository's own host only.
     pub login: Option<Login>,
-    /// For ssh.
+    /// Key and known hosts for ssh.
     pub ssh: Option<SshIdentity>,
-    /// PEM certificates that alone are trusted for https; absent means the system's.
+    /// PEM certificates that replace the system's authorities for https.
     pub ca_pem: Option<Vec<u8>>,
 }
 
-/// A user name with its password or access token.
+/// A user name and its password or access token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     /// User name.
@@ -30,12 +30,12 @@ pub struct Login {
     pub password: String,
 }
 
-/// A private key and the host keys it may be shown to.
+/// A private key and the host keys of the servers that it is used with.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SshIdentity {
-    /// Private key as `ssh-keygen` writes it, without a passphrase.
+    /// Private key in the format of `ssh-keygen`, without a passphrase.
     pub private_key: Vec<u8>,
-    /// Lines of a `known_hosts` file. A host that is not in it is refused.
+    /// Content of a `known_hosts` file. Other hosts are rejected.
     pub known_hosts: Vec<u8>,
 }
 
@@ -62,37 +62,37 @@ impl fmt::Debug for SshIdentity {
     }
 }
 
-/// Why credentials cannot be used.
+/// Unusable credentials.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialError {
-    /// A named file cannot be read.
-    #[error("{flag} {path:?} cannot be read: check the path and its permissions")]
+    /// A file cannot be read.
+    #[error("failed to read {flag} {path:?}; check the path and its permissions")]
     File {
-        /// The flag that named it.
+        /// Flag that names the file.
         flag: &'static str,
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// The answer of the file system.
+        /// Error of the file system.
         #[source]
         source: std::io::Error,
     },
-    /// A file is empty, too long or not what its flag wants.
+    /// A file is empty, too long or in another format.
     #[error("{flag} {path:?} {problem}")]
     Content {
-        /// The flag that named it.
+        /// Flag that names the file.
         flag: &'static str,
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What is wrong and what is wanted.
+        /// Rule that it violates, and the remedy.
         problem: &'static str,
     },
-    /// Two flags that belong together.
-    #[error("{given} needs {missing} beside it")]
+    /// One flag of a pair is missing.
+    #[error("{given} requires {missing}")]
     Incomplete {
-        /// The flag that was given.
+        /// Flag that is present.
         given: &'static str,
-        /// The flag that is missing.
+        /// Flag that is missing.
         missing: &'static str,
     },
 }
@@ -108,7 +108,7 @@ impl CredentialError {
     }
 }
 
-/// Files that `attest gitops repo add` names.
+/// Arguments of `attest gitops repo add`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CredentialFiles<'a> {
     /// `--username`.
@@ -124,31 +124,30 @@ pub struct CredentialFiles<'a> {
 }
 
 impl Credentials {
-    /// Read the named files. A password loses one trailing line end.
+    /// Reads the files. One trailing line end is removed from the password.
     ///
     /// # Errors
-    /// A file that cannot be read or is not what its flag wants; one flag without its pair.
+    /// [`CredentialError`] for a file that cannot be read or has another format, and for one flag of a pair.
     pub fn from_files(files: CredentialFiles<'_>) -> Result<Self, CredentialError> {
         let CredentialFiles { username, password_file, ssh_key, known_hosts, ca_file } = files;
         let login = match (username, password_file) {
             (None, None) => None,
             (Some(_), None) => return Err(incomplete("--username", "--password-file")),
             (None, Some(_)) => return Err(incomplete("--password-file", "--username")),
-            (Some(username), Some(path)) => Some(Login {
-                username: username.to_owned(),
-                password: password(&read("--password-file", path)?, path)?,
-            }),
+            (Some(username), Some(path)) => {
+                Some(Login { username: username.to_owned(), password: read_password(path)? })
+            }
         };
         let ssh = match (ssh_key, known_hosts) {
             (None, None) => None,
             (Some(_), None) => return Err(incomplete("--ssh-key", "--known-hosts")),
             (None, Some(_)) => return Err(incomplete("--known-hosts", "--ssh-key")),
             (Some(key), Some(hosts)) => Some(SshIdentity {
-                private_key: private_key(key)?,
-                known_hosts: read("--known-hosts", hosts)?,
+                private_key: read_private_key(key)?,
+                known_hosts: read_limited("--known-hosts", hosts)?,
             }),
         };
-        let ca_pem = ca_file.map(certificates).transpose()?;
+        let ca_pem = ca_file.map(read_certificates).transpose()?;
         Ok(Self { login, ssh, ca_pem })
     }
 }
@@ -157,50 +156,58 @@ fn incomplete(given: &'static str, missing: &'static str) -> CredentialError {
     CredentialError::Incomplete { given, missing }
 }
 
-fn content(flag: &'static str, path: &Path, problem: &'static str) -> CredentialError {
+fn invalid_content(flag: &'static str, path: &Path, problem: &'static str) -> CredentialError {
     CredentialError::Content { flag, path: path.display().to_string(), problem }
 }
 
-fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, CredentialError> {
-    use std::io::Read as _;
-
-    let failed = |source| CredentialError::File { flag, path: path.display().to_string(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(CREDENTIAL_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+fn read_limited(flag: &'static str, path: &Path) -> Result<Vec<u8>, CredentialError> {
+    let bytes = read_prefix(path, CREDENTIAL_BYTES_MAX + 1).map_err(|source| {
+        CredentialError::File { flag, path: path.display().to_string(), source }
+    })?;
     if bytes.is_empty() {
-        return Err(content(flag, path, "is empty"));
+        return Err(invalid_content(flag, path, "is empty"));
     }
     if bytes.len() as u64 > CREDENTIAL_BYTES_MAX {
-        return Err(content(flag, path, "is longer than 256 KiB: name the right file"));
+        return Err(invalid_content(flag, path, "is longer than 256 KiB; check the path"));
     }
     Ok(bytes)
 }
 
-fn password(bytes: &[u8], path: &Path) -> Result<String, CredentialError> {
-    let wrong = |problem| content("--password-file", path, problem);
-    let text = str::from_utf8(bytes).map_err(|_| wrong("is not text"))?;
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() || text.contains(['\n', '\r', '\0']) {
-        return Err(wrong("must hold the password in one line"));
-    }
-    Ok(text.to_owned())
+fn read_prefix(path: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-fn private_key(path: &Path) -> Result<Vec<u8>, CredentialError> {
-    let bytes = read("--ssh-key", path)?;
-    let text = String::from_utf8_lossy(&bytes);
-    if !text.contains("PRIVATE KEY-----") {
-        return Err(content("--ssh-key", path, "is not a private key: name the file without .pub"));
+fn read_password(path: &Path) -> Result<String, CredentialError> {
+    const FLAG: &str = "--password-file";
+    let bytes = read_limited(FLAG, path)?;
+    let text = str::from_utf8(&bytes).map_err(|_| invalid_content(FLAG, path, "is not UTF-8"))?;
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    let password = line.strip_suffix('\r').unwrap_or(line);
+    if password.is_empty() || password.contains(['\n', '\r', '\0']) {
+        return Err(invalid_content(FLAG, path, "must contain the password in one line"));
+    }
+    Ok(password.to_owned())
+}
+
+fn read_private_key(path: &Path) -> Result<Vec<u8>, CredentialError> {
+    const FLAG: &str = "--ssh-key";
+    let bytes = read_limited(FLAG, path)?;
+    if !String::from_utf8_lossy(&bytes).contains("PRIVATE KEY-----") {
+        let problem = "is not a private key; use the file without .pub";
+        return Err(invalid_content(FLAG, path, problem));
     }
     Ok(bytes)
 }
 
-fn certificates(path: &Path) -> Result<Vec<u8>, CredentialError> {
-    let bytes = read("--ca-file", path)?;
+fn read_certificates(path: &Path) -> Result<Vec<u8>, CredentialError> {
+    const FLAG: &str = "--ca-file";
+    let bytes = read_limited(FLAG, path)?;
     if !String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----") {
-        return Err(content("--ca-file", path, "holds no PEM certificate"));
+        return Err(invalid_content(FLAG, path, "contains no PEM certificate"));
     }
     Ok(bytes)
 }

@@ -1,243 +1,239 @@
-//! What can go wrong between a repository and its files in memory, and what to do about each.
+//! Errors between a repository and its files in memory, with the remedy for each.
 //!
-//! One variant per thing that an operator can act on. Text of servers and programs is shown cut and on one line.
+//! One variant per case that an operator can act on. Messages of servers and programs are shortened to one line.
+
+use std::path::Path;
 
 use super::url::UrlError;
 use attest_common::basics::reason::Reason;
 
-/// Why a repository gave no tree.
+/// Error of reading a repository.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The address itself.
+    /// The address is invalid or not allowed.
     #[error(transparent)]
     Url(#[from] UrlError),
-    /// The revision is not a name that Git knows.
-    #[error("revision {revision:?} is not a branch, tag, full commit id or HEAD: {problem}")]
+    /// The revision is not a name that Git allows.
+    #[error(
+        "invalid revision {revision:?}: {problem}; use a branch, a tag, HEAD or a full commit id"
+    )]
     RevisionMalformed {
-        /// As given.
+        /// Revision as given.
         revision: String,
-        /// What is wrong.
+        /// Rule that it violates.
         problem: &'static str,
     },
-    /// No such branch, tag or commit.
-    #[error("{url} has no branch or tag {revision:?}: push it, or correct the revision")]
+    /// The repository has no such branch or tag.
+    #[error("{url} has no branch or tag {revision:?}; push it or correct the revision")]
     ReferenceNotFound {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// As given.
+        /// Revision as given.
         revision: String,
     },
-    /// Several references answer to the name.
+    /// Several references have the name.
     #[error(
-        "{url} has several references named {revision:?} ({candidates}): write the full name of one of them"
+        "{url} has several references named {revision:?} ({candidates}); use the full name of one of them"
     )]
     ReferenceAmbiguous {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// As given.
+        /// Revision as given.
         revision: String,
-        /// The full names.
+        /// Full names, comma separated.
         candidates: String,
     },
-    /// The commit cannot be had.
+    /// The server does not send the commit.
     #[error(
-        "{url} does not give out commit {commit} ({detail}): name a branch or tag that contains it, or \
-            allow it at the server (uploadpack.allowReachableSHA1InWant)"
+        "{url} does not send commit {commit} ({detail}); name a branch or tag that contains it, or allow the \
+            request on the server (uploadpack.allowReachableSHA1InWant)"
     )]
     CommitNotFound {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// Full id.
+        /// Full commit id.
         commit: String,
-        /// The server's words.
+        /// Message of the server.
         detail: String,
     },
-    /// The object under the id is no well-formed commit.
+    /// The object with this id is not a well-formed commit.
     #[error(
-        "object {commit} is not one well-formed commit ({problem}): make the commit again with git"
+        "object {commit} is not a well-formed commit: {problem}; create the commit again with git"
     )]
     CommitStructure {
-        /// Full id.
+        /// Full object id.
         commit: String,
-        /// What is wrong.
+        /// Rule that it violates.
         problem: &'static str,
     },
-    /// The server refused the credentials, or wants some.
-    #[error(
-        "{url} refused access ({detail}): give valid credentials with `attest gitops repo add`"
-    )]
+    /// The server rejected the credentials, or requires credentials.
+    #[error("{url} denied access ({detail}); set valid credentials with `attest gitops repo add`")]
     AuthenticationFailed {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// The server's words.
+        /// Message of the server.
         detail: String,
     },
-    /// An ssh address without key or host keys.
-    #[error(
-        "{url} is reached by ssh and has no key: give `attest gitops repo add {url} --ssh-key F --known-hosts F`"
-    )]
+    /// An ssh address without key and host keys.
+    #[error("no ssh key for {url}; run `attest gitops repo add {url} --ssh-key F --known-hosts F`")]
     SshKeyMissing {
-        /// The repository.
+        /// Address of the repository.
         url: String,
     },
-    /// The ssh server showed another host key than the known one, or an unknown one.
+    /// The host key of the ssh server is unknown or differs from the known one.
     #[error(
-        "the host key of {host} is not among the known hosts of this repository ({detail}): if the \
-            server's key really changed, give the new one with `attest gitops repo add --known-hosts F` \
-            (`ssh-keyscan` prints it; compare it with the server's own)"
+        "the host key of {host} is not among the known hosts of this repository ({detail}); if the key of the \
+            server has changed, set the new one with `attest gitops repo add --known-hosts F` (`ssh-keyscan` \
+            prints it; compare it with the key on the server)"
     )]
     HostKeyRefused {
-        /// The host.
+        /// Host name.
         host: String,
-        /// ssh's words.
+        /// Message of ssh.
         detail: String,
     },
     /// The TLS certificate is not trusted.
     #[error(
-        "the certificate of {host} is not trusted ({detail}): give its authority with `attest gitops \
-            repo add --ca-file F`"
+        "the certificate of {host} is not trusted ({detail}); set its authority with `attest gitops repo add \
+            --ca-file F`"
     )]
     CertificateRefused {
-        /// The host.
+        /// Host name.
         host: String,
-        /// The TLS library's words.
+        /// Message of the TLS library.
         detail: String,
     },
-    /// Nobody answers.
-    #[error("{url} cannot be reached ({detail}): check the address, the network and the server")]
+    /// There is no connection to the server.
+    #[error("failed to connect to {url} ({detail}); check the address, the network and the server")]
     Unreachable {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// The system's words.
+        /// Message of the system.
         detail: String,
     },
-    /// The server knows no such repository.
+    /// The server has no such repository.
     #[error(
-        "{url} is not found at its server ({detail}): check the path, and that the credentials may read it"
+        "{url} does not exist on its server ({detail}); check the path and the access of the credentials"
     )]
     RepositoryNotFound {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// The server's words.
+        /// Message of the server.
         detail: String,
     },
-    /// The time limit.
-    #[error(
-        "{url} gave no answer within {limit_seconds} s and was given up: check the server and the network"
-    )]
+    /// The time limit was exceeded.
+    #[error("{url} did not respond within {limit_seconds} s; check the server and the network")]
     TimedOut {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// The limit.
+        /// Time limit.
         limit_seconds: u64,
     },
-    /// The caller ended it.
+    /// The caller interrupted the exchange.
     #[error("reading {url} was interrupted")]
     Interrupted {
-        /// The repository.
+        /// Address of the repository.
         url: String,
     },
-    /// A limit on what is read.
-    #[error("{what} is over the limit of {limit} {unit}: {remedy}")]
+    /// A limit of [`RepositoryLimits`](super::RepositoryLimits) was exceeded.
+    #[error("{subject} exceeds the limit of {limit} {unit}; {remedy}")]
     LimitExceeded {
-        /// What is too large.
-        what: String,
-        /// The limit.
+        /// Quantity that is too large.
+        subject: String,
+        /// Limit.
         limit: u64,
         /// Unit of the limit.
         unit: &'static str,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
-    /// A name that must not be written anywhere.
-    #[error("path {path:?} in the repository is refused ({problem}): rename it")]
+    /// A path that must not be written to a file system, or not used as a directory.
+    #[error("invalid path {path:?} in the repository: {problem}")]
     TreePath {
-        /// The path.
+        /// Path.
         path: String,
-        /// What is wrong.
+        /// Rule that it violates, and the remedy.
         problem: String,
     },
-    /// A symbolic link.
-    #[error("{path:?} in the repository is a symbolic link: commit the file itself")]
+    /// A symbolic link where a file is read.
+    #[error("{path:?} in the repository is a symbolic link; commit the file itself")]
     TreeSymlink {
-        /// The path.
+        /// Path of the link.
         path: String,
     },
-    /// A submodule.
+    /// A submodule where a file is read.
     #[error(
-        "{path:?} in the repository is a submodule: commit its files, or move it out of the source root"
+        "{path:?} in the repository is a submodule; commit its files or move it out of the source root"
     )]
     TreeSubmodule {
-        /// The path.
+        /// Path of the submodule.
         path: String,
     },
-    /// A Git LFS pointer.
-    #[error("{path:?} in the repository is a Git LFS pointer: commit the file itself")]
+    /// A Git LFS pointer where a file is read.
+    #[error("{path:?} in the repository is a Git LFS pointer; commit the file itself")]
     TreeLfsPointer {
-        /// The path.
+        /// Path of the pointer.
         path: String,
     },
-    /// A directory that was asked for.
-    #[error("directory {path:?} is not in the repository at this commit: correct the path")]
+    /// A requested directory does not exist.
+    #[error("the commit has no directory {path:?}; correct the path")]
     PathMissing {
-        /// The path.
+        /// Path of the directory.
         path: String,
     },
     /// A file with an unfinished merge.
-    #[error("{path:?} has an unfinished merge in the Git index: finish it and `git add` the file")]
+    #[error("{path:?} has an unfinished merge in the Git index; finish it and `git add` the file")]
     IndexConflict {
-        /// The path.
+        /// Path of the file.
         path: String,
     },
-    /// A program that is needed.
-    #[error("program {program:?} is needed for {url} and cannot be run: install {package}")]
+    /// A required program cannot be started.
+    #[error("failed to run {program:?} for {url}; install {package}")]
     ProgramMissing {
-        /// The repository.
+        /// Address of the repository, or path of the clone.
         url: String,
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// The package that has it.
+        /// Package that contains the program.
         package: &'static str,
-        /// The system's answer.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
     /// The local file system.
-    #[error("cannot {action} {path:?}: check free space and permissions")]
+    #[error("failed to {action} {path:?}; check free space and permissions")]
     Files {
-        /// What was tried.
+        /// Operation that failed.
         action: &'static str,
-        /// Where.
+        /// File or directory.
         path: String,
-        /// The system's answer.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
-    /// A directory without a repository.
+    /// A directory outside a Git work tree.
     #[error(
-        "{path:?} is not inside a Git work tree: run this in a clone of the repository, or `git init` it"
+        "{path:?} is not in a Git work tree; run the command in a clone of the repository, or run `git init`"
     )]
     NotAWorkTree {
-        /// The directory.
+        /// Path of the directory.
         path: String,
     },
     /// The git program failed.
     #[error("`git {command}` failed: {detail}")]
     GitProgram {
-        /// Its sub-command.
+        /// Subcommand.
         command: &'static str,
-        /// Its words.
+        /// Diagnostics of the program.
         detail: String,
     },
-    /// Whatever else Git's protocol or objects can be.
-    #[error(
-        "{url} does not speak Git as expected ({detail}): check that the address is a Git repository"
-    )]
+    /// Any other failure of Git's protocol or objects.
+    #[error("unexpected response of {url} ({detail}); check that the address is a Git repository")]
     Protocol {
-        /// The repository.
+        /// Address of the repository.
         url: String,
-        /// The library's words.
+        /// Message of the library.
         detail: String,
     },
 }
@@ -274,4 +270,12 @@ impl SourceError {
             Self::Protocol { .. } => Reason::GitProtocol,
         }
     }
+}
+
+pub(crate) fn files_error(
+    action: &'static str,
+    path: &Path,
+    source: std::io::Error,
+) -> SourceError {
+    SourceError::Files { action, path: path.display().to_string(), source }
 }

@@ -1,7 +1,7 @@
-//! The files of one commit that matter here, in memory: `attest.yaml`, `.attest/` and the directories asked for.
+//! The requested files of one commit in memory: `attest.yaml`, `.attest/` and the requested directories.
 //!
-//! Everything is checked by name before a byte is kept. Nothing is filtered, expanded or followed: a symbolic link,
-//! a submodule or a Git LFS pointer is refused, and only inside what is read.
+//! Every name is checked before a byte is kept. Nothing is filtered, expanded or followed: a symbolic link, a submodule
+//! or a Git LFS pointer is an error, but only where files are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,37 +10,37 @@ use gix::bstr::{BStr, ByteSlice as _};
 
 use super::error::SourceError;
 
-/// File that describes the application, at the root of the repository.
+/// File that describes the application, in the root directory of the repository.
 pub const RECIPE_FILE: &str = "attest.yaml";
-/// Directory of receipts, renderings and key hints, at the root of the repository.
+/// Directory of receipts, renderings and key hints, in the root directory of the repository.
 pub const ATTEST_DIRECTORY: &str = ".attest";
-/// Newest release directories that are read, per application.
+/// Maximum number of release directories that are read per application, newest first.
 pub const RECEIPT_DIRECTORIES_MAX: usize = 100;
-/// Deepest path that is read, in components.
+/// Maximum depth of a path, in components.
 pub const PATH_DEPTH_MAX: usize = 32;
-/// Longest path that is read, in bytes.
+/// Maximum length of a path, in bytes.
 pub const PATH_BYTES_MAX: usize = 1024;
 
 const RECEIPTS_PREFIX: &str = ".attest/receipts/";
 const LFS_POINTER_START: &[u8] = b"version https://git-lfs.github.com/spec/";
 const LFS_POINTER_BYTES_MAX: usize = 1024;
 
-/// How much of a repository is read. Each limit is refused by name when it is passed.
+/// Limits for reading a repository. An exceeded limit is an error that names the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes that a fetch may bring, as packed.
+pub struct RepositoryLimits {
+    /// Maximum size of a fetched pack, in bytes.
     pub pack_bytes_max: u64,
-    /// Bytes of all files together.
+    /// Maximum size of all files together, in bytes.
     pub tree_bytes_max: u64,
-    /// Number of files.
+    /// Maximum number of files.
     pub files_max: usize,
-    /// Entries looked at while listing, before old receipts are left out.
+    /// Maximum number of listed entries, old receipts included.
     pub entries_max: usize,
-    /// Bytes of one file.
+    /// Maximum size of one file, in bytes.
     pub blob_bytes_max: u64,
 }
 
-impl Default for Limits {
+impl Default for RepositoryLimits {
     fn default() -> Self {
         Self {
             pack_bytes_max: 256 * 1024 * 1024,
@@ -52,7 +52,7 @@ impl Default for Limits {
     }
 }
 
-/// Files of one commit, or of a work tree, by path.
+/// Files of one commit or of a work tree, by path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
     files: BTreeMap<String, Arc<[u8]>>,
@@ -62,7 +62,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree of given files, as tests and generators need it. It belongs to no commit.
+    /// Creates a tree of the given files. It belongs to no commit.
     pub fn from_files<P, B>(files: impl IntoIterator<Item = (P, B)>) -> Self
     where
         P: Into<String>,
@@ -75,52 +75,51 @@ impl Tree {
         Self { files, ..Self::default() }
     }
 
-    /// Bytes of one file.
+    /// Returns the bytes of a file.
     pub fn get(&self, path: &str) -> Option<&[u8]> {
         self.files.get(path).map(|bytes| &**bytes)
     }
 
-    /// Every file, sorted by path.
+    /// Returns all files, sorted by path.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.files.iter().map(|(path, bytes)| (path.as_str(), &**bytes))
     }
 
-    /// Files below `directory` at any depth, with their whole path, sorted.
+    /// Returns the files below `directory` at any depth with their full paths, sorted.
     pub fn under<'a>(&'a self, directory: &str) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let prefix = format!("{}/", directory.trim_end_matches('/'));
-        let first = prefix.clone();
         self.files
-            .range(first..)
+            .range(prefix.clone()..)
             .take_while(move |(path, _)| path.starts_with(&prefix))
             .map(|(path, bytes)| (path.as_str(), &**bytes))
     }
 
-    /// Whether any file lies below `directory`.
+    /// Returns whether `directory` contains a file at any depth.
     pub fn has_directory(&self, directory: &str) -> bool {
         self.under(directory).next().is_some()
     }
 
-    /// Number of files.
+    /// Returns the number of files.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Whether there is no file.
+    /// Returns whether there is no file.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Full id of the commit; absent for a work tree without one.
+    /// Returns the full id of the commit; `None` for a work tree without one.
     pub fn git_commit(&self) -> Option<&str> {
         self.git_commit.as_deref()
     }
 
-    /// Full id of the Git tree at the source root in that commit; absent when there is no source root.
+    /// Returns the full id of the Git tree at the source root in that commit; `None` without a source root.
     pub fn git_tree(&self) -> Option<&str> {
         self.git_tree.as_deref()
     }
 
-    /// `sourceRoot` of `attest.yaml`, when it has one that can be read.
+    /// Returns `sourceRoot` of `attest.yaml`, if it is readable.
     pub fn source_root(&self) -> Option<&str> {
         self.source_root.as_deref()
     }
@@ -136,88 +135,99 @@ impl Tree {
     }
 }
 
-/// `./k8s/base/` → `k8s/base`.
+/// Normalises the path of a directory: `./k8s/base/` becomes `k8s/base`.
 ///
 /// # Errors
-/// [`SourceError::TreePath`] for absolute, empty, root, `.attest` and escaping paths.
+/// [`SourceError::TreePath`] for an absolute or empty path, for the root directory, for a path in `.attest`, and for a
+/// path that leaves the repository.
 pub fn clean_directory(text: &str) -> Result<String, SourceError> {
-    let refuse = |problem: &str| {
-        Err(SourceError::TreePath { path: text.to_owned(), problem: problem.to_owned() })
-    };
     if text.starts_with('/') {
-        return refuse("it is absolute; write it relative to the root of the repository");
+        return Err(invalid_path(text, "it is absolute; write it relative to the root directory"));
     }
     let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if parts.is_empty() {
-        return refuse("it is the root of the repository; name a directory");
+        return Err(invalid_path(text, "it is the root of the repository; use a subdirectory"));
     }
     if parts.first() == Some(&ATTEST_DIRECTORY) {
-        return refuse("`.attest` holds what is signed, not what is deployed; name a directory");
+        let problem = "`.attest` contains signed files, not manifests; use another directory";
+        return Err(invalid_path(text, problem));
     }
     check_path(parts.join("/").as_bytes().as_bstr())
 }
 
-/// What stands at a path, before its bytes are looked at.
+/// Kind of an entry that is not a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FileKind {
     File,
     Symlink,
     Submodule,
 }
 
-/// One listed path with what is needed to read it.
+/// A listed path and the handle with which it is read.
 #[derive(Debug)]
-pub(crate) struct Listed<H> {
-    pub(crate) path: String,
-    pub(crate) kind: Kind,
-    pub(crate) handle: H,
+struct ListedFile<H> {
+    path: String,
+    kind: FileKind,
+    handle: H,
 }
 
-/// Gathers a listing within its limit.
+/// Collects paths up to a limit, then reads them.
 #[derive(Debug)]
-pub(crate) struct Listing<H> {
-    entries: Vec<Listed<H>>,
+pub(crate) struct FileListing<H> {
+    entries: Vec<ListedFile<H>>,
     entries_max: usize,
 }
 
-impl<H> Listing<H> {
-    pub(crate) fn new(limits: &Limits) -> Self {
+impl<H> FileListing<H> {
+    pub(crate) fn new(limits: &RepositoryLimits) -> Self {
         Self { entries: Vec::new(), entries_max: limits.entries_max }
     }
 
-    pub(crate) fn add(&mut self, path: &BStr, kind: Kind, handle: H) -> Result<(), SourceError> {
+    /// Adds a path.
+    ///
+    /// # Errors
+    /// [`SourceError::LimitExceeded`] for too many entries, [`SourceError::TreePath`] for an invalid path.
+    pub(crate) fn add(
+        &mut self,
+        path: &BStr,
+        kind: FileKind,
+        handle: H,
+    ) -> Result<(), SourceError> {
         if self.entries.len() >= self.entries_max {
             return Err(SourceError::LimitExceeded {
-                what: "the number of entries below the directories that are read".to_owned(),
+                subject: "the number of entries in the read directories".to_owned(),
                 limit: self.entries_max as u64,
                 unit: "entries",
                 remedy: "choose a smaller `sourceRoot`",
             });
         }
-        self.entries.push(Listed { path: check_path(path)?, kind, handle });
+        self.entries.push(ListedFile { path: check_path(path)?, kind, handle });
         Ok(())
     }
 
-    /// Read every entry that is wanted. `read` is asked for a size first, then for bytes.
+    /// Reads every entry except old receipts. `size_of` is called before `read`.
+    ///
+    /// # Errors
+    /// [`SourceError`] for an exceeded limit, for an entry that is not a plain file, and for a repeated path.
     pub(crate) fn read(
         self,
-        limits: &Limits,
-        size: impl Fn(&H) -> Result<u64, SourceError>,
+        limits: &RepositoryLimits,
+        size_of: impl Fn(&H) -> Result<u64, SourceError>,
         read: impl Fn(&H) -> Result<Vec<u8>, SourceError>,
     ) -> Result<Tree, SourceError> {
-        let outdated = outdated_receipts(self.entries.iter().map(|entry| entry.path.as_str()));
+        let outdated = outdated_releases(self.entries.iter().map(|entry| entry.path.as_str()));
         let mut files = BTreeMap::new();
         let mut bytes_total = 0_u64;
-        for Listed { path, kind, handle } in self.entries {
-            if release_of(&path).is_some_and(|release| outdated.contains(&release)) {
+        for ListedFile { path, kind, handle } in self.entries {
+            if release_of_path(&path).is_some_and(|release| outdated.contains(&release)) {
                 continue;
             }
             match kind {
-                Kind::File => {}
-                Kind::Symlink => return Err(SourceError::TreeSymlink { path }),
-                Kind::Submodule => return Err(SourceError::TreeSubmodule { path }),
+                FileKind::File => {}
+                FileKind::Symlink => return Err(SourceError::TreeSymlink { path }),
+                FileKind::Submodule => return Err(SourceError::TreeSubmodule { path }),
             }
-            let size = size(&handle)?;
+            let size = size_of(&handle)?;
             bytes_total = bytes_total.saturating_add(size);
             check_sizes(limits, &path, size, bytes_total, files.len())?;
             let bytes = read(&handle)?;
@@ -225,10 +235,7 @@ impl<H> Listing<H> {
                 return Err(SourceError::TreeLfsPointer { path });
             }
             if files.insert(path.clone(), Arc::from(bytes)).is_some() {
-                return Err(SourceError::TreePath {
-                    path,
-                    problem: "it is there twice".to_owned(),
-                });
+                return Err(invalid_path(&path, "it occurs twice; remove one of the entries"));
             }
         }
         Ok(Tree { files, ..Tree::default() })
@@ -236,48 +243,48 @@ impl<H> Listing<H> {
 }
 
 fn check_sizes(
-    limits: &Limits,
+    limits: &RepositoryLimits,
     path: &str,
     size: u64,
     bytes_total: u64,
     files: usize,
 ) -> Result<(), SourceError> {
-    let over = |what: String, limit: u64, unit, remedy| {
-        Err(SourceError::LimitExceeded { what, limit, unit, remedy })
-    };
-    if size > limits.blob_bytes_max {
+    let (subject, limit, unit, remedy) = if size > limits.blob_bytes_max {
+        let subject = format!("the size of file {path:?} ({size} bytes)");
         let remedy = "keep large files out of the source root and of .attest";
-        return over(
-            format!("file {path:?} ({size} bytes)"),
-            limits.blob_bytes_max,
-            "bytes",
-            remedy,
-        );
-    }
-    if bytes_total > limits.tree_bytes_max {
-        let what = format!("the size of all files together (at {path:?})");
-        return over(what, limits.tree_bytes_max, "bytes", "choose a smaller `sourceRoot`");
-    }
-    if files >= limits.files_max {
-        let what = format!("the number of files (at {path:?})");
-        return over(what, limits.files_max as u64, "files", "choose a smaller `sourceRoot`");
-    }
-    Ok(())
+        (subject, limits.blob_bytes_max, "bytes", remedy)
+    } else if bytes_total > limits.tree_bytes_max {
+        let subject = format!("the size of all files together (at {path:?})");
+        (subject, limits.tree_bytes_max, "bytes", "choose a smaller `sourceRoot`")
+    } else if files >= limits.files_max {
+        let subject = format!("the number of files (at {path:?})");
+        (subject, limits.files_max as u64, "files", "choose a smaller `sourceRoot`")
+    } else {
+        return Ok(());
+    };
+    Err(SourceError::LimitExceeded { subject, limit, unit, remedy })
 }
 
-/// Refuse what no file system should be given, and what would not be the same path everywhere.
+/// Rejects a path that must not be written to a file system or differs between file systems.
+///
+/// # Errors
+/// [`SourceError::TreePath`] with the rule that the path violates.
 pub(crate) fn check_path(path: &BStr) -> Result<String, SourceError> {
-    let refuse = |problem: String| {
-        Err(SourceError::TreePath { path: path.to_str_lossy().into_owned(), problem })
+    let Some(problem) = path_problem(path) else {
+        return Ok(path.to_str_lossy().into_owned());
     };
+    Err(invalid_path(&path.to_str_lossy(), &format!("{problem}; rename it")))
+}
+
+fn path_problem(path: &BStr) -> Option<String> {
     if path.len() > PATH_BYTES_MAX {
-        return refuse(format!("it is longer than {PATH_BYTES_MAX} bytes"));
+        return Some(format!("it is longer than {PATH_BYTES_MAX} bytes"));
     }
     if path.split(|byte| *byte == b'/').count() > PATH_DEPTH_MAX {
-        return refuse(format!("it is deeper than {PATH_DEPTH_MAX} directories"));
+        return Some(format!("it is deeper than {PATH_DEPTH_MAX} directories"));
     }
     if path.bytes().any(|byte| byte.is_ascii_control()) {
-        return refuse("it has a control character".to_owned());
+        return Some("it contains a control character".to_owned());
     }
     let options = gix::validate::path::component::Options {
         protect_windows: true,
@@ -285,19 +292,19 @@ pub(crate) fn check_path(path: &BStr) -> Result<String, SourceError> {
         protect_ntfs: true,
     };
     for component in path.split(|byte| *byte == b'/') {
-        let component = component.as_bstr();
-        if let Err(problem) = gix::validate::path::component(component, None, options) {
-            return refuse(problem.to_string());
+        if let Err(error) = gix::validate::path::component(component.as_bstr(), None, options) {
+            return Some(error.to_string());
         }
     }
-    match path.to_str() {
-        Ok(path) => Ok(path.to_owned()),
-        Err(_) => refuse("it is not UTF-8".to_owned()),
-    }
+    path.to_str().is_err().then(|| "it is not UTF-8".to_owned())
 }
 
-/// `.attest/receipts/<application>/<counter>/…` → (application, counter). Other names there are read as they are.
-fn release_of(path: &str) -> Option<(String, u64)> {
+fn invalid_path(path: &str, problem: &str) -> SourceError {
+    SourceError::TreePath { path: path.to_owned(), problem: problem.to_owned() }
+}
+
+/// Application and counter in `.attest/receipts/<application>/<counter>/…`; `None` for other paths.
+fn release_of_path(path: &str) -> Option<(String, u64)> {
     let mut parts = path.strip_prefix(RECEIPTS_PREFIX)?.splitn(3, '/');
     let application = parts.next()?;
     let counter = parts.next()?.parse().ok()?;
@@ -305,27 +312,28 @@ fn release_of(path: &str) -> Option<(String, u64)> {
     Some((application.to_owned(), counter))
 }
 
-/// Releases beyond the newest [`RECEIPT_DIRECTORIES_MAX`] of their application.
-fn outdated_receipts<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeSet<(String, u64)> {
+/// Returns the releases beyond the newest [`RECEIPT_DIRECTORIES_MAX`] of each application.
+fn outdated_releases<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeSet<(String, u64)> {
     let mut counters: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
-    for (application, counter) in paths.filter_map(release_of) {
+    for (application, counter) in paths.filter_map(release_of_path) {
         counters.entry(application).or_default().insert(counter);
     }
-    let outdated_of = |(application, counters): (String, BTreeSet<u64>)| {
-        let outdated = counters.into_iter().rev().skip(RECEIPT_DIRECTORIES_MAX);
-        outdated.map(|counter| (application.clone(), counter)).collect::<Vec<_>>()
-    };
-    counters.into_iter().flat_map(outdated_of).collect()
+    let mut outdated = BTreeSet::new();
+    for (application, counters) in counters {
+        for counter in counters.into_iter().rev().skip(RECEIPT_DIRECTORIES_MAX) {
+            outdated.insert((application.clone(), counter));
+        }
+    }
+    outdated
 }
 
-/// Directories without those that lie below another of them.
+/// Removes directories that are inside another one of the list.
 pub(crate) fn outermost(mut directories: Vec<String>) -> Vec<String> {
     directories.sort();
     directories.dedup();
     let mut kept: Vec<String> = Vec::new();
     for directory in directories {
-        let inside = |outer: &String| directory.starts_with(&format!("{outer}/"));
-        if !kept.iter().any(inside) {
+        if !kept.iter().any(|outer| directory.starts_with(&format!("{outer}/"))) {
             kept.push(directory);
         }
     }
@@ -337,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_that_leave_or_disguise_are_refused() {
+    fn paths_that_leave_the_repository_or_disguise_themselves_are_rejected() {
         for path in [
             "../x",
             "a/../b",
@@ -368,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_cleaned_and_never_the_root_or_the_receipts() {
+    fn a_directory_is_normalised_and_never_the_root_or_the_receipts() {
         assert_eq!(clean_directory("./k8s/base/").unwrap(), "k8s/base");
         for text in ["", ".", "/k8s", "k8s/../..", "..", ".attest", "./.attest/rendered"] {
             assert!(clean_directory(text).is_err(), "{text}");
@@ -377,14 +385,15 @@ mod tests {
 
     #[test]
     fn only_the_newest_receipts_of_each_application_are_read() {
-        let mut listing = Listing::new(&Limits::default());
+        let mut listing = FileListing::new(&RepositoryLimits::default());
         for counter in 1..=RECEIPT_DIRECTORIES_MAX + 2 {
             let path = format!(".attest/receipts/web/{counter}/release.json");
-            listing.add(path.as_bytes().as_bstr(), Kind::File, ()).unwrap();
+            listing.add(path.as_bytes().as_bstr(), FileKind::File, ()).unwrap();
         }
-        listing.add(b".attest/receipts/api/1/x".as_bstr(), Kind::File, ()).unwrap();
+        listing.add(b".attest/receipts/api/1/x".as_bstr(), FileKind::File, ()).unwrap();
 
-        let tree = listing.read(&Limits::default(), |()| Ok(1), |()| Ok(vec![0])).unwrap();
+        let tree =
+            listing.read(&RepositoryLimits::default(), |()| Ok(1), |()| Ok(vec![0])).unwrap();
 
         assert_eq!(tree.len(), RECEIPT_DIRECTORIES_MAX + 1);
         assert!(tree.get(".attest/receipts/web/2/release.json").is_none());
@@ -393,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_does_not_take_its_neighbours_of_the_same_beginning() {
+    fn a_directory_does_not_include_siblings_with_the_same_prefix() {
         let tree = Tree::from_files([("k8s/a", ""), ("k8s-old/b", ""), ("k8s/c/d", "")]);
 
         let paths: Vec<&str> = tree.under("k8s").map(|(path, _)| path).collect();

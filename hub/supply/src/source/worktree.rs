@@ -1,6 +1,6 @@
-//! The clone that `attest run` works in: its files as they lie on disk, and the bytes that its Git index holds.
+//! The clone in which `attest run` works: the files on disk and the bytes in the Git index.
 //!
-//! Reading uses gix. Staging runs `git add`, so that the user's own filters and index extensions hold.
+//! gix reads. Staging runs `git add`, so that the filters and index extensions of the user apply.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,21 +8,20 @@ use std::process::Command;
 use gix::bstr::ByteSlice as _;
 
 use super::SourceRootOf;
-use super::commit;
-use super::error::SourceError;
-use super::transport::files;
+use super::commit::{object_size, read_blob, tree_id};
+use super::error::{SourceError, files_error};
 use super::tree::{
-    ATTEST_DIRECTORY, Kind, Limits, Listing, PATH_DEPTH_MAX, RECIPE_FILE, Tree, clean_directory,
-    outermost,
+    ATTEST_DIRECTORY, FileKind, FileListing, PATH_DEPTH_MAX, RECIPE_FILE, RepositoryLimits, Tree,
+    check_path, clean_directory, outermost,
 };
 use crate::text::one_line;
 
-/// A clone with files.
+/// A clone with a work tree.
 pub struct WorkTree {
     repository: gix::Repository,
     root: PathBuf,
     source_root_of: SourceRootOf,
-    limits: Limits,
+    limits: RepositoryLimits,
 }
 
 impl std::fmt::Debug for WorkTree {
@@ -32,109 +31,79 @@ impl std::fmt::Debug for WorkTree {
 }
 
 impl WorkTree {
-    /// The clone that `start` lies in. `source_root_of` finds the root that its `attest.yaml` declares.
+    /// Opens the clone that contains `start`. `source_root_of` finds the root that its `attest.yaml` declares.
     ///
     /// # Errors
-    /// [`SourceError::NotAWorkTree`] when there is none, or a bare one.
+    /// [`SourceError::NotAWorkTree`] if there is no clone, or a bare one.
     pub fn discover(start: &Path, source_root_of: SourceRootOf) -> Result<Self, SourceError> {
-        let not_one = || SourceError::NotAWorkTree { path: start.display().to_string() };
-        let found = gix::discover(start).map_err(|_| not_one())?;
-        let root = found.workdir().ok_or_else(not_one)?;
-        let root = root.canonicalize().map_err(|error| files("open", root, error))?;
-        let options = gix::open::Options::isolated();
-        let repository = gix::open_opts(found.git_dir(), options).map_err(|_| not_one())?;
-        Ok(Self { repository, root, source_root_of, limits: Limits::default() })
+        let found = gix::discover(start).map_err(|_| not_a_work_tree(start))?;
+        let work_directory = found.workdir().ok_or_else(|| not_a_work_tree(start))?;
+        let root = work_directory
+            .canonicalize()
+            .map_err(|error| files_error("open", work_directory, error))?;
+        let repository = gix::open_opts(found.git_dir(), gix::open::Options::isolated())
+            .map_err(|_| not_a_work_tree(start))?;
+        Ok(Self { repository, root, source_root_of, limits: RepositoryLimits::default() })
     }
 
-    /// Read at most so much.
-    #[must_use]
-    pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Directory that paths are relative to.
+    /// Returns the directory to which paths are relative.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Full id of the commit that is checked out; absent before the first one.
+    /// Returns the full id of the checked-out commit; `None` before the first one.
     pub fn head_commit(&self) -> Option<String> {
         self.head().map(|id| id.to_string())
     }
 
-    /// Id of the Git tree at `directory` in the commit that is checked out.
+    /// Returns the id of the Git tree at `directory` in the checked-out commit.
     ///
     /// # Errors
-    /// When the commit cannot be read.
+    /// [`SourceError`] if the commit cannot be read.
     pub fn head_tree(&self, directory: &str) -> Result<Option<String>, SourceError> {
         match self.head() {
-            Some(head) => commit::tree_id(&self.repository, head, &clean_directory(directory)?),
+            Some(head) => tree_id(&self.repository, head, &clean_directory(directory)?),
             None => Ok(None),
         }
     }
 
-    /// The wanted files as they lie on disk: `attest.yaml`, its `sourceRoot`, `directories`.
-    /// `.attest` is left out: what is rendered does not depend on what was signed before.
+    /// Reads `attest.yaml`, its `sourceRoot` and `directories` from disk. `.attest` is not read: a rendering does not
+    /// depend on what was signed before.
     ///
     /// # Errors
-    /// As [`super::Source::fetch`].
+    /// As [`super::GitSource::fetch`].
     pub fn read_files(&self, directories: &[&str]) -> Result<Tree, SourceError> {
         let recipe = self.root.join(RECIPE_FILE);
-        let mut listing = Listing::new(&self.limits);
+        let mut listing = FileListing::new(&self.limits);
         let mut source_root = None;
         if let Ok(metadata) = recipe.symlink_metadata() {
             listing.add(RECIPE_FILE.into(), kind_on_disk(&metadata), recipe.clone())?;
             if metadata.is_file() && metadata.len() <= self.limits.blob_bytes_max {
-                let bytes =
-                    std::fs::read(&recipe).map_err(|error| files("read", &recipe, error))?;
-                source_root = self.root_of(&bytes)?;
+                source_root = self.declared_source_root(&read_file(&recipe)?)?;
             }
         }
-        for path in wanted(directories, source_root.as_ref())? {
-            self.list_disk(path, &mut listing)?;
+        for path in requested_directories(directories, source_root.as_ref())? {
+            self.list_files(path, &mut listing)?;
         }
-        let tree = listing.read(
-            &self.limits,
-            |path| {
-                let metadata = path.symlink_metadata();
-                metadata.map(|found| found.len()).map_err(|error| files("read", path, error))
-            },
-            |path| std::fs::read(path).map_err(|error| files("read", path, error)),
-        )?;
+        let tree = listing.read(&self.limits, |path| file_size(path), |path| read_file(path))?;
         self.with_origin(tree, source_root)
     }
 
-    /// The wanted files as the Git index holds them: what the next commit will carry, `.attest` included.
+    /// Reads the files of the Git index, which is the content of the next commit, `.attest` included.
     ///
     /// # Errors
-    /// As [`super::Source::fetch`], and [`SourceError::IndexConflict`] for an unfinished merge.
+    /// As [`super::GitSource::fetch`], and [`SourceError::IndexConflict`] for an unfinished merge.
     pub fn read_index(&self, directories: &[&str]) -> Result<Tree, SourceError> {
-        let path = self.repository.index_path();
-        let index = self.repository.index_or_empty().map_err(|error| {
-            let words: Vec<String> = error.iter_errors().map(|error| error.to_string()).collect();
-            files("read the Git index", &path, std::io::Error::other(one_line(&words.join(": "))))
-        })?;
-        let recipe = index.entry_by_path(RECIPE_FILE.into());
-        let source_root = match recipe {
-            Some(entry)
-                if commit::size_of(&self.repository, entry.id)? <= self.limits.blob_bytes_max =>
-            {
-                self.root_of(&commit::bytes_of(&self.repository, entry.id)?)?
-            }
-            _ => None,
-        };
-        let mut directories = wanted(directories, source_root.as_ref())?;
-        directories.push(ATTEST_DIRECTORY.to_owned());
-        let lies_in = |path: &[u8], directory: &String| {
-            path.strip_prefix(directory.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
-        };
-        let mut listing = Listing::new(&self.limits);
+        let index = self.open_index()?;
+        let source_root = self.source_root_in(&index)?;
+        let requested = requested_directories(directories, source_root.as_ref())?;
+        let mut listing = FileListing::new(&self.limits);
         for entry in index.entries() {
             let path = entry.path(&index);
-            if path != RECIPE_FILE
-                && !directories.iter().any(|directory| lies_in(path.as_bytes(), directory))
-            {
+            let is_requested = path == RECIPE_FILE
+                || is_inside(path, ATTEST_DIRECTORY)
+                || requested.iter().any(|directory| is_inside(path, directory));
+            if !is_requested {
                 continue;
             }
             if entry.stage() != gix::index::entry::Stage::Unconflicted {
@@ -144,22 +113,22 @@ impl WorkTree {
         }
         let tree = listing.read(
             &self.limits,
-            |id| commit::size_of(&self.repository, *id),
-            |id| commit::bytes_of(&self.repository, *id),
+            |id| object_size(&self.repository, *id),
+            |id| read_blob(&self.repository, *id),
         )?;
-        for directory in &directories {
-            if directory != ATTEST_DIRECTORY && !tree.has_directory(directory) {
-                return Err(SourceError::PathMissing { path: directory.clone() });
+        for directory in requested {
+            if !tree.has_directory(&directory) {
+                return Err(SourceError::PathMissing { path: directory });
             }
         }
         self.with_origin(tree, source_root)
     }
 
-    /// Put `paths` (files or directories, relative to the root) into the index as they are on disk, also when an
-    /// ignore rule names them; files that are gone from them leave the index.
+    /// Updates the index from disk for `paths`, files or directories relative to the root, regardless of ignore rules.
+    /// Files that no longer exist leave the index.
     ///
     /// # Errors
-    /// When the `git` program is missing or refuses.
+    /// [`SourceError::ProgramMissing`] without git, [`SourceError::GitProgram`] if git fails.
     pub fn stage(&self, paths: &[&str]) -> Result<(), SourceError> {
         let mut command = Command::new("git");
         command.arg("-C").arg(&self.root);
@@ -178,7 +147,7 @@ impl WorkTree {
         Err(SourceError::GitProgram { command: "add", detail })
     }
 
-    fn root_of(&self, recipe: &[u8]) -> Result<Option<String>, SourceError> {
+    fn declared_source_root(&self, recipe: &[u8]) -> Result<Option<String>, SourceError> {
         (self.source_root_of)(recipe).map(|root| clean_directory(&root)).transpose()
     }
 
@@ -194,41 +163,53 @@ impl WorkTree {
         Ok(tree.with_origin(self.head_commit(), git_tree, source_root))
     }
 
-    fn list_disk(&self, path: String, listing: &mut Listing<PathBuf>) -> Result<(), SourceError> {
-        let mut place = self.root.clone();
-        let mut walked = Vec::new();
-        for component in path.split('/') {
-            place.push(component);
-            walked.push(component);
-            match place.symlink_metadata() {
-                Ok(metadata) if metadata.is_symlink() => {
-                    return Err(SourceError::TreeSymlink { path: walked.join("/") });
-                }
-                Ok(metadata) if metadata.is_dir() => {}
-                Ok(_) | Err(_) => return Err(SourceError::PathMissing { path }),
-            }
+    fn open_index(&self) -> Result<gix::worktree::Index, SourceError> {
+        self.repository.index_or_empty().map_err(|error| {
+            let messages: Vec<String> =
+                error.iter_errors().map(|error| error.to_string()).collect();
+            let source = std::io::Error::other(one_line(&messages.join(": ")));
+            files_error("read the Git index", &self.repository.index_path(), source)
+        })
+    }
+
+    fn source_root_in(&self, index: &gix::index::State) -> Result<Option<String>, SourceError> {
+        let Some(recipe) = index.entry_by_path(RECIPE_FILE.into()) else { return Ok(None) };
+        if object_size(&self.repository, recipe.id)? > self.limits.blob_bytes_max {
+            return Ok(None);
         }
-        let mut open = vec![(path, place, 0_usize)];
-        while let Some((prefix, directory, depth)) = open.pop() {
-            let failed = |error| files("read", &directory, error);
+        self.declared_source_root(&read_blob(&self.repository, recipe.id)?)
+    }
+
+    /// Adds the files below `directory` at any depth to `listing`.
+    fn list_files(
+        &self,
+        directory: String,
+        listing: &mut FileListing<PathBuf>,
+    ) -> Result<(), SourceError> {
+        let location = self.locate_directory(&directory)?;
+        let mut pending = vec![(directory, location, 0_usize)];
+        while let Some((directory, location, depth)) = pending.pop() {
             if depth > PATH_DEPTH_MAX {
                 return Err(SourceError::TreePath {
-                    path: prefix,
-                    problem: format!("it is deeper than {PATH_DEPTH_MAX} directories"),
+                    path: directory,
+                    problem: format!("it is deeper than {PATH_DEPTH_MAX} directories; move it up"),
                 });
             }
-            for entry in std::fs::read_dir(&directory).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
+            let entries = std::fs::read_dir(&location)
+                .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
+                .map_err(|error| files_error("read", &location, error))?;
+            for entry in entries {
                 if entry.file_name() == ".git" {
-                    return Err(SourceError::TreeSubmodule { path: prefix });
+                    return Err(SourceError::TreeSubmodule { path: directory });
                 }
-                let mut path = prefix.clone().into_bytes();
+                let mut path = directory.clone().into_bytes();
                 path.push(b'/');
                 path.extend_from_slice(entry.file_name().as_encoded_bytes());
-                let metadata = entry.metadata().map_err(failed)?;
+                let metadata =
+                    entry.metadata().map_err(|error| files_error("read", &location, error))?;
                 if metadata.is_dir() {
-                    let path = super::tree::check_path(path.as_bstr())?;
-                    open.push((path, entry.path(), depth + 1));
+                    let subdirectory = check_path(path.as_bstr())?;
+                    pending.push((subdirectory, entry.path(), depth + 1));
                 } else {
                     listing.add(path.as_bstr(), kind_on_disk(&metadata), entry.path())?;
                 }
@@ -236,26 +217,67 @@ impl WorkTree {
         }
         Ok(())
     }
+
+    /// Returns the location of a directory. No part of its path may be a symbolic link.
+    fn locate_directory(&self, directory: &str) -> Result<PathBuf, SourceError> {
+        let mut location = self.root.clone();
+        let mut walked = Vec::new();
+        for component in directory.split('/') {
+            location.push(component);
+            walked.push(component);
+            match location.symlink_metadata() {
+                Ok(metadata) if metadata.is_symlink() => {
+                    return Err(SourceError::TreeSymlink { path: walked.join("/") });
+                }
+                Ok(metadata) if metadata.is_dir() => {}
+                Ok(_) | Err(_) => {
+                    return Err(SourceError::PathMissing { path: directory.to_owned() });
+                }
+            }
+        }
+        Ok(location)
+    }
 }
 
-fn wanted(directories: &[&str], source_root: Option<&String>) -> Result<Vec<String>, SourceError> {
-    let cleaned: Result<Vec<String>, SourceError> =
-        directories.iter().map(|directory| clean_directory(directory)).collect();
-    let mut wanted = cleaned?;
-    wanted.extend(source_root.cloned());
-    Ok(outermost(wanted))
+fn not_a_work_tree(path: &Path) -> SourceError {
+    SourceError::NotAWorkTree { path: path.display().to_string() }
 }
 
-fn kind_on_disk(metadata: &std::fs::Metadata) -> Kind {
-    if metadata.is_symlink() { Kind::Symlink } else { Kind::File }
+fn requested_directories(
+    directories: &[&str],
+    source_root: Option<&String>,
+) -> Result<Vec<String>, SourceError> {
+    let mut requested = Vec::new();
+    for directory in directories {
+        requested.push(clean_directory(directory)?);
+    }
+    requested.extend(source_root.cloned());
+    Ok(outermost(requested))
 }
 
-fn kind_in_index(mode: gix::index::entry::Mode) -> Kind {
+fn is_inside(path: &[u8], directory: &str) -> bool {
+    path.strip_prefix(directory.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
+    std::fs::read(path).map_err(|error| files_error("read", path, error))
+}
+
+fn file_size(path: &Path) -> Result<u64, SourceError> {
+    let metadata = path.symlink_metadata().map_err(|error| files_error("read", path, error))?;
+    Ok(metadata.len())
+}
+
+fn kind_on_disk(metadata: &std::fs::Metadata) -> FileKind {
+    if metadata.is_symlink() { FileKind::Symlink } else { FileKind::File }
+}
+
+fn kind_in_index(mode: gix::index::entry::Mode) -> FileKind {
     if mode == gix::index::entry::Mode::SYMLINK {
-        Kind::Symlink
+        FileKind::Symlink
     } else if mode == gix::index::entry::Mode::COMMIT {
-        Kind::Submodule
+        FileKind::Submodule
     } else {
-        Kind::File
+        FileKind::File
     }
 }

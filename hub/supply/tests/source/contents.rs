@@ -1,24 +1,24 @@
-//! What a repository may hold where it is read.
+//! Content that a repository may have where it is read.
 
-use attest_supply::source::{Limits, SourceError, Tree};
+use attest_supply::source::{RepositoryLimits, SourceError, Tree};
 
 use crate::git::Repository;
-use crate::{cached, file_remote, going_on, refused};
+use crate::{assert_error, cached, file_remote, no_interrupt};
 
-fn read_with(repository: &Repository, limits: Limits) -> Result<Tree, SourceError> {
+fn read_with(repository: &Repository, limits: RepositoryLimits) -> Result<Tree, SourceError> {
     let cached = cached();
     let source = cached.source.with_limits(limits);
     let remote = file_remote(&repository.bare());
-    let resolved = source.poll(&remote, "main", &going_on())?;
-    source.fetch(&remote, &resolved, &[], &going_on())
+    let resolved = source.poll(&remote, "main", &no_interrupt())?;
+    source.fetch(&remote, &resolved, &[], &no_interrupt())
 }
 
 fn read(repository: &Repository) -> Result<Tree, SourceError> {
-    read_with(repository, Limits::default())
+    read_with(repository, RepositoryLimits::default())
 }
 
 #[test]
-fn a_symbolic_link_is_refused_where_it_is_read_and_nowhere_else() {
+fn a_symbolic_link_is_rejected_only_where_files_are_read() {
     let repository = Repository::sample();
     let link = |path: &str| {
         std::os::unix::fs::symlink("/etc/passwd", repository.work().join(path)).unwrap();
@@ -28,10 +28,10 @@ fn a_symbolic_link_is_refused_where_it_is_read_and_nowhere_else() {
     link("src/link");
     assert!(read(&repository).is_ok());
     link("k8s/link.yaml");
-    refused(read(&repository), "TreeSymlink", "k8s/link.yaml");
+    assert_error(read(&repository), "TreeSymlink", "k8s/link.yaml");
     repository.git(&["rm", "--quiet", "k8s/link.yaml"]);
     link(".attest/keys");
-    refused(read(&repository), "TreeSymlink", ".attest/keys");
+    assert_error(read(&repository), "TreeSymlink", ".attest/keys");
 }
 
 #[test]
@@ -40,16 +40,16 @@ fn a_source_root_or_recipe_that_is_a_link_is_not_followed() {
     repository.git(&["mv", "k8s", "manifests"]);
     std::os::unix::fs::symlink("manifests", repository.work().join("k8s")).unwrap();
     repository.commit_and_push("link");
-    refused(read(&repository), "TreeSymlink", "k8s");
+    assert_error(read(&repository), "TreeSymlink", "k8s");
 
     repository.git(&["mv", "attest.yaml", "real.yaml"]);
     std::os::unix::fs::symlink("real.yaml", repository.work().join("attest.yaml")).unwrap();
     repository.commit_and_push("link");
-    refused(read(&repository), "TreeSymlink", "attest.yaml");
+    assert_error(read(&repository), "TreeSymlink", "attest.yaml");
 }
 
 #[test]
-fn a_submodule_is_refused_and_never_fetched() {
+fn a_submodule_is_rejected_and_never_fetched() {
     let repository = Repository::sample();
     let commit = repository.git(&["rev-parse", "HEAD"]);
     repository
@@ -60,11 +60,11 @@ fn a_submodule_is_refused_and_never_fetched() {
     repository.git(&["commit", "--quiet", "-m", "submodule"]);
     repository.git(&["push", "--quiet", "origin", "HEAD"]);
 
-    refused(read(&repository), "TreeSubmodule", "k8s/x");
+    assert_error(read(&repository), "TreeSubmodule", "k8s/x");
 }
 
 #[test]
-fn a_large_file_pointer_is_refused_and_filters_are_not_run() {
+fn a_large_file_pointer_is_rejected_and_filters_are_not_run() {
     let repository = Repository::sample();
     repository.write(".gitattributes", "*.yaml ident export-subst\n");
     repository.write("k8s/id.yaml", "# $Id$\n");
@@ -76,42 +76,45 @@ fn a_large_file_pointer_is_refused_and_filters_are_not_run() {
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     );
     repository.commit_and_push("pointer");
-    refused(read(&repository), "TreeLfsPointer", "k8s/model.bin");
+    assert_error(read(&repository), "TreeLfsPointer", "k8s/model.bin");
 }
 
 #[test]
-fn every_limit_is_refused_by_name() {
+fn an_exceeded_limit_is_named() {
     let repository = Repository::sample();
     let mut noise = vec![0_u8; 300_000];
     getrandom::fill(&mut noise).unwrap();
     repository.write("k8s/noise.bin", &noise);
     repository.commit_and_push("noise");
-    let limits = Limits::default();
-    let over = |limits: Limits, advice: &str| {
-        refused(read_with(&repository, limits), "RepositoryLimit", advice);
+    let limits = RepositoryLimits::default();
+    let over = |limits: RepositoryLimits, advice: &str| {
+        assert_error(read_with(&repository, limits), "RepositoryLimit", advice);
     };
 
-    over(Limits { blob_bytes_max: 100_000, ..limits }, "file \"k8s/noise.bin\" (300000 bytes)");
-    over(Limits { tree_bytes_max: 100_000, ..limits }, "all files together");
-    over(Limits { files_max: 2, ..limits }, "number of files");
-    over(Limits { entries_max: 2, ..limits }, "number of entries");
+    over(
+        RepositoryLimits { blob_bytes_max: 100_000, ..limits },
+        "file \"k8s/noise.bin\" (300000 bytes)",
+    );
+    over(RepositoryLimits { tree_bytes_max: 100_000, ..limits }, "all files together");
+    over(RepositoryLimits { files_max: 2, ..limits }, "number of files");
+    over(RepositoryLimits { entries_max: 2, ..limits }, "number of entries");
     assert!(read_with(&repository, limits).is_ok());
 }
 
 #[test]
-fn a_commit_that_is_too_large_to_fetch_is_given_up_on_the_way() {
+fn the_fetch_of_a_commit_that_is_too_large_is_terminated() {
     let repository = Repository::sample();
     let mut noise = vec![0_u8; 12_000_000];
     getrandom::fill(&mut noise).unwrap();
     repository.write("src/noise.bin", &noise);
     repository.commit_and_push("noise");
-    let limits = Limits { pack_bytes_max: 1_000_000, ..Limits::default() };
+    let limits = RepositoryLimits { pack_bytes_max: 1_000_000, ..RepositoryLimits::default() };
 
-    refused(read_with(&repository, limits), "RepositoryLimit", "1000000 bytes");
+    assert_error(read_with(&repository, limits), "RepositoryLimit", "1000000 bytes");
 }
 
 #[test]
-fn names_that_git_would_not_write_are_refused() {
+fn names_that_git_would_not_write_are_rejected() {
     let repository = Repository::sample();
     let blob = repository.object("blob", b"kind: ConfigMap\n");
     for name in ["..", ".", ".git", ".GIT", "a\\b", "git~1", "nul", "a\nb"] {
@@ -123,15 +126,15 @@ fn names_that_git_would_not_write_are_refused() {
 
         let cached = cached();
         let remote = file_remote(&repository.bare());
-        let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
-        let result = cached.source.fetch(&remote, &resolved, &["k8s"], &going_on());
+        let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+        let result = cached.source.fetch(&remote, &resolved, &["k8s"], &no_interrupt());
 
-        refused(result, "TreePath", "rename it");
+        assert_error(result, "TreePath", "rename it");
     }
 }
 
 #[test]
-fn a_name_that_is_there_twice_is_refused() {
+fn a_repeated_name_is_rejected() {
     let repository = Repository::sample();
     let blobs = [repository.object("blob", b"a: 1\n"), repository.object("blob", b"a: 2\n")];
     let entries = [("100644", "x.yaml", &blobs[0]), ("100644", "x.yaml", &blobs[1])];
@@ -141,15 +144,15 @@ fn a_name_that_is_there_twice_is_refused() {
     repository.publish("main", &commit);
     let cached = cached();
     let remote = file_remote(&repository.bare());
-    let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
+    let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
 
-    let result = cached.source.fetch(&remote, &resolved, &["k8s"], &going_on());
+    let result = cached.source.fetch(&remote, &resolved, &["k8s"], &no_interrupt());
 
-    refused(result, "TreePath", "twice");
+    assert_error(result, "TreePath", "twice");
 }
 
 #[test]
-fn a_commit_with_two_trees_is_refused() {
+fn a_commit_with_two_trees_is_rejected() {
     let repository = Repository::sample();
     let tree = repository.git(&["rev-parse", "HEAD^{tree}"]);
     let commit = format!(
@@ -158,20 +161,20 @@ fn a_commit_with_two_trees_is_refused() {
     let commit = repository.object("commit", commit.as_bytes());
     repository.publish("main", &commit);
 
-    refused(read(&repository), "CommitStructure", "exactly one tree");
+    assert_error(read(&repository), "CommitStructure", "exactly one tree");
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn a_missing_directory_is_named() {
     let repository = Repository::sample();
     let cached = cached();
     let remote = file_remote(&repository.bare());
-    let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
-    let fetch = |path| cached.source.fetch(&remote, &resolved, &[path], &going_on());
+    let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+    let fetch = |path| cached.source.fetch(&remote, &resolved, &[path], &no_interrupt());
 
-    refused(fetch("charts"), "PathMissing", "charts");
-    refused(fetch("../x"), "TreePath", "../x");
-    refused(fetch("attest.yaml"), "TreePath", "a file where a directory belongs");
+    assert_error(fetch("charts"), "PathMissing", "charts");
+    assert_error(fetch("../x"), "TreePath", "../x");
+    assert_error(fetch("attest.yaml"), "TreePath", "a file where a directory is expected");
 }
 
 fn tree(entries: &[(&str, &str, &String)]) -> Vec<u8> {

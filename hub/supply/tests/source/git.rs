@@ -1,4 +1,4 @@
-//! Repositories made by the `git` program.
+//! Repositories created by the `git` program.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ impl Repository {
         made
     }
 
-    /// The sample that most tests read.
+    /// Creates the repository that most tests read.
     pub(crate) fn sample() -> Self {
         let made = Self::new();
         made.write("attest.yaml", RECIPE);
@@ -30,7 +30,7 @@ impl Repository {
         made
     }
 
-    /// The sample with tag `v1` at its first commit, and a second one on `main`. Both commits.
+    /// Creates the sample with tag `v1` at its first commit and a second commit on `main`; returns both commits.
     pub(crate) fn tagged() -> (Self, String, String) {
         let made = Self::sample();
         let first = made.git(&["rev-parse", "HEAD"]);
@@ -70,13 +70,13 @@ impl Repository {
         git(&self.work(), arguments)
     }
 
-    /// Write an object that `git` itself would refuse to make.
+    /// Writes an object that `git` itself would reject.
     pub(crate) fn object(&self, kind: &str, content: &[u8]) -> String {
         let arguments = ["hash-object", "-t", kind, "-w", "--stdin", "--literally"];
         run(&self.work(), &arguments, content)
     }
 
-    /// Give the bare repository every object, and a branch at `commit`.
+    /// Copies every object to the bare repository and sets a branch to `commit`.
     pub(crate) fn publish(&self, branch: &str, commit: &str) {
         let from = self.work().join(".git/objects");
         for directory in std::fs::read_dir(from).unwrap().flatten() {

@@ -7,7 +7,7 @@ use attest_supply::source::{Credentials, Login, Remote, UrlPolicy};
 
 use crate::git::Repository;
 use crate::web::{READER, WRITER, Web};
-use crate::{cached, going_on, refused, remote};
+use crate::{assert_error, cached, no_interrupt, remote};
 
 fn credentials(web: &Web, (username, password): (&str, &str)) -> Credentials {
     Credentials {
@@ -22,7 +22,7 @@ pub(crate) fn reader_of(web: &Web) -> Remote {
 }
 
 #[test]
-fn a_branch_a_tag_head_and_a_commit_are_found_by_asking_for_names_only() {
+fn a_branch_a_tag_head_and_a_commit_are_resolved_by_listing_references_only() {
     let repository = Repository::sample();
     let first = repository.git(&["rev-parse", "HEAD"]);
     repository.git(&["tag", "-a", "v1.2.3", "-m", "release"]);
@@ -32,12 +32,12 @@ fn a_branch_a_tag_head_and_a_commit_are_found_by_asking_for_names_only() {
     let web = Web::serve(repository.root().to_owned());
     let (cached, remote) = (cached(), reader_of(&web));
     let commit_of = |revision: &str| {
-        let resolved = cached.source.poll(&remote, revision, &going_on()).unwrap();
+        let resolved = cached.source.poll(&remote, revision, &no_interrupt()).unwrap();
         (resolved.commit, resolved.reference)
     };
 
     let head = commit_of("HEAD");
-    let asked = web.requests();
+    let requests = web.requests();
     let branch = commit_of("main");
     let tag = commit_of("v1.2.3");
     let commit = commit_of(&first);
@@ -46,13 +46,13 @@ fn a_branch_a_tag_head_and_a_commit_are_found_by_asking_for_names_only() {
     assert_eq!(branch, (second, Some("refs/heads/main".to_owned())));
     assert_eq!(tag, (first.clone(), Some("refs/tags/v1.2.3".to_owned())));
     assert_eq!(commit, (first, None));
-    // One request is turned away, one tells what the server can, one lists names.
-    assert_eq!(asked.len(), 3, "{asked:?}");
-    assert!(asked[2].starts_with("POST /origin.git/git-upload-pack"), "{asked:?}");
+    // The first request is rejected, the second returns the capabilities, the third lists references.
+    assert_eq!(requests.len(), 3, "{requests:?}");
+    assert!(requests[2].starts_with("POST /origin.git/git-upload-pack"), "{requests:?}");
 }
 
 #[test]
-fn a_commit_is_fetched_once_and_alone() {
+fn a_commit_is_fetched_once_and_without_its_history() {
     let repository = Repository::sample();
     for number in 0..5 {
         repository.write("src/noise", number.to_string().repeat(10_000));
@@ -60,11 +60,11 @@ fn a_commit_is_fetched_once_and_alone() {
     }
     let web = Web::serve(repository.root().to_owned());
     let (cached, remote) = (cached(), reader_of(&web));
-    let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
+    let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
 
-    let tree = cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+    let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
     web.requests();
-    let again = cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+    let again = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
 
     assert_eq!(web.requests(), [""; 0]);
     assert_eq!(tree, again);
@@ -73,14 +73,13 @@ fn a_commit_is_fetched_once_and_alone() {
     assert_eq!(tree.get("src/main.c"), None);
     assert_eq!(tree.git_commit(), Some(resolved.commit.as_str()));
     assert_eq!(tree.git_tree(), Some(repository.git(&["rev-parse", "HEAD:k8s"]).as_str()));
-    let place = cached.source.cached_at(&remote.url);
-    let count =
-        repository.git(&["-C", place.as_ref().to_str().unwrap(), "rev-list", "--all", "--count"]);
+    let place = cached.repository();
+    let count = repository.git(&["-C", place.to_str().unwrap(), "rev-list", "--all", "--count"]);
     assert_eq!(count, "1");
 }
 
 #[test]
-fn the_next_commit_brings_only_what_is_new() {
+fn the_next_commit_transfers_only_new_objects() {
     let repository = Repository::sample();
     let mut noise = vec![0_u8; 400_000];
     getrandom::fill(&mut noise).unwrap();
@@ -89,14 +88,11 @@ fn the_next_commit_brings_only_what_is_new() {
     let web = Web::serve(repository.root().to_owned());
     let (cached, remote) = (cached(), reader_of(&web));
     let fetch = || {
-        let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
-        cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap()
+        let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+        cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap()
     };
-    let packs = || {
-        let place = cached.source.cached_at(&remote.url).as_ref().join("objects/pack");
-        let files = std::fs::read_dir(place).unwrap().flatten();
-        files.map(|file| file.metadata().unwrap().len()).sum::<u64>()
-    };
+    let packs =
+        || cached.pack_files().iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();
     fetch();
     let before = packs();
 
@@ -105,12 +101,12 @@ fn the_next_commit_brings_only_what_is_new() {
     let tree = fetch();
 
     assert_eq!(tree.get("k8s/deployment.yaml"), Some(&b"kind: Deployment # 2\n"[..]));
-    let brought = packs() - before;
-    assert!(brought < 20_000, "{brought} bytes for one changed line");
+    let received = packs() - before;
+    assert!(received < 20_000, "{received} bytes for one changed line");
 }
 
 #[test]
-fn a_wrong_password_and_no_password_say_which_command_gives_another() {
+fn a_wrong_and_a_missing_password_name_the_command_that_sets_one() {
     let repository = Repository::sample();
     let web = Web::serve(repository.root().to_owned());
     let cached = cached();
@@ -120,13 +116,13 @@ fn a_wrong_password_and_no_password_say_which_command_gives_another() {
 
     for credentials in [wrong, none] {
         let remote = remote(&url, &UrlPolicy::default(), credentials);
-        let result = cached.source.poll(&remote, "main", &going_on());
-        refused(result, "AuthenticationFailed", "attest gitops repo add");
+        let result = cached.source.poll(&remote, "main", &no_interrupt());
+        assert_error(result, "AuthenticationFailed", "attest gitops repo add");
     }
 }
 
 #[test]
-fn an_unknown_authority_is_refused_by_name() {
+fn an_unknown_authority_is_rejected() {
     let repository = Repository::sample();
     let web = Web::serve(repository.root().to_owned());
     let other = Web::serve(repository.root().to_owned());
@@ -135,63 +131,75 @@ fn an_unknown_authority_is_refused_by_name() {
         let credentials = Credentials { ca_pem, ..credentials(&web, READER) };
         let remote = remote(&web.url("origin.git"), &UrlPolicy::default(), credentials);
 
-        let result = cached.source.poll(&remote, "main", &going_on());
-        refused(result, "CertificateRefused", "--ca-file");
-        refused(cached.source.can_push(&remote, &going_on()), "CertificateRefused", "--ca-file");
+        let result = cached.source.poll(&remote, "main", &no_interrupt());
+        assert_error(result, "CertificateRefused", "--ca-file");
+        assert_error(
+            cached.source.can_push(&remote, &no_interrupt()),
+            "CertificateRefused",
+            "--ca-file",
+        );
     }
 }
 
 #[test]
-fn a_repository_that_is_not_there_is_not_found() {
+fn a_missing_repository_is_not_found() {
     let repository = Repository::sample();
     let web = Web::serve(repository.root().to_owned());
     let remote = remote(&web.url("nothing.git"), &UrlPolicy::default(), credentials(&web, READER));
 
-    let result = cached().source.poll(&remote, "main", &going_on());
+    let result = cached().source.poll(&remote, "main", &no_interrupt());
 
-    refused(result, "RepositoryNotFound", "check the path");
+    assert_error(result, "RepositoryNotFound", "check the path");
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unreachable() {
+fn a_missing_server_is_unreachable() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let cached = cached();
     for url in [format!("https://127.0.0.1:{closed}/a"), "https://nothing.invalid/a".to_owned()] {
         let remote = remote(&url, &UrlPolicy::default(), Credentials::default());
 
-        refused(cached.source.poll(&remote, "main", &going_on()), "RepositoryUnreachable", "check");
-        refused(cached.source.can_push(&remote, &going_on()), "RepositoryUnreachable", "check");
+        assert_error(
+            cached.source.poll(&remote, "main", &no_interrupt()),
+            "RepositoryUnreachable",
+            "check",
+        );
+        assert_error(
+            cached.source.can_push(&remote, &no_interrupt()),
+            "RepositoryUnreachable",
+            "check",
+        );
     }
 }
 
 #[test]
-fn a_server_that_never_answers_is_given_up_in_time() {
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://127.0.0.1:{}/a", silent.local_addr().unwrap().port());
+fn a_server_that_never_responds_times_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://127.0.0.1:{}/a", listener.local_addr().unwrap().port());
     let remote = remote(&url, &UrlPolicy::default(), Credentials::default());
     let cached = cached();
-    let source = cached.source.with_time(Duration::from_secs(1));
-    let begun = Instant::now();
+    let source = cached.source.with_timeout(Duration::from_secs(1));
+    let started = Instant::now();
 
-    refused(source.poll(&remote, "main", &going_on()), "SourceTimedOut", "within 1 s");
+    assert_error(source.poll(&remote, "main", &no_interrupt()), "SourceTimedOut", "within 1 s");
 
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
 #[test]
-fn a_credential_that_could_push_is_found_out_without_pushing() {
+fn a_credential_that_can_push_is_detected_without_pushing() {
     let repository = Repository::sample();
     let web = Web::serve(repository.root().to_owned());
     let cached = cached();
     let can_push = |login| {
         let remote =
             remote(&web.url("origin.git"), &UrlPolicy::default(), credentials(&web, login));
-        cached.source.can_push(&remote, &going_on()).unwrap()
+        cached.source.can_push(&remote, &no_interrupt()).unwrap()
     };
 
     assert!(can_push(WRITER));
     assert!(!can_push(READER));
     assert!(!can_push((WRITER.0, "guess")));
-    let asked = web.requests();
-    assert!(asked.iter().all(|request| request.starts_with("GET ")), "{asked:?}");
+    let requests = web.requests();
+    assert!(requests.iter().all(|request| request.starts_with("GET ")), "{requests:?}");
 }

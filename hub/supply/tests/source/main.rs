@@ -1,42 +1,81 @@
-//! Git repositories over every transport that the hub speaks, each served by the real program.
+//! Git repositories over every transport of the hub, each served by the real program.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test ends where its world is not as it says"
+    reason = "a test fails where its environment differs from its description"
 )]
-#![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
+#![allow(clippy::print_stderr, reason = "a test that cannot run reports it")]
 
 mod contents;
 mod file;
 mod git;
 mod https;
-mod look;
+mod receive;
 mod ssh;
 mod sshd;
 mod web;
 mod worktree;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use attest_supply::recipe::declared_source_root;
-use attest_supply::source::{Credentials, Remote, RepositoryUrl, Source, SourceError, UrlPolicy};
+use attest_supply::source::{
+    Credentials, GitSource, Remote, RepositoryUrl, SourceError, UrlPolicy,
+};
 
-/// A source with a cache of its own.
+/// A source with its own cache.
 struct Cached {
-    source: Source,
+    source: GitSource,
     directory: tempfile::TempDir,
+}
+
+impl Cached {
+    /// Path of the only repository in the cache.
+    fn repository(&self) -> PathBuf {
+        let mut entries = std::fs::read_dir(self.directory.path().join("cache")).unwrap();
+        let repository = entries.next().unwrap().unwrap().path();
+        assert!(entries.next().is_none());
+        repository
+    }
+
+    /// Files with packed objects and their indexes.
+    fn pack_files(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.repository().join("objects/pack")).unwrap();
+        files.map(|file| file.unwrap().path()).collect()
+    }
+
+    /// Number of packs.
+    fn packs(&self) -> usize {
+        let files = self.pack_files();
+        files.iter().filter(|file| file.extension().is_some_and(|end| end == "pack")).count()
+    }
+
+    /// Cuts every pack file in half.
+    fn damage_packs(&self) {
+        for file in self.pack_files() {
+            let mut permissions = file.metadata().unwrap().permissions();
+            std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+            std::fs::set_permissions(&file, permissions).unwrap();
+            let bytes = std::fs::read(&file).unwrap();
+            std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+        }
+    }
 }
 
 fn cached() -> Cached {
     attest_certs::tls::install_provider();
     let directory = tempfile::tempdir().unwrap();
-    Cached { source: Source::new(directory.path().join("cache"), declared_source_root), directory }
+    Cached {
+        source: GitSource::new(directory.path().join("cache"), declared_source_root),
+        directory,
+    }
 }
 
-fn going_on() -> Arc<AtomicBool> {
+fn no_interrupt() -> Arc<AtomicBool> {
     Arc::new(AtomicBool::new(false))
 }
 
@@ -52,9 +91,9 @@ fn file_remote(bare: &std::path::Path) -> Remote {
     remote(&format!("file://{}", bare.display()), &policy, Credentials::default())
 }
 
-/// Check an error's stable word and that its text says what to do.
+/// Asserts the reason of an error and that its text contains the remedy.
 #[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, SourceError>, reason: &str, advice: &str) {
+fn assert_error<T: std::fmt::Debug>(result: Result<T, SourceError>, reason: &str, advice: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.reason().as_str(), reason, "{error}");
     assert!(error.to_string().contains(advice), "{error}");

@@ -6,7 +6,7 @@ use attest_supply::source::{Credentials, Remote, SshIdentity, UrlPolicy};
 
 use crate::git::Repository;
 use crate::sshd::Sshd;
-use crate::{cached, going_on, refused, remote};
+use crate::{assert_error, cached, no_interrupt, remote};
 
 pub(crate) fn with(sshd: &Sshd, repository: &Repository, key: &str, host: &str) -> Remote {
     let url = format!("ssh://{}@127.0.0.1:{}{}", sshd.user, sshd.port, repository.bare().display());
@@ -22,8 +22,8 @@ fn a_repository_is_polled_and_fetched_over_ssh() {
     let cached = cached();
     let remote = with(&sshd, &repository, "reader", "host");
 
-    let resolved = cached.source.poll(&remote, "main", &going_on()).unwrap();
-    let tree = cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+    let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+    let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
 
     assert_eq!(resolved.commit, repository.git(&["rev-parse", "HEAD"]));
     assert_eq!(tree.get("k8s/deployment.yaml"), Some(&b"kind: Deployment\n"[..]));
@@ -36,42 +36,46 @@ fn a_repository_is_polled_and_fetched_over_ssh() {
 }
 
 #[test]
-fn a_server_of_the_first_protocol_gives_out_branches_and_tags() {
+fn a_server_of_the_first_protocol_sends_branches_and_tags() {
     let Some(sshd) = Sshd::start_old() else { return };
     let (repository, first, second) = Repository::tagged();
     let remote = with(&sshd, &repository, "reader", "host");
 
     for (revision, commit) in [("v1", &first), ("main", &second), ("HEAD", &second)] {
         let cached = cached();
-        let resolved = cached.source.poll(&remote, revision, &going_on()).unwrap();
+        let resolved = cached.source.poll(&remote, revision, &no_interrupt()).unwrap();
         assert_eq!(&resolved.commit, commit, "{revision}");
-        cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+        cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
     }
     let cached = cached();
     repository.git(&["push", "--quiet", "origin", ":v1"]);
-    let resolved = cached.source.poll(&remote, &first, &going_on()).unwrap();
-    let result = cached.source.fetch(&remote, &resolved, &[], &going_on());
-    refused(result, "CommitNotFound", "name a branch or tag");
+    let resolved = cached.source.poll(&remote, &first, &no_interrupt()).unwrap();
+    let result = cached.source.fetch(&remote, &resolved, &[], &no_interrupt());
+    assert_error(result, "CommitNotFound", "name a branch or tag");
 }
 
 #[test]
-fn another_host_key_and_an_unknown_host_are_refused_before_the_key_is_shown() {
+fn another_host_key_and_an_unknown_host_are_rejected_before_authentication() {
     let Some(sshd) = Sshd::start() else { return };
     let repository = Repository::sample();
     let cached = cached();
     let mismatch = with(&sshd, &repository, "full", "other-host");
     let mut unknown = with(&sshd, &repository, "full", "host");
-    unknown.credentials.ssh.as_mut().unwrap().known_hosts = b"# nobody\n".to_vec();
+    unknown.credentials.ssh.as_mut().unwrap().known_hosts = b"# empty\n".to_vec();
 
     for remote in [mismatch, unknown] {
-        let polled = cached.source.poll(&remote, "main", &going_on());
-        refused(polled, "HostKeyRefused", "--known-hosts");
-        refused(cached.source.can_push(&remote, &going_on()), "HostKeyRefused", "--known-hosts");
+        let polled = cached.source.poll(&remote, "main", &no_interrupt());
+        assert_error(polled, "HostKeyRefused", "--known-hosts");
+        assert_error(
+            cached.source.can_push(&remote, &no_interrupt()),
+            "HostKeyRefused",
+            "--known-hosts",
+        );
     }
 }
 
 #[test]
-fn a_key_that_the_server_does_not_know_is_refused() {
+fn a_key_that_the_server_does_not_know_is_rejected() {
     let Some(sshd) = Sshd::start() else { return };
     let repository = Repository::sample();
     let stranger = with(&sshd, &repository, "stranger", "host");
@@ -79,23 +83,23 @@ fn a_key_that_the_server_does_not_know_is_refused() {
     broken.credentials.ssh.as_mut().unwrap().private_key = b"not a key\n".to_vec();
 
     for remote in [stranger, broken] {
-        let result = cached().source.poll(&remote, "main", &going_on());
-        refused(result, "AuthenticationFailed", "attest gitops repo add");
+        let result = cached().source.poll(&remote, "main", &no_interrupt());
+        assert_error(result, "AuthenticationFailed", "attest gitops repo add");
     }
 }
 
 #[test]
-fn an_address_without_a_key_says_which_flags_give_one() {
+fn an_address_without_a_key_names_the_flags_that_set_one() {
     let remote =
         remote("git@git.example:company/web", &UrlPolicy::default(), Credentials::default());
 
-    let result = cached().source.poll(&remote, "main", &going_on());
+    let result = cached().source.poll(&remote, "main", &no_interrupt());
 
-    refused(result, "SshKeyMissing", "--ssh-key F --known-hosts F");
+    assert_error(result, "SshKeyMissing", "--ssh-key F --known-hosts F");
 }
 
 #[test]
-fn a_missing_repository_and_a_missing_server_are_told_apart() {
+fn a_missing_repository_and_a_missing_server_are_distinguished() {
     let Some(sshd) = Sshd::start() else { return };
     let repository = Repository::sample();
     let cached = cached();
@@ -103,20 +107,28 @@ fn a_missing_repository_and_a_missing_server_are_told_apart() {
     let at = |url: &str| remote(url, &UrlPolicy::default(), known.credentials.clone());
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
 
-    let nothing = at(&format!("ssh://{}@127.0.0.1:{}/nothing", sshd.user, sshd.port));
-    let nobody = at(&format!("ssh://{}@127.0.0.1:{closed}/nothing", sshd.user));
+    let missing = at(&format!("ssh://{}@127.0.0.1:{}/nothing", sshd.user, sshd.port));
+    let unreachable = at(&format!("ssh://{}@127.0.0.1:{closed}/nothing", sshd.user));
 
-    refused(cached.source.poll(&nothing, "main", &going_on()), "RepositoryNotFound", "check");
-    refused(cached.source.poll(&nobody, "main", &going_on()), "RepositoryUnreachable", "check");
+    assert_error(
+        cached.source.poll(&missing, "main", &no_interrupt()),
+        "RepositoryNotFound",
+        "check",
+    );
+    assert_error(
+        cached.source.poll(&unreachable, "main", &no_interrupt()),
+        "RepositoryUnreachable",
+        "check",
+    );
 }
 
 #[test]
-fn a_key_that_could_push_is_found_out() {
+fn a_key_that_can_push_is_detected() {
     let Some(sshd) = Sshd::start() else { return };
     let repository = Repository::sample();
     let can_push = |key| {
         let remote = with(&sshd, &repository, key, "host");
-        cached().source.can_push(&remote, &going_on()).unwrap()
+        cached().source.can_push(&remote, &no_interrupt()).unwrap()
     };
 
     assert!(can_push("full"));

@@ -1,4 +1,4 @@
-//! A real sshd on loopback, with keys of its own: the machine's, or one that was unpacked without root.
+//! A real sshd on loopback with its own keys: that of the machine, or one unpacked without root.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where it is installed, which is not on everybody's PATH.
+/// Directory of the installed server, which is not on the PATH of every user.
 const INSTALLED_IN: &str = "/usr/sbin";
 
 pub(crate) struct Sshd {
@@ -17,12 +17,12 @@ pub(crate) struct Sshd {
 }
 
 impl Sshd {
-    /// Nothing when this machine has no sshd, which a CI machine must have.
+    /// Returns `None` if the machine has no sshd. A CI machine must have one.
     pub(crate) fn start() -> Option<Self> {
         Self::start_with("AcceptEnv GIT_PROTOCOL")
     }
 
-    /// A server at which Git falls back to its first protocol.
+    /// Starts a server that uses the first version of the Git protocol.
     pub(crate) fn start_old() -> Option<Self> {
         Self::start_with("")
     }
@@ -34,7 +34,7 @@ impl Sshd {
             eprintln!("skipped: no sshd (install openssh-server)");
             return None;
         };
-        // Where sshd, run by root, wants its own directory; made by the service otherwise.
+        // sshd run by root requires this directory, which the service creates otherwise.
         let _ = std::fs::create_dir_all("/run/sshd");
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
@@ -77,7 +77,7 @@ impl Sshd {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// `known_hosts` that expects the key `name`.
+    /// Returns a `known_hosts` file with the key `name`.
     pub(crate) fn known_hosts(&self, name: &str) -> Vec<u8> {
         let public = std::fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap();
         format!("[127.0.0.1]:{} {public}", self.port).into_bytes()
@@ -88,13 +88,13 @@ impl Sshd {
     }
 
     fn wait(&mut self) {
-        let begun = Instant::now();
+        let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             let log = self.path("log");
             let log = || std::fs::read_to_string(&log).unwrap_or_default();
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "sshd ended: {}", log());
-            assert!(begun.elapsed() < Duration::from_secs(20), "sshd does not listen: {}", log());
+            assert!(started.elapsed() < Duration::from_secs(20), "sshd does not listen: {}", log());
             std::thread::yield_now();
         }
     }
@@ -107,14 +107,14 @@ impl Drop for Sshd {
     }
 }
 
-/// By its absolute path, without which sshd does not start.
+/// Returns the absolute path, without which sshd does not start.
 fn find(search: &OsStr) -> Option<PathBuf> {
     let places = std::env::split_paths(search).chain([PathBuf::from(INSTALLED_IN)]);
     let mut programs = places.filter(|place| place.is_absolute()).map(|place| place.join("sshd"));
     programs.find(|program| program.is_file())
 }
 
-/// Newer servers run programs that are not where they were built to be when they were only unpacked.
+/// Newer servers start helper programs, which an unpacked server does not find at their built-in paths.
 fn helpers(program: &Path) -> String {
     let Some(root) = program.parent().and_then(Path::parent) else { return String::new() };
     let known = [("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")];
@@ -124,7 +124,7 @@ fn helpers(program: &Path) -> String {
 }
 
 #[test]
-fn an_sshd_that_was_only_unpacked_is_found_on_path_with_its_helpers() {
+fn an_unpacked_sshd_is_found_on_path_with_its_helpers() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("usr");
     for (place, name) in [("sbin", "sshd"), ("lib/openssh", "sshd-session")] {

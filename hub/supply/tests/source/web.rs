@@ -1,5 +1,5 @@
-//! An https server before `git http-backend`: TLS under a private authority, Basic authentication, one CGI process
-//! a request. It writes down what it was asked.
+//! An https server in front of `git http-backend`: TLS with a private authority, Basic authentication, one CGI process
+//! per request. It records its requests.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,13 +1,13 @@
-//! The clone that `attest run` works in.
+//! The clone in which `attest run` works.
 
 use attest_supply::recipe::declared_source_root;
 use attest_supply::source::WorkTree;
 
+use crate::assert_error;
 use crate::git::Repository;
-use crate::refused;
 
 #[test]
-fn what_is_staged_is_read_back_from_the_index_and_not_from_disk() {
+fn staged_files_are_read_from_the_index_and_not_from_disk() {
     let repository = Repository::sample();
     let tree =
         WorkTree::discover(&repository.work().join("k8s/deep"), declared_source_root).unwrap();
@@ -41,13 +41,13 @@ fn a_clone_without_a_commit_is_read_too() {
 
     assert_eq!(tree.head_commit(), None);
     assert_eq!(tree.read_files(&[]).unwrap().get("k8s/a.yaml"), Some(&b"a: 1\n"[..]));
-    refused(tree.read_index(&["k8s"]), "PathMissing", "k8s");
+    assert_error(tree.read_index(&["k8s"]), "PathMissing", "k8s");
     tree.stage(&["attest.yaml", "k8s"]).unwrap();
     assert_eq!(tree.read_index(&[]).unwrap().get("k8s/a.yaml"), Some(&b"a: 1\n"[..]));
 }
 
 #[test]
-fn an_unfinished_merge_and_a_link_are_refused() {
+fn an_unfinished_merge_and_a_link_are_rejected() {
     let repository = Repository::sample();
     repository.git(&["checkout", "--quiet", "-b", "side"]);
     repository.write("k8s/deployment.yaml", "side\n");
@@ -63,22 +63,22 @@ fn an_unfinished_merge_and_a_link_are_refused() {
         .unwrap();
     assert!(!merge.status.success());
 
-    refused(tree.read_index(&[]), "IndexConflict", "k8s/deployment.yaml");
+    assert_error(tree.read_index(&[]), "IndexConflict", "k8s/deployment.yaml");
 
     repository.git(&["merge", "--abort"]);
     std::os::unix::fs::symlink("x", repository.work().join("k8s/link")).unwrap();
-    refused(tree.read_files(&[]), "TreeSymlink", "k8s/link");
+    assert_error(tree.read_files(&[]), "TreeSymlink", "k8s/link");
     tree.stage(&["k8s"]).unwrap();
-    refused(tree.read_index(&[]), "TreeSymlink", "k8s/link");
+    assert_error(tree.read_index(&[]), "TreeSymlink", "k8s/link");
 }
 
 #[test]
-fn a_clone_is_read_whoever_owns_it_and_only_its_owner_stages_there() {
+fn a_clone_is_read_regardless_of_its_owner_and_only_its_owner_stages() {
     let repository = Repository::sample();
     let give_away = |path: &str| {
         std::os::unix::fs::chown(repository.work().join(path), Some(12345), None).is_ok()
     };
-    // Only root can: for everybody else it stays the own clone.
+    // Only root can change the owner; for other users it remains their own clone.
     let is_given_away = give_away("") && give_away(".git");
 
     let tree = WorkTree::discover(&repository.work(), declared_source_root).unwrap();
@@ -87,20 +87,24 @@ fn a_clone_is_read_whoever_owns_it_and_only_its_owner_stages_there() {
     assert!(tree.read_index(&[]).unwrap().get("k8s/deployment.yaml").is_some());
     let staged = tree.stage(&["k8s"]);
     if is_given_away {
-        // Git itself refuses to write there, and says how to allow it.
-        refused(staged, "GitProgram", "safe.directory");
+        // Git itself refuses to write there and names the setting that allows it.
+        assert_error(staged, "GitProgram", "safe.directory");
     } else {
         staged.unwrap();
     }
 }
 
 #[test]
-fn a_directory_without_a_repository_says_so() {
+fn a_directory_without_a_repository_is_not_a_work_tree() {
     let directory = tempfile::tempdir().unwrap();
 
-    refused(WorkTree::discover(directory.path(), declared_source_root), "NotAWorkTree", "git init");
+    assert_error(
+        WorkTree::discover(directory.path(), declared_source_root),
+        "NotAWorkTree",
+        "git init",
+    );
     let repository = Repository::sample();
-    refused(
+    assert_error(
         WorkTree::discover(&repository.bare(), declared_source_root),
         "NotAWorkTree",
         "git init",

@@ -4,7 +4,7 @@
 # Usage: ./capture.sh git > golden/git-VERSION.txt
 #        ./capture.sh ssh > golden/openssh-VERSION.txt    (needs sshd)
 #
-# The programs run with the arguments and the environment that transport.rs gives them. Every case is preceded by a
+# The programs run with the arguments and the environment of transport/program.rs. Every case is preceded by a
 # line `=== CAUSE: description`; CAUSE is a variant of `FailureCause`, or `None` for output that no message matches.
 set -eu
 

@@ -1,33 +1,35 @@
-//! What one look at a revision asks of a server, and what it leaves to the fetch.
+//! Receiving a commit on the connection of a poll, and the commits that are left to the fetch.
 
-use attest_supply::source::{Limits, Source, SourceError};
+use attest_supply::source::{RepositoryLimits, SourceError};
 
 use crate::git::Repository;
 use crate::https::reader_of;
 use crate::sshd::Sshd;
 use crate::web::Web;
-use crate::{Cached, cached, file_remote, going_on, refused, ssh};
+use crate::{Cached, assert_error, cached, file_remote, no_interrupt, ssh};
 
 #[test]
-fn a_new_commit_is_received_on_the_connection_that_asked_for_its_name() {
+fn a_new_commit_is_received_on_the_connection_of_the_poll() {
     let repository = Repository::sample();
     let web = Web::serve(repository.root().to_owned());
     let (cached, remote) = (cached(), reader_of(&web));
-    let look = || {
-        let resolved = cached.source.look(&remote, "main", &going_on()).unwrap();
+    let poll = || {
+        let resolved = cached.source.poll_and_receive(&remote, "main", &no_interrupt()).unwrap();
         (resolved, web.requests())
     };
-    // One request is turned away, one tells what the server can, one lists names, the last one brings the commit.
-    let opens = |asked: &[String]| asked.iter().filter(|what| what.starts_with("GET ")).count();
+    // The first request is rejected, the second returns the capabilities, the third lists references, the last one
+    // receives the commit.
+    let opens =
+        |requests: &[String]| requests.iter().filter(|request| request.starts_with("GET ")).count();
 
     for content in ["kind: Deployment # 2\n", "kind: Deployment # 3\n"] {
         repository.write("k8s/deployment.yaml", content);
         let commit = repository.commit_and_push("next");
 
-        let (resolved, new) = look();
-        let tree = cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+        let (resolved, new) = poll();
+        let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
         let read = web.requests();
-        let (again, unchanged) = look();
+        let (again, unchanged) = poll();
 
         assert_eq!(resolved.commit, commit);
         assert_eq!(tree.get("k8s/deployment.yaml"), Some(content.as_bytes()));
@@ -39,7 +41,7 @@ fn a_new_commit_is_received_on_the_connection_that_asked_for_its_name() {
 }
 
 #[test]
-fn a_branch_a_tag_and_head_are_in_the_cache_after_one_look() {
+fn a_branch_a_tag_and_head_are_in_the_cache_after_one_poll() {
     let (repository, first, second) = Repository::tagged();
     let mut remotes = vec![file_remote(&repository.bare())];
     let servers = [Sshd::start(), Sshd::start_old()];
@@ -49,11 +51,12 @@ fn a_branch_a_tag_and_head_are_in_the_cache_after_one_look() {
     for remote in &remotes {
         for (revision, commit) in [("v1", &first), ("main", &second), ("HEAD", &second)] {
             let cached = cached();
-            let resolved = cached.source.look(remote, revision, &going_on()).unwrap();
-            let away = repository.bare().with_extension("away");
-            std::fs::rename(repository.bare(), &away).unwrap();
-            let tree = cached.source.fetch(remote, &resolved, &[], &going_on());
-            std::fs::rename(&away, repository.bare()).unwrap();
+            let resolved =
+                cached.source.poll_and_receive(remote, revision, &no_interrupt()).unwrap();
+            let moved = repository.bare().with_extension("moved");
+            std::fs::rename(repository.bare(), &moved).unwrap();
+            let tree = cached.source.fetch(remote, &resolved, &[], &no_interrupt());
+            std::fs::rename(&moved, repository.bare()).unwrap();
 
             assert_eq!(tree.unwrap().git_commit(), Some(commit.as_str()), "{revision}");
         }
@@ -61,7 +64,7 @@ fn a_branch_a_tag_and_head_are_in_the_cache_after_one_look() {
 }
 
 #[test]
-fn a_name_that_is_a_branch_and_a_tag_is_refused_before_anything_is_received() {
+fn a_name_that_is_a_branch_and_a_tag_is_rejected_before_anything_is_received() {
     let repository = Repository::sample();
     let commit = repository.git(&["rev-parse", "HEAD"]);
     for name in ["v1", &commit] {
@@ -71,9 +74,13 @@ fn a_name_that_is_a_branch_and_a_tag_is_refused_before_anything_is_received() {
         repository.git(&["push", "--quiet", "origin", &branch, &tag]);
         let (cached, remote) = (cached(), file_remote(&repository.bare()));
 
-        refused(cached.source.look(&remote, name, &going_on()), "ReferenceAmbiguous", "full name");
+        assert_error(
+            cached.source.poll_and_receive(&remote, name, &no_interrupt()),
+            "ReferenceAmbiguous",
+            "full name",
+        );
 
-        assert_eq!(packs(&cached.source, &remote), 0);
+        assert_eq!(cached.packs(), 0);
     }
 }
 
@@ -83,47 +90,41 @@ fn a_commit_that_is_named_by_its_id_is_left_to_the_fetch() {
     let commit = repository.git(&["rev-parse", "HEAD"]);
     let (cached, remote) = (cached(), file_remote(&repository.bare()));
 
-    let resolved = cached.source.look(&remote, &commit, &going_on()).unwrap();
+    let resolved = cached.source.poll_and_receive(&remote, &commit, &no_interrupt()).unwrap();
 
-    assert_eq!(packs(&cached.source, &remote), 0);
-    let tree = cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap();
+    assert_eq!(cached.packs(), 0);
+    let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
     assert_eq!(tree.git_commit(), Some(commit.as_str()));
 }
 
 #[test]
-fn a_look_gives_up_a_commit_that_is_too_large() {
+fn a_commit_that_is_too_large_is_not_received() {
     let repository = Repository::sample();
     let mut noise = vec![0_u8; 12_000_000];
     getrandom::fill(&mut noise).unwrap();
     repository.write("src/noise.bin", &noise);
     repository.commit_and_push("noise");
     let Cached { source, directory } = cached();
-    let source = source.with_limits(Limits { pack_bytes_max: 1_000_000, ..Limits::default() });
+    let source = source
+        .with_limits(RepositoryLimits { pack_bytes_max: 1_000_000, ..RepositoryLimits::default() });
     let remote = file_remote(&repository.bare());
 
-    let result = source.look(&remote, "main", &going_on());
+    let result = source.poll_and_receive(&remote, "main", &no_interrupt());
 
-    refused(result, "RepositoryLimit", "1000000 bytes");
+    assert_error(result, "RepositoryLimit", "1000000 bytes");
     drop(directory);
 }
 
 #[test]
-fn what_a_damaged_cache_cannot_receive_is_fetched_from_nothing() {
+fn a_commit_that_a_damaged_cache_cannot_receive_is_fetched_into_an_empty_one() {
     let repository = Repository::sample();
     let (cached, remote) = (cached(), file_remote(&repository.bare()));
     let read = || -> Result<_, SourceError> {
-        let resolved = cached.source.look(&remote, "main", &going_on())?;
-        cached.source.fetch(&remote, &resolved, &[], &going_on())
+        let resolved = cached.source.poll_and_receive(&remote, "main", &no_interrupt())?;
+        cached.source.fetch(&remote, &resolved, &[], &no_interrupt())
     };
     read().unwrap();
-    let pack = cached.source.cached_at(&remote.url).as_ref().join("objects/pack");
-    for file in std::fs::read_dir(pack).unwrap().flatten() {
-        let mut permissions = file.metadata().unwrap().permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
-        std::fs::set_permissions(file.path(), permissions).unwrap();
-        let bytes = std::fs::read(file.path()).unwrap();
-        std::fs::write(file.path(), &bytes[..bytes.len() / 2]).unwrap();
-    }
+    cached.damage_packs();
     repository.write("k8s/deployment.yaml", "kind: Deployment # 2\n");
     let second = repository.commit_and_push("second");
 
@@ -134,7 +135,7 @@ fn what_a_damaged_cache_cannot_receive_is_fetched_from_nothing() {
 }
 
 #[test]
-fn many_looks_at_once_share_one_cache() {
+fn concurrent_polls_share_one_cache() {
     let repository = Repository::sample();
     let (cached, remote) = (cached(), file_remote(&repository.bare()));
     for round in 0..3 {
@@ -142,8 +143,9 @@ fn many_looks_at_once_share_one_cache() {
         let commit = repository.commit_and_push("next");
 
         let read = || {
-            let resolved = cached.source.look(&remote, "main", &going_on()).unwrap();
-            cached.source.fetch(&remote, &resolved, &[], &going_on()).unwrap()
+            let resolved =
+                cached.source.poll_and_receive(&remote, "main", &no_interrupt()).unwrap();
+            cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap()
         };
         let trees: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
@@ -151,12 +153,6 @@ fn many_looks_at_once_share_one_cache() {
         });
 
         assert!(trees.iter().all(|tree| tree.git_commit() == Some(commit.as_str())));
-        assert_eq!(packs(&cached.source, &remote), round + 1);
+        assert_eq!(cached.packs(), round + 1);
     }
-}
-
-fn packs(source: &Source, remote: &attest_supply::source::Remote) -> usize {
-    let place = source.cached_at(&remote.url).as_ref().join("objects/pack");
-    let Ok(files) = std::fs::read_dir(place) else { return 0 };
-    files.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "pack")).count()
 }
