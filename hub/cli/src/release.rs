@@ -10,7 +10,7 @@ use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::keys::PublicKey;
 use attest_common::documents::release::content_digest;
 use attest_common::verify::open_release;
-use attest_supply::ci::{CiError, Draft, Repository, Store, StoredRelease, first_difference};
+use attest_supply::ci::{Checkout, CiError, Draft, ReleaseStore, StoredRelease, first_difference};
 use attest_supply::render::{Kustomize, render};
 
 use crate::printer::{OutputArgs, Printer};
@@ -37,15 +37,15 @@ pub(crate) struct ReleaseArgs {
 
 pub(crate) fn run(args: ReleaseArgs, printer: &Printer) -> anyhow::Result<()> {
     let ReleaseArgs { from, verify, trust_policy, output } = args;
-    let repository = Repository::open(&std::env::current_dir()?)?;
+    let repository = Checkout::open(&std::env::current_dir()?)?;
     // The version and images of the earlier release are kept, so a variable that only they use may be unset.
     // Counter and notAfter reject the placeholder.
     let recipe = &repository
-        .expanded(|name| Some(std::env::var(name).unwrap_or_else(|_| "unset".to_owned())))?;
+        .expanded_recipe(|name| Some(std::env::var(name).unwrap_or_else(|_| "unset".to_owned())))?;
     let key = private_key(&repository)?;
     let trust =
         if verify { Some(verify::load_trust(&trust_policy, repository.root())?) } else { None };
-    let store = Store::new(repository.root(), &recipe.application);
+    let store = ReleaseStore::new(repository.root(), &recipe.application);
     let earlier = trusted_release(&repository, &store, from, key.public(), &trust_policy)?;
     let renderings = unchanged_renderings(&repository, &earlier)?;
     if !recipe.steps.iter().any(|step| step.name == SCAN) {
@@ -60,7 +60,7 @@ pub(crate) fn run(args: ReleaseArgs, printer: &Printer) -> anyhow::Result<()> {
     let mut origin = built.origin()?;
     // The images were built from that commit, not from the one checked out.
     origin.source = earlier.release.source.clone();
-    let draft = Draft::again(&earlier, recipe, scan, &origin)?;
+    let draft = Draft::rescan(&earlier, recipe, scan, &origin)?;
     let summary = ReleaseSummary::from_draft(&draft, Some(&key));
     built.sign(&draft, &renderings, &key)?;
     drop(key);
@@ -73,19 +73,19 @@ pub(crate) fn run(args: ReleaseArgs, printer: &Printer) -> anyhow::Result<()> {
 /// The release with this counter, if it is signed by this key or by one that the operator trusts, such as an
 /// earlier key of CI.
 fn trusted_release(
-    repository: &Repository,
-    store: &Store,
+    repository: &Checkout,
+    store: &ReleaseStore,
     counter: u64,
     key: &PublicKey,
     trust_policy: &[PathBuf],
 ) -> anyhow::Result<StoredRelease> {
-    let releases = store.releases(&repository.index()?);
+    let releases = store.releases(&repository.read_index()?);
     let known: BTreeSet<u64> = releases.iter().map(|stored| stored.release.counter).collect();
     let found = releases.into_iter().filter(|stored| stored.release.counter == counter);
     let mut refused = None;
     let mut keys = BTreeMap::from([(key.id(), key.clone())]);
     if let Ok(trust) = verify::load_trust(trust_policy, repository.root()) {
-        keys.extend(trust.releasers());
+        keys.extend(trust.releaser_keys());
     }
     for stored in found {
         match open_release(&stored.envelope, &keys) {
@@ -109,14 +109,14 @@ fn trusted_release(
 /// # Errors
 /// When they differ from those that `earlier` signed.
 fn unchanged_renderings(
-    repository: &Repository,
+    repository: &Checkout,
     earlier: &StoredRelease,
 ) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let counter = earlier.release.counter;
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
-    let (files, _) = repository.files()?;
-    let store = Store::new(repository.root(), &repository.recipe().application);
-    let index = repository.index()?;
+    let (files, _) = repository.read_files()?;
+    let store = ReleaseStore::new(repository.root(), &repository.recipe().application);
+    let index = repository.read_index()?;
     let mut renderings = Vec::new();
     for one in &earlier.release.renders {
         let described = repository.recipe().render(&one.name).ok_or_else(|| {
@@ -127,7 +127,7 @@ fn unchanged_renderings(
         let signed = content_digest(&earlier.statement, one);
         if signed != Some(Digest::of(&fresh.rendering)) {
             let committed = index
-                .get(&store.rendering(&one.name))
+                .get(&store.rendering_path(&one.name))
                 .filter(|bytes| signed == Some(Digest::of(bytes)));
             let difference = committed.map_or_else(
                 || "the signed rendering is not in the repository".to_owned(),

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use attest_common::basics::ids::{Digest, Name, Timestamp};
 use attest_common::basics::keys::PrivateKey;
-use attest_supply::ci::result::Found;
+use attest_supply::ci::result::StepOutcome;
 use attest_supply::ci::{
-    CiError, Draft, Origin, Question, Rendered, Repository, StepReport, Store, Trust, judge,
-    known_environment, next_counter, refuse_ambiguity, refuse_keys_inside, render_all, run_step,
-    signing_key,
+    Checkout, CiError, Draft, Origin, ReleaseRendering, ReleaseStore, StepReport, TrustSources,
+    VerificationRequest, check_environment, next_counter, refuse_ambiguity, refuse_keys_inside,
+    render_all, run_step, signing_key, verify_renders,
 };
 use attest_supply::recipe::{Counter, Recipe, RecipeRender};
 use attest_supply::render::{Kustomize, RenderError};
@@ -75,10 +75,10 @@ struct SummaryRender {
 
 pub(crate) fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
     let RunArgs { sign, verify, environment, trust_policy, output } = args;
-    let repository = Repository::open(&std::env::current_dir()?)?;
-    let recipe = repository.expanded(|name| std::env::var(name).ok())?;
+    let repository = Checkout::open(&std::env::current_dir()?)?;
+    let recipe = repository.expanded_recipe(|name| std::env::var(name).ok())?;
     if let Some(environment) = &environment {
-        known_environment(&recipe, environment)?;
+        check_environment(&recipe, environment)?;
     }
     // Missing keys are reported before a build that may take long.
     let key = if sign { Some(private_key(&repository)?) } else { None };
@@ -108,7 +108,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 /// Reads the signing key. Rejects a repository that contains a private key.
-pub(crate) fn private_key(repository: &Repository) -> anyhow::Result<PrivateKey> {
+pub(crate) fn private_key(repository: &Checkout) -> anyhow::Result<PrivateKey> {
     refuse_keys_inside(repository.root())?;
     Ok(signing_key(repository.root(), |name| std::env::var_os(name))?)
 }
@@ -123,13 +123,13 @@ fn selected_renders(recipe: &Recipe, environment: Option<&Name>) -> Vec<RecipeRe
 
 /// Reports errors that no step can correct before the steps run.
 fn check_before_steps(
-    repository: &Repository,
+    repository: &Checkout,
     recipe: &Recipe,
     renders: &[RecipeRender],
     kustomize: &Kustomize,
 ) -> anyhow::Result<()> {
     refuse_ambiguity(recipe)?;
-    let (files, _) = repository.files()?;
+    let (files, _) = repository.read_files()?;
     Origin::source(recipe, files.git_commit(), files.git_tree())?;
     let mut rendered = match render_all(&files, recipe, renders, kustomize) {
         Err(CiError::Render(error @ RenderError::ProgramMissing { .. })) => {
@@ -142,7 +142,9 @@ fn check_before_steps(
     let placeholders: BTreeMap<String, Digest> =
         recipe.steps.iter().map(|step| (step.name.clone(), Digest::of(b""))).collect();
     for one in &mut rendered {
-        if let Err(error @ CiError::ImageUnpinned { .. }) = one.pin(&recipe.images, &placeholders) {
+        if let Err(error @ CiError::ImageUnpinned { .. }) =
+            one.pin_images(&recipe.images, &placeholders)
+        {
             return Err(error.into());
         }
     }
@@ -151,7 +153,7 @@ fn check_before_steps(
 
 /// Runs the steps selected by `is_selected` in order, with a line before and after each.
 pub(crate) fn run_steps(
-    repository: &Repository,
+    repository: &Checkout,
     recipe: &Recipe,
     is_selected: impl Fn(&str) -> bool,
     printer: &Printer,
@@ -161,14 +163,14 @@ pub(crate) fn run_steps(
         printer.note(&format!("step {}: {}", step.name, step.run));
         let report = run_step(repository.root(), step)?;
         let seconds = report.took.as_secs_f64();
-        let result = match &report.found {
-            Some(Found::Image(digest)) => format!(", image {digest}"),
-            Some(Found::Tests(names)) => format!(", {} tests passed", names.len()),
-            Some(Found::Scan(predicate)) => {
+        let result = match &report.outcome {
+            Some(StepOutcome::Image(digest)) => format!(", image {digest}"),
+            Some(StepOutcome::Tests(names)) => format!(", {} tests passed", names.len()),
+            Some(StepOutcome::Scan(predicate)) => {
                 let findings = predicate.pointer("/scanner/result").and_then(|r| r.as_array());
                 format!(", {} findings", findings.map_or(0, Vec::len))
             }
-            Some(Found::Passed) | None => String::new(),
+            Some(StepOutcome::Passed) | None => String::new(),
         };
         printer.note(&format!("step {}: passed in {seconds:.1} s{result}", step.name));
         reports.push(report);
@@ -178,7 +180,7 @@ pub(crate) fn run_steps(
 
 /// A repository after its steps have run.
 pub(crate) struct BuiltRepository<'a> {
-    pub(crate) repository: &'a Repository,
+    pub(crate) repository: &'a Checkout,
     pub(crate) recipe: &'a Recipe,
     pub(crate) environment: Option<Name>,
     pub(crate) printer: &'a Printer,
@@ -190,31 +192,33 @@ impl BuiltRepository<'_> {
         renders: &[RecipeRender],
         kustomize: &Kustomize,
         steps: &[StepReport],
-    ) -> anyhow::Result<Vec<Rendered>> {
-        let (files, ignored) = self.repository.files()?;
+    ) -> anyhow::Result<Vec<ReleaseRendering>> {
+        let (files, ignored) = self.repository.read_files()?;
         for path in ignored {
             self.printer.warning(&format!("{path} is ignored by Git and not rendered"));
         }
         let mut rendered = render_all(&files, self.recipe, renders, kustomize)?;
         let digests: BTreeMap<String, Digest> = steps
             .iter()
-            .filter_map(|step| match step.found {
-                Some(Found::Image(digest)) => Some((step.name.clone(), digest)),
-                Some(Found::Tests(_) | Found::Passed | Found::Scan(_)) | None => None,
+            .filter_map(|step| match step.outcome {
+                Some(StepOutcome::Image(digest)) => Some((step.name.clone(), digest)),
+                Some(StepOutcome::Tests(_) | StepOutcome::Passed | StepOutcome::Scan(_)) | None => {
+                    None
+                }
             })
             .collect();
         for one in &mut rendered {
             for warning in &one.manifests.warnings {
                 self.printer.warning(&warning.to_string());
             }
-            one.pin(&self.recipe.images, &digests)?;
+            one.pin_images(&self.recipe.images, &digests)?;
         }
         Ok(rendered)
     }
 
     /// The origin of a release: commit, time and counter.
     pub(crate) fn origin(&self) -> anyhow::Result<Origin> {
-        let (files, _) = self.repository.files()?;
+        let (files, _) = self.repository.read_files()?;
         let source = Origin::source(self.recipe, files.git_commit(), files.git_tree())?;
         let changed = self.repository.changed_since_commit()?;
         if !changed.is_empty() {
@@ -228,7 +232,7 @@ impl BuiltRepository<'_> {
         }
         let now = Timestamp::now();
         let store = self.store();
-        let known = store.counters(&self.repository.index()?)?;
+        let known = store.counters(&self.repository.read_index()?)?;
         let wanted = self.recipe.release.counter().unwrap_or(Counter::UnixSeconds);
         Ok(Origin {
             source,
@@ -251,27 +255,27 @@ impl BuiltRepository<'_> {
         let renders: BTreeSet<String> =
             self.recipe.renders.iter().map(|render| render.name.clone()).collect();
         let written = store.write(counter, &draft.seal(key), renderings, &renders)?;
-        if let Err(error) = self.repository.work_tree().stage(&store.directories()) {
-            written.undo();
+        if let Err(error) = self.repository.work_tree().stage(&store.staged_directories()) {
+            written.roll_back();
             return Err(anyhow::Error::new(error)
                 .context("failed to stage the signed files, which were removed"));
         }
-        written.keep()?;
+        written.commit()?;
         self.printer.note(&format!(
             "signed release {counter} with {} and staged {}",
             key.public().id().display_form(),
-            store.directories().join(" and ")
+            store.staged_directories().join(" and ")
         ));
         Ok(())
     }
 
     /// Verifies the files staged in the index. The caller has erased the private key.
-    pub(crate) fn verify(&self, trust: &Trust, counter: u64) -> anyhow::Result<()> {
-        let index = self.repository.index()?;
+    pub(crate) fn verify(&self, trust: &TrustSources, counter: u64) -> anyhow::Result<()> {
+        let index = self.repository.read_index()?;
         if index.get(RECIPE_FILE).is_none() {
             self.printer.warning("attest.yaml is not in the Git index; run `git add attest.yaml`");
         }
-        let question = Question {
+        let question = VerificationRequest {
             tree: &index,
             recipe: self.recipe,
             store: &self.store(),
@@ -284,7 +288,7 @@ impl BuiltRepository<'_> {
             counter: Some(counter),
             partial: false,
         };
-        let answer = judge(&question).map_err(|error| {
+        let answer = verify_renders(&question).map_err(|error| {
             crate::exit::Exit::error(
                 verify::NOT_CHECKED,
                 format!("{:#}", anyhow::Error::new(error)),
@@ -305,8 +309,8 @@ impl BuiltRepository<'_> {
         Err(verify::failed_checks_error(&answer))
     }
 
-    pub(crate) fn store(&self) -> Store {
-        Store::new(self.repository.root(), &self.recipe.application)
+    pub(crate) fn store(&self) -> ReleaseStore {
+        ReleaseStore::new(self.repository.root(), &self.recipe.application)
     }
 }
 

@@ -159,7 +159,7 @@ pub(crate) fn generate_policy(
         );
     }
     let PolicyOptions { names, repos, namespaces, allow_remove } = options.clone();
-    let request = trust_policy::Wanted {
+    let request = trust_policy::PolicyRequest {
         environment: environment.clone(),
         cluster_name: cluster_name.cloned(),
         hub_key: hub.hub_key.clone(),

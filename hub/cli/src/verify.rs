@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use attest_common::basics::ids::{Name, Timestamp};
 use attest_supply::ci::{
-    Answer, Question, Repository, Row, Store, Trust, compare, context_file, judge,
-    known_environment,
+    CheckRow, Checkout, ReleaseStore, TrustSources, VerificationReport, VerificationRequest,
+    check_environment, compare_work_tree, context_file, verify_renders,
 };
 use attest_supply::render::Kustomize;
 use serde::Serialize;
@@ -51,7 +51,7 @@ pub(crate) struct VerifyArgs {
 #[derive(Serialize)]
 struct VerificationDocument<'a> {
     verified: bool,
-    checks: &'a [Row],
+    checks: &'a [CheckRow],
     notes: &'a [String],
 }
 
@@ -65,19 +65,19 @@ pub(crate) fn run(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
 fn verify(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
     let VerifyArgs { path, trust_policy, render, environment, cluster_name, namespace, output } =
         args;
-    let repository = Repository::open(&path)?;
+    let repository = Checkout::open(&path)?;
     let recipe = repository.recipe();
     if let Some(environment) = &environment {
-        known_environment(recipe, environment)?;
+        check_environment(recipe, environment)?;
     }
     if let Some(render) = render.as_deref().filter(|name| recipe.render(name).is_none()) {
         let known: Vec<&str> = recipe.renders.iter().map(|one| one.name.as_str()).collect();
         anyhow::bail!("attest.yaml contains no render `{render}`; renders: {}", known.join(", "));
     }
     let trust = load_trust(&trust_policy, repository.root())?;
-    let index = repository.index()?;
-    let store = Store::new(repository.root(), &recipe.application);
-    let mut answer = judge(&Question {
+    let index = repository.read_index()?;
+    let store = ReleaseStore::new(repository.root(), &recipe.application);
+    let mut answer = verify_renders(&VerificationRequest {
         tree: &index,
         recipe,
         store: &store,
@@ -92,7 +92,7 @@ fn verify(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
     })?;
     let judged = !answer.rows.is_empty();
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
-    answer.rows.extend(compare(&repository, &index, render.as_deref(), &kustomize)?);
+    answer.rows.extend(compare_work_tree(&repository, &index, render.as_deref(), &kustomize)?);
     print_answer(&answer, output, printer)?;
     if !judged {
         return Err(Exit::error(
@@ -104,9 +104,9 @@ fn verify(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 /// Reads the policy files or the keys of the context. The exit code is 3 when they cannot be read.
-pub(crate) fn load_trust(policies: &[PathBuf], root: &Path) -> anyhow::Result<Trust> {
+pub(crate) fn load_trust(policies: &[PathBuf], root: &Path) -> anyhow::Result<TrustSources> {
     let context = context_file(|name| std::env::var_os(name));
-    let trust = Trust::load(policies, context.as_deref(), root)
+    let trust = TrustSources::load(policies, context.as_deref(), root)
         .map_err(|error| Exit::error(NOT_CHECKED, format!("{:#}", anyhow::Error::new(error))))?;
     if trust.is_empty() {
         return Err(Exit::error(
@@ -120,8 +120,8 @@ pub(crate) fn load_trust(policies: &[PathBuf], root: &Path) -> anyhow::Result<Tr
 }
 
 /// The error of a command some of whose checks failed.
-pub(crate) fn failed_checks_error(answer: &Answer) -> anyhow::Error {
-    let refused: Vec<&Row> = answer.rows.iter().filter(|row| !row.passed).collect();
+pub(crate) fn failed_checks_error(answer: &VerificationReport) -> anyhow::Error {
+    let refused: Vec<&CheckRow> = answer.rows.iter().filter(|row| !row.passed).collect();
     let first = refused.first().map_or_else(String::new, |row| format!(": {}", row.check));
     Exit::error(
         REFUSED,
@@ -130,7 +130,11 @@ pub(crate) fn failed_checks_error(answer: &Answer) -> anyhow::Error {
 }
 
 /// Prints the checks, and the notes to stderr.
-fn print_answer(answer: &Answer, output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
+fn print_answer(
+    answer: &VerificationReport,
+    output: OutputArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
     for note in &answer.notes {
         printer.note(note);
     }
@@ -145,7 +149,7 @@ fn print_answer(answer: &Answer, output: OutputArgs, printer: &Printer) -> anyho
 }
 
 /// One row per check.
-fn check_table(answer: &Answer) -> TextTable {
+fn check_table(answer: &VerificationReport) -> TextTable {
     let mut table = TextTable::new(&[
         "render",
         "environment",

@@ -1,17 +1,18 @@
-//! The CI side: steps run, renderings made, receipts and a release statement signed, everything read back.
+//! The CI side: runs steps, renders manifests, signs receipts and a release statement, and verifies the result.
 //!
-//! Whether a release is good is decided by `attest_common::verify` alone, here as at hub and spoke. What is
-//! printed, and with which exit code a command ends, is the command line's business.
+//! `attest_common::verify` alone decides about a release, here as at hub and spoke. The command line prints and sets exit
+//! codes.
 
+mod checkout;
+mod compare;
 mod draft;
-mod judge;
 mod rendered;
-mod repository;
 pub mod result;
 mod signer;
 mod steps;
 mod store;
 mod trust;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -24,19 +25,24 @@ use crate::recipe::RecipeError;
 use crate::render::RenderError;
 use crate::source::SourceError;
 
-pub use draft::{Attested, Draft, Evidence, Origin, refuse_ambiguity};
-pub use judge::{Answer, Question, Row, compare, first_difference, judge, known_environment};
-pub use rendered::{Rendered, render_all};
-pub use repository::Repository;
+pub use checkout::Checkout;
+pub use compare::{compare_work_tree, first_difference};
+pub use draft::{Draft, DraftReceipt, Evidence, Origin, refuse_ambiguity};
+pub use rendered::{ReleaseRendering, render_all};
 pub use signer::{
     CONTEXT_VARIABLE, KEY_FILE, KEY_FILE_VARIABLE, KEY_VARIABLE, SignerError,
     configuration_directory, context_file, refuse_keys_inside, signing_key,
 };
 pub use steps::{StepError, StepReport, run_step};
-pub use store::{RELEASES_KEPT, SignedFile, Store, StoredRelease, Written, next_counter};
-pub use trust::{TRUST_FILE_BYTES_MAX, Trust, TrustError};
+pub use store::{
+    RELEASES_KEPT, ReleaseStore, ReleaseWrite, SignedFile, StoredRelease, next_counter,
+};
+pub use trust::{TRUST_FILE_BYTES_MAX, TrustSourceError, TrustSources};
+pub use verify::{
+    CheckRow, VerificationReport, VerificationRequest, check_environment, verify_renders,
+};
 
-/// Why a release cannot be made from a work tree.
+/// Error of creating a release from a checkout.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CiError {
@@ -46,61 +52,60 @@ pub enum CiError {
     Recipe(#[from] RecipeError),
     #[error(transparent)]
     Render(#[from] RenderError),
-    #[error("{directory} has no attest.yaml: `attest init` writes one")]
+    #[error("{directory} has no attest.yaml; `attest init` writes one")]
     RecipeMissing { directory: String },
-    #[error(
-        "the repository has no commit yet: a release names the commit it was made from; make one first"
-    )]
+    #[error("the repository has no commit; create one first, because a release names its commit")]
     CommitMissing,
     #[error(
-        "sourceRoot `{root}` is not in the commit that is checked out: `git add {root}` and commit it first"
+        "sourceRoot `{root}` is not in the checked-out commit; `git add {root}` and commit it first"
     )]
     SourceRootNotCommitted { root: String },
     #[error("attest.yaml has no render for environment `{environment}`; it has {known}")]
     EnvironmentUnknown { environment: String, known: String },
-    #[error("{field} of attest.yaml is not usable")]
+    #[error("invalid {field} in attest.yaml")]
     Name {
         field: String,
         #[source]
         source: IdError,
     },
-    #[error("render `{render}` uses image `{image}`, for which no step gives a digest: {remedy}")]
+    #[error("render `{render}` uses image `{image}`, whose digest is not known; {remedy}")]
     ImageUnpinned { render: String, image: String, remedy: String },
     #[error(
-        "render `{render}` writes image `{image}`, but step `{step}` made {digest}: correct `digest` of the entry"
+        "render `{render}` contains image `{image}`, but step `{step}` built {digest}; correct `digest` of the entry"
     )]
     ImageDigestDiffers { render: String, image: String, step: String, digest: String },
-    #[error("attest.yaml: the renders cannot be told apart: {0}")]
+    #[error("attest.yaml: the renders are ambiguous: {0}")]
     Ambiguous(#[source] VerifyError),
-    #[error("release.counter is {given}; the last release has {last}: give a larger number")]
+    #[error("release.counter is {given}, but the last release has {last}; use a larger number")]
     CounterNotAbove { given: u64, last: u64 },
-    #[error("the {attestation} receipt would not be accepted")]
+    #[error("the {attestation} receipt would be refused")]
     ReceiptRefused {
         attestation: String,
         #[source]
         source: ReceiptError,
     },
     #[error(
-        "there is no release {counter} of `{application}` under .attest/receipts; it holds {known}"
+        "there is no release {counter} of `{application}` under .attest/receipts; it contains {known}"
     )]
     ReleaseUnknown { application: String, counter: u64, known: String },
     #[error("release {counter} is not usable: {problem}")]
     ReleaseUnusable { counter: u64, problem: String },
-    #[error("release {counter} is not signed by this signing key or one of the context")]
+    #[error("release {counter} is signed neither by this signing key nor by one of the context")]
     ReleaseUntrusted {
         counter: u64,
         #[source]
         source: VerifyError,
     },
     #[error(
-        "the work tree does not render what release {counter} signed as `{render}` ({difference}): check out or revert to its files first"
+        "the work tree does not render what release {counter} signed as `{render}` ({difference}); check out its \
+         files first"
     )]
     RenderingDiffers { counter: u64, render: String, difference: String },
-    #[error("time and counter are beyond what a release can say")]
+    #[error("time and counter are outside the range of a release")]
     TimeOutOfRange,
-    #[error("{path} is a symbolic link: signed files are not written through links; remove it")]
+    #[error("{path} is a symbolic link; signed files are not written through links; remove it")]
     Link { path: String },
-    #[error("cannot {action} {}: check free space and permissions", .path.display())]
+    #[error("failed to {action} {}; check free space and permissions", .path.display())]
     Files {
         action: &'static str,
         path: PathBuf,

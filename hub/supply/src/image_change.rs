@@ -1,4 +1,4 @@
-//! A declared change of an image reference, as `attest.yaml` writes it and rendering applies it.
+//! A declared change of an image reference, as written in `attest.yaml` and applied by rendering.
 
 use serde::Deserialize;
 
@@ -6,14 +6,14 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageChange {
-    /// Image name in the rendered objects, without tag and digest.
+    /// Name of the image in the rendered objects, without tag and digest.
     pub name: String,
-    /// Name to use instead.
+    /// New name.
     pub new_name: Option<String>,
-    /// Tag to use.
+    /// New tag.
     pub new_tag: Option<String>,
-    /// Digest to use, `sha256:…`.
+    /// New digest, `sha256:…`.
     pub digest: Option<String>,
-    /// Step whose result gives the digest that the release statement lists.
+    /// Step whose result contains the digest for the release statement.
     pub from: Option<String>,
 }

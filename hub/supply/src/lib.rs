@@ -1,6 +1,6 @@
-//! From Git to signed bytes: reads repositories, renders manifests, and makes and verifies what CI signs.
+//! From Git to signed bytes: reads repositories, renders manifests, and creates and verifies the signed files of CI.
 //!
-//! The hub and the command line share this code. It holds no state of a fleet and contacts no cluster.
+//! The hub and the command line share this code. It keeps no state of a fleet and contacts no cluster.
 
 mod image_change;
 mod text;

@@ -16,11 +16,11 @@ fn a_private_key_inside_the_work_tree_is_refused() {
     let mut sandbox = Sandbox::flat().with_key();
     std::fs::copy(sandbox.outside("signing.key"), sandbox.at("ci.key")).unwrap();
     sandbox.set("ATTEST_SIGNING_KEY_FILE", sandbox.at("ci.key"));
-    refused(&sandbox, &["lies inside the repository", "move it out"]);
+    refused(&sandbox, &["is inside the repository", "move it out"]);
 
     let sandbox = Sandbox::flat().with_key();
     std::fs::copy(sandbox.outside("signing.key"), sandbox.at(".attest/keys/ci.key")).unwrap();
-    refused(&sandbox, &[".attest/keys/ci.key lies inside the repository"]);
+    refused(&sandbox, &[".attest/keys/ci.key is inside the repository"]);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn renders_that_one_cluster_could_take_alike_are_refused() {
                   namespace: {mode: default-only, pattern: \"*\"}}\n";
     sandbox.replace("attest.yaml", "renders:\n", second);
 
-    refused(&sandbox, &["cannot be told apart", "all", "more"]);
+    refused(&sandbox, &["ambiguous", "all", "more"]);
     assert!(!sandbox.at("out").exists(), "nothing was built for it");
 }
 
@@ -107,7 +107,7 @@ fn an_image_layout_whose_blobs_were_changed_is_refused() {
     let tamper = "run: ./build.sh && for blob in out/image/blobs/sha256/*; do echo >> $blob; done";
     sandbox.replace("attest.yaml", "run: ./build.sh", tamper);
 
-    refused(&sandbox, &["step `build`", "is not what it is called"]);
+    refused(&sandbox, &["step `build`", "the content of the blob does not have digest"]);
 }
 
 #[test]

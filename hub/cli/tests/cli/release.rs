@@ -77,5 +77,5 @@ fn a_release_of_a_stranger_is_not_signed_again() {
     std::fs::remove_file(sandbox.outside("config")).unwrap();
 
     let first = sandbox.counters()[0].to_string();
-    sandbox.attest(&["release", "--from", &first]).code(1).tells(&["not signed by"]);
+    sandbox.attest(&["release", "--from", &first]).code(1).tells(&["signed neither by"]);
 }

@@ -74,7 +74,7 @@ fn a_key_that_lies_only_in_the_repository_proves_nothing() {
     sandbox
         .attest(&["verify", "--trust-policy", "policy.yaml"])
         .code(3)
-        .tells(&["lies inside the repository"]);
+        .tells(&["is inside the repository"]);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn usage_and_configuration_end_with_three() {
 
     sandbox.attest(&["verify", "--no-such-flag"]).code(3);
     sandbox.attest(&["verify"]).code(3).tells(&["no attest.yaml"]);
-    sandbox.attest(&["verify", "/"]).code(3).tells(&["not inside a Git work tree"]);
+    sandbox.attest(&["verify", "/"]).code(3).tells(&["not in a Git work tree"]);
 }
 
 #[test]

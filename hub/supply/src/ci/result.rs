@@ -1,7 +1,7 @@
-//! What a step left behind, read by the format that the recipe names.
+//! Reads the result of a step in the format that the recipe names.
 //!
-//! Only facts are read here; what a receipt must say is decided by `attest_common::documents::receipt`. Nothing is taken on
-//! faith: an image's digest is computed from its blobs, tests are counted, a scan must list its findings.
+//! The result is checked, not trusted: an image's digest is computed from its blobs, tests are counted, and a scan must
+//! list its findings. `attest_common::documents::receipt` decides about the content of a receipt.
 
 mod junit;
 mod oci;
@@ -10,99 +10,99 @@ mod scan;
 use std::path::{Path, PathBuf};
 
 use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::basics::json::{self, OBJECT_DEPTH_MAX};
 use attest_common::basics::reason::Reason;
+use attest_common::basics::text::error_chain;
 use serde_json::Value;
 
 use crate::recipe::ResultFormat;
 
-/// Largest result file, in bytes.
+/// Maximum size of a result file, in bytes.
 pub const RESULT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Key under which buildx writes the image's digest.
+/// Key of the image's digest in the metadata of buildx.
 const BUILDKIT_DIGEST: &str = "containerimage.digest";
 
-/// What a step's result says.
+/// Content of a step's result.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Found {
-    /// Digest of the image that was built.
+pub enum StepOutcome {
+    /// Digest of the built image.
     Image(Digest),
-    /// Names of the tests that passed; none failed.
+    /// Names of the passed tests; none failed.
     Tests(Vec<String>),
-    /// The command ended well; nothing more is known.
+    /// The command succeeded; nothing more is known.
     Passed,
-    /// Predicate of in-toto's vulns v0.2.
+    /// Predicate vulns v0.2 of in-toto.
     Scan(Value),
 }
 
-/// Reads the result at `path`. `ran` is when the step began and ended.
+/// Reads the result at `path`. `period` is the start and the end of the step.
 ///
 /// # Errors
-/// [`ResultError`] when it is missing, malformed, or says that the step did not pass.
+/// [`ResultError`] if the result is missing, malformed, or does not pass.
 pub fn read(
     format: ResultFormat,
     path: Option<&Path>,
-    ran: (Timestamp, Timestamp),
-) -> Result<Found, ResultError> {
-    let Some(path) = path else { return Ok(Found::Passed) };
+    period: (Timestamp, Timestamp),
+) -> Result<StepOutcome, ResultError> {
+    let Some(path) = path else { return Ok(StepOutcome::Passed) };
     match format {
-        ResultFormat::ExitCode => Ok(Found::Passed),
-        ResultFormat::OciLayout => oci::image(path).map(Found::Image),
-        ResultFormat::BuildkitMetadata => {
-            let document = json(path)?;
-            let written = document.get(BUILDKIT_DIGEST).and_then(Value::as_str);
-            let digest = written.and_then(|text| text.parse().ok());
-            digest
-                .map(Found::Image)
-                .ok_or_else(|| malformed(path, "`containerimage.digest` is no digest"))
+        ResultFormat::ExitCode => Ok(StepOutcome::Passed),
+        ResultFormat::OciLayout => oci::image_digest(path).map(StepOutcome::Image),
+        ResultFormat::BuildkitMetadata => buildkit_digest(path).map(StepOutcome::Image),
+        ResultFormat::Junit => junit::passed_tests(path, &read_file(path)?).map(StepOutcome::Tests),
+        ResultFormat::VulnsV02 => scan::from_vulns(path, read_json(path)?).map(StepOutcome::Scan),
+        ResultFormat::GrypeJson => {
+            scan::from_grype(path, &read_json(path)?, period).map(StepOutcome::Scan)
         }
-        ResultFormat::Junit => junit::passed(path, &bytes(path)?).map(Found::Tests),
-        ResultFormat::VulnsV02 => scan::vulns(path, json(path)?).map(Found::Scan),
-        ResultFormat::GrypeJson => scan::grype(path, &json(path)?, ran).map(Found::Scan),
-        ResultFormat::TrivyJson => scan::trivy(path, &json(path)?, ran).map(Found::Scan),
+        ResultFormat::TrivyJson => {
+            scan::from_trivy(path, &read_json(path)?, period).map(StepOutcome::Scan)
+        }
     }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, ResultError> {
-    let failed = |source| ResultError::Files { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
+fn buildkit_digest(path: &Path) -> Result<Digest, ResultError> {
+    let document = read_json(path)?;
+    document
+        .get(BUILDKIT_DIGEST)
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| malformed(path, "`containerimage.digest` is not a digest"))
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, ResultError> {
+    let metadata = std::fs::metadata(path).map_err(|source| unreadable(path, source))?;
     if metadata.len() > RESULT_BYTES_MAX {
         return Err(malformed(path, "is larger than 64 MiB"));
     }
-    std::fs::read(path).map_err(failed)
+    std::fs::read(path).map_err(|source| unreadable(path, source))
 }
 
-fn json(path: &Path) -> Result<Value, ResultError> {
-    let bytes = bytes(path)?;
-    attest_common::basics::json::value(&bytes, attest_common::basics::json::OBJECT_DEPTH_MAX)
-        .map_err(|error| malformed(path, &format!("is not acceptable JSON: {}", chain(&error))))
+fn read_json(path: &Path) -> Result<Value, ResultError> {
+    json::value(&read_file(path)?, OBJECT_DEPTH_MAX)
+        .map_err(|error| malformed(path, format!("is not valid JSON: {}", error_chain(&error))))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+fn unreadable(path: &Path, source: std::io::Error) -> ResultError {
+    ResultError::Files { path: path.to_owned(), source }
 }
 
-fn malformed(path: &Path, problem: &str) -> ResultError {
-    ResultError::Malformed { path: path.to_owned(), problem: problem.to_owned() }
+fn malformed(path: &Path, problem: impl Into<String>) -> ResultError {
+    ResultError::Malformed { path: path.to_owned(), problem: problem.into() }
 }
 
-/// Why a step's result does not count.
+/// A result that is not accepted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResultError {
     #[error("{} {problem}", .path.display())]
     Malformed { path: PathBuf, problem: String },
-    #[error("{}: blob {digest} is not what it is called", .path.display())]
+    #[error("{}: the content of the blob does not have digest {digest}", .path.display())]
     Blob { path: PathBuf, digest: String },
-    #[error("{} of {total} tests failed: {}", .failed.len(), some(.failed))]
+    #[error("{} of {total} tests failed: {}", .failed.len(), abbreviated(.failed))]
     TestsFailed { failed: Vec<String>, total: usize },
-    #[error("{} holds no test: nothing was tested", .path.display())]
+    #[error("{} contains no test", .path.display())]
     NoTests { path: PathBuf },
-    #[error("cannot read {}: the step should have written it", .path.display())]
+    #[error("failed to read {}, which the step must write", .path.display())]
     Files {
         path: PathBuf,
         #[source]
@@ -110,11 +110,11 @@ pub enum ResultError {
     },
 }
 
-fn some(names: &[String]) -> String {
-    const SHOWN_MAX: usize = 5;
-    let shown: Vec<&str> = names.iter().take(SHOWN_MAX).map(String::as_str).collect();
-    let more = if names.len() > SHOWN_MAX { ", …" } else { "" };
-    format!("{}{more}", shown.join(", "))
+fn abbreviated(names: &[String]) -> String {
+    const LISTED_MAX: usize = 5;
+    let listed: Vec<&str> = names.iter().take(LISTED_MAX).map(String::as_str).collect();
+    let ellipsis = if names.len() > LISTED_MAX { ", …" } else { "" };
+    format!("{}{ellipsis}", listed.join(", "))
 }
 
 impl ResultError {

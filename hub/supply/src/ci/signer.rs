@@ -1,4 +1,4 @@
-//! The private key of CI: where it is found, and that it does not lie in the repository.
+//! The private key of CI: its location, which must be outside the repository.
 //!
 //! Nothing is signed here.
 
@@ -11,124 +11,138 @@ use zeroize::Zeroizing;
 
 use crate::source::ATTEST_DIRECTORY;
 
-/// Variable with the key's PEM text.
+/// Variable with the PEM text of the key.
 pub const KEY_VARIABLE: &str = "ATTEST_SIGNING_KEY";
-/// Variable with the path of the key's file.
+/// Variable with the path of the key file.
 pub const KEY_FILE_VARIABLE: &str = "ATTEST_SIGNING_KEY_FILE";
-/// Variable with the path of the operator's context; the key lies beside it.
+/// Variable with the path of the operator's context, beside which the key is stored.
 pub const CONTEXT_VARIABLE: &str = "ATTEST_CONFIG";
-/// The key's file in the configuration directory.
+/// Name of the key file in the configuration directory.
 pub const KEY_FILE: &str = "signing.key";
-/// Deepest directory below `.attest` that is searched for private keys.
+/// Maximum depth of a directory below `.attest` that is searched for private keys.
 const SEARCH_DEPTH_MAX: usize = 8;
-const PRIVATE_MARK: &[u8] = b"PRIVATE KEY-----";
+const PRIVATE_KEY_MARK: &[u8] = b"PRIVATE KEY-----";
 
-/// The operator's configuration directory: that of `ATTEST_CONFIG`, else `~/.config/attest`.
+/// Returns the operator's configuration directory: that of `ATTEST_CONFIG`, or `~/.config/attest`.
 pub fn configuration_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    match set(CONTEXT_VARIABLE) {
-        Some(file) => Some(match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            Some(_) | None => PathBuf::from("."),
-        }),
-        None => set("HOME").map(|home| home.join(".config").join("attest")),
+    let Some(context) = non_empty(&variable, CONTEXT_VARIABLE).map(PathBuf::from) else {
+        let home = non_empty(&variable, "HOME").map(PathBuf::from)?;
+        return Some(home.join(".config").join("attest"));
+    };
+    match context.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => Some(parent.to_owned()),
+        Some(_) | None => Some(PathBuf::from(".")),
     }
 }
 
-/// The operator's context file: `ATTEST_CONFIG`, else `~/.config/attest/config`.
+/// Returns the operator's context file: `ATTEST_CONFIG`, or `~/.config/attest/config`.
 pub fn context_file(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let named = variable(CONTEXT_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    named.or_else(|| configuration_directory(variable).map(|directory| directory.join("config")))
+    non_empty(&variable, CONTEXT_VARIABLE)
+        .map(PathBuf::from)
+        .or_else(|| configuration_directory(variable).map(|directory| directory.join("config")))
 }
 
-/// The key from `ATTEST_SIGNING_KEY`, else the file `ATTEST_SIGNING_KEY_FILE`, else `signing.key` in the
-/// configuration directory. `root` is the work tree, which must not hold it.
+/// Reads the key from `ATTEST_SIGNING_KEY`, the file `ATTEST_SIGNING_KEY_FILE`, or `signing.key` in the configuration
+/// directory. The file must be outside `root`, the work tree.
 ///
 /// # Errors
-/// [`SignerError`] says where it was looked for and what to do.
+/// [`SignerError`] names the searched locations and the remedy.
 pub fn signing_key(
     root: &Path,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<PrivateKey, SignerError> {
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    if let Some(text) = set(KEY_VARIABLE) {
-        let text = Zeroizing::new(text.into_string().unwrap_or_default());
-        return PrivateKey::from_pem(&text)
+    if let Some(text) = non_empty(&variable, KEY_VARIABLE) {
+        let pem = Zeroizing::new(text.into_string().unwrap_or_default());
+        return PrivateKey::from_pem(&pem)
             .map_err(|source| SignerError::Key { place: KEY_VARIABLE.to_owned(), source });
     }
-    let named = set(KEY_FILE_VARIABLE).map(PathBuf::from);
+    if let Some(file) = non_empty(&variable, KEY_FILE_VARIABLE) {
+        return read_key(root, Path::new(&file));
+    }
     let default = configuration_directory(&variable).map(|directory| directory.join(KEY_FILE));
-    let file = match (named, default) {
-        (Some(file), _) => file,
-        (None, Some(file)) if file.exists() => file,
-        (None, default) => {
-            let looked = default.map_or_else(String::new, |file| format!(" or {}", file.display()));
-            return Err(SignerError::Missing { looked });
-        }
-    };
-    read_key(root, &file)
+    match default {
+        Some(file) if file.exists() => read_key(root, &file),
+        Some(file) => Err(SignerError::Missing { searched: format!(", {}", file.display()) }),
+        None => Err(SignerError::Missing { searched: String::new() }),
+    }
+}
+
+fn non_empty(variable: impl Fn(&str) -> Option<OsString>, name: &str) -> Option<OsString> {
+    variable(name).filter(|value| !value.is_empty())
 }
 
 fn read_key(root: &Path, file: &Path) -> Result<PrivateKey, SignerError> {
-    let failed = |source| SignerError::Files { path: file.to_owned(), source };
-    let place = file.canonicalize().map_err(failed)?;
-    if place.starts_with(root) {
+    let location = file.canonicalize().map_err(|source| unreadable(file, source))?;
+    if location.starts_with(root) {
         return Err(SignerError::InsideWorkTree { path: file.to_owned() });
     }
-    let metadata = std::fs::metadata(&place).map_err(failed)?;
-    let key_error = |source| SignerError::Key { place: file.display().to_string(), source };
+    let metadata = std::fs::metadata(&location).map_err(|source| unreadable(file, source))?;
     if metadata.len() > PEM_BYTES_MAX as u64 {
-        return Err(key_error(KeyError::PrivateFormat));
+        return Err(invalid_key(file, KeyError::PrivateFormat));
     }
-    let text = Zeroizing::new(std::fs::read_to_string(&place).map_err(failed)?);
-    PrivateKey::from_pem(&text).map_err(key_error)
+    let text = std::fs::read_to_string(&location).map_err(|source| unreadable(file, source))?;
+    let pem = Zeroizing::new(text);
+    PrivateKey::from_pem(&pem).map_err(|source| invalid_key(file, source))
 }
 
-/// Refuses private keys under `.attest/` of `root`, which would be committed with the receipts.
+fn unreadable(file: &Path, source: std::io::Error) -> SignerError {
+    SignerError::Files { path: file.to_owned(), source }
+}
+
+fn invalid_key(file: &Path, source: KeyError) -> SignerError {
+    SignerError::Key { place: file.display().to_string(), source }
+}
+
+/// Rejects private keys below `.attest/` of `root`, which would be committed with the receipts.
 ///
 /// # Errors
 /// [`SignerError::InsideWorkTree`] names the file.
 pub fn refuse_keys_inside(root: &Path) -> Result<(), SignerError> {
-    let mut open = vec![(root.join(ATTEST_DIRECTORY), 0_usize)];
-    while let Some((directory, depth)) = open.pop() {
-        // A directory that is not there or cannot be listed holds nothing that could be staged.
+    let mut pending = vec![(root.join(ATTEST_DIRECTORY), 0_usize)];
+    while let Some((directory, depth)) = pending.pop() {
+        // A directory that cannot be listed contains nothing that could be staged.
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
         for entry in entries.flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             let path = entry.path();
             if metadata.is_dir() && depth < SEARCH_DEPTH_MAX {
-                open.push((path, depth + 1));
-            } else if metadata.is_file() && metadata.len() <= PEM_BYTES_MAX as u64 {
-                let bytes = Zeroizing::new(std::fs::read(&path).unwrap_or_default());
-                if bytes.windows(PRIVATE_MARK.len()).any(|window| window == PRIVATE_MARK) {
-                    return Err(SignerError::InsideWorkTree { path });
-                }
+                pending.push((path, depth + 1));
+            } else if metadata.is_file()
+                && metadata.len() <= PEM_BYTES_MAX as u64
+                && contains_private_key(&path)
+            {
+                return Err(SignerError::InsideWorkTree { path });
             }
         }
     }
     Ok(())
 }
 
-/// Why there is no key to sign with.
+fn contains_private_key(file: &Path) -> bool {
+    let bytes = Zeroizing::new(std::fs::read(file).unwrap_or_default());
+    bytes.windows(PRIVATE_KEY_MARK.len()).any(|window| window == PRIVATE_KEY_MARK)
+}
+
+/// A missing or unusable signing key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignerError {
     #[error(
-        "no signing key: looked at {KEY_VARIABLE}, {KEY_FILE_VARIABLE}{looked}; `attest key gen` makes one"
+        "no signing key in {KEY_VARIABLE}, {KEY_FILE_VARIABLE}{searched}; `attest key gen` creates one"
     )]
-    Missing { looked: String },
+    Missing { searched: String },
     #[error(
-        "private key {} lies inside the repository: whoever reads the repository could sign; move it out, and make a \
-         new one if it was ever committed", .path.display()
+        "private key {} is inside the repository, whose readers could use it to sign; move it out, and create a new \
+         one if it was ever committed", .path.display()
     )]
     InsideWorkTree { path: PathBuf },
-    #[error("the signing key in {place} cannot be used")]
+    #[error("the signing key in {place} is not valid")]
     Key {
         place: String,
         #[source]
         source: KeyError,
     },
-    #[error("cannot read signing key {}", .path.display())]
+    #[error("failed to read signing key {}", .path.display())]
     Files {
         path: PathBuf,
         #[source]

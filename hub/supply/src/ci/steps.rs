@@ -1,6 +1,6 @@
-//! Running one step of the recipe. Its output goes to our standard error; its result file is read by `result`.
+//! Runs one step of the recipe. Its output goes to standard error; `result` reads its result file.
 //!
-//! A step is the project's own code. It gets the environment of CI without the signing key.
+//! A step is the project's own code. It has the environment of CI without the signing key.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::reason::Reason;
 
-use super::result::{self, Found, ResultError};
+use super::result::{self, ResultError, StepOutcome};
 use super::signer::{KEY_FILE_VARIABLE, KEY_VARIABLE};
-use crate::recipe::{ResultFormat, Step};
+use crate::recipe::{RecipeStep, ResultFormat, StepResult};
 
 /// A step that passed.
 #[derive(Clone, Debug)]
@@ -20,46 +20,43 @@ pub struct StepReport {
     pub started: Timestamp,
     pub finished: Timestamp,
     pub took: Duration,
-    /// What its result file says; absent for steps that are only run.
-    pub found: Option<Found>,
+    /// Content of its result; `None` for a step that is not attested.
+    pub outcome: Option<StepOutcome>,
 }
 
-/// Runs `step` in `root` and reads what it left.
+/// Runs `step` in `root` and reads its result.
 ///
 /// # Errors
-/// [`StepError`] when the command fails, or leaves no result, or one that does not pass.
-pub fn run_step(root: &Path, step: &Step) -> Result<StepReport, StepError> {
-    let result = step.result.as_ref();
-    let file = result.and_then(|result| witness(root, result.format, result.path.as_deref()?));
-    let before = file.as_deref().and_then(mark);
-    let (started, begun) = (Timestamp::now(), Instant::now());
-    let status = shell(root, step)?;
-    let took = begun.elapsed();
-    let finished = Timestamp::now();
+/// [`StepError`] if the command fails, or its result is missing or does not pass.
+pub fn run_step(root: &Path, step: &RecipeStep) -> Result<StepReport, StepError> {
+    let file = step.result.as_ref().and_then(|result| result_file(root, result));
+    let before = file.as_deref().and_then(file_version);
+    let (started, clock) = (Timestamp::now(), Instant::now());
+    let status = run_command(root, step)?;
+    let (took, finished) = (clock.elapsed(), Timestamp::now());
     if !status.success() {
         return Err(StepError::Failed { step: step.name.clone(), status });
     }
-    let found = match result {
+    if let Some(file) = &file
+        && before.is_some()
+        && file_version(file) == before
+    {
+        let path = file.strip_prefix(root).unwrap_or(file).display().to_string();
+        return Err(StepError::ResultStale { step: step.name.clone(), path });
+    }
+    let outcome = match &step.result {
         None => None,
-        Some(result) => {
-            // A file of an earlier run says nothing about this one.
-            if let Some(file) = &file
-                && before.is_some()
-                && mark(file) == before
-            {
-                let path = file.strip_prefix(root).unwrap_or(file).display().to_string();
-                return Err(StepError::ResultStale { step: step.name.clone(), path });
-            }
-            let path = result.path.as_deref().map(|path| root.join(path));
-            let read = result::read(result.format, path.as_deref(), (started, finished));
-            let failed = |source| StepError::Result { step: step.name.clone(), source };
-            Some(read.map_err(failed)?)
+        Some(StepResult { format, path }) => {
+            let path = path.as_deref().map(|path| root.join(path));
+            let outcome = result::read(*format, path.as_deref(), (started, finished))
+                .map_err(|source| StepError::Result { step: step.name.clone(), source })?;
+            Some(outcome)
         }
     };
-    Ok(StepReport { name: step.name.clone(), started, finished, took, found })
+    Ok(StepReport { name: step.name.clone(), started, finished, took, outcome })
 }
 
-fn shell(root: &Path, step: &Step) -> Result<ExitStatus, StepError> {
+fn run_command(root: &Path, step: &RecipeStep) -> Result<ExitStatus, StepError> {
     let mut command = Command::new("sh");
     command.args(["-c", &step.run]).current_dir(root);
     command.env_remove(KEY_VARIABLE).env_remove(KEY_FILE_VARIABLE);
@@ -67,9 +64,10 @@ fn shell(root: &Path, step: &Step) -> Result<ExitStatus, StepError> {
     command.status().map_err(|source| StepError::Start { step: step.name.clone(), source })
 }
 
-/// The file that a step must write anew.
-fn witness(root: &Path, format: ResultFormat, path: &str) -> Option<PathBuf> {
-    match format {
+/// Returns the file that a step must write.
+fn result_file(root: &Path, result: &StepResult) -> Option<PathBuf> {
+    let path = result.path.as_deref()?;
+    match result.format {
         ResultFormat::OciLayout => Some(root.join(path).join("index.json")),
         ResultFormat::ExitCode => None,
         ResultFormat::BuildkitMetadata
@@ -80,28 +78,31 @@ fn witness(root: &Path, format: ResultFormat, path: &str) -> Option<PathBuf> {
     }
 }
 
-fn mark(file: &Path) -> Option<(SystemTime, u64, u64)> {
+/// Returns the properties that change when a file is written. The file of an earlier run is not a result of this one.
+fn file_version(file: &Path) -> Option<(SystemTime, u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
 
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
-/// Why a step does not count.
+/// A step that did not pass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
     #[error("step `{step}` failed ({status}); nothing is signed")]
     Failed { step: String, status: ExitStatus },
-    #[error("step `{step}` cannot be started: a POSIX `sh` is needed")]
+    #[error("failed to start step `{step}`; a POSIX `sh` is required")]
     Start {
         step: String,
         #[source]
         source: std::io::Error,
     },
-    #[error("step `{step}` did not write {path}: what lies there is older; nothing is signed")]
+    #[error("step `{step}` did not write {path}: the existing file is older; nothing is signed")]
     ResultStale { step: String, path: String },
-    #[error("step `{step}` ended well, but its result does not count; nothing is signed")]
+    #[error(
+        "the command of step `{step}` succeeded, but its result is not accepted; nothing is signed"
+    )]
     Result {
         step: String,
         #[source]

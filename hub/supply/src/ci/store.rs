@@ -1,6 +1,6 @@
-//! The files under `.attest/`: where they lie, how they are written, how long they are kept.
+//! The files under `.attest/`: their paths, how they are written, and how long they are kept.
 //!
-//! Nothing here says whether a file is to be believed: a stored release is what somebody wrote.
+//! This module does not verify: a stored release may have any author.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use super::CiError;
 use crate::recipe::Counter;
 use crate::source::{ATTEST_DIRECTORY, Tree};
 
-/// Releases whose receipts are kept, and any older one that a current rendering needs.
+/// Number of releases whose receipts are kept, beside older ones that a current rendering needs.
 pub const RELEASES_KEPT: usize = 20;
 
 /// A file of a release directory.
@@ -28,66 +28,66 @@ pub struct SignedFile {
 
 /// The `.attest` directory of one application.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ReleaseStore {
     root: PathBuf,
     receipts: String,
     rendered: String,
-    beside: String,
+    temporary: String,
 }
 
-/// A release that was just written, and what it replaced.
-#[must_use = "either kept or undone"]
+/// A release that was written, with the files that it replaced.
+#[must_use = "it is committed or rolled back"]
 #[derive(Debug)]
-pub struct Written {
-    begun: PathBuf,
-    former: PathBuf,
-    /// What was renamed, from where and to where, in order.
-    moved: Vec<(PathBuf, PathBuf)>,
+pub struct ReleaseWrite {
+    new_files: PathBuf,
+    replaced_files: PathBuf,
+    /// Renamed files, from and to, in order.
+    renamed: Vec<(PathBuf, PathBuf)>,
 }
 
-impl Written {
-    /// What was replaced is not needed any more.
+impl ReleaseWrite {
+    /// Removes the replaced files.
     ///
     /// # Errors
-    /// [`CiError::Files`] when it cannot be removed.
-    pub fn keep(self) -> Result<(), CiError> {
-        remove(&self.begun)?;
-        remove(&self.former)
+    /// [`CiError::Files`] if they cannot be removed.
+    pub fn commit(self) -> Result<(), CiError> {
+        remove_path(&self.new_files)?;
+        remove_path(&self.replaced_files)
     }
 
-    /// Puts everything back. It needs no room; what cannot be put back stays as it is.
-    pub fn undo(self) {
-        for (from, to) in self.moved.iter().rev() {
+    /// Restores the replaced files. It requires no disk space. A file that cannot be restored is kept.
+    pub fn roll_back(self) {
+        for (from, to) in self.renamed.iter().rev() {
             let _ = fs::rename(to, from);
         }
-        let _ = remove(&self.begun);
-        // Never what could not be put back.
-        let _ = fs::remove_dir(&self.former);
+        let _ = remove_path(&self.new_files);
+        // Only if it is empty: it may contain a file that could not be restored.
+        let _ = fs::remove_dir(&self.replaced_files);
     }
 
-    fn replace(&mut self, from: PathBuf, place: PathBuf) -> Result<(), CiError> {
-        if place.symlink_metadata().is_ok() {
-            self.take_away(vec![place.clone()])?;
+    fn replace(&mut self, from: PathBuf, target: PathBuf) -> Result<(), CiError> {
+        if target.symlink_metadata().is_ok() {
+            self.set_aside(vec![target.clone()])?;
         }
-        self.rename(from, place)
+        self.rename(from, target)
     }
 
-    fn take_away(&mut self, places: Vec<PathBuf>) -> Result<(), CiError> {
-        for place in places {
-            let former = self.former.join(self.moved.len().to_string());
-            self.rename(place, former)?;
+    fn set_aside(&mut self, paths: Vec<PathBuf>) -> Result<(), CiError> {
+        for path in paths {
+            let aside = self.replaced_files.join(self.renamed.len().to_string());
+            self.rename(path, aside)?;
         }
         Ok(())
     }
 
     fn rename(&mut self, from: PathBuf, to: PathBuf) -> Result<(), CiError> {
         fs::rename(&from, &to).map_err(|error| files_error("replace", &to, error))?;
-        self.moved.push((from, to));
+        self.renamed.push((from, to));
         Ok(())
     }
 }
 
-/// A release as it lies there. Nobody has verified it.
+/// A release as stored. It is not verified.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRelease {
     /// Path of the release statement.
@@ -95,63 +95,64 @@ pub struct StoredRelease {
     pub envelope: Vec<u8>,
     pub statement: Statement,
     pub release: Release,
-    /// Every file of its directory by name, the release statement among them.
+    /// Every file of its directory by name, including the release statement.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
-impl Store {
-    /// The store of `application` in the work tree at `root`.
+impl ReleaseStore {
+    /// Returns the store of `application` in the work tree at `root`.
     pub fn new(root: &Path, application: &str) -> Self {
         Self {
             root: root.to_owned(),
             receipts: format!("{ATTEST_DIRECTORY}/receipts/{application}"),
             rendered: format!("{ATTEST_DIRECTORY}/rendered/{application}"),
-            beside: format!("{ATTEST_DIRECTORY}/.{application}"),
+            temporary: format!("{ATTEST_DIRECTORY}/.{application}"),
         }
     }
 
-    /// Path of a rendering, relative to the root.
-    pub fn rendering(&self, render: &str) -> String {
+    /// Returns the path of a rendering, relative to the root.
+    pub fn rendering_path(&self, render: &str) -> String {
         format!("{}/{render}.jsonl", self.rendered)
     }
 
-    /// Path of a release's directory, relative to the root.
-    pub fn release(&self, counter: u64) -> String {
+    /// Returns the path of a release's directory, relative to the root.
+    pub fn release_path(&self, counter: u64) -> String {
         format!("{}/{counter}", self.receipts)
     }
 
-    /// The directories to stage, relative to the root.
-    pub fn directories(&self) -> [&str; 2] {
+    /// Returns the directories to stage, relative to the root.
+    pub fn staged_directories(&self) -> [&str; 2] {
         [&self.receipts, &self.rendered]
     }
 
-    /// Counters of the releases in `tree` and on disk.
+    /// Returns the counters of the releases in `tree` and on disk.
     ///
     /// # Errors
-    /// [`CiError::Files`] when the directory cannot be listed.
+    /// [`CiError::Files`] if the directory cannot be listed.
     pub fn counters(&self, tree: &Tree) -> Result<BTreeSet<u64>, CiError> {
         let prefix = format!("{}/", self.receipts);
-        let in_tree = tree
+        let mut counters: BTreeSet<u64> = tree
             .under(&self.receipts)
-            .filter_map(|(path, _)| path.strip_prefix(&prefix)?.split('/').next()?.parse().ok());
-        let mut counters: BTreeSet<u64> = in_tree.collect();
+            .filter_map(|(path, _)| path.strip_prefix(&prefix)?.split('/').next()?.parse().ok())
+            .collect();
         counters.extend(self.counters_on_disk()?);
         Ok(counters)
     }
 
-    /// The releases in `tree`, newest first.
+    /// Returns the releases in `tree`, newest first.
     pub fn releases(&self, tree: &Tree) -> Vec<StoredRelease> {
-        let mut found: Vec<StoredRelease> = tree
+        let mut releases: Vec<StoredRelease> = tree
             .under(&self.receipts)
-            .filter_map(|(path, bytes)| stored(tree, path, bytes))
+            .filter_map(|(path, bytes)| parse_release(tree, path, bytes))
             .collect();
-        found.sort_by_key(|one| std::cmp::Reverse(one.release.counter));
-        found
+        releases.sort_by_key(|stored| std::cmp::Reverse(stored.release.counter));
+        releases
     }
 
-    /// Writes a release and its renderings, and takes away what is no longer needed: renderings of renders
-    /// that are not in `renders`, and old receipts. All of it or nothing: everything that needs room is done
-    /// before the first file changes its place, and what fails then is undone.
+    /// Writes a release and its renderings, and removes renderings that are not of `renders` and old receipts.
+    ///
+    /// The write is atomic: every step that requires disk space precedes the first rename, and an error rolls all of
+    /// it back.
     ///
     /// # Errors
     /// [`CiError::Files`], [`CiError::Link`].
@@ -161,44 +162,47 @@ impl Store {
         files: &[SignedFile],
         renderings: &[(String, Vec<u8>)],
         renders: &BTreeSet<String>,
-    ) -> Result<Written, CiError> {
-        let receipts = self.directory(&self.receipts)?;
-        let rendered = self.directory(&self.rendered)?;
-        // Beside what is staged: what a run that was killed leaves here is in nobody's way.
-        let mut written =
-            Written { begun: self.beside("new")?, former: self.beside("old")?, moved: Vec::new() };
-        let moved = self.put(&mut written, counter, files, renderings).and_then(|()| {
-            written.take_away(self.unused_renderings(&rendered, renders)?)?;
-            written.take_away(self.unused_receipts(&receipts)?)
+    ) -> Result<ReleaseWrite, CiError> {
+        let receipts = self.create_directory(&self.receipts)?;
+        let rendered = self.create_directory(&self.rendered)?;
+        // Beside the staged directories: a killed run leaves them here, where they do no harm.
+        let mut write = ReleaseWrite {
+            new_files: self.create_temporary("new")?,
+            replaced_files: self.create_temporary("old")?,
+            renamed: Vec::new(),
+        };
+        let result = self.write_files(&mut write, counter, files, renderings).and_then(|()| {
+            write.set_aside(self.unused_renderings(&rendered, renders)?)?;
+            write.set_aside(self.unused_receipts(&receipts)?)
         });
-        match moved {
-            Ok(()) => Ok(written),
+        match result {
+            Ok(()) => Ok(write),
             Err(error) => {
-                written.undo();
+                write.roll_back();
                 Err(error)
             }
         }
     }
 
-    fn put(
+    fn write_files(
         &self,
-        written: &mut Written,
+        write: &mut ReleaseWrite,
         counter: u64,
         files: &[SignedFile],
         renderings: &[(String, Vec<u8>)],
     ) -> Result<(), CiError> {
-        let begun = written.begun.join("release");
-        fs::create_dir(&begun).map_err(|e| files_error("create", &begun, e))?;
+        let release = write.new_files.join("release");
+        fs::create_dir(&release).map_err(|error| files_error("create", &release, error))?;
         for file in files {
-            write_whole(&begun, &file.name, &file.bytes)?;
+            write_atomically(&release, &file.name, &file.bytes)?;
         }
         for (render, bytes) in renderings {
-            write_whole(&written.begun, &format!("{render}.jsonl"), bytes)?;
+            write_atomically(&write.new_files, &format!("{render}.jsonl"), bytes)?;
         }
-        written.replace(begun, self.root.join(self.release(counter)))?;
+        write.replace(release, self.root.join(self.release_path(counter)))?;
         for (render, _) in renderings {
-            let place = self.root.join(self.rendering(render));
-            written.replace(written.begun.join(format!("{render}.jsonl")), place)?;
+            let target = self.root.join(self.rendering_path(render));
+            write.replace(write.new_files.join(format!("{render}.jsonl")), target)?;
         }
         Ok(())
     }
@@ -208,75 +212,81 @@ impl Store {
         directory: &Path,
         renders: &BTreeSet<String>,
     ) -> Result<Vec<PathBuf>, CiError> {
-        let is_unused =
-            |name: &String| name.strip_suffix(".jsonl").is_some_and(|name| !renders.contains(name));
-        let names = names_in(directory)?.into_iter().filter(is_unused);
-        Ok(names.map(|name| directory.join(name)).collect())
+        let mut unused = Vec::new();
+        for name in list_names(directory)? {
+            if name.strip_suffix(".jsonl").is_some_and(|render| !renders.contains(render)) {
+                unused.push(directory.join(name));
+            }
+        }
+        Ok(unused)
     }
 
     fn unused_receipts(&self, directory: &Path) -> Result<Vec<PathBuf>, CiError> {
         let counters = self.counters_on_disk()?;
-        let mut needed: BTreeSet<Digest> = BTreeSet::new();
-        let rendered = self.root.join(&self.rendered);
-        for name in names_in(&rendered)? {
-            let path = rendered.join(name);
-            needed.insert(Digest::of(&fs::read(&path).map_err(|e| files_error("read", &path, e))?));
-        }
+        let mut needed = self.rendering_digests()?;
         let mut unused = Vec::new();
         for (age, counter) in counters.into_iter().rev().enumerate() {
-            let place = directory.join(counter.to_string());
-            let digests = signed_digests(&place)?;
-            let serves = digests.iter().any(|digest| needed.contains(digest));
-            if age >= RELEASES_KEPT && !serves {
-                unused.push(place);
+            let release = directory.join(counter.to_string());
+            let digests = signed_digests(&release)?;
+            if age >= RELEASES_KEPT && digests.is_disjoint(&needed) {
+                unused.push(release);
             }
-            // The newest release of a rendering is the one that counts.
+            // Only the newest release of a rendering is needed.
             needed.retain(|digest| !digests.contains(digest));
         }
         Ok(unused)
     }
 
+    fn rendering_digests(&self) -> Result<BTreeSet<Digest>, CiError> {
+        let directory = self.root.join(&self.rendered);
+        let mut digests = BTreeSet::new();
+        for name in list_names(&directory)? {
+            digests.insert(Digest::of(&read_file(&directory.join(name))?));
+        }
+        Ok(digests)
+    }
+
     fn counters_on_disk(&self) -> Result<BTreeSet<u64>, CiError> {
-        let names = names_in(&self.root.join(&self.receipts))?;
+        let names = list_names(&self.root.join(&self.receipts))?;
         Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// An empty directory beside those that are staged.
-    fn beside(&self, what: &str) -> Result<PathBuf, CiError> {
-        let place = self.root.join(format!("{}.{what}", self.beside));
-        remove(&place)?;
-        fs::create_dir(&place).map_err(|error| files_error("create", &place, error))?;
-        Ok(place)
+    /// Creates an empty directory beside the staged ones.
+    fn create_temporary(&self, suffix: &str) -> Result<PathBuf, CiError> {
+        let directory = self.root.join(format!("{}.{suffix}", self.temporary));
+        remove_path(&directory)?;
+        fs::create_dir(&directory).map_err(|error| files_error("create", &directory, error))?;
+        Ok(directory)
     }
 
-    /// Creates a directory of the store; no part of the way may be a link.
-    fn directory(&self, path: &str) -> Result<PathBuf, CiError> {
-        let mut place = self.root.clone();
+    /// Creates a directory of the store. No part of its path may be a link.
+    fn create_directory(&self, path: &str) -> Result<PathBuf, CiError> {
+        let mut directory = self.root.clone();
         for component in path.split('/') {
-            place.push(component);
-            if place.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
-                return Err(CiError::Link { path: place.display().to_string() });
+            directory.push(component);
+            if directory.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
+                return Err(CiError::Link { path: directory.display().to_string() });
             }
         }
-        fs::create_dir_all(&place).map_err(|error| files_error("create", &place, error))?;
-        Ok(place)
+        fs::create_dir_all(&directory).map_err(|error| files_error("create", &directory, error))?;
+        Ok(directory)
     }
 }
 
-/// The counter of the next release.
+/// Returns the counter of the next release.
 ///
 /// # Errors
-/// [`CiError::CounterNotAbove`] when the recipe's number is not larger than the last one.
+/// [`CiError::CounterNotAbove`] if the number in the recipe does not exceed the last one.
 pub fn next_counter(
-    wanted: Counter,
+    source: Counter,
     known: &BTreeSet<u64>,
     now: Timestamp,
 ) -> Result<u64, CiError> {
     let last = known.last().copied();
-    let above = last.map_or(Some(1), |last| last.checked_add(1)).ok_or(CiError::TimeOutOfRange)?;
-    match (wanted, last) {
+    let next = last.map_or(Some(1), |last| last.checked_add(1)).ok_or(CiError::TimeOutOfRange)?;
+    match (source, last) {
         (Counter::UnixSeconds, _) => {
-            Ok(u64::try_from(now.as_second()).unwrap_or_default().max(above))
+            Ok(u64::try_from(now.as_second()).unwrap_or_default().max(next))
         }
         (Counter::Value(given), Some(last)) if given <= last => {
             Err(CiError::CounterNotAbove { given, last })
@@ -285,41 +295,45 @@ pub fn next_counter(
     }
 }
 
-fn stored(tree: &Tree, path: &str, envelope: &[u8]) -> Option<StoredRelease> {
+/// Parses the file at `path`; `None` if it is not a release statement.
+fn parse_release(tree: &Tree, path: &str, envelope: &[u8]) -> Option<StoredRelease> {
     let (directory, _) = path.rsplit_once('/')?;
-    let (payload, _) = envelope::peek(envelope, STATEMENT_TYPE)?;
-    let statement = Statement::read(&payload).ok()?;
-    if statement.predicate_type != RELEASE_TYPE {
-        return None;
-    }
+    let statement = peek_release_statement(envelope)?;
     let release = Release::read(&statement).ok()?;
-    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let files = tree.under(directory).map(|(path, bytes)| (name(path), bytes.to_vec())).collect();
+    let files = tree.under(directory).map(|(path, bytes)| (file_name(path), bytes.to_vec()));
     Some(StoredRelease {
         path: path.to_owned(),
         envelope: envelope.to_vec(),
         statement,
         release,
-        files,
+        files: files.collect(),
     })
 }
 
-/// Digests that the release statements of a directory name.
+fn file_name(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+/// Reads a release statement without verifying its signature.
+fn peek_release_statement(envelope: &[u8]) -> Option<Statement> {
+    let (payload, _) = envelope::peek(envelope, STATEMENT_TYPE)?;
+    let statement = Statement::read(&payload).ok()?;
+    (statement.predicate_type == RELEASE_TYPE).then_some(statement)
+}
+
+/// Returns the digests in the release statements of a directory.
 fn signed_digests(directory: &Path) -> Result<BTreeSet<Digest>, CiError> {
     let mut digests = BTreeSet::new();
-    for name in names_in(directory)? {
-        let path = directory.join(name);
-        let bytes = fs::read(&path).map_err(|error| files_error("read", &path, error))?;
-        let statement = envelope::peek(&bytes, STATEMENT_TYPE)
-            .and_then(|(payload, _)| Statement::read(&payload).ok())
-            .filter(|statement| statement.predicate_type == RELEASE_TYPE);
+    for name in list_names(directory)? {
+        let statement = peek_release_statement(&read_file(&directory.join(name))?);
         let subjects = statement.into_iter().flat_map(|statement| statement.subject);
         digests.extend(subjects.filter_map(|subject| subject.sha256()));
     }
     Ok(digests)
 }
 
-fn names_in(directory: &Path) -> Result<Vec<String>, CiError> {
+/// Returns the sorted names in a directory; none if it does not exist.
+fn list_names(directory: &Path) -> Result<Vec<String>, CiError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -334,26 +348,33 @@ fn names_in(directory: &Path) -> Result<Vec<String>, CiError> {
     Ok(names)
 }
 
-fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), CiError> {
-    let place = directory.join(name);
-    let failed = |error| files_error("write", &place, error);
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
+fn read_file(path: &Path) -> Result<Vec<u8>, CiError> {
+    fs::read(path).map_err(|error| files_error("read", path, error))
+}
+
+fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), CiError> {
+    let path = directory.join(name);
+    persist(directory, &path, bytes).map_err(|error| files_error("write", &path, error))
+}
+
+fn persist(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(readable).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(&place).map_err(|error| failed(error.error))?;
+    file.as_file().set_permissions(readable)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
     Ok(())
 }
 
-fn remove(place: &Path) -> Result<(), CiError> {
-    let removed = match place.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(place),
-        Ok(_) => fs::remove_file(place),
+fn remove_path(path: &Path) -> Result<(), CiError> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => Err(error),
     };
-    removed.map_err(|error| files_error("remove", place, error))
+    removed.map_err(|error| files_error("remove", path, error))
 }
 
 fn files_error(action: &'static str, path: &Path, source: std::io::Error) -> CiError {
@@ -361,94 +382,4 @@ fn files_error(action: &'static str, path: &Path, source: std::io::Error) -> CiE
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_counter_is_always_above_the_last() {
-        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let seconds = u64::try_from(now.as_second()).unwrap();
-        let known = |last: u64| BTreeSet::from([1, last]);
-        let next = |wanted, known: &BTreeSet<u64>| next_counter(wanted, known, now);
-
-        assert_eq!(next(Counter::UnixSeconds, &BTreeSet::new()).unwrap(), seconds);
-        assert_eq!(next(Counter::UnixSeconds, &known(seconds)).unwrap(), seconds + 1);
-        assert_eq!(next(Counter::UnixSeconds, &known(seconds + 7)).unwrap(), seconds + 8);
-        assert_eq!(next(Counter::Value(8), &known(7)).unwrap(), 8);
-        assert_eq!(
-            next(Counter::Value(7), &known(7)).unwrap_err().reason().as_str(),
-            "CounterRegressed"
-        );
-    }
-
-    #[test]
-    fn the_newest_twenty_releases_are_kept_and_what_a_rendering_needs() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path(), "web");
-        let rendering = (String::from("all"), b"{}\n".to_vec());
-        let renders = BTreeSet::from([String::from("all")]);
-        let subject =
-            attest_common::documents::statement::Subject::new("manifests/all", Digest::of(b"{}\n"));
-        let needed = Statement::new(vec![subject], RELEASE_TYPE, serde_json::Value::Null);
-        let key = attest_common::basics::keys::PrivateKey::from_seed(&[7; 32]).unwrap();
-        let needed = envelope::seal(STATEMENT_TYPE, &needed.to_bytes(), &[&key]);
-        let file =
-            |bytes: &[u8]| vec![SignedFile { name: "release.json".into(), bytes: bytes.to_vec() }];
-
-        let write = |counter, bytes: &[u8], renderings: &[(String, Vec<u8>)]| {
-            store.write(counter, &file(bytes), renderings, &renders).unwrap().keep().unwrap();
-        };
-        write(1, b"other", &[]);
-        write(2, &needed, &[rendering]);
-        for counter in 3..30 {
-            write(counter, b"other", &[]);
-        }
-
-        let kept: Vec<u64> = store.counters_on_disk().unwrap().into_iter().collect();
-        let expected: Vec<u64> = std::iter::once(2).chain(10..30).collect();
-        assert_eq!(kept, expected);
-    }
-
-    #[test]
-    fn a_release_that_cannot_be_written_or_staged_leaves_the_former_one_as_it_was() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path(), "web");
-        let file = |name: &str| vec![SignedFile { name: name.into(), bytes: b"{}".to_vec() }];
-        let renderings = |text: &str, names: &[&str]| -> Vec<(String, Vec<u8>)> {
-            names.iter().map(|name| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
-        };
-        let renders = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let first = renderings("first\n", &["a", "b", "gone"]);
-        let written = store.write(1, &file("release.json"), &first, &renders(&["a", "b", "gone"]));
-        written.unwrap().keep().unwrap();
-        let before = everything(directory.path());
-        let second = renderings("second\n", &["a", "b", "new"]);
-        let wanted = renders(&["a", "b", "new"]);
-
-        // A name in a directory that is not there stands for a disk that is full midway.
-        let last = [second.clone(), renderings("second\n", &["not/there"])].concat();
-        let error = store.write(2, &file("release.json"), &last, &wanted).unwrap_err();
-        assert!(error.to_string().contains("not/there"), "{error}");
-        assert_eq!(everything(directory.path()), before);
-
-        store.write(2, &file("release.json"), &second, &wanted).unwrap().undo();
-        assert_eq!(everything(directory.path()), before);
-        store.write(2, &file("release.json"), &second, &wanted).unwrap().keep().unwrap();
-        let after = everything(directory.path());
-        assert_ne!(after, before);
-        assert!(after.iter().all(|(path, _)| !path.contains("gone") && !path.contains("/.web")));
-    }
-
-    fn everything(root: &Path) -> BTreeSet<(String, Vec<u8>)> {
-        let mut found = BTreeSet::new();
-        let mut open = vec![root.to_owned()];
-        while let Some(place) = open.pop() {
-            if place.is_dir() {
-                open.extend(fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()));
-            } else {
-                found.insert((place.display().to_string(), fs::read(&place).unwrap()));
-            }
-        }
-        found
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
-//! Whom `--verify` believes: a cluster's trust policy, or the public keys in the operator's context.
+//! Public keys for `--verify`: the trust policy of a cluster, or the keys in the operator's context.
 //!
-//! Never keys that lie in the repository which is being judged: whoever can change the repository could bring their
-//! own. The context file is only read here, and only the parts that verification needs.
+//! Keys in the verified repository never count: anyone who can change the repository could add keys. The context is
+//! only read, and only the parts that verification requires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use attest_common::basics::terms::Role;
 use attest_common::trust::policy::{Policy, PolicyError, Spec};
 use serde::Deserialize;
 
-use crate::trust_policy::{self, Wanted};
+use crate::trust_policy::{self, PolicyRequest};
 use crate::yaml;
 
-/// Largest policy or context file, in bytes.
+/// Maximum size of a policy or context file, in bytes.
 pub const TRUST_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Stands where a policy made from keys cannot know the cluster; no release is compared with it.
+/// Placeholder in a policy without a cluster. No release is compared with it.
 const NO_CLUSTER_UID: &str = "unknown-to-ci";
 const NO_PIN: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Where public keys come from.
+/// Policies and keys from outside the repository.
 #[derive(Clone, Debug)]
-pub struct Trust {
+pub struct TrustSources {
     policies: Vec<Spec>,
     keys: Vec<ContextKey>,
-    stand_in: String,
+    placeholder_hub_key: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -38,63 +38,81 @@ struct ContextKey {
     environments: Vec<Name>,
 }
 
-/// The parts of the operator's context that matter here.
+/// The required part of the operator's context.
 #[derive(Deserialize)]
-struct Context {
+struct ContextKeys {
     #[serde(default)]
     keys: Vec<ContextKey>,
 }
 
-impl Trust {
-    /// Reads policy files and the context. `root` is the repository that is judged.
+impl TrustSources {
+    /// Reads policy files and the context. `root` is the verified repository.
     ///
     /// # Errors
-    /// [`TrustError`]; a context that does not exist is an empty one.
+    /// [`TrustSourceError`]. A context that does not exist is empty.
     pub fn load(
         policies: &[PathBuf],
         context: Option<&Path>,
         root: &Path,
-    ) -> Result<Self, TrustError> {
+    ) -> Result<Self, TrustSourceError> {
         let mut specs = Vec::new();
         for file in policies {
-            specs.push(policy_file(file, root)?);
+            specs.push(read_policy(file, root)?);
         }
         let keys = match context {
-            Some(file) if file.exists() => context_keys(file, root)?,
+            Some(file) if file.exists() => read_context_keys(file, root)?,
             Some(_) | None => Vec::new(),
         };
-        Ok(Self { policies: specs, keys, stand_in: stand_in()? })
+        Ok(Self { policies: specs, keys, placeholder_hub_key: placeholder_hub_key()? })
     }
 
-    /// Whether there is nobody to believe.
+    /// Returns whether there is neither a policy nor a key.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty() && self.keys.is_empty()
     }
 
-    /// Environments that policy files speak for; empty without policy files.
+    /// Returns the environments of the policy files.
     pub fn policy_environments(&self) -> BTreeSet<&Name> {
         self.policies.iter().map(|spec| &spec.environment).collect()
     }
 
-    /// The policies for an environment: those of files, else one made from the context's keys.
+    /// Returns every key that may sign a release in some environment.
+    pub fn releaser_keys(&self) -> BTreeMap<KeyId, PublicKey> {
+        let policy_keys = self
+            .policies
+            .iter()
+            .flat_map(|spec| &spec.keys)
+            .filter(|key| key.roles.contains(&Role::Releaser))
+            .map(|key| &key.public_key);
+        policy_keys
+            .chain(self.keys.iter().map(|key| &key.public_key))
+            .filter_map(|pem| PublicKey::from_pem(pem).ok())
+            .map(|key| (key.id(), key))
+            .collect()
+    }
+
+    /// Returns the policies for an environment: those of files, or one generated from the keys of the context.
     pub(super) fn specs(&self, environment: &Name) -> Vec<Spec> {
-        let mine = |spec: &&Spec| spec.environment == *environment;
-        let of_files: Vec<Spec> = self.policies.iter().filter(mine).cloned().collect();
-        if of_files.is_empty() {
-            self.made_from_keys(environment).into_iter().collect()
+        let from_files: Vec<Spec> =
+            self.policies.iter().filter(|spec| spec.environment == *environment).cloned().collect();
+        if from_files.is_empty() {
+            self.generated_policy(environment).into_iter().collect()
         } else {
-            of_files
+            from_files
         }
     }
 
-    fn made_from_keys(&self, environment: &Name) -> Option<Spec> {
-        let mine = self.keys.iter().filter(|key| key.environments.contains(environment));
+    fn generated_policy(&self, environment: &Name) -> Option<Spec> {
+        let keys = self.keys.iter().filter(|key| key.environments.contains(environment));
         let ci_keys: Vec<(String, String)> =
-            mine.map(|key| (key.alias.clone(), key.public_key.clone())).collect();
-        let wanted = Wanted {
+            keys.map(|key| (key.alias.clone(), key.public_key.clone())).collect();
+        if ci_keys.is_empty() {
+            return None;
+        }
+        let request = PolicyRequest {
             environment: environment.clone(),
             cluster_name: None,
-            hub_key: self.stand_in.clone(),
+            hub_key: self.placeholder_hub_key.clone(),
             ca_pin: NO_PIN.to_owned(),
             ci_keys,
             names: Vec::new(),
@@ -102,105 +120,107 @@ impl Trust {
             namespaces: Vec::new(),
             allow_remove: false,
         };
-        (!wanted.ci_keys.is_empty()).then(|| wanted.generate())
-    }
-
-    /// Every key that may sign a release somewhere.
-    pub fn releasers(&self) -> BTreeMap<KeyId, PublicKey> {
-        let of_policies = self.policies.iter().flat_map(|spec| &spec.keys);
-        let of_policies = of_policies.filter(|key| key.roles.contains(&Role::Releaser));
-        let of_policies = of_policies.map(|key| &key.public_key);
-        let all = of_policies.chain(self.keys.iter().map(|key| &key.public_key));
-        all.filter_map(|pem| PublicKey::from_pem(pem).ok()).map(|key| (key.id(), key)).collect()
+        Some(request.generate())
     }
 }
 
-/// A policy ready for use at a cluster; what the file leaves open is filled in.
-pub(super) fn usable(spec: &Spec, cluster: &Name) -> Result<Policy, PolicyError> {
-    let mut spec = spec.clone();
-    spec.cluster_name.get_or_insert_with(|| cluster.clone());
-    spec.kube_system_uid.get_or_insert_with(|| NO_CLUSTER_UID.to_owned());
-    spec.load()
+/// Returns the policy for a cluster, with placeholders for missing fields.
+pub(super) fn complete_policy(spec: &Spec, cluster: &Name) -> Result<Policy, PolicyError> {
+    let mut complete = spec.clone();
+    complete.cluster_name.get_or_insert_with(|| cluster.clone());
+    complete.kube_system_uid.get_or_insert_with(|| NO_CLUSTER_UID.to_owned());
+    complete.load()
 }
 
-/// No hub speaks in CI, and a policy needs a hub key: one that nobody holds.
-fn stand_in() -> Result<String, TrustError> {
+/// A policy requires a hub key, but there is no hub in CI: returns a public key whose private key is discarded.
+fn placeholder_hub_key() -> Result<String, TrustSourceError> {
     let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|_| TrustError::Randomness)?;
+    getrandom::fill(&mut seed).map_err(|_| TrustSourceError::Randomness)?;
     PrivateKey::from_seed(&seed)
         .map(|key| key.public().to_pem())
-        .map_err(|source| TrustError::StandIn { source })
+        .map_err(|source| TrustSourceError::StandIn { source })
 }
 
-fn policy_file(file: &Path, root: &Path) -> Result<Spec, TrustError> {
-    let bytes = read(file, root)?;
+fn read_policy(file: &Path, root: &Path) -> Result<Spec, TrustSourceError> {
+    let bytes = read_outside(file, root)?;
     trust_policy::read(&file.display().to_string(), &bytes)
-        .map_err(|source| TrustError::Policy { path: file.to_owned(), source })
+        .map_err(|source| TrustSourceError::Policy { path: file.to_owned(), source })
 }
 
-fn context_keys(file: &Path, root: &Path) -> Result<Vec<ContextKey>, TrustError> {
-    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
-    let documents = yaml::read(&file.display().to_string(), &read(file, root)?, &mut Vec::new())
-        .map_err(|error| wrong(error.to_string()))?;
+fn read_context_keys(file: &Path, root: &Path) -> Result<Vec<ContextKey>, TrustSourceError> {
+    let bytes = read_outside(file, root)?;
+    let documents = yaml::read(&file.display().to_string(), &bytes, &mut Vec::new())
+        .map_err(|error| malformed(file, error.to_string()))?;
     match documents.as_slice() {
         [] => Ok(Vec::new()),
-        [document] => Context::deserialize(document)
+        [document] => ContextKeys::deserialize(document)
             .map(|context| context.keys)
-            .map_err(|error| wrong(error.to_string())),
-        several => Err(wrong(format!("holds {} documents; one is read", several.len()))),
+            .map_err(|error| malformed(file, error.to_string())),
+        several => {
+            let problem = format!("it has {} documents instead of one", several.len());
+            Err(malformed(file, problem))
+        }
     }
 }
 
-fn read(file: &Path, root: &Path) -> Result<Vec<u8>, TrustError> {
-    let failed = |source| TrustError::Files { path: file.to_owned(), source };
-    let place = file.canonicalize().map_err(failed)?;
-    if place.starts_with(root) {
-        return Err(TrustError::InsideRepository { path: file.to_owned() });
+/// Reads a file outside the repository at `root`.
+fn read_outside(file: &Path, root: &Path) -> Result<Vec<u8>, TrustSourceError> {
+    let location = file.canonicalize().map_err(|source| unreadable(file, source))?;
+    if location.starts_with(root) {
+        return Err(TrustSourceError::InsideRepository { path: file.to_owned() });
     }
-    let wrong = |problem: String| TrustError::Malformed { path: file.to_owned(), problem };
-    if std::fs::metadata(&place).map_err(failed)?.len() > TRUST_FILE_BYTES_MAX {
-        return Err(wrong("is larger than 1 MiB".to_owned()));
+    let metadata = std::fs::metadata(&location).map_err(|source| unreadable(file, source))?;
+    if metadata.len() > TRUST_FILE_BYTES_MAX {
+        return Err(malformed(file, "it is larger than 1 MiB".to_owned()));
     }
-    std::fs::read(&place).map_err(failed)
+    std::fs::read(&location).map_err(|source| unreadable(file, source))
 }
 
-/// Why nobody could be believed.
+fn malformed(file: &Path, problem: String) -> TrustSourceError {
+    TrustSourceError::Malformed { path: file.to_owned(), problem }
+}
+
+fn unreadable(file: &Path, source: std::io::Error) -> TrustSourceError {
+    TrustSourceError::Files { path: file.to_owned(), source }
+}
+
+/// Unusable or missing trust policies and keys.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TrustError {
+pub enum TrustSourceError {
     #[error(
-        "{} lies inside the repository: keys found only there prove nothing, since whoever changes the repository \
-         can bring their own; keep it outside", .path.display()
+        "{} is inside the repository; keep it outside, because keys in the repository prove nothing: anyone who \
+         can change the repository can add keys", .path.display()
     )]
     InsideRepository { path: PathBuf },
-    #[error("{} cannot be used: {problem}", .path.display())]
+    #[error("invalid file {}: {problem}", .path.display())]
     Malformed { path: PathBuf, problem: String },
-    #[error("{} cannot be used", .path.display())]
+    #[error("invalid trust policy {}", .path.display())]
     Policy {
         path: PathBuf,
         #[source]
-        source: trust_policy::TrustError,
+        source: trust_policy::TrustPolicyError,
     },
     #[error(
-        "no public key to verify with for environment `{environment}`: give `--trust-policy FILE` (the policy of \
-         a cluster), or add the CI key to your context with `attest trust key add ALIAS FILE --environment \
-         {environment}`; keys that lie in the repository do not count"
+        "no public key to verify with for environment `{environment}`; use `--trust-policy FILE` (the policy of \
+         a cluster), or add the CI key to the context with `attest trust key add ALIAS FILE --environment \
+         {environment}`; keys in the repository do not count"
     )]
     NoKey { environment: String },
-    #[error("the trust policy for environment `{environment}` cannot be used")]
+    #[error("the trust policy for environment `{environment}` is not valid")]
     Unusable {
         environment: Name,
         #[source]
         source: PolicyError,
     },
-    #[error("the system gives no randomness")]
+    #[error("the system provides no randomness")]
     Randomness,
-    #[error("no key could be made")]
+    #[error("failed to create a key")]
     StandIn {
         #[source]
         source: KeyError,
     },
-    #[error("cannot read {}", .path.display())]
+    #[error("failed to read {}", .path.display())]
     Files {
         path: PathBuf,
         #[source]
@@ -208,7 +228,7 @@ pub enum TrustError {
     },
 }
 
-impl TrustError {
+impl TrustSourceError {
     /// Returns the reason to show.
     pub fn reason(&self) -> Reason {
         match self {

@@ -1,6 +1,8 @@
+//! Tests of recipes: valid, invalid and expanded.
+
 use super::*;
 
-const SETTLED: &str = r#"
+const DOCUMENTED: &str = r#"
 application: web-app
 repository: https://git.example/company/web-app
 sourceRoot: k8s
@@ -17,8 +19,8 @@ release: {version: "${GITHUB_REF_NAME}", counter: unix-seconds, notAfter: 720h}
 "#;
 
 fn with(from: &str, to: &str) -> String {
-    assert!(SETTLED.contains(from), "{from}");
-    SETTLED.replace(from, to)
+    assert!(DOCUMENTED.contains(from), "{from}");
+    DOCUMENTED.replace(from, to)
 }
 
 fn github(name: &str) -> Option<String> {
@@ -30,8 +32,8 @@ fn github(name: &str) -> Option<String> {
 }
 
 #[test]
-fn the_documented_recipe_is_read_as_it_is_printed() {
-    let recipe = Recipe::parse("attest.yaml", SETTLED.as_bytes()).unwrap();
+fn the_documented_recipe_is_valid() {
+    let recipe = Recipe::parse("attest.yaml", DOCUMENTED.as_bytes()).unwrap();
 
     assert_eq!(recipe.images[0].new_tag.as_deref(), Some("${GITHUB_SHA}"));
     let recipe = recipe.expand("attest.yaml", github).unwrap();
@@ -40,7 +42,7 @@ fn the_documented_recipe_is_read_as_it_is_printed() {
     assert_eq!(recipe.release.counter(), Some(Counter::UnixSeconds));
     assert_eq!(recipe.release.not_after_seconds(), Ok(720 * 3600));
     assert_eq!(recipe.render("production").unwrap().path, "k8s/overlays/production");
-    assert_eq!(declared_source_root(SETTLED.as_bytes()).as_deref(), Some("k8s"));
+    assert_eq!(declared_source_root(DOCUMENTED.as_bytes()).as_deref(), Some("k8s"));
 }
 
 #[test]
@@ -72,9 +74,9 @@ fn every_mistake_names_its_file_and_field() {
         (
             "sourceRoot: k8s",
             "sourceRoot: k8s\nsourceRoot: k9s",
-            "sourceRoot: key `sourceRoot` is given twice at line",
+            "sourceRoot: duplicate key `sourceRoot` at line",
         ),
-        ("from: build", "from: build, from: test", "images[0].from: key `from` is given twice"),
+        ("from: build", "from: build, from: test", "images[0].from: duplicate key `from` at line"),
     ];
 
     for (from, to, expected) in table {
@@ -86,7 +88,7 @@ fn every_mistake_names_its_file_and_field() {
 }
 
 #[test]
-fn an_unset_variable_and_a_value_that_does_not_fit_are_errors() {
+fn an_unset_variable_and_an_invalid_value_are_errors() {
     let expand = |text: &str, value: Option<&str>| {
         let value = value.map(str::to_owned);
         let variable = move |name: &str| match name {
@@ -96,11 +98,11 @@ fn an_unset_variable_and_a_value_that_does_not_fit_are_errors() {
         Recipe::parse("attest.yaml", text.as_bytes()).unwrap().expand("attest.yaml", variable)
     };
 
-    let unset = expand(SETTLED, None).unwrap_err();
+    let unset = expand(DOCUMENTED, None).unwrap_err();
     assert_eq!(unset.reason().as_str(), "RecipeVariable");
     assert!(unset.to_string().contains("images[0].newTag: variable GITHUB_SHA"), "{unset}");
-    assert_eq!(expand(SETTLED, Some("")).unwrap_err().reason().as_str(), "RecipeVariable");
-    assert!(expand(SETTLED, Some("a b")).unwrap_err().to_string().contains("no image tag"));
+    assert_eq!(expand(DOCUMENTED, Some("")).unwrap_err().reason().as_str(), "RecipeVariable");
+    assert!(expand(DOCUMENTED, Some("a b")).unwrap_err().to_string().contains("not an image tag"));
     let counter = with("unix-seconds", "\"${GITHUB_SHA}\"");
     assert!(expand(&counter, Some("x")).unwrap_err().to_string().contains("release.counter"));
     let counter = expand(&counter, Some("42")).unwrap().release.counter();

@@ -1,59 +1,64 @@
-//! `attest.yaml` as it is written, field by field.
+//! Fields of `attest.yaml`.
 //!
-//! Only shape is decided here; what the fields must say to each other is checked by the parent module.
+//! Deserialisation checks the shape; `check` checks the relations between fields.
 
 use serde::Deserialize;
 
-use super::{Checker, NOT_AFTER_SECONDS_MAX, RECIPE_BYTES_MAX, RecipeError};
+use super::{RecipeError, RecipeFile};
 use crate::{ImageChange, yaml};
+
+/// Maximum size of an `attest.yaml`, in bytes.
+pub const RECIPE_BYTES_MAX: usize = 256 * 1024;
+/// Maximum time for which a release is admissible, in seconds (two years).
+pub const NOT_AFTER_SECONDS_MAX: u64 = 2 * 366 * 24 * 3600;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Written {
-    pub(crate) application: String,
-    pub(crate) repository: String,
-    pub(crate) source_root: String,
-    pub(crate) steps: Option<Vec<Step>>,
-    pub(crate) images: Option<Vec<ImageChange>>,
-    pub(crate) renders: Vec<RecipeRender>,
-    pub(crate) release: ReleaseSettings,
+pub(super) struct RecipeDocument {
+    pub(super) application: String,
+    pub(super) repository: String,
+    pub(super) source_root: String,
+    pub(super) steps: Option<Vec<RecipeStep>>,
+    pub(super) images: Option<Vec<ImageChange>>,
+    pub(super) renders: Vec<RecipeRender>,
+    pub(super) release: ReleaseSettings,
 }
 
-/// One command of CI and what it leaves behind.
+/// One command of CI and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Step {
-    /// `build`, `test` and `security-scan` are attested; others only run.
+pub struct RecipeStep {
+    /// Name. `build`, `test` and `security-scan` are attested; other steps only run.
     pub name: String,
     /// Shell command.
     pub run: String,
-    /// Where its outcome is read.
+    /// Result from which the outcome is read.
     pub result: Option<StepResult>,
 }
 
-/// Where and how a step's outcome is read.
+/// Location and format of a step's result.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StepResult {
-    /// How.
+    /// Format.
     pub format: ResultFormat,
-    /// File or directory, relative to the root; absent for `exit-code` only.
+    /// File or directory relative to the root; `None` for `exit-code` only.
     pub path: Option<String>,
 }
 
-/// What a step's result file is.
+/// Format of a step's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResultFormat {
     /// Directory with an OCI image layout.
     OciLayout,
-    /// JSON that `buildx build --metadata-file` writes.
+    /// JSON of `buildx build --metadata-file`.
     BuildkitMetadata,
     /// JUnit XML.
     Junit,
-    /// No file: the step passed when its command did.
+    /// No file: the step passes if its command succeeds.
     ExitCode,
-    /// Predicate of in-toto's vulns v0.2.
+    /// Predicate vulns v0.2 of in-toto.
     #[serde(rename = "vulns-v0.2")]
     VulnsV02,
     /// JSON report of grype.
@@ -63,8 +68,8 @@ pub enum ResultFormat {
 }
 
 impl ResultFormat {
-    /// The word in `attest.yaml`.
-    pub fn word(self) -> &'static str {
+    /// Returns the value in `attest.yaml`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::OciLayout => "oci-layout",
             Self::BuildkitMetadata => "buildkit-metadata",
@@ -76,12 +81,13 @@ impl ResultFormat {
         }
     }
 
-    /// Whether an image digest can be read from it.
-    pub fn names_an_image(self) -> bool {
+    /// Returns whether the result contains an image digest.
+    pub fn contains_image(self) -> bool {
         matches!(self, Self::OciLayout | Self::BuildkitMetadata)
     }
 
-    pub(crate) fn of_step(name: &str) -> &'static [Self] {
+    /// Returns the formats that a step may have; none for a step that is not attested.
+    pub(super) fn for_step(name: &str) -> &'static [Self] {
         match name {
             "build" => &[Self::OciLayout, Self::BuildkitMetadata],
             "test" => &[Self::Junit, Self::ExitCode],
@@ -99,53 +105,53 @@ pub struct RecipeRender {
     pub name: String,
     /// Directory of plain YAML or of a kustomization.
     pub path: String,
-    /// Environments it may go to.
+    /// Environments of its destinations.
     pub environments: Vec<String>,
-    /// Clusters it may go to; absent means all.
+    /// Clusters of its destinations; `None` means all.
     pub clusters: Option<Vec<String>>,
-    /// Namespaces it may go to.
-    pub namespace: NamespaceRule,
+    /// Namespaces of its destinations.
+    pub namespace: RecipeNamespaceRule,
 }
 
-/// Namespaces that a rendering may go to.
+/// Namespaces to which a rendering may be deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "mode")]
-pub enum NamespaceRule {
-    /// Exactly this one.
+pub enum RecipeNamespaceRule {
+    /// One namespace.
     Fixed {
-        /// The namespace.
+        /// Name of the namespace.
         value: String,
     },
-    /// What the destination says, inside a pattern.
+    /// The namespace of the destination, if it matches a pattern.
     DefaultOnly {
-        /// `*` matches any run of characters.
+        /// Pattern in which `*` matches any sequence of characters.
         pattern: String,
     },
 }
 
-/// What the release statement says of itself.
+/// Properties of the release statement.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ReleaseSettings {
-    /// Version for people.
+    /// Version, for information.
     pub version: String,
     /// `unix-seconds`, or a whole number.
     pub counter: String,
-    /// How long after signing the release may still be admitted, in hours, minutes or seconds: `720h`.
+    /// Time after signing for which the release is admissible, in hours, minutes or seconds: `720h`.
     pub not_after: String,
 }
 
-/// How a release is ordered after the one before.
+/// Source of a release's counter, which orders releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// The time of signing.
     UnixSeconds,
-    /// A given number.
+    /// A number in the recipe.
     Value(u64),
 }
 
 impl ReleaseSettings {
-    /// How the counter is made; `None` while a variable is not replaced, or when it is neither form.
+    /// Returns the source of the counter; `None` for other texts, including one with a variable.
     pub fn counter(&self) -> Option<Counter> {
         match self.counter.as_str() {
             "unix-seconds" => Some(Counter::UnixSeconds),
@@ -156,57 +162,65 @@ impl ReleaseSettings {
         }
     }
 
-    /// `notAfter` in seconds.
+    /// Returns `notAfter` in seconds.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// The rule that the text violates.
     pub fn not_after_seconds(&self) -> Result<u64, String> {
-        let wrong = || {
-            format!(
-                "{:?} is no duration of at most two years: write hours, like 720h",
-                self.not_after
-            )
-        };
-        let unit_at = self.not_after.len().checked_sub(1).ok_or_else(wrong)?;
-        let (number, unit) = self.not_after.split_at_checked(unit_at).ok_or_else(wrong)?;
-        let unit_seconds = match unit {
-            "h" => 3600,
-            "m" => 60,
-            "s" => 1,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = match number.bytes().all(|byte| byte.is_ascii_digit()) {
-            true => number.parse().map_err(|_| wrong())?,
-            false => return Err(wrong()),
-        };
-        let seconds = number.checked_mul(unit_seconds).ok_or_else(wrong)?;
-        if seconds == 0 || seconds > NOT_AFTER_SECONDS_MAX { Err(wrong()) } else { Ok(seconds) }
+        parse_duration_seconds(&self.not_after)
+            .filter(|seconds| (1..=NOT_AFTER_SECONDS_MAX).contains(seconds))
+            .ok_or_else(|| {
+                format!(
+                    "{:?} is not a duration of at most two years; use hours, for example 720h",
+                    self.not_after
+                )
+            })
     }
 }
 
-pub(crate) fn read(file: &str, bytes: &[u8]) -> Result<Written, RecipeError> {
-    let here = Checker { file };
-    if bytes.len() > RECIPE_BYTES_MAX {
-        return here.syntax("file", format!("is longer than {RECIPE_BYTES_MAX} bytes"));
-    }
-    let Ok(text) = str::from_utf8(bytes) else {
-        return here.syntax("file", "is not UTF-8");
+fn parse_duration_seconds(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit_seconds = match unit {
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return None,
     };
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(unit_seconds)
+}
+
+/// Parses the shape of a recipe.
+///
+/// # Errors
+/// [`RecipeError`] with the path of the invalid field.
+pub(super) fn parse_document(
+    file: RecipeFile<'_>,
+    bytes: &[u8],
+) -> Result<RecipeDocument, RecipeError> {
+    if bytes.len() > RECIPE_BYTES_MAX {
+        let problem = format!("is longer than {RECIPE_BYTES_MAX} bytes");
+        return Err(file.syntax_error("file", problem));
+    }
+    let text = str::from_utf8(bytes).map_err(|_| file.syntax_error("file", "is not UTF-8"))?;
     let options = yaml::options();
-    let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        serde_path_to_error::deserialize::<_, Written>(reader).map_err(|error| {
-            field = error.path().to_string();
+    let mut path = String::new();
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
+        serde_path_to_error::deserialize::<_, RecipeDocument>(reader).map_err(|error| {
+            path = error.path().to_string();
             error.into_inner()
         })
-    });
-    read.or_else(|error| {
-        // Of a key that is there twice, the path ends before the key.
-        let field = match (yaml::twice(&error), field.strip_suffix('?')) {
-            (Some(key), Some(parent)) => format!("{parent}{key}"),
-            (None, _) | (_, None) if field.is_empty() || field == "." => "document".to_owned(),
-            (None, _) | (_, None) => field,
-        };
-        here.syntax(field, yaml::problem(&error))
     })
+    .map_err(|error| file.syntax_error(error_field(&path, &error), yaml::problem(&error)))
+}
+
+/// Returns the path of the field at fault. For a duplicate key, `path` ends before the key.
+fn error_field(path: &str, error: &serde_saphyr::Error) -> String {
+    match (yaml::twice(error), path.strip_suffix('?')) {
+        (Some(key), Some(parent)) => format!("{parent}{key}"),
+        _ if path.is_empty() || path == "." => "document".to_owned(),
+        _ => path.to_owned(),
+    }
 }

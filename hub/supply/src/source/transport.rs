@@ -15,7 +15,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use attest_common::basics::locked::Locked;
 use gix::protocol::transport::Protocol;
 use gix::protocol::transport::client::blocking_io::{Transport, connect};
 use gix::protocol::transport::client::git::{self, blocking_io::Connection};
