@@ -74,9 +74,13 @@ fn every_mistake_names_its_file_and_field() {
         (
             "sourceRoot: k8s",
             "sourceRoot: k8s\nsourceRoot: k9s",
-            "sourceRoot: duplicate key `sourceRoot` at line",
+            "sourceRoot: key `sourceRoot` is given twice at line",
         ),
-        ("from: build", "from: build, from: test", "images[0].from: duplicate key `from` at line"),
+        (
+            "from: build",
+            "from: build, from: test",
+            "images[0].from: key `from` is given twice at line",
+        ),
     ];
 
     for (from, to, expected) in table {
