@@ -116,7 +116,7 @@ fn a_repository_without_a_commit_is_told_so() {
     sandbox.attest(&["init", "--application", "web"]).code(0);
     sandbox.attest(&["key", "gen"]).code(0);
 
-    sandbox.attest(&["run", "--sign"]).code(1).tells(&["has no commit yet"]);
+    sandbox.attest(&["run", "--sign"]).code(1).tells(&["has no commit;"]);
     std::fs::remove_file(sandbox.at("attest.yaml")).unwrap();
     sandbox.attest(&["run"]).code(1).tells(&["no attest.yaml", "attest init"]);
 }

@@ -93,11 +93,13 @@ fn offers_push_over_ssh(remote: &Remote, exchange: &mut GitExchange) -> Result<b
     if has_answered && length.iter().all(u8::is_ascii_hexdigit) {
         return Ok(content != b"ERR ");
     }
-    match exchange.classify_message(&one_line(&String::from_utf8_lossy(&start))) {
-        // The server has the known host key and denied the request.
+    let error = exchange.classify_message(&one_line(&String::from_utf8_lossy(&start)));
+    // The server has the known host key and denied the request.
+    let is_denied = matches!(
+        error,
         SourceError::AuthenticationFailed { .. }
-        | SourceError::RepositoryNotFound { .. }
-        | SourceError::Protocol { .. } => Ok(false),
-        error => Err(error),
-    }
+            | SourceError::RepositoryNotFound { .. }
+            | SourceError::Protocol { .. }
+    );
+    if is_denied { Ok(false) } else { Err(error) }
 }

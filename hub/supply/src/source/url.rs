@@ -286,15 +286,15 @@ impl RepositoryUrl {
     }
 
     fn assemble(text: &str, parts: UrlParts<'_>) -> Result<Self, UrlError> {
-        let scheme = parts.scheme;
-        let host = parts.host.to_ascii_lowercase();
-        let user = check_user(text, scheme, parts.user, &host)?;
+        let UrlParts { scheme, user, host, port, path } = parts;
+        let host = host.to_ascii_lowercase();
+        let user = check_user(text, scheme, user, &host)?;
         if scheme != Scheme::File {
             check_host(text, &host)?;
         }
-        let path = parts.path.trim_end_matches('/').to_owned();
+        let path = path.trim_end_matches('/').to_owned();
         check_path(text, &path)?;
-        let port = parts.port.filter(|port| Some(*port) != scheme.default_port());
+        let port = port.filter(|port| Some(*port) != scheme.default_port());
         let port_suffix = port.map(|port| format!(":{port}")).unwrap_or_default();
         let compared_path = path.strip_suffix(".git").unwrap_or(&path).trim_start_matches('/');
         let normalised = format!("{}://{host}{port_suffix}/{compared_path}", scheme.as_str());
