@@ -249,11 +249,11 @@ fn object_key(name: &str) -> ObjectKey {
 fn record() -> Record {
     let floor = Floor { counter: 1_795_000_000, release: Digest::of(b"release") };
     let binding = Some("https://git.example/company/web-app".to_owned());
-    let owned = |name: &str, uid: Option<&str>, met: bool| Owned {
+    let owned = |name: &str, uid: Option<&str>, preexisting: bool| Owned {
         key: object_key(name),
         version: "v1".to_owned(),
         uid: uid.map(str::to_owned),
-        met,
+        preexisting,
     };
     Record {
         v: 1,

@@ -141,8 +141,8 @@ pub struct Owned {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// Pre-existing with the desired values: released, never deleted.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub met: bool,
+    #[serde(rename = "met", default, skip_serializing_if = "std::ops::Not::not")]
+    pub preexisting: bool,
 }
 
 /// The position of a directive relative to the newest one admitted for its destination.

@@ -109,7 +109,7 @@ pub async fn write_within<M: Message>(
 ) -> Result<(), StreamError> {
     let bytes = frame::encode(message).map_err(StreamError::Frame)?;
     let written = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
-    written.map_err(|_| StreamError::NotReading)?.map_err(StreamError::Write)
+    written.map_err(|_| StreamError::WriteTimedOut)?.map_err(StreamError::Write)
 }
 
 /// Failure to read or write a frame. Each end maps it to an error of its own that names the peer.
@@ -122,7 +122,7 @@ pub enum StreamError {
     #[error("the stream ended inside a frame")]
     Truncated,
     #[error("timed out writing to the peer")]
-    NotReading,
+    WriteTimedOut,
     #[error("invalid frame")]
     Frame(#[source] FrameError),
     #[error("a frame of {length} bytes exceeds the limit of {max} bytes")]

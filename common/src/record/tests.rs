@@ -54,7 +54,7 @@ fn owned(name: &str) -> Owned {
         },
         version: "v1".to_owned(),
         uid: None,
-        met: false,
+        preexisting: false,
     }
 }
 

@@ -237,7 +237,7 @@ fn about_to_write(
         key: key.clone(),
         version: version.to_owned(),
         uid: None,
-        met: false,
+        preexisting: false,
     }));
     inventory
 }

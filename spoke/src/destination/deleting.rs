@@ -147,7 +147,7 @@ impl Deleting {
 /// Returns whether an object is released and never deleted: it existed before, or its content cannot be restored.
 pub(super) fn is_never_deleted(owned: &Owned) -> bool {
     let ObjectKey { group, kind, .. } = &owned.key;
-    owned.met
+    owned.preexisting
         || matches!(
             (group.as_str(), kind.as_str()),
             ("", "PersistentVolumeClaim" | "Namespace")

@@ -72,7 +72,7 @@ fn learn(inventory: &mut [Owned], known: &BTreeMap<ObjectKey, Learnt>) {
     for owned in inventory {
         let Some(Learnt { uid, preexisting, version }) = known.get(&owned.key) else { continue };
         owned.uid.clone_from(uid);
-        owned.met = *preexisting;
+        owned.preexisting = *preexisting;
         // An object is deleted by the version that wrote it last.
         if let Some(version) = version {
             owned.version.clone_from(version);
@@ -97,7 +97,7 @@ mod tests {
     fn the_inventory_follows_the_version_that_an_object_was_written_by() {
         let key = object_key("Widget", "w");
         let (uid, version) = (Some("uid".to_owned()), "v1beta1".to_owned());
-        let before = Owned { key: key.clone(), version, uid: uid.clone(), met: false };
+        let before = Owned { key: key.clone(), version, uid: uid.clone(), preexisting: false };
         let after = |version: Option<&str>| {
             let mut inventory = [before.clone()];
             let learnt = Learnt {

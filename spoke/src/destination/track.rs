@@ -70,7 +70,7 @@ pub(super) fn track(
             expires: key.group == "batch"
                 && key.kind == "Job"
                 && object.value().pointer("/spec/ttlSecondsAfterFinished").is_some(),
-            preexisting: mine.is_some_and(|owned| owned.met),
+            preexisting: mine.is_some_and(|owned| owned.preexisting),
             unfinished: mine.is_some(),
             confirmed: before
                 .and_then(|t| t.confirmed.clone())
@@ -98,7 +98,7 @@ pub(super) fn with_known(
     for owned in &mut inventory {
         let known = former.and_then(|former| former.get(&owned.key));
         if let Some(tracked) = known {
-            owned.met = tracked.preexisting;
+            owned.preexisting = tracked.preexisting;
             owned.uid = tracked.owned_uid.clone().or_else(|| owned.uid.take());
         }
     }

@@ -361,7 +361,7 @@ pub fn check_room(record: &Record) -> Result<(), LedgerError> {
     let mut grown = record.clone();
     for owned in grown.inventory.iter_mut().filter(|owned| owned.uid.is_none()) {
         owned.uid = Some("0".repeat(UID_LENGTH));
-        owned.met = true;
+        owned.preexisting = true;
     }
     grown.last_good = grown.last_good.or_else(|| grown.held.clone());
     to_json(&grown).map(|_| ())

@@ -43,7 +43,7 @@ async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
             "Session with the hub ended"
         );
         attempt = attempt.saturating_add(1);
-        if matches!(error, LinkError::NotAdmitted(_)) {
+        if matches!(error, LinkError::ClusterRejected(_)) {
             join::again(link, endpoint).await;
         }
         tokio::select! {

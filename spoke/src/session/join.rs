@@ -188,7 +188,7 @@ impl Joining<'_> {
         let trust_domain = hub_trust_domain(&connection);
         connection.close(VarInt::from_u32(0), b"");
         endpoint.close(VarInt::from_u32(0), b"");
-        match answer.map_err(|_| JoinError::Link(LinkError::Silent))??.outcome {
+        match answer.map_err(|_| JoinError::Link(LinkError::TimedOut))??.outcome {
             Some(JoinOutcome::Joined(joined)) => {
                 self.store(joined, &request, &trust_domain?).await?;
                 *spent = Some(token.id().to_owned());
@@ -240,7 +240,7 @@ impl Joining<'_> {
             .await
             .map_err(|error| JoinError::Link(LinkError::Connection(error)))?;
         let answer = exchange(&mut send, receive, &asked).await.map_err(JoinError::Link)?;
-        answer.ok_or(JoinError::Link(LinkError::Cut))
+        answer.ok_or(JoinError::Link(LinkError::Truncated))
     }
 
     async fn store(

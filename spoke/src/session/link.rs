@@ -158,7 +158,7 @@ impl Link {
         let hello = to_hub(ToHubBody::Hello(self.hello(&nonce, loaded)));
         let limit = Duration::from_millis(GREETING_TIMEOUT_MS);
         let greeted = tokio::time::timeout(limit, greet(connection, &hello)).await;
-        let (mut control, mut reader, welcome) = greeted.map_err(|_| LinkError::Silent)??;
+        let (mut control, mut reader, welcome) = greeted.map_err(|_| LinkError::TimedOut)??;
         let Welcome { protocol, hub_version, reconnect_window_ms } = welcome;
         if negotiate(protocol, protocol).is_none() {
             return Err(LinkError::Protocol(protocol));
@@ -385,7 +385,7 @@ async fn receive(
 ) {
     let Ok(_turn) = arriving.acquire().await else { return };
     let received = tokio::time::timeout(PUSH_TIMEOUT, push::receive(&mut reader, &room)).await;
-    match received.unwrap_or(Err(LinkError::Silent)) {
+    match received.unwrap_or(Err(LinkError::TimedOut)) {
         Ok(pushed) => {
             // Closed only when the process ends.
             let _ = pushes.send(pushed).await;
@@ -407,12 +407,12 @@ fn to_hub(body: ToHubBody) -> ToHub {
 fn closed(connection: &Connection, error: LinkError) -> LinkError {
     match connection.close_reason() {
         Some(quinn::ConnectionError::ApplicationClosed(close)) => {
-            let said =
+            let reason =
                 attest_common::basics::text::message(&String::from_utf8_lossy(&close.reason));
             if close.error_code == VarInt::from_u32(CLOSE_NOT_ADMITTED) {
-                LinkError::NotAdmitted(said)
+                LinkError::ClusterRejected(reason)
             } else {
-                LinkError::Closed(said)
+                LinkError::Closed(reason)
             }
         }
         Some(_) | None => error,

@@ -47,7 +47,7 @@ impl Room {
     async fn enter(&self) -> Result<OwnedSemaphorePermit, LinkError> {
         let bytes = u32::try_from(ARRIVING_BYTES_MAX).unwrap_or(u32::MAX);
         // Never closed; otherwise no push could arrive.
-        Arc::clone(&self.0).acquire_many_owned(bytes).await.map_err(|_| LinkError::Cut)
+        Arc::clone(&self.0).acquire_many_owned(bytes).await.map_err(|_| LinkError::Truncated)
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn dial(
         .map_err(|error| LinkError::Dial(error.to_string()))?;
     let connection = tokio::time::timeout(limit, connecting)
         .await
-        .map_err(|_| LinkError::Silent)?
+        .map_err(|_| LinkError::TimedOut)?
         .map_err(LinkError::Connection)?;
     Ok((endpoint, connection))
 }
@@ -84,7 +84,7 @@ pub enum LinkError {
     #[error("failed to connect: {0}")]
     Dial(String),
     #[error("timed out waiting for the hub")]
-    Silent,
+    TimedOut,
     #[error("the connection ended")]
     Connection(#[source] quinn::ConnectionError),
     #[error("failed to read from the hub")]
@@ -92,7 +92,7 @@ pub enum LinkError {
     #[error("failed to write to the hub")]
     Write(#[source] quinn::WriteError),
     #[error("the stream ended within a frame")]
-    Cut,
+    Truncated,
     #[error("a frame of the hub is not valid")]
     Frame(#[source] FrameError),
     #[error("the hub sent {got} instead of {expected}")]
@@ -106,10 +106,10 @@ pub enum LinkError {
     #[error("the hub closed the session: {0}")]
     Closed(String),
     #[error(
-        "the hub does not let this cluster in any more ({0}); `attest gitops cluster get` tells why, \
-         `attest gitops cluster rejoin` brings it back"
+        "the hub rejected this cluster ({0}); see `attest gitops cluster get`, and restore it with \
+         `attest gitops cluster rejoin`"
     )]
-    NotAdmitted(String),
+    ClusterRejected(String),
     #[error("the hub and this spoke share no protocol version (hub offers {0})")]
     Protocol(u32),
     #[error("the TLS identity cannot be used")]
@@ -127,8 +127,8 @@ impl From<StreamError> for LinkError {
         match error {
             StreamError::Read(source) => Self::Read(source),
             StreamError::Write(source) => Self::Write(source),
-            StreamError::Truncated => Self::Cut,
-            StreamError::NotReading => Self::Silent,
+            StreamError::Truncated => Self::Truncated,
+            StreamError::WriteTimedOut => Self::TimedOut,
             StreamError::Frame(source) => Self::Frame(source),
             StreamError::TooLarge { max, .. } => Self::Limit { what: "bytes of a frame", max },
         }
@@ -142,16 +142,18 @@ impl LinkError {
             Self::Address(_) => Reason::HubAddress,
             Self::Socket(_) => Reason::Socket,
             Self::Cipher | Self::Tls(_) => Reason::TlsConfiguration,
-            Self::Dial(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::Cut => {
-                Reason::ConnectionLost
-            }
-            Self::Silent => Reason::PeerTimeout,
+            Self::Dial(_)
+            | Self::Connection(_)
+            | Self::Read(_)
+            | Self::Write(_)
+            | Self::Truncated => Reason::ConnectionLost,
+            Self::TimedOut => Reason::PeerTimeout,
             Self::Frame(error) => error.reason(),
             Self::Unexpected { .. } => Reason::UnexpectedMessage,
             Self::Limit { .. } | Self::TooManyUnknown { .. } => Reason::Limit,
             Self::BlobDigest => Reason::BlobDigest,
             Self::Closed(_) => Reason::HubClosed,
-            Self::NotAdmitted(_) => Reason::ClusterRejected,
+            Self::ClusterRejected(_) => Reason::ClusterRejected,
             Self::Protocol(_) => Reason::ProtocolVersion,
             Self::Pin(_) => Reason::MalformedPin,
             Self::Renewed => Reason::Renewed,

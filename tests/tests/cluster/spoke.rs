@@ -566,7 +566,7 @@ async fn objects_of_other_owners_are_not_adopted_and_one_bad_object_blocks_no_ot
     stage.synced(&more).await?;
     until("the record to mark it as pre-existing", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
-        Ok(record.inventory.iter().any(|o| o.key.name == "theirs" && o.met).then_some(()))
+        Ok(record.inventory.iter().any(|o| o.key.name == "theirs" && o.preexisting).then_some(()))
     })
     .await?;
     more.pop();
@@ -648,7 +648,10 @@ async fn existing_objects_are_adopted_if_plan_and_policy_allow_it_and_then_delet
     until("it to be in the inventory as managed", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
         let mut mine = record.inventory.iter().filter(|owned| owned.key.name == "theirs");
-        Ok(mine.next().filter(|owned| !owned.met && owned.uid == live.metadata.uid).map(|_| ()))
+        Ok(mine
+            .next()
+            .filter(|owned| !owned.preexisting && owned.uid == live.metadata.uid)
+            .map(|_| ()))
     })
     .await?;
     stage.edit("theirs").await?;
@@ -1246,7 +1249,7 @@ async fn an_object_created_just_before_an_exit_is_owned_in_the_next_directive() 
     assert_eq!(report.refusal, None);
     until("the object to be owned", WITHIN, || async {
         let record = stage.record()?.context("no record")?;
-        let owned = record.inventory.iter().all(|owned| owned.uid.is_some() && !owned.met);
+        let owned = record.inventory.iter().all(|owned| owned.uid.is_some() && !owned.preexisting);
         let value = stage.value("fresh").await?;
         Ok((owned && value.as_deref() == Some("second")).then_some(()))
     })

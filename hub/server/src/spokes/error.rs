@@ -30,9 +30,9 @@ pub enum LinkError {
     #[error("connection lost")]
     Connection(#[source] quinn::ConnectionError),
     #[error("handshake timed out")]
-    Silent,
+    HandshakeTimedOut,
     #[error("timed out writing to the peer")]
-    NotReading,
+    WriteTimedOut,
     #[error("the peer sent an invalid {0}")]
     HelloInvalid(&'static str),
     #[error("no common protocol version: the spoke supports {0} to {1}")]
@@ -73,7 +73,7 @@ impl From<StreamError> for LinkError {
             StreamError::Read(source) => Self::Read(source),
             StreamError::Write(source) => Self::Write(source),
             StreamError::Truncated => Self::StreamClosed,
-            StreamError::NotReading => Self::NotReading,
+            StreamError::WriteTimedOut => Self::WriteTimedOut,
             StreamError::Frame(source) => Self::Frame(source),
             StreamError::TooLarge { length, max } => Self::FrameTooLarge { length, max },
         }
@@ -90,8 +90,8 @@ impl LinkError {
             Self::Connection(_) | Self::Read(_) | Self::Write(_) | Self::StreamClosed => {
                 Reason::ConnectionLost
             }
-            Self::Silent => Reason::PeerTimeout,
-            Self::NotReading => Reason::WriteTimeout,
+            Self::HandshakeTimedOut => Reason::PeerTimeout,
+            Self::WriteTimedOut => Reason::WriteTimeout,
             Self::HelloInvalid(_) => Reason::HelloInvalid,
             Self::ProtocolVersion(..) => Reason::ProtocolVersion,
             Self::ClusterUnknown(_) => Reason::ClusterUnknown,
@@ -119,13 +119,13 @@ impl LinkError {
             | Self::ProtocolVersion(..)
             | Self::Frame(_)
             | Self::FrameTooLarge { .. }
-            | Self::Silent => CLOSE_PROTOCOL,
+            | Self::HandshakeTimedOut => CLOSE_PROTOCOL,
             Self::Listen { .. }
             | Self::Crypto
             | Self::Connection(_)
             | Self::CertificateExpired
             | Self::Stopping
-            | Self::NotReading
+            | Self::WriteTimedOut
             | Self::BlobMissing(_)
             | Self::Read(_)
             | Self::Write(_)

@@ -49,7 +49,9 @@ pub(super) async fn greet(
     connection: &Connection,
 ) -> Result<Greeting, LinkError> {
     let greeting = exchange(shared, cluster, connection);
-    tokio::time::timeout(greeting_timeout(), greeting).await.map_err(|_| LinkError::Silent)?
+    tokio::time::timeout(greeting_timeout(), greeting)
+        .await
+        .map_err(|_| LinkError::HandshakeTimedOut)?
 }
 
 async fn exchange(
@@ -59,7 +61,7 @@ async fn exchange(
 ) -> Result<Greeting, LinkError> {
     let (mut control, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
     let mut reader = FrameReader::new(receive, FRAME_BYTES_MAX);
-    let first: ToHub = reader.next().await?.ok_or(LinkError::Silent)?;
+    let first: ToHub = reader.next().await?.ok_or(LinkError::HandshakeTimedOut)?;
     let Some(ToHubBody::Hello(hello)) = first.body else {
         return Err(LinkError::HelloInvalid("first message"));
     };

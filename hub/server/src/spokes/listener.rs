@@ -193,7 +193,7 @@ async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkErro
     let connecting = incoming.accept().map_err(LinkError::Connection)?;
     let connection = tokio::time::timeout(greeting_timeout(), connecting)
         .await
-        .map_err(|_| LinkError::Silent)?
+        .map_err(|_| LinkError::HandshakeTimedOut)?
         .map_err(LinkError::Connection)?;
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     let alpn = data.and_then(|data| data.protocol);

@@ -134,7 +134,7 @@ pub(super) fn to_spoke(body: ToSpokeBody) -> ToSpoke {
 }
 
 async fn within_progress_timeout<T>(step: impl Future<Output = T>) -> Result<T, LinkError> {
-    tokio::time::timeout(PROGRESS_TIMEOUT, step).await.map_err(|_| LinkError::NotReading)
+    tokio::time::timeout(PROGRESS_TIMEOUT, step).await.map_err(|_| LinkError::WriteTimedOut)
 }
 
 fn frames(blob: &CompressedBlob) -> Result<Vec<Bytes>, LinkError> {

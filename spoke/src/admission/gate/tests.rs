@@ -89,7 +89,7 @@ fn what_was_written_keeps_its_version_until_it_is_written_by_another() {
         key: old.clone(),
         version: "v1beta1".to_owned(),
         uid: Some("uid".to_owned()),
-        met: false,
+        preexisting: false,
     };
 
     let after = about_to_write(vec![before.clone()], [(&old, "v1"), (&new, "v1")].into());

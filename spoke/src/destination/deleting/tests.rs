@@ -14,7 +14,7 @@ fn owned(kind: &str, name: &str) -> Owned {
         key: object_key(kind, name),
         version: "v1".to_owned(),
         uid: Some("uid".to_owned()),
-        met: false,
+        preexisting: false,
     }
 }
 

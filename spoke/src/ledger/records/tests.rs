@@ -34,7 +34,7 @@ pub(crate) fn record() -> Record {
             key: object_key("ConfigMap", "a"),
             version: "v1".to_owned(),
             uid: None,
-            met: false,
+            preexisting: false,
         }],
         removed: false,
         recorded_at: None,
@@ -75,7 +75,7 @@ fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
             key: object_key("ConfigMap", &format!("{index:06}")),
             version: "v1".to_owned(),
             uid: uid.clone(),
-            met: false,
+            preexisting: false,
         };
         Record { inventory: (0..count).map(owned).collect(), ..record() }
     };

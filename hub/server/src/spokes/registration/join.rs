@@ -65,11 +65,12 @@ async fn answer(
     let received = async {
         let (stream, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
         let mut reader = FrameReader::new(receive, JOIN_FRAME_BYTES_MAX);
-        let request: JoinRequest = reader.next().await?.ok_or(LinkError::Silent)?;
+        let request: JoinRequest = reader.next().await?.ok_or(LinkError::HandshakeTimedOut)?;
         Ok::<_, LinkError>((stream, reader, request))
     };
-    let (mut stream, _reader, request) =
-        tokio::time::timeout(timeout, received).await.map_err(|_| LinkError::Silent)??;
+    let (mut stream, _reader, request) = tokio::time::timeout(timeout, received)
+        .await
+        .map_err(|_| LinkError::HandshakeTimedOut)??;
     let mut exporter = [0; JOIN_EXPORTER_BYTES];
     connection
         .export_keying_material(&mut exporter, JOIN_EXPORTER_LABEL, JOIN_EXPORTER_CONTEXT)
