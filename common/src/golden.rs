@@ -1,4 +1,4 @@
-//! The exact bytes of signed documents and frames, beside this file: what no build may write otherwise.
+//! The exact bytes of signed documents and frames, beside this file. Every build writes them unchanged.
 //!
 //! Clusters hold such bytes for years and peers of other versions read them. A line that has to change
 //! here means a new version of a format, never a new golden file.
@@ -40,16 +40,19 @@ fn hub_key() -> PrivateKey {
     PrivateKey::from_seed(&[1; 32]).unwrap()
 }
 
+fn signed_blob(content: &str) -> SignedBlob {
+    SignedBlob {
+        id: Digest::of(format!("{content}, signed").as_bytes()),
+        sha256: Digest::of(content.as_bytes()),
+        size: content.len() as u64,
+    }
+}
+
 fn plan() -> Plan {
-    let blob = |what: &str| SignedBlob {
-        id: Digest::of(format!("{what}, signed").as_bytes()),
-        sha256: Digest::of(what.as_bytes()),
-        size: what.len() as u64,
-    };
     Plan {
         v: 1,
         application: name("web-app"),
-        release: blob("release"),
+        release: signed_blob("release"),
         render: "production".to_owned(),
         content: ContentBlob {
             sha256: Digest::of(b"content"),
@@ -57,7 +60,7 @@ fn plan() -> Plan {
             objects: 2,
             media_type: RENDERING_TYPE.to_owned(),
         },
-        receipts: vec![blob("build"), blob("test")],
+        receipts: vec![signed_blob("build"), signed_blob("test")],
         namespace: NamespaceRule::Fixed { value: name("app-production") },
         policy: RequestedPolicy {
             mode: Mode::Strict,
@@ -246,15 +249,18 @@ fn object_key(name: &str) -> ObjectKey {
     }
 }
 
-fn record() -> Record {
-    let floor = Floor { counter: 1_795_000_000, release: Digest::of(b"release") };
-    let binding = Some("https://git.example/company/web-app".to_owned());
-    let owned = |name: &str, uid: Option<&str>, preexisting: bool| Owned {
+fn owned(name: &str, uid: Option<&str>, preexisting: bool) -> Owned {
+    Owned {
         key: object_key(name),
         version: "v1".to_owned(),
         uid: uid.map(str::to_owned),
         preexisting,
-    };
+    }
+}
+
+fn record() -> Record {
+    let floor = Floor { counter: 1_795_000_000, release: Digest::of(b"release") };
+    let binding = Some("https://git.example/company/web-app".to_owned());
     Record {
         v: 1,
         application: name("web-app"),
@@ -284,13 +290,16 @@ fn record() -> Record {
     }
 }
 
-fn refusals() -> Vec<StoredRefusal> {
-    let refusal = |sequence| Refusal {
+fn refusal(sequence: Option<u64>) -> Refusal {
+    Refusal {
         reason: Reason::CounterRegressed.into(),
         message: "older".to_owned(),
         sequence,
         at: time("2026-11-22T12:00:02Z"),
-    };
+    }
+}
+
+fn refusals() -> Vec<StoredRefusal> {
     let signed = StoredRefusal {
         application: "web-app".to_owned(),
         namespace: "app-production".to_owned(),

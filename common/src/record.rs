@@ -206,20 +206,27 @@ pub fn admit_release(
         return Err(RecordError::SourceChanged { bound: bound.to_owned() });
     }
     let own = mine.and_then(|r| r.floor.as_ref());
-    let elsewhere = || {
-        records
-            .values()
-            .filter(|r| r.application == *application && r.binding.as_deref() == Some(repo))
-            .filter_map(|r| r.floor.as_ref())
-            .max_by_key(|floor| floor.counter)
-    };
-    let Some(floor) = own.or_else(elsewhere) else { return Ok(()) };
+    let floor = own.or_else(|| highest_floor(records, application, repo));
+    let Some(floor) = floor else { return Ok(()) };
     let regressed =
         counter < floor.counter || (counter == floor.counter && release != floor.release);
     if regressed {
         return Err(RecordError::CounterRegressed { got: counter, floor: floor.counter });
     }
     Ok(())
+}
+
+/// Returns the highest counter floor of an application from a repository in any namespace.
+fn highest_floor<'a>(
+    records: &'a DestinationRecords,
+    application: &Name,
+    repo: &str,
+) -> Option<&'a Floor> {
+    records
+        .values()
+        .filter(|r| r.application == *application && r.binding.as_deref() == Some(repo))
+        .filter_map(|r| r.floor.as_ref())
+        .max_by_key(|floor| floor.counter)
 }
 
 /// Most destinations of an application whose first plan was reverted that do not count towards its namespaces, so that
@@ -233,13 +240,11 @@ pub fn other_namespaces(
     repo: &str,
 ) -> usize {
     let (application, namespace) = destination;
-    let others = || {
-        records
-            .values()
-            .filter(|r| !r.removed && r.application == *application && r.namespace != *namespace)
-    };
-    let bound = others().filter(|r| r.binding.as_deref() == Some(repo)).count();
-    let reverted = others().filter(|r| r.binding.is_none() && r.held.is_none()).count();
+    let others = records
+        .values()
+        .filter(|r| !r.removed && r.application == *application && r.namespace != *namespace);
+    let bound = others.clone().filter(|r| r.binding.as_deref() == Some(repo)).count();
+    let reverted = others.filter(|r| r.binding.is_none() && r.held.is_none()).count();
     bound + reverted.saturating_sub(REVERTED_MAX)
 }
 

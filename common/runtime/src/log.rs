@@ -42,12 +42,15 @@ impl FromStr for LogLevel {
     /// A single word must be a level. Libraries accept it as the name of a module, so that a mistyped level would
     /// suppress all messages.
     fn from_str(text: &str) -> Result<Self, LogLevelError> {
-        let is_known = |part: &str| part.contains(['=', '[']) || is_level(part);
-        if !text.split(',').map(str::trim).all(is_known) || EnvFilter::try_new(text).is_err() {
+        if !text.split(',').map(str::trim).all(is_directive) || EnvFilter::try_new(text).is_err() {
             return Err(LogLevelError(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
     }
+}
+
+fn is_directive(part: &str) -> bool {
+    part.contains(['=', '[']) || is_level(part)
 }
 
 fn is_level(part: &str) -> bool {

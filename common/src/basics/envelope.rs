@@ -12,6 +12,7 @@ use crate::basics::ids::Digest;
 use crate::basics::json::{self, JsonError};
 use crate::basics::keys::{KeyId, PrivateKey, PublicKey};
 use crate::basics::reason::Reason;
+use crate::basics::text::shortened;
 
 /// Payload type of in-toto statements: receipts and release statements.
 pub const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
@@ -127,7 +128,7 @@ impl Unopened {
         if written.payload_type != payload_type {
             return Err(EnvelopeError::PayloadType {
                 expected: payload_type.to_owned(),
-                found: written.payload_type.chars().take(80).collect(),
+                found: shortened(&written.payload_type),
             });
         }
         if written.signatures.len() > SIGNATURES_MAX {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::basics::reason::Reason;
+use crate::basics::text::shortened;
 
 /// Longest [`Name`] in bytes: a DNS-1123 label (RFC 1123, Kubernetes object names for namespaces).
 pub const NAME_BYTES_MAX: usize = 63;
@@ -49,10 +50,9 @@ impl Digest {
 
     /// Parses 64 lower-case hexadecimal digits.
     pub fn from_hex(text: &str) -> Result<Self, IdError> {
-        let bytes = HEXLOWER
-            .decode(text.as_bytes())
-            .map_err(|_| IdError::Digest(text.chars().take(80).collect()))?;
-        let raw = bytes.try_into().map_err(|_| IdError::Digest(text.chars().take(80).collect()))?;
+        let bytes =
+            HEXLOWER.decode(text.as_bytes()).map_err(|_| IdError::Digest(shortened(text)))?;
+        let raw = bytes.try_into().map_err(|_| IdError::Digest(shortened(text)))?;
         Ok(Self(raw))
     }
 }
@@ -73,9 +73,7 @@ impl std::str::FromStr for Digest {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let hex = text
-            .strip_prefix("sha256:")
-            .ok_or_else(|| IdError::Digest(text.chars().take(80).collect()))?;
+        let hex = text.strip_prefix("sha256:").ok_or_else(|| IdError::Digest(shortened(text)))?;
         Self::from_hex(hex)
     }
 }
@@ -104,13 +102,12 @@ impl Name {
     /// first and last alphanumeric.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
-        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
         let fits = !text.is_empty()
             && text.len() <= NAME_BYTES_MAX
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && edge(text.as_bytes().first())
-            && edge(text.as_bytes().last());
-        if fits { Ok(Self(text)) } else { Err(IdError::Name(text.chars().take(80).collect())) }
+            && text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+            && text.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric);
+        if fits { Ok(Self(text)) } else { Err(IdError::Name(shortened(&text))) }
     }
 
     /// Returns the name as text.
@@ -200,7 +197,7 @@ impl TryFrom<String> for ClusterId {
         let fits = text.strip_prefix("c-").is_some_and(|hex| {
             hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         });
-        if fits { Ok(Self(text)) } else { Err(IdError::ClusterId(text.chars().take(80).collect())) }
+        if fits { Ok(Self(text)) } else { Err(IdError::ClusterId(shortened(&text))) }
     }
 }
 

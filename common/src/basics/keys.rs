@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::basics::ids::Digest;
 use crate::basics::reason::Reason;
+use crate::basics::text::shortened;
 
 /// Longest accepted PEM text in bytes.
 pub const PEM_BYTES_MAX: usize = 4096;
@@ -55,10 +56,10 @@ impl std::str::FromStr for KeyId {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let bad = || KeyError::Id(text.chars().take(80).collect());
-        let digest =
-            Digest::from_hex(text.strip_prefix("ed25519:").ok_or_else(bad)?).map_err(|_| bad())?;
-        Ok(Self(*digest.raw()))
+        text.strip_prefix("ed25519:")
+            .and_then(|hex| Digest::from_hex(hex).ok())
+            .map(|digest| Self(*digest.raw()))
+            .ok_or_else(|| KeyError::Id(shortened(text)))
     }
 }
 
@@ -66,6 +67,10 @@ impl From<KeyId> for String {
     fn from(id: KeyId) -> Self {
         id.to_string()
     }
+}
+
+fn without_whitespace(text: &str) -> impl Iterator<Item = char> {
+    text.chars().filter(|character| !character.is_whitespace())
 }
 
 /// A checked public key.
@@ -88,8 +93,7 @@ impl PublicKey {
         let key = VerifyingKey::from_public_key_pem(text).map_err(|_| KeyError::Format)?;
         let public = Self::checked(key)?;
         // Only the canonical encoding is accepted.
-        let squeezed = |t: &str| t.split_whitespace().collect::<String>();
-        if squeezed(&public.to_pem()) != squeezed(text) {
+        if !without_whitespace(&public.to_pem()).eq(without_whitespace(text)) {
             return Err(KeyError::Format);
         }
         Ok(public)

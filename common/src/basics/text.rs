@@ -2,11 +2,18 @@
 
 /// Longest message in a report, in characters.
 pub const MESSAGE_CHARACTERS_MAX: usize = 1_000;
+/// Longest quotation of an invalid value in an error, in characters.
+pub const QUOTATION_CHARACTERS_MAX: usize = 80;
 
 /// Truncates a message to [`MESSAGE_CHARACTERS_MAX`] and replaces control characters by spaces.
 pub fn message(text: &str) -> String {
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     plain.take(MESSAGE_CHARACTERS_MAX).collect()
+}
+
+/// Truncates an invalid value to [`QUOTATION_CHARACTERS_MAX`], for an error that quotes it.
+pub fn shortened(text: &str) -> String {
+    text.chars().take(QUOTATION_CHARACTERS_MAX).collect()
 }
 
 /// Returns an error and its sources in one line, for a report or a log field.

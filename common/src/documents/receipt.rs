@@ -85,28 +85,34 @@ pub fn check(
 
 fn build(statement: &Statement, about: &ReceiptContext<'_>) -> Result<(), ReceiptError> {
     covers_rendering("build", statement, about)?;
-    let at = |pointer: &str| statement.predicate.pointer(pointer).unwrap_or(&Value::Null);
-    let builder = at("/runDetails/builder/id");
+    let builder = predicate_field(statement, "/runDetails/builder/id");
     if !about.builder_ids.iter().any(|id| builder.as_str() == Some(id)) {
         return Err(forbidden_build("runDetails.builder.id", builder));
     }
-    let build_type = at("/buildDefinition/buildType");
+    let build_type = predicate_field(statement, "/buildDefinition/buildType");
     if build_type.as_str() != Some(BUILD_TYPE) {
         return Err(forbidden_build("buildDefinition.buildType", build_type));
     }
-    let parameters = at("/buildDefinition/externalParameters");
-    let known = |name: &String| EXTERNAL_PARAMETERS.contains(&name.as_str());
-    if !parameters.as_object().is_some_and(|p| p.keys().all(known)) {
+    let parameters = predicate_field(statement, "/buildDefinition/externalParameters");
+    let has_known_keys = parameters.as_object().is_some_and(|object| {
+        object.keys().all(|name| EXTERNAL_PARAMETERS.contains(&name.as_str()))
+    });
+    if !has_known_keys {
         return Err(forbidden_build("buildDefinition.externalParameters", parameters));
     }
     let source = &about.release.source;
-    let dependencies = at("/buildDefinition/resolvedDependencies");
+    let dependencies = predicate_field(statement, "/buildDefinition/resolvedDependencies");
     let names_source = dependencies.as_array().into_iter().flatten().any(|dependency| {
         let uri = dependency.get("uri").and_then(Value::as_str);
         let commit = dependency.pointer("/digest/gitCommit").and_then(Value::as_str);
         uri == Some(&source.repo) && commit == Some(&source.git_commit)
     });
     if names_source { Ok(()) } else { Err(ReceiptError::SourceMismatch) }
+}
+
+/// Returns a field of the predicate; null when it is absent.
+fn predicate_field<'a>(statement: &'a Statement, pointer: &str) -> &'a Value {
+    statement.predicate.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 fn forbidden_build(field: &'static str, found: &Value) -> ReceiptError {

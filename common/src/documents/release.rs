@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::reason::Reason;
+use crate::basics::text::shortened;
 use crate::documents::statement::{Statement, StatementError};
 
 /// Predicate type of a release statement.
@@ -123,6 +124,13 @@ impl NamespaceRule {
             Self::DefaultOnly { pattern } => glob_matches(pattern, namespace.as_str()),
         }
     }
+
+    fn is_too_long(&self) -> bool {
+        match self {
+            Self::Fixed { .. } => false,
+            Self::DefaultOnly { pattern } => pattern.len() > GLOB_BYTES_MAX,
+        }
+    }
 }
 
 /// The digest that CI resolved for an image reference of the rendering.
@@ -139,20 +147,14 @@ impl Release {
     /// Parses the predicate of a release statement. The caller verifies the signature.
     pub fn read(statement: &Statement) -> Result<Self, ReleaseError> {
         if statement.predicate_type != RELEASE_TYPE {
-            return Err(ReleaseError::PredicateType(
-                statement.predicate_type.chars().take(80).collect(),
-            ));
+            return Err(ReleaseError::PredicateType(shortened(&statement.predicate_type)));
         }
         let release: Self =
             serde_json::from_value(statement.predicate.clone()).map_err(ReleaseError::Malformed)?;
         if release.renders.is_empty() || release.renders.len() > RENDERS_MAX {
             return Err(ReleaseError::Limit { what: "renders", max: RENDERS_MAX });
         }
-        let too_long = |render: &Render| match &render.namespace {
-            NamespaceRule::DefaultOnly { pattern } => pattern.len() > GLOB_BYTES_MAX,
-            NamespaceRule::Fixed { .. } => false,
-        };
-        if release.renders.iter().any(too_long) {
+        if release.renders.iter().any(|render| render.namespace.is_too_long()) {
             return Err(ReleaseError::Limit { what: "bytes of a pattern", max: GLOB_BYTES_MAX });
         }
         if release.evidence.len() > EVIDENCE_MAX {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::basics::ids::Digest;
 use crate::basics::json::{self, JsonError};
 use crate::basics::reason::Reason;
+use crate::basics::text::shortened;
 
 /// `_type` of the only accepted statement version.
 pub const STATEMENT_V1: &str = "https://in-toto.io/Statement/v1";
@@ -63,7 +64,7 @@ impl Statement {
     pub fn read(payload: &[u8]) -> Result<Self, StatementError> {
         let statement: Self = json::document(payload).map_err(StatementError::Json)?;
         if statement.statement_type != STATEMENT_V1 {
-            return Err(StatementError::Type(statement.statement_type.chars().take(80).collect()));
+            return Err(StatementError::Type(shortened(&statement.statement_type)));
         }
         if statement.subject.is_empty() || statement.subject.len() > SUBJECTS_MAX {
             return Err(StatementError::Subjects(statement.subject.len()));

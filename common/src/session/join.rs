@@ -78,10 +78,7 @@ impl std::str::FromStr for JoinToken {
         else {
             return Err(TokenError::Form);
         };
-        let fits = |part: &str, length: usize| {
-            part.len() == length && part.bytes().all(|byte| ALPHABET.contains(&byte))
-        };
-        if !fits(id, TOKEN_ID_CHARACTERS) || !fits(secret, TOKEN_SECRET_CHARACTERS) {
+        if !is_base32(id, TOKEN_ID_CHARACTERS) || !is_base32(secret, TOKEN_SECRET_CHARACTERS) {
             return Err(TokenError::Form);
         }
         if check != check_of(body) {
@@ -95,6 +92,10 @@ impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "JoinToken({})", self.id)
     }
+}
+
+fn is_base32(part: &str, length: usize) -> bool {
+    part.len() == length && part.bytes().all(|byte| ALPHABET.contains(&byte))
 }
 
 fn check_of(body: &str) -> String {

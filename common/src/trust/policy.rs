@@ -328,18 +328,16 @@ impl Policy {
         if is_closed(namespace) {
             return Err(PolicyError::NamespaceNotAllowed(namespace.clone()));
         }
-        let by_name = |e: &&Entry| matches_any(&e.names, application.as_str());
-        let by_repo = |e: &&Entry| matches_any(&e.repos, repo);
-        let by_namespace = |e: &&Entry| matches_any(&e.namespaces, namespace.as_str());
-        let named: Vec<&Entry> = self.entries.iter().filter(by_name).collect();
-        if named.is_empty() {
+        let mut named =
+            self.entries.iter().filter(|e| matches_any(&e.names, application.as_str())).peekable();
+        if named.peek().is_none() {
             return Err(PolicyError::ApplicationNotAllowed(application.clone()));
         }
-        let sourced: Vec<&Entry> = named.into_iter().filter(by_repo).collect();
-        if sourced.is_empty() {
+        let mut sourced = named.filter(|e| matches_any(&e.repos, repo)).peekable();
+        if sourced.peek().is_none() {
             return Err(PolicyError::SourceNotAllowed(repo.chars().take(200).collect()));
         }
-        let mut matching = sourced.into_iter().filter(by_namespace);
+        let mut matching = sourced.filter(|e| matches_any(&e.namespaces, namespace.as_str()));
         let first =
             matching.next().ok_or_else(|| PolicyError::NamespaceNotAllowed(namespace.clone()))?;
         Ok(matching.fold(self.entry_policy(first), |policy, entry| {

@@ -6,13 +6,14 @@ use super::{Ages, Check, VerifyError, key_list};
 use crate::basics::envelope::Unopened;
 use crate::basics::ids::{Digest, Timestamp};
 use crate::basics::terms::Mode;
+use crate::basics::text::shortened;
 use crate::documents::plan::RequestedPolicy;
 use crate::documents::receipt::{self, ReceiptContext, ReceiptError};
 use crate::documents::release::{Release, Render};
 use crate::documents::statement::Statement;
 use crate::trust::policy::EffectivePolicy;
 
-/// What the evidence of a release is checked against.
+/// Inputs to the check of a release's evidence.
 pub(super) struct EvidenceContext<'a> {
     pub(super) release: &'a Release,
     pub(super) effective_policy: &'a EffectivePolicy,
@@ -40,20 +41,20 @@ pub(super) fn check_evidence(
     let mut used = BTreeSet::new();
     let mut warnings = Vec::new();
     for name in required {
-        let attestation = || name.chars().take(80).collect::<String>();
-        let rule = receipt::rule(name)
-            .ok_or_else(|| VerifyError::Receipt(ReceiptError::AttestationUnknown(attestation())))?;
+        let rule = receipt::rule(name).ok_or_else(|| {
+            VerifyError::Receipt(ReceiptError::AttestationUnknown(shortened(name)))
+        })?;
         let mut pinned = about.release.evidence.iter().filter(|e| e.attestation == name);
         let (Some(evidence), None) = (pinned.next(), pinned.next()) else {
-            return Err(VerifyError::AttestationMissing(attestation()));
+            return Err(VerifyError::AttestationMissing(shortened(name)));
         };
         if !used.insert(evidence.receipt) {
-            return Err(VerifyError::AttestationNotDistinct(attestation()));
+            return Err(VerifyError::AttestationNotDistinct(shortened(name)));
         }
         let keys =
             about.effective_policy.keys_for(rule.role, about.requested.trusted_keys.as_ref());
         let unopened = receipts.remove(&evidence.receipt);
-        let unopened = unopened.ok_or_else(|| VerifyError::ReceiptMissing(attestation()))?;
+        let unopened = unopened.ok_or_else(|| VerifyError::ReceiptMissing(shortened(name)))?;
         let opened = unopened
             .open(&keys)
             .map_err(|source| VerifyError::Envelope { what: "receipt", source })?;

@@ -39,13 +39,13 @@ pub fn plan(
 /// Requires that a plan names each blob once and none larger than its kind may be: a spoke stores what
 /// a plan names.
 fn check_blobs(plan: &Plan) -> Result<(), VerifyError> {
-    let envelopes = || plan.receipts.iter().chain([&plan.release]);
+    let envelopes = plan.receipts.iter().chain([&plan.release]);
     let digests: BTreeSet<Digest> =
-        envelopes().map(|blob| blob.sha256).chain([plan.content.sha256]).collect();
+        envelopes.clone().map(|blob| blob.sha256).chain([plan.content.sha256]).collect();
     if digests.len() != plan.receipts.len() + 2 {
         return Err(VerifyError::BlobTwice);
     }
-    if envelopes().any(|blob| blob.size > envelope::ENVELOPE_BYTES_MAX as u64) {
+    if envelopes.into_iter().any(|blob| blob.size > envelope::ENVELOPE_BYTES_MAX as u64) {
         return Err(VerifyError::Limit {
             what: "bytes a receipt",
             max: envelope::ENVELOPE_BYTES_MAX,

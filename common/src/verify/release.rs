@@ -9,6 +9,7 @@ use crate::basics::envelope::{self, STATEMENT_TYPE, Unopened};
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::keys::{KeyId, PublicKey};
 use crate::basics::terms::{Mode, Role};
+use crate::basics::text::shortened;
 use crate::documents::manifest::{self, Object};
 use crate::documents::plan::{RECEIPTS_MAX, RequestedPolicy, SignedBlob};
 use crate::documents::receipt::STANDARD_GRACE_MS;
@@ -77,8 +78,11 @@ pub fn fitting_render<'a>(
     cluster_name: &Name,
     namespace: &Name,
 ) -> Result<Option<&'a Render>, VerifyError> {
-    let fits = |r: &&Render| r.target.fits(environment.as_str(), cluster_name.as_str());
-    let fitting: Vec<&Render> = release.renders.iter().filter(fits).collect();
+    let fitting: Vec<&Render> = release
+        .renders
+        .iter()
+        .filter(|render| render.target.fits(environment.as_str(), cluster_name.as_str()))
+        .collect();
     if fitting.len() > 1 {
         let mut fixed = BTreeSet::new();
         let distinct = fitting.iter().all(|render| match &render.namespace {
@@ -289,8 +293,8 @@ fn chosen_render<'a>(
     policy: &Policy,
     namespace: &Name,
 ) -> Result<&'a Render, VerifyError> {
-    let short = || name.chars().take(80).collect::<String>();
-    let claimed = released.render(name).ok_or_else(|| VerifyError::RenderUnknown(short()))?;
+    let claimed =
+        released.render(name).ok_or_else(|| VerifyError::RenderUnknown(shortened(name)))?;
     if !claimed.target.fits(policy.environment.as_str(), policy.cluster_name.as_str()) {
         return Err(VerifyError::TargetMismatch {
             environment: policy.environment.clone(),
@@ -301,7 +305,7 @@ fn chosen_render<'a>(
     if fitting.is_some_and(|render| render.name == claimed.name) {
         Ok(claimed)
     } else {
-        Err(VerifyError::RenderMismatch { render: short(), namespace: namespace.clone() })
+        Err(VerifyError::RenderMismatch { render: shortened(name), namespace: namespace.clone() })
     }
 }
 
@@ -335,7 +339,7 @@ fn check_content(
         return Err(VerifyError::ContentDigest { got: digest, signed });
     }
     if render.media_type != RENDERING_TYPE {
-        return Err(VerifyError::MediaType(render.media_type.chars().take(80).collect()));
+        return Err(VerifyError::MediaType(shortened(&render.media_type)));
     }
     Ok(())
 }

@@ -88,10 +88,9 @@ where
 
 /// Returns the router of the API.
 pub(crate) fn router(api: Arc<Api>) -> Router {
-    let add = |router: Router<Arc<Api>>, (_, path, handler): Route| router.route(path, handler);
     routes()
         .into_iter()
-        .fold(Router::new(), add)
+        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(api.clone(), serve::admitted))

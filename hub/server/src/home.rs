@@ -322,9 +322,10 @@ fn host_of(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|port| *port > 0)?;
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
     let is_bracketed = bare.len() != host.len();
-    let fits = !bare.is_empty() && bare.bytes().all(plain) && (is_bracketed || !bare.contains(':'));
+    let fits = !bare.is_empty()
+        && bare.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:".contains(&byte))
+        && (is_bracketed || !bare.contains(':'));
     fits.then(|| bare.to_owned())
 }
 

@@ -176,11 +176,14 @@ impl Listing {
         })
     }
 
+    /// Returns the number of applications with a destination in the cluster.
+    fn applications_at(&self, cluster: &Name) -> u64 {
+        let applications = self.applications.iter();
+        applications.filter(|a| a.destinations.iter().any(|d| d.cluster == *cluster)).count() as u64
+    }
+
     fn shown(&self, core: &Core, record: &ClusterRecord) -> Result<Cluster, Refusal> {
         let (connected, age) = core.fleet.presence(&record.id);
-        let here = |application: &&Application| {
-            application.destinations.iter().any(|d| d.cluster == record.name)
-        };
         let reported = core.fleet.reported_policy(&record.id);
         let evicted = core.records.is_evicted(record)?;
         Ok(Cluster {
@@ -194,7 +197,7 @@ impl Listing {
             kubernetes_version: record.kubernetes_version.clone(),
             fingerprint: fingerprint_of(record),
             certificate_expires_at: record.certificate_expires_at,
-            applications: self.applications.iter().filter(here).count() as u64,
+            applications: self.applications_at(&record.name),
             default: self.default_cluster.as_ref() == Some(&record.name),
             registered_at: record.registered_at,
             kube_system_uid: record.kube_system_uid.clone(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attest_common::basics::keys::PublicKey;
-use attest_common::basics::reason::{Reason, ReportedReason};
+use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
 use attest_documents::{
@@ -107,24 +107,22 @@ fn shown(record: &RepositoryRecord) -> Repository {
     } else {
         "None"
     };
-    let made = |status: &str, reason: ReportedReason, message: &str| Condition {
+    let (status, reason, message) = match (record.can_push, &record.problem) {
+        (Some(true), _) => (
+            "False",
+            Reason::CredentialCanPush.into(),
+            "the hub's credential may push, so that a compromised hub could make CI sign",
+        ),
+        (_, Some((reason, message))) => ("Unknown", reason.clone(), message.as_str()),
+        (Some(false), None) => ("True", Reason::ReadOnly.into(), "the hub can read but not push"),
+        (None, None) => ("Unknown", Reason::Pending.into(), "not checked yet"),
+    };
+    let condition = Condition {
         kind: "ReadOnly".to_owned(),
         status: status.to_owned(),
         reason,
         message: message.to_owned(),
         last_transition_time: record.checked_at.unwrap_or_default(),
-    };
-    let condition = match (record.can_push, &record.problem) {
-        (Some(true), _) => made(
-            "False",
-            Reason::CredentialCanPush.into(),
-            "the hub's credential may push, so that a compromised hub could make CI sign",
-        ),
-        (_, Some((reason, message))) => made("Unknown", reason.clone(), message),
-        (Some(false), None) => {
-            made("True", Reason::ReadOnly.into(), "the hub can read but not push")
-        }
-        (None, None) => made("Unknown", Reason::Pending.into(), "not checked yet"),
     };
     Repository {
         url: record.url.clone(),
@@ -160,13 +158,16 @@ pub(super) async fn delete_repository(
     Ok(Json(shown(&removing.await?)))
 }
 
+fn is_alias(text: &str) -> bool {
+    (1..=ALIAS_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+}
+
 pub(super) async fn put_key(
     State(api): State<Arc<Api>>,
     Body(asked): Body<KeyRequest>,
 ) -> Answer<Key> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    let fits = (1..=ALIAS_BYTES_MAX).contains(&asked.alias.len()) && asked.alias.bytes().all(plain);
-    if !fits {
+    if !is_alias(&asked.alias) {
         let message = "must be 1 to 253 letters, digits, `.`, `-` or `_`";
         return Err(field(Reason::AliasInvalid, "alias", message));
     }

@@ -8,7 +8,7 @@ use attest_common::basics::locked::{Locked, RwLocked};
 
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
-use crate::core::store::records::{Application, ClusterRecord, ClusterState, Destination, Records};
+use crate::core::store::records::{Application, ClusterRecord, ClusterState, Records};
 
 #[derive(Debug, Default)]
 struct State {
@@ -74,8 +74,9 @@ impl Directory {
     pub fn named(&self, name: &Name) -> Option<Arc<ClusterRecord>> {
         let state = self.state.read();
         let ids = state.by_name.get(name)?;
-        let all = || ids.iter().filter_map(|id| state.by_id.get(id));
-        all().find(|record| record.state != ClusterState::Revoked).or_else(|| all().next()).cloned()
+        let mut records = ids.iter().filter_map(|id| state.by_id.get(id)).peekable();
+        let first = records.peek().copied();
+        records.find(|record| record.state != ClusterState::Revoked).or(first).cloned()
     }
 
     /// Returns all clusters, ordered by id.
@@ -86,11 +87,13 @@ impl Directory {
 
     /// Returns the destinations of an application whose cluster is registered.
     pub fn places(&self, application: &Application) -> BTreeSet<(ClusterId, Name)> {
-        let place = |destination: &Destination| {
-            let cluster = self.named(&destination.cluster)?;
-            Some((cluster.id.clone(), destination.namespace.clone()))
-        };
-        application.destinations.iter().filter_map(place).collect()
+        let destinations = application.destinations.iter();
+        destinations
+            .filter_map(|destination| {
+                let cluster = self.named(&destination.cluster)?;
+                Some((cluster.id.clone(), destination.namespace.clone()))
+            })
+            .collect()
     }
 
     /// Returns whether the cluster is registered and not revoked.

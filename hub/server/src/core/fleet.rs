@@ -493,8 +493,8 @@ impl Fleet {
         blobs.turn += 1;
         let turn = blobs.turn;
         blobs.bytes += blob.data.len();
-        if let Some((_, former)) = blobs.kept.insert(blob.digest, (turn, blob)) {
-            blobs.bytes -= former.data.len();
+        if let Some((_, replaced)) = blobs.kept.insert(blob.digest, (turn, blob)) {
+            blobs.bytes -= replaced.data.len();
         }
         while blobs.bytes > BLOB_CACHE_BYTES_MAX {
             let oldest = blobs.kept.iter().min_by_key(|(_, (used, _))| *used);

@@ -12,6 +12,7 @@ use attest_certs::Issued;
 use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
 use attest_common::basics::ids::Timestamp;
+use attest_common::basics::text::shortened;
 use attest_runtime::clock::after;
 use serde::{Deserialize, Serialize};
 
@@ -131,8 +132,9 @@ impl Operators {
     }
 
     fn write(&self, operator: &Operator) -> Result<(), HomeError> {
-        let unknown = || HomeError::OperatorUnknown(operator.serial.chars().take(80).collect());
-        let path = self.file(&operator.serial).ok_or_else(unknown)?;
+        let path = self
+            .file(&operator.serial)
+            .ok_or_else(|| HomeError::OperatorUnknown(shortened(&operator.serial)))?;
         let text = serde_json::to_vec_pretty(operator)
             .map_err(|source| HomeError::Settings { path: path.clone(), source })?;
         fs::create_dir_all(&self.directory)
@@ -152,8 +154,11 @@ impl Operators {
         if owner(path)?.0 == user {
             return Ok(());
         }
-        let foreign = |source| HomeError::Owner { path: path.to_owned(), user, source };
-        chown(path, Some(user), Some(group)).map_err(foreign)
+        chown(path, Some(user), Some(group)).map_err(|source| HomeError::Owner {
+            path: path.to_owned(),
+            user,
+            source,
+        })
     }
 
     fn file(&self, serial: &str) -> Option<PathBuf> {

@@ -72,12 +72,11 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let opened = SpokeListener::open(core.clone(), waker.clone(), registration, &tls, spokes)?;
     let spokes = Arc::new(opened);
     let api = api::listen(state, &tls, api)?;
-    let local = |address: std::io::Result<SocketAddr>| address.map_err(RunError::Socket);
     let addresses = Addresses {
-        api: local(api.address())?,
+        api: api.address().map_err(RunError::Socket)?,
         spokes: spokes.address()?,
-        health: local(health.local_addr())?,
-        metrics: local(metrics.local_addr())?,
+        health: health.local_addr().map_err(RunError::Socket)?,
+        metrics: metrics.local_addr().map_err(RunError::Socket)?,
     };
     let text = serde_json::to_vec_pretty(&addresses).unwrap_or_default();
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;

@@ -73,12 +73,13 @@ impl SpokeListener {
         let address = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
         // Best effort, for a fleet that reconnects at the same time: the kernel caps the size.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
-        let listen = |source| LinkError::Listen { address, source };
-        let runtime = quinn::default_runtime()
-            .ok_or_else(|| listen(std::io::Error::other("no asynchronous runtime")))?;
+        let runtime = quinn::default_runtime().ok_or_else(|| LinkError::Listen {
+            address,
+            source: std::io::Error::other("no asynchronous runtime"),
+        })?;
         let server = server_config(&registration, tls)?;
         let endpoint = Endpoint::new(reset::endpoint_config(tls), Some(server), socket, runtime)
-            .map_err(listen)?;
+            .map_err(|source| LinkError::Listen { address, source })?;
         Ok(Self { endpoint, core, waker, registration })
     }
 
@@ -87,9 +88,8 @@ impl SpokeListener {
     /// # Errors
     /// When the socket is closed.
     pub(crate) fn address(&self) -> Result<SocketAddr, LinkError> {
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let listen = |source| LinkError::Listen { address: unknown, source };
-        self.endpoint.local_addr().map_err(listen)
+        let address = SocketAddr::from(([0, 0, 0, 0], 0));
+        self.endpoint.local_addr().map_err(|source| LinkError::Listen { address, source })
     }
 
     /// Replaces the certificate that new connections receive.

@@ -61,14 +61,15 @@ impl std::fmt::Debug for RedbStore {
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    let name = || path.display().to_string();
+    let name = path.display().to_string();
     if path.exists() {
-        return Err(StoreError::Exists { path: name() });
+        return Err(StoreError::Exists { path: name });
     }
     let unfinished = path.with_extension("redb.new");
-    let file_error = |source: io::Error| opening(&name(), redb::Error::Io(source));
     match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file_error(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(opening(&name, redb::Error::Io(error)));
+        }
         Ok(()) | Err(_) => {}
     }
     let file = fs::OpenOptions::new()
@@ -77,7 +78,7 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
         .create_new(true)
         .mode(0o600)
         .open(&unfinished)
-        .map_err(file_error)?;
+        .map_err(|source| opening(&name, redb::Error::Io(source)))?;
     let database = FileBackend::new(file)
         .map_err(redb::Error::from)
         .and_then(|backend| Ok(builder().create_with_backend(backend)?))
@@ -86,10 +87,10 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
         Ok(database) => drop(database),
         Err(error) => {
             let _already_failing = fs::remove_file(&unfinished);
-            return Err(opening(&name(), error));
+            return Err(opening(&name, error));
         }
     }
-    fs::rename(&unfinished, path).map_err(file_error)
+    fs::rename(&unfinished, path).map_err(|source| opening(&name, redb::Error::Io(source)))
 }
 
 fn builder() -> redb::Builder {

@@ -58,10 +58,11 @@ impl CompressedBlob {
     /// # Errors
     /// [`StoreError::Format`] when they do not match the size or digest.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
-        let wrong = || StoreError::Format { what: format!("blob {}", self.digest) };
-        let size = usize::try_from(self.size).map_err(|_| wrong())?;
-        let bytes = zstd::bulk::decompress(&self.data, size).map_err(|_| wrong())?;
-        if Digest::of(&bytes) == self.digest { Ok(bytes) } else { Err(wrong()) }
+        usize::try_from(self.size)
+            .ok()
+            .and_then(|size| zstd::bulk::decompress(&self.data, size).ok())
+            .filter(|bytes| Digest::of(bytes) == self.digest)
+            .ok_or_else(|| format_error("blob", &self.digest))
     }
 
     fn change(&self) -> Change {
@@ -210,8 +211,9 @@ impl Records {
     /// When the store cannot be read.
     pub fn blob(&self, digest: &Digest) -> Result<Option<CompressedBlob>, StoreError> {
         let Some(raw) = self.store.get(Table::Blobs, &digest.hex())? else { return Ok(None) };
-        let wrong = || StoreError::Format { what: format!("blob {digest}") };
-        let (size, data) = raw.split_first_chunk::<BLOB_SIZE_BYTES>().ok_or_else(wrong)?;
+        let (size, data) = raw
+            .split_first_chunk::<BLOB_SIZE_BYTES>()
+            .ok_or_else(|| format_error("blob", digest))?;
         Ok(Some(CompressedBlob {
             digest: *digest,
             size: u64::from_be_bytes(*size),
@@ -234,7 +236,6 @@ impl Records {
                 }
             }
         }
-        let is_used = |key: &str| Digest::from_hex(key).is_ok_and(|digest| used.contains(&digest));
         let (mut after, mut dropped) = (String::new(), 0);
         loop {
             let keys = self.store.keys(Table::Blobs, &after, BLOBS_EXAMINED_MAX)?;
@@ -242,7 +243,7 @@ impl Records {
             after.clone_from(last);
             let unused: Vec<Change> = keys
                 .into_iter()
-                .filter(|key| !is_used(key))
+                .filter(|key| !Digest::from_hex(key).is_ok_and(|digest| used.contains(&digest)))
                 .map(|key| {
                     let expected = Expected::Anything;
                     Change::Delete { table: Table::Blobs, key, expected }
@@ -387,16 +388,24 @@ fn read<T: DeserializeOwned>(raw: &[u8], key: &str) -> Result<T, StoreError> {
 }
 
 fn destination_key(text: &str) -> Result<DestinationKey, StoreError> {
-    let wrong = || StoreError::Format { what: format!("destination `{text}`") };
+    parse_destination_key(text).ok_or_else(|| format_error("destination", &format!("`{text}`")))
+}
+
+/// Parses `application/cluster/namespace`.
+fn parse_destination_key(text: &str) -> Option<DestinationKey> {
     let mut parts = text.split('/');
     let (Some(application), Some(cluster), Some(namespace), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(wrong());
+        return None;
     };
-    Ok(DestinationKey {
-        application: application.parse().map_err(|_| wrong())?,
-        cluster: cluster.parse().map_err(|_| wrong())?,
-        namespace: namespace.parse().map_err(|_| wrong())?,
+    Some(DestinationKey {
+        application: application.parse().ok()?,
+        cluster: cluster.parse().ok()?,
+        namespace: namespace.parse().ok()?,
     })
+}
+
+fn format_error(kind: &str, name: &impl std::fmt::Display) -> StoreError {
+    StoreError::Format { what: format!("{kind} {name}") }
 }
