@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use attest_certs::bundle::chain_from_pem;
 use attest_certs::peer_identity;
 use attest_common::basics::ids::{Name, Timestamp};
+use attest_common::basics::reason::Reason;
 use attest_common::record::Record;
 use attest_common::record::custody::{
     DESTINATION_LABEL_VALUE, HUB_STATUS_KEY, HubStatus, IDENTITY_CHAIN_KEY,
@@ -125,19 +126,22 @@ async fn status(target: &TargetArgs, output: OutputArgs, printer: &Printer) -> a
     }
     printer.line(&format!("Spoke: {}", or_none(status.cluster_id.as_ref())));
     if let Some(at) = status.certificate_expires_at.filter(|at| *at <= Timestamp::now()) {
-        printer.line(&format!("Certificate: expired {} ago (CertificateExpired)", age(at)));
+        let reason = Reason::CertificateExpired;
+        printer.line(&format!("Certificate: expired {} ago ({reason})", age(at)));
         printer
             .note("to issue a new certificate: `attest gitops cluster rejoin NAME --kubeconfig F`");
     }
     if let Some(StateLost { recorded, found }) = status.state_lost {
-        printer.line(&format!("State: lost (StateLost): {found} of {recorded} records remain"));
+        let reason = Reason::StateLost;
+        printer.line(&format!("State: lost ({reason}): {found} of {recorded} records remain"));
         printer.note(
             "the spoke admits nothing, because it cannot detect replays without its records; \
              to accept the loss: `attest spoke accept-state`",
         );
     }
     if let Some(HubStatus { stale, since }) = status.hub {
-        let freshness = if stale { "stale (HubStale)" } else { "fresh" };
+        let freshness =
+            if stale { format!("stale ({})", Reason::HubStale) } else { "fresh".to_owned() };
         printer.line(&format!("Hub: {freshness} for {}, as last recorded", age(since)));
     }
     printer.line("");
