@@ -83,7 +83,7 @@ enum AppCommand {
         #[arg(long)]
         wait: bool,
         /// Maximum wait with --wait, in seconds
-        #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
+        #[arg(long, requires = "wait", default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
         timeout: u64,
     },
 }

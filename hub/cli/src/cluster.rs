@@ -57,7 +57,7 @@ enum ClusterCommand {
     /// Permanently revoke a cluster's identity and certificates
     Revoke {
         name: String,
-        /// Reason to record
+        /// Reason of the revocation, shown by `cluster get`
         #[arg(long, default_value = "unspecified")]
         reason: String,
         /// Skip the confirmation prompt
@@ -229,7 +229,7 @@ async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> 
     for (name, value) in [
         ("Name", cluster.name.clone()),
         ("ID", cluster.id.to_string()),
-        ("State", status(&cluster).to_owned()),
+        ("State", state_text(&cluster)),
         ("Default", if cluster.default { "yes" } else { "no" }.to_owned()),
         ("Environment", or_none(cluster.environment.as_ref())),
         ("Last seen", last_seen(&cluster)),
@@ -244,6 +244,14 @@ async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> 
         printer.line(&field(name, &value));
     }
     Ok(())
+}
+
+/// The state, with the reason of a revocation.
+fn state_text(cluster: &Cluster) -> String {
+    match &cluster.revoked_because {
+        Some(reason) => format!("{} ({reason})", status(cluster)),
+        None => status(cluster).to_owned(),
+    }
 }
 
 fn certificate_text(cluster: &Cluster) -> String {

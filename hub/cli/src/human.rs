@@ -66,11 +66,16 @@ const UNCONFIRMED: u8 = 3;
 
 /// Asks for confirmation of a loss. Without a terminal, only `--yes` confirms it.
 pub(crate) fn confirm_loss(question: &str, yes: bool, printer: &Printer) -> anyhow::Result<()> {
-    if yes || std::io::stdin().is_terminal() {
-        return confirm(question, yes, printer);
+    if yes { Ok(()) } else { confirm_with(question, "--yes", printer) }
+}
+
+/// Asks for a confirmation that without a terminal only `flag` gives.
+pub(crate) fn confirm_with(question: &str, flag: &str, printer: &Printer) -> anyhow::Result<()> {
+    if std::io::stdin().is_terminal() {
+        return confirm(question, false, printer);
     }
     let message = format!(
-        "{question} standard input is not a terminal; nothing was changed; pass --yes to confirm"
+        "{question} standard input is not a terminal; nothing was changed; pass {flag} to confirm"
     );
     Err(Exit::error(UNCONFIRMED, message))
 }

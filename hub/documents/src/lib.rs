@@ -90,6 +90,8 @@ pub struct Cluster {
     pub id: ClusterId,
     /// `Pending`, `Accepted`, `Evicted` or `Revoked`.
     pub state: String,
+    /// Reason that the operator gave for the revocation; absent unless the cluster is revoked.
+    pub revoked_because: Option<String>,
     pub connected: bool,
     /// Milliseconds since the cluster was last connected, 0 while connected; absent if it never was.
     pub last_seen_age_ms: Option<u64>,

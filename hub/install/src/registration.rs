@@ -3,8 +3,11 @@
 //! Pure functions of the hub's entries and the facts read from the cluster. Nothing is read or written here.
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::documents::manifest::{ManifestError, Object};
+use attest_common::objects::difference::{Difference, differences};
+use attest_common::trust::policy::{POLICY_NAME, Spec};
 use k8s_openapi::apimachinery::pkg::version::Info;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::ClusterFacts;
 use attest_common::record::custody::{IDENTITY_SECRET, SYSTEM_NAMESPACE};
@@ -50,6 +53,29 @@ pub struct RegistrationRequest<'a> {
     pub replace: bool,
     /// Pin of the hub's certificate authority.
     pub ca_pin: &'a str,
+}
+
+/// Returns how `requested` changes the trust policy that is installed in a cluster; `signed` is the installed value,
+/// `found` the requested one. An installed policy that this version cannot read is compared as it is stored.
+///
+/// # Errors
+/// When a policy cannot be an object, which no installed policy is.
+pub fn policy_changes(
+    installed: &Value,
+    requested: &Spec,
+) -> Result<Vec<Difference>, ManifestError> {
+    let normalised = serde_json::from_value::<Spec>(installed.clone())
+        .map_or_else(|_| installed.clone(), |spec| json!(spec));
+    Ok(differences(&[policy_object(normalised)?], &[policy_object(json!(requested))?]))
+}
+
+fn policy_object(spec: Value) -> Result<Object, ManifestError> {
+    Object::new(json!({
+        "apiVersion": "attest.continuu.ms/v1",
+        "kind": "AttestTrustPolicy",
+        "metadata": {"name": POLICY_NAME},
+        "spec": spec,
+    }))
 }
 
 /// How a registration proceeds.

@@ -18,10 +18,10 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::handler::Handler;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use http::StatusCode;
+use http::{HeaderMap, Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 
 pub use serve::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError};
@@ -34,6 +34,9 @@ use crate::home::Operators;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
 use crate::spokes::registration::Registration;
+
+/// Longest query shown in an error, in characters.
+const QUERY_SHOWN_CHARACTERS_MAX: usize = 120;
 
 /// State of the handlers of the API.
 #[derive(Debug)]
@@ -93,9 +96,36 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn(refuse_ignored))
         .layer(from_fn_with_state(api.clone(), serve::admitted))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
+}
+
+/// The only route with a query, which its handler reads.
+const ROUTE_WITH_QUERY: &str = "/v1/applications";
+
+/// Refuses requests of web pages, and query parameters that no handler reads.
+///
+/// A browser in which an operator's certificate is installed would authenticate requests of any page. It sends
+/// `Origin` with each of them; `attest` sends none.
+async fn refuse_ignored(request: Request, next: Next) -> Result<Response, Refusal> {
+    if request.headers().contains_key(header::ORIGIN) {
+        let message = "the API does not accept requests of web pages; remove the header Origin";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::OriginNotAllowed, message));
+    }
+    let uri = request.uri();
+    let has_query = request.method() == Method::PUT && uri.path() == ROUTE_WITH_QUERY;
+    if let Some(query) = uri.query().filter(|_| !has_query) {
+        return Err(unknown_query(query));
+    }
+    Ok(next.run(request).await)
+}
+
+fn unknown_query(query: &str) -> Refusal {
+    let query: String = query.chars().take(QUERY_SHOWN_CHARACTERS_MAX).collect();
+    let message = format!("unknown query parameters {query:?}; remove them");
+    Refusal::new(StatusCode::BAD_REQUEST, Reason::QueryUnknown, message)
 }
 
 async fn no_route() -> Refusal {
@@ -156,6 +186,17 @@ fn status_of(error: &StoreError) -> StatusCode {
     }
 }
 
+/// Refuses a body of another type: a web page can send `text/plain` and forms without asking first.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.and_then(|value| value.split(';').next()).map(str::trim);
+    if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    let message = "the body must be JSON; set Content-Type: application/json";
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Reason::ContentTypeUnsupported, message))
+}
+
 /// A JSON body. Rejected with a [`Refusal`] that names the error.
 #[derive(Debug)]
 pub(crate) struct Body<T>(pub(crate) T);
@@ -168,6 +209,7 @@ where
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        check_content_type(request.headers())?;
         let bytes = Bytes::from_request(request, state).await.map_err(|error| {
             let message = format!("the request is larger than {BODY_BYTES_MAX} bytes");
             match error.status() {

@@ -387,6 +387,9 @@ registry! {
         MethodNotAllowed: "the address does not support the method", "use the same version of `attest` and the hub";
         BodyTooLarge: "the request is too large", "send less";
         BodyUnreadable: "the body of the request cannot be read", "try again";
+        ContentTypeUnsupported: "the body of the request is not declared as JSON", "set `Content-Type: application/json`";
+        OriginNotAllowed: "a web page sent the request", "use `attest` or another client outside a browser";
+        QueryUnknown: "the request has a query parameter that the address does not know", "remove it";
         FieldInvalid: "a field has an invalid value; the message names it", "correct the field";
         FieldUnknown: "a field is unknown", "correct its name, or remove it";
         FeatureNotAvailable: "a field is not supported by this version", "remove it";
@@ -412,6 +415,7 @@ registry! {
             "compare it with the server's own, then `attest gitops repo add --known-hosts F`";
         CertificateRefused: "the certificate of the server is not trusted", "`attest gitops repo add --ca-file F`";
         CredentialCanPush: "the hub's credential can push to the repository", "restrict it to read access";
+        CredentialUnused: "the scheme of the URL does not use this credential", "remove the flag or field, or correct the URL";
         CredentialIncomplete: "one of two flags or fields that belong together is missing", "give both";
         CredentialFile: "a credential file cannot be read", "check path and permissions";
         CredentialContent: "a credential file does not have the expected content", "correct the file";

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::objects::difference::Difference;
 use attest_common::trust::policy::Spec;
 use attest_documents::{Cluster, List, TokenRequest};
 use attest_install::apply::{self, ObjectRef};
 use attest_install::permissions::registration_permissions;
 use attest_install::registration::{
-    RegistrationAction, RegistrationPlan, RegistrationRequest, plan_registration,
+    RegistrationAction, RegistrationPlan, RegistrationRequest, plan_registration, policy_changes,
 };
 use attest_install::{Installation, SYSTEM_NAMESPACE, SpokePlacement, cluster, in_cluster_only};
 use attest_supply::trust_policy;
@@ -23,7 +24,7 @@ use super::{POLL_EVERY, hub_entries, registered};
 use crate::client::Client;
 use crate::context::{self, Context, HubContext};
 use crate::hub_args::HubArgs;
-use crate::human::{confirm, quoted};
+use crate::human::{confirm, confirm_with, quoted};
 use crate::printer::Printer;
 use crate::target::{TargetArgs, TargetCluster, print_objects, refusal_error, write_private};
 use crate::trust::{PolicyOptions, generate_policy, read_policy};
@@ -50,22 +51,25 @@ pub(crate) struct ClusterAddArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["names", "repos", "namespaces", "allow_remove"])]
     trust_policy: Option<PathBuf>,
     /// Environment whose releases may run in the cluster; the cluster's name by default
-    #[arg(long)]
+    #[arg(long, conflicts_with = "trust_policy")]
     environment: Option<Name>,
     #[command(flatten)]
     policy_options: PolicyOptions,
     /// Where the spoke runs
     #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
     agent: AgentPlace,
-    /// Image of the spoke
-    #[arg(long, value_name = "REF", default_value = SPOKE_IMAGE)]
-    spoke_image: String,
+    /// Image of the spoke, with --agent in-cluster; that of this release by default
+    #[arg(long, value_name = "REF")]
+    spoke_image: Option<String>,
     /// File for the spoke's kubeconfig, with --agent external
     #[arg(long, value_name = "FILE")]
     kubeconfig_output: Option<PathBuf>,
     /// File for the join token, with --agent external
     #[arg(long, value_name = "FILE")]
     token_output: Option<PathBuf>,
+    /// Replace a different trust policy that is installed in the cluster; required without a terminal
+    #[arg(long)]
+    replace_policy: bool,
     /// Replace a registered cluster of this name, or a registration of this cluster under another name or hub
     #[arg(long)]
     replace: bool,
@@ -94,6 +98,7 @@ pub(super) async fn add(
     hub: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
+    check_agent_flags(&args)?;
     let context = Context::load()?;
     let hub = context.hub(hub.hub.as_deref())?;
     let client = Client::new(hub)?;
@@ -114,6 +119,10 @@ pub(super) async fn add(
         .map_err(|refusal| refusal_error(&refusal, &cluster.flags))?;
     printer.note(&format!("[preflight] {}", describe_plan(&plan, &args.name, &hub.name)));
 
+    let policy_changes = match &facts.policy {
+        Some(installed) => policy_changes(installed, &policy)?,
+        None => Vec::new(),
+    };
     let superseded = match args.agent {
         AgentPlace::InCluster => Vec::new(),
         AgentPlace::External => {
@@ -132,10 +141,12 @@ pub(super) async fn add(
     };
     registration.preflight().await?;
     registration.print_plan()?;
+    print_policy_changes(&policy_changes, printer);
     if args.dry_run {
         printer.line(&format!("cluster/{} can be registered (dry run)", args.name));
         return Ok(());
     }
+    confirm_policy_changes(&policy_changes, &args, printer)?;
     confirm(
         &format!("Install these objects into context {}?", cluster.context),
         args.yes,
@@ -149,6 +160,53 @@ pub(super) async fn add(
         ));
     }
     Ok(())
+}
+
+/// Refuses flags that have no effect for the place where the spoke runs.
+fn check_agent_flags(args: &ClusterAddArgs) -> anyhow::Result<()> {
+    let ClusterAddArgs { agent, spoke_image, kubeconfig_output, token_output, .. } = args;
+    let (flags, other) = match agent {
+        AgentPlace::InCluster => {
+            let given = [
+                ("--kubeconfig-output", kubeconfig_output.is_some()),
+                ("--token-output", token_output.is_some()),
+            ];
+            (given.to_vec(), "external")
+        }
+        AgentPlace::External => (vec![("--spoke-image", spoke_image.is_some())], "in-cluster"),
+    };
+    match flags.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => bail!("{flag} has no effect here: remove it, or pass --agent {other}"),
+        None => Ok(()),
+    }
+}
+
+fn print_policy_changes(changes: &[Difference], printer: &Printer) {
+    if changes.is_empty() {
+        return;
+    }
+    printer.warning("the trust policy installed in the cluster differs and would be replaced:");
+    for change in changes {
+        printer.note(&format!("  {}", change.field));
+        for (sign, side) in [("-", &change.signed), ("+", &change.found)] {
+            if let Some(value) = side {
+                printer.note(&format!("  {sign} {value}"));
+            }
+        }
+    }
+}
+
+/// Asks before an installed policy is replaced. `--yes` does not confirm it: the policy may have been restricted by
+/// its operator since the cluster was registered.
+fn confirm_policy_changes(
+    changes: &[Difference],
+    args: &ClusterAddArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    if changes.is_empty() || args.replace_policy {
+        return Ok(());
+    }
+    confirm_with("Replace the trust policy of the cluster?", "--replace-policy", printer)
 }
 
 fn requested_policy(
@@ -227,9 +285,11 @@ struct Registration<'a> {
 impl Registration<'_> {
     fn manifests(&self, token: Option<&str>) -> Vec<Value> {
         let placement = match self.args.agent {
-            AgentPlace::InCluster => {
-                SpokePlacement::InCluster { image: &self.args.spoke_image, hub: self.hub, token }
-            }
+            AgentPlace::InCluster => SpokePlacement::InCluster {
+                image: self.args.spoke_image.as_deref().unwrap_or(SPOKE_IMAGE),
+                hub: self.hub,
+                token,
+            },
             AgentPlace::External => SpokePlacement::External,
         };
         Installation { policy: self.policy, placement }.manifests()

@@ -15,7 +15,7 @@ use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::{Api, Body, Refusal, shown, status_of};
+use super::{Api, Body, Refusal, shown, status_of, unknown_query};
 use crate::applications::facts::{self, Detail, deployed_commit};
 use crate::applications::rules::{self, ApplicationError, Removal};
 use crate::applications::status;
@@ -74,8 +74,9 @@ pub(super) async fn apply(
     Body(manifest): Body<Value>,
 ) -> Answer<Application> {
     let removal = match uri.query() {
+        None | Some("remove=false") => Removal::Unconfirmed,
         Some(REMOVAL_ALLOWED) => Removal::Confirmed,
-        _ => Removal::Unconfirmed,
+        Some(query) => return Err(unknown_query(query)),
     };
     let applying = blocking(&api, move |api| {
         let urls = &api.repositories.urls;

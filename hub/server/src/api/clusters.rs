@@ -190,6 +190,7 @@ impl Listing {
             name: record.name.to_string(),
             id: record.id.clone(),
             state: if evicted { "Evicted" } else { record.state.as_str() }.to_owned(),
+            revoked_because: record.revoked_because.clone(),
             connected,
             last_seen_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             environment: reported.map(|reported| reported.policy.environment.to_string()),

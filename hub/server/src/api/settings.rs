@@ -11,7 +11,7 @@ use attest_documents::{
     Version,
 };
 use attest_runtime::clock::now;
-use attest_supply::source::{Remote, RepositoryUrl};
+use attest_supply::source::{Remote, RepositoryUrl, Scheme};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -48,6 +48,29 @@ pub(super) async fn put_repository(
     Ok(Json(shown(&record)))
 }
 
+/// Refuses credentials that the scheme of the URL does not use.
+fn check_credential_scheme(asked: &RepositoryRequest, scheme: Scheme) -> Result<(), Refusal> {
+    let given = [
+        ("username", asked.username.is_some(), &[Scheme::Https, Scheme::Http][..]),
+        ("sshKey", asked.ssh_key.is_some(), &[Scheme::Ssh]),
+        ("ca", asked.ca.is_some(), &[Scheme::Https]),
+    ];
+    let unused =
+        given.iter().find(|(_, is_given, schemes)| *is_given && !schemes.contains(&scheme));
+    match unused {
+        Some((name, _, schemes)) => {
+            let wanted: Vec<&str> = schemes.iter().map(|scheme| scheme.as_str()).collect();
+            let message = format!(
+                "{name} has no effect for a {} URL; remove it, or use a URL with {}",
+                scheme.as_str(),
+                wanted.join(" or ")
+            );
+            Err(field(Reason::CredentialUnused, name, message))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks before storing the credentials that they can read and may not push.
 fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecord, Refusal> {
     let url = RepositoryUrl::parse(&asked.url, &api.repositories.urls)
@@ -63,6 +86,7 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
             return Err(field(Reason::CredentialIncomplete, missing, message));
         }
     }
+    check_credential_scheme(&asked, url.scheme())?;
     let mut record = RepositoryRecord {
         url: url.normalised().to_owned(),
         address: asked.url,

@@ -45,7 +45,7 @@ async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
         manifest
     };
     type Case<'a> = (&'a str, &'a str, Option<Value>, u16, &'a str, Option<&'a str>);
-    let cases: [Case<'_>; 9] = [
+    let cases: [Case<'_>; 13] = [
         ("GET", "/v1/nothing", None, 404, "RouteUnknown", None),
         ("POST", "/v1/version", None, 405, "MethodNotAllowed", None),
         ("GET", "/v1/clusters/moon", None, 404, "ClusterUnknown", None),
@@ -76,6 +76,31 @@ async fn failures_carry_a_stable_word_a_field_and_what_to_do() {
             Some("password"),
         ),
         (
+            "PUT",
+            "/v1/repositories",
+            Some(json!({"url": repository.url(), "username": "u", "password": "p"})),
+            422,
+            "CredentialUnused",
+            Some("username"),
+        ),
+        (
+            "PUT",
+            "/v1/repositories",
+            Some(json!({"url": "https://git.example/a.git", "sshKey": "k", "knownHosts": "h"})),
+            422,
+            "CredentialUnused",
+            Some("sshKey"),
+        ),
+        ("GET", "/v1/clusters?limit=5", None, 400, "QueryUnknown", None),
+        (
+            "PUT",
+            "/v1/applications?remove=perhaps",
+            Some(repository.manifest(None)),
+            400,
+            "QueryUnknown",
+            None,
+        ),
+        (
             "POST",
             "/v1/tokens",
             Some(json!({"cluster": "A", "ttlSeconds": 1, "autoAccept": true})),
@@ -101,16 +126,40 @@ async fn bodies_beyond_the_limit_and_keys_that_stand_twice_are_refused() {
     let fixture = Fixture::start().await;
     let url = format!("https://{}/v1/keys", fixture.addresses().api);
 
+    let put = || fixture.client().put(&url).header("Content-Type", "application/json");
     let large = "x".repeat(1_100_000);
-    let answer = fixture.client().put(&url).body(large).send().await.unwrap();
+    let answer = put().body(large).send().await.unwrap();
     assert_eq!(answer.status(), 413);
     let failure: Value = answer.json().await.unwrap();
     assert_eq!(failure["reason"], "BodyTooLarge");
     let twice = r#"{"alias":"a","alias":"b","publicKey":"x"}"#;
-    let answer = fixture.client().put(&url).body(twice).send().await.unwrap();
+    let answer = put().body(twice).send().await.unwrap();
     assert_eq!(answer.status(), 400);
     let failure: Value = answer.json().await.unwrap();
     assert_eq!(failure["reason"], "JsonMalformed", "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_a_web_page_can_send_are_refused() {
+    let fixture = Fixture::start().await;
+    let url = format!("https://{}/v1/keys", fixture.addresses().api);
+    let body = r#"{"alias":"ci","publicKey":"x"}"#;
+    for (header, value, status, reason) in [
+        ("Content-Type", "text/plain", 415, "ContentTypeUnsupported"),
+        ("Content-Type", "application/x-www-form-urlencoded", 415, "ContentTypeUnsupported"),
+        ("Content-Type", "application/jsonp", 415, "ContentTypeUnsupported"),
+        ("Content-Type", "application/json; charset=utf-8", 422, "KeyFormat"),
+        ("Origin", "https://example.com", 403, "OriginNotAllowed"),
+        ("Origin", "null", 403, "OriginNotAllowed"),
+    ] {
+        let request = fixture.client().put(&url).header(header, value).body(body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), status, "{header}: {value}");
+        let failure: Value = answer.json().await.unwrap();
+        assert_eq!(failure["reason"], reason, "{header}: {value}");
+    }
+    let keys = fixture.client().get(&url).send().await.unwrap();
+    assert_eq!(keys.json::<Value>().await.unwrap()["items"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

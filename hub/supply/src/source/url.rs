@@ -34,7 +34,8 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    fn as_str(self) -> &'static str {
+    /// Returns the scheme as it stands in a URL.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Https => "https",
             Self::Ssh => "ssh",
