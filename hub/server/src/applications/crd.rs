@@ -47,7 +47,7 @@ pub(crate) struct Spec {
     pub sync_policy: Option<SyncPolicy>,
     /// Rejected: not supported yet.
     pub progressive_delivery: Option<Value>,
-    /// Rejected: not supported yet.
+    /// `RollingUpdate`, which is the default; others are rejected, because they are not supported yet.
     pub strategy: Option<Value>,
 }
 

@@ -103,6 +103,7 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
         path,
         destinations: destinations(&written.spec, known)?,
         asked: asked(&written.spec, known)?,
+        receipts_required: receipts(&written.spec)?.1.and_then(|r| r.required).unwrap_or(false),
         sync,
         automated,
     })
@@ -129,7 +130,7 @@ fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
     let verification = spec.verification.as_ref();
     let fields = [
         ("spec.progressiveDelivery", spec.progressive_delivery.is_some()),
-        ("spec.strategy", spec.strategy.is_some()),
+        ("spec.strategy", spec.strategy.as_ref().is_some_and(|s| !is_rolling_update(s))),
         (
             "spec.verification.policyValidation",
             verification.is_some_and(|v| v.policy_validation.is_some()),
@@ -140,6 +141,14 @@ fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
         Some((field, _)) => Err(feature(field, field)),
         None => Ok(()),
     }
+}
+
+/// Returns true for the only strategy there is, as a name or as an object with a type.
+fn is_rolling_update(strategy: &Value) -> bool {
+    let name = strategy.as_str();
+    let only_type = strategy.as_object().filter(|object| object.len() == 1);
+    let name = name.or_else(|| only_type?.get("type")?.as_str());
+    name == Some("RollingUpdate")
 }
 
 fn feature(field: &str, what: &str) -> LowerError {
@@ -211,44 +220,59 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
     Err(LowerError::new(Reason::ClusterUnknown, field, message))
 }
 
+/// Returns `receiptVerification` with its path. It may stand in `spec` or in `spec.verification`.
+fn receipts(
+    spec: &crd::Spec,
+) -> Result<(&'static str, Option<&crd::ReceiptVerification>), LowerError> {
+    let inner = spec.verification.as_ref().and_then(|v| v.receipt_verification.as_ref());
+    match (inner, &spec.receipt_verification) {
+        (Some(_), Some(_)) => {
+            let message = "is present twice; keep one";
+            Err(LowerError::new(Reason::FieldInvalid, "spec.receiptVerification", message))
+        }
+        (Some(inner), None) => Ok(("spec.verification.receiptVerification", Some(inner))),
+        (None, outer) => Ok(("spec.receiptVerification", outer.as_ref())),
+    }
+}
+
 fn asked(spec: &crd::Spec, known: &Known) -> Result<RequestedPolicy, LowerError> {
     let verification = spec.verification.as_ref();
-    let inner = verification.and_then(|v| v.receipt_verification.as_ref());
-    if inner.is_some() && spec.receipt_verification.is_some() {
-        let message = "is present twice; keep one";
-        return Err(LowerError::new(Reason::FieldInvalid, "spec.receiptVerification", message));
-    }
-    let enabled = verification.and_then(|v| v.enabled).unwrap_or(true);
-    let mode = match verification.and_then(|v| v.policy.as_deref()) {
-        _ if !enabled => Mode::Disabled,
-        None | Some("Strict") => Mode::Strict,
-        Some("Standard") => Mode::Standard,
-        Some("Audit") => Mode::Audit,
-        Some("Disabled") => Mode::Disabled,
-        Some(other) => {
-            let message = format!("is `{other}`; must be Strict, Standard, Audit or Disabled");
-            return Err(LowerError::new(Reason::FieldInvalid, "spec.verification.policy", message));
-        }
-    };
-    let (at, receipts) = match inner {
-        Some(inner) => ("spec.verification.receiptVerification", Some(inner)),
-        None => ("spec.receiptVerification", spec.receipt_verification.as_ref()),
-    };
+    let (at, receipts) = receipts(spec)?;
     Ok(RequestedPolicy {
-        mode,
+        mode: mode(verification)?,
         required_attestations: attestations(at, receipts)?,
         trusted_keys: trusted_keys(verification.and_then(|v| v.trusted_keys.as_deref()), known)?,
     })
+}
+
+/// Returns the requested mode. A spoke verifies every release, so a request not to verify is refused.
+fn mode(verification: Option<&crd::Verification>) -> Result<Mode, LowerError> {
+    if verification.and_then(|v| v.enabled) == Some(false) {
+        let message = "is false; every release is verified by the cluster: remove the field";
+        return Err(LowerError::new(Reason::FieldInvalid, "spec.verification.enabled", message));
+    }
+    match verification.and_then(|v| v.policy.as_deref()) {
+        None | Some("Strict") => Ok(Mode::Strict),
+        Some("Standard") => Ok(Mode::Standard),
+        Some(other) => {
+            let message = format!(
+                "is `{other}`; must be Strict or Standard, because every release is verified by the cluster"
+            );
+            Err(LowerError::new(Reason::FieldInvalid, "spec.verification.policy", message))
+        }
+    }
 }
 
 fn attestations(
     at: &str,
     written: Option<&crd::ReceiptVerification>,
 ) -> Result<BTreeSet<String>, LowerError> {
-    let Some(written) = written.filter(|w| w.required != Some(false)) else {
-        return Ok(BTreeSet::new());
-    };
+    let Some(written) = written else { return Ok(BTreeSet::new()) };
     let names = written.required_attestations.as_deref().unwrap_or_default();
+    if written.required == Some(false) && !names.is_empty() {
+        let message = "is false beside a list of required attestations; remove one of them";
+        return Err(LowerError::new(Reason::FieldInvalid, format!("{at}.required"), message));
+    }
     for (index, name) in names.iter().enumerate() {
         if receipt::rule(name).is_none() {
             let message = format!("`{name}` is unknown; must be build, test or security-scan");

@@ -231,6 +231,9 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         Ok(admitted) => admitted,
         Err(error) => return Decision::Waiting(Waiting::unverified(&error)),
     };
+    if let Some(waiting) = no_receipt_required(application, &admitted, reported) {
+        return Decision::Waiting(waiting);
+    }
     let plan = plan(application, &admitted, &material);
     if running(situation.head)
         .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
@@ -246,6 +249,25 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     blobs.extend(signed.into_iter().cloned());
     blobs.push(rendered.bytes.clone());
     Decision::New(Box::new(Proposal { plan, blobs, admitted }))
+}
+
+/// Refuses an application that requires receipts without naming any where the cluster's policy names none either.
+fn no_receipt_required(
+    application: &Application,
+    admitted: &Admitted,
+    reported: &ReportedPolicy,
+) -> Option<Waiting> {
+    let is_named = !application.asked.required_attestations.is_empty()
+        || !admitted.effective_policy.required.is_empty();
+    if !application.receipts_required || is_named {
+        return None;
+    }
+    let message = format!(
+        "receiptVerification.required is true, but neither the application nor the trust policy of cluster {} \
+         names an attestation; set receiptVerification.requiredAttestations",
+        reported.policy.cluster_name
+    );
+    Some(Waiting::refused(Reason::NoReceiptRequired, message))
 }
 
 fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>) -> Plan {

@@ -69,20 +69,58 @@ fn several_destinations_and_every_default() {
 }
 
 #[test]
-fn verification_that_is_not_enabled_is_disabled_whatever_else_is_asked_for() {
-    for (verification, mode) in [
-        (json!({"enabled": false}), Mode::Disabled),
-        (json!({"enabled": false, "policy": "Strict"}), Mode::Disabled),
-        (json!({"policy": "Disabled"}), Mode::Disabled),
-        (json!({"enabled": true, "policy": "Audit"}), Mode::Audit),
-        (json!({"enabled": true}), Mode::Strict),
+fn a_request_not_to_verify_is_refused() {
+    for (verification, field) in [
+        (json!({"enabled": false}), "spec.verification.enabled"),
+        (json!({"enabled": false, "policy": "Strict"}), "spec.verification.enabled"),
+        (json!({"policy": "Disabled"}), "spec.verification.policy"),
+        (json!({"enabled": true, "policy": "Audit"}), "spec.verification.policy"),
     ] {
+        let refusal = refused(|manifest| manifest["spec"]["verification"] = verification.clone());
+
+        assert_eq!(refusal, (field.to_owned(), "FieldInvalid"), "{verification}");
+    }
+    for (verification, mode) in
+        [(json!({"enabled": true}), Mode::Strict), (json!({"policy": "Standard"}), Mode::Standard)]
+    {
         let mut manifest = product_manifest();
         manifest["spec"]["verification"] = verification.clone();
 
-        let application = lower(&manifest, &known()).unwrap();
+        assert_eq!(lower(&manifest, &known()).unwrap().asked.mode, mode, "{verification}");
+    }
+}
 
-        assert_eq!(application.asked.mode, mode, "{verification}");
+#[test]
+fn required_receipts_are_those_of_the_list_or_at_least_one_of_the_policy() {
+    let lowered = |receipts: &Value| {
+        let mut manifest = product_manifest();
+        manifest["spec"]["verification"]["receiptVerification"] = receipts.clone();
+        lower(&manifest, &known())
+            .map(|a| (a.receipts_required, a.asked.required_attestations.len()))
+    };
+    for (receipts, expected) in [
+        (json!({"required": true, "requiredAttestations": ["build"]}), (true, 1)),
+        (json!({"required": true}), (true, 0)),
+        (json!({"requiredAttestations": ["build", "test"]}), (false, 2)),
+        (json!({"required": false}), (false, 0)),
+        (json!({}), (false, 0)),
+    ] {
+        assert_eq!(lowered(&receipts).unwrap(), expected, "{receipts}");
+    }
+    let contradiction = lowered(&json!({"required": false, "requiredAttestations": ["build"]}));
+    assert_eq!(contradiction.unwrap_err().field, "spec.verification.receiptVerification.required");
+}
+
+#[test]
+fn rolling_update_may_be_written_out_and_other_strategies_are_not_available() {
+    for strategy in [json!("RollingUpdate"), json!({"type": "RollingUpdate"})] {
+        let mut manifest = product_manifest();
+        manifest["spec"]["strategy"] = strategy;
+        lower(&manifest, &known()).unwrap();
+    }
+    for strategy in [json!("Canary"), json!({"type": "RollingUpdate", "maxSurge": 1}), json!({})] {
+        let refusal = refused(|manifest| manifest["spec"]["strategy"] = strategy);
+        assert_eq!(refusal, ("spec.strategy".to_owned(), "FeatureNotAvailable"));
     }
 }
 

@@ -149,6 +149,7 @@ impl World {
                     trusted_keys: None,
                 },
                 sync: SyncPolicy::default(),
+                receipts_required: false,
                 automated: true,
             },
             destination: DestinationKey {
@@ -370,11 +371,18 @@ fn strangers_and_other_environments_count_for_nothing() {
 #[test]
 fn what_the_clusters_own_policy_refuses_is_refused_early_with_its_reason() {
     type Edit = fn(&mut World);
-    let cases: [(Edit, &str); 7] = [
+    let cases: [(Edit, &str); 8] = [
         (|w| w.spec.applications[0].names = vec!["other".into()], "ApplicationNotAllowed"),
         (|w| w.spec.applications[0].namespaces = vec!["other".into()], "NamespaceNotAllowed"),
         (|w| w.spec.applications[0].repos = vec!["https://x/*".into()], "SourceNotAllowed"),
         (|w| w.application.asked.mode = Mode::Disabled, "PolicyFloor"),
+        (
+            |w| {
+                w.application.receipts_required = true;
+                w.spec.applications[0].required_attestations.clear();
+            },
+            "NoReceiptRequired",
+        ),
         (|w| w.files.retain(|file| !is_receipt(file, TEST_RESULT_TYPE)), "ReceiptMissing"),
         (|w| w.now = "2027-02-01T00:00:00Z".parse().unwrap(), "ReleaseExpired"),
         (|w| w.now = "2026-12-10T00:00:00Z".parse().unwrap(), "AttestationStale"),

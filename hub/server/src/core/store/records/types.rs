@@ -121,6 +121,9 @@ pub struct Application {
     /// Never empty.
     pub destinations: Vec<Destination>,
     pub asked: RequestedPolicy,
+    /// True when at least one receipt must be required, by the application or by the policy of the cluster.
+    #[serde(default)]
+    pub receipts_required: bool,
     pub sync: SyncPolicy,
     /// False when a new commit waits for `app sync`.
     pub automated: bool,
@@ -181,6 +184,7 @@ impl ApplicationRecord {
             destinations: vec![destination],
             asked,
             sync: SyncPolicy::default(),
+            receipts_required: false,
             automated: true,
         };
         Self {
