@@ -100,8 +100,10 @@ impl Desk {
 
     async fn add(&self, name: &str, kubeconfig: &Path, more: &str) -> anyhow::Result<Output> {
         let file = kubeconfig.display();
+        let environment =
+            if more.contains("--trust-policy") { "" } else { "--environment staging" };
         let line = format!(
-            "attest gitops cluster add {name} --kubeconfig {file} --environment staging --timeout 60 {more}"
+            "attest gitops cluster add {name} --kubeconfig {file} {environment} --timeout 60 {more}"
         );
         self.run_script(&line).await
     }
@@ -117,7 +119,7 @@ async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
     Ok(Some((Fakelet::start(&cluster, options)?, cluster)))
 }
 
-async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
+fn policies(client: &Client) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: "attest.continuu.ms".to_owned(),
         version: "v1".to_owned(),
@@ -125,12 +127,26 @@ async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
         kind: "AttestTrustPolicy".to_owned(),
         plural: "attesttrustpolicies".to_owned(),
     };
-    match Api::<DynamicObject>::all_with(client.clone(), &resource).get("local").await {
+    Api::all_with(client.clone(), &resource)
+}
+
+async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
+    match policies(client).get("local").await {
         Ok(found) => Ok(Some(found)),
         // Without the definition, the API server answers with a plain 404.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Edits the installed policy as an operator with kubectl would.
+async fn restrict_policy(client: &Client) -> anyhow::Result<()> {
+    let patch = json!([{
+        "op": "replace", "path": "/spec/applications/0/namespaces", "value": ["web-*"]
+    }]);
+    let patch: Patch<()> = Patch::Json(serde_json::from_value(patch)?);
+    policies(client).patch("local", &PatchParams::default(), &patch).await?;
+    Ok(())
 }
 
 async fn secret(client: &Client, name: &str) -> anyhow::Result<Option<Secret>> {
@@ -194,6 +210,21 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     let relisted = desk.operator.json(&["gitops", "cluster", "list"])?;
     assert_eq!(relisted["items"][0]["id"], entry["id"]);
     assert_eq!(relisted["items"].as_array().map(Vec::len), Some(1));
+
+    // A policy that its operator has restricted is replaced only on request.
+    restrict_policy(&client).await?;
+    let refused = desk.run_script(PRINTED).await?;
+    let text = describe(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{text}");
+    for part in ["spec.applications[0].namespaces[0]", "- web-*", "+ *", "--replace-policy"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let kept = policy(&client).await?.context("no policy")?;
+    assert_eq!(kept.data["spec"]["applications"][0]["namespaces"][0], "web-*");
+    let replaced = desk.add("staging", &kubeconfig, "--replace-policy").await?;
+    assert!(replaced.status.success(), "{}", describe(&replaced));
+    let installed = policy(&client).await?.context("no policy")?;
+    assert_eq!(installed.data["spec"]["applications"][0]["namespaces"][0], "*");
 
     // Removed and added again: the same line gives a new identity.
     desk.operator.attest(&["gitops", "cluster", "rm", "staging", "-y"])?;
