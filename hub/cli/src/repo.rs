@@ -53,6 +53,9 @@ struct RepoAddArgs {
     /// Accept a credential that can push; an attacker who controls the hub could use it to push
     #[arg(long)]
     allow_push_credential: bool,
+    /// Allow addresses of the hub's own machine, such as localhost
+    #[arg(long)]
+    allow_loopback: bool,
 }
 
 pub(crate) fn run(args: RepoArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -77,6 +80,7 @@ fn add(args: RepoAddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()
         known_hosts,
         ca_file,
         allow_push_credential,
+        allow_loopback,
     } = args;
     let password = read_optional(password_file.as_deref())?
         .map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
@@ -88,6 +92,7 @@ fn add(args: RepoAddArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()
         known_hosts: read_optional(known_hosts.as_deref())?,
         ca: read_optional(ca_file.as_deref())?,
         allow_push_credential,
+        allow_loopback,
     };
     let client = hub.client()?;
     let repository: Repository = block_on(client.put("/v1/repositories", &request))?;

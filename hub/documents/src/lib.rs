@@ -139,6 +139,9 @@ pub struct RepositoryRequest {
     pub ca: Option<String>,
     #[serde(default)]
     pub allow_push_credential: bool,
+    /// Allows addresses of the hub's own machine.
+    #[serde(default)]
+    pub allow_loopback: bool,
 }
 
 /// `DELETE /v1/repositories`.

@@ -52,6 +52,8 @@ pub struct Remote {
     pub url: RepositoryUrl,
     /// Credentials; the default is none.
     pub credentials: Credentials,
+    /// Allows addresses of the own machine.
+    pub allow_loopback: bool,
 }
 
 /// Returns `sourceRoot` from the bytes of an `attest.yaml`, or `None` if they are not a readable recipe.
@@ -312,8 +314,23 @@ fn fetch_refspec(remote_name: &str, local_name: &str) -> String {
     format!("+{remote_name}:refs/attest/{local}")
 }
 
-/// Connects and lists the references that match `specs`.
+/// Connects and lists the references that match `specs`. Follows a redirect on the same host.
 fn prepare_fetch<'r>(
+    repository: &'r gix::Repository,
+    remote: &Remote,
+    specs: &[String],
+    exchange: &mut GitExchange,
+) -> Result<PreparedFetch<'r>, SourceError> {
+    match prepare_fetch_once(repository, remote, specs, exchange) {
+        Err(failure) => {
+            exchange.follow_redirect(remote, failure)?;
+            prepare_fetch_once(repository, remote, specs, exchange)
+        }
+        prepared => prepared,
+    }
+}
+
+fn prepare_fetch_once<'r>(
     repository: &'r gix::Repository,
     remote: &Remote,
     specs: &[String],

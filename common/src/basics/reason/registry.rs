@@ -404,6 +404,8 @@ registry! {
         RepositoryUrlRefused: "the address of the repository is not allowed; the message gives the rule",
             "correct the address, or start the hub with the flag in the message";
         RepositoryUnknown: "no such repository was added", "`attest gitops repo list` shows them";
+        RepositoryAddress: "the host of the repository is at an address that the hub does not read from", "for a repository on the hub's machine, `attest gitops repo add URL --allow-loopback`";
+        RepositoryRedirected: "the repository has moved to another host, and such redirects are not followed", "set `repoURL` to the new address";
         RepositoryUnreachable: "the repository cannot be reached", "check the address, the network and the server";
         RepositoryNotFound: "the server has no such repository", "check the path, and that the credentials may read it";
         RepositoryLimit: "the repository exceeds a limit; the message names it", "reduce what the message names";

@@ -11,7 +11,7 @@ use attest_documents::{
     Version,
 };
 use attest_runtime::clock::now;
-use attest_supply::source::{Remote, RepositoryUrl, Scheme};
+use attest_supply::source::{RepositoryUrl, Scheme};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -19,7 +19,7 @@ use http::StatusCode;
 use super::{Api, Body, Refusal};
 use crate::core::blocking::blocking;
 use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
-use crate::reconcile::repositories::credentials;
+use crate::reconcile::repositories::remote;
 
 /// Longest alias of a key in bytes.
 const ALIAS_BYTES_MAX: usize = 253;
@@ -96,11 +96,12 @@ fn add_repository(api: &Api, asked: RepositoryRequest) -> Result<RepositoryRecor
         known_hosts: asked.known_hosts,
         ca: asked.ca,
         allow_push_credential: asked.allow_push_credential,
+        allow_loopback: asked.allow_loopback,
         can_push: None,
         problem: None,
         checked_at: Some(now()),
     };
-    let remote = Remote { url, credentials: credentials(&record) };
+    let remote = remote(url, &record);
     api.repositories
         .try_to_read(&remote)
         .map_err(|error| field(error.reason(), "url", error_chain(&error)))?;

@@ -104,7 +104,8 @@ mod tests {
     fn remote(password: &str) -> Remote {
         let url = RepositoryUrl::parse("https://git.example/a", &UrlPolicy::default()).unwrap();
         let login = Some(Login { username: "hub".into(), password: password.into() });
-        Remote { url, credentials: Credentials { login, ..Credentials::default() } }
+        let credentials = Credentials { login, ..Credentials::default() };
+        Remote { url, credentials, allow_loopback: false }
     }
 
     fn commit(number: u8) -> Result<Resolved, Waiting> {

@@ -51,7 +51,11 @@ impl Repositories {
             .get::<RepositoryRecord>(parsed.normalised())
             .map_err(|error| Waiting::unknown(error.reason(), text::error_chain(&error)))?;
         let Some(record) = record else {
-            return Ok(Remote { url: parsed, credentials: Credentials::default() });
+            return Ok(Remote {
+                url: parsed,
+                credentials: Credentials::default(),
+                allow_loopback: false,
+            });
         };
         if record.can_push == Some(true) && !record.allow_push_credential {
             let message = format!(
@@ -60,7 +64,7 @@ impl Repositories {
             );
             return Err(Waiting::unknown(Reason::CredentialCanPush, message));
         }
-        Ok(Remote { url: parsed, credentials: credentials(&record) })
+        Ok(remote(parsed, &record))
     }
 
     /// Asks a repository which commit `revision` names.
@@ -107,7 +111,7 @@ impl Repositories {
         let mut asked = false;
         for record in all.iter().filter(|record| is_push_check_due(record, now())) {
             let Ok(url) = RepositoryUrl::parse(&record.address, &self.urls) else { continue };
-            let remote = Remote { url, credentials: credentials(record) };
+            let remote = remote(url, record);
             let answer = self.can_push(&remote);
             if self.core.stop.is_cancelled() {
                 return false;
@@ -159,8 +163,13 @@ fn unread(error: &SourceError) -> Waiting {
     Waiting::unknown(error.reason(), text::error_chain(error))
 }
 
+/// Returns how a registered repository is reached.
+pub(crate) fn remote(url: RepositoryUrl, record: &RepositoryRecord) -> Remote {
+    Remote { url, credentials: credentials(record), allow_loopback: record.allow_loopback }
+}
+
 /// The credentials that a record holds.
-pub(crate) fn credentials(record: &RepositoryRecord) -> Credentials {
+fn credentials(record: &RepositoryRecord) -> Credentials {
     let login = record.username.clone().zip(record.password.clone());
     let ssh = record.ssh_key.clone().zip(record.known_hosts.clone());
     Credentials {

@@ -22,7 +22,8 @@ async fn the_hub_reads_and_plans_with_a_credential_that_only_reads_and_takes_no_
     let mut manifest = repository.manifest(None);
     manifest["spec"]["source"]["repoUrl"] = json!(url);
 
-    adds(&operator, &web, &url, READER, &[]).code(0).says("repository/");
+    adds(&operator, &web, &url, READER, &[]).code(1).says("RepositoryAddress");
+    adds(&operator, &web, &url, READER, &["--allow-loopback"]).code(0).says("repository/");
     let (status, shown) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
     assert_eq!(status, 200, "{shown}");
     let received = spoke.receive().await;
@@ -33,8 +34,8 @@ async fn the_hub_reads_and_plans_with_a_credential_that_only_reads_and_takes_no_
     assert!(!listed.to_string().contains(READER.1), "{listed}");
 
     // Who owns the hub could make CI sign.
-    adds(&operator, &web, &url, WRITER, &[]).code(1).says("CredentialCanPush");
-    adds(&operator, &web, &url, WRITER, &["--allow-push-credential"])
+    adds(&operator, &web, &url, WRITER, &["--allow-loopback"]).code(1).says("CredentialCanPush");
+    adds(&operator, &web, &url, WRITER, &["--allow-loopback", "--allow-push-credential"])
         .code(0)
         .says("CredentialCanPush");
     let listed = fixture.get("/v1/repositories").await;
@@ -49,7 +50,7 @@ async fn the_hub_reads_and_plans_with_a_credential_that_only_reads_and_takes_no_
     let (_, seen) = fixture.call("POST", &format!("{APPLICATION}/sync"), Some(json!({}))).await;
     let mut conditions = seen["conditions"].as_array().unwrap().iter();
     let read = conditions.find(|condition| condition["type"] == "SourceRead").unwrap();
-    assert_eq!(read["reason"], "CertificateRefused", "{seen}");
+    assert_eq!(read["reason"], "RepositoryAddress", "{seen}");
 }
 
 fn adds(

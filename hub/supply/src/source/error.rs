@@ -104,6 +104,27 @@ pub enum SourceError {
         /// Message of the TLS library.
         detail: String,
     },
+    /// The host is at an address that the repository may not be read from.
+    #[error(
+        "{url} is not read ({detail}); a repository on the hub's machine needs `attest gitops repo add {url} \
+            --allow-loopback`"
+    )]
+    AddressRefused {
+        /// Address of the repository.
+        url: String,
+        /// The resolved address and the rule that it violates.
+        detail: String,
+    },
+    /// The server redirects to another host.
+    #[error(
+        "{url} has moved to {location}, and redirects to other hosts are not followed; set repoURL to the new address"
+    )]
+    RedirectRefused {
+        /// Address of the repository.
+        url: String,
+        /// New address.
+        location: String,
+    },
     /// There is no connection to the server.
     #[error("failed to connect to {url} ({detail}); check the address, the network and the server")]
     Unreachable {
@@ -252,6 +273,8 @@ impl SourceError {
             Self::SshKeyMissing { .. } => Reason::SshKeyMissing,
             Self::HostKeyRefused { .. } => Reason::HostKeyRefused,
             Self::CertificateRefused { .. } => Reason::CertificateRefused,
+            Self::AddressRefused { .. } => Reason::RepositoryAddress,
+            Self::RedirectRefused { .. } => Reason::RepositoryRedirected,
             Self::Unreachable { .. } => Reason::RepositoryUnreachable,
             Self::RepositoryNotFound { .. } => Reason::RepositoryNotFound,
             Self::TimedOut { .. } => Reason::SourceTimedOut,

@@ -3,9 +3,13 @@
 //! These programs report causes only as English text; they run with `LC_ALL=C`. `messages/golden/` holds their output
 //! for each cause, by program and version. `messages/capture.sh` prints the output of other versions.
 
+use super::transport::ADDRESS_REFUSED;
+
 /// Cause of a failed exchange with a Git server, as far as its messages identify one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureCause {
+    /// The name resolves only to addresses that the repository may not be read from.
+    Address,
     /// The host key is unknown or differs from the known one.
     HostKey,
     /// The TLS certificate is not trusted.
@@ -20,6 +24,7 @@ pub(super) enum FailureCause {
 
 /// Messages and their causes. The first message that an output contains determines the cause.
 const MESSAGES: &[(&str, FailureCause)] = &[
+    (ADDRESS_REFUSED, FailureCause::Address),
     ("Host key verification failed", FailureCause::HostKey),
     ("host key is known", FailureCause::HostKey),
     ("HOST IDENTIFICATION", FailureCause::HostKey),

@@ -37,6 +37,7 @@ fn offers_push_over_http(
     exchange: &mut GitExchange,
     timeout: Duration,
 ) -> Result<bool, SourceError> {
+    exchange.check_address(remote)?;
     let response = request_advertisement(remote, timeout)
         .map_err(|error| exchange.classify_message(&message_with_causes(&error)))?;
     let status = response.status();
@@ -62,7 +63,7 @@ fn request_advertisement(
     timeout: Duration,
 ) -> Result<reqwest::blocking::Response, reqwest::Error> {
     let builder = reqwest::blocking::Client::builder();
-    let client = configure_client(builder, remote.credentials.ca_pem.as_deref(), timeout)?
+    let client = configure_client(builder, remote, timeout)?
         .https_only(remote.url.scheme() == Scheme::Https)
         .build()?;
     let address = format!("{}/info/refs?service=git-receive-pack", remote.url.address());

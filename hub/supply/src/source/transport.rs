@@ -3,6 +3,7 @@
 //! gix implements https. For ssh and file a program runs (`ssh`, `git upload-pack`), which is killed when the time is
 //! over. Which objects are requested is decided by the caller.
 
+mod address;
 mod http;
 mod program;
 mod watchdog;
@@ -26,6 +27,7 @@ use super::url::{RepositoryUrl, Scheme};
 use crate::text::one_line;
 use watchdog::{Termination, Watchdog};
 
+pub(crate) use address::ADDRESS_REFUSED;
 pub(crate) use http::configure_client;
 pub(crate) use program::GitService;
 pub(crate) use watchdog::size_of_files;
@@ -42,6 +44,8 @@ pub(crate) type GitConnection = Box<dyn Transport + Send>;
 #[derive(Debug)]
 pub(crate) struct GitExchange {
     url: RepositoryUrl,
+    /// Address that the server has redirected the repository to, on the same host.
+    redirected: Option<String>,
     watchdog: Watchdog,
     started: Instant,
     timeout: Duration,
@@ -59,6 +63,7 @@ impl GitExchange {
     ) -> Self {
         Self {
             url: url.clone(),
+            redirected: None,
             watchdog: Watchdog::start(timeout, interrupt),
             started: Instant::now(),
             timeout,
@@ -93,7 +98,9 @@ impl GitExchange {
     ) -> Result<(GitConnection, Option<Box<dyn Any>>), SourceError> {
         match self.url.scheme() {
             Scheme::Https | Scheme::Http => {
-                let address = gix::url::parse(self.url.address().as_str())
+                self.check_address(remote)?;
+                let address = self.redirected.clone().unwrap_or_else(|| self.url.address());
+                let address = gix::url::parse(address.as_str())
                     .map_err(|error| self.classify_error(&error))?;
                 let options = connect::Options { version: Protocol::V2, ..Default::default() };
                 let connection = connect::connect(address, options)
@@ -116,6 +123,41 @@ impl GitExchange {
         }
     }
 
+    /// Checks the host of `remote` if it is written as an address.
+    ///
+    /// # Errors
+    /// [`SourceError::AddressRefused`].
+    pub(crate) fn check_address(&self, remote: &Remote) -> Result<(), SourceError> {
+        address::check_literal(&self.url, remote.allow_loopback)
+    }
+
+    /// After a failure of the protocol, asks an https server for a redirect. Returns whether to connect again, to the
+    /// new address on the same host.
+    ///
+    /// # Errors
+    /// `failure`, or [`SourceError::RedirectRefused`] for a redirect to another host.
+    pub(crate) fn follow_redirect(
+        &mut self,
+        remote: &Remote,
+        failure: SourceError,
+    ) -> Result<(), SourceError> {
+        let is_http = matches!(self.url.scheme(), Scheme::Https | Scheme::Http);
+        let may_be_redirect = matches!(failure, SourceError::Protocol { .. });
+        if !is_http || !may_be_redirect || self.redirected.is_some() {
+            return Err(failure);
+        }
+        match http::redirect_of(remote, &self.url.address(), self.timeout) {
+            Ok(http::Redirect::SameHost(address)) => {
+                self.redirected = Some(address);
+                Ok(())
+            }
+            Ok(http::Redirect::Elsewhere(location)) => {
+                Err(SourceError::RedirectRefused { url: self.url.to_string(), location })
+            }
+            Ok(http::Redirect::None) | Err(_) => Err(failure),
+        }
+    }
+
     /// Starts the program that reaches `service`; returns its output and its input.
     ///
     /// # Errors
@@ -128,7 +170,8 @@ impl GitExchange {
         let (mut command, name, package) = match self.url.scheme() {
             Scheme::File => (program::file_command(&self.url, service), "git", "git"),
             Scheme::Ssh | Scheme::Https | Scheme::Http => {
-                let (command, identity) = program::ssh_command(remote, service)?;
+                let address = address::ssh_address(&self.url, remote.allow_loopback)?;
+                let (command, identity) = program::ssh_command(remote, service, address)?;
                 self._identity = Some(identity);
                 (command, "ssh", "openssh-client")
             }
@@ -178,6 +221,7 @@ impl GitExchange {
         let url = self.url.to_string();
         let host = self.url.host().to_owned();
         match messages::classify(&output) {
+            Some(FailureCause::Address) => SourceError::AddressRefused { url, detail },
             Some(FailureCause::HostKey) => SourceError::HostKeyRefused { host, detail },
             Some(FailureCause::Certificate) => SourceError::CertificateRefused { host, detail },
             Some(FailureCause::Authentication) => SourceError::AuthenticationFailed { url, detail },

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use attest_supply::source::{Credentials, Login, Remote, UrlPolicy};
 
 use crate::git::Repository;
-use crate::web::{READER, WRITER, Web};
+use crate::web::{MOVED, MOVED_ELSEWHERE, READER, WRITER, Web};
 use crate::{assert_error, cached, no_interrupt, remote};
 
 fn credentials(web: &Web, (username, password): (&str, &str)) -> Credentials {
@@ -150,6 +150,50 @@ fn a_missing_repository_is_not_found() {
     let result = cached().source.poll(&remote, "main", &no_interrupt());
 
     assert_error(result, "RepositoryNotFound", "check the path");
+}
+
+#[test]
+fn a_redirect_is_followed_on_the_same_host_only() {
+    let repository = Repository::sample();
+    let web = Web::serve(repository.root().to_owned());
+    let cached = cached();
+    let at = |first: &str| {
+        let url = web.url(&format!("{first}/origin.git"));
+        remote(&url, &UrlPolicy::default(), credentials(&web, READER))
+    };
+
+    for moved in [MOVED.to_owned(), format!("{MOVED}/{MOVED}")] {
+        let remote = at(&moved);
+        let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+        let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
+        assert_eq!(tree.get("k8s/deep/er/service.yaml"), Some(&b"kind: Service\n"[..]));
+    }
+    let result = cached.source.poll(&at(MOVED_ELSEWHERE), "main", &no_interrupt());
+    assert_error(result, "RepositoryRedirected", "https://other.invalid/origin.git");
+    let endless = vec![MOVED; 20].join("/");
+    assert!(cached.source.poll(&at(&endless), "main", &no_interrupt()).is_err());
+}
+
+#[test]
+fn an_address_of_the_own_machine_needs_a_flag() {
+    let repository = Repository::sample();
+    let web = Web::serve(repository.root().to_owned());
+    let cached = cached();
+    let named = web.url("origin.git");
+    let literals =
+        ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"].map(|host| named.replace("localhost", host));
+
+    for url in literals.into_iter().chain([named]) {
+        let remote = remote(&url, &UrlPolicy::default(), credentials(&web, READER));
+        let remote = Remote { allow_loopback: false, ..remote };
+        for result in [
+            cached.source.poll(&remote, "main", &no_interrupt()).map(|_| ()),
+            cached.source.can_push(&remote, &no_interrupt()).map(|_| ()),
+        ] {
+            assert_error(result, "RepositoryAddress", "--allow-loopback");
+        }
+    }
+    assert_eq!(web.requests(), [""; 0]);
 }
 
 #[test]

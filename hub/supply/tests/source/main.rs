@@ -80,7 +80,7 @@ fn no_interrupt() -> Arc<AtomicBool> {
 }
 
 fn remote(url: &str, policy: &UrlPolicy, credentials: Credentials) -> Remote {
-    Remote { url: RepositoryUrl::parse(url, policy).unwrap(), credentials }
+    Remote { url: RepositoryUrl::parse(url, policy).unwrap(), credentials, allow_loopback: true }
 }
 
 fn file_remote(bare: &std::path::Path) -> Remote {

@@ -119,7 +119,28 @@ fn line(reader: &mut impl std::io::BufRead) -> Option<String> {
     (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_owned())
 }
 
+/// First part of a path that the server redirects to the rest of the path on the same host.
+pub(crate) const MOVED: &str = "moved";
+/// First part of a path that the server redirects to the rest of the path on another host.
+pub(crate) const MOVED_ELSEWHERE: &str = "elsewhere";
+
+fn redirect(target: &str) -> Option<Vec<u8>> {
+    let (first, rest) = target.trim_start_matches('/').split_once('/')?;
+    let location = match first {
+        MOVED => format!("/{rest}"),
+        MOVED_ELSEWHERE => format!("https://other.invalid/{rest}"),
+        _ => return None,
+    };
+    let response = format!(
+        "HTTP/1.1 301 Moved Permanently\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    Some(response.into_bytes())
+}
+
 fn respond(request: &Request, projects: &PathBuf) -> Vec<u8> {
+    if let Some(response) = redirect(&request.target) {
+        return response;
+    }
     let basic = |(user, password): (&str, &str)| {
         let both = format!("{user}:{password}");
         format!("Basic {}", data_encoding::BASE64.encode(both.as_bytes()))

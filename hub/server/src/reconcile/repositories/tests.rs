@@ -95,6 +95,7 @@ pub(crate) fn repository(url: &str, password: &str) -> RepositoryRecord {
         known_hosts: None,
         ca: None,
         allow_push_credential: false,
+        allow_loopback: false,
         can_push: Some(false),
         problem: None,
         checked_at: None,

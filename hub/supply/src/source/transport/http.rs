@@ -1,29 +1,34 @@
 //! The HTTP client for https repositories: its certificate authority, its time limit and the addresses it connects to.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gix::protocol::transport::client::blocking_io::http;
 
+use super::address::{ADDRESS_REFUSED, allowed_addresses};
 use super::{CONNECT_SECONDS_MAX, Remote};
-use crate::source::url::forbidden_address;
 
-/// Configures a client. `ca_pem` replaces the authorities of the system.
+/// Maximum number of redirects that are followed, one after the other.
+const REDIRECTS_MAX: usize = 5;
+
+/// Configures a client for the repository of `remote`. It follows no redirect.
 ///
 /// # Errors
-/// If `ca_pem` is not a list of PEM certificates.
+/// If the certificate authorities of `remote` are not a list of PEM certificates.
 pub(crate) fn configure_client(
     builder: reqwest::blocking::ClientBuilder,
-    ca_pem: Option<&[u8]>,
+    remote: &Remote,
     timeout: Duration,
 ) -> Result<reqwest::blocking::ClientBuilder, reqwest::Error> {
+    let host = remote.url.host().to_owned();
+    let resolver = RepositoryResolver { host, allow_loopback: remote.allow_loopback };
     let builder = builder
         .timeout(timeout)
         .connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX))
-        .dns_resolver(Arc::new(RepositoryResolver))
+        .redirect(reqwest::redirect::Policy::none())
+        .dns_resolver(Arc::new(resolver))
         .user_agent(concat!("git/2 (attest ", env!("CARGO_PKG_VERSION"), ")"));
-    match ca_pem {
+    match &remote.credentials.ca_pem {
         None => Ok(builder),
         Some(pem) => Ok(builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?)),
     }
@@ -31,25 +36,90 @@ pub(crate) fn configure_client(
 
 /// Returns the options with which gix creates its client.
 pub(super) fn gix_options(remote: &Remote, timeout: Duration) -> http::Options {
-    let ca_pem = remote.credentials.ca_pem.clone();
+    let remote = remote.clone();
     let backend = http::reqwest::Options {
         configure_client: Some(Box::new(move |builder| {
-            configure_client(builder, ca_pem.as_deref(), timeout).map_err(gix::Error::from_error)
+            configure_client(builder, &remote, timeout).map_err(gix::Error::from_error)
         })),
         ..Default::default()
     };
-    http::Options { backend: Some(Arc::new(Mutex::new(backend))), ..Default::default() }
+    http::Options {
+        follow_redirects: http::options::FollowRedirects::None,
+        backend: Some(Arc::new(Mutex::new(backend))),
+        ..Default::default()
+    }
 }
 
-/// Resolves names like the system, without addresses at which no repository is served.
-struct RepositoryResolver;
+/// Where a server redirects a repository to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Redirect {
+    /// The server does not redirect the repository.
+    None,
+    /// To this address of the same scheme, host and port.
+    SameHost(String),
+    /// To another place, which is not followed.
+    Elsewhere(String),
+}
+
+/// Asks the server where it redirects the repository at `address` to.
+///
+/// # Errors
+/// If the server does not answer.
+pub(super) fn redirect_of(
+    remote: &Remote,
+    address: &str,
+    timeout: Duration,
+) -> Result<Redirect, reqwest::Error> {
+    let builder = reqwest::blocking::Client::builder();
+    let client = configure_client(builder, remote, timeout)?.build()?;
+    let mut current = format!("{address}{UPLOAD_PACK_QUERY}");
+    for _ in 0..REDIRECTS_MAX {
+        let response = client.get(&current).send()?;
+        let location = response.headers().get(reqwest::header::LOCATION);
+        let target = location.and_then(|target| response.url().join(target.to_str().ok()?).ok());
+        match target.filter(|_| response.status().is_redirection()) {
+            None => break,
+            Some(target) if !is_same_place(response.url(), &target) => {
+                return Ok(Redirect::Elsewhere(without_login(target)));
+            }
+            Some(target) => current = target.to_string(),
+        }
+    }
+    let repository = current.strip_suffix(UPLOAD_PACK_QUERY).filter(|found| *found != address);
+    Ok(repository.map_or(Redirect::None, |found| Redirect::SameHost(found.to_owned())))
+}
+
+/// Path and query of the first request of a fetch.
+const UPLOAD_PACK_QUERY: &str = "/info/refs?service=git-upload-pack";
+
+fn is_same_place(from: &reqwest::Url, to: &reqwest::Url) -> bool {
+    from.scheme() == to.scheme()
+        && from.host_str() == to.host_str()
+        && from.port_or_known_default() == to.port_or_known_default()
+}
+
+fn without_login(mut url: reqwest::Url) -> String {
+    // Fails only for addresses that cannot have a login.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    url.set_query(None);
+    url.to_string()
+}
+
+/// Resolves names like the system, without addresses that the repository may not be read from.
+struct RepositoryResolver {
+    /// Host of the repository. Other names are those of proxies, which the operator of the process sets.
+    host: String,
+    allow_loopback: bool,
+}
 
 impl reqwest::dns::Resolve for RepositoryResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let is_repository = name.as_str().eq_ignore_ascii_case(&self.host);
+        let allow_loopback = self.allow_loopback || !is_repository;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> =
-                found.filter(|address| forbidden_address(address.ip()).is_none()).collect();
+            let allowed = allowed_addresses(found, allow_loopback)
+                .map_err(|(address, problem)| format!("{ADDRESS_REFUSED}: {address} {problem}"))?;
             Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
         })
     }

@@ -4,11 +4,13 @@
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command};
 use std::sync::mpsc;
 
+use super::address::SSH_PORT;
 use super::{CONNECT_SECONDS_MAX, Remote, RepositoryUrl, SourceError};
 use crate::source::error::files_error;
 
@@ -41,13 +43,14 @@ pub(super) fn file_command(url: &RepositoryUrl, service: GitService) -> Command 
     command
 }
 
-/// Returns the command that runs `service` over ssh, and the directory with the files that the command needs.
+/// Returns the command that runs `service` over ssh at `address`, and the directory with the files that the command needs.
 ///
 /// # Errors
 /// [`SourceError::SshKeyMissing`] without credentials; [`SourceError::Files`] if the files cannot be written.
 pub(super) fn ssh_command(
     remote: &Remote,
     service: GitService,
+    address: IpAddr,
 ) -> Result<(Command, tempfile::TempDir), SourceError> {
     let url = &remote.url;
     let Some(ssh) = &remote.credentials.ssh else {
@@ -79,6 +82,9 @@ pub(super) fn ssh_command(
         ("ServerAliveInterval", "5".into()),
         ("ServerAliveCountMax", "3".into()),
         ("SendEnv", "GIT_PROTOCOL".into()),
+        // ssh does not resolve the name again: the address was checked.
+        ("HostName", address.to_string().into()),
+        ("HostKeyAlias", host_key_alias(url).into()),
     ] {
         let mut setting = OsString::from(format!("{option}="));
         setting.push(value);
@@ -89,6 +95,15 @@ pub(super) fn ssh_command(
     }
     command.arg("--").arg(ssh_destination(url)).arg(remote_command(url, service));
     Ok((command, identity))
+}
+
+/// Returns the name under which the known hosts list the server.
+fn host_key_alias(url: &RepositoryUrl) -> String {
+    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    match url.port() {
+        Some(port) if port != SSH_PORT => format!("[{host}]:{port}"),
+        Some(_) | None => host.to_owned(),
+    }
 }
 
 fn ssh_destination(url: &RepositoryUrl) -> String {

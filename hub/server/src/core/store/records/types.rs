@@ -219,6 +219,9 @@ pub struct RepositoryRecord {
     pub known_hosts: Option<String>,
     pub ca: Option<String>,
     pub allow_push_credential: bool,
+    /// Allows addresses of the hub's own machine.
+    #[serde(default)]
+    pub allow_loopback: bool,
     /// Result of the last check of push access; absent before the first.
     pub can_push: Option<bool>,
     /// Reason and message of the failure of the last check.
