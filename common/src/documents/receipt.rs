@@ -122,9 +122,11 @@ fn forbidden_build(field: &'static str, found: &Value) -> ReceiptError {
 fn test(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>, ReceiptError> {
     covers_rendering("test", statement, about)?;
     let result = statement.predicate.get("result").and_then(Value::as_str).unwrap_or("missing");
-    let failed = statement.predicate.get("failedTests").and_then(Value::as_array);
-    if failed.is_some_and(|list| !list.is_empty()) {
-        return Err(ReceiptError::TestFailed { result: short(result) });
+    match statement.predicate.get("failedTests") {
+        None => {}
+        Some(Value::Array(list)) if list.is_empty() => {}
+        Some(Value::Array(_)) => return Err(ReceiptError::TestFailed { result: short(result) }),
+        Some(_) => return Err(ReceiptError::FailedTestsMalformed),
     }
     match (result, about.mode) {
         ("PASSED", _) => Ok(Vec::new()),
@@ -182,17 +184,22 @@ fn severity(finding: &Value) -> u32 {
     let Some(entries) = finding.get("severity").and_then(Value::as_array) else {
         return SEVERITY_WORST;
     };
-    let scores = entries.iter().map(|entry| {
-        let score = entry.get("score").and_then(Value::as_str).unwrap_or_default();
-        match score.to_ascii_lowercase().as_str() {
-            "none" | "negligible" | "unimportant" => 0,
-            "low" => 39,
-            "medium" | "moderate" => 69,
-            "high" | "important" => 89,
-            other => tenths(other).unwrap_or(SEVERITY_WORST),
-        }
-    });
-    scores.max().unwrap_or(SEVERITY_WORST)
+    entries.iter().map(severity_of_entry).max().unwrap_or(SEVERITY_WORST)
+}
+
+/// Returns the severity of one method. Only scores of CVSS are numbers out of ten: others, such as the probability of
+/// EPSS, have another scale.
+fn severity_of_entry(entry: &Value) -> u32 {
+    let text = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default();
+    let is_cvss = text("method").to_ascii_lowercase().starts_with("cvss");
+    match text("score").to_ascii_lowercase().as_str() {
+        "none" | "negligible" | "unimportant" => 0,
+        "low" => 39,
+        "medium" | "moderate" => 69,
+        "high" | "important" => 89,
+        number if is_cvss => tenths(number).unwrap_or(SEVERITY_WORST),
+        _ => SEVERITY_WORST,
+    }
 }
 
 /// Parses a number from 0 to 10 with at most one decimal, in tenths: `5.2` → 52.
@@ -238,6 +245,8 @@ pub enum ReceiptError {
     SourceMismatch,
     #[error("the test receipt's result is {result}")]
     TestFailed { result: String },
+    #[error("the test receipt's failedTests is not a list")]
+    FailedTestsMalformed,
     #[error("the scan has no time of completion")]
     ScanWithoutTime,
     #[error(
@@ -262,7 +271,7 @@ impl ReceiptError {
             Self::SourceMismatch => Reason::SourceMismatch,
             Self::TestFailed { .. } => Reason::TestFailed,
             Self::ScanWithoutTime | Self::ScanStale { .. } => Reason::AttestationStale,
-            Self::ScanMalformed => Reason::PredicateMalformed,
+            Self::ScanMalformed | Self::FailedTestsMalformed => Reason::PredicateMalformed,
             Self::Vulnerable { .. } => Reason::Vulnerable,
         }
     }
@@ -284,8 +293,16 @@ mod tests {
                 expected
             );
         }
+        for method in ["epss", "nvd", "", "vendor"] {
+            let finding = json!({"severity": [{"method": method, "score": "0.9"}]});
+            assert_eq!(severity(&finding), SEVERITY_WORST, "{method}");
+        }
+        for method in ["CVSS", "CVSSv3.1", "cvss_v4"] {
+            let finding = json!({"severity": [{"method": method, "score": "3.9"}]});
+            assert_eq!(severity(&finding), 39, "{method}");
+        }
         for odd in ["", "terrible", "11.0", "5.22", "-1", "1e3"] {
-            assert_eq!(severity(&json!({"severity": [{"score": odd}]})), SEVERITY_WORST, "{odd}");
+            assert_eq!(severity(&json!({"severity": [{"method": "cvss", "score": odd}]})), SEVERITY_WORST, "{odd}");
         }
         assert_eq!(severity(&json!({})), SEVERITY_WORST);
         assert_eq!(severity(&json!({"severity": []})), SEVERITY_WORST);

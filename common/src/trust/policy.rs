@@ -251,7 +251,12 @@ impl Spec {
             return Err(PolicyError::Missing("hub.keys and hub.caPins"));
         }
         let mut keys = Vec::new();
+        let mut names = BTreeSet::new();
         for (index, spec) in self.keys.iter().enumerate() {
+            // `applications[].keys` refers to keys by name.
+            if !names.insert(&spec.name) {
+                return Err(PolicyError::KeyNameDuplicate { index, name: spec.name.clone() });
+            }
             let field = format!("keys[{index}].publicKey");
             let public = PublicKey::from_pem(&spec.public_key)
                 .map_err(|source| PolicyError::Key { field, source })?;
@@ -425,6 +430,8 @@ pub enum PolicyError {
     AttestationUnknown { index: usize, name: String },
     #[error("applications[{index}].keys names `{name}`, which is not in keys")]
     KeyUnknown { index: usize, name: String },
+    #[error("keys[{index}].name is `{name}`, the name of another key; choose a different name")]
+    KeyNameDuplicate { index: usize, name: String },
     #[error("no entry of the cluster's trust policy names application `{0}`")]
     ApplicationNotAllowed(Name),
     #[error("the cluster's trust policy does not allow repository {0} for this application")]
@@ -450,6 +457,7 @@ impl PolicyError {
             | Self::PatternTooLong { .. }
             | Self::AttestationUnknown { .. }
             | Self::KeyUnknown { .. }
+            | Self::KeyNameDuplicate { .. }
             | Self::Name(_) => Reason::TrustPolicyInvalid,
         }
     }

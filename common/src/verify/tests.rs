@@ -508,6 +508,9 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("passed with a list of failures", "TestFailed", |w| {
             w.receipts[1].1.predicate = json!({"result": "PASSED", "failedTests": ["x"]});
         }),
+        ("failures that are not a list", "PredicateMalformed", |w| {
+            w.receipts[1].1.predicate = json!({"result": "PASSED", "failedTests": "x"});
+        }),
         ("tests with warnings in Strict", "TestFailed", |w| {
             w.receipts[1].1.predicate = json!({"result": "WARNED"})
         }),
@@ -636,6 +639,11 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         }),
         ("a hub key that is a CI key", "RoleKeyOverlap", |w| {
             w.spec.hub.keys.push(key(CI).public().to_pem());
+        }),
+        ("two keys of one name", "TrustPolicyInvalid", |w| {
+            let public_key = key(STRANGER).public().to_pem();
+            let second = KeySpec { public_key, ..w.spec.keys[0].clone() };
+            w.spec.keys.push(second);
         }),
         ("a policy below Standard", "TrustPolicyInvalid", |w| {
             w.spec.applications[0].minimum_mode = Mode::Audit;
