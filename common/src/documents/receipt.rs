@@ -21,8 +21,7 @@ pub const VULNS_TYPE: &str = "https://in-toto.io/attestation/vulns/v0.2";
 pub const BUILD_TYPE: &str = "https://attest.continuu.ms/run/v1";
 /// Allowed parameters of a provenance. An unknown parameter may change the build (SLSA, verifying artifacts).
 pub const EXTERNAL_PARAMETERS: [&str; 4] = ["application", "repository", "step", "environment"];
-/// Maximum age of a scan at admission, in milliseconds.
-pub const SCAN_AGE_MAX_MS: i64 = 168 * 60 * 60 * 1000;
+const HOUR_MS: i64 = 60 * 60 * 1000;
 /// Tolerated difference between clocks, in milliseconds.
 pub const CLOCK_SKEW_MAX_MS: i64 = 120 * 1000;
 /// Time after expiry in which Standard mode admits with a warning, in milliseconds.
@@ -59,6 +58,8 @@ pub struct ReceiptContext<'a> {
     pub now: Timestamp,
     /// False when the release already runs here: ages count only at first admission.
     pub enforce_ages: bool,
+    /// Maximum age of a scan, in hours.
+    pub scan_age_hours_max: u32,
 }
 
 /// Checks the statement of a receipt. Returns warnings.
@@ -154,10 +155,12 @@ fn scan(statement: &Statement, about: &ReceiptContext<'_>) -> Result<Vec<String>
             .ok_or(ReceiptError::ScanWithoutTime)?;
         let age_ms = about.now.as_millisecond() - finished.as_millisecond();
         let grace_ms = if about.mode == Mode::Standard { STANDARD_GRACE_MS } else { 0 };
-        if age_ms < -CLOCK_SKEW_MAX_MS || age_ms > SCAN_AGE_MAX_MS + grace_ms {
-            return Err(ReceiptError::ScanStale { finished });
+        let hours_max = about.scan_age_hours_max;
+        let age_max_ms = i64::from(hours_max) * HOUR_MS;
+        if age_ms < -CLOCK_SKEW_MAX_MS || age_ms > age_max_ms + grace_ms {
+            return Err(ReceiptError::ScanStale { finished, hours_max });
         }
-        if age_ms > SCAN_AGE_MAX_MS {
+        if age_ms > age_max_ms {
             warnings.push(format!("the scan of {finished} exceeds its maximum age"));
         }
     }
@@ -250,9 +253,10 @@ pub enum ReceiptError {
     #[error("the scan has no time of completion")]
     ScanWithoutTime,
     #[error(
-        "the scan finished {finished}, which is too old or in the future; scan again with `attest run` or `attest release`"
+        "the scan finished {finished}, which is in the future or more than {hours_max} hours ago (`maxScanAgeHours` of \
+         the trust policy); scan again with `attest run` or `attest release`"
     )]
-    ScanStale { finished: Timestamp },
+    ScanStale { finished: Timestamp, hours_max: u32 },
     #[error("the scan has no list of results")]
     ScanMalformed,
     #[error("the scan found {id}, of high or unknown severity")]
@@ -302,7 +306,11 @@ mod tests {
             assert_eq!(severity(&finding), 39, "{method}");
         }
         for odd in ["", "terrible", "11.0", "5.22", "-1", "1e3"] {
-            assert_eq!(severity(&json!({"severity": [{"method": "cvss", "score": odd}]})), SEVERITY_WORST, "{odd}");
+            assert_eq!(
+                severity(&json!({"severity": [{"method": "cvss", "score": odd}]})),
+                SEVERITY_WORST,
+                "{odd}"
+            );
         }
         assert_eq!(severity(&json!({})), SEVERITY_WORST);
         assert_eq!(severity(&json!({"severity": []})), SEVERITY_WORST);

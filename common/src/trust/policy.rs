@@ -22,6 +22,8 @@ pub const ENTRIES_MAX: usize = 256;
 pub const ACCOUNTS_NAMESPACE: &str = "attest-applications";
 /// Name of the one `AttestTrustPolicy` of a cluster.
 pub const POLICY_NAME: &str = "local";
+/// Maximum age of a security scan under an entry that sets none, in hours.
+pub const SCAN_AGE_HOURS_DEFAULT: u32 = 168;
 /// Default share of an application's objects that one update may delete, in percent.
 pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
 /// Prefixes of namespaces that no policy can open to applications.
@@ -93,6 +95,9 @@ pub struct Entry {
     /// Most namespaces of one (repository, application) whose rendering does not fix one; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_namespaces: Option<u32>,
+    /// Maximum age of a security scan when a release is first admitted, in hours; 168 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_scan_age_hours: Option<u32>,
 }
 
 /// Kinds allowed in addition to ordinary workloads.
@@ -182,6 +187,8 @@ pub struct EffectivePolicy {
     pub prune_percent_max: u32,
     pub adopt: bool,
     pub namespaces_max: u32,
+    /// Maximum age of a security scan at the first admission, in hours.
+    pub scan_age_hours_max: u32,
     /// Namespace of the application's account.
     pub accounts_namespace: String,
 }
@@ -229,6 +236,7 @@ impl EffectivePolicy {
             prune_percent_max: self.prune_percent_max.min(other.prune_percent_max),
             adopt: self.adopt && other.adopt,
             namespaces_max: self.namespaces_max.min(other.namespaces_max),
+            scan_age_hours_max: self.scan_age_hours_max.min(other.scan_age_hours_max),
             accounts_namespace: self.accounts_namespace,
         }
     }
@@ -384,6 +392,7 @@ impl Policy {
             prune_percent_max: entry.remove.max_prune_percent,
             adopt: entry.adopt,
             namespaces_max: entry.max_namespaces.unwrap_or(1),
+            scan_age_hours_max: entry.max_scan_age_hours.unwrap_or(SCAN_AGE_HOURS_DEFAULT),
             accounts_namespace: accounts_namespace(entry),
         }
     }

@@ -68,6 +68,7 @@ pub(super) fn check_evidence(
             mode: about.mode,
             now: about.now,
             enforce_ages: about.ages == Ages::Enforce,
+            scan_age_hours_max: about.effective_policy.scan_age_hours_max,
         };
         warnings.extend(
             receipt::check(name, &statement, &receipt_context).map_err(VerifyError::Receipt)?,

@@ -135,6 +135,7 @@ fn world() -> World {
             remove: RemoveSpec::default(),
             adopt: false,
             max_namespaces: None,
+            max_scan_age_hours: None,
         }],
     };
     let release = Release {
@@ -533,6 +534,10 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         }),
         ("an old scan", "AttestationStale", |w| {
             w.receipts[2].1.predicate["metadata"]["scanFinishedOn"] = json!("2025-11-22T11:00:00Z");
+        }),
+        ("a scan older than the policy allows", "AttestationStale", |w| {
+            w.spec.applications[0].max_scan_age_hours = Some(24);
+            w.receipts[2].1.predicate["metadata"]["scanFinishedOn"] = json!("2026-11-20T11:00:00Z");
         }),
         ("a scan from the future", "AttestationStale", |w| {
             w.receipts[2].1.predicate["metadata"]["scanFinishedOn"] = json!("2026-11-23T11:00:00Z");

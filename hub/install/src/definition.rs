@@ -132,6 +132,7 @@ fn key() -> Value {
 fn entry() -> Value {
     let percent = json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 100});
     let count = json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 1000});
+    let hours = json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 8784});
     json!({
         "type": "object",
         "required": ["names", "repos", "namespaces", "minimumMode", "requiredAttestations"],
@@ -154,7 +155,8 @@ fn entry() -> Value {
                 "properties": {"allow": {"type": "boolean"}, "maxPrunePercent": percent}
             },
             "adopt": {"type": "boolean"},
-            "maxNamespaces": count
+            "maxNamespaces": count,
+            "maxScanAgeHours": hours
         }
     })
 }

@@ -66,6 +66,7 @@ impl PolicyRequest {
             },
             adopt: false,
             max_namespaces: None,
+            max_scan_age_hours: None,
         };
         let ci_keys = self.ci_keys.into_iter();
         let keys = ci_keys.map(|(name, public_key)| KeySpec {

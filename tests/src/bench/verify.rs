@@ -128,6 +128,7 @@ pub fn spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result
             remove: RemoveSpec::default(),
             adopt: false,
             max_namespaces: None,
+            max_scan_age_hours: None,
         }],
     })
 }

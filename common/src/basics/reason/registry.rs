@@ -165,7 +165,7 @@ registry! {
             "run all steps of attest.yaml and sign again";
         AttestationNotDistinct: "one receipt is used for two attestations", "run all steps of attest.yaml and sign again";
         AttestationUnknown: "no rule exists for an attestation", "use build, test or security-scan";
-        AttestationStale: "the scan is too old, in the future or without a time", "scan again with `attest run` or `attest release`";
+        AttestationStale: "the scan is older than `maxScanAgeHours` of the trust policy, in the future or without a time", "scan again with `attest run` or `attest release`";
         NoReceiptRequired: "the application requires receipts, and neither it nor the trust policy names an attestation", "set `receiptVerification.requiredAttestations`";
         ReceiptMissing: "a receipt that the release names was not delivered", "commit all files below `.attest`";
         PredicateType: "a receipt has another predicate type than its attestation needs", "produce it with `attest run`";

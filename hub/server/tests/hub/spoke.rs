@@ -205,6 +205,7 @@ pub(crate) fn policy(fixture: &Fixture, name: &str) -> Spec {
             remove: RemoveSpec { allow: name != "production", ..RemoveSpec::default() },
             adopt: false,
             max_namespaces: None,
+            max_scan_age_hours: None,
         }],
     }
 }

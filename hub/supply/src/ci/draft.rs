@@ -17,6 +17,7 @@ use attest_common::documents::release::{
 };
 use attest_common::documents::statement::{Statement, Subject};
 use attest_common::objects::placement::IMAGE_PIN;
+use attest_common::trust::policy::SCAN_AGE_HOURS_DEFAULT;
 
 use super::{CiError, ReleaseRendering, SignedFile, StepReport, StoredRelease};
 use crate::recipe::{Recipe, RecipeNamespaceRule, RecipeRender};
@@ -190,6 +191,7 @@ impl Draft {
                 mode: Mode::Strict,
                 now: self.now,
                 enforce_ages: true,
+                scan_age_hours_max: SCAN_AGE_HOURS_DEFAULT,
             };
             for receipt in &self.receipts {
                 check(&receipt.attestation, &receipt.statement, &context).map_err(|source| {

@@ -52,6 +52,10 @@ fn explain_entry(entry: &Entry, lines: &mut Vec<String>) {
         required => required.join(", "),
     };
     lines.push(format!("  Verification is at least {}, with {attestations}.", entry.minimum_mode));
+    if let Some(hours) = entry.max_scan_age_hours {
+        lines
+            .push(format!("  A scan may be at most {hours} hours old when a release is admitted."));
+    }
     if entry.minimum_mode < Mode::Strict {
         lines.push(format!("! {} allows some failed checks.", entry.minimum_mode));
     }

@@ -187,6 +187,7 @@ impl World {
                     remove: Default::default(),
                     adopt: false,
                     max_namespaces: None,
+                    max_scan_age_hours: None,
                 }],
             },
             head: None,
