@@ -66,10 +66,10 @@ pub fn policy_changes(
 ) -> Result<Vec<Difference>, ManifestError> {
     let normalised = serde_json::from_value::<Spec>(installed.clone())
         .map_or_else(|_| installed.clone(), |spec| json!(spec));
-    Ok(differences(&[policy_object(normalised)?], &[policy_object(json!(requested))?]))
+    Ok(differences(&[policy_object(&normalised)?], &[policy_object(&json!(requested))?]))
 }
 
-fn policy_object(spec: Value) -> Result<Object, ManifestError> {
+fn policy_object(spec: &Value) -> Result<Object, ManifestError> {
     Object::new(json!({
         "apiVersion": "attest.continuu.ms/v1",
         "kind": "AttestTrustPolicy",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest_common::basics::ids::DestinationKey;
+use attest_common::basics::ids::{DestinationKey, Name};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::session::report::ApplicationPhase;
@@ -29,6 +29,8 @@ use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
 pub(super) struct PublishedCache {
     /// What was counted as held, by destination: commit and reason.
     held: BTreeMap<DestinationKey, (String, Reason)>,
+    /// What was counted as blocked, by cluster and namespace: commit and reason.
+    blocked: BTreeMap<(Name, Name), (String, Reason)>,
     /// Phase, generation of the manifest, and the rest of the line that was logged last.
     logged: Option<(ApplicationPhase, u64, String)>,
 }
@@ -74,12 +76,14 @@ fn publish_decisions(
         log_problem(&core.metrics, observation.application(), waiting);
     }
     let commit = observation.commit.as_deref().unwrap_or_default();
+    let mut blocked = BTreeMap::new();
     for decision in decisions {
         match decision {
             Decision::Hold { destination, waiting, .. } => {
                 let held = (commit.to_owned(), waiting.reason);
                 if cache.held.insert(destination.clone(), held.clone()) != Some(held) {
-                    log_hold(&core.metrics, observation.application(), destination, waiting);
+                    let application = observation.application();
+                    log_hold(&core.metrics, application, &destination.to_string(), waiting);
                 }
             }
             Decision::Issue(planned) => {
@@ -96,9 +100,21 @@ fn publish_decisions(
                 cache.held.remove(destination);
                 core.fleet.push_again(destination);
             }
-            Decision::Blocked { .. } => {}
+            // Shown in status only: nothing is wrong with the commit.
+            Decision::Blocked { waiting, .. } if is_about_cluster(waiting.reason) => {}
+            Decision::Blocked { place, waiting } => {
+                let held = (commit.to_owned(), waiting.reason);
+                if cache.blocked.get(place) != Some(&held) {
+                    let (cluster, namespace) = place;
+                    let application = observation.application();
+                    let destination = format!("{}/{cluster}/{namespace}", application.name);
+                    log_hold(&core.metrics, application, &destination, waiting);
+                }
+                blocked.insert(place.clone(), held);
+            }
         }
     }
+    cache.blocked = blocked;
 }
 
 /// The outcome of a pass, for those who read it.
@@ -194,19 +210,26 @@ fn log_problem(metrics: &Metrics, application: &Application, waiting: &Waiting) 
     );
 }
 
-fn log_hold(
-    metrics: &Metrics,
-    application: &Application,
-    destination: &DestinationKey,
-    waiting: &Waiting,
-) {
+/// Returns true when a destination waits for its cluster, whatever the commit.
+fn is_about_cluster(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AwaitingCluster
+            | Reason::ClusterUnknown
+            | Reason::ClusterEvicted
+            | Reason::ClusterPending
+            | Reason::ClusterRevoked
+    )
+}
+
+fn log_hold(metrics: &Metrics, application: &Application, destination: &str, waiting: &Waiting) {
     let label = metrics.label(&waiting.reason.into());
     metrics.holds.with_label_values(&[label]).inc();
     tracing::warn!(
         target: CONTROLLER,
-        application = destination.application.as_str(),
+        application = application.name.as_str(),
         namespace = application.namespace,
-        destination = destination.to_string(),
+        destination = destination,
         reason = waiting.reason.as_str(),
         "Not deployed: {}", waiting.message
     );

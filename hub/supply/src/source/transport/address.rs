@@ -50,7 +50,7 @@ pub(super) fn allowed_addresses(
         match address_problem(address.ip(), allow_loopback) {
             None => allowed.push(address),
             Some(problem) => {
-                first_refused.get_or_insert((address.ip(), problem));
+                first_refused.get_or_insert_with(|| (address.ip(), problem));
             }
         }
     }
