@@ -302,7 +302,7 @@ pub(super) fn ignore_not_found<T>(result: kube::Result<T>) -> kube::Result<()> {
     }
 }
 
-/// Why an installation stopped.
+/// Error that stopped an installation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {

@@ -42,7 +42,7 @@ pub struct Installation<'a> {
     pub placement: SpokePlacement<'a>,
 }
 
-/// Where the spoke runs.
+/// Location of the spoke.
 #[derive(Clone, Copy, Debug)]
 pub enum SpokePlacement<'a> {
     /// As a Deployment in the target cluster.

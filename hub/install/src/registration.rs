@@ -78,7 +78,7 @@ fn policy_object(spec: &Value) -> Result<Object, ManifestError> {
     }))
 }
 
-/// How a registration proceeds.
+/// Steps of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistrationPlan<'a> {
     pub action: RegistrationAction,
@@ -205,7 +205,7 @@ fn other_entry<'a>(
     by_identity.or(by_uid).map(|entry| **entry)
 }
 
-/// How a rejoin proceeds.
+/// Steps of a rejoin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejoinPlan {
     /// The cluster is connected: nothing to do.
@@ -266,7 +266,7 @@ pub fn check_version(version: &Info) -> Result<(), RegistrationRefusal> {
     Ok(())
 }
 
-/// Why a cluster is not registered.
+/// Reason that a cluster is not registered.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistrationRefusal {

@@ -55,7 +55,7 @@ pub(crate) struct ClusterAddArgs {
     environment: Option<Name>,
     #[command(flatten)]
     policy_options: PolicyOptions,
-    /// Where the spoke runs
+    /// Location of the spoke
     #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
     agent: AgentPlace,
     /// Image of the spoke, with --agent in-cluster; that of this release by default
@@ -84,7 +84,7 @@ pub(crate) struct ClusterAddArgs {
     timeout: u64,
 }
 
-/// Where the spoke runs.
+/// Location of the spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum AgentPlace {
     /// As a Deployment in the cluster

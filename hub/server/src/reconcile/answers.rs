@@ -1,6 +1,6 @@
-//! What repositories last said about a revision, for the polls of several applications that follow the same one.
+//! Results of polls, shared by the applications that follow the same revision of a repository.
 //!
-//! Only a poll that fell due is answered from here. An operator's question goes to the repository itself.
+//! Only scheduled polls are answered from here. A request of an operator polls the repository itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,39 +12,39 @@ use attest_supply::source::{Remote, Resolved};
 use super::queue::JITTER_PERCENT;
 use crate::applications::view::Waiting;
 
-/// How long an answer is shared, as a share of the interval between polls. More than the jitter, so that applications
-/// that were answered together ask together again.
+/// Validity of a shared answer, in percent of the poll interval. More than the jitter, so that applications that shared
+/// an answer share the next one.
 pub(super) const SHARED_PERCENT_MAX: u32 = 25;
 
 const _: () = assert!(JITTER_PERCENT < SHARED_PERCENT_MAX);
 
-/// The newest answers, by address and revision; none is kept for longer than it is shared.
+/// The newest answers by address and revision. Expired answers are dropped.
 #[derive(Debug)]
 pub(crate) struct Answers {
     age_max: Duration,
     kept: Locked<BTreeMap<(String, String), Entry>>,
 }
 
-/// Locked while it is asked for.
+/// Locked during the poll.
 type Entry = Arc<Locked<Option<Answer>>>;
 
-/// What a repository said.
+/// Result of one poll.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
-    /// Who was asked, and with which credentials.
+    /// The repository and the credentials used.
     remote: Remote,
-    /// When it was asked: it says nothing about what happened since.
+    /// Start of the poll. Later changes are not reflected.
     pub(crate) asked: Instant,
     pub(crate) answered: Instant,
-    pub(crate) said: Result<Resolved, Waiting>,
+    pub(crate) result: Result<Resolved, Waiting>,
 }
 
 impl Answer {
-    /// What `ask` says now.
-    pub(crate) fn of(remote: &Remote, ask: impl FnOnce() -> Result<Resolved, Waiting>) -> Self {
+    /// Polls with `poll`.
+    pub(crate) fn of(remote: &Remote, poll: impl FnOnce() -> Result<Resolved, Waiting>) -> Self {
         let asked = Instant::now();
-        let said = ask();
-        Self { remote: remote.clone(), asked, answered: Instant::now(), said }
+        let result = poll();
+        Self { remote: remote.clone(), asked, answered: Instant::now(), result }
     }
 }
 
@@ -53,38 +53,38 @@ impl Answers {
         Self { age_max: interval * SHARED_PERCENT_MAX / 100, kept: Locked::default() }
     }
 
-    /// What `remote` said a moment ago, to a question with the same credentials that was not asked before `newest`; else
-    /// what `ask` says now. Whoever wants to know the same meanwhile waits for it.
+    /// Returns the shared answer of `remote` if it is valid, was polled with the same credentials, and not before
+    /// `newest`; otherwise polls with `poll`. Concurrent callers wait for that poll.
     pub(crate) fn shared(
         &self,
         remote: &Remote,
         revision: &str,
         newest: Option<Instant>,
-        ask: impl FnOnce() -> Result<Resolved, Waiting>,
+        poll: impl FnOnce() -> Result<Resolved, Waiting>,
     ) -> Answer {
         let entry = self.entry((remote.url.address(), revision.to_owned()));
         let mut kept = entry.lock();
-        let is_good = |answer: &&Answer| {
+        let valid = kept.as_ref().filter(|answer| {
             answer.remote == *remote
                 && answer.answered.elapsed() <= self.age_max
                 && newest.is_none_or(|newest| newest <= answer.asked)
-        };
-        if let Some(answer) = kept.as_ref().filter(is_good) {
+        });
+        if let Some(answer) = valid {
             return answer.clone();
         }
-        let answer = Answer::of(remote, ask);
+        let answer = Answer::of(remote, poll);
         *kept = Some(answer.clone());
         answer
     }
 
-    /// Where an answer is kept. Those that are too old to be shared go.
+    /// Returns the entry of `key`. Drops expired entries.
     fn entry(&self, key: (String, String)) -> Entry {
         let mut kept = self.kept.lock();
         kept.retain(|_, entry| {
-            // One that is locked is being asked for.
+            // A locked entry is being polled.
             entry.try_lock().is_none_or(|answer| {
-                let is_young = |answer: &Answer| answer.answered.elapsed() <= self.age_max;
-                Arc::strong_count(entry) > 1 || answer.as_ref().is_some_and(is_young)
+                Arc::strong_count(entry) > 1
+                    || answer.as_ref().is_some_and(|a| a.answered.elapsed() <= self.age_max)
             })
         });
         Arc::clone(kept.entry(key).or_default())
@@ -121,7 +121,7 @@ mod tests {
             commit(asked.get())
         };
         let says = |password: &str, revision: &str, newest| {
-            answers.shared(&remote(password), revision, newest, ask).said.unwrap().commit
+            answers.shared(&remote(password), revision, newest, ask).result.unwrap().commit
         };
 
         assert_eq!(says("old", "main", None), "1");
@@ -171,7 +171,7 @@ mod tests {
                 .collect();
             go_on.send(()).unwrap();
             let threads = std::iter::once(first).chain(others);
-            threads.map(|thread| thread.join().unwrap().said.unwrap().commit).collect::<Vec<_>>()
+            threads.map(|thread| thread.join().unwrap().result.unwrap().commit).collect::<Vec<_>>()
         });
 
         assert_eq!(said, ["1"; 10]);

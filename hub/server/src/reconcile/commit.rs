@@ -18,13 +18,13 @@ use crate::core::store::records::{
     self, Change, ChangeTimings, CompressedBlob, LedgerEntry, Planned,
 };
 
-/// What a pass has made durable.
+/// Changes that a pass has committed to the store.
 #[derive(Debug, Default)]
 pub(super) struct Committed {
     pub(super) entries: Vec<(DestinationKey, LedgerEntry)>,
     pub(super) blobs: Vec<CompressedBlob>,
     pub(super) timings: ChangeTimings,
-    /// How long the durable write took.
+    /// Duration of the durable write.
     pub(super) written: Duration,
 }
 
@@ -83,7 +83,7 @@ struct SignedPlans {
 }
 
 impl SignedPlans {
-    /// What a directive orders, for its ledger. Absent for a removal.
+    /// Returns a directive's content for its ledger entry. Absent for a removal.
     fn planned(
         &mut self,
         signer: &Signer,

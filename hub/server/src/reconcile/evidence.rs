@@ -15,7 +15,7 @@ pub(crate) const RECEIPTS_MAX: usize = 2_048;
 /// Newest release statements that are remembered although no rendering is theirs.
 pub(crate) const NEWEST_KEPT_MAX: usize = 8;
 
-/// What a commit says about one application, read once for all destinations.
+/// Evidence in a commit about one application, read once for all destinations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
     /// Unverified release statements, highest counter first.
@@ -63,8 +63,8 @@ impl Evidence {
         evidence
     }
 
-    /// What can still matter while the commit renders to `renderings`: releases with one of them, the
-    /// newest ones, and their receipts. A long history costs no memory.
+    /// Keeps the evidence relevant while the commit renders to `renderings`: releases with one of them, the
+    /// newest releases, and their receipts. A long history costs no memory.
     pub(crate) fn kept_for(mut self, renderings: &BTreeSet<Digest>) -> Self {
         let mut newest = 0..NEWEST_KEPT_MAX;
         self.statements.retain(|candidate| {

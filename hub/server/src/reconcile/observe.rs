@@ -28,7 +28,7 @@ use crate::core::store::records::{
     LedgerEntry,
 };
 
-/// Where a pass reads from.
+/// Inputs of a pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sources<'a> {
     pub(super) core: &'a Core,
@@ -53,7 +53,7 @@ pub(super) struct Observation<'a> {
     pub(super) leaving: Vec<ObservedLeaving>,
     pub(super) asked_for: bool,
     pub(super) now: Timestamp,
-    /// Where the time of reading went.
+    /// Duration of each step of reading.
     read: ChangeTimings,
 }
 
@@ -62,16 +62,16 @@ impl Observation<'_> {
         &self.record.application
     }
 
-    /// Where the time of the change went so far; `verify_us` is that of deciding.
+    /// Returns the duration of each step so far; `verify_us` is that of planning.
     pub(super) fn timings(&self, verify_us: u64) -> ChangeTimings {
         ChangeTimings { verify_us, ..self.read }
     }
 }
 
-/// Why the source could not be read.
+/// Reason that the source could not be read.
 #[derive(Clone, Debug)]
 pub(super) enum SourceProblem {
-    /// The repository was not asked in this pass; the last time it did not answer.
+    /// The repository was not polled in this pass, and the last poll failed.
     Remembered(Waiting),
     Occurred(Waiting),
 }
@@ -96,7 +96,7 @@ pub(super) struct PollAnswer {
 pub(super) struct ObservedDestination {
     /// Name of the cluster, and namespace.
     pub(super) place: (Name, Name),
-    /// What to decide by, or why nothing can be decided.
+    /// Inputs of the decision, or the reason that there are none.
     pub(super) target: Result<Target, Waiting>,
 }
 

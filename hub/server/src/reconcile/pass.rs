@@ -17,14 +17,14 @@ use super::task::Task;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 
-/// Where a pass reads from, and where its outcome goes.
+/// Inputs and outputs of a pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PassContext<'a> {
     pub(super) sources: Sources<'a>,
     pub(super) outputs: Outputs<'a>,
 }
 
-/// What is kept between two passes over one application.
+/// State cached between passes of one application.
 #[derive(Debug, Default)]
 pub(super) struct PassCache {
     pub(super) source: SourceCache,

@@ -14,7 +14,7 @@ use crate::applications::view::Waiting;
 use crate::core::position::needs_reissue;
 use crate::core::store::records::LedgerEntry;
 
-/// What is to be done at one destination.
+/// Decision about one destination.
 #[derive(Debug)]
 pub(super) enum Decision {
     /// Nothing can be decided: the cluster or the rendering is missing.
@@ -43,14 +43,14 @@ pub(super) struct PlannedDirective {
     pub(super) content: Content,
 }
 
-/// What a directive orders.
+/// Content of a directive.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     /// A plan that was verified for this destination.
     Verified(Arc<NewPlan>),
     /// A plan that was verified for a destination that is alike.
     Alike(Arc<NewPlan>),
-    /// What the current directive orders.
+    /// The content of the current directive.
     Current,
     Removal,
 }
@@ -75,7 +75,7 @@ pub(super) struct NewPlan {
 }
 
 impl NewPlan {
-    /// What was judged is large: only what the directive needs is kept.
+    /// Keeps only the parts that the directive needs: the proposal is large.
     fn new(proposal: Proposal, commit: &str) -> Self {
         let Proposal { plan, blobs, admitted } = proposal;
         let Release { version, counter, source, renders, .. } = &admitted.release;

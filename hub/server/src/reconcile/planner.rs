@@ -1,7 +1,7 @@
-//! Decides what to order at one destination, or says why nothing. Pure: no I/O, no clock.
+//! Decides which directive to issue for one destination, or the reason for none. Pure: no I/O, no clock.
 //!
-//! The hub judges by the policy that the spoke said it has, with the code the spoke uses. What it
-//! decides is a proposal: the spoke judges again by the policy it really has.
+//! The hub verifies by the policy that the spoke reported, with the code that the spoke uses. Its decision is a
+//! proposal: the spoke verifies again by its actual policy.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub(crate) struct Situation<'a> {
     pub now: Timestamp,
 }
 
-/// What is to be ordered.
+/// A plan to issue.
 #[derive(Clone, Debug)]
 pub(crate) struct Proposal {
     pub plan: Plan,
@@ -72,22 +72,22 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Decision {
     }
 }
 
-/// The verified release whose rendering for this destination is what the commit renders to.
+/// Returns the verified release whose rendering for this destination equals that of the commit.
 fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
-    let Situation { application, evidence, rendered, .. } = *situation;
-    let verifies =
-        |c: &&Candidate| verify::open_release(&c.envelope, &releasers(situation, c)).is_ok();
-    let mine = || evidence.statements.iter().filter(|c| c.release.application == application.name);
-    let equal = |c: &&Candidate| {
-        fitting(situation, c).is_some_and(|render| {
-            release::content_digest(&c.statement, render) == Some(rendered.digest)
-        })
-    };
-    if let Some(found) = mine().filter(equal).find(verifies) {
-        return Ok(found);
+    let fitting = situation.evidence.statements.iter().filter_map(|candidate| {
+        let is_own = candidate.release.application == situation.application.name;
+        let render = is_own.then(|| fitting(situation, candidate)).flatten()?;
+        Some((candidate, render))
+    });
+    let equal = fitting.clone().find(|(candidate, render)| {
+        release::content_digest(&candidate.statement, render) == Some(situation.rendered.digest)
+            && is_signed(situation, candidate)
+    });
+    if let Some((candidate, _)) = equal {
+        return Ok(candidate);
     }
-    let for_here = |c: &&Candidate| fitting(situation, c).is_some();
-    let newest = mine().filter(for_here).find(verifies);
+    let mut candidates = fitting.map(|(candidate, _)| candidate);
+    let newest = candidates.find(|candidate| is_signed(situation, candidate));
     let running = running(situation.head).map(|planned| planned.counter);
     match newest {
         Some(newest) if running.is_none_or(|counter| newest.release.counter > counter) => {
@@ -97,8 +97,13 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
     }
 }
 
-/// The keys that may release this candidate here. Where the policy does not admit it at all, those of the
-/// environment: its refusal then says why.
+/// Returns whether a key that may release this candidate for the destination signed it.
+fn is_signed(situation: &Situation<'_>, candidate: &Candidate) -> bool {
+    verify::open_release(&candidate.envelope, &releasers(situation, candidate)).is_ok()
+}
+
+/// Returns the keys that may release this candidate for the destination. If the policy does not admit it at all,
+/// returns the keys of the environment, so that the refusal names the violated rule.
 fn releasers(situation: &Situation<'_>, candidate: &Candidate) -> BTreeMap<KeyId, PublicKey> {
     let Situation { application, destination, reported, .. } = *situation;
     let asked = application.asked.trusted_keys.as_ref();
@@ -270,19 +275,22 @@ fn no_receipt_required(
     Some(Waiting::refused(Reason::NoReceiptRequired, message))
 }
 
-fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>) -> Plan {
-    let blob = |envelope: &[u8]| SignedBlob {
+fn signed_blob(envelope: &[u8]) -> SignedBlob {
+    SignedBlob {
         id: envelope::peek(envelope, STATEMENT_TYPE).map_or_else(
             || Digest::of(envelope),
             |(payload, _)| envelope::id_of(STATEMENT_TYPE, &payload),
         ),
         sha256: Digest::of(envelope),
         size: envelope.len() as u64,
-    };
+    }
+}
+
+fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>) -> Plan {
     Plan {
         v: 1,
         application: application.name.clone(),
-        release: blob(material.release),
+        release: signed_blob(material.release),
         render: admitted.render.name.clone(),
         content: ContentBlob {
             sha256: admitted.content,
@@ -290,7 +298,7 @@ fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>)
             objects: admitted.render.objects,
             media_type: RENDERING_TYPE.to_owned(),
         },
-        receipts: material.receipts.iter().map(|receipt| blob(receipt)).collect(),
+        receipts: material.receipts.iter().map(|receipt| signed_blob(receipt)).collect(),
         namespace: admitted.render.namespace.clone(),
         policy: application.asked.clone(),
         sync: application.sync.clone(),

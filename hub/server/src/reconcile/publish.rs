@@ -24,10 +24,10 @@ use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
 use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
 
-/// What was said already, kept between two passes over one application.
+/// Published state, cached between passes of one application.
 #[derive(Debug, Default)]
 pub(super) struct PublishedCache {
-    /// What was counted as held, by destination: commit and reason.
+    /// Commit and reason counted as held, by destination.
     held: BTreeMap<DestinationKey, (String, Reason)>,
     /// What was counted as blocked, by cluster and namespace: commit and reason.
     blocked: BTreeMap<(Name, Name), (String, Reason)>,
@@ -35,7 +35,7 @@ pub(super) struct PublishedCache {
     logged: Option<(ApplicationPhase, u64, String)>,
 }
 
-/// Where the outcome of a pass goes.
+/// Outputs of a pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outputs<'a> {
     pub(super) core: &'a Core,

@@ -133,7 +133,7 @@ impl Queue {
         number
     }
 
-    /// How many passes over an application were requested.
+    /// Returns the number of requested passes over an application.
     pub(super) fn requests(&self, application: &str) -> Option<u64> {
         self.slots.get(application).map(|slot| slot.requested)
     }

@@ -22,9 +22,9 @@ use crate::applications::views::Views;
 use crate::core::Core;
 use crate::core::blocking::blocking;
 
-/// Most applications reconciled at once. Most of them wait for a repository, not for a processor.
+/// Most applications reconciled concurrently. Most of them wait for a repository, not for a processor.
 pub(crate) const RECONCILES_MAX: usize = 32;
-/// How often the hub looks which of its credentials it has to ask about again.
+/// Interval between searches for credentials whose write access is due for a check.
 const PUSH_CHECK_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Reconciles applications.
@@ -36,7 +36,7 @@ pub(crate) struct Reconciler {
     repositories: Arc<Repositories>,
     kustomize: Kustomize,
     answers: Answers,
-    /// What is kept of each application between two passes.
+    /// Cache of each application between passes.
     caches: Locked<BTreeMap<String, Arc<Locked<PassCache>>>>,
 }
 
@@ -62,7 +62,7 @@ impl Reconciler {
         }
     }
 
-    /// What is kept of an application between two passes.
+    /// Returns the cache of an application.
     fn cache(&self, application: &str) -> Arc<Locked<PassCache>> {
         let mut caches = self.caches.lock();
         caches.entry(application.to_owned()).or_default().clone()

@@ -18,9 +18,9 @@ use crate::core::Core;
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, RepositoryRecord};
 
-/// How long the answer counts to whether a credential may push, in seconds.
+/// Validity of a check of a credential's write access, in seconds.
 const PUSH_CHECK_INTERVAL_S: i64 = 24 * 60 * 60;
-/// After how long a repository is asked again that gave none, in seconds.
+/// Delay before such a check is repeated after a failure, in seconds.
 const PUSH_RETRY_INTERVAL_S: i64 = 60 * 60;
 
 /// Reads repositories.
@@ -41,7 +41,7 @@ impl Repositories {
         self.core.stop.interrupt()
     }
 
-    /// How a repository is reached with what the hub holds for it.
+    /// Returns a repository with the hub's credentials for it.
     pub(super) fn remote(&self, url: &str) -> Result<Remote, Waiting> {
         let parsed = RepositoryUrl::parse(url, &self.urls)
             .map_err(|error| Waiting::unknown(error.reason(), error.to_string()))?;
@@ -68,7 +68,7 @@ impl Repositories {
     }
 
     /// Asks a repository which commit `revision` names.
-    pub(super) fn look(&self, remote: &Remote, revision: &str) -> Result<Resolved, Waiting> {
+    pub(super) fn poll(&self, remote: &Remote, revision: &str) -> Result<Resolved, Waiting> {
         let answer = self.source.poll_and_receive(remote, revision, self.interrupt());
         answer.map_err(|error| unread(&error))
     }

@@ -1,6 +1,6 @@
 //! What one reconcile pass is asked to do.
 
-/// Whether the repository is asked for news.
+/// Polling of the repository in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Poll {
     No,
@@ -9,7 +9,7 @@ pub(crate) enum Poll {
     Now,
 }
 
-/// What one reconcile pass is asked to do.
+/// A request for one reconcile pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
     /// False when only the status of the application is computed again.

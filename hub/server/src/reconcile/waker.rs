@@ -95,7 +95,7 @@ impl Waker {
         self.queue().polled(application, answered, is_ok, random());
     }
 
-    /// How many passes over an application were requested.
+    /// Returns the number of requested passes over an application.
     pub(super) fn requests(&self, application: &str) -> Option<u64> {
         self.queue().requests(application)
     }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::*;
@@ -74,13 +72,12 @@ fn what_nobody_means_is_refused_with_its_line() {
     ];
 
     for (text, expected) in table {
-        let begun = std::time::Instant::now();
         let error = read("x.yaml", text.as_bytes(), &mut Vec::new()).unwrap_err();
         let shown = error.to_string();
         let start: String = text.chars().take(40).collect();
         assert_eq!(error.reason().as_str(), "YamlRefused");
         assert!(shown.starts_with("x.yaml: ") && shown.contains(expected), "{start}: {shown}");
-        assert!(shown.len() < 500 && begun.elapsed() < Duration::from_secs(10), "{start}: {shown}");
+        assert!(shown.len() < 500, "{start}: {shown}");
     }
     assert!(read("x.yaml", b"a: \xff\n", &mut Vec::new()).is_err());
     let long = vec![b' '; YAML_FILE_BYTES_MAX + 1];

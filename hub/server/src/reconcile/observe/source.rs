@@ -21,10 +21,10 @@ use crate::core::store::records::{Application, ChangeTimings, Destination};
 
 /// A rendering's files: source tree, or commit outside of the source root, and directory.
 type RenderingKey = (String, String);
-/// What a directory is chosen by: path of the application, destination, environment of its cluster.
+/// Key of the selection of a directory: path of the application, destination, environment of its cluster.
 type DirectoryKey = (String, Destination, Option<String>);
 
-/// What was read of a repository, kept between two passes over one application.
+/// Data read from a repository, cached between passes of one application.
 #[derive(Debug, Default)]
 pub(in super::super) struct SourceCache {
     /// Repository and revision that `resolved` answers.
@@ -32,7 +32,7 @@ pub(in super::super) struct SourceCache {
     resolved: Option<Resolved>,
     /// When the newest question for the revision was asked that was answered, or failed to be.
     newest: Option<Instant>,
-    /// Why the newest question for the revision was not answered.
+    /// Failure of the newest poll of the revision.
     unanswered: Option<Waiting>,
     /// Commit that `evidence` was read from, of the repository and revision in `asked`.
     commit: Option<String>,
@@ -59,7 +59,7 @@ impl SourceCache {
         self.commit.clone()
     }
 
-    /// Where the time of the newest change went that was read.
+    /// Returns the duration of each step of reading the newest change.
     pub(super) fn timings(&self) -> ChangeTimings {
         self.timings
     }
@@ -74,7 +74,7 @@ impl SourceCache {
         self.resolved.is_some()
     }
 
-    /// What the newest commit renders to for a destination.
+    /// Returns the rendering of the newest commit for a destination.
     pub(super) fn rendered_for(
         &self,
         core: &Core,
@@ -145,16 +145,16 @@ impl Reader<'_> {
             return Ok((remote, resolved));
         }
         let begun = Instant::now();
-        let ask = || repositories.look(&remote, revision);
+        let poll = || repositories.poll(&remote, revision);
         let answer = if self.task.poll == Poll::Due {
-            self.sources.answers.shared(&remote, revision, self.cache.newest, ask)
+            self.sources.answers.shared(&remote, revision, self.cache.newest, poll)
         } else {
-            Answer::of(&remote, ask)
+            Answer::of(&remote, poll)
         };
-        self.poll = Some(PollAnswer { at: answer.answered, is_ok: answer.said.is_ok() });
+        self.poll = Some(PollAnswer { at: answer.answered, is_ok: answer.result.is_ok() });
         self.cache.newest = Some(answer.asked);
-        self.cache.unanswered = answer.said.as_ref().err().cloned();
-        let resolved = answer.said?;
+        self.cache.unanswered = answer.result.as_ref().err().cloned();
+        let resolved = answer.result?;
         self.cache.timings.git_us = micros_since(begun);
         if !is_same {
             // Nothing of this repository has been read: what another one holds does not count for it.
@@ -206,9 +206,9 @@ impl Reader<'_> {
     /// Renders every directory that a destination needs, unless the same files were rendered before.
     fn render_all(&mut self, tree: &Tree) {
         self.cache.directories.clear();
-        let mut former = std::mem::take(&mut self.cache.rendered);
+        let mut previous = std::mem::take(&mut self.cache.rendered);
         let unfinished = std::mem::take(&mut self.cache.unfinished);
-        former.retain(|key, _| !unfinished.contains(key));
+        previous.retain(|key, _| !unfinished.contains(key));
         for destination in &self.application.destinations {
             let environment = environment_of(self.sources.core, &destination.cluster);
             let overlay = Overlay {
@@ -221,7 +221,7 @@ impl Reader<'_> {
             if let Ok(directory) = &directory {
                 let key = (files_version(tree, directory), directory.clone());
                 if !self.cache.rendered.contains_key(&key) {
-                    let rendered = former.remove(&key);
+                    let rendered = previous.remove(&key);
                     let rendered = rendered.unwrap_or_else(|| self.render(tree, &key));
                     self.cache.rendered.insert(key, rendered);
                 }
@@ -256,14 +256,14 @@ impl Reader<'_> {
     }
 }
 
-/// What names the version of the files in a directory.
+/// Returns an identifier of the version of the files in a directory.
 fn files_version(tree: &Tree, directory: &str) -> String {
     let commit = tree.git_commit();
     let is_inside = tree.source_root().is_some_and(|root| {
         let below = directory.strip_prefix(root);
         below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
     });
-    // Outside the source root the tree's id says nothing about the files.
+    // The tree's id does not cover files outside the source root.
     let version = if is_inside { tree.git_tree().or(commit) } else { commit };
     version.unwrap_or_default().to_owned()
 }
