@@ -203,7 +203,7 @@ pub fn page() -> String {
         }
     }
     page.push_str(
-        "\n## Renamed\n\nThe words of the previous release are still read, as the new ones.\n\n\
+        "\n## Renamed\n\nWords from the previous release are still accepted and read as the new ones.\n\n\
          | before | now |\n|---|---|\n",
     );
     for (old, reason) in RENAMED {

@@ -48,238 +48,242 @@ macro_rules! registry {
 }
 
 registry! {
-    "States", seen in "phases and conditions of applications, reports of spokes" {
-        Synced: "every object is as signed and healthy", "none";
-        Progressing: "a directive is being carried out; the message names what is left",
-            "wait; if it lasts, see the object that the message names";
-        OutOfSync: "live objects differ from what is signed, and self-heal is off",
+    "States", seen in "phases and conditions of applications, reports from spokes" {
+        Synced: "every object matches what CI signed and is healthy", "none";
+        Progressing: "a directive is in progress; the message names what remains",
+            "wait; if it persists, see the object named in the message";
+        OutOfSync: "live objects differ from the signed content, and self-heal is off",
             "set `syncPolicy.automated.selfHeal`, or revert the edit";
-        Degraded: "an applied object is unhealthy, or an object could not be applied", "see the object that the message names";
-        Refused: "a document was refused; what ran before keeps running", "see the reason of the refusal";
-        Removed: "the application is gone from the destination", "none";
-        Ready: "all destinations run what Git and CI state", "none";
+        Degraded: "an applied object is unhealthy, or an object could not be applied", "see the object named in the message";
+        Refused: "a document was refused; the previous release keeps running", "see the reason for the refusal";
+        Removed: "the application has been removed from the destination", "none";
+        Ready: "all destinations run the content that is in Git and signed by CI", "none";
         Verified: "every destination runs what CI signed", "none";
         SourceRead: "the repository was read", "none";
-        ReadOnly: "the hub's credential can read the repository and not push to it", "none";
-        Pending: "nothing is known yet", "wait for the first reconcile or report";
-        Deleting: "the application is being removed from its destinations", "wait; the message names what is left";
+        ReadOnly: "the hub's credential can read the repository but not push to it", "none";
+        Pending: "no state has been reported yet", "wait for the first reconcile or report";
+        Deleting: "the application is being removed from its destinations", "wait; the message names what remains";
         Current: "every object is healthy", "none";
-        Suspended: "an object is suspended", "resume it, if that is not intended";
+        Suspended: "an object is suspended", "if this is not intended, resume the object";
         InProgress: "an object has not reached its desired state", "wait; the message names the object";
-        Terminating: "an object is being deleted", "wait; if it lasts, see the object's finalizers";
-        Failed: "an object has failed", "see the status of the object that the message names";
-        Unhealthy: "an object that gates the rollout has failed", "see the object that the message names";
+        Terminating: "an object is being deleted", "wait; if it persists, see the object's finalizers";
+        Failed: "an object has failed", "see the status of the object named in the message";
+        Unhealthy: "an object that gates the rollout has failed", "see the object named in the message";
         PruneGuard: "deleting the objects that are no longer rendered would exceed `remove.maxPrunePercent`",
-            "raise the limit in the cluster's trust policy, or delete the objects by hand";
+            "raise the limit in the cluster's trust policy, or delete the objects manually";
     }
 
     "Waiting", seen in "conditions, the hub's log and metrics, `attest gitops app`" {
-        AwaitingReceipts: "the commit changes the rendering and CI has signed no release for it",
+        AwaitingReceipts: "the commit changes the rendering, but CI has not signed a release for it",
             "wait for CI, or check why `attest run` failed";
-        AwaitingSync: "`syncPolicy` has no `automated`, and a release is ready", "`attest gitops app sync NAME`";
+        AwaitingSync: "a release is ready, but `syncPolicy` does not set `automated`", "`attest gitops app sync NAME`";
         AwaitingCluster: "the cluster has not connected yet, so its policy is unknown", "check `attest gitops cluster get NAME`";
-        AwaitingReport: "the directive was sent, or will be when the spoke connects", "check whether the spoke is connected";
-        OtherPlan: "the spoke keeps running another plan than the newest one", "wait; if it lasts, see the spoke's log";
+        AwaitingReport: "the directive has been sent, or will be sent when the spoke connects", "check whether the spoke is connected";
+        OtherPlan: "the spoke is still running a plan other than the newest one", "wait; if it persists, see the spoke's log";
         RendererMismatch: "CI and the hub use different versions of the renderer", "install the same version on both";
-        ContentUnknown: "the hub does not store what runs at the destination, so it cannot compare",
+        ContentUnknown: "the hub has no copy of the content that runs at the destination, so it cannot compare",
             "sync the application, then compare again";
         ReconcileTimeout: "the reconcile did not finish in time; it continues", "`attest gitops app get NAME` shows the outcome";
-        SpokeDisconnected: "the cluster is not connected; its last report may be stale", "check the spoke, and its way to the hub";
+        SpokeDisconnected: "the cluster is not connected; its last report may be stale",
+            "check the spoke and its network connection to the hub";
     }
 
-    "Signatures and envelopes", seen in "refusals of spokes, conditions, `attest verify`" {
+    "Signatures and envelopes", seen in "refusals by spokes, conditions, `attest verify`" {
         SignatureInvalid: "no trusted key signed the document",
-            "sign with a key of the trust policy; if a spoke refused it, find out who sent it";
+            "sign with a key in the trust policy; if a spoke refused it, find out who sent it";
         UntrustedKey: "no key that the cluster trusts for this application signed the release",
             "sign with such a key, or add the key to the trust policy";
-        PayloadType: "the envelope holds another kind of document than expected", "find out what produced the file";
-        EnvelopeMalformed: "the envelope is not valid JSON of a DSSE envelope", "produce the file again";
-        EnvelopeBase64: "the payload of the envelope is not base64", "produce the file again";
-        JsonMalformed: "the bytes are not one well-formed JSON document without duplicate keys", "correct the document";
+        PayloadType: "the envelope contains a different kind of document than expected", "find out what produced the file";
+        EnvelopeMalformed: "the envelope is not a valid DSSE envelope in JSON", "regenerate the file";
+        EnvelopeBase64: "the payload of the envelope is not valid base64", "regenerate the file";
+        JsonMalformed: "the bytes are not a single well-formed JSON document without duplicate keys", "correct the document";
         JsonFields: "the JSON document has an unknown field", "remove the field, or use a matching version";
-        JsonForm: "the JSON document does not have the expected form", "correct the field that the message names";
+        JsonForm: "the JSON document does not have the expected structure", "correct the field named in the message";
         StatementInvalid: "the signed bytes are not a valid in-toto statement", "produce the statement with `attest run`";
-        Limit: "a limit on size or number is exceeded; the message names it", "reduce what the message names";
+        Limit: "a size or count limit is exceeded; the message names it", "reduce the size or count named in the message";
     }
 
     "Keys, names and identifiers", seen in "API and command line, `attest verify`, trust policies" {
-        KeyFormat: "the text is not one PEM block with an Ed25519 key",
-            "`attest key show FILE` prints a public key, `attest key gen` makes one";
-        KeyWeak: "the public key is weak or not canonical", "make another with `attest key gen`";
-        KeyIdFormat: "the text is not a key id", "write `ed25519:` and 64 hexadecimal digits";
+        KeyFormat: "the text is not a single PEM block with an Ed25519 key",
+            "`attest key show FILE` prints a public key, `attest key gen` creates one";
+        KeyWeak: "the public key is weak or not canonical", "create another with `attest key gen`";
+        KeyIdFormat: "the text is not a valid key id", "use `ed25519:` followed by 64 hexadecimal digits";
         KeyUnknown: "no key has this alias", "`attest gitops key list` shows the aliases";
-        AliasInvalid: "the alias has characters that are not allowed", "use 1 to 253 letters, digits, `.`, `-` and `_`";
-        DigestFormat: "the text is not a digest", "write `sha256:` and 64 lower-case hexadecimal digits";
-        NameInvalid: "the text is not a name", "use at most 63 lower-case letters, digits and `-`";
-        ClusterIdInvalid: "the text is not a cluster id", "write it as `c-0123456789abcdef`";
+        AliasInvalid: "the alias contains characters that are not allowed", "use 1 to 253 letters, digits, `.`, `-` and `_`";
+        DigestFormat: "the text is not a valid digest", "use `sha256:` followed by 64 lowercase hexadecimal digits";
+        NameInvalid: "the text is not a valid name", "use at most 63 lowercase letters, digits and `-`";
+        ClusterIdInvalid: "the text is not a valid cluster id", "use the form `c-0123456789abcdef`";
     }
 
     "Directives, plans and records", seen in "refusals and logs of spokes, the hub's log and metrics" {
-        DocumentInvalid: "a directive, plan or heartbeat is malformed or of an unknown version", "use matching versions of hub and spoke";
+        DocumentInvalid: "a directive, plan or heartbeat is malformed or has an unknown version", "use matching versions of hub and spoke";
         AudienceMismatch: "the directive or heartbeat is for another cluster", "find out who sent it: the hub or a party with its key";
         LifetimeTooLong: "the document is valid for longer than permitted", "find out who sent it";
         IssuedInFuture: "the document was issued in the future", "correct the clocks of hub and cluster";
         Expired: "the document has expired", "check the clocks; the hub issues it again";
-        SequenceReplayed: "the directive is not newer than one already admitted", "none after a reconnect; else find out who sent it";
-        SequenceEquivocation: "two different directives have the same sequence", "treat the hub's signing key as copied";
+        SequenceReplayed: "the directive is not newer than one already admitted", "none after a reconnect; otherwise, find out who sent it";
+        SequenceEquivocation: "two different directives have the same sequence", "treat the hub's signing key as compromised";
         ClockRollback: "the spoke's clock is behind a time that it has recorded",
-            "correct the clock; if the recorded time was wrong, `attest spoke accept-state --kubeconfig F`";
+            "correct the clock; if the recorded time was wrong, run `attest spoke accept-state --kubeconfig F`";
         PlanDigest: "the plan is not the one that the directive names", "find out who sent it";
-        BlobDigest: "a delivered blob is missing, or not the one that the plan names", "find out who sent it";
+        BlobDigest: "a blob is missing, or is not the one that the plan names", "find out who sent it";
         HookNotAllowed: "the plan has hooks, which are not supported", "use matching versions of hub and spoke";
         OperationNotSupported: "the spoke does not support the operation of the directive", "update the spoke";
         SyncNonce: "the heartbeat does not belong to this connection, or is older than one already seen", "find out who sent it";
         NothingToRemove: "the application is not deployed at the destination", "none";
         RemoveNotAllowed: "the trust policy does not allow the hub to remove the application",
-            "set `remove: {allow: true}` and run `attest trust install`, or remove it with the cluster's credentials";
+            "set `remove: {allow: true}` and run `attest trust install`, or remove the application with credentials for the cluster";
         StateLost: "records that the spoke has written are missing, so it cannot detect replays",
-            "find out who deleted Secrets in `attest-system`; then `attest spoke accept-state --kubeconfig F`";
+            "find out who deleted Secrets in `attest-system`; then run `attest spoke accept-state --kubeconfig F`";
         OwnedByOther: "an object belongs to another application or destination of the cluster",
             "rename the object, or remove it from one of them";
         AdmissionRateLimited: "directives arrive faster, or write more, than the limits allow; the newest of each destination waits",
-            "none, unless it lasts: then check what the hub sends and why";
-        RecordConflict: "another process wrote the destination's record; the spoke loads it again",
-            "if it lasts: check that only one spoke runs";
-        RecordUnreadable: "a record of the spoke cannot be read", "restore the Secret, or `attest spoke reset` the destination";
+            "none, unless it persists; then check what the hub sends and why";
+        RecordConflict: "another process wrote the destination's record; the spoke reloads it",
+            "if it persists, check that only one spoke runs";
+        RecordUnreadable: "a record of the spoke cannot be read", "restore the Secret, or reset the destination with `attest spoke reset`";
         ContentLost: "stored content of a plan is missing or damaged; the spoke requests it from the hub",
             "wait; check who deletes Secrets in `attest-system`";
     }
 
-    "Releases, receipts and content", seen in "refusals of spokes, conditions, `attest verify`, `attest release`" {
+    "Releases, receipts and content", seen in "refusals by spokes, conditions, `attest verify`, `attest release`" {
         ApplicationMismatch: "the release is for another application", "sign a release for this application";
         ReleaseExpired: "the release has expired", "sign it again with `attest release`";
         ReleaseMalformed: "the release predicate is malformed", "produce the release with `attest run`";
-        CounterAhead: "the release counter is more than a day ahead of the clock", "correct the clock of CI";
-        CounterRegressed: "the release counter is below the one of a release that ran",
+        CounterAhead: "the release counter is more than a day ahead of the clock", "correct the clock in CI";
+        CounterRegressed: "the release counter is lower than that of a release that has already run",
             "`attest release --from COUNTER` signs it with a new counter";
         SourceChanged: "the destination is bound to another repository", "`attest spoke reset` on the cluster removes the binding";
-        RenderUnknown: "the release has no render with this name", "correct the name; attest.yaml lists them";
+        RenderUnknown: "the release has no render with this name", "correct the name; attest.yaml lists the renders";
         RenderMismatch: "the render is not the one for this cluster and namespace", "correct `namespace` of the render in attest.yaml";
-        RenderAmbiguous: "several renders fit the same cluster and namespace", "give each a different fixed namespace in attest.yaml";
+        RenderAmbiguous: "several renders match the same cluster and namespace", "give each a different fixed namespace in attest.yaml";
         TargetMismatch: "the release has no render for this cluster or environment", "add one to attest.yaml";
         ContentDigest: "the content is not what CI signed",
             "revert the edit, or run CI on it; if a spoke refused it, treat the hub as compromised";
         ContentFormat: "the rendering does not have the expected format", "use matching versions";
-        ObjectCount: "the rendering has another number of objects than CI signed", "find out who sent it";
+        ObjectCount: "the rendering has a different number of objects than CI signed", "find out who sent it";
         AttestationMissing: "the release does not name exactly one receipt of a required kind",
             "run all steps of attest.yaml and sign again";
         AttestationNotDistinct: "one receipt is used for two attestations", "run all steps of attest.yaml and sign again";
         AttestationUnknown: "no rule exists for an attestation", "use build, test or security-scan";
-        AttestationStale: "the scan is older than `maxScanAgeHours` of the trust policy, in the future or without a time", "scan again with `attest run` or `attest release`";
-        NoReceiptRequired: "the application requires receipts, and neither it nor the trust policy names an attestation", "set `receiptVerification.requiredAttestations`";
+        AttestationStale: "the scan is older than `maxScanAgeHours` in the trust policy, is dated in the future or has no timestamp",
+            "scan again with `attest run` or `attest release`";
+        NoReceiptRequired: "the application requires receipts, but neither it nor the trust policy names an attestation",
+            "set `receiptVerification.requiredAttestations`";
         ReceiptMissing: "a receipt that the release names was not delivered", "commit all files below `.attest`";
-        PredicateType: "a receipt has another predicate type than its attestation needs", "produce it with `attest run`";
-        PredicateMalformed: "the scan has no list of results", "use a scanner with a supported output";
-        SubjectMismatch: "a receipt is not about this rendering", "run CI on this commit";
+        PredicateType: "a receipt has a different predicate type than its attestation requires", "produce it with `attest run`";
+        PredicateMalformed: "the scan contains no list of results", "use a scanner with a supported output";
+        SubjectMismatch: "a receipt is for another rendering", "run CI on this commit";
         SubjectIncomplete: "the scan does not cover an image of the rendering", "scan all images";
         BuilderParameters: "the build receipt has a builder id, type or parameter that the policy does not allow",
             "add the builder id to the trust policy, or build with `attest run`";
-        SourceMismatch: "the build receipt names another repository or commit than the release", "run CI on this commit";
-        TestFailed: "the tests did not pass", "correct what failed";
-        Vulnerable: "the scan found a vulnerability of high or unknown severity", "update what the message names";
+        SourceMismatch: "the build receipt names a different repository or commit than the release", "run CI on this commit";
+        TestFailed: "the tests did not pass", "fix the failing tests";
+        Vulnerable: "the scan found a vulnerability of high or unknown severity", "update the component named in the message";
     }
 
-    "Trust policies", seen in "conditions, refusals of spokes, `attest trust`, `attest verify`" {
+    "Trust policies", seen in "conditions, refusals by spokes, `attest trust`, `attest verify`" {
         NoTrustPolicy: "the cluster has no usable trust policy for this spoke", "`attest trust install POLICY --kubeconfig F`";
         TrustPolicyInvalid: "the trust policy cannot be used; the message names the field", "correct the policy and install it again";
         TrustPolicyOtherCluster: "the trust policy is for another cluster", "use the policy of this cluster";
         RoleKeyOverlap: "a key is both a CI key and a hub key", "use different keys";
         ApplicationNotAllowed: "no entry of the trust policy names the application", "add it to the policy";
         SourceNotAllowed: "the trust policy does not allow the repository for the application", "add it to the policy";
-        NamespaceNotAllowed: "the trust policy does not allow the namespace, or an object is in another one",
+        NamespaceNotAllowed: "the trust policy does not allow the namespace, or an object is in a different one",
             "add the namespace to the policy, or correct the object";
-        TooManyNamespaces: "the application uses as many namespaces as the trust policy allows",
-            "raise `maxNamespaces`, or remove it from one";
+        TooManyNamespaces: "the application already uses as many namespaces as the trust policy allows",
+            "raise `maxNamespaces`, or remove the application from one of them";
         PolicyFloor: "the application requests a weaker mode than the trust policy requires", "raise `spec.verification.policy`";
         TrustInRepository: "the trust policy or keys are inside the repository that they verify", "keep them outside";
         TrustFileMalformed: "a file with trusted keys cannot be used", "correct the file";
-        TrustFileUnreadable: "a file with trusted keys cannot be read", "check path and permissions";
-        NoTrustedKey: "there is no key to verify with", "give `--trust-policy`, or `attest trust key add`";
+        TrustFileUnreadable: "a file with trusted keys cannot be read", "check the path and permissions";
+        NoTrustedKey: "there is no key to verify with", "pass `--trust-policy`, or run `attest trust key add`";
     }
 
-    "Objects", seen in "refusals of spokes, conditions, `attest verify`, `attest run`" {
+    "Objects", seen in "refusals by spokes, conditions, `attest verify`, `attest run`" {
         KindNotAllowed: "the trust policy does not allow objects of this kind",
-            "add the kind to the policy entry, then `attest trust install`";
+            "add the kind to the policy entry, then run `attest trust install`";
         KindUnknown: "neither the cluster nor the rendering defines the kind, or the API server does not serve it",
             "install its definition or its API server";
         LabelNotAllowed: "the Namespace object sets labels or annotations that control what pods may do or where they run",
             "remove those of `kubernetes.io`, `k8s.io`, `openshift.io` and `cattle.io`; the cluster's operator sets them";
         ImageUnpinned: "the release names no digest for an image",
-            "give attest.yaml's `images[]` entry a `from:` step, or write the digest in Git";
-        ImageAmbiguous: "the release names two digests for one image", "make each image once";
-        ImageDigestDiffers: "attest.yaml writes another digest than the step made", "correct `digest` of the entry";
-        ImageUnmatched: "no rendered object uses an image of attest.yaml", "correct the name, or remove the entry";
+            "set `from:` in the `images[]` entry of attest.yaml, or pin the digest in Git";
+        ImageAmbiguous: "the release names two digests for one image", "build each image only once";
+        ImageDigestDiffers: "attest.yaml sets a different digest than the step produced", "correct `digest` in the entry";
+        ImageUnmatched: "no rendered object uses an image listed in attest.yaml", "correct the name, or remove the entry";
         ObjectDuplicate: "an object appears twice", "remove one of the two";
         ObjectShape: "a document is not a complete Kubernetes object", "complete it, or move the file elsewhere";
         ObjectMetadata: "an object has a field that only the API server writes", "remove the field";
         ObjectReserved: "an object has a reserved label or annotation", "remove it";
     }
 
-    "Applying objects", seen in "reports of spokes, conditions" {
-        FieldConflict: "an object exists and another manager owns its fields",
+    "Applying objects", seen in "reports from spokes, conditions" {
+        FieldConflict: "an object already exists and another manager owns its fields",
             "delete it, or set `Adopt=true` in the application and `adopt: true` in the trust policy";
-        NotAllowed: "the object is not part of the admission", "report it as a defect";
-        WatchForbidden: "the spoke may not watch a kind in the namespace; it recreates its bindings, and reverts no drift of that kind",
-            "if it lasts: `attest trust install` grants the rights for the policy's extra kinds";
-        WatchUnreadable: "the spoke cannot parse the API server's response for a kind; it reverts no drift that it cannot observe",
-            "check what answers in place of the API server, and what was written to the objects of that kind";
+        NotAllowed: "the object is not part of the admitted content", "report it as a bug";
+        WatchForbidden: "the spoke may not watch a kind in the namespace; it recreates its bindings and does not revert drift of that kind",
+            "if it persists, run `attest trust install`, which grants the rights for the policy's extra kinds";
+        WatchUnreadable: "the spoke cannot parse the API server's response for a kind; it does not revert drift that it cannot observe",
+            "check which server responds at the API server's address, and what was written to the objects of that kind";
         Forbidden: "the API server denied access (403)", "check the roles and bindings of the spoke and of the application's account";
         NotFound: "the object or its kind does not exist (404)", "check that the namespace and the definition of the kind exist";
-        Conflict: "the object or record was modified concurrently", "none; it is tried again";
-        Invalid: "the API server rejected the object (400, 422)", "correct the field that the message names";
+        Conflict: "the object or record was modified concurrently", "none; it is retried automatically";
+        Invalid: "the API server rejected the object (400, 422)", "correct the field named in the message";
         ApiServerError: "the API server returned an error", "see the API server's log";
         ApiServerTimeout: "the API server did not respond in time", "check the API server";
         ApiServerUnreachable: "the API server cannot be reached", "check the API server and the network";
-        ResponseUnreadable: "the response of the API server cannot be parsed", "check what answers in place of the API server";
-        RequestInvalid: "a request to the API server cannot be made", "report it as a defect";
+        ResponseUnreadable: "the response of the API server cannot be parsed", "check which server responds at the API server's address";
+        RequestInvalid: "a request to the API server cannot be built", "report it as a bug";
     }
 
     "The spoke and its cluster", seen in "the spoke's log, `attest spoke status`" {
-        Kubeconfig: "the kubeconfig cannot be used", "check path, permissions and content of `--kubeconfig`";
+        Kubeconfig: "the kubeconfig cannot be used", "check the path, permissions and content of `--kubeconfig`";
         Credentials: "credentials cannot be read or written", "check the permissions of the kubeconfig";
-        NotInCluster: "the spoke does not run in a cluster", "give `--kubeconfig FILE`";
-        KubernetesClient: "the Kubernetes client cannot be prepared", "check the kubeconfig and the certificates in it";
+        NotInCluster: "the spoke does not run in a cluster", "pass `--kubeconfig FILE`";
+        KubernetesClient: "the Kubernetes client cannot be created", "check the kubeconfig and the certificates in it";
         TokenMissing: "the API server returned no token", "check the rights of the spoke's account";
         IdentityMalformed: "the Secret with the identity cannot be used", "delete the Secret and register the cluster again";
         IdentityConflict: "the Secret with the identity was deleted or replaced", "check that only one spoke runs";
         HubStale: "the hub's heartbeat is overdue: newer directives may be withheld", "check the hub and the connection";
-        AddressesFile: "`--addresses-file` cannot be written", "check path and permissions";
+        AddressesFile: "`--addresses-file` cannot be written", "check the path and permissions";
     }
 
     "Joining and registration", seen in "logs of hub and spoke, API, `attest gitops cluster`, metric `attest_fleet_joins_total`" {
-        JoinToken: "the join token is missing, unreadable, mistyped or used", "make another with `attest gitops cluster token create`";
+        JoinToken: "the join token is missing, unreadable, mistyped or already used",
+            "create another with `attest gitops cluster token create`";
         JoinRefused: "the hub refused the join; the message gives the hub's reason", "see the hub's reason";
-        JoinLimit: "the hub serves as many joins as it may", "none; the spoke tries again";
-        TokenFormat: "the text is not a join token", "copy the whole token";
-        TokenChecksum: "the join token is mistyped or cut", "copy the whole token";
-        TokenRefused: "the join token is not valid", "make another with `attest gitops cluster token create`";
-        TokenRevoked: "the join token was revoked", "make another with `attest gitops cluster token create`";
-        TokenExpired: "the join token expired", "make another with `attest gitops cluster token create`";
-        TokenUsed: "the join token was used already; by another identity it may be stolen",
-            "make another with `attest gitops cluster token create`";
+        JoinLimit: "the hub is already processing the maximum number of joins", "none; the spoke retries";
+        TokenFormat: "the text is not a valid join token", "copy the whole token";
+        TokenChecksum: "the join token is mistyped or truncated", "copy the whole token";
+        TokenRefused: "the join token is not valid", "create another with `attest gitops cluster token create`";
+        TokenRevoked: "the join token was revoked", "create another with `attest gitops cluster token create`";
+        TokenExpired: "the join token has expired", "create another with `attest gitops cluster token create`";
+        TokenUsed: "the join token has already been used; if another identity used it, it may have been stolen",
+            "create another with `attest gitops cluster token create`";
         TokenUnknown: "no token has this id", "`attest gitops cluster token list` shows the ids";
         TokenLifetime: "the requested lifetime of a token is out of range", "request a shorter one";
         OtherIdentity: "a spoke presented a `cluster rejoin` token that is bound to another spoke",
-            "find out who had the token; it remains valid for the intended spoke, or `attest gitops cluster token revoke ID`";
-        AlreadyRegistered: "the spoke is registered already", "none";
+            "find out who has the token; it remains valid for the intended spoke unless you run `attest gitops cluster token revoke ID`";
+        AlreadyRegistered: "the spoke is already registered", "none";
         IdentityProof: "the spoke did not prove that it has its identity key", "use matching versions of hub and spoke";
-        KubeSystemUid: "the UID of namespace kube-system is missing or malformed", "check that the spoke may read that namespace";
+        KubeSystemUid: "the UID of the kube-system namespace is missing or malformed", "check that the spoke can read that namespace";
         NameTaken: "the name is in use", "use another name, or remove the other one first";
-        ClusterUnknown: "no cluster has this name or id", "`attest gitops cluster list` shows those that are registered";
-        ClusterAmbiguous: "several clusters have this name", "give the id of one of them";
-        ClusterPending: "the cluster's spoke has joined and has not been accepted",
+        ClusterUnknown: "no cluster has this name or id", "`attest gitops cluster list` shows the registered clusters";
+        ClusterAmbiguous: "several clusters have this name", "pass the id of one of them";
+        ClusterPending: "the cluster's spoke has joined but has not been accepted",
             "`attest gitops cluster accept NAME --fingerprint SHA256:…`, with the fingerprint from the spoke's log";
-        ClusterEvicted: "`cluster evict` ended the cluster's certificate", "`attest gitops cluster rejoin NAME --kubeconfig F`";
+        ClusterEvicted: "`cluster evict` revoked the cluster's certificate", "`attest gitops cluster rejoin NAME --kubeconfig F`";
         ClusterRevoked: "the identity of the cluster's spoke is revoked permanently",
             "delete the spoke's Secret `attest-identity` to join with a new identity";
         ClusterRejected: "the hub rejects the spoke's certificate; the message gives the cause",
-            "if the cluster is to return: `attest gitops cluster rejoin NAME --kubeconfig F`";
-        FingerprintMismatch: "the cluster has another fingerprint than the one given", "compare with the fingerprint in the spoke's log";
+            "to reconnect the cluster, run `attest gitops cluster rejoin NAME --kubeconfig F`";
+        FingerprintMismatch: "the cluster's fingerprint differs from the one given", "compare it with the fingerprint in the spoke's log";
         HubKeyPin: "the hub signs plans with a key that the trust policy does not pin", "install the trust policy of this hub";
-        KeyGeneration: "a TLS key cannot be generated", "check the system's randomness";
+        KeyGeneration: "a TLS key cannot be generated", "check the system's random number generator";
         Exporter: "the proof of identity cannot be bound to the connection", "use matching versions of hub and spoke";
-        ClusterIdMismatch: "the hub issued a certificate for another cluster", "find out what answers in place of the hub";
-        Randomness: "the operating system provides no randomness", "check the system";
+        ClusterIdMismatch: "the hub issued a certificate for another cluster", "find out which server responds at the hub's address";
+        Randomness: "the operating system provides no randomness", "check the system's random number generator";
     }
 
     "Certificates and TLS", seen in "logs of hub and spoke, API" {
@@ -288,32 +292,33 @@ registry! {
         CertificateReplaced: "the cluster has joined again with another certificate",
             "none; if unexpected, find out who has the identity key";
         CertificateNotCurrent: "a newer certificate has replaced the one presented", "if unexpected, find out who has the identity key";
-        CertificateChain: "the issued certificate is not signed by a pinned authority", "find out what answers in place of the hub";
-        CertificateIdentity: "the issued certificate is for another identity", "find out what answers in place of the hub";
+        CertificateChain: "the issued certificate is not signed by a pinned authority",
+            "find out which server responds at the hub's address";
+        CertificateIdentity: "the issued certificate is for another identity", "find out which server responds at the hub's address";
         CertificateLifetime: "the validity of the issued certificate is out of range", "correct the clocks of hub and cluster";
         CertificateRenewal: "the hub's certificate cannot be renewed", "see the message; check the hub's home";
         NoCertificate: "the peer presented no certificate", "use an operator's certificate of this hub";
         MalformedCertificate: "a certificate is not well-formed X.509", "issue it again";
-        AuthorityAsLeaf: "a CA certificate was presented as that of a member", "issue a certificate for the member";
+        AuthorityAsLeaf: "a CA certificate was presented as a leaf certificate", "issue a leaf certificate";
         KeyUsage: "the key usage of a certificate is wrong", "issue it again";
         ExtendedKeyUsage: "the extended key usage of a certificate is wrong", "issue it again";
         SpiffeId: "a certificate has no valid ATTEST identity", "issue it again";
-        MalformedPin: "a pin of a certificate authority is malformed", "write `sha256:` and 64 lower-case hexadecimal digits";
+        MalformedPin: "a pin of a certificate authority is malformed", "use `sha256:` followed by 64 lowercase hexadecimal digits";
         NotPinned: "the certificate authority of the peer is not pinned",
-            "check `hub.caPins` of the trust policy; else find out what answers in place of the hub";
+            "check `hub.caPins` in the trust policy; if it is correct, find out which server responds at the hub's address";
         NoPin: "no certificate authority is pinned", "add the hub's pin to the trust policy";
         PeerRole: "the peer's certificate is for another role", "use the endpoint for that role";
-        TrustDomain: "the certificate or name is of another trust domain", "use certificates of this hub";
-        HostName: "the text is not a host name", "correct the address";
+        TrustDomain: "the certificate or name belongs to another trust domain", "use certificates of this hub";
+        HostName: "the text is not a valid host name", "correct the address";
         MalformedAuthority: "the certificate of the hub's authority is malformed", "restore the hub's home from a backup";
         AuthorityKey: "the key of the hub's authority is malformed or does not match its certificate",
             "restore the hub's home from a backup";
         IssueFailed: "a certificate cannot be issued", "see the message";
-        MalformedChain: "a file does not have a valid certificate chain", "restore or issue it again";
-        MalformedKey: "a file does not have a valid private key", "restore or issue it again";
-        UnreadableFile: "a certificate file cannot be read", "check path and permissions";
-        UnwritableFile: "a certificate file cannot be written", "check path, permissions and free space";
-        Alpn: "the peer negotiated no protocol of ATTEST", "connect hub and spoke only";
+        MalformedChain: "a file does not contain a valid certificate chain", "restore or issue it again";
+        MalformedKey: "a file does not contain a valid private key", "restore or issue it again";
+        UnreadableFile: "a certificate file cannot be read", "check the path and permissions";
+        UnwritableFile: "a certificate file cannot be written", "check the path, permissions and free space";
+        Alpn: "the peer did not negotiate an ATTEST protocol", "check that the peer is a hub or a spoke";
         NoAuthority: "there is no usable certificate authority for clients", "restore the hub's home from a backup";
         TlsConfiguration: "the certificate or key cannot be used for TLS", "issue it again";
         TlsCrypto: "the TLS library has no cipher for QUIC", "use a supported build";
@@ -324,165 +329,170 @@ registry! {
     }
 
     "Connections between hub and spoke", seen in "logs of hub and spoke" {
-        HubAddress: "the text is not the address of a hub", "give `--hub HOST:PORT`";
+        HubAddress: "the text is not a valid hub address", "pass `--hub HOST:PORT`";
         Socket: "a socket cannot be opened", "see the message";
-        ConnectionLost: "the connection was lost or cannot be established", "check the network; the spoke dials again";
+        ConnectionLost: "the connection was lost or cannot be established", "check the network; the spoke reconnects";
         PeerTimeout: "the peer did not respond in time", "check the network and the load of the peer";
-        WriteTimeout: "the peer did not read what was sent in time", "check the network and the load of the peer";
-        HubClosed: "the hub closed the session; the message gives the cause", "see the cause; the spoke dials again";
-        HubStopping: "the hub is stopping", "none; the spoke dials again";
+        WriteTimeout: "the peer did not read the sent data in time", "check the network and the load of the peer";
+        HubClosed: "the hub closed the session; the message gives the cause", "see the cause; the spoke reconnects";
+        HubStopping: "the hub is stopping", "none; the spoke reconnects";
         SessionReplaced: "the spoke opened a newer session", "none; if it repeats, check that only one spoke runs";
-        Renewed: "the certificate was renewed; the spoke connects with the new one", "none";
-        PolicyChanged: "the trust policy changed; the spoke connects again", "none";
-        UnexpectedMessage: "the hub sent another message than expected", "use matching versions of hub and spoke";
-        ProtocolVersion: "hub and spoke share no protocol version", "use matching versions of hub and spoke";
+        Renewed: "the certificate was renewed; the spoke reconnects with the new one", "none";
+        PolicyChanged: "the trust policy changed; the spoke reconnects", "none";
+        UnexpectedMessage: "the hub sent an unexpected message", "use matching versions of hub and spoke";
+        ProtocolVersion: "hub and spoke have no protocol version in common", "use matching versions of hub and spoke";
         HelloInvalid: "the first message of the spoke is invalid", "use matching versions of hub and spoke";
         FrameTooLarge: "a frame exceeds the limit", "use matching versions of hub and spoke";
-        FrameMalformed: "a frame does not hold a message", "use matching versions of hub and spoke";
-        BlobMissing: "the hub's database lacks a blob of a plan", "sync the application; if it lasts, restore the database";
-        ReportInvalid: "the hub cannot read a report; it is set aside", "use matching versions of hub and spoke";
-        UnorderedReport: "a cluster reports a destination that this hub never ordered",
-            "another party has issued directives with this hub's key, or the hub was restored from a backup";
+        FrameMalformed: "a frame does not contain a valid message", "use matching versions of hub and spoke";
+        BlobMissing: "the hub's database is missing a blob of a plan", "sync the application; if it persists, restore the database";
+        ReportInvalid: "the hub cannot read a report; the report is skipped", "use matching versions of hub and spoke";
+        UnorderedReport: "a cluster reports on a destination for which this hub never issued a directive",
+            "find out whether another party has issued directives with this hub's key, or whether the hub was restored from a backup";
         ClaimImplausible: "a spoke reports an epoch or sequence that no hub has reached; it is ignored", "check the spoke";
-        ClaimRateLimited: "a spoke repeatedly reports directives that this hub does not know; it is ignored for now", "check the spoke";
-        MetadataRateLimited: "the metadata of a spoke changes too often; it is not stored for now", "check the spoke";
+        ClaimRateLimited: "a spoke repeatedly reports directives that this hub does not know; its claims are temporarily ignored",
+            "check the spoke";
+        MetadataRateLimited: "the metadata of a spoke changes too often; it is temporarily not stored", "check the spoke";
         EpochRaised: "a spoke holds directives of a later epoch; the hub starts a new one",
-            "none after a restore from a backup; else find out who has the hub's key";
+            "none after a restore from a backup; otherwise, find out who has the hub's key";
     }
 
     "The hub's process and database", seen in "the hub's log, `attest-hub`, `attest hub`, API" {
-        HomeExists: "the hub's home exists already and is not empty", "choose another `--home`, or remove it if no hub needs it";
-        HomeMissing: "the directory holds no hub", "create one with `attest hub init`";
-        HomeOwner: "a file cannot be given to the owner of the hub's home", "run the command as that user";
-        HomeFile: "a file of the hub's home cannot be read or written", "check permissions and free space";
+        HomeExists: "the hub's home already exists and is not empty", "choose another `--home`, or remove it if no hub needs it";
+        HomeMissing: "the directory does not contain a hub", "create one with `attest hub init`";
+        HomeOwner: "the owner of a file cannot be changed to the owner of the hub's home", "run the command as that user";
+        HomeFile: "a file in the hub's home cannot be read or written", "check permissions and free space";
         HomeSettings: "the hub's settings cannot be read", "restore the hub's home from a backup";
-        AdvertiseInvalid: "an advertised address is malformed", "write HOST:PORT with the name and port that others reach";
+        AdvertiseInvalid: "an advertised address is malformed", "use HOST:PORT with a name and port that spokes and operators can reach";
         StoreMissing: "the hub's database is missing", "restore it from a backup";
-        StoreExists: "the hub's database exists already", "choose another `--home`";
-        StoreLocked: "the hub's database is in use by another process", "end that process first";
+        StoreExists: "the hub's database already exists", "choose another `--home`";
+        StoreLocked: "the hub's database is in use by another process", "stop that process first";
         StoreOpen: "the hub's database cannot be opened", "check permissions; restore it from a backup";
         StoreRead: "the hub's database cannot be read", "check the disk; restore it from a backup";
         StoreCommit: "a write to the hub's database failed", "check the disk; repeat the command";
-        StoreUnknown: "the outcome of a write to the hub's database is unknown", "read again, then repeat what is missing";
-        StoreFormat: "the hub's database has a record that this version cannot read", "use the version that wrote it";
-        DiskFull: "the disk of the hub's database is full", "free space and repeat what was refused";
-        AddressInUse: "the address cannot be bound", "choose another address, or end the process that uses it";
-        MetricsInvalid: "the metrics cannot be registered", "report it as a defect";
+        StoreUnknown: "the outcome of a write to the hub's database is unknown", "check the current state, then repeat the missing changes";
+        StoreFormat: "the hub's database contains a record that this version cannot read", "use the version that wrote it";
+        DiskFull: "the disk that holds the hub's database is full", "free up space and repeat the failed operation";
+        AddressInUse: "the address cannot be bound", "choose another address, or stop the process that uses it";
+        MetricsInvalid: "the metrics cannot be registered", "report it as a bug";
         ServeFailed: "an address is no longer served", "see the message";
-        TaskEnded: "a task of the process has ended unexpectedly; the process ends", "see the log before it";
-        TaskPanicked: "a task of the process has panicked; the process ends", "report it as a defect";
-        StartInterrupted: "the process was stopped while it started", "none";
+        TaskEnded: "a task ended unexpectedly, so the process exits", "see the preceding log entries";
+        TaskPanicked: "a task panicked, so the process exits", "report it as a bug";
+        StartInterrupted: "the process was stopped while it was starting", "none";
         VariableRenamed: "an environment variable has a new name", "use the name in the message";
     }
 
     "API and operators", seen in "API, `attest gitops`, `attest hub operator`" {
-        OperatorUnknown: "no operator's certificate has this serial", "`attest hub operator list` shows them";
-        OperatorRevoked: "the operator's certificate is revoked", "`attest hub operator issue NAME` on the hub's machine";
+        OperatorUnknown: "no operator's certificate has this serial number", "`attest hub operator list` shows the serial numbers";
+        OperatorRevoked: "the operator's certificate is revoked", "run `attest hub operator issue NAME` on the hub's machine";
         OperatorUnreadable: "the state of the operator's certificate cannot be read",
-            "give the files in the home's `operators` to the hub's user";
+            "change the owner of the files in the home's `operators` directory to the hub's user";
         HandshakeFailed: "a TLS connection to the API failed", "see the message; use an operator's certificate of this hub";
         HandshakeTimeout: "a TLS connection to the API was not established in time", "check the network";
         HandshakeLimit: "too many connections to the API are being established", "try again later";
         AcceptFailed: "the API cannot accept a connection", "check the limit of open files";
-        RouteUnknown: "the hub has no such address", "use the same version of `attest` and the hub";
-        MethodNotAllowed: "the address does not support the method", "use the same version of `attest` and the hub";
-        BodyTooLarge: "the request is too large", "send less";
+        RouteUnknown: "the hub's API has no such path", "use the same version of `attest` and the hub";
+        MethodNotAllowed: "the path does not support the method", "use the same version of `attest` and the hub";
+        BodyTooLarge: "the request is too large", "send a smaller request";
         BodyUnreadable: "the body of the request cannot be read", "try again";
         ContentTypeUnsupported: "the body of the request is not declared as JSON", "set `Content-Type: application/json`";
         OriginNotAllowed: "a web page sent the request", "use `attest` or another client outside a browser";
-        QueryUnknown: "the request has a query parameter that the address does not know", "remove it";
+        QueryUnknown: "the request has a query parameter that the path does not support", "remove it";
         FieldInvalid: "a field has an invalid value; the message names it", "correct the field";
         FieldUnknown: "a field is unknown", "correct its name, or remove it";
         FeatureNotAvailable: "a field is not supported by this version", "remove it";
-        ApplicationUnknown: "no application has this name", "`attest gitops app list` shows them";
+        ApplicationUnknown: "no application has this name", "`attest gitops app list` shows the applications";
         DestinationDuplicate: "a destination is listed twice", "remove one of the two";
         RemovalUnconfirmed: "`app apply` would remove the application from destinations that the manifest no longer names",
             "`attest gitops app apply --yes`; over the API `PUT /v1/applications?remove=true`";
     }
 
     "Repositories", seen in "conditions, the hub's log and metrics, `attest gitops repo`, `attest run`" {
-        RepositoryUrlRefused: "the address of the repository is not allowed; the message gives the rule",
+        RepositoryUrlRefused: "the address of the repository is not allowed; the message states the rule",
             "correct the address, or start the hub with the flag in the message";
-        RepositoryUnknown: "no such repository was added", "`attest gitops repo list` shows them";
-        RepositoryAddress: "the host of the repository is at an address that the hub does not read from", "for a repository on the hub's machine, `attest gitops repo add URL --allow-loopback`";
-        RepositoryRedirected: "the repository has moved to another host, and such redirects are not followed", "set `repoURL` to the new address";
+        RepositoryUnknown: "the repository has not been added", "`attest gitops repo list` shows the repositories";
+        RepositoryAddress: "the host of the repository resolves to an address that the hub does not connect to",
+            "for a repository on the hub's machine, run `attest gitops repo add URL --allow-loopback`";
+        RepositoryRedirected: "the repository has moved to another host, and such redirects are not followed",
+            "set `repoURL` to the new address";
         RepositoryUnreachable: "the repository cannot be reached", "check the address, the network and the server";
-        RepositoryNotFound: "the server has no such repository", "check the path, and that the credentials may read it";
-        RepositoryLimit: "the repository exceeds a limit; the message names it", "reduce what the message names";
+        RepositoryNotFound: "the server has no such repository", "check the path, and that the credentials grant read access";
+        RepositoryLimit: "the repository exceeds a limit; the message names it", "reduce the size or count named in the message";
         SourceTimedOut: "the repository did not respond in time", "check the server and the network";
         SourceFiles: "a local file cannot be read or written while reading the repository", "check free space and permissions";
-        Interrupted: "reading the repository was interrupted", "none; it is tried again";
-        AuthenticationFailed: "the server refused the credentials, or needs some", "give valid credentials with `attest gitops repo add`";
-        SshKeyMissing: "the repository is reached by ssh and has no key", "`attest gitops repo add URL --ssh-key F --known-hosts F`";
+        Interrupted: "reading the repository was interrupted", "none; it is retried automatically";
+        AuthenticationFailed: "the server refused the credentials, or requires credentials",
+            "provide valid credentials with `attest gitops repo add`";
+        SshKeyMissing: "the repository uses ssh, but no key is configured", "`attest gitops repo add URL --ssh-key F --known-hosts F`";
         HostKeyRefused: "the host key of the server is not known",
-            "compare it with the server's own, then `attest gitops repo add --known-hosts F`";
+            "compare it with the server's own key, then run `attest gitops repo add --known-hosts F`";
         CertificateRefused: "the certificate of the server is not trusted", "`attest gitops repo add --ca-file F`";
         CredentialCanPush: "the hub's credential can push to the repository", "restrict it to read access";
         CredentialUnused: "the scheme of the URL does not use this credential", "remove the flag or field, or correct the URL";
-        CredentialIncomplete: "one of two flags or fields that belong together is missing", "give both";
-        CredentialFile: "a credential file cannot be read", "check path and permissions";
+        CredentialIncomplete: "one of two flags or fields that belong together is missing", "provide both";
+        CredentialFile: "a credential file cannot be read", "check the path and permissions";
         CredentialContent: "a credential file does not have the expected content", "correct the file";
         RevisionMalformed: "the revision is not a branch, tag, commit id or HEAD", "correct `targetRevision`";
         ReferenceNotFound: "the repository has no such branch or tag", "push it, or correct the revision";
-        ReferenceAmbiguous: "several references have this name", "write the full name of one of them";
-        CommitNotFound: "the server does not provide the commit", "name a branch or tag that contains it";
-        CommitStructure: "the commit is not well-formed", "make the commit again with git";
-        CommitMissing: "the repository has no commit, or lacks the source root", "commit it first";
+        ReferenceAmbiguous: "several references have this name", "use the full name of one of them";
+        CommitNotFound: "the server does not provide the commit", "use a branch or tag that contains it";
+        CommitStructure: "the commit is not well-formed", "recreate the commit with git";
+        CommitMissing: "the repository has no commit, or does not contain the source root", "commit the source root first";
         GitProtocol: "the server does not follow the Git protocol", "check that the address is a Git repository";
         GitProgram: "a git command failed", "see its message";
-        ProgramMissing: "a program that is needed cannot be run", "install it";
+        ProgramMissing: "a required program cannot be run", "install it";
         TreePath: "a path in the repository is not allowed", "rename it";
         TreeSymlink: "a file in the source root is a symbolic link", "commit the file itself";
         TreeSubmodule: "the source root contains a submodule", "commit its files, or move it elsewhere";
         TreeLfsPointer: "a file is a Git LFS pointer", "commit the file itself";
         PathMissing: "the directory is not in the repository at this commit", "correct the path";
-        PathRefused: "a path leaves the repository or is malformed", "correct the path";
-        IndexConflict: "a file has an unfinished merge", "finish it and `git add` the file";
+        PathRefused: "a path points outside the repository or is malformed", "correct the path";
+        IndexConflict: "a file has an unfinished merge", "resolve it and `git add` the file";
         NotAWorkTree: "the directory is not inside a Git work tree", "run the command in a clone of the repository";
     }
 
     "Rendering", seen in "conditions, the hub's log and metrics, `attest run`" {
         OverlayMissing: "there are no manifests for the destination", "correct `path`, or add one of the directories in the message";
         ManifestsMissing: "the directory has no YAML files and no kustomization", "correct the path";
-        YamlRefused: "a YAML file cannot be read, or readers would disagree about it", "correct the line that the message names";
-        RemoteResource: "a kustomization refers to something outside the repository", "commit it; renderings are made without network";
+        YamlRefused: "a YAML file cannot be read, or parsers would interpret it differently", "correct the line named in the message";
+        RemoteResource: "a kustomization refers to something outside the repository", "commit it; rendering has no network access";
         ResourceMissing: "a kustomization refers to a missing file", "correct it, or widen `sourceRoot`";
         RendererPlugin: "a kustomization runs another program", "render it in CI and commit the result";
-        KustomizationLimit: "too many kustomizations refer to each other", "make the overlay simpler";
+        KustomizationLimit: "too many kustomizations refer to each other", "simplify the overlay";
         RendererMissing: "kustomize or kubectl cannot be run; the previous release keeps running", "install kustomize on the hub";
-        RendererFailed: "kustomize failed", "correct what its message names";
+        RendererFailed: "kustomize failed", "fix the error in its message";
         RendererKilled: "the system killed kustomize; the previous release keeps running", "give the hub more memory";
-        RendererTimedOut: "kustomize did not finish in time; the previous release keeps running", "make the overlay simpler";
-        RendererOutput: "kustomize wrote too much", "make the overlay smaller";
+        RendererTimedOut: "kustomize did not finish in time; the previous release keeps running", "simplify the overlay";
+        RendererOutput: "kustomize produced too much output", "reduce the size of the overlay";
         RenderFiles: "a local file cannot be read or written while rendering; the previous release keeps running",
             "check free space and permissions";
     }
 
     "CI", seen in "`attest run`, `attest release`, `attest init`" {
-        RecipeMissing: "there is no attest.yaml", "`attest init` writes one";
-        RecipeSyntax: "attest.yaml is not valid YAML", "correct the line that the message names";
+        RecipeMissing: "there is no attest.yaml", "`attest init` creates one";
+        RecipeSyntax: "attest.yaml is not valid YAML", "correct the line named in the message";
         RecipeField: "a field of attest.yaml is unknown or invalid", "correct the field";
-        RecipeVariable: "a variable in attest.yaml is not set", "set it in the environment of CI";
+        RecipeVariable: "a variable in attest.yaml is not set", "set it in the CI environment";
         EnvironmentUnknown: "attest.yaml has no render for the environment", "add one, or correct the name";
         StepFailed: "a step failed; nothing is signed", "see the output of the step";
-        ResultStale: "a step did not write its result; the file is older", "correct the path of the result";
+        ResultStale: "a step did not write its result; the existing file predates the step", "correct the path of the result";
         ResultMissing: "a step did not write its result", "correct the path of the result";
         ResultMalformed: "the result of a step cannot be parsed", "write it in a supported format";
-        ResultBlob: "an image layout has a blob with another digest", "build the image again";
-        NoTests: "the result has no test", "correct the test step";
+        ResultBlob: "a blob in an image layout does not match its digest", "rebuild the image";
+        NoTests: "the result contains no tests", "correct the test step";
         ReleaseUnknown: "there is no such release below `.attest`", "see the counters in the message";
         ReleaseUnusable: "the earlier release cannot be signed again", "see the message";
-        TimeOutOfRange: "time or counter is out of range", "correct the clock of CI";
+        TimeOutOfRange: "the time or the counter is out of range", "correct the clock in CI";
         SymbolicLink: "a signed file would be written through a symbolic link", "remove the link";
         Files: "a file cannot be read or written", "check free space and permissions";
-        SigningKeyMissing: "there is no signing key", "set the variable in the message; `attest key gen` makes one";
-        SigningKeyInRepository: "the private key is inside the repository", "move it out; make a new one if it was ever committed";
-        SigningKeyUnreadable: "the signing key cannot be read", "check path and permissions";
+        SigningKeyMissing: "there is no signing key", "set the variable in the message; `attest key gen` creates a key";
+        SigningKeyInRepository: "the private key is inside the repository",
+            "move it elsewhere; generate a new one if it was ever committed";
+        SigningKeyUnreadable: "the signing key cannot be read", "check the path and permissions";
     }
 
     "Installation", seen in "`attest gitops cluster add`, `attest trust install`" {
-        InstallRefused: "the API server refused a part of the installation", "see the message; check your rights in the cluster";
-        InstallManifest: "a manifest is not part of an installation", "report it as a defect";
+        InstallRefused: "the API server rejected part of the installation", "see the message; check your rights in the cluster";
+        InstallManifest: "a manifest is not part of an installation", "report it as a bug";
         DefinitionNotEstablished: "the API server does not serve a kind that was just defined", "try again";
     }
 }
