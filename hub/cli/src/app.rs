@@ -65,7 +65,7 @@ enum AppCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Compare the newest commit with the running state; exit code 0 without, 1 with differences, 2 on failure
+    /// Compare the newest commit with the running state; exit code 0: no differences, 1: differences, 2: failure
     Diff {
         name: String,
         #[command(flatten)]
@@ -82,7 +82,7 @@ enum AppCommand {
         /// Wait until the application is removed
         #[arg(long)]
         wait: bool,
-        /// Maximum wait with --wait, in seconds
+        /// Maximum time to wait with --wait, in seconds
         #[arg(long, requires = "wait", default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
         timeout: u64,
     },

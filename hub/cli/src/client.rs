@@ -125,7 +125,7 @@ impl Client {
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(error))? {
             if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
                 bail!(
-                    "the answer of hub `{}` is longer than {ANSWER_BYTES_MAX} bytes",
+                    "the response from hub `{}` is longer than {ANSWER_BYTES_MAX} bytes",
                     self.hub.name
                 );
             }
@@ -181,7 +181,7 @@ fn expiry_warning(operator: &Bundle) -> anyhow::Result<Option<String>> {
 
 fn parse_answer<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(bytes).context(
-        "failed to parse the hub's answer; check that attest and attest-hub have the same version",
+        "failed to parse the hub's response; check that attest and attest-hub have the same version",
     )
 }
 

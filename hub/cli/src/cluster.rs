@@ -57,7 +57,7 @@ enum ClusterCommand {
     /// Permanently revoke a cluster's identity and certificates
     Revoke {
         name: String,
-        /// Reason of the revocation, shown by `cluster get`
+        /// Reason for the revocation, shown by `cluster get`
         #[arg(long, default_value = "unspecified")]
         reason: String,
         /// Skip the confirmation prompt

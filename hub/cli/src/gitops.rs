@@ -33,13 +33,13 @@ enum GitopsCommand {
     /// List the known hubs and select the current one
     #[command(subcommand)]
     Context(ContextCommand),
-    /// Manage names of keys for use in applications; they grant no trust
+    /// Manage key aliases for use in applications; an alias grants no trust
     Key(KeyAliasArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum ContextCommand {
-    /// List the hubs of the context
+    /// List the hubs in the context
     #[command(visible_alias = "ls")]
     List(OutputArgs),
     /// Select the current hub
@@ -54,12 +54,12 @@ struct KeyAliasArgs {
 
 #[derive(Debug, Subcommand)]
 enum KeyAliasCommand {
-    /// Give a public key a name for use in `trustedKeys` of an application
+    /// Add an alias for a public key, for use in `trustedKeys` of an application
     Add { alias: String, file: PathBuf },
-    /// List the names
+    /// List the aliases
     #[command(visible_alias = "ls")]
     List(OutputArgs),
-    /// Remove a name; applications that use it keep the keys
+    /// Remove an alias; applications that use it keep the key
     Rm { alias: String },
 }
 

@@ -35,14 +35,14 @@ enum HubCommand {
     /// Manage the operators of a hub
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
-    /// List the hubs of the context
+    /// List the hubs in the context
     #[command(visible_alias = "ls")]
     List(OutputArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct HubInitArgs {
-    /// Directory of the hub, to be created
+    /// Directory to create for the hub
     #[arg(long, env = home::HOME_VARIABLE, value_name = "DIR", default_value = HOME_DEFAULT)]
     home: PathBuf,
     /// Address at which spokes reach the hub, over UDP

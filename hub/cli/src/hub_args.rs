@@ -5,7 +5,7 @@ use crate::client::Client;
 /// The flag `--hub`, to be flattened into arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct HubArgs {
-    /// Hub of the context to use; the current one by default
+    /// Name of the hub to use, as listed in the context; the current hub by default
     #[arg(long, env = "ATTEST_HUB", global = true, value_name = "NAME")]
     pub(crate) hub: Option<String>,
 }

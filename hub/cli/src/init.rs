@@ -153,7 +153,7 @@ fn recipe_text(application: &Name, repository: &str, is_flat: bool) -> String {
          - {{name: build, run: ./build.sh, result: {{format: oci-layout, path: out/image}}}}\n\
          - {{name: test, run: ./test.sh, result: {{format: junit, path: out/junit.xml}}}}\n\
          - {{name: security-scan, run: ./scan.sh, result: {{format: vulns-v0.2, path: out/scan.json}}}}\n\
-         # The image change of a release, like kustomize's `images`; `from` is the step that determines the digest.\n\
+         # The image changes of a release, like kustomize's `images`; `from` is the step that determines the digest.\n\
          images:\n\
          - {{name: {application}, newTag: \"${{GITHUB_SHA}}\", from: build}}\n\
          renders:\n\

@@ -117,7 +117,7 @@ fn refuse_repository(directory: &Path) -> anyhow::Result<()> {
     while !existing.exists() && existing.pop() {}
     if let Ok(found) = WorkTree::discover(&existing, declared_source_root) {
         bail!(
-            "{} is in the Git work tree {}; keep private keys outside of repositories",
+            "{} is in the Git work tree {}; keep private keys outside repositories",
             directory.display(),
             found.root().display()
         );

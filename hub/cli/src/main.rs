@@ -34,7 +34,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::exit::Exit;
 use crate::printer::Printer;
 
-/// Sign what CI built, and deploy nothing else to a fleet of Kubernetes clusters
+/// Sign what CI builds, and deploy only that to a fleet of Kubernetes clusters
 #[derive(Debug, Parser)]
 #[command(name = "attest", version, about, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
@@ -52,9 +52,9 @@ enum AttestCommand {
     Key(key::KeyCommand),
     /// Run the steps of attest.yaml, render the manifests, and sign the results
     Run(run::RunArgs),
-    /// Verify the signed files of a repository check by check, as clusters do
+    /// Verify the signed files in a repository with the checks that clusters run
     Verify(verify::VerifyArgs),
-    /// Sign an earlier release again, without building
+    /// Sign an earlier release again, without rebuilding it
     Release(release::ReleaseArgs),
     /// Manage a fleet: clusters, applications, repositories
     Gitops(gitops::GitopsArgs),

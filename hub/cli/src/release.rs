@@ -25,10 +25,10 @@ pub(crate) struct ReleaseArgs {
     /// Counter of the release to sign again: a directory in .attest/receipts/APPLICATION
     #[arg(long, value_name = "COUNTER")]
     from: u64,
-    /// Verify the staged files, as `attest run --verify`
+    /// Verify the staged files, as `attest run --verify` does
     #[arg(long)]
     verify: bool,
-    /// Trust policy of a cluster to verify with; the keys of your context by default
+    /// Trust policy of a cluster to verify with; the keys in your context by default
     #[arg(long, value_name = "FILE", requires = "verify")]
     trust_policy: Vec<PathBuf>,
     #[command(flatten)]

@@ -23,7 +23,7 @@ enum RepoCommand {
     Add(Box<RepoAddArgs>),
     /// Remove a repository's credentials; applications continue without credentials
     Rm {
-        /// URL, as it was added
+        /// URL that was passed to `repo add`
         url: String,
     },
     /// List repositories, without their credentials
@@ -47,13 +47,13 @@ struct RepoAddArgs {
     /// Known host keys for ssh; other hosts are rejected
     #[arg(long, requires = "ssh_key", value_name = "FILE")]
     known_hosts: Option<PathBuf>,
-    /// CA certificates for https, replacing those of the system
+    /// CA certificates for https, used instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Accept a credential that can push; an attacker who controls the hub could use it to push
     #[arg(long)]
     allow_push_credential: bool,
-    /// Allow addresses of the hub's own machine, such as localhost
+    /// Allow addresses on the hub's own machine, such as localhost
     #[arg(long)]
     allow_loopback: bool,
 }

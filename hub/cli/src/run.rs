@@ -27,8 +27,8 @@ const NAMED_MAX: usize = 5;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 success, 1 a step or the signing failed; with --verify also 2, a check failed, \
-                  and 3, there is no key to verify with."
+    after_help = "Exit codes: 0 success, 1 a step or signing failed; with --verify, also 2 a check failed, 3 there \
+                  is no key to verify with."
 )]
 pub(crate) struct RunArgs {
     /// Sign receipts and a release statement, and stage them in the Git index
@@ -40,7 +40,7 @@ pub(crate) struct RunArgs {
     /// Sign for this environment only
     #[arg(long)]
     environment: Option<Name>,
-    /// Trust policy of a cluster to verify with; the keys of your context by default
+    /// Trust policy of a cluster to verify with; the keys in your context by default
     #[arg(long, value_name = "FILE", requires = "verify")]
     trust_policy: Vec<PathBuf>,
     #[command(flatten)]

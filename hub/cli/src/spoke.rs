@@ -28,7 +28,7 @@ use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::target::{TargetArgs, TargetCluster};
 
 const RESTART_NOTE: &str =
-    "a spoke in the cluster restarts by itself; a spoke outside the cluster must be restarted";
+    "a spoke in the cluster restarts automatically; a spoke outside the cluster must be restarted";
 
 /// Inspect and reset a spoke, without its hub
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,7 @@ enum SpokeCommand {
         #[arg(short, long)]
         yes: bool,
     },
-    /// Remove a destination's repository binding and lowest release, so that others are admitted
+    /// Remove a destination's repository binding and lowest release, so that another repository or an older release is admitted
     Reset {
         /// Name of the application
         application: Name,
@@ -298,7 +298,7 @@ async fn accept_state(target: &TargetArgs, yes: bool, printer: &Printer) -> anyh
     if let Some((StateLost { recorded, found }, _)) = &lost {
         printer.note(&format!(
             "{found} of {recorded} records remain; for the others, the newest directive, the lowest release \
-             and the repository are unknown, so that the spoke would admit a replay"
+             and the repository are unknown, so the spoke would admit a replay"
         ));
     }
     for (_, Record { application, namespace, recorded_at, .. }) in &ahead {
@@ -363,7 +363,7 @@ async fn reset(
     };
     let floor = or_none(record.floor.as_ref().map(|floor| floor.counter));
     printer.note(&format!(
-        "{application} in {namespace} is bound to {}, with lowest release {floor}",
+        "{application} in {namespace} is bound to {}; its lowest release is {floor}",
         or_none(record.binding.as_ref())
     ));
     confirm_loss(

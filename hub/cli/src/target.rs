@@ -30,7 +30,7 @@ pub(crate) struct TargetArgs {
     /// Kubeconfig of the cluster; it is not sent to the hub
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; the current one by default
+    /// Kubeconfig context to use; the current one by default
     #[arg(long, value_name = "NAME")]
     pub(crate) context: Option<String>,
 }
@@ -78,8 +78,9 @@ impl TargetCluster {
         attest_certs::install_provider();
         let (kubeconfig, shown) = read_kubeconfig(args.kubeconfig.as_deref())?;
         let context = selected_context(&kubeconfig, &shown, args.context.as_deref())?;
-        let entry = cluster_of(&kubeconfig, &context)
-            .with_context(|| format!("context `{context}` of {shown} refers to no cluster"))?;
+        let entry = cluster_of(&kubeconfig, &context).with_context(|| {
+            format!("context `{context}` of {shown} does not refer to a cluster")
+        })?;
         if entry.insecure_skip_tls_verify == Some(true) {
             bail!(
                 "context `{context}` of {shown} disables certificate verification; remove \
@@ -165,7 +166,7 @@ impl TargetCluster {
         printer: &Printer,
     ) -> anyhow::Result<()> {
         for object in apply::prune(&self.client, manifests).await? {
-            printer.note(&format!("{stage}{object} removed: the policy no longer needs it"));
+            printer.note(&format!("{stage}{object} removed: the policy no longer requires it"));
         }
         Ok(())
     }
@@ -256,8 +257,8 @@ fn selected_context(
 ) -> anyhow::Result<String> {
     let names: Vec<&str> = kubeconfig.contexts.iter().map(|one| one.name.as_str()).collect();
     let listed = match names.as_slice() {
-        [] => "it has none".to_owned(),
-        some => format!("it has: {}", some.join(", ")),
+        [] => "it contains no contexts".to_owned(),
+        some => format!("available contexts: {}", some.join(", ")),
     };
     let selected = requested.or(kubeconfig.current_context.as_deref());
     match selected.filter(|name| !name.is_empty()) {

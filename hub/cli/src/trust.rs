@@ -39,7 +39,7 @@ enum TrustCommand {
     Key(TrustKeyCommand),
     /// Check a trust policy file
     Check { file: PathBuf },
-    /// Describe in words what a trust policy file allows
+    /// Describe in plain language what a trust policy file allows
     Explain { file: PathBuf },
     /// Install a trust policy, with credentials for the cluster
     Install(TrustInstallArgs),
@@ -100,7 +100,7 @@ struct TrustInstallArgs {
     file: PathBuf,
     #[command(flatten)]
     target: TargetArgs,
-    /// Name of the cluster within the fleet, if the file contains none
+    /// Name of the cluster within the fleet, if the file does not contain one
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<Name>,
     /// Id of the cluster, as printed by `cluster accept`; read from the cluster by default
@@ -264,7 +264,7 @@ async fn install(args: TrustInstallArgs, printer: &Printer) -> anyhow::Result<()
     for line in trust_policy::explain(&spec) {
         printer.note(&format!("  {line}"));
     }
-    confirm(&format!("Install these objects into context {}?", cluster.context), yes, printer)?;
+    confirm(&format!("Install these objects in context {}?", cluster.context), yes, printer)?;
     apply::apply_manifests(&cluster.client, &manifests).await?;
     cluster.prune(&manifests, "", printer).await?;
     printer.line("attesttrustpolicy/local installed");
@@ -276,7 +276,7 @@ async fn install(args: TrustInstallArgs, printer: &Printer) -> anyhow::Result<()
         (Some(id), _) => apply::write_cluster_id(&cluster.client, id.as_str()).await?,
         (None, Some(found)) => apply::write_cluster_id(&cluster.client, &found).await?,
         (None, None) => printer.note(
-            "no spoke has joined yet; afterwards, repeat the command with the --cluster-id shown by \
+            "no spoke has joined yet; once one has joined, repeat the command with the --cluster-id shown by \
              `attest gitops cluster get NAME`",
         ),
     }

@@ -29,7 +29,7 @@ pub(crate) struct VerifyArgs {
     /// Directory in the repository
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// Trust policy of a cluster (AttestTrustPolicy or its spec); the keys of your context by default
+    /// Trust policy of a cluster (AttestTrustPolicy or its spec); the keys in your context by default
     #[arg(long, value_name = "FILE")]
     trust_policy: Vec<PathBuf>,
     /// Verify this render only
@@ -38,10 +38,10 @@ pub(crate) struct VerifyArgs {
     /// Verify for this environment only
     #[arg(long)]
     environment: Option<Name>,
-    /// Verify as a cluster of this name
+    /// Verify as a cluster with this name
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<Name>,
-    /// Verify as deployed to this namespace
+    /// Verify as if deployed to this namespace
     #[arg(short, long)]
     namespace: Option<Name>,
     #[command(flatten)]
@@ -72,7 +72,10 @@ fn verify(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     if let Some(render) = render.as_deref().filter(|name| recipe.render(name).is_none()) {
         let known: Vec<&str> = recipe.renders.iter().map(|one| one.name.as_str()).collect();
-        anyhow::bail!("attest.yaml contains no render `{render}`; renders: {}", known.join(", "));
+        anyhow::bail!(
+            "attest.yaml contains no render `{render}`; available renders: {}",
+            known.join(", ")
+        );
     }
     let trust = load_trust(&trust_policy, repository.root())?;
     let index = repository.read_index()?;
@@ -113,7 +116,7 @@ pub(crate) fn load_trust(policies: &[PathBuf], root: &Path) -> anyhow::Result<Tr
             NOT_CHECKED,
             "no public key to verify with; pass --trust-policy FILE (the policy of a cluster), or add the CI key \
              to your context with `attest trust key add ALIAS FILE --environment ENVIRONMENT`; keys in the \
-             repository do not count",
+             repository are ignored",
         ));
     }
     Ok(trust)

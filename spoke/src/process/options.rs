@@ -6,8 +6,8 @@ use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
 use clap::Parser;
 
-/// Agent of an ATTEST fleet: verifies what its hub sends by the cluster's own trust policy, applies
-/// it, keeps it as signed, and reports.
+/// Agent of an ATTEST fleet: verifies what its hub sends against the cluster's own trust policy,
+/// applies it, reverts drift, and reports the state.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "attest-spoke", version)]
 pub struct Options {
@@ -15,7 +15,7 @@ pub struct Options {
     #[arg(long, env = "ATTEST_HUB_ADDRESS", value_name = "HOST:PORT")]
     pub hub: String,
 
-    /// Kubeconfig of the cluster; absent means the pod's own service account
+    /// Kubeconfig of the cluster; the pod's own service account by default
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
@@ -50,7 +50,7 @@ pub struct Options {
     )]
     pub listen_metrics: ListenAddress,
 
-    /// File to which the actual addresses are written, as JSON (for port 0)
+    /// File to which the actual listen addresses are written as JSON, for use with port 0
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
 

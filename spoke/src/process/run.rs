@@ -165,8 +165,8 @@ fn report_lost_records(lost: Lost) {
         reason = Reason::StateLost.as_str(),
         recorded = lost.recorded,
         found = lost.found,
-        "Records of this spoke are gone, and with them what it has seen; nothing is admitted until \
-         `attest spoke accept-state` is run with the cluster's credentials"
+        "Records of this spoke are missing, so it cannot detect replays; nothing is admitted until \
+         `attest spoke accept-state` is run with credentials for the cluster"
     );
 }
 

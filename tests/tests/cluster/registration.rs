@@ -342,7 +342,10 @@ async fn errors_are_reported_before_anything_changes() -> anyhow::Result<()> {
     let output = desk.add("staging", &kubeconfig, "--context prod-cluster").await?;
     let text = describe(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("prod-cluster") && text.contains("it has: staging-cluster"), "{text}");
+    assert!(
+        text.contains("prod-cluster") && text.contains("available contexts: staging-cluster"),
+        "{text}"
+    );
 
     // An invalid cluster name: a usage error.
     let output = desk.add("Staging_1", &kubeconfig, "").await?;

@@ -24,7 +24,7 @@ pub(super) struct SyncArgs {
     /// Wait until every destination runs the newest commit, and print the duration of each step
     #[arg(long)]
     wait: bool,
-    /// Maximum wait with --wait, in seconds
+    /// Maximum time to wait with --wait, in seconds
     #[arg(long, requires = "wait", default_value_t = 300, value_name = "SECONDS", value_parser = wait_seconds())]
     timeout: u64,
     #[command(flatten)]

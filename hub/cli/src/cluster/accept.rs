@@ -16,7 +16,7 @@ use crate::wait::{Poll, Wait};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "With --kubeconfig or --context, the command also waits for the spoke and writes the cluster's id \
-                  into its trust policy."
+                  to its trust policy."
 )]
 pub(super) struct AcceptArgs {
     name: String,
@@ -25,7 +25,7 @@ pub(super) struct AcceptArgs {
     fingerprint: String,
     #[command(flatten)]
     target: TargetArgs,
-    /// Maximum wait for the spoke to fetch its certificate, in seconds
+    /// Maximum time to wait for the spoke to fetch its certificate, in seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = wait_seconds())]
     timeout: u64,
 }
@@ -74,7 +74,7 @@ pub(super) async fn accept(
         )
         .await?;
     if found != accepted.id.as_str() {
-        bail!("context `{}` contains spoke {found}, not {}", target.context, accepted.id);
+        bail!("the spoke in context `{}` is {found}, not {}", target.context, accepted.id);
     }
     write_cluster_id(&target.client, &found).await?;
     printer.note(&format!("cluster id {found} written to the trust policy"));

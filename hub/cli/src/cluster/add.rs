@@ -58,7 +58,7 @@ pub(crate) struct ClusterAddArgs {
     /// Location of the spoke
     #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
     agent: AgentPlace,
-    /// Image of the spoke, with --agent in-cluster; that of this release by default
+    /// Image of the spoke, with --agent in-cluster; the image of this release by default
     #[arg(long, value_name = "REF")]
     spoke_image: Option<String>,
     /// File for the spoke's kubeconfig, with --agent external
@@ -70,7 +70,7 @@ pub(crate) struct ClusterAddArgs {
     /// Replace a different trust policy that is installed in the cluster; required without a terminal
     #[arg(long)]
     replace_policy: bool,
-    /// Replace a registered cluster of this name, or a registration of this cluster under another name or hub
+    /// Replace a registered cluster with this name, or a registration of this cluster under another name or with another hub
     #[arg(long)]
     replace: bool,
     /// Run all checks and print what would be installed, without making changes
@@ -79,7 +79,7 @@ pub(crate) struct ClusterAddArgs {
     /// Skip the confirmation prompt
     #[arg(short, long)]
     yes: bool,
-    /// Maximum wait for the spoke, in seconds
+    /// Maximum time to wait for the spoke, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
@@ -89,7 +89,7 @@ pub(crate) struct ClusterAddArgs {
 enum AgentPlace {
     /// As a Deployment in the cluster
     InCluster,
-    /// Outside the cluster; the command prints the command line that starts it
+    /// Outside the cluster; prints the command line that starts the spoke
     External,
 }
 
@@ -147,15 +147,11 @@ pub(super) async fn add(
         return Ok(());
     }
     confirm_policy_changes(&policy_changes, &args, printer)?;
-    confirm(
-        &format!("Install these objects into context {}?", cluster.context),
-        args.yes,
-        printer,
-    )?;
+    confirm(&format!("Install these objects in context {}?", cluster.context), args.yes, printer)?;
     registration.run().await?;
     if let Some(other) = plan.other_entry {
         printer.note(&format!(
-            "the cluster is also still registered as {}; remove that entry with `attest gitops cluster rm {}`",
+            "the cluster is also registered as {}; remove that entry with `attest gitops cluster rm {}`",
             other.name, other.id
         ));
     }
@@ -262,7 +258,7 @@ fn describe_plan(plan: &RegistrationPlan<'_>, name: &Name, hub: &str) -> String 
             other.id,
             other.status()
         ),
-        (None, RegistrationAction::Install) => format!("the name {name} is available at hub {hub}"),
+        (None, RegistrationAction::Install) => format!("the name {name} is available on hub {hub}"),
         (None, RegistrationAction::Update(id)) => format!("{name} is already registered as {id}"),
         (None, RegistrationAction::Rejoin) => "the spoke in the cluster will join again".to_owned(),
     }
@@ -406,7 +402,7 @@ impl Registration<'_> {
                 let has_pods = cluster::has_spoke_pods(client).await?;
                 Ok(if has_pods { Poll::Pending(String::new()) } else { Poll::Ready(()) })
             },
-            |_| format!("timed out waiting for the pods of the spoke in {SYSTEM_NAMESPACE} to end"),
+            |_| format!("timed out waiting for the spoke pods in {SYSTEM_NAMESPACE} to terminate"),
         )
         .await
     }
@@ -416,7 +412,7 @@ impl Registration<'_> {
         let ClusterAddArgs { name, kubeconfig_output, token_output, .. } = self.args;
         let account_token = cluster::issue_account_token(&self.cluster.client, ACCOUNT_TOKEN_S)
             .await?
-            .context("the API server's answer contains no token")?;
+            .context("the API server's response contains no token")?;
         let kubeconfig = self.cluster.spoke_kubeconfig(name.as_str(), &account_token)?;
         let kubeconfig_file = spoke_file(name, kubeconfig_output.as_ref(), "kubeconfig")?;
         write_private(&kubeconfig_file, kubeconfig.as_bytes())?;
@@ -474,19 +470,19 @@ impl Registration<'_> {
             Some(entry) => {
                 Poll::Pending(format!("the hub's entry {name} is for {}, not {id}", entry.id))
             }
-            None => Poll::Pending("the hub has no entry of the cluster yet".to_owned()),
+            None => Poll::Pending("the hub has no entry for the cluster yet".to_owned()),
         })
     }
 
     /// The error of a wait that timed out, with the next steps.
     fn timeout_message(&self, awaited: &str, state: &str) -> String {
-        let state = if state.is_empty() { "no answer from the hub yet" } else { state };
+        let state = if state.is_empty() { "no response from the hub yet" } else { state };
         let log = match self.args.agent {
             AgentPlace::InCluster => format!("`{}`", self.cluster.log_command()),
             AgentPlace::External => "its log".to_owned(),
         };
         format!(
-            "timed out after {} s waiting for the spoke to {awaited}: {state}; check that it reaches {} over UDP, \
+            "timed out after {} s waiting for the spoke to {awaited}: {state}; check that it can reach {} over UDP, \
              and see {log}; repeat the command to continue",
             self.args.timeout, self.hub,
         )

@@ -29,7 +29,7 @@ pub(super) enum TokenCommand {
         /// Write the token to this file, readable by its owner only, instead of printing it
         #[arg(long, value_name = "FILE")]
         token_output: Option<PathBuf>,
-        /// Replace a registered cluster of this name
+        /// Replace a registered cluster with this name
         #[arg(long)]
         replace: bool,
     },
@@ -61,7 +61,7 @@ pub(super) async fn run(
                 None => printer.line(&token.secret),
             }
             let address = &client.hub().spoke_address;
-            printer.note(&format!("valid once, for {}; next:", until(token.expires_at)));
+            printer.note(&format!("single-use, valid for {}; next:", until(token.expires_at)));
             printer.note(&format!(
                 "  attest-spoke --hub {address} --join-token-file FILE   (in the cluster)"
             ));
@@ -106,7 +106,7 @@ impl JoinToken {
         let answer = client.post("/v1/tokens", request).await;
         let Token { id, token, expires_at, .. } = answer
             .with_context(|| format!("failed to issue a join token for {}", request.cluster))?;
-        let secret = token.context("the hub's answer contains no token")?;
+        let secret = token.context("the hub's response contains no token")?;
         Ok(Self { id, secret, expires_at })
     }
 

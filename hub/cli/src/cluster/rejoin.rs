@@ -35,7 +35,7 @@ pub(crate) struct RejoinArgs {
     /// For a spoke outside the cluster: write the token to this file, readable by its owner only, and do not access the cluster
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     token_output: Option<PathBuf>,
-    /// Maximum wait for the spoke, in seconds
+    /// Maximum time to wait for the spoke, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
@@ -96,7 +96,7 @@ async fn write_token(
     let token = issue_token(client, registered, COPIED_TOKEN_S).await?;
     token.write(file, printer)?;
     printer.note(&format!(
-        "valid once, for {}, and for {} only; pass it to the spoke with --join-token-file",
+        "single-use, valid for {}, and only for {}; pass it to the spoke with --join-token-file",
         until(token.expires_at),
         registered.id
     ));
@@ -116,7 +116,7 @@ async fn check_target(
     target.check_permissions("a rejoin", &rejoin_permissions()).await?;
     if !cluster::has_spoke_pods(&target.client).await? {
         bail!(
-            "context `{}` contains no pod of the spoke; for a spoke outside the cluster, pass --token-output FILE",
+            "context `{}` contains no spoke pod; for a spoke outside the cluster, pass --token-output FILE",
             target.context
         );
     }

@@ -26,7 +26,7 @@ pub(super) enum OperatorCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Revoke a certificate, effective immediately and on open connections
+    /// Revoke a certificate, effective immediately, including on open connections
     Revoke {
         /// Serial number, as shown by `list`
         serial: String,
@@ -115,7 +115,7 @@ fn context_for(name: &str, created: Created) -> anyhow::Result<String> {
 fn check_name(context: &Context, name: &str, ca_pin: &str) -> anyhow::Result<()> {
     let is_known = context.hubs.iter().any(|hub| hub.ca_pin == ca_pin);
     if !is_known && context.hubs.iter().any(|hub| hub.name == name) {
-        bail!("the context contains another hub `{name}`; pass another --context-name");
+        bail!("the context contains a different hub named `{name}`; pass another --context-name");
     }
     Ok(())
 }
@@ -158,7 +158,7 @@ fn revoke(home: &Path, serial: &str, yes: bool, printer: &Printer) -> anyhow::Re
     printer.line(&format!("operator/{} revoked", revoked.name));
     if known.is_none() {
         printer.warning(
-            "the hub has no record of a certificate with this serial; it is revoked nevertheless",
+            "the hub has no record of a certificate with this serial; it was revoked anyway",
         );
     }
     // An unreadable record does not prevent the revocation of another certificate.

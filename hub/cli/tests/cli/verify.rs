@@ -65,7 +65,7 @@ fn a_key_that_lies_only_in_the_repository_proves_nothing() {
     sandbox
         .attest(&["verify"])
         .code(3)
-        .tells(&["attest trust key add", "in the repository do not count"]);
+        .tells(&["attest trust key add", "in the repository are ignored"]);
     sandbox.attest(&["run", "--sign", "--verify"]).code(3).tells(&["attest trust key add"]);
     assert_eq!(sandbox.counters().len(), 1, "nothing is signed when it cannot be verified");
 

@@ -210,7 +210,7 @@ pub enum RunError {
     Probes(#[from] BindError),
     #[error("a socket failed at startup")]
     Socket(#[source] std::io::Error),
-    #[error("the {0} of the hub ended unexpectedly and stopped the hub; see the log for the cause")]
+    #[error("the hub stopped because a task ended unexpectedly: {0}; see the log for the cause")]
     Part(&'static str),
     #[error("the hub was stopped during startup")]
     Ended,

@@ -204,7 +204,7 @@ pub enum TrustSourceError {
     #[error(
         "no public key to verify with for environment `{environment}`; use `--trust-policy FILE` (the policy of \
          a cluster), or add the CI key to the context with `attest trust key add ALIAS FILE --environment \
-         {environment}`; keys in the repository do not count"
+         {environment}`; keys in the repository are ignored"
     )]
     NoKey { environment: String },
     #[error("the trust policy for environment `{environment}` is not valid")]
