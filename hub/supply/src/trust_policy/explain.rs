@@ -61,7 +61,7 @@ fn explain_entry(entry: &Entry, lines: &mut Vec<String>) {
     }
     if !entry.kinds.extra.is_empty() {
         let kinds = described_kinds(&entry.kinds.extra);
-        lines.push(format!("! Beside workloads it may write {kinds}."));
+        lines.push(format!("! In addition to workloads, it may write {kinds}."));
     }
     if !entry.kinds.cluster_scoped.is_empty() {
         let kinds = described_kinds(&entry.kinds.cluster_scoped);
