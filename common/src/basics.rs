@@ -1,6 +1,7 @@
 //! Building blocks of documents: identifiers, strict JSON, Ed25519 keys, DSSE envelopes. Also backoff, rate limits and locks.
 
 pub mod backoff;
+pub mod canonical;
 pub mod envelope;
 pub mod ids;
 pub mod json;

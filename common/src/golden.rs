@@ -172,6 +172,7 @@ fn hello() -> ToHub {
             directive: vec![0xaa; 32],
         }],
         kubernetes_version: "v1.37.2".to_owned(),
+        features: Vec::new(),
     });
     ToHub { body: Some(body) }
 }

@@ -32,6 +32,10 @@ pub const SYNC_INTERVAL_MS: u64 = 60_000;
 pub const RECONNECT_MIN_MS: u64 = 200;
 /// Longest delay before a reconnect, in milliseconds, with full jitter.
 pub const RECONNECT_MAX_MS: u64 = 30_000;
+/// Renderings may hold `metadata.finalizers` and every name that Kubernetes allows.
+pub const FEATURE_MANIFESTS_2: &str = "manifests-2";
+/// Features of this build, which a spoke announces in its `Hello`. What needs one is sent only to a spoke that has it.
+pub const FEATURES: [&str; 1] = [FEATURE_MANIFESTS_2];
 /// Application code of a close: the spoke is not, or no longer, admitted.
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 

@@ -23,7 +23,7 @@ use attest_common::session::message::{
 };
 use attest_common::session::report::{Phase, Report, Running, Timings};
 use attest_common::session::{
-    IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    FEATURES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
     UNIDIRECTIONAL_STREAMS_MAX,
 };
 use attest_common::trust::policy::Spec;
@@ -180,6 +180,7 @@ impl Session {
             policy: serde_json::to_vec(policy)?,
             destinations: Vec::new(),
             kubernetes_version: "simulated".to_owned(),
+            features: FEATURES.map(str::to_owned).to_vec(),
         });
         send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
         let first: ToSpoke =

@@ -9,14 +9,13 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, V
 use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
+use crate::basics::canonical::EXACT_DOUBLE_LIMIT;
 use crate::basics::reason::Reason;
 
 /// Deepest nesting of a document (envelope, statement, plan).
 pub const DOCUMENT_DEPTH_MAX: usize = 32;
 /// Deepest nesting of a Kubernetes object; schemas of CRDs are deeply nested.
 pub const OBJECT_DEPTH_MAX: usize = 100;
-/// Smallest magnitude of a floating-point number at which integers lose digits (2^53).
-const FLOAT_EXACT_LIMIT: f64 = 9_007_199_254_740_992.0;
 
 /// Reason that bytes are not strict JSON.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +120,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: de::Error>(self, v: f64) -> Result<Value, E> {
-        if v.abs() >= FLOAT_EXACT_LIMIT {
+        if v.abs() >= EXACT_DOUBLE_LIMIT {
             return Err(E::custom("number would be rounded"));
         }
         Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number is not finite"))

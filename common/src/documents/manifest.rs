@@ -10,6 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::basics::canonical::{self, InexactNumber};
 use crate::basics::json::{self, JsonError, OBJECT_DEPTH_MAX};
 use crate::basics::reason::Reason;
 
@@ -21,7 +22,7 @@ pub const RENDERING_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const OBJECT_BYTES_MAX: usize = 1024 * 1024;
 
 /// Metadata that the API server owns; an object that brings it does not say what it seems to say.
-const SERVER_METADATA: [&str; 9] = [
+const SERVER_METADATA: [&str; 8] = [
     "uid",
     "resourceVersion",
     "generation",
@@ -30,8 +31,13 @@ const SERVER_METADATA: [&str; 9] = [
     "selfLink",
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
-    "finalizers",
 ];
+/// Metadata that is dropped where it is null, as the API server does: no object that has it is acceptable.
+const NULL_METADATA: [&str; 4] = ["creationTimestamp", "generateName", "namespace", "finalizers"];
+/// Longest name of an object in bytes.
+const NAME_BYTES_MAX: usize = 253;
+/// Group whose names may contain everything that does not change a path.
+const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 /// Annotations that make other tools act on an object or that claim a state it does not have.
 const RESERVED_PREFIXES: [&str; 2] = ["attest.continuu.ms/", "argocd.argoproj.io/"];
 const RESERVED_KEYS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
@@ -117,6 +123,15 @@ impl Object {
         self
     }
 
+    /// The object without a namespace.
+    pub fn unplaced(mut self) -> Self {
+        if let Some(Value::Object(metadata)) = self.value.get_mut("metadata") {
+            metadata.remove("namespace");
+        }
+        self.key.namespace = None;
+        self
+    }
+
     /// The object with its body changed by `change`; type and name stay.
     pub fn changed(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.value);
@@ -140,6 +155,12 @@ impl Object {
         }
         if metadata.contains_key("creationTimestamp") {
             return Err(refuse("metadata.creationTimestamp"));
+        }
+        if metadata.get("finalizers").is_some_and(|finalizers| !is_list_of_names(finalizers)) {
+            return Err(ManifestError::ObjectShape {
+                field: "metadata.finalizers",
+                near: describe(&self.value),
+            });
         }
         for section in ["annotations", "labels"] {
             let keys = metadata.get(section).and_then(Value::as_object).into_iter().flatten();
@@ -177,15 +198,11 @@ fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let path_safe =
         |t: &str| t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
-    // RBAC names may hold `:`; nothing may hold what would change a URL's path.
-    let name_safe = name.len() <= 253
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:_".contains(&b))
-        && name != "."
-        && name != "..";
     if !path_safe(group) || !path_safe(version) || !path_safe(kind) {
         return Err(shape("apiVersion"));
     }
-    if !name_safe || namespace.as_deref().is_some_and(|n| crate::basics::ids::Name::new(n).is_err())
+    if !is_name(group, name)
+        || namespace.as_deref().is_some_and(|n| crate::basics::ids::Name::new(n).is_err())
     {
         return Err(shape("metadata.name"));
     }
@@ -198,10 +215,36 @@ fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
     Ok((key, version.to_owned()))
 }
 
+/// Returns whether an object of this group may have this name. Names of RBAC are path segments, as of users
+/// (`ada@example.com`); of the other kinds, the API server knows the exact rule.
+fn is_name(group: &str, name: &str) -> bool {
+    let fits = name.len() <= NAME_BYTES_MAX && name != "." && name != "..";
+    if group == RBAC_GROUP {
+        return fits && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '%'));
+    }
+    fits && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:_".contains(&b))
+}
+
+/// Returns whether a value is a list of texts that are not empty.
+fn is_list_of_names(value: &Value) -> bool {
+    let is_name = |item: &Value| item.as_str().is_some_and(|text| !text.is_empty());
+    value.as_array().is_some_and(|items| items.iter().all(is_name))
+}
+
 fn describe(value: &Value) -> String {
     let part = |v: Option<&Value>| v.and_then(Value::as_str).unwrap_or("?").to_owned();
     let name = value.get("metadata").and_then(|m| m.get("name"));
     format!("{}/{}", part(value.get("kind")), part(name)).chars().take(120).collect()
+}
+
+/// Returns the first object that only a spoke with the feature `manifests-2` accepts: one with finalizers of its author,
+/// or with a name that was not accepted before.
+pub fn needs_manifests_2(objects: &[Object]) -> Option<&ObjectKey> {
+    let needs = |object: &&Object| {
+        let of_author = object.value.pointer("/metadata/finalizers").is_some();
+        of_author || !is_name("", &object.key.name)
+    };
+    objects.iter().find(needs).map(Object::key)
 }
 
 /// Reads a rendering that somebody signed.
@@ -252,8 +295,8 @@ pub fn write(values: Vec<Value>) -> Result<Vec<u8>, ManifestError> {
     objects.sort_by(|a, b| a.key.cmp(&b.key));
     let mut out = Vec::new();
     for object in &objects {
-        let line = serde_json_canonicalizer::to_vec(&object.value)
-            .map_err(|_| ManifestError::Format("an object without canonical form"))?;
+        let line = canonical::to_vec(&object.value)
+            .map_err(|source| ManifestError::Number { object: object.key.clone(), source })?;
         out.extend_from_slice(&line);
         out.push(b'\n');
     }
@@ -267,15 +310,37 @@ fn flatten(mut value: Value, out: &mut Vec<Object>) -> Result<(), ManifestError>
         return Ok(());
     }
     let is_list = value.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List"));
-    if is_list && let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) {
-        return items.into_iter().try_for_each(|item| flatten(item, out));
+    if is_list {
+        match value.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => {
+                return items.into_iter().try_for_each(|item| flatten(item, out));
+            }
+            // As kubectl reads it: a List of nothing.
+            Some(Value::Null) => return Ok(()),
+            Some(_) => return Err(ManifestError::Format("a List whose items are no list")),
+            None => {}
+        }
     }
     if let Some(fields) = value.as_object_mut() {
         fields.remove("status");
     }
     drop_null_creation_timestamps(&mut value);
+    drop_null_metadata(&mut value);
     out.push(Object::new(value)?);
     Ok(())
+}
+
+/// Templates print fields without a value as null, and a namespace without one also as an empty text.
+fn drop_null_metadata(value: &mut Value) {
+    let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    for field in SERVER_METADATA.into_iter().chain(NULL_METADATA) {
+        if metadata.get(field).is_some_and(Value::is_null) {
+            metadata.remove(field);
+        }
+    }
+    if metadata.get("namespace").and_then(Value::as_str) == Some("") {
+        metadata.remove("namespace");
+    }
 }
 
 /// Go tools print `creationTimestamp: null` in metadata and in pod templates' metadata.
@@ -294,38 +359,93 @@ fn drop_null_creation_timestamps(value: &mut Value) {
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
-/// The pod specifications inside an object: itself for a Pod, the templates of controllers.
-pub fn pod_spec_pointers(group: &str, kind: &str) -> &'static [&'static str] {
+/// The pod specifications inside an object of a built-in kind: itself for a Pod, the templates of controllers.
+fn pod_spec_pointer(group: &str, kind: &str) -> Option<&'static [&'static str]> {
     match (group, kind) {
-        ("", "Pod") => &["/spec"],
+        ("", "Pod") => Some(&["spec"]),
         ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
         | ("batch", "Job")
-        | ("", "ReplicationController" | "PodTemplate") => &["/spec/template/spec"],
-        ("batch", "CronJob") => &["/spec/jobTemplate/spec/template/spec"],
-        _ => &[],
+        | ("", "ReplicationController") => Some(&["spec", "template", "spec"]),
+        ("batch", "CronJob") => Some(&["spec", "jobTemplate", "spec", "template", "spec"]),
+        _ => None,
     }
 }
 
-/// Calls `visit` with every image reference in the pod specifications of an object: of containers of
-/// every kind, and of image volumes (KEP-4639).
-pub fn for_each_image(key: &ObjectKey, value: &mut Value, mut visit: impl FnMut(&mut Value)) {
-    for pointer in pod_spec_pointers(&key.group, &key.kind) {
-        let Some(pod) = value.pointer_mut(pointer) else { continue };
-        for list in CONTAINER_LISTS {
-            let containers = pod.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-            containers.filter_map(|container| container.get_mut("image")).for_each(&mut visit);
+/// Position of an image reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImagePlace {
+    /// The pod of a built-in kind.
+    Pod,
+    /// Anywhere else that looks like a pod: containers with a name and an image.
+    PodShape,
+}
+
+/// Calls `visit` with every image reference of an object: of containers of every kind, wherever pods are written
+/// (at any depth of any kind), and of image volumes beside them (KEP-4639). The one rule for CI, hub and spoke.
+pub fn for_each_image(
+    key: &ObjectKey,
+    value: &mut Value,
+    mut visit: impl FnMut(ImagePlace, &mut Value),
+) {
+    images_below(value, pod_spec_pointer(&key.group, &key.kind), &mut visit);
+}
+
+/// `to_pod` leads from here to the pod of a built-in kind, if it is below.
+fn images_below(
+    value: &mut Value,
+    to_pod: Option<&[&str]>,
+    visit: &mut impl FnMut(ImagePlace, &mut Value),
+) {
+    let fields = match value {
+        Value::Object(fields) => fields,
+        Value::Array(items) => {
+            return items.iter_mut().for_each(|item| images_below(item, None, visit));
         }
-        let volumes = pod.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten();
-        volumes.filter_map(|volume| volume.pointer_mut("/image/reference")).for_each(&mut visit);
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return,
+    };
+    let place = match to_pod {
+        Some([]) => Some(ImagePlace::Pod),
+        Some(_) | None => has_containers(fields).then_some(ImagePlace::PodShape),
+    };
+    for (name, inner) in fields {
+        match place {
+            Some(place) if CONTAINER_LISTS.contains(&name.as_str()) => {
+                let containers = inner.as_array_mut().into_iter().flatten();
+                containers
+                    .filter(|container| place == ImagePlace::Pod || is_container(container))
+                    .filter_map(|container| container.get_mut("image"))
+                    .for_each(|image| visit(place, image));
+            }
+            Some(place) if name == "volumes" => {
+                let volumes = inner.as_array_mut().into_iter().flatten();
+                volumes
+                    .filter_map(|volume| volume.pointer_mut("/image/reference"))
+                    .for_each(|image| visit(place, image));
+            }
+            Some(_) | None => {}
+        }
+        let rest = to_pod.and_then(<[_]>::split_first).filter(|(first, _)| *first == name);
+        images_below(inner, rest.map(|(_, rest)| rest), visit);
     }
 }
 
-/// Every image reference in the pod specifications of `objects`, once each.
+fn has_containers(fields: &serde_json::Map<String, Value>) -> bool {
+    CONTAINER_LISTS.iter().any(|list| {
+        fields.get(*list).and_then(Value::as_array).is_some_and(|all| all.iter().any(is_container))
+    })
+}
+
+fn is_container(value: &Value) -> bool {
+    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+    !text("name").is_empty() && !text("image").is_empty()
+}
+
+/// Every image reference of `objects`, once each.
 pub fn images(objects: &[Object]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for object in objects {
         let mut value = object.value.clone();
-        for_each_image(&object.key, &mut value, |image| {
+        for_each_image(&object.key, &mut value, |_, image| {
             found.insert(image.as_str().unwrap_or_default().to_owned());
         });
     }
@@ -352,6 +472,12 @@ pub enum ManifestError {
     ObjectMetadata { object: ObjectKey, field: String },
     #[error("{object} carries `{name}`, which is reserved; remove it")]
     ObjectReserved { object: ObjectKey, name: String },
+    #[error("{object} has a number that cannot be signed as it is written")]
+    Number {
+        object: ObjectKey,
+        #[source]
+        source: InexactNumber,
+    },
     #[error("{0} appears twice")]
     Duplicate(ObjectKey),
 }
@@ -362,7 +488,7 @@ impl ManifestError {
         match self {
             Self::Limit { .. } => Reason::Limit,
             Self::Format(_) | Self::Json { .. } => Reason::ContentFormat,
-            Self::ObjectShape { .. } => Reason::ObjectShape,
+            Self::ObjectShape { .. } | Self::Number { .. } => Reason::ObjectShape,
             Self::ObjectMetadata { .. } => Reason::ObjectMetadata,
             Self::ObjectReserved { .. } => Reason::ObjectReserved,
             Self::Duplicate(_) => Reason::ObjectDuplicate,
@@ -405,7 +531,12 @@ mod tests {
         assert_eq!(reason(&object("")), "accepted");
         for (text, expected) in [
             (object(r#","uid":"x""#), "ObjectMetadata"),
-            (object(r#","finalizers":[]"#), "ObjectMetadata"),
+            (object(r#","finalizers":[]"#), "accepted"),
+            (object(r#","finalizers":["example.com/clean-up"]"#), "accepted"),
+            (object(r#","finalizers":[1]"#), "ObjectShape"),
+            (object(r#","finalizers":null"#), "ObjectShape"),
+            (object(r#","namespace":null"#), "ObjectShape"),
+            (object(r#","namespace":"""#), "ObjectShape"),
             (object(r#","creationTimestamp":null"#), "ObjectMetadata"),
             (object(r#","annotations":{"attest.continuu.ms/owner":"x"}"#), "ObjectReserved"),
             (object(r#","namespace":"Bad""#), "ObjectShape"),
@@ -422,6 +553,120 @@ mod tests {
             ),
         ] {
             assert_eq!(reason(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn metadata_without_a_value_is_absent_and_an_empty_namespace_is_none() {
+        let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+            "name": "a", "namespace": null, "finalizers": null, "uid": null, "generateName": null,
+            "ownerReferences": null, "labels": null, "annotations": {}}, "data": null});
+        let mut empty = value.clone();
+        empty["metadata"]["namespace"] = json!("");
+        let none = json!({"apiVersion": "v1", "kind": "List", "items": null});
+
+        let expected = "{\"apiVersion\":\"v1\",\"data\":null,\"kind\":\"ConfigMap\",\
+             \"metadata\":{\"annotations\":{},\"labels\":null,\"name\":\"a\"}}\n";
+        for value in [value, empty] {
+            let bytes = write(vec![value, none.clone()]).unwrap();
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn names_follow_the_rule_of_their_kind() {
+        let verdict = |api_version: &str, kind: &str, name: &str| {
+            let metadata = json!({"name": name});
+            let value = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});
+            Object::new(value).map_or_else(|e| e.reason().as_str(), |_| "accepted")
+        };
+        for (name, of_rbac, of_others) in [
+            ("web", "accepted", "accepted"),
+            ("system:web", "accepted", "accepted"),
+            ("ada@example.com-view", "accepted", "ObjectShape"),
+            ("CN=ada, O=team", "accepted", "ObjectShape"),
+            ("a/b", "ObjectShape", "ObjectShape"),
+            ("a%2fb", "ObjectShape", "ObjectShape"),
+            ("a\nb", "ObjectShape", "ObjectShape"),
+            ("..", "ObjectShape", "ObjectShape"),
+            (".", "ObjectShape", "ObjectShape"),
+        ] {
+            assert_eq!(
+                verdict("rbac.authorization.k8s.io/v1", "RoleBinding", name),
+                of_rbac,
+                "{name}"
+            );
+            assert_eq!(verdict("v1", "ConfigMap", name), of_others, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_signed_are_refused_by_object_and_field() {
+        let with = |number: Value| json!({"apiVersion": "v1", "kind": "Any", "metadata": {"name": "a"}, "spec": {"v": number}});
+
+        let exact = write(vec![with(json!(9_007_199_254_740_993_i64))]).unwrap();
+        let error = write(vec![with(json!(u64::MAX))]).unwrap_err();
+
+        assert!(String::from_utf8(exact).unwrap().contains(r#""v":9007199254740993"#));
+        let text = crate::basics::text::error_chain(&error);
+        assert!(
+            text.starts_with("Any/a ") && text.contains("`spec.v`: 18446744073709551615"),
+            "{text}"
+        );
+        assert_eq!(error.reason(), Reason::ObjectShape);
+    }
+
+    #[test]
+    fn images_are_found_wherever_pods_are_written() {
+        let pod = json!({
+            "containers": [{"name": "a", "image": "a:1"}, {"name": "b"}, "odd"],
+            "initContainers": [{"name": "c", "image": "c:1"}],
+            "ephemeralContainers": [{"name": "d", "image": "d:1"}],
+            "volumes": [{"name": "v", "image": {"reference": "v:1"}}, {"name": "w", "emptyDir": {}}],
+        });
+        let nameless = json!({"containers": [{"image": "n:1"}], "image": "no:1"});
+        let found = |api_version: &str, kind: &str, rest: Value| {
+            let mut value =
+                json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}});
+            value.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            let object = Object::new(value).unwrap();
+            images(&[object]).into_iter().collect::<Vec<_>>().join(" ")
+        };
+        let everything = "a:1 c:1 d:1 v:1";
+        for (api_version, kind, body, expected) in [
+            ("v1", "Pod", json!({"spec": pod}), everything),
+            ("v1", "Pod", json!({"spec": nameless}), "n:1"),
+            ("v1", "PodTemplate", json!({"template": {"spec": pod}}), everything),
+            ("apps/v1", "Deployment", json!({"spec": {"template": {"spec": pod}}}), everything),
+            (
+                "batch/v1",
+                "CronJob",
+                json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": nameless}}}}}),
+                "n:1",
+            ),
+            ("any.example.com/v1", "Any", json!({"spec": {"template": {"spec": pod}}}), everything),
+            ("any.example.com/v1", "Any", json!({"a": [{"b": [[pod]]}]}), everything),
+            ("any.example.com/v1", "Any", json!({"spec": nameless}), ""),
+            (
+                "any.example.com/v1",
+                "Any",
+                json!({"spec": {"containers": [{"name": "a", "image": {"tag": "1"}}]}}),
+                "",
+            ),
+            (
+                "any.example.com/v1",
+                "Any",
+                json!({"spec": {"containers": {"name": "a", "image": "a:1"}}}),
+                "",
+            ),
+            (
+                "any.example.com/v1",
+                "Any",
+                json!({"volumes": [{"image": {"reference": "v:1"}}]}),
+                "",
+            ),
+        ] {
+            assert_eq!(found(api_version, kind, body.clone()), expected, "{kind} {body}");
         }
     }
 

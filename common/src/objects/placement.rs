@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::basics::ids::{Digest, Name};
 use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
-use crate::documents::manifest::{self, Object, ObjectKey};
+use crate::documents::manifest::{self, ImagePlace, Object, ObjectKey};
 use crate::documents::release::{ImageDigest, Render};
 use crate::objects::kinds::{self, Kinds};
 use crate::trust::policy::{EffectivePolicy, GroupResource};
@@ -35,6 +35,15 @@ pub struct Placed {
     pub warnings: Vec<String>,
 }
 
+/// Relation of the objects to what runs at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// They are to be admitted: every rule applies.
+    New,
+    /// They were admitted before. Rules that are younger than that warn: what runs keeps being healed.
+    Held,
+}
+
 /// Places and pins `objects`, checking each against what the destination may hold.
 ///
 /// `kinds` is what the caller knows of the cluster; CRDs among `objects` add to it.
@@ -43,22 +52,23 @@ pub fn place_objects(
     namespace: &Name,
     render: &Render,
     effective_policy: &EffectivePolicy,
-    mode: Mode,
+    (mode, intake): (Mode, Intake),
     kinds: &Kinds,
 ) -> Result<Placed, PlacementError> {
     let kinds = with_definitions(&objects, kinds);
     let digests = digests_by_reference(&render.images)?;
     let may_pin = render.mutations.iter().any(|name| name == IMAGE_PIN);
+    let pinning = Pinning { digests: &digests, may_pin, mode, intake };
     let mut warnings = Vec::new();
     let mut seen = BTreeSet::new();
     let mut ready = Vec::new();
     for object in objects {
-        let object = place_object(object, namespace, effective_policy, &kinds)?;
+        let object = place_object(object, namespace, effective_policy, &kinds, &mut warnings)?;
         if !seen.insert(object.key().clone()) {
             return Err(PlacementError::Duplicate(object.key().clone()));
         }
         check_secrets(&object, effective_policy)?;
-        let object = pin(as_stored(object), &digests, may_pin, mode, &mut warnings)?;
+        let object = pin(as_stored(object), &pinning, &mut warnings)?;
         ready.push(object);
     }
     Ok(Placed { objects: ready, warnings })
@@ -82,6 +92,7 @@ fn place_object(
     namespace: &Name,
     effective_policy: &EffectivePolicy,
     kinds: &Kinds,
+    warnings: &mut Vec<String>,
 ) -> Result<Object, PlacementError> {
     let key = object.key().clone();
     if key.group == "attest.continuu.ms" {
@@ -99,15 +110,19 @@ fn place_object(
     };
     let resource = GroupResource { group: key.group.clone(), resource: kind.plural.clone() };
     if !kind.namespaced {
-        if key.namespace.is_some() {
-            return Err(PlacementError::NamespaceOnClusterScoped(key));
-        }
         if !effective_policy.cluster_scoped.contains(&resource) {
             return Err(PlacementError::KindNotAllowed {
                 object: key,
                 list: "clusterScoped",
                 resource,
             });
+        }
+        if let Some(written) = &key.namespace {
+            let object = object.unplaced();
+            let scoped = object.key();
+            warnings
+                .push(format!("{scoped} is cluster-scoped: its namespace `{written}` is dropped"));
+            return Ok(object);
         }
         return Ok(object);
     }
@@ -183,7 +198,10 @@ fn as_stored(object: Object) -> Object {
     object.changed(|value| {
         let Some(secret) = value.as_object_mut() else { return };
         let Some(Value::Object(texts)) = secret.remove("stringData") else { return };
-        let data = secret.entry("data").or_insert_with(|| Value::Object(Default::default()));
+        let data = secret.entry("data").or_insert(Value::Null);
+        if data.is_null() {
+            *data = Value::Object(Default::default());
+        }
         let Value::Object(data) = data else { return };
         for (name, text) in texts {
             let encoded = match text.as_str() {
@@ -207,28 +225,42 @@ fn digests_by_reference(images: &[ImageDigest]) -> Result<BTreeMap<&str, Digest>
     Ok(digests)
 }
 
-fn pin(
-    object: Object,
-    digests: &BTreeMap<&str, Digest>,
+/// Facts by which images are pinned.
+struct Pinning<'a> {
+    digests: &'a BTreeMap<&'a str, Digest>,
     may_pin: bool,
     mode: Mode,
+    intake: Intake,
+}
+
+impl Pinning<'_> {
+    /// Returns whether an image without a digest refuses its object.
+    fn refuses(&self, place: ImagePlace, image: &str) -> bool {
+        match (self.mode, place, self.intake) {
+            (Mode::Standard, ..) => image.is_empty(),
+            (_, ImagePlace::PodShape, Intake::Held) => false,
+            (_, ImagePlace::Pod, _) | (_, ImagePlace::PodShape, Intake::New) => true,
+        }
+    }
+}
+
+fn pin(
+    object: Object,
+    pinning: &Pinning<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Object, PlacementError> {
     let key: ObjectKey = object.key().clone();
-    if manifest::pod_spec_pointers(&key.group, &key.kind).is_empty() {
-        return Ok(object);
-    }
     let mut failure = None;
     let object = object.changed(|value| {
-        manifest::for_each_image(&key, value, |reference| {
+        manifest::for_each_image(&key, value, |place, reference| {
             let image = reference.as_str().unwrap_or_default().to_owned();
-            match pinned(&image, digests, may_pin) {
+            match pinned(&image, pinning.digests, pinning.may_pin) {
                 Ok(Some(with_digest)) => *reference = Value::String(with_digest),
                 Ok(None) => {}
-                Err(Unpinned) if mode == Mode::Standard && !image.is_empty() => {
+                Err(Unpinned) if pinning.refuses(place, &image) => failure = Some(image),
+                Err(Unpinned) => {
                     warnings.push(format!("{key}: the release names no digest for `{image}`"));
                 }
-                Err(Unpinned) => failure = Some(image),
             }
         });
     });
@@ -263,8 +295,6 @@ fn pinned(
 pub enum PlacementError {
     #[error("{object} is not in namespace `{namespace}`, the only one of this destination")]
     NamespaceNotAllowed { object: ObjectKey, namespace: Name },
-    #[error("{0} is cluster-scoped and yet names a namespace")]
-    NamespaceOnClusterScoped(ObjectKey),
     #[error(
         "{object} needs a line in the cluster's trust policy: \
          applications[].kinds.{list}: [{{group: \"{}\", resource: {}}}], then `attest trust install`",
@@ -292,9 +322,7 @@ impl PlacementError {
     /// Returns the reason to show.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NamespaceNotAllowed { .. } | Self::NamespaceOnClusterScoped(_) => {
-                Reason::NamespaceNotAllowed
-            }
+            Self::NamespaceNotAllowed { .. } => Reason::NamespaceNotAllowed,
             Self::KindNotAllowed { .. } | Self::KindNeverAllowed(_) => Reason::KindNotAllowed,
             Self::LabelNotAllowed { .. } => Reason::LabelNotAllowed,
             Self::KindUnknown(_) => Reason::KindUnknown,
@@ -322,11 +350,16 @@ mod tests {
             "stringData": {"word": "swordfish"},
         });
 
+        let mut without_data = secret.clone();
+        without_data["data"] = Value::Null;
+
         let stored = as_stored(Object::new(secret).unwrap());
+        let alone = as_stored(Object::new(without_data).unwrap());
         let other = as_stored(Object::new(config.clone()).unwrap());
 
         assert_eq!(stored.value()["data"], json!({"old": "b2xk", "word": "c3dvcmRmaXNo"}));
         assert_eq!(stored.value().get("stringData"), None);
+        assert_eq!(alone.value()["data"], json!({"word": "c3dvcmRmaXNo"}));
         assert_eq!(*other.value(), config);
     }
 

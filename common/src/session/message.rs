@@ -83,6 +83,9 @@ pub struct Hello {
     pub destinations: Vec<Seen>,
     #[prost(string, tag = "8")]
     pub kubernetes_version: String,
+    /// What this spoke understands beyond the first form of the signed documents; see `session::FEATURES`.
+    #[prost(string, repeated, tag = "9")]
+    pub features: Vec<String>,
 }
 
 /// The directive that a spoke durably holds for a destination.

@@ -17,7 +17,7 @@ use crate::documents::release::{
     self, NamespaceRule, RENDERING_TYPE, Release, ReleaseError, Render,
 };
 use crate::documents::statement::Statement;
-use crate::objects::placement;
+use crate::objects::placement::{self, Intake};
 use crate::trust::policy::{EffectivePolicy, Policy};
 
 /// A counter at or above this is read as seconds since 1970; below, it is a plain number.
@@ -247,9 +247,19 @@ pub(super) fn admit(
     if objects.len() as u64 != render.objects {
         return Err(VerifyError::ObjectCount { got: objects.len(), signed: render.objects });
     }
-    let placed =
-        placement::place_objects(objects, namespace, &render, &effective_policy, mode, kinds)
-            .map_err(VerifyError::Placement)?;
+    let intake = match ages {
+        Ages::Enforce => Intake::New,
+        Ages::Skip => Intake::Held,
+    };
+    let placed = placement::place_objects(
+        objects,
+        namespace,
+        &render,
+        &effective_policy,
+        (mode, intake),
+        kinds,
+    )
+    .map_err(VerifyError::Placement)?;
     checks.push(Check::new("Objects", format!("{} objects for {namespace}", placed.objects.len())));
     warnings.extend(placed.warnings);
     let OpenedRelease { id, release, .. } = opened;

@@ -3,6 +3,7 @@
 //! `yes` is true and `0644` is 420, with a warning. What kubectl would read in a way that nobody means — a key like
 //! `n`, the last of two equal keys — is refused. Bombs are refused by budget.
 
+use attest_common::basics::canonical::check_numbers;
 use attest_common::basics::reason::Reason;
 use serde_json::Value;
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
@@ -98,7 +99,18 @@ pub fn read(
         Err(error) => return refuse(problem(&error)),
     };
     look_for_ambiguity(file, text, warnings)?;
+    for value in &values {
+        if let Err(inexact) = check_numbers(value) {
+            return refuse(format!("{}: {inexact}", named(value)));
+        }
+    }
     Ok(values)
+}
+
+/// Kind and name of an object, for a message.
+fn named(value: &Value) -> String {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or("?");
+    one_line(&format!("{}/{}", text("/kind"), text("/metadata/name")))
 }
 
 /// What is wrong, in words for the author of the file.

@@ -3,13 +3,14 @@
 //! `destination` decides which object is written and when. This file writes it: by server-side apply, as
 //! the application's account, with force on objects of this destination only.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::{Object, ObjectKey};
+use attest_common::objects::absent::{EmptyFields, without_nulls};
 use attest_common::objects::projection::FIELD_MANAGER;
+use attest_common::objects::takeover;
 use attest_common::record::custody::Confirmed;
 use attest_common::verify::{ObjectSet, Removal, Verified};
 use attest_runtime::failpoint;
@@ -22,6 +23,9 @@ use super::watch::{Observation, observe};
 
 /// Longest time between the creation of an object and the apply that created it, in seconds. Both are whole seconds.
 const MADE_WITHIN_S: i64 = 1;
+
+/// Most attempts to take over the fields of an object that others write concurrently.
+const TAKEOVER_ATTEMPTS_MAX: u32 = 5;
 
 /// One object of a set, with its path and the user that writes it.
 #[derive(Clone, Debug)]
@@ -66,6 +70,16 @@ pub struct DryRunPermit {
     pub force: bool,
     /// The object existed before and holds our values: it is released later, never deleted.
     pub preexisting: bool,
+    /// kubectl owns fields of the object, which become ours with the write: what left Git leaves the cluster.
+    pub takeover: bool,
+}
+
+impl DryRunPermit {
+    const UNFORCED: Self = Self { force: false, preexisting: false, takeover: false };
+
+    fn forced(live: &Value) -> Self {
+        Self { force: true, preexisting: false, takeover: takeover::is_needed(live) }
+    }
 }
 
 /// The object whose fields a write may take from other managers.
@@ -105,22 +119,21 @@ pub async fn check(
         Ownership::Unknown { adopt, .. } => *adopt,
     };
     let how = if forced { Apply::DryRunForced } else { Apply::DryRun };
-    let answer = api.apply(&target.path, user, object.value(), how).await;
+    let body = without_nulls(object.key(), object.value());
+    let answer = api.apply(&target.path, user, &body, how).await;
     let unclear = match answer {
         Ok(applied) if applied.created => {
-            return Ok(DryRunPermit { force: false, preexisting: false });
+            return Ok(DryRunPermit::UNFORCED);
         }
         Ok(applied) if may_force(&ownership, &applied.live) => {
-            return Ok(DryRunPermit { force: true, preexisting: false });
+            return Ok(DryRunPermit::forced(&applied.live));
         }
         // Another object has replaced ours: it is checked like any object of another writer.
         Ok(_) if forced => {
             let ownership = Ownership::Unknown { adopt: false, unfinished: true };
             return Box::pin(check(api, target, ownership)).await;
         }
-        Ok(_) if ownership == Ownership::Shared => {
-            return Ok(DryRunPermit { force: false, preexisting: false });
-        }
+        Ok(_) if ownership == Ownership::Shared => return Ok(DryRunPermit::UNFORCED),
         Ok(applied) => Some(applied.live),
         Err(error) if error.is_field_conflict() => None,
         Err(error) => return Err(failed(object.key(), error)),
@@ -128,11 +141,11 @@ pub async fn check(
     // An object of this name exists whose UID is not recorded: ours after a crash, or another writer's.
     let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
     if matches!(ownership, Ownership::Unknown { unfinished: true, .. }) && is_made_by_us(&live) {
-        return Ok(DryRunPermit { force: true, preexisting: false });
+        return Ok(DryRunPermit::forced(&live));
     }
     match unclear {
         Some(would_be) if same_values(&live, &would_be) => {
-            Ok(DryRunPermit { force: false, preexisting: true })
+            Ok(DryRunPermit { preexisting: true, ..DryRunPermit::UNFORCED })
         }
         Some(_) | None => Err(ApplyError::FieldConflict {
             object: object.key().clone(),
@@ -172,16 +185,23 @@ fn is_made_by_us(live: &Value) -> bool {
 ///
 /// # Errors
 /// [`ApplyError`]; the outcome is then unknown unless the API server has reported it.
-pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Written, ApplyError> {
+pub async fn write(
+    api: &ApiServer,
+    target: &Target,
+    force: Force,
+    takeover: bool,
+) -> Result<Written, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
-    let mut body = Cow::Borrowed(object.value());
+    if takeover {
+        take_over(api, target).await.map_err(|error| failed(object.key(), error))?;
+    }
+    let mut body = without_nulls(object.key(), object.value());
     let how = match &force {
         Force::No => Apply::Unforced,
         Force::Any => Apply::Forced,
         Force::Of(uid) => {
             // The API server rejects the write if another object of this name exists, or none does.
-            if let Some(metadata) = body.to_mut().get_mut("metadata").and_then(Value::as_object_mut)
-            {
+            if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.insert("uid".to_owned(), uid.as_str().into());
             }
             Apply::Forced
@@ -194,12 +214,28 @@ pub async fn write(api: &ApiServer, target: &Target, force: Force) -> Result<Wri
         Ok(applied) => (applied.live, applied.created),
         Err(error) => return Err(unwritten(object.key(), error, &force)),
     };
-    let observation = observe(&object.key().group, &object.key().kind, &live);
+    let empty = EmptyFields::of(object.key(), object.value());
+    let observation = observe(object.key(), &live, &empty);
     let Live::Present { uid, projected, .. } = &observation.live else {
         return Err(ApplyError::Gone);
     };
     let confirmed = Confirmed { desired: desired(object), uid: uid.clone(), projected: *projected };
     Ok(Written { created, confirmed, observation })
+}
+
+/// Makes the fields of the live object ours that kubectl owns. A concurrent write makes it try again.
+async fn take_over(api: &ApiServer, target: &Target) -> Result<(), ApiError> {
+    let mut attempts = 0;
+    loop {
+        let live = api.get(&target.path).await?;
+        let Some(patch) = takeover::patch(&live) else { return Ok(()) };
+        attempts += 1;
+        match api.patch_json(&target.path, target.user(), &patch).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_failed_test() && attempts < TAKEOVER_ATTEMPTS_MAX => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Returns the error of a rejected write.

@@ -48,6 +48,7 @@ const MESSAGE_CHARACTERS_MAX: usize = 600;
 const AGENT: &str = concat!("attest-spoke/", env!("CARGO_PKG_VERSION"));
 const IMPERSONATE: &str = "impersonate-user";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
+const JSON_PATCH: &str = "application/json-patch+json";
 
 /// The API server. Requests are made under the spoke's own identity unless another user is named.
 #[derive(Clone)]
@@ -271,6 +272,18 @@ impl ApiServer {
         Ok(Applied { created: status == StatusCode::CREATED, live })
     }
 
+    /// Changes an application's object by a JSON patch. Only `apply` calls this.
+    pub(crate) async fn patch_json(
+        &self,
+        path: &str,
+        user: As<'_>,
+        patch: &Value,
+    ) -> Result<(), ApiError> {
+        let uri = format!("{path}?fieldManager={FIELD_MANAGER}");
+        let request = request(Method::PATCH, &uri, user, JSON_PATCH);
+        self.call("patch", &uri, request, patch.to_string().into_bytes()).await.map(drop)
+    }
+
     /// Deletes an object if it still has this UID. Returns the response: the object while it still exists,
     /// a `Status` once it does not. Only `apply` calls this for objects of an application, and `account`
     /// for those that the spoke created for it.
@@ -309,15 +322,7 @@ impl ApiServer {
             _ => "delete",
         };
         let media_type = if method == Method::PATCH { APPLY_PATCH } else { "application/json" };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, media_type);
-        if let As::Account(name) = user {
-            // A name that is no header value fails the request, which would be made with the spoke's rights without it.
-            request = request.header(IMPERSONATE, name);
-        }
+        let request = request(method, path, user, media_type);
         let bytes = body.map(|value| yaml_of(value).into_bytes()).unwrap_or_default();
         self.call(verb, path, request, bytes).await
     }
@@ -411,6 +416,24 @@ impl std::fmt::Debug for ApiServer {
     }
 }
 
+fn request(
+    method: Method,
+    path: &str,
+    user: As<'_>,
+    media_type: &'static str,
+) -> http::request::Builder {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(ACCEPT, "application/json")
+        .header(CONTENT_TYPE, media_type);
+    match user {
+        As::Spoke => request,
+        // A name that is no header value fails the request, which would be made with the spoke's rights without it.
+        As::Account(name) => request.header(IMPERSONATE, name),
+    }
+}
+
 /// JSON that YAML 1.1 reads as the same values, as an API server reads what is to be applied. YAML takes
 /// some characters that JSON leaves as they are for line breaks, which it folds, and refuses others:
 /// those are escaped (<https://yaml.org/spec/1.1/#id868518>; both read `\uXXXX` alike). They can only
@@ -455,8 +478,21 @@ pub fn path_of<K: Resource>(namespace: Option<&str>, name: &str) -> String {
 pub fn object_path(api_version: &str, plural: &str, namespace: Option<&str>, name: &str) -> String {
     let root = if api_version.contains('/') { "/apis" } else { "/api" };
     let place = namespace.map(|n| format!("/namespaces/{n}")).unwrap_or_default();
-    let end = if name.is_empty() { String::new() } else { format!("/{name}") };
+    let end = if name.is_empty() { String::new() } else { format!("/{}", path_segment(name)) };
     format!("{root}/{api_version}{place}/{plural}{end}")
+}
+
+/// Returns a name as a segment of a path: names of RBAC may contain characters that a URL cannot (RFC 3986, 3.3).
+fn path_segment(name: &str) -> String {
+    let mut segment = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
+            segment.push(char::from(byte));
+        } else {
+            segment.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    segment
 }
 
 #[cfg(test)]
@@ -478,6 +514,7 @@ mod tests {
             "/apis/apps/v1/namespaces/n/deployments"
         );
         assert_eq!(object_path("v1", "namespaces", None, "n"), "/api/v1/namespaces/n");
+        assert_eq!(object_path("v1", "x", None, "a@b:c d?é#"), "/api/v1/x/a@b:c%20d%3F%C3%A9%23");
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub enum Live {
         uid: String,
         /// Digest of the projection on our fields.
         projected: Digest,
+        /// The same with the whole value of fields that are empty in the desired object, as spokes before
+        /// version 0.2 recorded it. Absent where it does not differ.
+        whole: Option<Digest>,
+        /// It is being deleted and waits for its finalizers, which leave it one by one.
+        leaving: bool,
         /// The resourceVersion as a number; 0 when it is not one.
         version: u64,
     },
@@ -58,8 +63,10 @@ pub fn need(desired: Digest, confirmed: Option<&Confirmed>, live: &Live) -> Need
         Live::Unknown => Need::Wait,
         Live::Gone { .. } => Need::Heal,
         Live::NotListed => Need::Look,
-        Live::Present { uid, projected, .. } => {
-            let holds = *uid == confirmed.uid && *projected == confirmed.projected;
+        Live::Present { uid, projected, whole, leaving, .. } => {
+            let as_recorded =
+                *projected == confirmed.projected || *whole == Some(confirmed.projected);
+            let holds = *uid == confirmed.uid && (as_recorded || *leaving);
             if holds { Need::Nothing } else { Need::Heal }
         }
     }
@@ -133,7 +140,34 @@ mod tests {
     }
 
     fn present(uid: &str, projected: &[u8]) -> Live {
-        Live::Present { uid: uid.to_owned(), projected: Digest::of(projected), version: 5 }
+        Live::Present {
+            uid: uid.to_owned(),
+            projected: Digest::of(projected),
+            whole: None,
+            leaving: false,
+            version: 5,
+        }
+    }
+
+    #[test]
+    fn an_object_that_was_confirmed_by_an_older_spoke_or_is_being_deleted_is_not_written() {
+        let desired = Digest::of(b"desired");
+        let observed = |whole: Option<&[u8]>, leaving| Live::Present {
+            uid: "uid".to_owned(),
+            projected: Digest::of(b"by today's rule"),
+            whole: whole.map(Digest::of),
+            leaving,
+            version: 5,
+        };
+
+        for (live, expected) in [
+            (observed(Some(b"live"), false), Need::Nothing),
+            (observed(Some(b"edited"), false), Need::Heal),
+            (observed(None, false), Need::Heal),
+            (observed(None, true), Need::Nothing),
+        ] {
+            assert_eq!(need(desired, Some(&confirmed()), &live), expected, "{live:?}");
+        }
     }
 
     #[test]
@@ -167,6 +201,8 @@ mod tests {
         let at = |version| Live::Present {
             uid: "uid".to_owned(),
             projected: Digest::of(b"live"),
+            whole: None,
+            leaving: false,
             version,
         };
 

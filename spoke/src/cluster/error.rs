@@ -168,6 +168,11 @@ impl ApiError {
         self.code() == 403
     }
 
+    /// Answer to a JSON patch whose test failed (422), or that a concurrent write overtook (409).
+    pub fn is_failed_test(&self) -> bool {
+        matches!(self.code(), 409 | 422)
+    }
+
     /// 409 of a create.
     pub fn is_already_exists(&self) -> bool {
         matches!(self, Self::Status { status_reason, .. } if status_reason == "AlreadyExists")

@@ -11,8 +11,9 @@ use attest_common::basics::ids::Digest;
 use attest_common::basics::locked::Locked;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::health::{self, Verdict};
-use attest_common::objects::projection;
+use attest_common::objects::{projection, takeover};
 use futures::StreamExt;
 use kube::Api;
 use kube::api::ApiResource;
@@ -48,10 +49,20 @@ pub struct Scope {
     pub namespace: Option<String>,
 }
 
+/// An object to follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Followed {
+    pub scope: Scope,
+    /// Fields of the desired object that claim no entries.
+    pub empty: Arc<EmptyFields>,
+}
+
 /// Observed state of one object.
 #[derive(Clone, Debug)]
 pub struct Observation {
     pub live: Live,
+    /// Fields that kubectl owns and we do not.
+    pub kept_by_kubectl: Vec<String>,
     pub verdict: Verdict,
     /// Arrival of the event, to measure the duration of a heal.
     pub at: Instant,
@@ -124,7 +135,7 @@ struct Inner {
 struct State {
     /// The inbox of each object, and the watch that feeds it: another version of its kind projects it
     /// differently.
-    routes: BTreeMap<ObjectKey, (Scope, Arc<Inbox>)>,
+    routes: BTreeMap<ObjectKey, (Followed, Arc<Inbox>)>,
     watches: BTreeMap<Scope, AbortHandle>,
 }
 
@@ -140,15 +151,15 @@ impl Watches {
     pub fn follow(
         &self,
         inbox: &Arc<Inbox>,
-        objects: &BTreeMap<ObjectKey, Scope>,
+        objects: &BTreeMap<ObjectKey, Followed>,
         relist: &BTreeSet<Scope>,
     ) {
         let mut state = self.state();
         state.routes.retain(|key, (_, to)| !Arc::ptr_eq(to, inbox) || objects.contains_key(key));
-        for (key, scope) in objects {
-            state.routes.insert(key.clone(), (scope.clone(), Arc::clone(inbox)));
+        for (key, followed) in objects {
+            state.routes.insert(key.clone(), (followed.clone(), Arc::clone(inbox)));
         }
-        for scope in objects.values().collect::<BTreeSet<_>>() {
+        for scope in objects.values().map(|followed| &followed.scope).collect::<BTreeSet<_>>() {
             let open = state.watches.get(scope);
             let relist = relist.contains(scope);
             if relist && let Some(task) = open {
@@ -160,7 +171,7 @@ impl Watches {
             }
         }
         let State { routes, watches } = &mut *state;
-        let used: BTreeSet<&Scope> = routes.values().map(|(scope, _)| scope).collect();
+        let used: BTreeSet<&Scope> = routes.values().map(|(followed, _)| &followed.scope).collect();
         watches.retain(|scope, task| {
             let used = used.contains(scope);
             if !used {
@@ -171,16 +182,16 @@ impl Watches {
         self.0.metrics.watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
     }
 
-    fn route(&self, scope: &Scope, key: &ObjectKey) -> Option<Arc<Inbox>> {
+    fn route(&self, scope: &Scope, key: &ObjectKey) -> Option<(Arc<EmptyFields>, Arc<Inbox>)> {
         let state = self.state();
-        let (routed, inbox) = state.routes.get(key)?;
-        (routed == scope).then(|| Arc::clone(inbox))
+        let (followed, inbox) = state.routes.get(key)?;
+        (followed.scope == *scope).then(|| (Arc::clone(&followed.empty), Arc::clone(inbox)))
     }
 
     /// Returns the objects of this scope, with the inbox of each.
     fn routes(&self, scope: &Scope) -> Vec<(ObjectKey, Arc<Inbox>)> {
         let state = self.state();
-        let mine = state.routes.iter().filter(|(_, (routed, _))| routed == scope);
+        let mine = state.routes.iter().filter(|(_, (followed, _))| followed.scope == *scope);
         mine.map(|(key, (_, inbox))| (key.clone(), Arc::clone(inbox))).collect()
     }
 
@@ -219,7 +230,12 @@ impl Scope {
 
 /// Returns the observation of an object that does not exist.
 pub fn absent(scope: &Scope, live: Live) -> Observation {
-    Observation { live, verdict: Verdict::absent(&scope.group, &scope.kind), at: Instant::now() }
+    Observation {
+        live,
+        kept_by_kubectl: Vec::new(),
+        verdict: Verdict::absent(&scope.group, &scope.kind),
+        at: Instant::now(),
+    }
 }
 
 /// Returns the projection of an object in which we own no field.
@@ -228,15 +244,20 @@ fn nothing_ours() -> Digest {
 }
 
 /// Returns the observation of a live object, from a watch or from the response to an apply.
-pub fn observe(group: &str, kind: &str, live: &Value) -> Observation {
+pub fn observe(key: &ObjectKey, live: &Value, empty: &EmptyFields) -> Observation {
+    let projected = projection::digest(live, empty).unwrap_or_else(nothing_ours);
+    let whole = projection::digest_before_empty_fields(live).unwrap_or_else(nothing_ours);
     let text = |pointer: &str| live.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     Observation {
         live: Live::Present {
             uid: text("/metadata/uid").to_owned(),
-            projected: projection::digest(live).unwrap_or_else(nothing_ours),
+            projected,
+            whole: (whole != projected).then_some(whole),
+            leaving: live.pointer("/metadata/deletionTimestamp").is_some(),
             version: text("/metadata/resourceVersion").parse().unwrap_or(0),
         },
-        verdict: health::verdict(group, kind, live),
+        kept_by_kubectl: takeover::kept_by_kubectl(live),
+        verdict: health::verdict(&key.group, &key.kind, live),
         at: Instant::now(),
     }
 }
@@ -295,7 +316,7 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
             }
             Some(Ok(watcher::Event::Delete(object))) => {
                 let key = scope.key(&object);
-                if let Some(inbox) = watches.route(scope, &key) {
+                if let Some((_, inbox)) = watches.route(scope, &key) {
                     let uid = object.metadata.uid.unwrap_or_default();
                     inbox.put(key, absent(scope, Live::Gone { uid }));
                 }
@@ -348,8 +369,8 @@ fn refusal(error: &watcher::Error) -> Option<WatchRefusal> {
 /// Passes an object's observation to its inbox. Returns its key if an inbox follows it.
 fn tell(watches: &Watches, scope: &Scope, object: &answer::LiveObject) -> Option<ObjectKey> {
     let key = scope.key(object);
-    let inbox = watches.route(scope, &key)?;
-    inbox.put(key.clone(), observe(&scope.group, &scope.kind, &object.value));
+    let (empty, inbox) = watches.route(scope, &key)?;
+    inbox.put(key.clone(), observe(&key, &object.value, &empty));
     Some(key)
 }
 

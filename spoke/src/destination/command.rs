@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::absent::EmptyFields;
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Report};
 
@@ -13,7 +14,7 @@ use super::objects::IN_FLIGHT_MAX;
 use super::recording::Update;
 use crate::cluster::account::Account;
 use crate::cluster::apply::{Authority, Force, Ownership, Target};
-use crate::cluster::watch::Scope;
+use crate::cluster::watch::{Followed, Scope};
 
 /// An action to perform.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(super) enum Command {
     Request(Request),
     /// Watches exactly these objects; scopes in `relist` are listed again.
     Follow {
-        objects: BTreeMap<ObjectKey, Scope>,
+        objects: BTreeMap<ObjectKey, Followed>,
         relist: BTreeSet<Scope>,
     },
     /// Asks the agent to load what is recorded for this destination.
@@ -66,12 +67,15 @@ pub(super) enum Request {
         key: ObjectKey,
         target: Target,
         force: Force,
+        /// Fields that kubectl owns become ours first.
+        takeover: bool,
         heal: bool,
     },
     /// Reads the object at a path.
     Look {
         key: ObjectKey,
         path: String,
+        empty: Arc<EmptyFields>,
     },
     Delete(Box<Deletion>),
     /// Records the progress of an admission.

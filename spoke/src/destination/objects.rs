@@ -1,12 +1,14 @@
 //! The objects of one destination, and the next step of each. Pure: the time is an argument.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::health::{Health, Turning, Verdict};
 use attest_common::record::custody::Confirmed;
 
@@ -33,6 +35,8 @@ pub struct Tracked {
     /// The application is not settled before this object is Current.
     pub gates: bool,
     pub desired: Digest,
+    /// Fields of the desired object that claim no entries.
+    pub empty: Arc<EmptyFields>,
     pub path: String,
     pub scope: Scope,
     /// False for the one object that the spoke may read but not watch.
@@ -52,6 +56,8 @@ pub struct Tracked {
     pub live: Live,
     pub health: Health,
     pub message: String,
+    /// Fields that kubectl owns and we do not.
+    pub kept_by_kubectl: Vec<String>,
     /// Change of its health that is due by time alone.
     pub turning: Option<Turning>,
     /// Result of the dry run for this plan.
@@ -130,7 +136,7 @@ impl Tracked {
         if !drift::is_news(&self.live, &seen.live) {
             return false;
         }
-        let Observation { live, verdict, at } = seen;
+        let Observation { live, kept_by_kubectl, verdict, at } = seen;
         if let Live::Present { uid, .. } = &live
             && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
         {
@@ -147,6 +153,8 @@ impl Tracked {
             (self.health, self.message) = (Health::Current, "ended before".to_owned());
         }
         self.live = live;
+        self.kept_by_kubectl = kept_by_kubectl;
+        self.confirm_by_todays_rule();
         let ended = matches!(self.health, Health::Current | Health::Failed);
         if !(self.expires && is_absent && ended && self.turning.is_none()) {
             self.judge(verdict, at);
@@ -159,6 +167,19 @@ impl Tracked {
             self.drifted_at = None;
         }
         new
+    }
+
+    /// Replaces a digest that an older spoke recorded, as long as it still holds.
+    fn confirm_by_todays_rule(&mut self) {
+        let is_as_desired = self.need() == Need::Nothing;
+        let Live::Present { uid, projected, whole: Some(whole), .. } = &self.live else { return };
+        if let Some(confirmed) = &mut self.confirmed
+            && is_as_desired
+            && confirmed.uid == *uid
+            && confirmed.projected == *whole
+        {
+            confirmed.projected = *projected;
+        }
     }
 
     fn judge(&mut self, verdict: Verdict, at: Instant) {
@@ -247,7 +268,7 @@ pub enum Step {
     /// Give up the rollback point: every dry run has passed, and the first write is next.
     GiveUpRollback,
     /// Apply, with or without force.
-    Write { key: ObjectKey, force: bool, heal: bool },
+    Write { key: ObjectKey, force: bool, takeover: bool, heal: bool },
     /// Read the object.
     Look(ObjectKey),
 }
@@ -286,8 +307,8 @@ pub fn steps(
                 Some(_) if unchecked => None,
                 Some(_) if open_rank.is_some_and(|rank| rank < tracked.rank) => None,
                 Some(_) if rules.rollback_possible => Some(Step::GiveUpRollback),
-                Some(permit) => {
-                    Some(Step::Write { key: key.clone(), force: permit.force, heal: false })
+                Some(DryRunPermit { force, takeover, .. }) => {
+                    Some(Step::Write { key: key.clone(), force, takeover, heal: false })
                 }
             },
         };
@@ -351,11 +372,13 @@ impl Planning<'_> {
         if tracked.watched && tracked.our_uid().is_some() {
             // An absent object is written without force: another writer may create it concurrently.
             let force = matches!(tracked.live, Live::Present { .. });
-            return Some(Step::Write { key: key.clone(), force, heal: true });
+            return Some(Step::Write { key: key.clone(), force, takeover: false, heal: true });
         }
         // Another writer has replaced the object: a dry run is made first.
         match tracked.permit {
-            Some(permit) => Some(Step::Write { key: key.clone(), force: permit.force, heal: true }),
+            Some(DryRunPermit { force, takeover, .. }) => {
+                Some(Step::Write { key: key.clone(), force, takeover, heal: true })
+            }
             None => Some(Step::Check(key.clone(), tracked.ownership(self.rules.adopt))),
         }
     }

@@ -6,6 +6,7 @@ pub(super) mod withdraw;
 
 use attest_common::basics::rate::{RateLimit, RateLimiter};
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::absent::EmptyFields;
 use futures::future::BoxFuture;
 
 use super::command::Request;
@@ -58,12 +59,12 @@ impl Performer {
                 let result = apply::check(&api, &target, ownership).await;
                 Outcome::Checked(key, result)
             }),
-            Request::Write { key, target, force, heal } => Box::pin(async move {
-                let result = apply::write(&api, &target, force).await;
+            Request::Write { key, target, force, takeover, heal } => Box::pin(async move {
+                let result = apply::write(&api, &target, force, takeover).await;
                 Outcome::Wrote { key, heal, result }
             }),
-            Request::Look { key, path } => Box::pin(async move {
-                let found = look(&api, &key, &path).await;
+            Request::Look { key, path, empty } => Box::pin(async move {
+                let found = look(&api, &key, &path, &empty).await;
                 Outcome::Looked(key, found)
             }),
             Request::Delete(deletion) => Box::pin(async move {
@@ -97,7 +98,8 @@ async fn look(
     api: &ApiServer,
     key: &ObjectKey,
     path: &str,
+    empty: &EmptyFields,
 ) -> Result<Option<Observation>, ApiError> {
     let found = api.get_optional(path).await?;
-    Ok(found.map(|live| observe(&key.group, &key.kind, &live)))
+    Ok(found.map(|live| observe(key, &live, empty)))
 }

@@ -113,6 +113,13 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
         for (key, _) in contested.take(OBJECTS_LISTED_MAX) {
             report.warnings.push(format!("{key} is changed repeatedly by another writer"));
         }
+        report.warnings.extend(co_owned(now.objects).map(|(key, tracked)| {
+            format!(
+                "{key} is co-owned by kubectl, which keeps {}: set `Adopt=true` in the application and \
+                 `adopt: true` in the cluster's trust policy to remove what is not in Git",
+                tracked.kept_by_kubectl.join(", ")
+            )
+        }).take(OBJECTS_LISTED_MAX));
         if now.leftovers > 0 && !now.guarded {
             report.warnings.push(format!("{} objects are no longer rendered", now.leftovers));
         }
@@ -188,11 +195,30 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
     }
     let worst = now.objects.iter().filter(|(_, t)| t.gates).max_by_key(|(_, t)| t.health);
     match worst.filter(|(_, t)| !is_settled(t.health)) {
-        None => plain(Phase::Synced, format!("{} objects as signed", now.objects.len())),
+        None => plain(Phase::Synced, settled_text(now.objects)),
         Some((key, t)) if t.health == Health::Failed => {
             (Phase::Degraded, Reason::Unhealthy.into(), format!("{key} {}", t.message))
         }
         Some((key, t)) => plain(Phase::Progressing, format!("{key} {}", t.message)),
+    }
+}
+
+/// Returns the objects that were met and not adopted, and of which kubectl keeps fields that the release has not.
+fn co_owned(
+    objects: &BTreeMap<ObjectKey, Tracked>,
+) -> impl Iterator<Item = (&ObjectKey, &Tracked)> {
+    objects.iter().filter(|(_, t)| t.preexisting && !t.kept_by_kubectl.is_empty())
+}
+
+fn settled_text(objects: &BTreeMap<ObjectKey, Tracked>) -> String {
+    let total = objects.len();
+    match co_owned(objects).next() {
+        None => format!("{total} objects as signed"),
+        Some((key, tracked)) => {
+            let count = co_owned(objects).count();
+            let fields = tracked.kept_by_kubectl.join(", ");
+            format!("{total} objects applied, {count} co-owned by kubectl, first {key}: {fields}")
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The objects of an admission, with the known state of each. Pure; `objects` decides the next step.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::health::{self, Health};
 use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
@@ -13,7 +15,7 @@ use crate::cluster::account::Account;
 use crate::cluster::apply;
 use crate::cluster::client::object_path;
 use crate::cluster::drift::{HealBudget, Live};
-use crate::cluster::watch::Scope;
+use crate::cluster::watch::{Followed, Scope};
 use crate::ledger::records::ConfirmedPairs;
 
 /// Returns the objects of an admission, with their state from the inventory and from the previous admission.
@@ -59,6 +61,7 @@ pub(super) fn track(
             rank: kinds::apply_rank(&key.group, &key.kind),
             gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
             desired: apply::desired(object),
+            empty: Arc::new(EmptyFields::of(&key, object.value())),
             path,
             scope,
             watched: !own_namespace,
@@ -78,6 +81,7 @@ pub(super) fn track(
             live: before.map_or(Live::Unknown, |t| t.live.clone()),
             health: before.map_or(Health::NotFound, |t| t.health),
             message: before.map(|t| t.message.clone()).unwrap_or_default(),
+            kept_by_kubectl: before.map(|t| t.kept_by_kubectl.clone()).unwrap_or_default(),
             turning: before.and_then(|t| t.turning.clone()),
             permit: None,
             failure: None,
@@ -105,8 +109,12 @@ pub(super) fn with_known(
     inventory
 }
 
-/// Returns the scopes of the objects that can be watched.
-pub(super) fn scopes(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Scope> {
+/// Returns the objects that can be watched.
+pub(super) fn followed(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Followed> {
     let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
-    watched.map(|(key, tracked)| (key.clone(), tracked.scope.clone())).collect()
+    let follow = |tracked: &Tracked| Followed {
+        scope: tracked.scope.clone(),
+        empty: Arc::clone(&tracked.empty),
+    };
+    watched.map(|(key, tracked)| (key.clone(), follow(tracked))).collect()
 }

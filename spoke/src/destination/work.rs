@@ -20,7 +20,7 @@ use super::objects::Failure;
 use super::recording::is_of;
 use super::removing::Removing;
 use super::report::{self, ReportContext};
-use super::track::scopes;
+use super::track::followed;
 use crate::cluster::account::Account;
 use crate::cluster::apply::ApplyError;
 use crate::cluster::watch::News;
@@ -136,7 +136,7 @@ impl State {
         let recorded = (&self.key, entry.as_ref());
         let mut applying = Applying::begin(order, recorded, before.applying(), now);
         if applying.is_prepared() {
-            let (objects, relist) = (scopes(&applying.objects), applying.relisted());
+            let (objects, relist) = (followed(&applying.objects), applying.relisted());
             commands.push(Command::Follow { objects, relist });
         }
         applying.await_dry_runs(asked, commands);

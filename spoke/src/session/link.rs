@@ -16,7 +16,8 @@ use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{
-    CLOSE_NOT_ADMITTED, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, negotiate,
+    CLOSE_NOT_ADMITTED, FEATURES, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+    negotiate,
 };
 use attest_common::verify::{self, Ages};
 use attest_runtime::frames::{self, FrameReader};
@@ -239,6 +240,7 @@ impl Link {
             policy: loaded.spec_json.clone(),
             destinations: self.seen.get(),
             kubernetes_version: self.kubernetes_version.clone(),
+            features: FEATURES.map(str::to_owned).to_vec(),
         }
     }
 

@@ -16,5 +16,6 @@ mod install;
 mod operator;
 mod product;
 mod registration;
+mod situations;
 mod spoke;
 mod workflow;

@@ -78,6 +78,7 @@ registry! {
             "wait for CI, or check why `attest run` failed";
         AwaitingSync: "a release is ready, but `syncPolicy` does not set `automated`", "`attest gitops app sync NAME`";
         AwaitingCluster: "the cluster has not connected yet, so its policy is unknown", "check `attest gitops cluster get NAME`";
+        SpokeTooOld: "the cluster's spoke does not support what the release needs", "upgrade the spoke";
         AwaitingReport: "the directive has been sent, or will be sent when the spoke connects", "check whether the spoke is connected";
         OtherPlan: "the spoke is still running a plan other than the newest one", "wait; if it persists, see the spoke's log";
         RendererMismatch: "CI and the hub use different versions of the renderer", "install the same version on both";

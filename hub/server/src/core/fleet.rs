@@ -135,7 +135,8 @@ impl Fleet {
         for record in records.all::<PolicyRecord>()? {
             // The spoke reports its policy again when it connects.
             if let Ok(policy) = record.spec.load() {
-                let reported = ReportedPolicy { spec: record.spec, policy };
+                let reported =
+                    ReportedPolicy { spec: record.spec, policy, features: record.features };
                 state.policies.insert(record.cluster, Arc::new(reported));
             }
         }

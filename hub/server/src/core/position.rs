@@ -1,6 +1,7 @@
 //! State that spokes report: the directives they hold and their trust policy. Pure rules about positions.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use attest_common::basics::ids::{Digest, Timestamp};
 use attest_common::trust::policy::{self, Policy};
@@ -18,6 +19,8 @@ pub(crate) const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 pub struct ReportedPolicy {
     pub spec: policy::Spec,
     pub policy: Policy,
+    /// Features that the spoke announced with it.
+    pub features: BTreeSet<String>,
 }
 
 /// The directive that a spoke holds for a destination, as far as the hub knows.

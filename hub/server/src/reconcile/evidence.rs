@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::basics::envelope::{self, STATEMENT_TYPE};
-use attest_common::basics::ids::Digest;
+use attest_common::basics::ids::{Digest, Name};
 use attest_common::documents::release::{self, RELEASE_TYPE, Release};
 use attest_common::documents::statement::Statement;
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use bytes::Bytes;
 pub(crate) const STATEMENTS_MAX: usize = 256;
 /// Most receipts of one application that are looked at.
 pub(crate) const RECEIPTS_MAX: usize = 2_048;
+/// Most other applications that are named.
+pub(crate) const APPLICATIONS_NAMED_MAX: usize = 5;
 /// Newest release statements that are remembered although no rendering is theirs.
 pub(crate) const NEWEST_KEPT_MAX: usize = 8;
 
@@ -24,6 +26,8 @@ pub(crate) struct Evidence {
     pub receipts: BTreeMap<Digest, Bytes>,
     /// Committed renderings by the name of their render.
     pub renderings: BTreeMap<String, Vec<u8>>,
+    /// Other applications that the repository has receipts of, unverified. For a message.
+    pub other_applications: BTreeSet<String>,
 }
 
 /// A release statement, not verified.
@@ -61,6 +65,19 @@ impl Evidence {
         evidence.statements.sort_by_key(|s| std::cmp::Reverse(s.release.counter));
         evidence.statements.truncate(STATEMENTS_MAX);
         evidence
+    }
+
+    /// Sets the other applications that the directories of receipts name.
+    pub(crate) fn with_others<'a>(
+        mut self,
+        application: &str,
+        directories: impl Iterator<Item = &'a str>,
+    ) -> Self {
+        let others =
+            directories.filter(|name| *name != application && name.parse::<Name>().is_ok());
+        let named: BTreeSet<String> = others.map(str::to_owned).collect();
+        self.other_applications = named.into_iter().take(APPLICATIONS_NAMED_MAX).collect();
+        self
     }
 
     /// Keeps the evidence relevant while the commit renders to `renderings`: releases with one of them, the

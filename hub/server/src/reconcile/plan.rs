@@ -1,5 +1,6 @@
 //! The second step of a pass: decides about every destination. Pure: no I/O, no clock.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use attest_common::basics::ids::{DestinationKey, Digest, Name};
@@ -170,6 +171,7 @@ fn decide(
 #[derive(PartialEq)]
 struct Alike {
     policy: policy::Spec,
+    features: BTreeSet<String>,
     namespace: Name,
     running: Option<(Operation, Option<Digest>)>,
     rendered: Digest,
@@ -184,6 +186,7 @@ impl Alike {
         });
         Self {
             policy: policy::Spec { cluster_name: None, kube_system_uid: None, ..spec },
+            features: target.policy.features.clone(),
             namespace: target.key.namespace.clone(),
             running,
             rendered: target.rendered.digest,

@@ -16,6 +16,7 @@ use attest_common::documents::plan::{ContentBlob, Operation, Plan, SignedBlob, S
 use attest_common::documents::release::{self, RENDERING_TYPE, Render};
 use attest_common::objects::difference;
 use attest_common::objects::kinds::Kinds;
+use attest_common::session::FEATURE_MANIFESTS_2;
 use attest_common::verify::{self, Admitted, Ages, DestinationContext, Material, Verified};
 use bytes::Bytes;
 
@@ -176,6 +177,15 @@ fn nothing_signed(situation: &Situation<'_>, newest: Option<&Candidate>) -> Wait
             "CI has signed no release with this rendering{}",
             named_differences(situation, newest)
         ),
+        (None, 0) if !evidence.other_applications.is_empty() => {
+            let signed: Vec<String> =
+                evidence.other_applications.iter().map(|name| format!("`{name}`")).collect();
+            format!(
+                "this repository signs application {}; this one is called `{}`: use one name",
+                signed.join(", "),
+                application.name
+            )
+        }
         (None, 0) => {
             "it brings no release statement; CI makes one with `attest run --sign`".to_owned()
         }
@@ -240,6 +250,15 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         return Decision::Waiting(waiting);
     }
     let plan = plan(application, &admitted, &material);
+    if let Some(object) = manifest::needs_manifests_2(&rendered.objects)
+        && !reported.features.contains(FEATURE_MANIFESTS_2)
+    {
+        let message = format!(
+            "{object} has finalizers or a name that the spoke of cluster {} does not accept yet; upgrade the spoke",
+            destination.cluster
+        );
+        return Decision::Waiting(Waiting::refused(Reason::SpokeTooOld, message));
+    }
     if running(situation.head)
         .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
     {

@@ -93,6 +93,9 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
     if hello.nonce.len() != 16 {
         return Err(LinkError::HelloInvalid("nonce"));
     }
+    if hello.features.iter().any(|feature| feature.len() > FEATURE_BYTES_MAX) {
+        return Err(LinkError::HelloInvalid("features"));
+    }
     if hello.policy.len() > POLICY_BYTES_MAX || hello.destinations.len() > HELLO_DESTINATIONS_MAX {
         return Err(LinkError::HelloInvalid("greeting size"));
     }
@@ -187,19 +190,26 @@ async fn introduce(
             changes.push(records::replace(&stored, &record));
         }
         let spec: Option<policy::Spec> = attest_common::basics::json::document(&hello.policy).ok();
+        let features = hello.features.into_iter().take(FEATURES_MAX).collect();
         let reported = spec.and_then(|spec| {
             let policy = spec.load().ok()?;
-            Some(ReportedPolicy { spec, policy })
+            Some(ReportedPolicy { spec, policy, features })
         });
         let mut is_policy_new = false;
         if let Some(reported) = reported {
-            let policy = PolicyRecord { cluster: cluster.clone(), spec: reported.spec.clone() };
+            let policy = PolicyRecord {
+                cluster: cluster.clone(),
+                spec: reported.spec.clone(),
+                features: reported.features.clone(),
+            };
             let stored_policy: Option<PolicyRecord> = core.records.get(cluster.as_str())?;
             if stored_policy.as_ref() != Some(&policy) {
                 changes.push(records::put(&policy));
             }
             let known = core.fleet.reported_policy(&cluster);
-            is_policy_new = known.is_none_or(|known| known.spec != reported.spec);
+            is_policy_new = known.is_none_or(|known| {
+                known.spec != reported.spec || known.features != reported.features
+            });
             core.fleet.set_reported_policy(&cluster, reported);
         } else {
             tracing::warn!(
@@ -226,6 +236,9 @@ async fn introduce(
     .await
 }
 
+/// Most features of a spoke that are noted, and the longest name of one in bytes.
+const FEATURES_MAX: usize = 64;
+const FEATURE_BYTES_MAX: usize = 64;
 /// Longest stored version of a spoke or of its Kubernetes, in characters.
 const VERSION_CHARACTERS_MAX: usize = 80;
 

@@ -12,7 +12,7 @@ use crate::ImageChange;
 pub(super) fn apply(object: Object, changes: &[ImageChange], matched: &mut [bool]) -> Object {
     let key = object.key().clone();
     object.changed(|value| {
-        for_each_image(&key, value, |reference| {
+        for_each_image(&key, value, |_, reference| {
             let Value::String(image) = reference else { return };
             for (change, matched) in changes.iter().zip(matched.iter_mut()) {
                 if let Some(changed) = changed(image, change) {

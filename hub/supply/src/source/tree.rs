@@ -201,7 +201,12 @@ impl<H> FileListing<H> {
                 remedy: "choose a smaller `sourceRoot`",
             });
         }
-        self.entries.push(ListedFile { path: check_path(path)?, kind, handle });
+        match check_path(path) {
+            Ok(path) => self.entries.push(ListedFile { path, kind, handle }),
+            // Only names of files that can be manifests are refused; other files are left out.
+            Err(_) if !may_be_a_manifest(path) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -263,6 +268,12 @@ fn check_sizes(
         return Ok(());
     };
     Err(SourceError::LimitExceeded { subject, limit, unit, remedy })
+}
+
+/// Returns whether a file of this name may be rendered, so that leaving it out would leave out an object.
+fn may_be_a_manifest(path: &BStr) -> bool {
+    let lower = path.to_ascii_lowercase();
+    [&b".yaml"[..], b".yml", b".json"].iter().any(|suffix| lower.ends_with(suffix))
 }
 
 /// Rejects a path that must not be written to a file system or differs between file systems.

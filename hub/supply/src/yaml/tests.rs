@@ -98,3 +98,32 @@ fn documents_are_counted_as_kubectl_counts_them() {
     assert_eq!(count("8080: 1\n1.2: 2\ntrue: 3\n"), 1);
     assert_eq!(count("a: &x {v: 1}\nb: {<<: *x, z: 2}\n"), 1);
 }
+
+#[test]
+fn every_scalar_is_read_as_kubectl_reads_it_or_refused_by_object_and_field() {
+    let rows = include_str!("scalars.txt").lines().filter(|line| !line.starts_with("# "));
+    let mut wrong = Vec::new();
+    for (scalar, expected) in rows.map(|row| row.split_once('\t').unwrap()) {
+        let text = format!("kind: Any\nmetadata: {{name: x}}\nspec:\n  v: {scalar}\n");
+
+        let read = read("x.yaml", text.as_bytes(), &mut Vec::new());
+
+        let is_right = match (expected, &read) {
+            ("refused", read) => read.is_err(),
+            ("beyond", Err(error)) => error.problem.starts_with("Any/x: `spec.v`: "),
+            (json, Ok(values)) => {
+                let expected: serde_json::Value = serde_json::from_str(json).unwrap();
+                is_same(&values[0]["spec"]["v"], &expected)
+            }
+            (_, Err(_)) => false,
+        };
+        if !is_right {
+            wrong.push(format!("{scalar}: kubectl {expected}, here {read:?}"));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
+fn is_same(one: &serde_json::Value, other: &serde_json::Value) -> bool {
+    one == other || one.is_number() && one.as_f64() == other.as_f64() && one.as_i64().is_none()
+}

@@ -18,6 +18,10 @@ fn scope(version: &str) -> Scope {
     }
 }
 
+fn followed(version: &str) -> Followed {
+    Followed { scope: scope(version), empty: Arc::default() }
+}
+
 /// Watches at an API server that forbids everything until `allowed`.
 fn watches(allowed: &Arc<AtomicBool>) -> Watches {
     let allowed = Arc::clone(allowed);
@@ -64,7 +68,7 @@ async fn a_watch_that_is_forbidden_is_told_of_until_a_list_completes() {
     let (watches, inbox) = (watches(&allowed), Arc::new(Inbox::default()));
     let key = object_key("ConfigMap", "a");
 
-    watches.follow(&inbox, &[(key.clone(), scope("v1"))].into(), &BTreeSet::new());
+    watches.follow(&inbox, &[(key.clone(), followed("v1"))].into(), &BTreeSet::new());
     let blind = news(&inbox, |news| !news.scopes.is_empty()).await;
     assert_eq!(blind.scopes, [(scope("v1"), Some(WatchRefusal::Forbidden))].into());
     assert!(blind.objects.is_empty());
@@ -98,8 +102,8 @@ async fn an_object_is_heard_of_from_the_watch_of_its_own_version_only() {
     let (old, new) = (Arc::new(Inbox::default()), Arc::new(Inbox::default()));
     let (a, b) = (object_key("ConfigMap", "a"), object_key("ConfigMap", "b"));
 
-    watches.follow(&old, &[(a.clone(), scope("v1beta1"))].into(), &BTreeSet::new());
-    watches.follow(&new, &[(b, scope("v1"))].into(), &BTreeSet::new());
+    watches.follow(&old, &[(a.clone(), followed("v1beta1"))].into(), &BTreeSet::new());
+    watches.follow(&new, &[(b, followed("v1"))].into(), &BTreeSet::new());
 
     assert!(watches.route(&scope("v1"), &a).is_none());
     assert!(watches.route(&scope("v1beta1"), &a).is_some());

@@ -75,18 +75,20 @@ impl Applying {
                 let Some((target, _)) = self.begin_request(&key) else { return };
                 commands.request(Request::DryRun { key, target, ownership });
             }
-            Step::Write { key, force, heal } => {
+            Step::Write { key, force, takeover, heal } => {
                 let Some((target, in_place)) = self.begin_request(&key) else { return };
                 let force = match (force, in_place) {
                     (false, _) => Force::No,
                     (true, Some(uid)) => Force::Of(uid),
                     (true, None) => Force::Any,
                 };
-                commands.request(Request::Write { key, target, force, heal });
+                commands.request(Request::Write { key, target, force, takeover, heal });
             }
             Step::Look(key) => {
                 let Some((target, _)) = self.begin_request(&key) else { return };
-                commands.request(Request::Look { key, path: target.path });
+                let empty = self.objects.get(&key).map(|tracked| Arc::clone(&tracked.empty));
+                let empty = empty.unwrap_or_default();
+                commands.request(Request::Look { key, path: target.path, empty });
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::cluster::error::ApiError;
 use crate::cluster::watch::{News, Observation, Scope, WatchRefusal};
 use crate::destination::command::{Command, Commands, Notice, Request};
 use crate::destination::objects::{self, DEFINITION_WAIT, Failure, NOT_READY_FOR};
-use crate::destination::track::scopes;
+use crate::destination::track::followed;
 use crate::ledger::error::LedgerError;
 
 impl Applying {
@@ -30,8 +30,12 @@ impl Applying {
         }
         for (key, seen) in news.objects {
             let Some(tracked) = self.objects.get_mut(&key) else { continue };
+            let before = tracked.confirmed.clone();
             if tracked.see(seen) {
                 commands.notice(Notice::Drifted(key));
+            }
+            if tracked.confirmed != before {
+                self.durability.learnt();
             }
         }
     }
@@ -76,7 +80,7 @@ impl Applying {
                 self.preparation = Preparation::Done { settling_until };
                 self.problem = None;
                 let relist = if made { self.watch_status.unobservable() } else { BTreeSet::new() };
-                commands.push(Command::Follow { objects: scopes(&self.objects), relist });
+                commands.push(Command::Follow { objects: followed(&self.objects), relist });
             }
             Err(error) => {
                 self.preparation = Preparation::Due;
@@ -162,6 +166,7 @@ impl Applying {
         tracked.failure = None;
         let seen = found.unwrap_or_else(|| Observation {
             live: Live::Gone { uid: tracked.owned_uid.clone().unwrap_or_default() },
+            kept_by_kubectl: Vec::new(),
             verdict: Verdict::absent(&tracked.scope.group, &tracked.scope.kind),
             at: now,
         });

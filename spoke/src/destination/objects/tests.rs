@@ -8,6 +8,8 @@ fn tracked(rank: u8) -> Tracked {
     Tracked {
         rank,
         gates: true,
+        empty: Arc::default(),
+        kept_by_kubectl: Vec::new(),
         desired: Digest::of(b"desired"),
         path: String::new(),
         scope: Scope {
@@ -37,7 +39,13 @@ fn tracked(rank: u8) -> Tracked {
 }
 
 pub(in crate::destination) fn applied(rank: u8) -> Tracked {
-    let live = Live::Present { uid: "uid".to_owned(), projected: Digest::of(b"live"), version: 5 };
+    let live = Live::Present {
+        uid: "uid".to_owned(),
+        projected: Digest::of(b"live"),
+        whole: None,
+        leaving: false,
+        version: 5,
+    };
     Tracked {
         owned_uid: Some("uid".to_owned()),
         confirmed: Some(Confirmed {
@@ -53,7 +61,14 @@ pub(in crate::destination) fn applied(rank: u8) -> Tracked {
 
 fn edited(projected: &[u8], version: u64) -> Observation {
     Observation {
-        live: Live::Present { uid: "uid".to_owned(), projected: Digest::of(projected), version },
+        kept_by_kubectl: Vec::new(),
+        live: Live::Present {
+            uid: "uid".to_owned(),
+            projected: Digest::of(projected),
+            whole: None,
+            leaving: false,
+            version,
+        },
         verdict: verdict(Health::Current),
         at: Instant::now(),
     }
@@ -63,7 +78,8 @@ fn verdict(health: Health) -> Verdict {
     Verdict { health, message: String::new(), gates: true, turn: None }
 }
 
-const PASSED: Option<DryRunPermit> = Some(DryRunPermit { force: false, preexisting: false });
+const PASSED: Option<DryRunPermit> =
+    Some(DryRunPermit { force: false, preexisting: false, takeover: false });
 
 fn rules(now: Instant) -> Rules {
     Rules { self_heal: true, adopt: false, only_heals: false, rollback_possible: false, begun: now }
@@ -192,7 +208,14 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
     let now = Instant::now();
     let mut replaced = applied(1);
     replaced.see(Observation {
-        live: Live::Present { uid: "other".to_owned(), projected: Digest::of(b""), version: 9 },
+        kept_by_kubectl: Vec::new(),
+        live: Live::Present {
+            uid: "other".to_owned(),
+            projected: Digest::of(b""),
+            whole: None,
+            leaving: false,
+            version: 9,
+        },
         ..edited(b"", 9)
     });
 
@@ -210,7 +233,7 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
 #[test]
 fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
     let now = Instant::now();
-    let permit = Some(DryRunPermit { force: false, preexisting: true });
+    let permit = Some(DryRunPermit { force: false, preexisting: true, takeover: false });
     let mut preexisting = Tracked { preexisting: true, permit, ..applied(1) };
     preexisting.see(edited(b"edited", 6));
     let adopting = Rules { adopt: true, ..rules(now) };
@@ -228,8 +251,8 @@ fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
 
 #[test]
 fn an_object_stays_met_until_our_own_apply_makes_it() {
-    let ours = Some(DryRunPermit { force: true, preexisting: false });
-    let preexisting = Some(DryRunPermit { force: false, preexisting: true });
+    let ours = Some(DryRunPermit { force: true, preexisting: false, takeover: false });
+    let preexisting = Some(DryRunPermit { force: false, preexisting: true, takeover: false });
 
     assert!(is_preexisting(false, preexisting, false));
     assert!(is_preexisting(true, ours, false));
@@ -289,6 +312,7 @@ fn a_job_that_ran_and_went_by_its_ttl_is_not_run_again() {
     let kept = Tracked { expires: false, ..applied(1) };
     let restarted = Tracked { live: Live::Unknown, ..finished.clone() };
     let gone = || Observation {
+        kept_by_kubectl: Vec::new(),
         live: Live::Gone { uid: "uid".to_owned() },
         verdict: Verdict::absent("batch", "Job"),
         ..edited(b"", 9)

@@ -22,7 +22,7 @@ use crate::destination::recording::RollbackUpdate;
 use crate::ledger::records::Entry;
 use crate::ledger::records::tests::object_key;
 
-const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false };
+const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false, takeover: false };
 
 /// A state machine at a time, and what it has asked for last.
 struct Machine {
@@ -212,7 +212,14 @@ fn written(desired: Digest, uid: &str, live: &[u8]) -> Written {
 
 fn present(uid: &str, live: &[u8], version: u64) -> Observation {
     Observation {
-        live: Live::Present { uid: uid.to_owned(), projected: Digest::of(live), version },
+        kept_by_kubectl: Vec::new(),
+        live: Live::Present {
+            uid: uid.to_owned(),
+            projected: Digest::of(live),
+            whole: None,
+            leaving: false,
+            version,
+        },
         verdict: Verdict {
             health: Health::Current,
             message: String::new(),

@@ -185,7 +185,9 @@ impl Reader<'_> {
             Some((name.to_owned(), bytes.to_vec()))
         });
         let receipts = tree.under(&receipts).map(|(_, bytes)| bytes);
-        let evidence = Evidence::read(receipts, committed);
+        let all_receipts = format!("{ATTEST_DIRECTORY}/receipts");
+        let signed = tree.under(&all_receipts).filter_map(|(path, _)| path.split('/').nth(2));
+        let evidence = Evidence::read(receipts, committed).with_others(application, signed);
         self.render_all(&tree);
         let rendered = self.cache.rendered.values().filter_map(|r| r.as_ref().ok());
         let digests = rendered.map(|rendered| rendered.digest).collect();

@@ -13,6 +13,7 @@ use attest_common::documents::release::{
     Target,
 };
 use attest_common::documents::statement::{Statement, Subject};
+use attest_common::session::FEATURES;
 use attest_common::trust::policy::{Entry, HubSpec, KeySpec, Spec};
 use serde_json::json;
 
@@ -34,12 +35,18 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
+/// Tag whose rendering has a finalizer.
+const GUARDED: &str = "guarded";
+
 fn rendering(tag: &str) -> Vec<u8> {
-    manifest::write(vec![json!({
+    let mut object = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
         "spec": {"template": {"spec": {"containers": [{"name": "web", "image": format!("myapp:{tag}")}]}}}
-    })])
-    .unwrap()
+    });
+    if tag == GUARDED {
+        object["metadata"]["finalizers"] = json!(["example.com/clean-up"]);
+    }
+    manifest::write(vec![object]).unwrap()
 }
 
 fn rendered(tag: &str) -> Rendered {
@@ -123,6 +130,8 @@ struct World {
     committed: Vec<(String, Vec<u8>)>,
     rendered: Rendered,
     spec: Spec,
+    features: BTreeSet<String>,
+    others: Vec<&'static str>,
     head: Option<LedgerEntry>,
     position: Option<SpokePosition>,
     asked_for: bool,
@@ -190,6 +199,8 @@ impl World {
                     max_scan_age_hours: None,
                 }],
             },
+            features: FEATURES.map(str::to_owned).into(),
+            others: vec![],
             head: None,
             position: None,
             asked_for: false,
@@ -199,9 +210,13 @@ impl World {
 
     fn decide(&self) -> Decision {
         let files = self.files.iter().map(Vec::as_slice);
-        let evidence = Evidence::read(files, self.committed.iter().cloned());
-        let reported =
-            ReportedPolicy { spec: self.spec.clone(), policy: self.spec.load().unwrap() };
+        let evidence = Evidence::read(files, self.committed.iter().cloned())
+            .with_others(self.application.name.as_str(), self.others.iter().copied());
+        let reported = ReportedPolicy {
+            spec: self.spec.clone(),
+            policy: self.spec.load().unwrap(),
+            features: self.features.clone(),
+        };
         decide(&Situation {
             application: &self.application,
             destination: &self.destination,
@@ -266,6 +281,31 @@ impl World {
             timings: Default::default(),
         });
     }
+}
+
+#[test]
+fn what_an_older_spoke_does_not_accept_waits_for_its_upgrade() {
+    let mut world = World::new();
+    world.files = signed(&key(1), GUARDED, 100, "staging");
+    world.rendered = rendered(GUARDED);
+    assert_eq!(world.word(), "New");
+
+    world.features.clear();
+
+    assert_eq!(world.word(), "SpokeTooOld");
+}
+
+#[test]
+fn a_repository_that_signs_another_application_says_which() {
+    let mut world = World::new();
+    world.files.clear();
+    world.others = vec!["shop", "web-app", "../odd"];
+
+    let Decision::Waiting(waiting) = world.decide() else { panic!("it is decided") };
+
+    let expected =
+        "this repository signs application `shop`; this one is called `web-app`: use one name";
+    assert!(waiting.message.contains(expected), "{}", waiting.message);
 }
 
 #[test]

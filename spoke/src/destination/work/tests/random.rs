@@ -140,6 +140,7 @@ impl World {
             1 => present("other", b"live", version),
             2 => present("uid", b"live", version),
             _ => Observation {
+                kept_by_kubectl: Vec::new(),
                 live: Live::Gone { uid: "uid".to_owned() },
                 verdict: Verdict::absent("", "ConfigMap"),
                 at,
@@ -198,7 +199,9 @@ impl World {
             1 => Err(ApplyError::KindUnknown),
             2 => Err(ApplyError::Replaced(key.clone())),
             3 => Err(ApplyError::Api(away())),
-            force => Ok(DryRunPermit { force: force > 10, preexisting: force == 5 }),
+            force => {
+                Ok(DryRunPermit { force: force > 10, preexisting: force == 5, takeover: false })
+            }
         };
         Outcome::Checked(key, result)
     }

@@ -1,5 +1,7 @@
 //! The types of the records, one for each table.
 
+use std::collections::BTreeSet;
+
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
@@ -172,7 +174,7 @@ impl ApplicationRecord {
             Destination { cluster: name.clone(), namespace: name.clone(), path: None };
         let asked = RequestedPolicy {
             mode: attest_common::basics::terms::Mode::Strict,
-            required_attestations: std::collections::BTreeSet::new(),
+            required_attestations: BTreeSet::new(),
             trusted_keys: None,
         };
         let application = Application {
@@ -266,6 +268,9 @@ impl Record for KeyRecord {
 pub struct PolicyRecord {
     pub cluster: ClusterId,
     pub spec: policy::Spec,
+    /// Features that the spoke announced.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub features: BTreeSet<String>,
 }
 
 impl Record for PolicyRecord {
