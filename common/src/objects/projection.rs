@@ -21,6 +21,7 @@ pub const FIELD_MANAGER: &str = "attest-spoke";
 pub fn digest(live: &Value, empty: &EmptyFields) -> Option<Digest> {
     let ours = owned_fields(live)?;
     let Some(empty) = empty.reduced() else { return Some(digest_of(ours, live)) };
+    ours.as_object().filter(|fields| !fields.is_empty())?;
     Some(digest_of(&claimed(ours, Some(live), Some(empty))?, live))
 }
 

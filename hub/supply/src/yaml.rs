@@ -157,6 +157,14 @@ fn look_for_ambiguity(
                             ),
                         });
                     }
+                    _ if is_fraction_with_underscores(&scalar) => {
+                        return Err(YamlError {
+                            file: file.to_owned(),
+                            problem: format!(
+                                "line {line}: {scalar:?} is read as a number without `_` by kubectl: leave `_` out, or quote it"
+                            ),
+                        });
+                    }
                     Some(hint) if warnings.len() < WARNINGS_MAX => {
                         let scalar = scalar.chars().take(64).collect();
                         warnings.push(Warning { file: file.to_owned(), line, scalar, hint });
@@ -202,6 +210,16 @@ fn changes_as_key(scalar: &str) -> bool {
     }
     let digits = scalar.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit());
     digits && scalar.parse::<f64>().is_ok_and(|number| number.to_string() != scalar)
+}
+
+/// Returns whether kubectl reads a scalar as a number with a fraction or an exponent, and this reader as text.
+fn is_fraction_with_underscores(scalar: &str) -> bool {
+    let plain = scalar.replace('_', "");
+    let unsigned = plain.strip_prefix(['-', '+']).unwrap_or(&plain);
+    scalar.contains('_')
+        && unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && (unsigned.contains(['.', 'e', 'E']) || scalar.ends_with('_'))
+        && unsigned.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
 fn ambiguity(scalar: &str) -> Option<&'static str> {
