@@ -35,7 +35,21 @@ const BUILT_IN_GROUPS_END: &str = ".k8s.io";
 /// Returns the body that is sent for a desired object: without its null fields.
 pub fn without_nulls(key: &ObjectKey, value: &Value) -> Value {
     let built_in = is_built_in(&key.group);
-    kept(value, &Place { built_in, field: "", parent: "" })
+    let mut sent = kept(value, &Place { built_in, field: "", parent: "" });
+    if has_aggregated_rules(key, value)
+        && let Some(fields) = sent.as_object_mut()
+    {
+        fields.remove("rules");
+    }
+    sent
+}
+
+/// Returns whether the rules of a ClusterRole are left to the controller that collects them.
+fn has_aggregated_rules(key: &ObjectKey, value: &Value) -> bool {
+    let is_aggregated = key.group == "rbac.authorization.k8s.io"
+        && key.kind == "ClusterRole"
+        && value.get("aggregationRule").is_some_and(Value::is_object);
+    is_aggregated && value.get("rules").and_then(Value::as_array).is_some_and(Vec::is_empty)
 }
 
 fn is_built_in(group: &str) -> bool {
@@ -84,7 +98,13 @@ impl EmptyFields {
     /// Finds them in a desired object.
     pub fn of(key: &ObjectKey, value: &Value) -> Self {
         let built_in = is_built_in(&key.group);
-        Self(way(value, &Place { built_in, field: "", parent: "" }))
+        let mut reduced = way(value, &Place { built_in, field: "", parent: "" });
+        if has_aggregated_rules(key, value)
+            && let Some(Value::Object(fields)) = &mut reduced
+        {
+            fields.insert("rules".to_owned(), Value::Null);
+        }
+        Self(reduced)
     }
 
     /// Returns the object reduced to them; `None` if there is no such field.
@@ -162,6 +182,19 @@ mod tests {
             json!({"metadata": metadata, "data": {"a": null, "b": "x"}, "spec": spec})
         );
         assert_eq!(custom, json!({"metadata": metadata, "data": {"b": "x"}, "spec": spec}));
+    }
+
+    #[test]
+    fn rules_that_a_controller_collects_are_not_claimed() {
+        let role = key("rbac.authorization.k8s.io", "ClusterRole");
+        let aggregated = json!({"aggregationRule": {"clusterRoleSelectors": []}, "rules": []});
+        let plain = json!({"rules": []});
+
+        let selectors = json!({"clusterRoleSelectors": []});
+        assert_eq!(without_nulls(&role, &aggregated), json!({"aggregationRule": selectors}));
+        assert_eq!(without_nulls(&role, &plain), plain);
+        let reduced = EmptyFields::of(&role, &aggregated);
+        assert_eq!(reduced.reduced(), Some(&json!({"aggregationRule": selectors, "rules": null})));
     }
 
     #[test]

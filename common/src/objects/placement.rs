@@ -182,11 +182,16 @@ fn check_secrets(
             == Some("kubernetes.io/service-account-token");
     let account_with_secrets = key.group.is_empty()
         && key.kind == "ServiceAccount"
-        && object.value().get("secrets").is_some();
+        && object.value().get("secrets").is_some_and(|secrets| !is_nothing(secrets));
     if token || account_with_secrets {
         return Err(PlacementError::KindNeverAllowed(key.clone()));
     }
     Ok(())
+}
+
+/// Returns whether a value is null or an empty list.
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// A Secret with its `stringData` in `data`, where the API server keeps it: fields that are not kept are
