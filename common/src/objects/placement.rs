@@ -369,6 +369,81 @@ mod tests {
     }
 
     #[test]
+    fn an_image_without_a_digest_refuses_what_is_new_and_never_what_was_admitted_before() {
+        let object = |api_version: &str, kind: &str| {
+            let pod = json!({"containers": [{"name": "web", "image": "web:latest"}]});
+            Object::new(
+                json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "web"},
+                "spec": {"template": {"spec": pod}}}),
+            )
+            .unwrap()
+        };
+        let digests = BTreeMap::new();
+        for (kind, mode, intake, expected) in [
+            ("Deployment", Mode::Strict, Intake::New, "ImageUnpinned"),
+            ("Deployment", Mode::Strict, Intake::Held, "ImageUnpinned"),
+            ("Deployment", Mode::Standard, Intake::New, "1 warnings"),
+            ("Any", Mode::Strict, Intake::New, "ImageUnpinned"),
+            ("Any", Mode::Strict, Intake::Held, "1 warnings"),
+            ("Any", Mode::Standard, Intake::New, "1 warnings"),
+        ] {
+            let group = if kind == "Any" { "any.example.com/v1" } else { "apps/v1" };
+            let pinning = Pinning { digests: &digests, may_pin: true, mode, intake };
+            let mut warnings = Vec::new();
+
+            let pinned = pin(object(group, kind), &pinning, &mut warnings);
+
+            let found = match pinned {
+                Ok(_) => format!("{} warnings", warnings.len()),
+                Err(error) => error.reason().to_string(),
+            };
+            assert_eq!(found, expected, "{kind} {mode:?} {intake:?}");
+        }
+        let digest = Digest::of(b"image");
+        let digests = BTreeMap::from([("web:latest", digest)]);
+        let pinning =
+            Pinning { digests: &digests, may_pin: true, mode: Mode::Strict, intake: Intake::New };
+        let pinned = pin(object("any.example.com/v1", "Any"), &pinning, &mut Vec::new()).unwrap();
+        let image = pinned.value().pointer("/spec/template/spec/containers/0/image");
+        assert_eq!(image, Some(&json!(format!("web:latest@{digest}"))));
+    }
+
+    #[test]
+    fn a_namespace_on_a_cluster_scoped_object_is_dropped_with_a_warning() {
+        let object =
+            Object::new(json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": "urgent", "namespace": "shop"}, "value": 1}))
+            .unwrap();
+        let resource = GroupResource {
+            group: "scheduling.k8s.io".to_owned(),
+            resource: "priorityclasses".to_owned(),
+        };
+        let policy = EffectivePolicy {
+            minimum_mode: Mode::Strict,
+            required: BTreeSet::new(),
+            keys: Vec::new(),
+            cluster_scoped: [resource].into(),
+            extra: BTreeSet::new(),
+            last_good: 1,
+            remove_allowed: true,
+            prune_percent_max: 100,
+            adopt: false,
+            namespaces_max: 1,
+            accounts_namespace: "attest-applications".to_owned(),
+        };
+        let mut warnings = Vec::new();
+
+        let namespace = Name::new("shop").unwrap();
+        let placed = place_object(object, &namespace, &policy, &Kinds::built_in(), &mut warnings);
+
+        let placed = placed.unwrap();
+        assert_eq!(placed.key().namespace, None);
+        assert_eq!(placed.value()["metadata"], json!({"name": "urgent"}));
+        let expected = "PriorityClass.scheduling.k8s.io/urgent is cluster-scoped: its namespace `shop` is dropped";
+        assert_eq!(warnings, [expected]);
+    }
+
+    #[test]
     fn what_only_describes_a_namespace_is_not_reserved() {
         for (label, reserved) in [
             ("pod-security.kubernetes.io/enforce", true),
