@@ -227,8 +227,9 @@ fn is_name(group: &str, name: &str) -> bool {
 
 /// Returns whether a value is a list of texts that are not empty.
 fn is_list_of_names(value: &Value) -> bool {
-    let is_name = |item: &Value| item.as_str().is_some_and(|text| !text.is_empty());
-    value.as_array().is_some_and(|items| items.iter().all(is_name))
+    value.as_array().is_some_and(|items| {
+        items.iter().all(|item| item.as_str().is_some_and(|text| !text.is_empty()))
+    })
 }
 
 fn describe(value: &Value) -> String {
@@ -240,11 +241,10 @@ fn describe(value: &Value) -> String {
 /// Returns the first object that only a spoke with the feature `manifests-2` accepts: one with finalizers of its author,
 /// or with a name that was not accepted before.
 pub fn needs_manifests_2(objects: &[Object]) -> Option<&ObjectKey> {
-    let needs = |object: &&Object| {
-        let of_author = object.value.pointer("/metadata/finalizers").is_some();
-        of_author || !is_name("", &object.key.name)
-    };
-    objects.iter().find(needs).map(Object::key)
+    let found = objects.iter().find(|object| {
+        object.value.pointer("/metadata/finalizers").is_some() || !is_name("", &object.key.name)
+    });
+    found.map(Object::key)
 }
 
 /// Reads a rendering that somebody signed.
@@ -436,8 +436,11 @@ fn has_containers(fields: &serde_json::Map<String, Value>) -> bool {
 }
 
 fn is_container(value: &Value) -> bool {
-    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    !text("name").is_empty() && !text("image").is_empty()
+    has_text(value, "name") && has_text(value, "image")
+}
+
+fn has_text(value: &Value, field: &str) -> bool {
+    value.get(field).and_then(Value::as_str).is_some_and(|text| !text.is_empty())
 }
 
 /// Every image reference of `objects`, once each.

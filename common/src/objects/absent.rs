@@ -142,10 +142,13 @@ fn with_keys(item: &Value, reduced: Value) -> Value {
     let (Value::Object(item), Value::Object(mut reduced)) = (item, reduced.clone()) else {
         return reduced;
     };
-    let is_plain = |value: &Value| value.is_string() || value.is_number() || value.is_boolean();
     let plain = item.iter().filter(|(_, value)| is_plain(value));
     reduced.extend(plain.map(|(name, value)| (name.clone(), value.clone())));
     Value::Object(reduced)
+}
+
+fn is_plain(value: &Value) -> bool {
+    value.is_string() || value.is_number() || value.is_boolean()
 }
 
 #[cfg(test)]

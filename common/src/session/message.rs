@@ -83,7 +83,7 @@ pub struct Hello {
     pub destinations: Vec<Seen>,
     #[prost(string, tag = "8")]
     pub kubernetes_version: String,
-    /// What this spoke understands beyond the first form of the signed documents; see `session::FEATURES`.
+    /// Features of this spoke beyond the first form of the signed documents; see `session::FEATURES`.
     #[prost(string, repeated, tag = "9")]
     pub features: Vec<String>,
 }

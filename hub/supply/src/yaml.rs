@@ -109,8 +109,12 @@ pub fn read(
 
 /// Kind and name of an object, for a message.
 fn named(value: &Value) -> String {
-    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or("?");
-    one_line(&format!("{}/{}", text("/kind"), text("/metadata/name")))
+    let kind = text_at(value, "/kind");
+    one_line(&format!("{kind}/{}", text_at(value, "/metadata/name")))
+}
+
+fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or("?")
 }
 
 /// What is wrong, in words for the author of the file.

@@ -112,9 +112,9 @@ pub(super) fn with_known(
 /// Returns the objects that can be watched.
 pub(super) fn followed(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Followed> {
     let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
-    let follow = |tracked: &Tracked| Followed {
-        scope: tracked.scope.clone(),
-        empty: Arc::clone(&tracked.empty),
-    };
-    watched.map(|(key, tracked)| (key.clone(), follow(tracked))).collect()
+    let followed = watched.map(|(key, tracked)| {
+        let (scope, empty) = (tracked.scope.clone(), Arc::clone(&tracked.empty));
+        (key.clone(), Followed { scope, empty })
+    });
+    followed.collect()
 }

@@ -1,12 +1,20 @@
 //! Situations from public bug reports, each from repository to cluster: the end state is what Kubernetes makes of
 //! the manifests, and nothing is written after it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use attest_common::basics::ids::Name;
+use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::projection::digest_before_empty_fields;
+use attest_common::record::custody::{
+    CONFIRMED_KEY, Confirmed, SYSTEM_NAMESPACE, destination_secret,
+};
 use attest_tests::cluster::audit::Mark;
 use attest_tests::real::{RealFleet, RealSite};
 use attest_tests::wait::until;
+use data_encoding::BASE64;
 use kube::Client;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -171,8 +179,8 @@ impl Situation {
     }
 
     /// Waits for this text in the document of an application.
-    async fn says(&self, application: &str, text: &str) -> anyhow::Result<()> {
-        let waited = until("the status to say it", WITHIN, || async {
+    async fn shows(&self, application: &str, text: &str) -> anyhow::Result<()> {
+        let waited = until("the status to show it", WITHIN, || async {
             Ok(self.seen_as(application).await?.to_string().contains(text).then_some(()))
         });
         match waited.await {
@@ -224,7 +232,7 @@ impl Situation {
         })
         .await?;
         let sentinel = config_map("sentinel");
-        self.merge(&sentinel, "somebody", &json!({"data": {"kept": "no"}})).await?;
+        self.merge(&sentinel, "user", &json!({"data": {"kept": "no"}})).await?;
         until("the edit of the sentinel to be reverted", WITHIN, || async {
             Ok((self.get(&sentinel).await?["data"]["kept"] == "yes").then_some(()))
         })
@@ -323,6 +331,62 @@ async fn case_01_empty_map_is_in_sync_without_self_heal() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Replaces the digests in the record by those that a spoke before version 0.2 would have recorded.
+async fn record_by_the_former_rule(situation: &Situation, paths: &[String]) -> anyhow::Result<()> {
+    let mut former = BTreeMap::new();
+    for path in paths {
+        let live = situation.get(path).await?;
+        let name = live["metadata"]["name"].as_str().context("no name")?.to_owned();
+        let digest = digest_before_empty_fields(&live).context("nothing is ours")?;
+        former.insert(name, digest);
+    }
+    let (application, namespace) = (Name::new(APPLICATION)?, Name::new(NAMESPACE)?);
+    let secret = format!(
+        "/api/v1/namespaces/{SYSTEM_NAMESPACE}/secrets/{}",
+        destination_secret(&application, &namespace)
+    );
+    let stored = situation.get(&secret).await?;
+    let packed = stored["data"][CONFIRMED_KEY].as_str().context("nothing is confirmed")?;
+    let json = zstd::decode_all(BASE64.decode(packed.as_bytes())?.as_slice())?;
+    let mut pairs: Vec<(ObjectKey, Confirmed)> = serde_json::from_slice(&json)?;
+    let mut changed = 0;
+    for (key, confirmed) in &mut pairs {
+        let Some(digest) = former.get(&key.name) else { continue };
+        changed += usize::from(confirmed.projected != *digest);
+        confirmed.projected = *digest;
+    }
+    assert_eq!(changed, paths.len(), "the rules differ for each of these objects");
+    let packed = BASE64.encode(&zstd::encode_all(serde_json::to_vec(&pairs)?.as_slice(), 0)?);
+    let data = json!({"data": {CONFIRMED_KEY: packed}});
+    situation.merge(&secret, "operator", &data).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_01_empty_map_causes_no_writes_after_an_upgrade() -> anyhow::Result<()> {
+    let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
+    let manifests = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: leader, annotations: {}}
+data: {}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: web, annotations: {}}
+";
+    situation.deploy(manifests, With::default()).await?;
+    let account = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/web");
+    let mark = situation.mark();
+
+    record_by_the_former_rule(&situation, &[config_map("leader"), account]).await?;
+
+    situation.nothing_is_written_after(mark).await?;
+    // By then the digests are those of today's rule: entries of others are no drift.
+    let data = json!({"data": {"status": "1"}});
+    situation.merge(&config_map("leader"), "elector", &data).await?;
+    situation.nothing_is_written_after(situation.mark()).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_02_stringdata_null_data() -> anyhow::Result<()> {
     let secrets = json!([{"group": "", "resource": "secrets"}]);
@@ -386,7 +450,7 @@ async fn case_03_large_integers() -> anyhow::Result<()> {
     // The smallest change of the integer is drift, and is reverted.
     let tenant = json!({"spec": {"tenant": 9_007_199_254_740_992_i64}});
     situation.nothing_is_written_after(mark).await?;
-    situation.merge(&path, "somebody", &tenant).await?;
+    situation.merge(&path, "user", &tenant).await?;
     until("the integer to be reverted", WITHIN, || async {
         let live = situation.get(&path).await?;
         Ok((live["spec"]["tenant"] == json!(9_007_199_254_740_993_i64)).then_some(()))
@@ -448,7 +512,7 @@ data: {a: \"1\"}
     // Pruned, it waits for the last one.
     situation.write(SENTINEL)?;
     situation.release()?;
-    situation.says(APPLICATION, "example.com/last").await?;
+    situation.shows(APPLICATION, "example.com/last").await?;
     situation.merge(&guarded, "controller", &json!({"metadata": {"finalizers": null}})).await?;
     situation.synced().await?;
     assert!(situation.get(&guarded).await.is_err(), "it is deleted");
@@ -582,7 +646,7 @@ async fn case_30_adopted_from_kubectl() -> anyhow::Result<()> {
     assert!(situation.seen().await?.to_string().contains("objects as signed"));
     situation.nothing_is_written_after(mark).await?;
 
-    // Also what somebody applies to an object of ours leaves with the next release.
+    // Fields that a user applies to an object of the spoke leave with the next release.
     let theirs = json!({"data": {"by-hand": "1"}, "metadata": {"labels": {"by": "hand"}}});
     situation.merge(&config_map("settings"), "kubectl-client-side-apply", &theirs).await?;
     situation.deploy(&after().replace("kept: \"1\"", "kept: \"2\""), adopt).await?;
@@ -606,14 +670,14 @@ async fn case_30_adopted_from_kubectl_before_managed_fields() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_30_adopted_from_kubectl_says_so_without_adopt() -> anyhow::Result<()> {
+async fn case_30_adopted_from_kubectl_is_co_owned_without_adopt() -> anyhow::Result<()> {
     let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
     created_before(&situation, "kubectl-client-side-apply").await?;
     situation.deploy(BEFORE, With::default()).await?;
 
     situation.deploy(&after(), With::default()).await?;
 
-    situation.says(APPLICATION, "co-owned by kubectl").await?;
+    situation.shows(APPLICATION, "co-owned by kubectl").await?;
     let seen = situation.seen().await?.to_string();
     for part in ["metadata.labels.old", "containers[web].env[DEBUG]", "data.leaves"] {
         assert!(seen.contains(part), "{part}: {seen}");
@@ -647,7 +711,7 @@ async fn case_43_namespace_on_cluster_scoped() -> anyhow::Result<()> {
 
     let live = situation.get("/apis/certs.example.com/v1/clusterissuers/own").await?;
     assert_eq!(live["metadata"]["namespace"], Value::Null);
-    situation.says(APPLICATION, "its namespace `shop` is dropped").await?;
+    situation.shows(APPLICATION, "its namespace `shop` is dropped").await?;
     situation.nothing_is_written_after(mark).await
 }
 
@@ -661,7 +725,7 @@ async fn case_45_other_name() -> anyhow::Result<()> {
 
     let text =
         "this repository signs application `shop`; this one is called `shop-eu`: use one name";
-    situation.says("shop-eu", text).await
+    situation.shows("shop-eu", text).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

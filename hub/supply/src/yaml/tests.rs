@@ -1,3 +1,5 @@
+use attest_common::documents::manifest;
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -126,4 +128,38 @@ fn every_scalar_is_read_as_kubectl_reads_it_or_refused_by_object_and_field() {
 
 fn is_same(one: &serde_json::Value, other: &serde_json::Value) -> bool {
     one == other || one.is_number() && one.as_f64() == other.as_f64() && one.as_i64().is_none()
+}
+
+/// What a verifier reads of a scalar that was written in YAML, or nothing if it is refused.
+fn signed(scalar: &str) -> Option<serde_json::Value> {
+    let text = format!("apiVersion: v1\nkind: Any\nmetadata: {{name: x}}\nspec:\n  v: {scalar}\n");
+    let values = read("x.yaml", text.as_bytes(), &mut Vec::new()).ok()?;
+    let rendering = manifest::write(values).unwrap();
+    let objects = manifest::read(&rendering).unwrap();
+    Some(objects[0].value()["spec"]["v"].clone())
+}
+
+proptest! {
+    #[test]
+    fn every_integer_of_64_bits_is_signed_as_it_was_written(integer in any::<i64>()) {
+        prop_assert_eq!(signed(&integer.to_string()), Some(json!(integer)));
+    }
+
+    #[test]
+    fn no_larger_integer_is_signed(integer in i128::from(i64::MAX) + 1..i128::MAX) {
+        prop_assert_eq!(signed(&integer.to_string()), None);
+    }
+
+    #[test]
+    fn every_fraction_is_signed_as_the_double_that_it_is(double in any::<f64>()) {
+        let read = signed(&format!("{double:?}"));
+        let is_exact = double.abs() < 9_223_372_036_854_775_808.0;
+        prop_assert_eq!(read.and_then(|value| value.as_f64()), is_exact.then_some(double));
+    }
+
+    #[test]
+    fn every_text_is_signed_as_it_was_written(text in "\\PC*") {
+        let quoted = serde_json::to_string(&text).unwrap();
+        prop_assert_eq!(signed(&quoted), Some(json!(text)));
+    }
 }
