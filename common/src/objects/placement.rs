@@ -429,6 +429,7 @@ mod tests {
             prune_percent_max: 100,
             adopt: false,
             namespaces_max: 1,
+            scan_age_hours_max: 168,
             accounts_namespace: "attest-applications".to_owned(),
         };
         let mut warnings = Vec::new();

@@ -114,7 +114,7 @@ fn every_scalar_is_read_as_kubectl_reads_it_or_refused_by_object_and_field() {
             ("refused", read) => read.is_err(),
             ("beyond", Err(error)) => error.problem.starts_with("Any/x: `spec.v`: "),
             (json, Ok(values)) => {
-                let expected: serde_json::Value = serde_json::from_str(json).unwrap();
+                let expected: Value = serde_json::from_str(json).unwrap();
                 is_same(&values[0]["spec"]["v"], &expected)
             }
             (_, Err(_)) => false,
@@ -126,12 +126,12 @@ fn every_scalar_is_read_as_kubectl_reads_it_or_refused_by_object_and_field() {
     assert_eq!(wrong, [""; 0]);
 }
 
-fn is_same(one: &serde_json::Value, other: &serde_json::Value) -> bool {
+fn is_same(one: &Value, other: &Value) -> bool {
     one == other || one.is_number() && one.as_f64() == other.as_f64() && one.as_i64().is_none()
 }
 
 /// What a verifier reads of a scalar that was written in YAML, or nothing if it is refused.
-fn signed(scalar: &str) -> Option<serde_json::Value> {
+fn signed(scalar: &str) -> Option<Value> {
     let text = format!("apiVersion: v1\nkind: Any\nmetadata: {{name: x}}\nspec:\n  v: {scalar}\n");
     let values = read("x.yaml", text.as_bytes(), &mut Vec::new()).ok()?;
     let rendering = manifest::write(values).unwrap();
