@@ -358,7 +358,7 @@ impl Repository {
         self.git(&["rev-parse", "HEAD"])
     }
 
-    /// Runs `attest run --sign --verify` as CI would, with these variables, and returns its output.
+    /// Stages everything and runs `attest run --sign --verify` as CI would, with these variables; returns its output.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -368,6 +368,7 @@ impl Repository {
         key: &Path,
         variables: &[(&str, &str)],
     ) -> anyhow::Result<Output> {
+        self.git(&["add", "-A"])?;
         let mut command = operator.command(["run", "--sign", "--verify"]);
         command.current_dir(&self.tree).env("ATTEST_SIGNING_KEY_FILE", key);
         command.envs(variables.iter().copied());

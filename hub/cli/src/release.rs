@@ -115,6 +115,7 @@ fn unchanged_renderings(
     let counter = earlier.release.counter;
     let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
     let (files, _) = repository.read_files()?;
+    repository.check_committed_bytes(&files)?;
     let store = ReleaseStore::new(repository.root(), &repository.recipe().application);
     let index = repository.read_index()?;
     let mut renderings = Vec::new();

@@ -89,7 +89,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
     check_before_steps(&repository, &recipe, &renders, &kustomize)?;
     let steps = run_steps(&repository, &recipe, |_| true, printer)?;
     let built = BuiltRepository { repository: &repository, recipe: &recipe, environment, printer };
-    let rendered = built.render(&renders, &kustomize, &steps)?;
+    let rendered = built.render(&renders, &kustomize, &steps, key.is_some())?;
     let origin = built.origin()?;
     let draft = Draft::new(&recipe, &rendered, &steps, &origin)?;
     let mut summary = ReleaseSummary::from_draft(&draft, key.as_ref());
@@ -192,8 +192,12 @@ impl BuiltRepository<'_> {
         renders: &[RecipeRender],
         kustomize: &Kustomize,
         steps: &[StepReport],
+        is_signed: bool,
     ) -> anyhow::Result<Vec<ReleaseRendering>> {
         let (files, ignored) = self.repository.read_files()?;
+        if is_signed {
+            self.repository.check_committed_bytes(&files)?;
+        }
         for path in ignored {
             self.printer.warning(&format!("{path} is ignored by Git and not rendered"));
         }

@@ -60,6 +60,13 @@ pub enum CiError {
         "sourceRoot `{root}` is not in the checked-out commit; `git add {root}` and commit it first"
     )]
     SourceRootNotCommitted { root: String },
+    #[error(
+        "{path} has other bytes on disk than in Git, because of its attributes or `core.autocrlf`; the hub would read the \
+         bytes in Git: remove the attribute (`git check-attr --all {path}` shows it)"
+    )]
+    GitChangesBytes { path: String },
+    #[error("{path} is not in the Git index, so the commit would not contain it; `git add {path}` first")]
+    NotStaged { path: String },
     #[error("attest.yaml has no render for environment `{environment}`; it has {known}")]
     EnvironmentUnknown { environment: String, known: String },
     #[error("invalid {field} in attest.yaml")]
@@ -123,6 +130,8 @@ impl CiError {
             Self::Render(error) => error.reason(),
             Self::RecipeMissing { .. } => Reason::RecipeMissing,
             Self::CommitMissing | Self::SourceRootNotCommitted { .. } => Reason::CommitMissing,
+            Self::GitChangesBytes { .. } => Reason::GitChangesBytes,
+            Self::NotStaged { .. } => Reason::NotStaged,
             Self::EnvironmentUnknown { .. } => Reason::EnvironmentUnknown,
             Self::Name { source, .. } => source.reason(),
             Self::ImageUnpinned { .. } => Reason::ImageUnpinned,

@@ -469,6 +469,9 @@ registry! {
     }
 
     "CI", seen in "`attest run`, `attest release`, `attest init`" {
+        GitChangesBytes: "attributes or settings of Git make the bytes of a file on disk differ from those that a commit contains",
+            "remove the attribute of the file, such as `eol`, `ident` or `filter`";
+        NotStaged: "a file that is rendered is not in the Git index", "`git add` the file, then run `attest run` again";
         RecipeMissing: "there is no attest.yaml", "`attest init` creates one";
         RecipeSyntax: "attest.yaml is not valid YAML", "correct the line named in the message";
         RecipeField: "a field of attest.yaml is unknown or invalid", "correct the field";

@@ -182,6 +182,52 @@ fn the_published_workflow_commits_exactly_the_signed_bytes() {
 }
 
 #[test]
+fn a_file_whose_bytes_git_changes_is_refused_before_signing() {
+    const SECRET: &str = "apiVersion: v1\nkind: Secret\nmetadata: {name: seal}\nstringData: {word: plain}\n";
+    for (attributes, settings) in [
+        ("k8s/seal.yaml text eol=crlf\n", &[][..]),
+        ("k8s/seal.yaml ident\n", &[]),
+        (
+            "k8s/seal.yaml filter=seal\n",
+            &[
+                ["filter.seal.clean", "tr a-z n-za-m"],
+                ["filter.seal.smudge", "tr n-za-m a-z"],
+            ],
+        ),
+    ] {
+        let sandbox = Sandbox::flat().with_key();
+        for [name, value] in settings {
+            sandbox.git(&["config", name, value]);
+        }
+        sandbox.write(".gitattributes", attributes);
+        sandbox.write("k8s/seal.yaml", &format!("# $Id: 1 $\n{SECRET}"));
+        sandbox.commit("seal");
+        std::fs::remove_file(sandbox.at("k8s/seal.yaml")).unwrap();
+        sandbox.git(&["checkout", "--", "k8s/seal.yaml"]);
+
+        sandbox
+            .attest(&["run", "--sign", "--verify"])
+            .code(1)
+            .tells(&["k8s/seal.yaml has other bytes on disk than in Git", "git check-attr"]);
+
+        assert!(sandbox.counters().is_empty(), "{attributes}");
+        assert!(!sandbox.at(".attest/rendered").exists(), "{attributes}");
+    }
+}
+
+#[test]
+fn a_file_that_was_never_added_is_refused_before_signing() {
+    let sandbox = Sandbox::flat().with_key();
+    sandbox.write("k8s/new.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: new}\n");
+
+    sandbox.attest(&["run", "--sign"]).code(1).tells(&["`git add k8s/new.yaml`"]);
+
+    assert!(sandbox.counters().is_empty());
+    sandbox.git(&["add", "k8s/new.yaml"]);
+    sandbox.attest(&["run", "--sign", "--verify"]).code(0);
+}
+
+#[test]
 fn files_that_git_ignores_are_not_rendered() {
     let sandbox = Sandbox::flat().with_key();
     sandbox.write(".gitignore", "/out/\nk8s/local.yaml\n");

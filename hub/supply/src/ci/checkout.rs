@@ -3,8 +3,9 @@
 //! This module only reads. `store` writes below `.attest/`.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::CiError;
 use crate::recipe::{Recipe, declared_source_root};
@@ -87,6 +88,61 @@ impl Checkout {
         Ok((kept_tree, ignored.into_iter().map(|(path, _)| path.to_owned()).collect()))
     }
 
+    /// Refuses rendered files that the commit would not contain with the bytes on disk: files that are not in the index,
+    /// and files whose bytes Git converts (`eol`, `ident`, `working-tree-encoding`, `filter`, `core.autocrlf`). The hub
+    /// reads what the commit contains. An encrypted file would also be signed as plain text.
+    ///
+    /// # Errors
+    /// [`CiError::NotStaged`] or [`CiError::GitChangesBytes`], naming the first such file.
+    pub fn check_committed_bytes(&self, files: &Tree) -> Result<(), CiError> {
+        let paths: Vec<&str> = files.iter().map(|(path, _)| path).collect();
+        let root = self.recipe.source_root.as_str();
+        let untracked = ["ls-files", "--others", "--exclude-standard", "-z", "--", root];
+        let untracked = self.list_with_git("ls-files", &untracked)?;
+        if let Some(path) = untracked.into_iter().find(|path| paths.contains(&path.as_str())) {
+            return Err(CiError::NotStaged { path });
+        }
+        let on_disk = self.blob_ids(&paths, &["--no-filters"])?;
+        let in_git = self.blob_ids(&paths, &[])?;
+        let ids = on_disk.iter().zip(&in_git);
+        let changed = paths.iter().zip(ids).find(|(_, (on_disk, in_git))| on_disk != in_git);
+        match changed {
+            Some((path, _)) => Err(CiError::GitChangesBytes { path: (*path).to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the id of the blob that Git makes of each file.
+    fn blob_ids(&self, paths: &[&str], options: &[&str]) -> Result<Vec<String>, CiError> {
+        const SUBCOMMAND: &str = "hash-object";
+        let mut command = Command::new("git");
+        command.arg("-C").arg(self.root()).args([SUBCOMMAND, "--stdin-paths"]).args(options);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| self.git_missing(source))?;
+        let mut input = child.stdin.take();
+        let lines = format!("{}\n", paths.join("\n"));
+        // In its own thread, because git writes while it reads.
+        let writing = std::thread::spawn(move || input.as_mut().map(|i| i.write_all(lines.as_bytes())));
+        let output = child.wait_with_output().map_err(|source| self.git_missing(source))?;
+        let is_written = matches!(writing.join(), Ok(Some(Ok(()))));
+        let ids: Vec<String> =
+            String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        if !output.status.success() || !is_written || ids.len() != paths.len() {
+            let detail = one_line(&String::from_utf8_lossy(&output.stderr));
+            return Err(SourceError::GitProgram { command: SUBCOMMAND, detail }.into());
+        }
+        Ok(ids)
+    }
+
+    fn git_missing(&self, source: std::io::Error) -> SourceError {
+        SourceError::ProgramMissing {
+            url: self.root().display().to_string(),
+            program: "git",
+            package: "git",
+            source,
+        }
+    }
+
     /// Reads the files of the Git index, `.attest` included.
     ///
     /// # Errors
@@ -118,14 +174,8 @@ impl Checkout {
         arguments: &[&str],
     ) -> Result<Vec<String>, CiError> {
         let output =
-            Command::new("git").arg("-C").arg(self.root()).args(arguments).output().map_err(
-                |source| SourceError::ProgramMissing {
-                    url: self.root().display().to_string(),
-                    program: "git",
-                    package: "git",
-                    source,
-                },
-            )?;
+            Command::new("git").arg("-C").arg(self.root()).args(arguments).output();
+        let output = output.map_err(|source| self.git_missing(source))?;
         if !output.status.success() {
             let detail = one_line(&String::from_utf8_lossy(&output.stderr));
             return Err(SourceError::GitProgram { command: subcommand, detail }.into());
