@@ -17,7 +17,7 @@ use crate::basics::text;
 pub const REASON_CHARACTERS_MAX: usize = 120;
 
 /// Words of earlier releases, and the reasons that replace them. Read as the new word for one release.
-pub const RENAMED: [(&str, Reason); 29] = [
+pub const RENAMED: [(&str, Reason); 31] = [
     ("Accept", Reason::AcceptFailed),
     ("AdmissionsTooFast", Reason::AdmissionRateLimited),
     ("AnswerUnreadable", Reason::ResponseUnreadable),
@@ -45,6 +45,8 @@ pub const RENAMED: [(&str, Reason); 29] = [
     ("PortInUse", Reason::AddressInUse),
     ("RecordOvertaken", Reason::RecordConflict),
     ("RendererEnded", Reason::RendererKilled),
+    ("RendererOutput", Reason::RenderLimit),
+    ("RendererTimedOut", Reason::RenderTimedOut),
     ("Replaced", Reason::SessionReplaced),
     ("ReportOfUnordered", Reason::UnorderedReport),
 ];

@@ -29,6 +29,7 @@ mod watch;
 
 use std::process::ExitCode;
 
+use attest_supply::render::run_as_worker;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::exit::Exit;
@@ -71,6 +72,9 @@ enum AttestCommand {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = run_as_worker() {
+        return code;
+    }
     attest_certs::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -7,6 +7,7 @@ use attest_hub::home;
 use attest_hub::process::config::Options;
 use attest_hub::process::run;
 use attest_runtime::log;
+use attest_supply::render::run_as_worker;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,6 +19,9 @@ const BLOCKING_THREAD_IDLE: Duration = Duration::from_secs(2);
 const EXIT_FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    if let Some(code) = run_as_worker() {
+        return code;
+    }
     attest_certs::install_provider();
     let options = Options::parse();
     match hub(&options) {

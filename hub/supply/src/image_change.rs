@@ -1,9 +1,9 @@
 //! A declared change of an image reference, as written in `attest.yaml` and applied by rendering.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One image change, with the meaning of kustomize's `images`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageChange {
     /// Name of the image in the rendered objects, without tag and digest.

@@ -1,48 +1,75 @@
 //! YAML, read once and as kubectl reads it; from here on everything is JSON.
 //!
 //! `yes` is true and `0644` is 420, with a warning. What kubectl would read in a way that nobody means — a key like
-//! `n`, the last of two equal keys — is refused. Bombs are refused by budget.
+//! `n`, the last of two equal keys — is refused. Bombs are refused by budget, before anything is built.
+
+mod budget;
+
+use std::borrow::Cow;
 
 use attest_common::basics::canonical::check_numbers;
 use attest_common::basics::reason::Reason;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
 
 use crate::text::one_line;
 
+use budget::{DocumentCount, Exceeded, YAML_DEPTH_MAX};
+
+pub use budget::{
+    YAML_BYTES_MAX, YAML_DOCUMENTS_MAX, YAML_FILES_MAX, YAML_NODES_MAX, YAML_TEXT_BYTES_MAX,
+    YamlBudget,
+};
+
 /// Largest YAML file, in bytes.
 pub const YAML_FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Most documents in one file.
-pub const YAML_DOCUMENTS_MAX: usize = 5_000;
-/// Deepest nesting, in mappings and sequences.
-const YAML_DEPTH_MAX: usize = 64;
-/// Most mappings, sequences and scalars in one file, after aliases.
-const YAML_NODES_MAX: usize = 500_000;
-/// Most aliases in one file.
-const YAML_ALIASES_MAX: usize = 10_000;
+/// Most mappings, sequences and scalars in one file for the reader, which counts an alias in another way.
+const READER_NODES_MAX: usize = 1_000_000;
 
 /// Most warnings that are kept for one rendering.
 pub const WARNINGS_MAX: usize = 100;
 
 /// YAML that cannot be read, or that readers would understand differently.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{file}: {problem}")]
 pub struct YamlError {
     /// The file.
     pub file: String,
     /// Where and what.
     pub problem: String,
+    pub kind: YamlErrorKind,
+}
+
+/// The kind of a [`YamlError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum YamlErrorKind {
+    /// The text cannot be read, or readers would disagree about it.
+    Refused,
+    /// The text is larger than is read.
+    Limit,
 }
 
 impl YamlError {
     /// Returns the reason to show.
     pub fn reason(&self) -> Reason {
-        Reason::YamlRefused
+        match self.kind {
+            YamlErrorKind::Refused => Reason::YamlRefused,
+            YamlErrorKind::Limit => Reason::Limit,
+        }
+    }
+
+    fn refused(file: &str, problem: String) -> Self {
+        Self { file: file.to_owned(), problem, kind: YamlErrorKind::Refused }
+    }
+
+    fn limit(file: &str, problem: String) -> Self {
+        Self { file: file.to_owned(), problem, kind: YamlErrorKind::Limit }
     }
 }
 
 /// A plain scalar that readers of YAML understand differently.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
     /// The file.
     pub file: String,
@@ -51,7 +78,7 @@ pub struct Warning {
     /// The scalar as written.
     pub scalar: String,
     /// How it is read here, and what to write instead.
-    pub hint: &'static str,
+    pub hint: Cow<'static, str>,
 }
 
 impl std::fmt::Display for Warning {
@@ -71,8 +98,11 @@ pub(crate) fn options() -> serde_saphyr::Options {
             max_reader_input_bytes: Some(YAML_FILE_BYTES_MAX),
             max_depth: YAML_DEPTH_MAX,
             max_documents: YAML_DOCUMENTS_MAX,
-            max_nodes: YAML_NODES_MAX,
-            max_aliases: YAML_ALIASES_MAX,
+            max_nodes: READER_NODES_MAX,
+            max_events: 2 * READER_NODES_MAX,
+            max_aliases: READER_NODES_MAX,
+            // Aliases are judged by kubectl's rule.
+            enforce_alias_anchor_ratio: false,
         },
     }
 }
@@ -86,25 +116,40 @@ pub fn read(
     bytes: &[u8],
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Value>, YamlError> {
-    let refuse = |problem: String| Err(YamlError { file: file.to_owned(), problem });
+    read_within(&mut YamlBudget::default(), file, bytes, warnings)
+}
+
+/// As [`read`], for one of several files that share a budget.
+///
+/// # Errors
+/// As [`read`], and when the files together exceed a limit.
+pub fn read_within(
+    budget: &mut YamlBudget,
+    file: &str,
+    bytes: &[u8],
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Value>, YamlError> {
     if bytes.len() > YAML_FILE_BYTES_MAX {
-        return refuse(format!("is longer than {YAML_FILE_BYTES_MAX} bytes"));
+        let problem = format!("is longer than {YAML_FILE_BYTES_MAX} bytes");
+        return Err(YamlError::limit(file, problem));
     }
+    budget.add_file(bytes.len()).map_err(|exceeded| too_large(file, exceeded))?;
     let Ok(text) = str::from_utf8(bytes) else {
-        return refuse("is not UTF-8".to_owned());
+        return Err(YamlError::refused(file, "is not UTF-8".to_owned()));
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let values: Vec<Value> = match serde_saphyr::from_multiple_with_options(text, options()) {
-        Ok(values) => values,
-        Err(error) => return refuse(problem(&error)),
-    };
-    look_for_ambiguity(file, text, warnings)?;
+    scan(file, text, budget, warnings)?;
+    let values: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options())
+        .map_err(|error| YamlError::refused(file, problem(&error)))?;
     for value in &values {
-        if let Err(inexact) = check_numbers(value) {
-            return refuse(format!("{}: {inexact}", named(value)));
-        }
+        check_numbers(value)
+            .map_err(|inexact| YamlError::refused(file, format!("{}: {inexact}", named(value))))?;
     }
     Ok(values)
+}
+
+fn too_large(file: &str, exceeded: Exceeded) -> YamlError {
+    YamlError::limit(file, format!("{exceeded}: make it smaller"))
 }
 
 /// Kind and name of an object, for a message.
@@ -140,60 +185,99 @@ enum Place {
     Value,
 }
 
-fn look_for_ambiguity(
+/// Goes through the events of a file: counts them, refuses keys that change when they are read, and collects ambiguous
+/// scalars. Ends at a syntax error, which the reader reports.
+fn scan(
     file: &str,
     text: &str,
+    budget: &mut YamlBudget,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), YamlError> {
-    let mut open: Vec<Place> = Vec::new();
+    let mut places: Vec<Place> = Vec::new();
+    let mut document = DocumentCount::default();
     for event in Parser::new_from_str(text) {
         let Ok((event, span)) = event else { return Ok(()) };
-        let is_key = open.last() == Some(&Place::Key);
-        match event {
-            Event::Scalar(scalar, ScalarStyle::Plain, _, None) => {
-                let line = span.start.line();
-                match ambiguity(&scalar) {
-                    hint if is_key && (hint.is_some() || changes_as_key(&scalar)) => {
-                        return Err(YamlError {
-                            file: file.to_owned(),
-                            problem: format!(
-                                "line {line}: key {scalar:?} is read as another value by kubectl: quote it"
-                            ),
-                        });
-                    }
-                    _ if is_fraction_with_underscores(&scalar) => {
-                        return Err(YamlError {
-                            file: file.to_owned(),
-                            problem: format!(
-                                "line {line}: {scalar:?} is read as a number without `_` by kubectl: leave `_` out, or quote it"
-                            ),
-                        });
-                    }
-                    Some(hint) if warnings.len() < WARNINGS_MAX => {
-                        let scalar = scalar.chars().take(64).collect();
-                        warnings.push(Warning { file: file.to_owned(), line, scalar, hint });
-                    }
-                    Some(_) | None => {}
-                }
-                advance(&mut open);
-            }
-            Event::Scalar(..) | Event::Alias(_) | Event::UnresolvedAlias(_) => advance(&mut open),
-            Event::SequenceStart(..) => open.push(Place::Sequence),
-            Event::MappingStart(..) => open.push(Place::Key),
-            Event::SequenceEnd | Event::MappingEnd => {
-                open.pop();
-                advance(&mut open);
-            }
-            Event::StreamStart
-            | Event::StreamEnd
-            | Event::DocumentStart(..)
-            | Event::DocumentEnd
-            | Event::Anchor(..)
-            | Event::Comment(..)
-            | _ => {}
+        if let Event::Scalar(scalar, ScalarStyle::Plain, _, None) = &event {
+            let is_key = places.last() == Some(&Place::Key);
+            judge_scalar(file, span.start.line(), scalar, is_key, warnings)?;
         }
+        follow(&event, &mut places);
+        count(&event, &mut document, budget).map_err(|exceeded| too_large(file, exceeded))?;
     }
     Ok(())
+}
+
+/// Adds one event to the size of its document, and a document that ended to the budget.
+fn count(
+    event: &Event<'_>,
+    document: &mut DocumentCount,
+    budget: &mut YamlBudget,
+) -> Result<(), Exceeded> {
+    match event {
+        Event::Scalar(scalar, _, anchor, _) => document.scalar(*anchor, scalar.len()),
+        Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _) => {
+            document.start(*anchor)?;
+        }
+        Event::SequenceEnd | Event::MappingEnd => document.end(),
+        Event::Alias(anchor) => document.alias(*anchor)?,
+        Event::DocumentEnd => return budget.add_document(&std::mem::take(document)),
+        Event::UnresolvedAlias(_)
+        | Event::StreamStart
+        | Event::StreamEnd
+        | Event::DocumentStart(..)
+        | Event::Anchor(..)
+        | Event::Comment(..)
+        | _ => {}
+    }
+    budget.check(document)
+}
+
+/// Keeps track of whether the next node is a key.
+fn follow(event: &Event<'_>, places: &mut Vec<Place>) {
+    match event {
+        Event::Scalar(..) | Event::Alias(_) | Event::UnresolvedAlias(_) => advance(places),
+        Event::SequenceStart(..) => places.push(Place::Sequence),
+        Event::MappingStart(..) => places.push(Place::Key),
+        Event::SequenceEnd | Event::MappingEnd => {
+            places.pop();
+            advance(places);
+        }
+        Event::StreamStart
+        | Event::StreamEnd
+        | Event::DocumentStart(..)
+        | Event::DocumentEnd
+        | Event::Anchor(..)
+        | Event::Comment(..)
+        | _ => {}
+    }
+}
+
+/// Refuses a key that is another text once it is read; adds an ambiguous value to `warnings`.
+fn judge_scalar(
+    file: &str,
+    line: usize,
+    scalar: &str,
+    is_key: bool,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), YamlError> {
+    match ambiguity(scalar) {
+        hint if is_key && (hint.is_some() || changes_as_key(scalar)) => Err(YamlError::refused(
+            file,
+            format!("line {line}: key {scalar:?} is read as another value by kubectl: quote it"),
+        )),
+        _ if is_fraction_with_underscores(scalar) => Err(YamlError::refused(
+            file,
+            format!(
+                "line {line}: {scalar:?} is read as a number without `_` by kubectl: leave `_` out, or quote it"
+            ),
+        )),
+        Some(hint) if warnings.len() < WARNINGS_MAX => {
+            let scalar = scalar.chars().take(64).collect();
+            warnings.push(Warning { file: file.to_owned(), line, scalar, hint: Cow::Borrowed(hint) });
+            Ok(())
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// In a mapping, a value follows a key and a key a value.

@@ -461,9 +461,16 @@ registry! {
         KustomizationLimit: "too many kustomizations refer to each other", "simplify the overlay";
         RendererMissing: "kustomize or kubectl cannot be run; the previous release keeps running", "install kustomize on the hub";
         RendererFailed: "kustomize failed", "fix the error in its message";
-        RendererKilled: "the system killed kustomize; the previous release keeps running", "give the hub more memory";
-        RendererTimedOut: "kustomize did not finish in time; the previous release keeps running", "simplify the overlay";
-        RendererOutput: "kustomize produced too much output", "reduce the size of the overlay";
+        RendererKilled: "the system killed the render process; the previous release keeps running", "give the hub more memory";
+        RenderTimedOut: "rendering did not finish in time; the previous release keeps running, and the next attempts are made less often",
+            "simplify the overlay";
+        RenderLimit: "rendering needs more memory, processor time, files, values or output than is allowed; the message names the limit",
+            "make the manifests smaller or simpler, with fewer aliases";
+        RenderBusy: "too many renderings of slow repositories wait; the previous release keeps running", "wait; make slow overlays simpler";
+        RenderNotIsolated: "the system does not isolate the process that renders",
+            "use a kernel with seccomp, or allow it with `--allow-unisolated-rendering`";
+        RenderWorkerFailed: "the process that renders ended without a result; the previous release keeps running",
+            "see the message; check memory and the program's file";
         RenderFiles: "a local file cannot be read or written while rendering; the previous release keeps running",
             "check free space and permissions";
     }

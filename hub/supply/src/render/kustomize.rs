@@ -1,52 +1,66 @@
 //! Kustomize, by the program that users know: `kustomize build` or `kubectl kustomize`.
 //!
-//! The files are copied to a directory of their own first, and every kustomization on the way is looked through:
-//! what would be fetched or would run another program is refused by name before anything is run.
+//! The files are written to a directory of their own, and the program reads them there.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::program::{self, Finished, OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX, Unfinished};
-use super::{RenderError, RendererVersion};
-use crate::source::{ATTEST_DIRECTORY, RECIPE_FILE, Tree};
+use super::end::exceeded;
+use super::program::{
+    self, Finished, Group, OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX, Run, Unfinished,
+};
+use super::worker::RenderWorker;
+use super::{RenderError, RendererVersion, kustomization};
+use crate::source::Tree;
 use crate::text::one_line;
-use crate::yaml::{self, Warning};
+use crate::yaml::{self, Warning, YamlBudget};
 
 /// Names that Kustomize gives its file, in the order it looks for them.
 pub const KUSTOMIZATION_FILES: [&str; 3] =
     ["kustomization.yaml", "kustomization.yml", "Kustomization"];
-/// Most kustomizations that may lead into each other.
-const KUSTOMIZATIONS_MAX: usize = 500;
 /// How long a program may take to tell its version, in seconds.
 const VERSION_SECONDS_MAX: u64 = 20;
 const VERSION_BYTES_MAX: usize = 64 * 1024;
 
-/// Fields whose entries are files or directories.
-const DIRECTORY_FIELDS: [&str; 3] = ["resources", "bases", "components"];
-const FILE_FIELDS: [&str; 6] =
-    ["crds", "configurations", "transformers", "generators", "validators", "patchesStrategicMerge"];
-const PATH_FIELDS: [&str; 3] = ["patches", "patchesJson6902", "replacements"];
-const GENERATOR_FIELDS: [&str; 2] = ["configMapGenerator", "secretGenerator"];
-const PLUGIN_FIELDS: [&str; 3] = ["helmCharts", "helmChartInflationGenerator", "helmGlobals"];
+/// Exit code of a process that could not become the renderer.
+pub(super) const EXECUTE_FAILED: u8 = 113;
+/// Most threads of a renderer that run at once.
+const RENDERER_THREADS_MAX: &str = "2";
 
-/// The program that builds kustomizations, if there is one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The program that builds kustomizations, if there is one, and the process that renders.
+#[derive(Clone, Debug)]
 pub struct Kustomize {
-    program: Option<Program>,
-    time: Duration,
-    output_bytes_max: usize,
+    pub(super) program: Option<Program>,
+    pub(super) worker: RenderWorker,
+    /// Repository whose share of the slots a rendering counts to.
+    pub(super) repository: Arc<str>,
+    pub(super) time: Duration,
+    pub(super) output_bytes_max: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Program {
-    path: PathBuf,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Program {
+    pub(super) path: PathBuf,
     is_kubectl: bool,
     version: String,
+}
+
+/// How the program of a kustomization is run.
+#[derive(Clone, Debug)]
+pub(super) struct Runner<'a> {
+    /// Directory for the files, empty.
+    pub(super) directory: &'a Path,
+    /// Starts the program through this one, with the arguments that follow.
+    pub(super) through: Option<(&'a Path, &'static str)>,
+    pub(super) memory_bytes_max: u64,
+    pub(super) time: Duration,
+    pub(super) output_bytes_max: usize,
 }
 
 impl Kustomize {
@@ -78,17 +92,37 @@ impl Kustomize {
         self
     }
 
+    /// Renders in processes of `worker`.
+    #[must_use]
+    pub fn with_worker(mut self, worker: RenderWorker) -> Self {
+        self.worker = worker;
+        self
+    }
+
+    /// Counts renderings to the share of `repository`.
+    #[must_use]
+    pub fn for_repository(&self, repository: &str) -> Self {
+        Self { repository: repository.into(), ..self.clone() }
+    }
+
+    /// The process that renders.
+    pub fn worker(&self) -> &RenderWorker {
+        &self.worker
+    }
+
     /// Name and version as a release statement lists them; nothing when there is no program.
     pub fn version(&self) -> Option<RendererVersion> {
-        self.program.as_ref().map(|program| RendererVersion {
-            name: "kustomize".to_owned(),
-            version: program.version.clone(),
-        })
+        self.program.as_ref().map(Program::renderer)
     }
 
     fn with(program: Option<Program>) -> Self {
-        let time = Duration::from_secs(RENDER_SECONDS_MAX);
-        Self { program, time, output_bytes_max: OUTPUT_BYTES_MAX }
+        Self {
+            program,
+            worker: RenderWorker::this_program(),
+            repository: "".into(),
+            time: Duration::from_secs(RENDER_SECONDS_MAX),
+            output_bytes_max: OUTPUT_BYTES_MAX,
+        }
     }
 }
 
@@ -104,9 +138,16 @@ impl Program {
         } else {
             command.arg("version");
         }
-        let time = Duration::from_secs(VERSION_SECONDS_MAX);
-        let Finished { status, output, .. } =
-            program::run(command, time, VERSION_BYTES_MAX).ok()?;
+        // No file of a repository is read here, so that the program of the operator need not be isolated.
+        let Finished { status, output, .. } = program::run(Run {
+            command,
+            input: None,
+            environment: Vec::new(),
+            group: Group::Own,
+            time: Duration::from_secs(VERSION_SECONDS_MAX),
+            output_bytes_max: VERSION_BYTES_MAX,
+        })
+        .ok()?;
         if !status.success() {
             return None;
         }
@@ -121,6 +162,30 @@ impl Program {
         let fits = !version.is_empty() && version.len() <= 64 && version.bytes().all(plain);
         fits.then(|| Self { path: path.clone(), is_kubectl, version: version.to_owned() })
     }
+
+    fn renderer(&self) -> RendererVersion {
+        RendererVersion { name: "kustomize".to_owned(), version: self.version.clone() }
+    }
+
+    /// The command and version, for messages.
+    fn shown(&self) -> String {
+        let name = if self.is_kubectl { "kubectl kustomize" } else { "kustomize build" };
+        format!("{name} ({})", self.version)
+    }
+
+    fn command(&self, runner: &Runner<'_>, path: &str) -> Command {
+        let mut command = match runner.through {
+            Some((program, argument)) => {
+                let mut command = Command::new(program);
+                command.arg(argument).arg(&self.path);
+                command
+            }
+            None => Command::new(&self.path),
+        };
+        command.arg(if self.is_kubectl { "kustomize" } else { "build" });
+        command.arg(runner.directory.join(path)).current_dir(runner.directory);
+        command
+    }
 }
 
 /// The kustomization in `directory`, with its whole path.
@@ -129,239 +194,82 @@ pub(super) fn file_in(tree: &Tree, directory: &str) -> Option<String> {
     paths.into_iter().find(|path| tree.get(path).is_some())
 }
 
+/// Builds the kustomization `file` in `path`.
 pub(super) fn build(
     tree: &Tree,
     path: &str,
     file: &str,
-    kustomize: &Kustomize,
+    program: Option<&Program>,
+    runner: &Runner<'_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<(Vec<Value>, RendererVersion), RenderError> {
-    look_through(tree, path, file)?;
-    let (Some(program), Some(renderer)) = (&kustomize.program, kustomize.version()) else {
+    kustomization::look_through(tree, path, file)?;
+    let Some(program) = program else {
         return Err(RenderError::ProgramMissing { path: path.to_owned() });
     };
-    let copy = copy(tree)?;
-    let mut command = Command::new(&program.path);
-    command.arg(if program.is_kubectl { "kustomize" } else { "build" });
-    command.arg(copy.path().join(path)).current_dir(copy.path());
-    let name = if program.is_kubectl { "kubectl kustomize" } else { "kustomize build" };
-    let name = format!("{name} ({})", program.version);
-    let path = path.to_owned();
-    let finished = program::run(command, kustomize.time, kustomize.output_bytes_max);
-    let Finished { status, output, errors } = finished.map_err(|unfinished| match unfinished {
-        Unfinished::Start(source) => {
-            RenderError::Files { action: "run", path: program.path.clone(), source }
+    write_files(tree, runner.directory)?;
+    let output = run(program, runner, path)?;
+    let name = format!("output of {} for {path}", program.shown());
+    let values = yaml::read_within(&mut YamlBudget::default(), &name, &output, warnings)?;
+    Ok((values, program.renderer()))
+}
+
+fn run(program: &Program, runner: &Runner<'_>, path: &str) -> Result<Vec<u8>, RenderError> {
+    // Below the limit, so that the collector of Go runs before an allocation fails.
+    let collected_bytes = runner.memory_bytes_max / 4 * 3;
+    let finished = program::run(Run {
+        command: program.command(runner, path),
+        input: None,
+        environment: vec![
+            ("GOMEMLIMIT", collected_bytes.to_string()),
+            ("GOMAXPROCS", RENDERER_THREADS_MAX.to_owned()),
+        ],
+        group: if runner.through.is_some() { Group::Shared } else { Group::Own },
+        time: runner.time,
+        output_bytes_max: runner.output_bytes_max,
+    });
+    let (path, name) = (path.to_owned(), program.shown());
+    let Finished { status, output, errors } = match finished {
+        Ok(finished) => finished,
+        Err(Unfinished::Start(source)) => {
+            return Err(RenderError::files("run", &program.path, source));
         }
-        Unfinished::TimedOut => RenderError::TimedOut {
-            path: path.clone(),
-            program: name.clone(),
-            limit_seconds: kustomize.time.as_secs(),
-        },
-        Unfinished::TooMuch => RenderError::OutputTooLarge {
-            path: path.clone(),
-            program: name.clone(),
-            limit: kustomize.output_bytes_max,
-        },
-    })?;
+        Err(Unfinished::TimedOut) => {
+            return Err(RenderError::TimedOut { path, limit_seconds: runner.time.as_secs() });
+        }
+        Err(Unfinished::TooMuch) => {
+            let limit = runner.output_bytes_max;
+            let detail = format!("{name} wrote more than {limit} bytes: make the overlay smaller");
+            return Err(RenderError::Limit { path, detail });
+        }
+    };
+    if status.success() {
+        return Ok(output);
+    }
+    if let Some(limit) = exceeded(status, &errors) {
+        let detail = limit.detail(&name, runner.memory_bytes_max);
+        return Err(RenderError::Limit { path, detail });
+    }
+    if status.code() == Some(EXECUTE_FAILED.into()) {
+        let source = std::io::Error::other(one_line(&errors));
+        return Err(RenderError::files("run", &program.path, source));
+    }
     if status.code().is_none() {
         return Err(RenderError::ProgramEnded { path, program: name });
     }
-    if !status.success() {
-        let place = format!("{}/", copy.path().display());
-        let detail = one_line(&errors.replace(&place, ""));
-        return Err(RenderError::ProgramFailed { path, program: name, detail });
-    }
-    let values = yaml::read(&format!("output of {name} for {path}"), &output, warnings)?;
-    Ok((values, renderer))
+    let place = format!("{}/", runner.directory.display());
+    let detail = one_line(&errors.replace(&place, ""));
+    Err(RenderError::ProgramFailed { path, program: name, detail })
 }
 
-/// The files in a directory of their own. What was signed before is not among them.
-fn copy(tree: &Tree) -> Result<tempfile::TempDir, RenderError> {
-    let failed =
-        |action, path: &Path, source| RenderError::Files { action, path: path.to_owned(), source };
-    let copy = tempfile::Builder::new().prefix("attest-render-").tempdir();
-    let copy = copy.map_err(|error| failed("create", &tempfile::env::temp_dir(), error))?;
-    let signed_before = format!("{ATTEST_DIRECTORY}/");
+/// Writes the files into `directory`.
+fn write_files(tree: &Tree, directory: &Path) -> Result<(), RenderError> {
     for (path, bytes) in tree.iter() {
-        if path == RECIPE_FILE || path.starts_with(&signed_before) {
-            continue;
-        }
-        let place = copy.path().join(path);
-        let directory = place.parent().unwrap_or_else(|| copy.path());
-        std::fs::create_dir_all(directory).map_err(|error| failed("create", directory, error))?;
-        std::fs::write(&place, bytes).map_err(|error| failed("write", &place, error))?;
-    }
-    Ok(copy)
-}
-
-/// Walk from kustomization to kustomization and refuse what needs more than the files of the tree.
-fn look_through(tree: &Tree, path: &str, file: &str) -> Result<(), RenderError> {
-    let mut seen = BTreeSet::from([path.to_owned()]);
-    let mut open = vec![(path.to_owned(), file.to_owned())];
-    while let Some((directory, file)) = open.pop() {
-        if seen.len() > KUSTOMIZATIONS_MAX {
-            return Err(RenderError::TooDeep { file, max: KUSTOMIZATIONS_MAX });
-        }
-        let bytes = tree.get(&file).unwrap_or_default();
-        for value in yaml::read(&file, bytes, &mut Vec::new())? {
-            let kustomization = Kustomization { tree, directory: &directory, file: &file, value };
-            for next in kustomization.check()? {
-                let Some(file) = file_in(tree, &next) else {
-                    let entry = next;
-                    return Err(RenderError::ResourceMissing { file, entry });
-                };
-                if seen.insert(next.clone()) {
-                    open.push((next, file));
-                }
-            }
-        }
+        let place = directory.join(path);
+        let parent = place.parent().unwrap_or(directory);
+        std::fs::create_dir_all(parent)
+            .map_err(|error| RenderError::files("create", parent, error))?;
+        std::fs::write(&place, bytes).map_err(|error| RenderError::files("write", &place, error))?;
     }
     Ok(())
-}
-
-struct Kustomization<'a> {
-    tree: &'a Tree,
-    directory: &'a str,
-    file: &'a str,
-    value: Value,
-}
-
-impl Kustomization<'_> {
-    /// Directories it leads to.
-    fn check(&self) -> Result<Vec<String>, RenderError> {
-        for field in PLUGIN_FIELDS {
-            if self.value.get(field).is_some() {
-                return Err(RenderError::Plugin { file: self.file.to_owned(), field });
-            }
-        }
-        let mut directories = Vec::new();
-        for entry in DIRECTORY_FIELDS.iter().flat_map(|field| self.texts(field)) {
-            if let Some(directory) = self.directory_of(entry)? {
-                directories.push(directory);
-            }
-        }
-        // Configuration of plugins may stand in the kustomization itself, over several lines.
-        for field in FILE_FIELDS {
-            for entry in self.texts(field).filter(|entry| !entry.contains('\n')) {
-                if let Some(directory) = self.directory_of(entry)? {
-                    directories.push(directory);
-                }
-            }
-        }
-        for entry in PATH_FIELDS.iter().flat_map(|field| self.items(field)) {
-            if let Some(path) = entry.get("path").and_then(Value::as_str) {
-                self.directory_of(path)?;
-            }
-        }
-        for entry in GENERATOR_FIELDS.iter().flat_map(|field| self.items(field)) {
-            for field in ["files", "envs", "env"] {
-                for source in texts(entry.get(field)) {
-                    let path = source.split_once('=').map_or(source, |(_, path)| path);
-                    self.directory_of(path)?;
-                }
-            }
-        }
-        if let Some(path) = self.value.get("openapi").and_then(|openapi| openapi.get("path")) {
-            for path in texts(Some(path)) {
-                self.directory_of(path)?;
-            }
-        }
-        Ok(directories)
-    }
-
-    /// The directory that an entry is, or nothing when it is a file.
-    fn directory_of(&self, entry: &str) -> Result<Option<String>, RenderError> {
-        let file = || self.file.to_owned();
-        if is_remote(entry) {
-            return Err(RenderError::Remote { file: file(), entry: one_line(entry) });
-        }
-        let missing = || RenderError::ResourceMissing { file: file(), entry: one_line(entry) };
-        let path = join(self.directory, entry).ok_or_else(missing)?;
-        if self.tree.get(&path).is_some() {
-            return Ok(None);
-        }
-        if self.tree.has_directory(&path) { Ok(Some(path)) } else { Err(missing()) }
-    }
-
-    fn texts(&self, field: &str) -> impl Iterator<Item = &str> {
-        texts(self.value.get(field))
-    }
-
-    fn items(&self, field: &str) -> impl Iterator<Item = &Value> {
-        self.value.get(field).and_then(Value::as_array).into_iter().flatten()
-    }
-}
-
-/// A text, or the texts of a list.
-fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
-    let one = value.and_then(Value::as_str);
-    let many = value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    one.into_iter().chain(many)
-}
-
-/// Whether Kustomize would take an entry for an address, whatever stands at that path.
-fn is_remote(entry: &str) -> bool {
-    let lower = entry.trim().to_ascii_lowercase();
-    let begins = ["git::", "gh:", "github.com/", "github.com:", "file:", "git@"];
-    lower.contains("://")
-        || lower.contains("::")
-        || lower.contains('@')
-        || lower.contains("?ref=")
-        || lower.contains("_git/")
-        || lower.contains(".git/")
-        || lower.ends_with(".git")
-        || begins.iter().any(|start| lower.starts_with(start))
-}
-
-/// `entry` as seen from `directory`, or nothing when it leaves the tree.
-fn join(directory: &str, entry: &str) -> Option<String> {
-    if entry.starts_with('/') {
-        return None;
-    }
-    let mut parts: Vec<&str> = directory.split('/').collect();
-    for part in entry.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop()?;
-            }
-            part => parts.push(part),
-        }
-    }
-    (!parts.is_empty()).then(|| parts.join("/"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_kustomize_would_fetch_is_told_from_a_path() {
-        for entry in [
-            "https://example.com/a.yaml",
-            "git::ssh://x/y",
-            "git@github.com:a/b",
-            "github.com/a/b?ref=v1",
-            "GitHub.com/a/b",
-            "gh:a/b",
-            "org-1@github.com:a/b",
-            "ssh://x",
-            "../b.git",
-            "dev.azure.com/_git/x",
-            "file:///etc",
-        ] {
-            assert!(is_remote(entry), "{entry}");
-        }
-        for entry in ["../base", "deployment.yaml", "./a/b.yaml", "github/x", "git"] {
-            assert!(!is_remote(entry), "{entry}");
-        }
-    }
-
-    #[test]
-    fn entries_are_seen_from_their_kustomization() {
-        assert_eq!(join("k8s/overlays/a", "../../base").as_deref(), Some("k8s/base"));
-        assert_eq!(join("k8s", "./x.yaml").as_deref(), Some("k8s/x.yaml"));
-        assert_eq!(join("k8s", "../../x"), None);
-        assert_eq!(join("k8s", "/etc/passwd"), None);
-    }
 }

@@ -1,49 +1,42 @@
-//! Running a renderer: without network and environment, limited in time and output, ended with all its children.
+//! Running a program: without environment, limited in time and output, ended with all its children.
 //!
-//! What is run and on which files is decided by the caller.
+//! What is run and on which input is decided by the caller.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Condvar, PoisonError};
 use std::time::{Duration, Instant};
 
-use attest_common::basics::locked::Locked;
-
-/// How long a renderer may take, in seconds.
+/// How long a rendering may take, in seconds.
 pub const RENDER_SECONDS_MAX: u64 = 30;
 /// How much a renderer may write, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most renderers that run at once: each may take a processor and a few hundred megabytes.
-pub const RENDERERS_MAX: usize = 4;
-/// How much of a renderer's error output is kept, in bytes.
+/// How much of a program's error output is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
-/// An address at which nobody listens: every attempt to leave the machine ends there.
+/// An address without a listener: a program that is not isolated reaches no other through a proxy.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
-/// How many renderers run in this process.
-static RUNNING: Locked<usize> = Locked::new(0);
-static ENDED: Condvar = Condvar::new();
-
-/// Leave to run one renderer, given back when it is dropped.
-struct Turn;
-
-impl Turn {
-    /// Waits until fewer than [`RENDERERS_MAX`] run.
-    fn take() -> Self {
-        let running = RUNNING.lock();
-        let free = ENDED.wait_while(running, |running| *running >= RENDERERS_MAX);
-        *free.unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
-    }
+/// A program to run, and its limits.
+pub(super) struct Run {
+    pub(super) command: Command,
+    /// Writes the standard input, in a thread of its own; empty when absent.
+    pub(super) input: Option<Input>,
+    /// Variables beside the common ones.
+    pub(super) environment: Vec<(&'static str, String)>,
+    pub(super) group: Group,
+    pub(super) time: Duration,
+    pub(super) output_bytes_max: usize,
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *RUNNING.lock() -= 1;
-        ENDED.notify_one();
-    }
+pub(super) type Input = Box<dyn FnOnce(&mut ChildStdin) -> std::io::Result<()> + Send>;
+
+/// The process group of a program, which ends as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Group {
+    Own,
+    /// That of this process, with which the program ends.
+    Shared,
 }
 
 /// What a program left behind.
@@ -62,24 +55,26 @@ pub(super) enum Unfinished {
     TooMuch,
 }
 
-/// Run `command` to its end. Its environment is replaced.
-pub(super) fn run(
-    mut command: Command,
-    time: Duration,
-    output_bytes_max: usize,
-) -> Result<Finished, Unfinished> {
+/// Runs a program to its end. Its environment is replaced.
+pub(super) fn run(run: Run) -> Result<Finished, Unfinished> {
+    let Run { mut command, input, environment, group, time, output_bytes_max } = run;
     command.env_clear();
     // No PATH: a renderer that wants git or another helper does not find it.
     command.env("PATH", "/nonexistent").env("HOME", "/nonexistent").env("LC_ALL", "C");
     for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"] {
         command.env(proxy, NOWHERE);
     }
-    command.process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Waiting for others is not counted.
-    let _turn = Turn::take();
+    command.envs(environment);
+    if group == Group::Own {
+        command.process_group(0);
+    }
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let deadline = Instant::now() + time;
     let mut child = command.spawn().map_err(Unfinished::Start)?;
+    if let (Some(input), Some(stdin)) = (input, child.stdin.take()) {
+        write_input(input, stdin);
+    }
     let (send, receive) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
         collect(stdout, output_bytes_max, Stream::Output, send.clone());
@@ -94,9 +89,18 @@ pub(super) fn run(
         Ok(Finished { status, output, errors })
     });
     if finished.is_err() {
-        end_group(&mut child);
+        end(&mut child, group);
     }
     finished
+}
+
+/// Writes the input in a thread of its own: a program may write before it has read everything.
+fn write_input(input: Input, stdin: ChildStdin) {
+    std::thread::spawn(move || {
+        let mut stdin = stdin;
+        // A program that ends early says why itself.
+        let _ = input(&mut stdin).and_then(|()| stdin.flush());
+    });
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,24 +152,26 @@ fn collect(
 }
 
 fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
-    const STEP_MS: u64 = 2;
+    const STEP_MAX: Duration = Duration::from_millis(2);
+    let mut step = Duration::from_micros(50);
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(STEP_MS));
+                std::thread::sleep(step);
+                step = (step * 2).min(STEP_MAX);
             }
             Ok(None) | Err(_) => return None,
         }
     }
 }
 
-fn end_group(child: &mut Child) {
+fn end(child: &mut Child, group: Group) {
     use rustix::process::{Pid, Signal, kill_process_group};
 
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let Some(group) = group {
-        let _ = kill_process_group(group, Signal::KILL);
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if let Some(id) = id.filter(|_| group == Group::Own) {
+        let _ = kill_process_group(id, Signal::KILL);
     }
     let _ = child.kill();
     let _ = child.wait();
@@ -175,10 +181,11 @@ fn end_group(child: &mut Child) {
 mod tests {
     use super::*;
 
-    fn shell(script: &str) -> Command {
+    fn shell(script: &str, time: Duration, output_bytes_max: usize) -> Run {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
-        command
+        let (input, environment, group) = (None, Vec::new(), Group::Own);
+        Run { command, input, environment, group, time, output_bytes_max }
     }
 
     #[test]
@@ -188,7 +195,7 @@ mod tests {
         let script = format!("/bin/sleep 60 & echo $! > {}; wait", pid_file.display());
         let begun = Instant::now();
 
-        let result = run(shell(&script), Duration::from_millis(300), 100);
+        let result = run(shell(&script, Duration::from_millis(300), 100));
 
         assert!(matches!(result, Err(Unfinished::TimedOut)));
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -206,22 +213,32 @@ mod tests {
     #[test]
     fn a_program_that_writes_too_much_is_ended() {
         let result =
-            run(shell("while :; do echo xxxxxxxxxxxxxxxx; done"), Duration::from_secs(20), 1000);
+            run(shell("while :; do echo xxxxxxxxxxxxxxxx; done", Duration::from_secs(20), 1000));
 
         assert!(matches!(result, Err(Unfinished::TooMuch)));
     }
 
     #[test]
     fn a_program_sees_no_environment_of_ours() {
-        let finished = run(
-            shell("echo $CARGO_TARGET_DIR$USER$PATH; echo no >&2; exit 3"),
-            Duration::from_secs(20),
-            1000,
-        )
-        .unwrap();
+        let script = "echo $CARGO_TARGET_DIR$USER$PATH; echo no >&2; exit 3";
+        let finished = run(shell(script, Duration::from_secs(20), 1000)).unwrap();
 
         assert_eq!(finished.status.code(), Some(3));
         assert_eq!(finished.output, b"/nonexistent\n");
         assert_eq!(finished.errors, "no\n");
+    }
+
+    #[test]
+    fn a_program_gets_its_input_and_one_that_does_not_read_it_still_ends() {
+        let input = |bytes: usize| -> Option<Input> {
+            Some(Box::new(move |stdin| stdin.write_all(&vec![b'x'; bytes])))
+        };
+        let time = Duration::from_secs(20);
+
+        let read = Run { input: input(100_000), ..shell("/usr/bin/wc -c", time, 1000) };
+        let unread = Run { input: input(1_000_000), ..shell("echo done", time, 1000) };
+
+        assert_eq!(String::from_utf8(run(read).unwrap().output).unwrap().trim(), "100000");
+        assert_eq!(run(unread).unwrap().output, b"done\n");
     }
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::kustomize::Runner;
 use super::*;
 
 const CONFIG: &str =
@@ -15,6 +16,27 @@ spec:
       initContainers: [{name: prepare, image: myapp:v1}]
       containers: [{name: web, image: myapp:v1}, {name: proxy, image: proxy:3}]
 ";
+
+/// Renders as a worker does, in this process.
+fn render(
+    tree: &Tree,
+    path: &str,
+    images: &[ImageChange],
+    kustomize: &Kustomize,
+) -> Result<Manifests, RenderError> {
+    let path = cleaned(path)?;
+    let directory = tempfile::tempdir().unwrap();
+    let runner = Runner {
+        directory: directory.path(),
+        through: None,
+        memory_bytes_max: kustomize.worker.capacity().process_bytes_max,
+        time: kustomize.time,
+        output_bytes_max: kustomize.output_bytes_max,
+    };
+    let files = worker::for_kustomize(tree);
+    let product = produce(&files, &path, images, kustomize.program.as_ref(), &runner)?;
+    Manifests::from_product(&path, product)
+}
 
 fn change(name: &str, tag: &str) -> ImageChange {
     ImageChange {
@@ -201,7 +223,13 @@ fn what_a_kustomization_would_fetch_or_run_is_refused_before_anything_runs() {
         ("configMapGenerator: [{name: x, files: ['a=https://x/y']}]", "RemoteResource"),
         ("transformers: ['https://x/y.yaml']", "RemoteResource"),
         ("openapi: {path: 'https://x/y.json'}", "RemoteResource"),
+        ("Resources: [https://example.com/x.yaml]", "RemoteResource"),
+        ("RE\u{17f}OURCES: [https://example.com/x.yaml]", "RemoteResource"),
+        ("patches: [{PATH: 'http://x/y.yaml'}]", "RemoteResource"),
+        ("configMapGenerator: [{name: x, Envs: ['https://x/y']}]", "RemoteResource"),
+        ("openAPI: {Path: 'https://x/y.json'}", "RemoteResource"),
         ("helmCharts: [{name: x}]", "RendererPlugin"),
+        ("HelmCharts: [{name: x}]", "RendererPlugin"),
         ("resources: [../../../../etc]", "ResourceMissing"),
         ("resources: [/etc/passwd]", "ResourceMissing"),
         ("resources: [nothing.yaml]", "ResourceMissing"),
@@ -263,8 +291,8 @@ fn a_program_that_hangs_or_floods_is_ended() {
         render(&tree, "k8s/overlays/staging", &[], &kustomize).unwrap_err().reason().as_str()
     };
 
-    assert_eq!(reason(fake("hangs", "exec /bin/sleep 60")), "RendererTimedOut");
-    assert_eq!(reason(fake("floods", "while :; do echo xxxxxxxxxx; done")), "RendererOutput");
+    assert_eq!(reason(fake("hangs", "exec /bin/sleep 60")), "RenderTimedOut");
+    assert_eq!(reason(fake("floods", "while :; do echo xxxxxxxxxx; done")), "RenderLimit");
     assert_eq!(reason(fake("spoils", "echo 'a: [1'")), "YamlRefused");
     assert_eq!(reason(fake("dies", "kill -9 $$")), "RendererKilled");
 }

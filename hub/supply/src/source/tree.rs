@@ -99,6 +99,13 @@ impl Tree {
         self.under(directory).next().is_some()
     }
 
+    /// Returns the files whose paths satisfy `is_wanted`. They share their bytes with this tree and belong to no commit.
+    pub(crate) fn filtered(&self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        let files = self.files.iter().filter(|(path, _)| is_wanted(path));
+        let files = files.map(|(path, bytes)| (path.clone(), bytes.clone())).collect();
+        Self { files, ..Self::default() }
+    }
+
     /// Returns the number of files.
     pub fn len(&self) -> usize {
         self.files.len()

@@ -77,7 +77,9 @@ fn what_nobody_means_is_refused_with_its_line() {
         let error = read("x.yaml", text.as_bytes(), &mut Vec::new()).unwrap_err();
         let shown = error.to_string();
         let start: String = text.chars().take(40).collect();
-        assert_eq!(error.reason().as_str(), "YamlRefused");
+        let is_limit = [nested.as_str(), laughs.as_str()].contains(&text);
+        let expected_reason = if is_limit { "Limit" } else { "YamlRefused" };
+        assert_eq!(error.reason().as_str(), expected_reason, "{start}: {shown}");
         assert!(shown.starts_with("x.yaml: ") && shown.contains(expected), "{start}: {shown}");
         assert!(shown.len() < 500, "{start}: {shown}");
     }
@@ -162,4 +164,30 @@ proptest! {
         let quoted = serde_json::to_string(&text).unwrap();
         prop_assert_eq!(signed(&quoted), Some(json!(text)));
     }
+}
+
+#[test]
+fn a_directory_has_one_budget_and_aliases_count_as_what_they_expand_to() {
+    let mut bomb = format!("a: &a [{}]\n", vec!["x"; 60].join(", "));
+    let sixty = |name: &str| vec![format!("*{name}"); 60].join(", ");
+    bomb.push_str(&format!("b: &b [{}]\nc: [{}]\n", sixty("a"), sixty("b")));
+    let large = format!("a: &a {}\nb: [{}]\n", "x".repeat(1_000_000), sixty("a"));
+    let documents = "a: 1\n---\n".repeat(YAML_DOCUMENTS_MAX / 4 * 3);
+    let reused = format!("a: &a {{b: 1}}\nc: [{}]\n", vec!["*a"; 300].join(", "));
+
+    let refused = |text: &str, times: usize| {
+        let mut budget = YamlBudget::default();
+        let read = |_| read_within(&mut budget, "x.yaml", text.as_bytes(), &mut Vec::new());
+        (0..times).map(read).find_map(Result::err).map(|error| {
+            assert_eq!(error.kind, YamlErrorKind::Limit);
+            error.problem
+        })
+    };
+
+    assert_eq!(refused(&bomb, 1), None);
+    assert!(refused(&bomb, 3).unwrap().contains("500000 values"), "{:?}", refused(&bomb, 3));
+    assert!(refused(&large, 1).unwrap().contains("bytes of values"));
+    assert!(refused(&documents, 2).unwrap().contains("5000 documents"));
+    assert_eq!(refused(&reused, 100), None, "many uses of one anchor are as kubectl allows them");
+    assert!(refused("", YAML_FILES_MAX + 1).unwrap().contains("5000 files"));
 }
