@@ -17,6 +17,7 @@ mod input;
 mod key;
 mod printer;
 mod release;
+mod renderer;
 mod repo;
 mod run;
 mod spoke;

@@ -11,9 +11,10 @@ use attest_common::basics::keys::PublicKey;
 use attest_common::documents::release::content_digest;
 use attest_common::verify::open_release;
 use attest_supply::ci::{Checkout, CiError, Draft, ReleaseStore, StoredRelease, first_difference};
-use attest_supply::render::{Kustomize, render};
+use attest_supply::render::render;
 
 use crate::printer::{OutputArgs, Printer};
+use crate::renderer::renderer;
 use crate::run::{BuiltRepository, ReleaseSummary, private_key, run_steps};
 use crate::verify;
 
@@ -47,7 +48,7 @@ pub(crate) fn run(args: ReleaseArgs, printer: &Printer) -> anyhow::Result<()> {
         if verify { Some(verify::load_trust(&trust_policy, repository.root())?) } else { None };
     let store = ReleaseStore::new(repository.root(), &recipe.application);
     let earlier = trusted_release(&repository, &store, from, key.public(), &trust_policy)?;
-    let renderings = unchanged_renderings(&repository, &earlier)?;
+    let renderings = unchanged_renderings(&repository, &earlier, printer)?;
     if !recipe.steps.iter().any(|step| step.name == SCAN) {
         anyhow::bail!(
             "attest.yaml contains no step `{SCAN}`; signing a release again requires a new scan"
@@ -111,9 +112,10 @@ fn trusted_release(
 fn unchanged_renderings(
     repository: &Checkout,
     earlier: &StoredRelease,
+    printer: &Printer,
 ) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let counter = earlier.release.counter;
-    let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
+    let kustomize = renderer(printer);
     let (files, _) = repository.read_files()?;
     repository.check_committed_bytes(&files)?;
     let store = ReleaseStore::new(repository.root(), &repository.recipe().application);

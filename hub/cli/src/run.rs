@@ -20,6 +20,7 @@ use attest_supply::source::RECIPE_FILE;
 use serde::Serialize;
 
 use crate::printer::{OutputArgs, Printer, TextTable};
+use crate::renderer::renderer;
 use crate::verify;
 
 /// Maximum number of files listed in a warning.
@@ -84,7 +85,7 @@ pub(crate) fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
     let key = if sign { Some(private_key(&repository)?) } else { None };
     let trust =
         if verify { Some(verify::load_trust(&trust_policy, repository.root())?) } else { None };
-    let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
+    let kustomize = renderer(printer);
     let renders = selected_renders(&recipe, environment.as_ref());
     check_before_steps(&repository, &recipe, &renders, &kustomize)?;
     let steps = run_steps(&repository, &recipe, |_| true, printer)?;

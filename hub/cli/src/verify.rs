@@ -10,11 +10,11 @@ use attest_supply::ci::{
     CheckRow, Checkout, ReleaseStore, TrustSources, VerificationReport, VerificationRequest,
     check_environment, compare_work_tree, context_file, verify_renders,
 };
-use attest_supply::render::Kustomize;
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::printer::{OutputArgs, Printer, TextTable};
+use crate::renderer::renderer;
 
 /// Exit code when a check failed.
 pub(crate) const REFUSED: u8 = 2;
@@ -94,7 +94,7 @@ fn verify(args: VerifyArgs, printer: &Printer) -> anyhow::Result<()> {
         partial: !trust_policy.is_empty(),
     })?;
     let judged = !answer.rows.is_empty();
-    let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
+    let kustomize = renderer(printer);
     answer.rows.extend(compare_work_tree(&repository, &index, render.as_deref(), &kustomize)?);
     print_answer(&answer, output, printer)?;
     if !judged {

@@ -3,6 +3,7 @@
 //! The hub and the command line share this code. It keeps no state of a fleet and contacts no cluster.
 
 mod image_change;
+mod regular;
 mod text;
 
 pub mod ci;

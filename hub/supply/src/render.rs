@@ -144,12 +144,13 @@ fn produce(
     warnings.truncate(WARNINGS_MAX);
     let mut rendering =
         manifest::write(values).map_err(|error| RenderError::manifest(path, &error))?;
-    let objects = manifest::read(&rendering).map_err(|error| RenderError::manifest(path, &error))?;
+    let objects =
+        manifest::read(&rendering).map_err(|error| RenderError::manifest(path, &error))?;
     let mut images_matched = vec![false; images.len()];
     if !images.is_empty() {
-        let changed = objects.into_iter().map(|object| {
-            images::apply(object, images, &mut images_matched).value().clone()
-        });
+        let changed = objects
+            .into_iter()
+            .map(|object| images::apply(object, images, &mut images_matched).value().clone());
         rendering = manifest::write(changed.collect())
             .map_err(|error| RenderError::manifest(path, &error))?;
     }

@@ -273,7 +273,12 @@ fn judge_scalar(
         )),
         Some(hint) if warnings.len() < WARNINGS_MAX => {
             let scalar = scalar.chars().take(64).collect();
-            warnings.push(Warning { file: file.to_owned(), line, scalar, hint: Cow::Borrowed(hint) });
+            warnings.push(Warning {
+                file: file.to_owned(),
+                line,
+                scalar,
+                hint: Cow::Borrowed(hint),
+            });
             Ok(())
         }
         Some(_) | None => Ok(()),

@@ -442,6 +442,7 @@ registry! {
         GitProgram: "a git command failed", "see its message";
         ProgramMissing: "a required program cannot be run", "install it";
         TreePath: "a path in the repository is not allowed", "rename it";
+        TreeSpecialFile: "a file in the work tree is a pipe, socket or device", "remove it";
         TreeSymlink: "a file in the source root is a symbolic link", "commit the file itself";
         TreeSubmodule: "the source root contains a submodule", "commit its files, or move it elsewhere";
         TreeLfsPointer: "a file is a Git LFS pointer", "commit the file itself";

@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod hub;
+mod isolation;
 mod release;
 mod run;
 mod sandbox;

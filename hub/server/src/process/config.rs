@@ -43,6 +43,12 @@ pub struct Options {
     /// Allow `http://` repositories, which are unencrypted.
     #[arg(long)]
     pub allow_http_repositories: bool,
+    /// Start on a system that cannot isolate rendering: authors of repositories then reach what this process reaches.
+    #[arg(long)]
+    pub allow_unisolated_rendering: bool,
+    /// Program that renders; this one when absent.
+    #[arg(skip)]
+    pub render_program: Option<PathBuf>,
     #[command(flatten)]
     pub log: LogArgs,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use attest_certs::bundle::write_private;
 use attest_common::basics::reason::Reason;
 use attest_runtime::probes::{self, BindError};
-use attest_supply::render::Kustomize;
+use attest_supply::render::{Isolation, Kustomize, RenderError, RenderWorker};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -57,7 +57,7 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let settings = Settings {
         urls: options.urls(),
         poll_interval: options.poll_interval(),
-        kustomize: Kustomize::find(std::env::var_os("PATH").as_deref()),
+        kustomize: renderer(options).await?,
     };
     // Before the store is opened: a hub that cannot listen begins no epoch.
     let spokes = listener::bind(options.listen_spokes.0)?;
@@ -105,6 +105,28 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         "Listening"
     );
     Ok(Running { core, addresses, tasks })
+}
+
+/// Finds kustomize and checks that rendering is isolated.
+async fn renderer(options: &Options) -> Result<Kustomize, RunError> {
+    let worker = options.render_program.clone().map(RenderWorker::at);
+    let worker = worker.unwrap_or_else(RenderWorker::this_program);
+    let allow_unisolated = options.allow_unisolated_rendering;
+    let found = tokio::task::spawn_blocking(move || {
+        let worker = match worker.probe() {
+            Ok(()) => worker,
+            Err(error) if allow_unisolated && error.reason() == Reason::RenderNotIsolated => {
+                tracing::warn!(
+                    reason = error.reason().as_str(),
+                    "Rendering is not isolated: {error}"
+                );
+                worker.with_isolation(Isolation::IfAvailable)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Kustomize::find(std::env::var_os("PATH").as_deref()).with_worker(worker))
+    });
+    Ok(found.await.map_err(|_| RunError::Ended)??)
 }
 
 impl Running {
@@ -207,6 +229,8 @@ pub enum RunError {
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(transparent)]
+    Render(#[from] RenderError),
+    #[error(transparent)]
     Probes(#[from] BindError),
     #[error("a socket failed at startup")]
     Socket(#[source] std::io::Error),
@@ -225,6 +249,7 @@ impl RunError {
             Self::Store(error) => error.reason(),
             Self::Link(error) => error.reason(),
             Self::Api(error) => error.reason(),
+            Self::Render(error) => error.reason(),
             Self::Probes(error) => error.reason(),
             Self::Socket(_) => Reason::Socket,
             Self::Part(_) => Reason::TaskEnded,

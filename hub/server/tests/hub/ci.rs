@@ -16,7 +16,7 @@ use attest_common::documents::release::{
     Render, Renderer, Target,
 };
 use attest_common::documents::statement::{Statement, Subject};
-use attest_supply::render::{Kustomize, render};
+use attest_supply::render::{Kustomize, RenderWorker, render};
 use attest_supply::source::{RepositoryUrl, Tree};
 use serde_json::{Value, json};
 
@@ -87,7 +87,8 @@ impl Repository {
     pub(crate) fn sign(&self, key: &PrivateKey, tag: &str, counter: u64) {
         let text = std::fs::read(self.path.join("k8s/deployment.yaml")).unwrap();
         let tree = Tree::from_files([("k8s/deployment.yaml", text)]);
-        let rendered = render(&tree, "k8s", &[], &Kustomize::none()).unwrap();
+        let worker = RenderWorker::at(env!("CARGO_BIN_EXE_attest-hub").into());
+        let rendered = render(&tree, "k8s", &[], &Kustomize::none().with_worker(worker)).unwrap();
         let content = rendered.rendering;
         let digest = Digest::of(&content);
         let image = Digest::of(tag.as_bytes());

@@ -172,22 +172,28 @@ async fn keys_that_were_acknowledged_survive_any_number_of_kills() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_hub_left_that_was_killed_while_it_rendered_is_gone_when_the_next_one_has_started() {
     let mut fixture = Fixture::new();
-    let spoiled = fixture.kustomize_that_does_when_spoiled("kill -9 $PPID");
+    let spoiled = fixture.kustomize_that_does_when_spoiled("while :; do :; done");
     assert!(fixture.spawn(None));
     let repository = Repository::create(&fixture.repositories(), "web-app");
     repository.write("k8s/kustomization.yaml", b"resources: [deployment.yaml]\n");
     repository.set_image("v1");
     repository.commit("not signed");
-    let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
     fixture.applies(&repository).await;
     fixture.until(APPLICATION, |seen| !seen["revision"].is_null()).await;
 
     std::fs::write(&spoiled, "").unwrap();
     repository.set_image("v2");
     repository.commit("not signed either");
-    tokio::time::timeout(PATIENCE, spoke.connection.closed()).await.expect("the hub goes on");
-    let temporary = || std::fs::read_dir(fixture.home().join("temporary")).unwrap().flatten();
-    let left: Vec<_> = temporary().map(|entry| entry.path()).collect();
+    let temporary = fixture.home().join("temporary");
+    let list = || std::fs::read_dir(&temporary).unwrap().flatten().map(|entry| entry.path());
+    let begun = std::time::Instant::now();
+    while list().next().is_none() {
+        assert!(begun.elapsed() < PATIENCE, "nothing is rendered");
+        tokio::task::yield_now().await;
+    }
+    fixture.kill();
+    let left: Vec<_> = list().collect();
     std::fs::remove_file(&spoiled).unwrap();
     assert!(fixture.spawn(None));
 

@@ -95,17 +95,21 @@ impl Fixture {
     /// For a hub of its own process: a kustomize that renders the same whatever it is given, and runs `line` first while
     /// the file is there that is returned.
     pub(crate) fn kustomize_that_does_when_spoiled(&self, line: &str) -> PathBuf {
+        let spoiled = self.programs.join("spoiled");
+        self.kustomize_that_does(&format!("[ -e {} ] && {line}", spoiled.display()));
+        spoiled
+    }
+
+    /// For a hub of its own process: a kustomize that runs `line` first and renders the same whatever it is given.
+    pub(crate) fn kustomize_that_does(&self, line: &str) {
         std::fs::create_dir(&self.programs).unwrap();
         let program = self.programs.join("kustomize");
-        let spoiled = self.programs.join("spoiled");
         let script = format!(
-            "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n[ -e {} ] && {line}\n\
-             echo '{{apiVersion: v1, kind: ConfigMap, metadata: {{name: web}}}}'\n",
-            spoiled.display()
+            "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n{line}\n\
+             echo '{{apiVersion: v1, kind: ConfigMap, metadata: {{name: web}}}}'\n"
         );
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        spoiled
     }
 
     /// Ends the process without a word, while others look at this.
@@ -262,7 +266,9 @@ pub(crate) async fn synced() -> (Applied, Received) {
 
 pub(crate) fn options(home: &Path, repositories: &Path) -> Options {
     let program = std::iter::once("attest-hub".to_owned());
-    Options::parse_from(program.chain(arguments(home, repositories)))
+    let mut options = Options::parse_from(program.chain(arguments(home, repositories)));
+    options.render_program = Some(env!("CARGO_BIN_EXE_attest-hub").into());
+    options
 }
 
 fn arguments(home: &Path, repositories: &Path) -> Vec<String> {

@@ -19,6 +19,7 @@ mod crash;
 mod fixture;
 mod joining;
 mod operators;
+mod rendering;
 mod repositories;
 mod session;
 mod spoke;

@@ -28,7 +28,7 @@ impl Checkout {
     pub fn open(start: &Path) -> Result<Self, CiError> {
         let work_tree = WorkTree::discover(start, declared_source_root)?;
         let path = work_tree.root().join(RECIPE_FILE);
-        let recipe_bytes = match std::fs::read(&path) {
+        let recipe_bytes = match crate::regular::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let directory = work_tree.root().display().to_string();

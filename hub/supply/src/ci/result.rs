@@ -16,6 +16,7 @@ use attest_common::basics::text::error_chain;
 use serde_json::Value;
 
 use crate::recipe::ResultFormat;
+use crate::regular;
 
 /// Maximum size of a result file, in bytes.
 pub const RESULT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -74,7 +75,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ResultError> {
     if metadata.len() > RESULT_BYTES_MAX {
         return Err(malformed(path, "is larger than 64 MiB"));
     }
-    std::fs::read(path).map_err(|source| unreadable(path, source))
+    regular::read(path).map_err(|source| unreadable(path, source))
 }
 
 fn read_json(path: &Path) -> Result<Value, ResultError> {

@@ -14,6 +14,7 @@ use attest_common::documents::statement::Statement;
 
 use super::CiError;
 use crate::recipe::Counter;
+use crate::regular;
 use crate::source::{ATTEST_DIRECTORY, Tree};
 
 /// Number of releases whose receipts are kept, beside older ones that a current rendering needs.
@@ -349,7 +350,7 @@ fn list_names(directory: &Path) -> Result<Vec<String>, CiError> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, CiError> {
-    fs::read(path).map_err(|error| files_error("read", path, error))
+    regular::read(path).map_err(|error| files_error("read", path, error))
 }
 
 fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), CiError> {

@@ -173,7 +173,7 @@ fn read_outside(file: &Path, root: &Path) -> Result<Vec<u8>, TrustSourceError> {
     if metadata.len() > TRUST_FILE_BYTES_MAX {
         return Err(malformed(file, "it is larger than 1 MiB".to_owned()));
     }
-    std::fs::read(&location).map_err(|source| unreadable(file, source))
+    crate::regular::read(&location).map_err(|source| unreadable(file, source))
 }
 
 fn malformed(file: &Path, problem: String) -> TrustSourceError {

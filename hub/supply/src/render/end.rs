@@ -29,7 +29,9 @@ pub(super) fn exceeded(status: ExitStatus, errors: &str) -> Option<SystemLimit> 
         Some(SystemLimit::ProcessorTime)
     } else if ended_by(Signal::XFSZ) {
         Some(SystemLimit::FileSize)
-    } else if is_failure && OUT_OF_MEMORY.iter().any(|text| words.contains(&text.to_ascii_lowercase())) {
+    } else if is_failure
+        && OUT_OF_MEMORY.iter().any(|text| words.contains(&text.to_ascii_lowercase()))
+    {
         Some(SystemLimit::Memory)
     } else {
         None
@@ -47,7 +49,9 @@ impl SystemLimit {
             Self::ProcessorTime => {
                 format!("{program} needs too much processor time: make the overlay simpler")
             }
-            Self::FileSize => format!("{program} writes too large a file: make the overlay smaller"),
+            Self::FileSize => {
+                format!("{program} writes too large a file: make the overlay smaller")
+            }
         }
     }
 }
@@ -62,7 +66,11 @@ mod tests {
         let code = |code: i32| ExitStatus::from_raw(code << 8);
 
         for (status, errors, expected) in [
-            (signal(Signal::ABORT), "memory allocation of 64 bytes failed", Some(SystemLimit::Memory)),
+            (
+                signal(Signal::ABORT),
+                "memory allocation of 64 bytes failed",
+                Some(SystemLimit::Memory),
+            ),
             (code(2), "fatal error: runtime: out of memory", Some(SystemLimit::Memory)),
             (code(2), "runtime: failed to create new OS thread", Some(SystemLimit::Memory)),
             (signal(Signal::XCPU), "", Some(SystemLimit::ProcessorTime)),

@@ -151,7 +151,7 @@ pub enum RenderError {
     },
     /// The system does not isolate the process that renders.
     #[error(
-        "renderings cannot be isolated: {detail}; use a kernel that has seccomp, or allow it with \
+        "rendering is not isolated: {detail}; use a kernel with seccomp, or start attest-hub with \
             --allow-unisolated-rendering"
     )]
     NotIsolated {
@@ -201,7 +201,11 @@ impl RenderError {
     }
 
     /// The error of a file that could not be read or written.
-    pub(super) fn files(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+    pub(super) fn files(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        source: std::io::Error,
+    ) -> Self {
         Self::Files { action: Cow::Borrowed(action), path: path.into(), source }
     }
 
@@ -271,12 +275,17 @@ mod system_error {
 
     use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(error: &Error, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        error: &Error,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         let text = error.raw_os_error().is_none().then(|| error.to_string());
         (error.raw_os_error(), text).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Error, D::Error> {
         let (number, text): (Option<i32>, Option<String>) = Deserialize::deserialize(deserializer)?;
         Ok(number.map_or_else(|| Error::other(text.unwrap_or_default()), Error::from_raw_os_error))
     }

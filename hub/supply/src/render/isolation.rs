@@ -160,7 +160,11 @@ mod linux {
         set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(|error| format!("the parent-death signal: {error}"))?;
         let now = getppid().and_then(|id| u32::try_from(id.as_raw_pid()).ok());
-        if now == Some(parent) { Ok(()) } else { Err("the process that started it has ended".to_owned()) }
+        if now == Some(parent) {
+            Ok(())
+        } else {
+            Err("the process that started it has ended".to_owned())
+        }
     }
 
     fn limit_resources(restrictions: &Restrictions) -> Result<(), String> {
@@ -190,7 +194,8 @@ mod linux {
             return Ok(());
         };
         let programs = [program.as_path(), Path::new("/proc/self/exe")];
-        let write = AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::Truncate;
+        let write =
+            AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::Truncate;
         let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
         let null: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::WriteFile;
         ruleset
@@ -248,7 +253,8 @@ mod linux {
     ) -> Result<(), String> {
         let condition = condition.map_err(|error| refused(&error))?;
         for number in numbers_of(call) {
-            let rule = SeccompRule::new(vec![condition.clone()]).map_err(|error| refused(&error))?;
+            let rule =
+                SeccompRule::new(vec![condition.clone()]).map_err(|error| refused(&error))?;
             rules.insert(number, vec![rule]);
         }
         Ok(())

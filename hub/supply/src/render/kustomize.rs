@@ -269,7 +269,8 @@ fn write_files(tree: &Tree, directory: &Path) -> Result<(), RenderError> {
         let parent = place.parent().unwrap_or(directory);
         std::fs::create_dir_all(parent)
             .map_err(|error| RenderError::files("create", parent, error))?;
-        std::fs::write(&place, bytes).map_err(|error| RenderError::files("write", &place, error))?;
+        std::fs::write(&place, bytes)
+            .map_err(|error| RenderError::files("write", &place, error))?;
     }
     Ok(())
 }

@@ -127,9 +127,8 @@ struct State {
 impl State {
     fn pace(&self, repository: &str, now: Instant) -> Pace {
         let memory = self.repositories.get(repository);
-        let memory = memory.filter(|m| {
-            !m.pace.is_slow() || now.saturating_duration_since(m.since) < SLOW_FOR
-        });
+        let memory = memory
+            .filter(|m| !m.pace.is_slow() || now.saturating_duration_since(m.since) < SLOW_FOR);
         memory.map_or(Pace::Unknown, |memory| memory.pace)
     }
 
@@ -267,7 +266,12 @@ mod tests {
             ("an idle repository before a busy one", "a+", "aq1 bt2", Some((1, Common))),
             ("a busy one if there is no other", "a+", "aq1", Some((0, Common))),
             ("the reserved slot", "a+ b+ c+", "dt1 eq2", Some((1, Reserved))),
-            ("the reserved slot for an unknown one", "a+ b+ c+", "dt1 es1 fu0", Some((2, Reserved))),
+            (
+                "the reserved slot for an unknown one",
+                "a+ b+ c+",
+                "dt1 es1 fu0",
+                Some((2, Reserved)),
+            ),
             ("the reserved slot stays free of slow ones", "a+ b+ c+", "dt1 es2", None),
             ("a slow one when a common slot is free", "a+ b+ e!", "dt1", Some((0, Common))),
             ("all are taken", "a+ b+ c+ d!", "eq0", None),

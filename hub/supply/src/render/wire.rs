@@ -74,11 +74,7 @@ impl RenderRequest {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
     Isolated,
-    Rendered {
-        renderer: RendererVersion,
-        warnings: Vec<Warning>,
-        images_matched: Vec<bool>,
-    },
+    Rendered { renderer: RendererVersion, warnings: Vec<Warning>, images_matched: Vec<bool> },
     Failed(RenderError),
 }
 
@@ -95,7 +91,10 @@ pub(super) fn write_request(
 }
 
 /// Writes a JSON part with its length.
-pub(super) fn write_header(output: &mut impl Write, header: &impl Serialize) -> std::io::Result<()> {
+pub(super) fn write_header(
+    output: &mut impl Write,
+    header: &impl Serialize,
+) -> std::io::Result<()> {
     let bytes = serde_json::to_vec(header)?;
     let length = u32::try_from(bytes.len()).map_err(|_| Error::from(ErrorKind::FileTooLarge))?;
     output.write_all(&length.to_le_bytes())?;
@@ -169,7 +168,8 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_reason_its_text_and_whether_it_may_pass() {
-        let yaml = |kind| RenderError::from(YamlError { file: "a".into(), problem: "b".into(), kind });
+        let yaml =
+            |kind| RenderError::from(YamlError { file: "a".into(), problem: "b".into(), kind });
         let object = attest_common::documents::manifest::read(b"{}\n").unwrap_err();
         for error in [
             yaml(YamlErrorKind::Refused),

@@ -17,7 +17,9 @@ use super::isolation::{self, Restrictions};
 use super::kustomize::{EXECUTE_FAILED, Kustomize, Runner};
 use super::program::{self, Finished, Group, Input, Run, Unfinished};
 use super::slots::{Pace, RESERVED_MS_MAX, RenderCapacity, Slot, Slots};
-use super::wire::{self, HEADER_BYTES_MAX, RESPONSE_HEADER_BYTES_MAX, RenderRequest, Request, Response};
+use super::wire::{
+    self, HEADER_BYTES_MAX, RESPONSE_HEADER_BYTES_MAX, RenderRequest, Request, Response,
+};
 use super::{Product, kustomize, memory};
 use crate::ImageChange;
 use crate::source::{ATTEST_DIRECTORY, RECIPE_FILE, Tree};
@@ -120,7 +122,8 @@ impl RenderWorker {
         kustomize: &Kustomize,
     ) -> Result<Product, RenderError> {
         let is_kustomization = kustomize::file_in(tree, path).is_some();
-        let files = if is_kustomization { for_kustomize(tree) } else { super::directly_in(tree, path) };
+        let files =
+            if is_kustomization { for_kustomize(tree) } else { super::directly_in(tree, path) };
         let files = Arc::new(files);
         let reserved = Duration::from_millis(RESERVED_MS_MAX);
         loop {

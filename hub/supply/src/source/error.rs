@@ -177,6 +177,12 @@ pub enum SourceError {
         /// Rule that it violates, and the remedy.
         problem: String,
     },
+    /// A pipe, socket or device.
+    #[error("{path:?} in the work tree is a pipe, socket or device; remove it")]
+    TreeSpecialFile {
+        /// Path of the file.
+        path: String,
+    },
     /// A symbolic link where a file is read.
     #[error("{path:?} in the repository is a symbolic link; commit the file itself")]
     TreeSymlink {
@@ -281,6 +287,7 @@ impl SourceError {
             Self::Interrupted { .. } => Reason::Interrupted,
             Self::LimitExceeded { .. } => Reason::RepositoryLimit,
             Self::TreePath { .. } => Reason::TreePath,
+            Self::TreeSpecialFile { .. } => Reason::TreeSpecialFile,
             Self::TreeSymlink { .. } => Reason::TreeSymlink,
             Self::TreeSubmodule { .. } => Reason::TreeSubmodule,
             Self::TreeLfsPointer { .. } => Reason::TreeLfsPointer,

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gix::bstr::ByteSlice as _;
+use gix::bstr::{BStr, ByteSlice as _};
 
 use super::SourceRootOf;
 use super::commit::{object_size, read_blob, tree_id};
@@ -77,7 +77,8 @@ impl WorkTree {
         let mut listing = FileListing::new(&self.limits);
         let mut source_root = None;
         if let Ok(metadata) = recipe.symlink_metadata() {
-            listing.add(RECIPE_FILE.into(), kind_on_disk(&metadata), recipe.clone())?;
+            let kind = kind_on_disk(&metadata, RECIPE_FILE.into())?;
+            listing.add(RECIPE_FILE.into(), kind, recipe.clone())?;
             if metadata.is_file() && metadata.len() <= self.limits.blob_bytes_max {
                 source_root = self.declared_source_root(&read_file(&recipe)?)?;
             }
@@ -211,7 +212,8 @@ impl WorkTree {
                     let subdirectory = check_path(path.as_bstr())?;
                     pending.push((subdirectory, entry.path(), depth + 1));
                 } else {
-                    listing.add(path.as_bstr(), kind_on_disk(&metadata), entry.path())?;
+                    let kind = kind_on_disk(&metadata, path.as_bstr())?;
+                    listing.add(path.as_bstr(), kind, entry.path())?;
                 }
             }
         }
@@ -268,8 +270,15 @@ fn file_size(path: &Path) -> Result<u64, SourceError> {
     Ok(metadata.len())
 }
 
-fn kind_on_disk(metadata: &std::fs::Metadata) -> FileKind {
-    if metadata.is_symlink() { FileKind::Symlink } else { FileKind::File }
+/// Opening a pipe or device could wait without end.
+fn kind_on_disk(metadata: &std::fs::Metadata, path: &BStr) -> Result<FileKind, SourceError> {
+    if metadata.is_symlink() {
+        Ok(FileKind::Symlink)
+    } else if metadata.is_file() {
+        Ok(FileKind::File)
+    } else {
+        Err(SourceError::TreeSpecialFile { path: path.to_str_lossy().into_owned() })
+    }
 }
 
 fn kind_in_index(mode: gix::index::entry::Mode) -> FileKind {

@@ -49,7 +49,9 @@ pub(super) enum Exceeded {
 impl std::fmt::Display for Exceeded {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Limit { what, max } => write!(formatter, "more than {max} {what} in one rendering"),
+            Self::Limit { what, max } => {
+                write!(formatter, "more than {max} {what} in one rendering")
+            }
             Self::Aliases => formatter
                 .write_str("too much of the document comes from aliases, kubectl refuses it too"),
         }
@@ -150,7 +152,11 @@ impl DocumentCount {
         let expanded = self.anchors.get(&anchor).copied().unwrap_or_default();
         self.aliased_nodes = self.aliased_nodes.saturating_add(expanded.nodes);
         self.size = self.size.plus(expanded).plus(Size { nodes: 1, text_bytes: 0 });
-        if is_excessive(self.size.nodes, self.aliased_nodes) { Err(Exceeded::Aliases) } else { Ok(()) }
+        if is_excessive(self.size.nodes, self.aliased_nodes) {
+            Err(Exceeded::Aliases)
+        } else {
+            Ok(())
+        }
     }
 
     fn remember(&mut self, anchor: usize, size: Size) {

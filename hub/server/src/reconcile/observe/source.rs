@@ -117,9 +117,11 @@ pub(super) fn read(
     task: Task,
     cache: &mut SourceCache,
 ) -> (Result<(), Waiting>, Option<PollAnswer>) {
-    let mut reader = Reader { sources, application, task, cache, poll: None };
+    let mut reader = Reader { sources, application, task, cache, poll: None, timed_out: false };
     let read = reader.revision().and_then(|(remote, resolved)| reader.evidence(&remote, &resolved));
-    (read, reader.poll)
+    // A repository whose renderings time out is asked as rarely as one that does not answer.
+    let is_ok = !reader.timed_out;
+    (read, reader.poll.map(|poll| PollAnswer { is_ok: poll.is_ok && is_ok, ..poll }))
 }
 
 struct Reader<'a> {
@@ -128,6 +130,8 @@ struct Reader<'a> {
     task: Task,
     cache: &'a mut SourceCache,
     poll: Option<PollAnswer>,
+    /// A rendering was made in this pass and took too long.
+    timed_out: bool,
 }
 
 impl Reader<'_> {
@@ -234,8 +238,10 @@ impl Reader<'_> {
     }
 
     fn render(&mut self, tree: &Tree, key: &RenderingKey) -> Result<Arc<Rendered>, Waiting> {
-        let rendered = render::render(tree, &key.1, &[], self.sources.kustomize);
+        let kustomize = self.sources.kustomize.for_repository(&self.application.repo_url);
+        let rendered = render::render(tree, &key.1, &[], &kustomize);
         let manifests = rendered.map_err(|error| {
+            self.timed_out |= error.is_timeout();
             if error.may_pass() {
                 self.cache.unfinished.insert(key.clone());
             }
