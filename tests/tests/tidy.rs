@@ -55,7 +55,17 @@ const ORDERS: [(&str, &[&str]); 9] = [
     ),
     (
         "hub/supply",
-        &["text", "image_change", "yaml", "source", "recipe", "render", "trust_policy", "ci"],
+        &[
+            "text",
+            "regular",
+            "image_change",
+            "yaml",
+            "source",
+            "recipe",
+            "render",
+            "trust_policy",
+            "ci",
+        ],
     ),
     (
         "hub/install",
@@ -77,8 +87,8 @@ const ORDERS: [(&str, &[&str]); 9] = [
         "hub/cli",
         &[
             "printer", "exit", "human", "context", "client", "hub_args", "input", "wait", "watch",
-            "target", "key", "init", "verify", "run", "release", "version", "trust", "spoke",
-            "hub", "repo", "app", "cluster", "gitops",
+            "target", "renderer", "key", "init", "verify", "run", "release", "version", "trust",
+            "spoke", "hub", "repo", "app", "cluster", "gitops",
         ],
     ),
 ];

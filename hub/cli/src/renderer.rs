@@ -1,4 +1,4 @@
-//! What renders for `attest run`, `attest verify` and `attest release`.
+//! The renderer of `attest run`, `attest verify` and `attest release`.
 
 use attest_supply::render::{Isolation, Kustomize, RenderError};
 

@@ -12,6 +12,7 @@ mod kustomization;
 mod kustomize;
 mod memory;
 mod program;
+mod settings;
 mod slots;
 mod wire;
 mod worker;
@@ -22,13 +23,16 @@ use attest_common::documents::manifest::{self, Object};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::worker::Task;
 use crate::ImageChange;
-use crate::source::{Tree, clean_directory};
+use crate::source::{ATTEST_DIRECTORY, RECIPE_FILE, Tree, clean_directory};
 use crate::yaml::{self, WARNINGS_MAX, Warning, YamlBudget};
 
 pub use error::RenderError;
-pub use kustomize::{KUSTOMIZATION_FILES, Kustomize};
+pub use isolation::FileIsolation;
+pub use kustomization::KUSTOMIZATION_FILES;
 pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX};
+pub use settings::Kustomize;
 pub use slots::{RENDERS_WAITING_MAX, RESERVED_MS_MAX, RenderCapacity, SLOTS_MAX, SLOTS_MIN};
 pub use worker::{Isolation, RenderWorker, run_as_worker};
 
@@ -86,7 +90,8 @@ pub fn select(tree: &Tree, overlay: &Overlay<'_>) -> Result<String, RenderError>
         }
     };
     let found = candidates.iter().find(|candidate| {
-        kustomize::file_in(tree, candidate).is_some() || !plain_files(tree, candidate).is_empty()
+        kustomization::file_in(tree, candidate).is_some()
+            || !plain_files(tree, candidate).is_empty()
     });
     found.cloned().ok_or_else(|| RenderError::OverlayMissing { looked_in: candidates.join(", ") })
 }
@@ -106,11 +111,22 @@ pub fn render(
     kustomize: &Kustomize,
 ) -> Result<Manifests, RenderError> {
     let path = cleaned(path)?;
-    let product = kustomize.worker().render(tree, &path, images, kustomize)?;
+    let Kustomize { program, worker, repository, time, output_bytes_max } = kustomize;
+    let is_kustomization = kustomization::file_in(tree, &path).is_some();
+    let task = Task {
+        path: &path,
+        images,
+        program: program.as_ref().filter(|_| is_kustomization),
+        repository,
+        time: *time,
+        output_bytes_max: *output_bytes_max,
+    };
+    let files = if is_kustomization { for_kustomize(tree) } else { directly_in(tree, &path) };
+    let product = worker.render(files, &task)?;
     Manifests::from_product(&path, product)
 }
 
-/// What a worker makes of a directory.
+/// The result of a worker.
 #[derive(Debug)]
 struct Product {
     rendering: Vec<u8>,
@@ -137,7 +153,7 @@ fn produce(
     runner: &kustomize::Runner<'_>,
 ) -> Result<Product, RenderError> {
     let mut warnings = Vec::new();
-    let (values, renderer) = match kustomize::file_in(tree, path) {
+    let (values, renderer) = match kustomization::file_in(tree, path) {
         Some(file) => kustomize::build(tree, path, &file, program, runner, &mut warnings)?,
         None => (plain(tree, path, &mut warnings)?, RendererVersion::plain()),
     };
@@ -226,6 +242,12 @@ fn is_plain_file(path: &str, directory: &str) -> bool {
     let name = name.unwrap_or_default();
     let suffix = name.rsplit_once('.').map(|(_, suffix)| suffix);
     !name.contains('/') && matches!(suffix, Some("yaml" | "yml" | "json"))
+}
+
+/// The files that kustomize may read: not those that were signed before.
+fn for_kustomize(tree: &Tree) -> Tree {
+    let signed_before = format!("{ATTEST_DIRECTORY}/");
+    tree.filtered(|path| path != RECIPE_FILE && !path.starts_with(&signed_before))
 }
 
 /// The tree without files that plain rendering of `directory` does not read.

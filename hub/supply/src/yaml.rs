@@ -11,7 +11,7 @@ use attest_common::basics::canonical::check_numbers;
 use attest_common::basics::reason::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle};
+use serde_saphyr::granit_parser::{ErrorKind, Event, Parser, ScalarStyle};
 
 use crate::text::one_line;
 
@@ -196,7 +196,13 @@ fn scan(
     let mut places: Vec<Place> = Vec::new();
     let mut document = DocumentCount::default();
     for event in Parser::new_from_str(text) {
-        let Ok((event, span)) = event else { return Ok(()) };
+        let (event, span) = match event {
+            Ok(event) => event,
+            Err(error) if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) => {
+                return Err(YamlError::limit(file, one_line(&error.to_string())));
+            }
+            Err(_) => return Ok(()),
+        };
         if let Event::Scalar(scalar, ScalarStyle::Plain, _, None) = &event {
             let is_key = places.last() == Some(&Place::Key);
             judge_scalar(file, span.start.line(), scalar, is_key, warnings)?;

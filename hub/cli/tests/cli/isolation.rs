@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attest_supply::render::{
-    Kustomize, Manifests, RenderCapacity, RenderError, RenderWorker, render,
+    FileIsolation, Kustomize, Manifests, RenderCapacity, RenderError, RenderWorker, render,
 };
 use attest_supply::source::Tree;
 
@@ -198,6 +199,44 @@ fn the_system_isolates_rendering() {
     worker().probe().unwrap();
 }
 
+/// A program in the place of kustomize that runs `line` first.
+fn kustomize_that_does(directory: &Path, line: &str) -> Kustomize {
+    let path = directory.join("kustomize");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = version ] && echo v5.0.0 && exit\n{line}\n\
+         echo \"{{apiVersion: v1, kind: ConfigMap, metadata: {{name: seen}}, data: {{seen: '$seen'}}}}\"\n"
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Kustomize::at(&path).with_worker(worker())
+}
+
+#[test]
+fn a_renderer_starts_no_process_and_reads_and_writes_no_other_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "of the hub\n").unwrap();
+    let overlay = [("k8s/kustomization.yaml", ""), ("k8s/note", "of the repository\n")];
+    let seen = |line: &str| {
+        let kustomize = kustomize_that_does(directory.path(), line);
+        let rendered = render(&Tree::from_files(overlay), "k8s", &[], &kustomize);
+        rendered.map(|one| one.objects[0].value()["data"]["seen"].as_str().unwrap().to_owned())
+    };
+    let other = secret.display();
+
+    assert_eq!(seen("read seen < k8s/note").unwrap(), "of the repository");
+    for line in ["seen=$(echo forked)", "/bin/true; seen=forked", ": | :; seen=forked"] {
+        let error = seen(line).unwrap_err();
+        assert_eq!(error.reason().as_str(), "RendererFailed", "{line}: {error}");
+    }
+    if worker().probe().unwrap() == FileIsolation::Enforced {
+        assert_eq!(seen(&format!("read seen < {other}")).unwrap(), "");
+        assert_eq!(seen("read seen < /proc/1/environ").unwrap(), "");
+        assert_eq!(seen(&format!("echo x > {other}")).unwrap(), "");
+        assert_eq!(std::fs::read_to_string(&secret).unwrap(), "of the hub\n");
+    }
+}
+
 #[test]
 fn no_overlay_reaches_a_listener_and_each_is_refused() {
     let Some(kustomize) = kustomize() else { return };
@@ -332,12 +371,12 @@ fn inputs_that_grow_are_refused_and_take_no_memory_of_the_caller() {
         ("many bombs", bombs(120), &plain),
         ("JSON depth", file("a.json", nested), &plain),
         ("many objects", file("a.yaml", objects), &plain),
-        ("a large file", file("a.yaml", " ".repeat(9 * MIB as usize)), &plain),
+        ("a large file", file("a.yaml", " ".repeat(9 * 1024 * 1024)), &plain),
     ];
     let with_program = kustomize().map(&limited);
     let short = with_program
         .clone()
-        .map(|found| found.with_limits(Duration::from_secs(15), 16 * MIB as usize));
+        .map(|found| found.with_limits(Duration::from_secs(15), 16 * 1024 * 1024));
     if let (Some(kustomize), Some(short)) = (&with_program, &short) {
         table.push(("huge output", generated(40, 900_000), kustomize));
         table.push(("a bomb in a kustomization", file("kustomization.yaml", bomb(9)), kustomize));

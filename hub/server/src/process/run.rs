@@ -7,7 +7,9 @@ use std::time::Duration;
 use attest_certs::bundle::write_private;
 use attest_common::basics::reason::Reason;
 use attest_runtime::probes::{self, BindError};
-use attest_supply::render::{Isolation, Kustomize, RenderError, RenderWorker};
+use attest_supply::render::{
+    FileIsolation, Isolation, Kustomize, RenderCapacity, RenderError, RenderWorker,
+};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -114,7 +116,16 @@ async fn renderer(options: &Options) -> Result<Kustomize, RunError> {
     let allow_unisolated = options.allow_unisolated_rendering;
     let found = tokio::task::spawn_blocking(move || {
         let worker = match worker.probe() {
-            Ok(()) => worker,
+            Ok(files) => {
+                let RenderCapacity { slots, process_bytes_max } = worker.capacity();
+                tracing::info!(
+                    landlock = files == FileIsolation::Enforced,
+                    slots,
+                    process_bytes_max,
+                    "Rendering is isolated"
+                );
+                worker
+            }
             Err(error) if allow_unisolated && error.reason() == Reason::RenderNotIsolated => {
                 tracing::warn!(
                     reason = error.reason().as_str(),

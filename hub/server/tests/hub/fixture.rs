@@ -112,6 +112,11 @@ impl Fixture {
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
+    /// Number of the process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.as_ref().unwrap().0.id()
+    }
+
     /// Ends the process without a word, while others look at this.
     pub(crate) fn kill_now(&self) {
         let (child, _) = self.process.as_ref().unwrap();

@@ -1,7 +1,9 @@
 //! Rendering at the hub: slow and growing overlays concern their own application only.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
+use attest_hub::process::run;
 use serde_json::Value;
 
 use crate::ci::Repository;
@@ -58,8 +60,10 @@ async fn an_application_is_rendered_while_others_never_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repository_that_grows_is_refused_and_the_next_one_is_rendered() {
-    let fixture = Fixture::start().await;
+async fn a_repository_that_grows_is_refused_and_fills_no_memory_of_the_hub() {
+    let mut fixture = Fixture::new();
+    assert!(fixture.spawn(None));
+    let before = memory_bytes(&fixture, "VmRSS:");
     let growing = Repository::create(&fixture.repositories(), "growing");
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..10 {
@@ -80,4 +84,36 @@ async fn a_repository_that_grows_is_refused_and_the_next_one_is_rendered() {
 
     fixture.until("/v1/applications/growing", |seen| reason(seen) == "RenderLimit").await;
     fixture.until("/v1/applications/web-app", |seen| reason(seen) == "AwaitingReceipts").await;
+    let grown = memory_bytes(&fixture, "VmHWM:") - before;
+    assert!(grown < 256 * 1024 * 1024, "{grown} bytes");
+}
+
+/// A line of the status of the hub's process, in bytes.
+fn memory_bytes(fixture: &Fixture, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", fixture.process_id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_cannot_isolate_rendering_starts_only_when_that_is_allowed() {
+    let fixture = Fixture::new();
+    let response = br#"{"Failed":{"NotIsolated":{"detail":"seccomp is missing"}}}"#;
+    let mut bytes = u32::try_from(response.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend_from_slice(response);
+    let file = fixture.directory.path().join("response");
+    std::fs::write(&file, bytes).unwrap();
+    let program = fixture.directory.path().join("program");
+    std::fs::write(&program, format!("#!/bin/sh\nexec /bin/cat {}\n", file.display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut options = fixture.options();
+    options.render_program = Some(program);
+
+    let error = run::start(&options).await.unwrap_err();
+    assert_eq!(error.reason().as_str(), "RenderNotIsolated");
+    let text = error.to_string();
+    assert!(text.contains("seccomp is missing") && text.contains("--allow-unisolated-rendering"));
+
+    options.allow_unisolated_rendering = true;
+    run::start(&options).await.unwrap().end().await.unwrap();
 }

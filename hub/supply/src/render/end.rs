@@ -1,4 +1,4 @@
-//! What the end of a process tells: which limit it met.
+//! The limit that ended a process.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;

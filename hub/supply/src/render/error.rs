@@ -1,4 +1,4 @@
-//! Why files gave no rendering. These errors cross the boundary to the worker, so that each is plain data.
+//! Failures to render. These errors cross the boundary to the worker, so that each is plain data.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::slots::RENDERS_WAITING_MAX;
 use crate::yaml::{YamlError, YamlErrorKind};
 
-/// Why files gave no rendering.
+/// Failure to render.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RenderError {
@@ -155,7 +155,7 @@ pub enum RenderError {
             --allow-unisolated-rendering"
     )]
     NotIsolated {
-        /// What the system refuses.
+        /// The restriction that the system refuses.
         detail: String,
     },
     /// The process that renders ended without a result.
@@ -163,7 +163,7 @@ pub enum RenderError {
     Worker {
         /// The directory.
         path: String,
-        /// What is known of its end.
+        /// Cause of its end, as far as known.
         detail: String,
     },
     /// An image change without an image.
@@ -194,10 +194,11 @@ impl RenderError {
     /// The error of a rendering of `path` whose objects are refused.
     pub(super) fn manifest(path: &str, error: &ManifestError) -> Self {
         let (path, detail) = (path.to_owned(), error_chain(error));
-        match error.reason() {
-            Reason::Limit => Self::Limit { path, detail: format!("{detail}: make it smaller") },
-            reason => Self::Manifest { path, reason, detail },
+        let reason = error.reason();
+        if reason == Reason::Limit {
+            return Self::Limit { path, detail: format!("{detail}: make it smaller") };
         }
+        Self::Manifest { path, reason, detail }
     }
 
     /// The error of a file that could not be read or written.

@@ -1,4 +1,4 @@
-//! The isolation of a process that renders: what the kernel denies to it and to every program that it runs.
+//! The isolation of a process that renders, and of every program that it runs, by the kernel.
 //!
 //! System calls by seccomp, files by Landlock where the kernel has it, memory, processor time and file size by limits.
 //! A list of denied system calls, not of allowed ones: each release of Go needs others.
@@ -26,6 +26,15 @@ pub(super) struct Restrictions {
     pub(super) required: bool,
 }
 
+/// Protection of files by Landlock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileIsolation {
+    /// A process that renders reads its own files and libraries only.
+    Enforced,
+    /// The kernel has no Landlock: a process that renders reads what its user may read.
+    Unsupported,
+}
+
 #[cfg(target_os = "linux")]
 pub(super) use linux::{forbid_processes, restrict};
 
@@ -34,9 +43,9 @@ pub(super) use elsewhere::{forbid_processes, restrict};
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere {
-    use super::Restrictions;
+    use super::{FileIsolation, Restrictions};
 
-    pub(in super::super) fn restrict(_: &Restrictions) -> Result<(), String> {
+    pub(in super::super) fn restrict(_: &Restrictions) -> Result<FileIsolation, String> {
         Err("only Linux isolates them".to_owned())
     }
 
@@ -53,7 +62,7 @@ mod linux {
 
     use landlock::{
         ABI, Access as _, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr as _,
-        RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
+        RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope, path_beneath_rules,
     };
     use rustix::process::{
         Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
@@ -63,7 +72,7 @@ mod linux {
         SeccompRule,
     };
 
-    use super::Restrictions;
+    use super::{FileIsolation, Restrictions};
 
     type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -71,7 +80,7 @@ mod linux {
     const OPEN_FILES_MAX: u64 = 512;
     /// Newest version of Landlock whose rights are used.
     const LANDLOCK: ABI = ABI::V6;
-    /// Where dynamically linked programs find their libraries.
+    /// Libraries of dynamically linked programs.
     const LIBRARIES: [&str; 8] = [
         "/usr",
         "/lib",
@@ -136,18 +145,23 @@ mod linux {
     ];
 
     /// Puts every restriction in force for this process and what it runs. Returns which one the system refuses.
-    pub(in super::super) fn restrict(restrictions: &Restrictions) -> Result<(), String> {
+    pub(in super::super) fn restrict(restrictions: &Restrictions) -> Result<FileIsolation, String> {
         end_with_parent(restrictions.parent)?;
         // Without effect where it is not allowed: then the kernel may end another process first.
         let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
         limit_resources(restrictions)?;
         // Best effort: kernels before 5.13 have no Landlock, others have it switched off.
-        let _ = restrict_files(restrictions);
+        let files = match restrict_files(restrictions) {
+            Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => {
+                FileIsolation::Enforced
+            }
+            Ok(RulesetStatus::NotEnforced) | Err(_) => FileIsolation::Unsupported,
+        };
         deny_system_calls(restrictions.program.is_some())?;
         if TcpListener::bind(("127.0.0.1", 0)).is_ok() {
             return Err("a socket can be opened in spite of seccomp".to_owned());
         }
-        Ok(())
+        Ok(files)
     }
 
     /// Denies new processes to this one and to the program that it is about to become.
@@ -183,15 +197,14 @@ mod linux {
     }
 
     /// Allows reading the libraries and the program, and writing to the directory; denies every other file and TCP.
-    fn restrict_files(restrictions: &Restrictions) -> Result<(), RulesetError> {
+    fn restrict_files(restrictions: &Restrictions) -> Result<RulesetStatus, RulesetError> {
         let ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(LANDLOCK))?
             .handle_access(AccessNet::from_all(LANDLOCK))?
             .scope(Scope::from_all(LANDLOCK))?
             .create()?;
         let Some(program) = &restrictions.program else {
-            ruleset.restrict_self()?;
-            return Ok(());
+            return Ok(ruleset.restrict_self()?.ruleset);
         };
         let programs = [program.as_path(), Path::new("/proc/self/exe")];
         let write =
@@ -203,8 +216,8 @@ mod linux {
             .add_rules(path_beneath_rules(LIBRARIES, AccessFs::from_read(LANDLOCK)))?
             .add_rules(path_beneath_rules(["/dev/null"], null))?
             .add_rules(path_beneath_rules(restrictions.directory.iter(), read | write))?
-            .restrict_self()?;
-        Ok(())
+            .restrict_self()
+            .map(|status| status.ruleset)
     }
 
     fn deny_system_calls(runs_programs: bool) -> Result<(), String> {

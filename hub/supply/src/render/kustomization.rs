@@ -9,11 +9,13 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::RenderError;
-use super::kustomize::file_in;
 use crate::source::Tree;
 use crate::text::one_line;
 use crate::yaml::{self, YamlBudget};
 
+/// Names that Kustomize gives its file, in the order it looks for them.
+pub const KUSTOMIZATION_FILES: [&str; 3] =
+    ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 /// Most kustomizations that may lead into each other.
 const KUSTOMIZATIONS_MAX: usize = 500;
 
@@ -24,6 +26,12 @@ const FILE_FIELDS: [&str; 6] =
 const PATH_FIELDS: [&str; 3] = ["patches", "patchesJson6902", "replacements"];
 const GENERATOR_FIELDS: [&str; 2] = ["configMapGenerator", "secretGenerator"];
 const PLUGIN_FIELDS: [&str; 3] = ["helmCharts", "helmChartInflationGenerator", "helmGlobals"];
+
+/// The kustomization in `directory`, with its whole path.
+pub(super) fn file_in(tree: &Tree, directory: &str) -> Option<String> {
+    let paths = KUSTOMIZATION_FILES.iter().map(|name| format!("{directory}/{name}"));
+    paths.into_iter().find(|path| tree.get(path).is_some())
+}
 
 /// Walk from kustomization to kustomization and refuse what needs more than the files of the tree.
 pub(super) fn look_through(tree: &Tree, path: &str, file: &str) -> Result<(), RenderError> {

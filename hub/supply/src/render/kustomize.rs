@@ -5,44 +5,26 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::end::exceeded;
-use super::program::{
-    self, Finished, Group, OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX, Run, Unfinished,
-};
-use super::worker::RenderWorker;
+use super::program::{self, Finished, Group, Run, Unfinished};
 use super::{RenderError, RendererVersion, kustomization};
 use crate::source::Tree;
 use crate::text::one_line;
 use crate::yaml::{self, Warning, YamlBudget};
 
-/// Names that Kustomize gives its file, in the order it looks for them.
-pub const KUSTOMIZATION_FILES: [&str; 3] =
-    ["kustomization.yaml", "kustomization.yml", "Kustomization"];
-/// How long a program may take to tell its version, in seconds.
+/// Longest time for a program to print its version, in seconds.
 const VERSION_SECONDS_MAX: u64 = 20;
 const VERSION_BYTES_MAX: usize = 64 * 1024;
 
 /// Exit code of a process that could not become the renderer.
 pub(super) const EXECUTE_FAILED: u8 = 113;
-/// Most threads of a renderer that run at once.
+/// Most threads of a renderer that run concurrently.
 const RENDERER_THREADS_MAX: &str = "2";
-
-/// The program that builds kustomizations, if there is one, and the process that renders.
-#[derive(Clone, Debug)]
-pub struct Kustomize {
-    pub(super) program: Option<Program>,
-    pub(super) worker: RenderWorker,
-    /// Repository whose share of the slots a rendering counts to.
-    pub(super) repository: Arc<str>,
-    pub(super) time: Duration,
-    pub(super) output_bytes_max: usize,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Program {
@@ -51,7 +33,7 @@ pub(super) struct Program {
     version: String,
 }
 
-/// How the program of a kustomization is run.
+/// Place and limits of a run of the program.
 #[derive(Clone, Debug)]
 pub(super) struct Runner<'a> {
     /// Directory for the files, empty.
@@ -63,71 +45,19 @@ pub(super) struct Runner<'a> {
     pub(super) output_bytes_max: usize,
 }
 
-impl Kustomize {
-    /// The first of `kustomize` and `kubectl` that is in `search` (the value of `PATH`) and tells its version.
-    pub fn find(search: Option<&OsStr>) -> Self {
+impl Program {
+    /// The first of `kustomize` and `kubectl` that is in `search` (the value of `PATH`) and prints its version.
+    pub(super) fn find(search: Option<&OsStr>) -> Option<Self> {
         let directories: Vec<PathBuf> =
             search.map(|search| std::env::split_paths(search).collect()).unwrap_or_default();
         let candidates = ["kustomize", "kubectl"].into_iter().flat_map(|name| {
             directories.iter().filter(|path| path.is_absolute()).map(move |path| path.join(name))
         });
-        let program = candidates.filter(|path| path.is_file()).find_map(|path| Program::at(&path));
-        Self::with(program)
+        candidates.filter(|path| path.is_file()).find_map(|path| Self::at(&path))
     }
 
-    /// The program at `path`; it is taken for kubectl when its name begins so.
-    pub fn at(path: &Path) -> Self {
-        Self::with(Program::at(path))
-    }
-
-    /// No program: only plain YAML can be rendered.
-    pub fn none() -> Self {
-        Self::with(None)
-    }
-
-    /// Give up after `time`, or after so much output.
-    #[must_use]
-    pub fn with_limits(mut self, time: Duration, output_bytes_max: usize) -> Self {
-        (self.time, self.output_bytes_max) = (time, output_bytes_max);
-        self
-    }
-
-    /// Renders in processes of `worker`.
-    #[must_use]
-    pub fn with_worker(mut self, worker: RenderWorker) -> Self {
-        self.worker = worker;
-        self
-    }
-
-    /// Counts renderings to the share of `repository`.
-    #[must_use]
-    pub fn for_repository(&self, repository: &str) -> Self {
-        Self { repository: repository.into(), ..self.clone() }
-    }
-
-    /// The process that renders.
-    pub fn worker(&self) -> &RenderWorker {
-        &self.worker
-    }
-
-    /// Name and version as a release statement lists them; nothing when there is no program.
-    pub fn version(&self) -> Option<RendererVersion> {
-        self.program.as_ref().map(Program::renderer)
-    }
-
-    fn with(program: Option<Program>) -> Self {
-        Self {
-            program,
-            worker: RenderWorker::this_program(),
-            repository: "".into(),
-            time: Duration::from_secs(RENDER_SECONDS_MAX),
-            output_bytes_max: OUTPUT_BYTES_MAX,
-        }
-    }
-}
-
-impl Program {
-    fn at(path: &Path) -> Option<Self> {
+    /// The program at `path`, unless it prints no version. Its name tells kubectl from kustomize.
+    pub(super) fn at(path: &Path) -> Option<Self> {
         // Not resolved through links: some installers link every program to one that looks at its name.
         let path = std::path::absolute(path).ok()?;
         let name = path.file_name()?.to_str()?;
@@ -163,7 +93,7 @@ impl Program {
         fits.then(|| Self { path: path.clone(), is_kubectl, version: version.to_owned() })
     }
 
-    fn renderer(&self) -> RendererVersion {
+    pub(super) fn renderer(&self) -> RendererVersion {
         RendererVersion { name: "kustomize".to_owned(), version: self.version.clone() }
     }
 
@@ -186,12 +116,6 @@ impl Program {
         command.arg(runner.directory.join(path)).current_dir(runner.directory);
         command
     }
-}
-
-/// The kustomization in `directory`, with its whole path.
-pub(super) fn file_in(tree: &Tree, directory: &str) -> Option<String> {
-    let paths = KUSTOMIZATION_FILES.iter().map(|name| format!("{directory}/{name}"));
-    paths.into_iter().find(|path| tree.get(path).is_some())
 }
 
 /// Builds the kustomization `file` in `path`.

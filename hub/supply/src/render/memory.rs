@@ -1,4 +1,4 @@
-//! How much memory this process and its children may use: the limit of the control group, or that of the machine.
+//! Memory available to this process and its children: the limit of the control group, or that of the machine.
 
 use std::path::Path;
 

@@ -8,11 +8,11 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How long a rendering may take, in seconds.
+/// Longest rendering, in seconds.
 pub const RENDER_SECONDS_MAX: u64 = 30;
-/// How much a renderer may write, in bytes.
+/// Largest output of a renderer, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How much of a program's error output is kept, in bytes.
+/// Longest error output of a program that is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// An address without a listener: a program that is not isolated reaches no other through a proxy.
 const NOWHERE: &str = "http://127.0.0.1:9";
@@ -35,7 +35,7 @@ pub(super) type Input = Box<dyn FnOnce(&mut ChildStdin) -> std::io::Result<()> +
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
     Own,
-    /// That of this process, with which the program ends.
+    /// The group of this process, with which the program ends.
     Shared,
 }
 

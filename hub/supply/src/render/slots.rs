@@ -17,19 +17,19 @@ pub const SLOTS_MAX: usize = 8;
 pub const RENDERS_WAITING_MAX: usize = 16;
 /// Longest rendering in the reserved slot, and longest that counts as quick, in milliseconds.
 pub const RESERVED_MS_MAX: u64 = 1_000;
-/// How long a repository counts as slow after a slow rendering.
+/// Time for which a repository counts as slow after a slow rendering.
 const SLOW_FOR: Duration = Duration::from_secs(10 * 60);
-/// Most repositories whose pace is remembered.
+/// Most repositories whose speed is remembered.
 const REPOSITORIES_MAX: usize = 10_000;
 
 /// Smallest and largest memory of one process that renders, in bytes.
 const PROCESS_BYTES_MIN: u64 = 128 * 1024 * 1024;
 const PROCESS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// How much may be rendered at once.
+/// Bounds on concurrent renderings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenderCapacity {
-    /// Number of renderings at once.
+    /// Number of concurrent renderings.
     pub slots: usize,
     /// Memory of each process that renders, in bytes.
     pub process_bytes_max: u64,
@@ -45,16 +45,16 @@ impl RenderCapacity {
     }
 }
 
-/// How a repository's newest renderings went, best first.
+/// Duration of a repository's newest rendering, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Pace {
+pub(super) enum Speed {
     Quick,
     Unknown,
     Slow,
     TimedOut,
 }
 
-impl Pace {
+impl Speed {
     fn is_slow(self) -> bool {
         self >= Self::Slow
     }
@@ -81,14 +81,14 @@ struct Run {
 struct Wait {
     ticket: u64,
     repository: Arc<str>,
-    pace: Pace,
+    speed: Speed,
     /// Number of the newest start of a rendering of the repository; 0 before the first.
     last_start: u64,
 }
 
 /// Returns the index in `waiting` of the rendering that starts next, and its slot.
 ///
-/// Repositories with fewer running renderings come first, then better pace, then those that were served longest ago.
+/// Repositories with fewer running renderings come first, then better speed, then those that were served longest ago.
 fn next(slots: usize, running: &[Run], waiting: &[Wait]) -> Option<(usize, Slot)> {
     let common = running.iter().filter(|run| run.slot == Slot::Common).count();
     let slot = if common + 1 < slots {
@@ -99,18 +99,18 @@ fn next(slots: usize, running: &[Run], waiting: &[Wait]) -> Option<(usize, Slot)
         return None;
     };
     let mut candidates = waiting.iter().enumerate().collect::<Vec<_>>();
-    candidates.retain(|(_, wait)| slot == Slot::Common || !wait.pace.is_slow());
+    candidates.retain(|(_, wait)| slot == Slot::Common || !wait.speed.is_slow());
     let first = candidates.into_iter().min_by_key(|(_, wait)| {
         let running = running.iter().filter(|run| run.repository == wait.repository).count();
-        (running, wait.pace, wait.last_start, wait.ticket)
+        (running, wait.speed, wait.last_start, wait.ticket)
     });
     first.map(|(index, _)| (index, slot))
 }
 
-/// What is remembered of a repository.
+/// State of a repository.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
-    pace: Pace,
+    speed: Speed,
     since: Instant,
     last_start: u64,
 }
@@ -125,18 +125,18 @@ struct State {
 }
 
 impl State {
-    fn pace(&self, repository: &str, now: Instant) -> Pace {
+    fn speed(&self, repository: &str, now: Instant) -> Speed {
         let memory = self.repositories.get(repository);
         let memory = memory
-            .filter(|m| !m.pace.is_slow() || now.saturating_duration_since(m.since) < SLOW_FOR);
-        memory.map_or(Pace::Unknown, |memory| memory.pace)
+            .filter(|m| !m.speed.is_slow() || now.saturating_duration_since(m.since) < SLOW_FOR);
+        memory.map_or(Speed::Unknown, |memory| memory.speed)
     }
 
     fn start_waiting(&mut self, slots: usize, now: Instant) {
         while let Some((index, slot)) = next(slots, &self.running, &self.waiting) {
-            let Wait { ticket, repository, pace, .. } = self.waiting.remove(index);
+            let Wait { ticket, repository, speed, .. } = self.waiting.remove(index);
             self.starts += 1;
-            let memory = Memory { pace, since: now, last_start: self.starts };
+            let memory = Memory { speed, since: now, last_start: self.starts };
             let last_start = self.starts;
             self.repositories
                 .entry(repository.clone())
@@ -174,16 +174,16 @@ impl Slots {
     pub(super) fn take(self: &Arc<Self>, repository: &str) -> Result<Turn, Busy> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        let pace = state.pace(repository, now);
-        let slow = state.waiting.iter().filter(|wait| wait.pace.is_slow()).count();
-        if pace.is_slow() && slow >= RENDERS_WAITING_MAX {
+        let speed = state.speed(repository, now);
+        let slow = state.waiting.iter().filter(|wait| wait.speed.is_slow()).count();
+        if speed.is_slow() && slow >= RENDERS_WAITING_MAX {
             return Err(Busy);
         }
         state.tickets += 1;
         let ticket = state.tickets;
         let last_start = state.repositories.get(repository).map_or(0, |memory| memory.last_start);
         let repository: Arc<str> = repository.into();
-        state.waiting.push(Wait { ticket, repository: repository.clone(), pace, last_start });
+        state.waiting.push(Wait { ticket, repository: repository.clone(), speed, last_start });
         state.start_waiting(self.number, now);
         loop {
             let started = state.running.iter().find(|run| run.ticket == ticket);
@@ -205,11 +205,11 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Remembers how the rendering went.
-    pub(super) fn end(self, pace: Pace) {
+    /// Records the speed of the rendering.
+    pub(super) fn end(self, speed: Speed) {
         let mut state = self.slots.state.lock();
         if let Some(memory) = state.repositories.get_mut(&self.repository) {
-            (memory.pace, memory.since) = (pace, Instant::now());
+            (memory.speed, memory.since) = (speed, Instant::now());
         }
     }
 }
@@ -238,17 +238,17 @@ mod tests {
         text.split_whitespace().enumerate().map(run).collect()
     }
 
-    /// Repository, pace (`q`, `u`, `s`, `t`) and newest start, in the order of arrival.
+    /// Repository, speed (`q`, `u`, `s`, `t`) and newest start, in the order of arrival.
     fn waiting(text: &str) -> Vec<Wait> {
         let wait = |(index, word): (usize, &str)| {
-            let pace = match &word[1..2] {
-                "q" => Pace::Quick,
-                "u" => Pace::Unknown,
-                "s" => Pace::Slow,
-                _ => Pace::TimedOut,
+            let speed = match &word[1..2] {
+                "q" => Speed::Quick,
+                "u" => Speed::Unknown,
+                "s" => Speed::Slow,
+                _ => Speed::TimedOut,
             };
             let last_start = word[2..].parse().unwrap();
-            Wait { ticket: 100 + index as u64, repository: word[..1].into(), pace, last_start }
+            Wait { ticket: 100 + index as u64, repository: word[..1].into(), speed, last_start }
         };
         text.split_whitespace().enumerate().map(wait).collect()
     }
@@ -261,7 +261,7 @@ mod tests {
             ("nothing waits", "", "", None),
             ("an idle hub takes anything", "", "at1", Some((0, Common))),
             ("the first to come", "", "au0 bu0", Some((0, Common))),
-            ("the better pace", "", "at1 bu0 cq2", Some((2, Common))),
+            ("the better speed", "", "at1 bu0 cq2", Some((2, Common))),
             ("served longest ago", "", "aq5 bq3 cq4", Some((1, Common))),
             ("an idle repository before a busy one", "a+", "aq1 bt2", Some((1, Common))),
             ("a busy one if there is no other", "a+", "aq1", Some((0, Common))),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_decides_how_much_is_rendered_at_once() {
+    fn memory_decides_the_number_of_concurrent_renderings() {
         const MIB: u64 = 1024 * 1024;
 
         for (memory_mib, slots, process_mib) in [
@@ -304,7 +304,7 @@ mod tests {
         let slots = Arc::new(Slots::new(2));
         let slow = slots.take("slow").unwrap();
         assert_eq!(slow.slot, Slot::Common);
-        slow.end(Pace::TimedOut);
+        slow.end(Speed::TimedOut);
         let slow = slots.take("slow").unwrap();
 
         let quick = slots.take("quick").unwrap();
@@ -313,7 +313,7 @@ mod tests {
         let mut state = slots.state.lock();
         for ticket in 1_000..1_000 + RENDERS_WAITING_MAX as u64 {
             let repository: Arc<str> = "slow".into();
-            state.waiting.push(Wait { ticket, repository, pace: Pace::TimedOut, last_start: 0 });
+            state.waiting.push(Wait { ticket, repository, speed: Speed::TimedOut, last_start: 0 });
         }
         drop(state);
         assert!(slots.take("slow").is_err());

@@ -33,7 +33,7 @@ fn render(
         time: kustomize.time,
         output_bytes_max: kustomize.output_bytes_max,
     };
-    let files = worker::for_kustomize(tree);
+    let files = for_kustomize(tree);
     let product = produce(&files, &path, images, kustomize.program.as_ref(), &runner)?;
     Manifests::from_product(&path, product)
 }

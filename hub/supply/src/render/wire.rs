@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::RenderError;
+use super::isolation::FileIsolation;
 use super::kustomize::Program;
 use super::{Product, RendererVersion};
 use crate::ImageChange;
@@ -18,7 +19,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Largest JSON part of a response that the caller reads, in bytes.
 pub(super) const RESPONSE_HEADER_BYTES_MAX: usize = 1024 * 1024;
 
-/// What a worker is to do.
+/// The task of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Answer that the restrictions are in force.
@@ -73,7 +74,7 @@ impl RenderRequest {
 /// The outcome of a request. The bytes of the rendering follow a [`Response::Rendered`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
-    Isolated,
+    Isolated(FileIsolation),
     Rendered { renderer: RendererVersion, warnings: Vec<Warning>, images_matched: Vec<bool> },
     Failed(RenderError),
 }
@@ -139,7 +140,7 @@ pub(super) fn read_outcome(output: &[u8]) -> std::io::Result<Result<Product, Ren
             Ok(Ok(Product { rendering: rest.to_vec(), renderer, warnings, images_matched }))
         }
         Response::Failed(error) => Ok(Err(error)),
-        Response::Isolated => Err(ErrorKind::InvalidData.into()),
+        Response::Isolated(_) => Err(ErrorKind::InvalidData.into()),
     }
 }
 

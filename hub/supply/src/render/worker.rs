@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use super::end::exceeded;
 use super::error::RenderError;
-use super::isolation::{self, Restrictions};
-use super::kustomize::{EXECUTE_FAILED, Kustomize, Runner};
+use super::isolation::{self, FileIsolation, Restrictions};
+use super::kustomize::{EXECUTE_FAILED, Program, Runner};
 use super::program::{self, Finished, Group, Input, Run, Unfinished};
-use super::slots::{Pace, RESERVED_MS_MAX, RenderCapacity, Slot, Slots};
+use super::slots::{RESERVED_MS_MAX, RenderCapacity, Slot, Slots, Speed};
 use super::wire::{
     self, HEADER_BYTES_MAX, RESPONSE_HEADER_BYTES_MAX, RenderRequest, Request, Response,
 };
-use super::{Product, kustomize, memory};
+use super::{Product, memory};
 use crate::ImageChange;
-use crate::source::{ATTEST_DIRECTORY, RECIPE_FILE, Tree};
+use crate::source::Tree;
 use crate::text::one_line;
 
 /// First argument of a process that renders.
@@ -35,18 +35,29 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 const CPU_SHARE: u64 = 2;
 /// Largest file that is written for a rendering, in bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// How long a worker may take to isolate itself, in seconds.
+/// Longest time for a worker to isolate itself, in seconds.
 const PROBE_SECONDS_MAX: u64 = 20;
-/// What messages call the worker.
+/// Name of the worker in messages.
 const SHOWN: &str = "rendering";
 
-/// Whether renderings need isolation.
+/// The need for isolation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
     /// Nothing is rendered without it.
     Required,
     /// It is used as far as the system has it.
     IfAvailable,
+}
+
+/// One rendering for a caller.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task<'a> {
+    pub(super) path: &'a str,
+    pub(super) images: &'a [ImageChange],
+    pub(super) program: Option<&'a Program>,
+    pub(super) repository: &'a str,
+    pub(super) time: Duration,
+    pub(super) output_bytes_max: usize,
 }
 
 /// Renders in processes of their own.
@@ -89,16 +100,16 @@ impl RenderWorker {
         self
     }
 
-    /// How much is rendered at once.
+    /// Bounds on concurrent renderings.
     pub fn capacity(&self) -> RenderCapacity {
         self.capacity
     }
 
-    /// Checks that the system isolates a worker. Blocks.
+    /// Checks that the system isolates a worker, and returns how files are protected. Blocks.
     ///
     /// # Errors
     /// [`RenderError::NotIsolated`] names what the system refuses.
-    pub fn probe(&self) -> Result<(), RenderError> {
+    pub fn probe(&self) -> Result<FileIsolation, RenderError> {
         let worker = self.clone().with_isolation(Isolation::Required);
         let input: Input = Box::new(|stdin| wire::write_header(stdin, &Request::Probe));
         let time = Duration::from_secs(PROBE_SECONDS_MAX);
@@ -106,45 +117,66 @@ impl RenderWorker {
         let output = end.map_err(|unfinished| worker.failed("probe", time, &unfinished))?;
         let output = worker.result("probe", output)?;
         match wire::read_header(&mut output.as_slice(), RESPONSE_HEADER_BYTES_MAX) {
-            Ok(Response::Isolated) => Ok(()),
+            Ok(Response::Isolated(files)) => Ok(files),
             Ok(Response::Failed(error)) => Err(error),
             Ok(Response::Rendered { .. }) => Err(no_result("probe", "another response")),
             Err(error) => Err(no_result("probe", &error.to_string())),
         }
     }
 
-    /// Renders `path` of `tree` in a process of its own. Waits for a slot, which is not counted as time of rendering.
-    pub(super) fn render(
-        &self,
-        tree: &Tree,
-        path: &str,
-        images: &[ImageChange],
-        kustomize: &Kustomize,
-    ) -> Result<Product, RenderError> {
-        let is_kustomization = kustomize::file_in(tree, path).is_some();
-        let files =
-            if is_kustomization { for_kustomize(tree) } else { super::directly_in(tree, path) };
+    /// Renders in a process of its own. Waits for a slot, which is not counted as time of rendering.
+    pub(super) fn render(&self, files: Tree, task: &Task<'_>) -> Result<Product, RenderError> {
         let files = Arc::new(files);
         let reserved = Duration::from_millis(RESERVED_MS_MAX);
         loop {
-            let turn = self.slots.take(&kustomize.repository);
-            let turn = turn.map_err(|_| RenderError::Busy { path: path.to_owned() })?;
+            let turn = self.slots.take(task.repository);
+            let turn = turn.map_err(|_| RenderError::Busy { path: task.path.to_owned() })?;
             let time = match turn.slot {
-                Slot::Common => kustomize.time,
-                Slot::Reserved => kustomize.time.min(reserved),
+                Slot::Common => task.time,
+                Slot::Reserved => task.time.min(reserved),
             };
             let begun = Instant::now();
-            let attempt = Attempt { worker: self, files: &files, path, images, kustomize, time };
-            let outcome = attempt.make(is_kustomization);
+            let outcome = self.attempt(&files, &Task { time, ..*task });
             let is_timeout = matches!(outcome, Err(RenderError::TimedOut { .. }));
-            match turn.slot {
-                Slot::Reserved if is_timeout && time < kustomize.time => turn.end(Pace::Slow),
-                Slot::Common | Slot::Reserved => {
-                    turn.end(pace(is_timeout, begun.elapsed() > reserved));
-                    return outcome;
-                }
+            if is_timeout && time < task.time {
+                // It needs more time than the reserved slot gives.
+                turn.end(Speed::Slow);
+                continue;
             }
+            turn.end(speed(is_timeout, begun.elapsed() > reserved));
+            return outcome;
         }
+    }
+
+    /// Renders once, within the time of `task`.
+    fn attempt(&self, files: &Arc<Tree>, task: &Task<'_>) -> Result<Product, RenderError> {
+        let Task { path, images, program, time, output_bytes_max, .. } = *task;
+        // Created here, so that it is removed also when the worker is killed.
+        let directory = match program {
+            Some(_) => Some(temporary_directory()?),
+            None => None,
+        };
+        let directory_path = directory.as_ref().map(tempfile::TempDir::path);
+        let request = RenderRequest {
+            program: program.cloned(),
+            directory: directory_path.map(Path::to_owned),
+            time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            output_bytes_max,
+            memory_bytes_max: self.capacity.process_bytes_max,
+            ..RenderRequest::new(path, images)
+        };
+        let files = files.clone();
+        let input: Input = Box::new(move |stdin| {
+            let mut output = BufWriter::new(stdin);
+            wire::write_request(&mut output, request, &files)?;
+            output.flush()
+        });
+        let program_path = program.map(|program| program.path.as_path());
+        let restrictions = self.restrictions(directory_path, program_path, time);
+        let finished = self.run(&restrictions, input, time, output_bytes_max);
+        let finished = finished.map_err(|unfinished| self.failed(path, time, &unfinished))?;
+        let output = self.result(path, finished)?;
+        wire::read_outcome(&output).map_err(|error| no_result(path, &error.to_string()))?
     }
 
     fn restrictions(
@@ -222,60 +254,11 @@ fn no_result(path: &str, detail: &str) -> RenderError {
     RenderError::Worker { path: path.to_owned(), detail: detail.to_owned() }
 }
 
-fn pace(is_timeout: bool, is_slow: bool) -> Pace {
+fn speed(is_timeout: bool, is_slow: bool) -> Speed {
     match (is_timeout, is_slow) {
-        (true, _) => Pace::TimedOut,
-        (false, true) => Pace::Slow,
-        (false, false) => Pace::Quick,
-    }
-}
-
-/// The files that kustomize may read: not those that were signed before.
-pub(super) fn for_kustomize(tree: &Tree) -> Tree {
-    let signed_before = format!("{ATTEST_DIRECTORY}/");
-    tree.filtered(|path| path != RECIPE_FILE && !path.starts_with(&signed_before))
-}
-
-/// One attempt to render, in one slot.
-struct Attempt<'a> {
-    worker: &'a RenderWorker,
-    files: &'a Arc<Tree>,
-    path: &'a str,
-    images: &'a [ImageChange],
-    kustomize: &'a Kustomize,
-    time: Duration,
-}
-
-impl Attempt<'_> {
-    fn make(&self, is_kustomization: bool) -> Result<Product, RenderError> {
-        let Self { worker, files, path, images, kustomize, time } = *self;
-        let program = kustomize.program.as_ref().filter(|_| is_kustomization);
-        // Created here, so that it is removed also when the worker is killed.
-        let directory = match program {
-            Some(_) => Some(temporary_directory()?),
-            None => None,
-        };
-        let directory_path = directory.as_ref().map(tempfile::TempDir::path);
-        let request = RenderRequest {
-            program: program.cloned(),
-            directory: directory_path.map(Path::to_owned),
-            time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-            output_bytes_max: kustomize.output_bytes_max,
-            memory_bytes_max: worker.capacity.process_bytes_max,
-            ..RenderRequest::new(path, images)
-        };
-        let files = files.clone();
-        let input: Input = Box::new(move |stdin| {
-            let mut output = BufWriter::new(stdin);
-            wire::write_request(&mut output, request, &files)?;
-            output.flush()
-        });
-        let program_path = program.map(|program| program.path.as_path());
-        let restrictions = worker.restrictions(directory_path, program_path, time);
-        let finished = worker.run(&restrictions, input, time, kustomize.output_bytes_max);
-        let finished = finished.map_err(|unfinished| worker.failed(path, time, &unfinished))?;
-        let output = worker.result(path, finished)?;
-        wire::read_outcome(&output).map_err(|error| no_result(path, &error.to_string()))?
+        (true, _) => Speed::TimedOut,
+        (false, true) => Speed::Slow,
+        (false, false) => Speed::Quick,
     }
 }
 
@@ -310,7 +293,7 @@ fn work(restrictions: &OsStr) -> ExitCode {
             let error = RenderError::NotIsolated { detail: detail.clone() };
             wire::write_header(&mut output, &Response::Failed(error))
         }
-        Ok(()) | Err(_) => respond(&mut output, isolated.is_ok()),
+        Ok(_) | Err(_) => respond(&mut output, isolated.ok()),
     };
     match written.and_then(|()| output.flush()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -318,10 +301,16 @@ fn work(restrictions: &OsStr) -> ExitCode {
     }
 }
 
-fn respond(output: &mut impl std::io::Write, is_isolated: bool) -> std::io::Result<()> {
+fn respond(
+    output: &mut impl std::io::Write,
+    isolation: Option<FileIsolation>,
+) -> std::io::Result<()> {
     let mut input = BufReader::new(std::io::stdin().lock());
     let mut request = match wire::read_header(&mut input, HEADER_BYTES_MAX)? {
-        Request::Probe => return wire::write_header(output, &Response::Isolated),
+        Request::Probe => {
+            let files = isolation.unwrap_or(FileIsolation::Unsupported);
+            return wire::write_header(output, &Response::Isolated(files));
+        }
         Request::Render(request) => request,
     };
     let tree = request.read_files(&mut input)?;
@@ -329,7 +318,7 @@ fn respond(output: &mut impl std::io::Write, is_isolated: bool) -> std::io::Resu
     let directory = directory.clone().unwrap_or_default();
     let runner = Runner {
         directory: &directory,
-        through: is_isolated.then_some((Path::new(THIS_PROGRAM), EXECUTE_ARGUMENT)),
+        through: isolation.map(|_| (Path::new(THIS_PROGRAM), EXECUTE_ARGUMENT)),
         memory_bytes_max: request.memory_bytes_max,
         time: Duration::from_millis(request.time_ms),
         output_bytes_max: request.output_bytes_max,

@@ -28,7 +28,7 @@ const RATIO_NODES_HIGH: u64 = 4_000_000;
 const RATIO_PER_MILLE_HIGH: u64 = 990;
 const RATIO_PER_MILLE_LOW: u64 = 100;
 
-/// What has been read so far of one directory.
+/// Size of the files of one directory that have been read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct YamlBudget {
     files: usize,
