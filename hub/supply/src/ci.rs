@@ -65,7 +65,9 @@ pub enum CiError {
          bytes in Git: remove the attribute (`git check-attr --all {path}` shows it)"
     )]
     GitChangesBytes { path: String },
-    #[error("{path} is not in the Git index, so the commit would not contain it; `git add {path}` first")]
+    #[error(
+        "{path} is not in the Git index, so the commit would not contain it; `git add {path}` first"
+    )]
     NotStaged { path: String },
     #[error("attest.yaml has no render for environment `{environment}`; it has {known}")]
     EnvironmentUnknown { environment: String, known: String },

@@ -183,16 +183,14 @@ fn the_published_workflow_commits_exactly_the_signed_bytes() {
 
 #[test]
 fn a_file_whose_bytes_git_changes_is_refused_before_signing() {
-    const SECRET: &str = "apiVersion: v1\nkind: Secret\nmetadata: {name: seal}\nstringData: {word: plain}\n";
+    const SECRET: &str =
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: seal}\nstringData: {word: plain}\n";
     for (attributes, settings) in [
         ("k8s/seal.yaml text eol=crlf\n", &[][..]),
         ("k8s/seal.yaml ident\n", &[]),
         (
             "k8s/seal.yaml filter=seal\n",
-            &[
-                ["filter.seal.clean", "tr a-z n-za-m"],
-                ["filter.seal.smudge", "tr n-za-m a-z"],
-            ],
+            &[["filter.seal.clean", "tr a-z n-za-m"], ["filter.seal.smudge", "tr n-za-m a-z"]],
         ),
     ] {
         let sandbox = Sandbox::flat().with_key();

@@ -122,7 +122,8 @@ impl Checkout {
         let mut input = child.stdin.take();
         let lines = format!("{}\n", paths.join("\n"));
         // In its own thread, because git writes while it reads.
-        let writing = std::thread::spawn(move || input.as_mut().map(|i| i.write_all(lines.as_bytes())));
+        let writing =
+            std::thread::spawn(move || input.as_mut().map(|i| i.write_all(lines.as_bytes())));
         let output = child.wait_with_output().map_err(|source| self.git_missing(source))?;
         let is_written = matches!(writing.join(), Ok(Some(Ok(()))));
         let ids: Vec<String> =
@@ -173,8 +174,7 @@ impl Checkout {
         subcommand: &'static str,
         arguments: &[&str],
     ) -> Result<Vec<String>, CiError> {
-        let output =
-            Command::new("git").arg("-C").arg(self.root()).args(arguments).output();
+        let output = Command::new("git").arg("-C").arg(self.root()).args(arguments).output();
         let output = output.map_err(|source| self.git_missing(source))?;
         if !output.status.success() {
             let detail = one_line(&String::from_utf8_lossy(&output.stderr));
