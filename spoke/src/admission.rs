@@ -4,6 +4,8 @@ pub mod agent;
 pub mod blobs;
 pub mod gate;
 mod judge;
+mod reevaluation;
+mod refused;
 mod rejected;
 mod resume;
 pub mod run;

@@ -11,6 +11,7 @@ mod deleting;
 mod event;
 #[cfg(test)]
 mod fixture;
+pub mod handover;
 pub mod mailbox;
 pub mod objects;
 mod perform;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::blobs::Blobs;
+use super::refused::RefusedPush;
 use crate::cluster::discovery;
 use crate::destination::mailbox::Mailbox;
 use crate::destination::shared::Shared;
@@ -46,6 +47,8 @@ pub(crate) struct Agent {
     pub(super) working: JoinSet<()>,
     /// Pushes that were rate limited, or failed because of the API server; the newest of each destination.
     pub(super) retries: BTreeMap<Key, Retry>,
+    /// Refused pushes that are judged again; the newest of each destination.
+    pub(super) refused: BTreeMap<Key, RefusedPush>,
     /// Recorded destinations that could not be loaded yet.
     pub(super) unresumed: BTreeMap<Key, Instant>,
     /// Consecutive failures of the API server when they were loaded.
@@ -93,6 +96,7 @@ impl Agent {
             workers: BTreeMap::new(),
             working: JoinSet::new(),
             retries: BTreeMap::new(),
+            refused: BTreeMap::new(),
             unresumed: BTreeMap::new(),
             resume_failures: 0,
             admissions: KeyedTokenBucket::new(ADMISSIONS, DESTINATIONS_MAX),
@@ -164,7 +168,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::cluster::fake::FakeApi;
     use crate::cluster::watch::Watches;
-    use crate::destination::mailbox::ReloadRequests;
+    use crate::destination::handover::Handovers;
+    use crate::destination::mailbox::{ReevaluationRequests, ReloadRequests};
     use crate::ledger::records::Ledger;
     use crate::ledger::refusals::Refusals;
     use crate::metrics::Metrics;
@@ -183,6 +188,8 @@ pub(crate) mod tests {
             metrics,
             kinds: Arc::new(RwLocked::new(Kinds::built_in())),
             reloads: ReloadRequests::default(),
+            reevaluations: ReevaluationRequests::default(),
+            handovers: Handovers::default(),
         };
         let (told, trust) = watch::channel(Trust::of(&object(), "uid-1"));
         // Keeps the policy watched.

@@ -23,6 +23,7 @@ use attest_common::verify::{
 };
 use bytes::Bytes;
 
+use crate::destination::handover::Offers;
 use crate::ledger::records::{DESTINATIONS_MAX, Key, Lost};
 use crate::trust::policy::TrustError;
 
@@ -41,6 +42,18 @@ pub struct GateContext<'a> {
     pub ages: Ages,
     /// Missing records, if any.
     pub lost: Option<Lost>,
+    pub repeated: RepeatedDirective,
+    /// Objects that other destinations hand over.
+    pub offers: &'a Offers,
+}
+
+/// Treatment of the directive that is recorded already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepeatedDirective {
+    /// Nothing is to be decided.
+    Report,
+    /// Its plan was reverted: it is judged again at the same sequence.
+    Judge,
 }
 
 /// Decision on a push.
@@ -63,6 +76,8 @@ pub struct AdmittedPush {
     /// Objects to write at the destination.
     pub objects: Verified<ObjectSet>,
     pub held: Held,
+    /// Objects that another destination hands over, with their UIDs.
+    pub taken: BTreeMap<ObjectKey, String>,
 }
 
 /// Judges a push. The first violation determines the error.
@@ -76,7 +91,7 @@ pub fn judge(
     view: &GateContext<'_>,
 ) -> Result<PushDecision, GateError> {
     check_size(directive)?;
-    let GateContext { policy, cluster, records, kinds, now, ages, lost } = *view;
+    let GateContext { policy, cluster, records, kinds, now, ages, lost, repeated, .. } = *view;
     let spoke = SpokeContext { policy, cluster, records, now, ages };
     let ordered = verify::directive(directive, &spoke).map_err(GateError::Verify)?;
     let key = (ordered.directive.application.clone(), ordered.directive.namespace.clone());
@@ -84,7 +99,8 @@ pub fn judge(
         // A replay cannot be detected without the records.
         return Err(GateError::StateLost(lost));
     }
-    if ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce {
+    let is_repeated = ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce;
+    if is_repeated && repeated == RepeatedDirective::Report {
         return Ok(PushDecision::Repeated(key));
     }
     if !records.contains_key(&key) && records.len() >= DESTINATIONS_MAX {
@@ -113,7 +129,7 @@ pub fn judge(
         Material { release: &delivered.release, receipts: &receipts, content: &delivered.content };
     let admission =
         verify::admission(&ordered, &plan, &material, &spoke, kinds).map_err(GateError::Verify)?;
-    check_owners(&admission, records)?;
+    let taken = check_owners(&admission, view)?;
     let objects = verify::object_set(None, &admission);
     let held = Held {
         plan: envelope_digest,
@@ -122,7 +138,7 @@ pub fn judge(
         receipts: plan.receipts.iter().map(|receipt| receipt.sha256).collect(),
         content: plan.content.sha256,
     };
-    Ok(PushDecision::Admit(Box::new(AdmittedPush { admission, objects, held })))
+    Ok(PushDecision::Admit(Box::new(AdmittedPush { admission, objects, held, taken })))
 }
 
 /// Checks the size of a directive, before anything else.
@@ -165,25 +181,52 @@ impl Delivered {
     }
 }
 
-/// Checks that no object belongs to another destination (S16).
-fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(), GateError> {
+/// Checks that no object belongs to another destination (S16). Returns the objects that their owners hand over.
+fn check_owners(
+    admission: &Admission,
+    view: &GateContext<'_>,
+) -> Result<BTreeMap<ObjectKey, String>, GateError> {
     let Directive { application, namespace, .. } = &admission.ordered.directive;
-    let others = records
-        .values()
-        .filter(|record| (&record.application, &record.namespace) != (application, namespace));
-    let owners: BTreeMap<&ObjectKey, &Record> = others
-        .flat_map(|record| record.inventory.iter().map(move |owned| (&owned.key, record)))
+    let own = (application.clone(), namespace.clone());
+    let others = view.records.iter().filter(|(key, _)| **key != own);
+    let owners: BTreeMap<&ObjectKey, (&Key, &Owned)> = others
+        .flat_map(|(key, record)| {
+            record.inventory.iter().map(move |owned| (&owned.key, (key, owned)))
+        })
         .collect();
+    let (mut taken, mut claims) = (BTreeMap::new(), Vec::new());
+    let mut first = None;
     for object in admission.admitted.objects.iter() {
-        if let Some(owner) = owners.get(object.key()) {
-            return Err(GateError::OwnedByOther {
-                object: object.key().clone(),
-                application: owner.application.clone(),
-                namespace: owner.namespace.clone(),
-            });
+        let Some((owner, owned)) = owners.get(object.key()) else { continue };
+        let offered = view.offers.get(object.key()).filter(|offer| offer.owner == **owner);
+        if let Some(offer) = offered.filter(|offer| owned.uid.as_ref() == Some(&offer.uid)) {
+            taken.insert(object.key().clone(), offer.uid.clone());
+        } else if is_taken_before(view, &own, owned) {
+            continue;
+        } else if first.is_none() {
+            first = Some((object.key(), *owner));
+        }
+        if owner.1 == *namespace {
+            claims.push((object.key().clone(), (*owner).clone()));
         }
     }
-    Ok(())
+    match first {
+        None => Ok(taken),
+        Some((object, owner)) => Err(GateError::OwnedByOther {
+            object: object.clone(),
+            application: owner.0.clone(),
+            namespace: owner.1.clone(),
+            claims,
+        }),
+    }
+}
+
+/// Returns whether a recorded plan has taken this object over, and its former owner has not released it yet: both
+/// records name the same object.
+fn is_taken_before(view: &GateContext<'_>, own: &Key, owned: &Owned) -> bool {
+    let record = view.records.get(own).filter(|_| view.ages == Ages::Skip);
+    let mine = record.and_then(|record| record.inventory.iter().find(|o| o.key == owned.key));
+    mine.is_some_and(|mine| mine.uid.is_some() && mine.uid == owned.uid)
 }
 
 /// Returns the record of an admitted directive, which must be durable before it is carried out.
@@ -192,8 +235,8 @@ fn check_owners(admission: &Admission, records: &DestinationRecords) -> Result<(
 /// If the inventory would exceed its limit.
 pub fn admitted_record(
     before: Option<(&Record, &[u8])>,
-    admission: &Admission,
-    held: &Held,
+    (admission, held): (&Admission, &Held),
+    taken: &BTreeMap<ObjectKey, String>,
     now: Timestamp,
 ) -> Result<Record, GateError> {
     let admitted = &admission.admitted;
@@ -203,7 +246,12 @@ pub fn admitted_record(
     let known = former.and_then(|record| record.floor.clone());
     let inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
     let rendered = admitted.objects.iter().map(|object| (object.key(), object.version()));
-    let inventory = about_to_write(inventory, rendered.collect());
+    let mut inventory = about_to_write(inventory, rendered.collect());
+    for owned in &mut inventory {
+        if let Some(uid) = taken.get(&owned.key) {
+            owned.uid = Some(uid.clone());
+        }
+    }
     if inventory.len() > INVENTORY_MAX {
         return Err(GateError::Limit { what: "objects in the inventory", max: INVENTORY_MAX });
     }
@@ -292,8 +340,17 @@ pub enum GateError {
     Trust(#[source] TrustError),
     #[error(transparent)]
     Verify(VerifyError),
-    #[error("{object} belongs to application `{application}` in namespace `{namespace}`")]
-    OwnedByOther { object: ObjectKey, application: Name, namespace: Name },
+    #[error(
+        "{object} belongs to application `{application}` in namespace `{namespace}`; remove it from one of the two, \
+         and this release is applied"
+    )]
+    OwnedByOther {
+        object: ObjectKey,
+        application: Name,
+        namespace: Name,
+        /// Every object that another destination of the same namespace owns, with its owner.
+        claims: Vec<(ObjectKey, Key)>,
+    },
     #[error("{what} has more than {max} bytes")]
     TooLarge { what: &'static str, max: usize },
     #[error(

@@ -1,6 +1,6 @@
 //! Pushes of the hub: each is judged, recorded and passed to the worker of its destination, or refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +17,8 @@ use attest_runtime::clock::micros;
 use attest_runtime::failpoint;
 
 use super::agent::{Agent, RETRIES_MAX, Retry};
-use super::gate::{self, AdmittedPush, GateContext, GateError, PushDecision};
+use super::gate::{self, AdmittedPush, GateContext, GateError, PushDecision, RepeatedDirective};
+use super::refused::{Judgement, RefusedPush, is_judged_again};
 use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
 use crate::destination::mailbox::{Order, Origin, Run};
@@ -37,17 +38,23 @@ impl Agent {
             self.blobs.insert(digest, bytes);
         }
         drop(room);
-        self.decide(directive, plan, 0).await;
+        self.decide(directive, plan, Judgement::Pushed { attempt: 0 }).await;
     }
 
-    /// Judges one directive and carries out the decision. `attempt` is the number of earlier failures.
-    pub(super) async fn decide(&mut self, directive: Vec<u8>, plan: Option<Digest>, attempt: u32) {
-        let outcome = self.judge_and_record(&directive, plan).await;
+    /// Judges one directive and carries out the decision.
+    pub(super) async fn decide(
+        &mut self,
+        directive: Vec<u8>,
+        plan: Option<Digest>,
+        judgement: Judgement,
+    ) {
+        let outcome = self.judge_and_record(&directive, plan, judgement).await;
         let claimed = gate::claimed(&directive);
         let error = match outcome {
             Ok(()) => return self.forget_older(claimed),
             Err(error) => error,
         };
+        let attempt = judgement.attempt();
         match (error.retry_after(attempt), claimed) {
             (Some(after), Some((key, order))) if self.may_wait(&key) => {
                 if self.signed_limiter.allows(Instant::now()) {
@@ -60,8 +67,35 @@ impl Agent {
                 let at = Instant::now() + after;
                 self.wait(key, Retry { order, directive, plan, at, attempt });
             }
-            (_, claimed) => self.refuse(&error, &directive, claimed),
+            (_, claimed) => {
+                let is_known = judgement == Judgement::Again
+                    && claimed.as_ref().is_some_and(|(key, _)| self.is_known(key, &error));
+                if !is_known {
+                    self.refuse(&error, &directive, claimed.clone());
+                }
+                let Some((key, order)) = claimed else { return };
+                if let Rejected::Gate(GateError::OwnedByOther { claims, .. }) = &error {
+                    self.shared.handovers.claim(&key, claims);
+                }
+                self.judge_again_later(&key, order, (directive, plan), &error);
+            }
         }
+    }
+
+    /// Keeps a refused push to judge it again, if a pinned hub key has signed it and its refusal may end.
+    fn judge_again_later(
+        &mut self,
+        key: &Key,
+        order: (u64, u64),
+        (directive, plan): (Vec<u8>, Option<Digest>),
+        error: &Rejected,
+    ) {
+        let is_newest = self.is_reverted(key) || self.sequence(key).is_none_or(|seen| order > seen);
+        if !is_judged_again(error.reason()) || !is_newest || !self.is_signed(&directive) {
+            return;
+        }
+        let refused = RefusedPush::new(order, Some(directive), plan);
+        self.keep_refused(key, RefusedPush { text: Some(error.text()), ..refused });
     }
 
     fn may_wait(&self, key: &Key) -> bool {
@@ -79,6 +113,7 @@ impl Agent {
     /// Drops a waiting push that is not newer than one that was carried out.
     fn forget_older(&mut self, taken: Option<(Key, (u64, u64))>) {
         let Some((key, order)) = taken else { return };
+        self.forget_refused(&key);
         if self.retries.get(&key).is_some_and(|waiting| waiting.order <= order) {
             self.retries.remove(&key);
         }
@@ -88,12 +123,14 @@ impl Agent {
         &mut self,
         directive: &[u8],
         plan: Option<Digest>,
+        judgement: Judgement,
     ) -> Result<(), Rejected> {
+        let mut repeated = RepeatedDirective::Report;
         let (mut asked_kinds, mut looked_up) = (false, BTreeSet::<Digest>::new());
         let (mut judgements, mut in_time) = (0, false);
         loop {
             let started = Instant::now();
-            let decision = self.judge(directive, plan);
+            let decision = self.judge(directive, plan, repeated);
             let took = started.elapsed();
             self.shared.metrics.verification_seconds.observe(took.as_secs_f64());
             match decision {
@@ -120,6 +157,10 @@ impl Agent {
                     if self.unresumed.remove(&key).is_some() {
                         self.resume(&key).await;
                     }
+                    if self.is_reverted(&key) {
+                        repeated = RepeatedDirective::Judge;
+                        continue;
+                    }
                     self.report_again(&key);
                     return Ok(());
                 }
@@ -131,9 +172,17 @@ impl Agent {
                     if !std::mem::replace(&mut in_time, true) {
                         self.check_rates(&admitting.admission.ordered.directive)?;
                     }
+                    let is_retried = repeated == RepeatedDirective::Judge;
+                    if is_retried && self.is_in_the_way(&admitting).await {
+                        let directive = &admitting.admission.ordered.directive;
+                        let key = (directive.application.clone(), directive.namespace.clone());
+                        self.refuse_again(&key, judgement);
+                        return Ok(());
+                    }
                     let timings = Timings { verify_us: micros(took), ..Timings::default() };
                     judgements += 1;
-                    let admitted = self.admit(directive, *admitting, timings).await;
+                    let origin = if is_retried { Origin::Retried } else { Origin::Admitted };
+                    let admitted = self.admit(directive, *admitting, (origin, timings)).await;
                     // Superseded content, or content that was stored and not recorded.
                     self.shared.ledger.tidy_content();
                     match admitted {
@@ -147,7 +196,7 @@ impl Agent {
     }
 
     /// Reports again: a hub that repeats a directive may not have received the report.
-    fn report_again(&mut self, key: &Key) {
+    pub(super) fn report_again(&mut self, key: &Key) {
         match self.shared.ledger.entry(key) {
             Some(entry) if is_gone(&entry.record) => self.report_removed(key, &entry),
             // The first plan was refused, and there is no worker that reports it.
@@ -175,8 +224,13 @@ impl Agent {
         if self.admissions.take(&key, Instant::now()) { Ok(()) } else { Err(Rejected::TooFast) }
     }
 
-    fn judge(&self, directive: &[u8], plan: Option<Digest>) -> Result<PushDecision, GateError> {
-        self.judge_as(directive, plan, Ages::Enforce, self.shared.ledger.lost())
+    fn judge(
+        &self,
+        directive: &[u8],
+        plan: Option<Digest>,
+        repeated: RepeatedDirective,
+    ) -> Result<PushDecision, GateError> {
+        self.judge_as(directive, plan, repeated, (Ages::Enforce, self.shared.ledger.lost()))
     }
 
     /// Judges a directive by the current policy and records.
@@ -184,12 +238,12 @@ impl Agent {
         &self,
         directive: &[u8],
         plan: Option<Digest>,
-        ages: Ages,
-        lost: Option<Lost>,
+        repeated: RepeatedDirective,
+        (ages, lost): (Ages, Option<Lost>),
     ) -> Result<PushDecision, GateError> {
         let trust = self.trust.borrow().clone();
         let policy = trust.bound(&self.cluster).map_err(GateError::Trust)?;
-        let kinds = self.kinds();
+        let (kinds, offers) = (self.kinds(), self.shared.handovers.offers());
         self.shared.ledger.with_records(|records| {
             let view = GateContext {
                 policy,
@@ -199,6 +253,8 @@ impl Agent {
                 now: jiff::Timestamp::now(),
                 ages,
                 lost,
+                repeated,
+                offers: &offers,
             };
             gate::judge(directive, plan, |digest| self.blobs.get(digest).cloned(), &view)
         })
@@ -209,9 +265,9 @@ impl Agent {
         &mut self,
         directive: &[u8],
         admitting: AdmittedPush,
-        mut timings: Timings,
+        (origin, mut timings): (Origin, Timings),
     ) -> Result<(), Rejected> {
-        let AdmittedPush { admission, objects, held } = admitting;
+        let AdmittedPush { admission, objects, held, taken } = admitting;
         let (admission, objects) = (Arc::new(admission), Arc::new(objects));
         let ordered = &admission.ordered.directive;
         let key = (ordered.application.clone(), ordered.namespace.clone());
@@ -234,7 +290,8 @@ impl Agent {
                 return Err(LedgerError::Overtaken);
             }
             let before = entry.as_ref().map(|entry| (&entry.record, &entry.directive[..]));
-            let record = gate::admitted_record(before, &admission, &held, jiff::Timestamp::now())
+            let now = jiff::Timestamp::now();
+            let record = gate::admitted_record(before, (&admission, &held), &taken, now)
                 .map_err(|_| LedgerError::TooLarge { objects: objects.objects().len() })?;
             // Every dry run has passed: this record gives up the rollback point already.
             let rollback_point = record.rollback_point.filter(|_| !begins);
@@ -243,7 +300,10 @@ impl Agent {
             let confirmed = entry.map(|entry| entry.confirmed).unwrap_or_default();
             Ok(Some(Entry { record, directive: directive.to_vec(), confirmed }))
         };
+        // What it renders again is no longer handed over.
+        self.shared.handovers.withdraw_offers(&key);
         self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;
+        self.shared.handovers.keep_claims(&key, &taken);
         drop(kept);
         timings.record_us = micros(started.elapsed());
         self.seen.set(self.shared.ledger.seen());
@@ -259,8 +319,12 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, objects, held, origin: Origin::Admitted, timings, checks };
+        let run = Run { admission, objects, held, origin, timings, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
+        if origin == Origin::Retried {
+            // The hub may have sent it again and waits for the outcome.
+            self.worker(&key).repeat();
+        }
         Ok(())
     }
 
@@ -287,6 +351,7 @@ impl Agent {
             application = %key.0, namespace = %key.1, sequence = ordered.sequence,
             "Admitted a removal"
         );
+        self.shared.handovers.keep_claims(&key, &BTreeMap::new());
         self.know_inventory(&key, &[]).await;
         self.unresumed.remove(&key);
         self.worker(&key).order(Order::Remove(Box::new(removal)));

@@ -13,7 +13,7 @@ use attest_common::verify::Ages;
 use bytes::Bytes;
 
 use super::agent::{Agent, RESUME_RETRY};
-use super::gate::{AdmittedPush, GateError, PushDecision};
+use super::gate::{AdmittedPush, GateError, PushDecision, RepeatedDirective};
 use super::rejected::Rejected;
 use crate::destination::mailbox::{Order, Origin, Run};
 use crate::destination::report::{self, RemovalStatus, ReportContext};
@@ -68,6 +68,7 @@ impl Agent {
     /// Loads a recorded destination. Returns false if the API server is unavailable; it is then retried.
     pub(super) async fn resume(&mut self, key: &Key) -> bool {
         let Some(entry) = self.shared.ledger.entry(key) else { return true };
+        self.ask_for_reverted(key, &entry);
         if is_gone(&entry.record) {
             self.report_removed(key, &entry);
             return true;
@@ -132,7 +133,7 @@ impl Agent {
         }
         let order = match decision.map_err(Rejected::Gate)? {
             PushDecision::Admit(admitting) => {
-                let AdmittedPush { admission, objects, held } = *admitting;
+                let AdmittedPush { admission, objects, held, .. } = *admitting;
                 self.blobs.remove(held.blobs());
                 self.know_inventory(key, &admission.admitted.objects).await;
                 Order::Run(Box::new(Run {
@@ -158,7 +159,7 @@ impl Agent {
 
     fn judge_held(&self, entry: &Entry) -> Result<PushDecision, GateError> {
         let plan = entry.record.held.as_ref().map(|held| held.plan);
-        self.judge_as(&entry.directive, plan, Ages::Skip, None)
+        self.judge_as(&entry.directive, plan, RepeatedDirective::Report, (Ages::Skip, None))
     }
 
     pub(super) fn standing_refusal(&self, key: &Key, entry: &Entry) -> Option<Refusal> {

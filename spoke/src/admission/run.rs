@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::agent::{Agent, Retry};
+use super::refused::Judgement;
 use crate::session::push::Pushed;
 
 /// Longest sleep of the agent.
@@ -14,12 +15,17 @@ impl Agent {
     /// Judges pushes and loads recorded plans. Returns only if a worker or a channel ends unexpectedly.
     pub(crate) async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
-        let reloads = self.shared.reloads.clone();
+        let (reloads, reevaluations) =
+            (self.shared.reloads.clone(), self.shared.reevaluations.clone());
+        let ledger = self.shared.ledger.clone();
         loop {
             let wake = self.next_wake().saturating_duration_since(Instant::now());
             tokio::select! {
                 changed = self.trust.changed() => match changed {
-                    Ok(()) => self.resume_all().await,
+                    Ok(()) => {
+                        self.resume_all().await;
+                        self.hasten_all(Instant::now());
+                    }
                     Err(_) => return,
                 },
                 push = pushed.recv() => match push {
@@ -29,6 +35,12 @@ impl Agent {
                 keys = reloads.requested() => for key in keys {
                     self.resume(&key).await;
                 },
+                requests = reevaluations.requested() => {
+                    for (key, request) in requests {
+                        self.note_request(&key, request, Instant::now());
+                    }
+                }
+                () = ledger.changed() => self.follow_handovers(Instant::now()),
                 () = tokio::time::sleep(wake) => self.retry().await,
                 // A worker that has ended heals nothing: the process ends and is restarted.
                 Some(_) = self.working.join_next(), if !self.working.is_empty() => return,
@@ -38,7 +50,8 @@ impl Agent {
 
     fn next_wake(&self) -> Instant {
         let retries = self.retries.values().map(|retry| retry.at);
-        let soonest = retries.chain(self.unresumed.values().copied()).min();
+        let refused = self.refused.values().map(|refused| refused.at);
+        let soonest = retries.chain(refused).chain(self.unresumed.values().copied()).min();
         soonest.unwrap_or_else(|| Instant::now() + IDLE)
     }
 
@@ -48,9 +61,11 @@ impl Agent {
         self.resume_each(resumes).await;
         for key in pushes {
             if let Some(Retry { directive, plan, attempt, .. }) = self.retries.remove(&key) {
-                self.decide(directive, plan, attempt.saturating_add(1)).await;
+                let attempt = attempt.saturating_add(1);
+                self.decide(directive, plan, Judgement::Pushed { attempt }).await;
             }
         }
+        self.reevaluate(now).await;
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) struct Applying {
     kinds: Kinds,
     /// Objects of the inventory that the rendering no longer holds.
     leftovers: Vec<Owned>,
+    handover: Handover,
     pruning: Option<Deleting>,
     preparation: Preparation,
     progress: Progress,
@@ -126,6 +127,17 @@ impl Durability {
     }
 }
 
+/// Objects that are no longer rendered and that another destination claims.
+#[derive(Debug, Default)]
+struct Handover {
+    /// Not deleted, because the claimant waits for them or has taken them.
+    claimed: BTreeSet<ObjectKey>,
+    /// Offered to the claimant.
+    offered: BTreeSet<ObjectKey>,
+    /// Recorded by the claimant: they leave the inventory.
+    taken: BTreeSet<ObjectKey>,
+}
+
 /// State of namespace, account and bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preparation {
@@ -163,7 +175,7 @@ impl Applying {
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
         let former = entry.and_then(|entry| entry.record.rollback_point.as_ref());
-        if let (Some(former), Origin::Admitted) = (former, origin) {
+        if let Some(former) = former.filter(|_| origin.is_fresh()) {
             // Only objects that were listed before this admission can result from an unfinished apply.
             let listed = inventory.iter().take(former.objects);
             let listed: BTreeSet<&ObjectKey> = listed.map(|owned| &owned.key).collect();
@@ -191,6 +203,7 @@ impl Applying {
             kinds,
             objects,
             leftovers,
+            handover: Handover::default(),
             pruning: None,
             watch_status,
             // Rights that sufficed before still exist; otherwise the first request shows it.
@@ -267,8 +280,19 @@ impl Applying {
         matches!(self.rollback, Rollback::Possible | Rollback::GiveUpDue)
     }
 
+    /// Returns whether a plan that was refused before is tried again, and nothing is known of it yet.
+    pub(super) fn is_retrying(&self) -> bool {
+        let has_failed = |tracked: &Tracked| tracked.failure.as_ref().is_some_and(|f| !f.quiet);
+        self.origin == Origin::Retried
+            && self.may_revert()
+            && self.problem.is_none()
+            && !self.objects.values().any(has_failed)
+    }
+
     fn is_guarded(&self) -> bool {
-        let to_delete = self.leftovers.iter().filter(|o| !deleting::is_never_deleted(o)).count();
+        let is_deleted =
+            |o: &&Owned| !deleting::is_never_deleted(o) && !self.handover.claimed.contains(&o.key);
+        let to_delete = self.leftovers.iter().filter(is_deleted).count();
         let inventory = self.objects.len() + self.leftovers.len();
         let percent_max = self.admission.admitted.effective_policy.prune_percent_max;
         deleting::prune_is_too_much(to_delete, inventory, percent_max)

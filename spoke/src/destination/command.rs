@@ -30,6 +30,13 @@ pub(super) enum Command {
     },
     /// Asks the agent to load what is recorded for this destination.
     Reload,
+    /// Asks the agent to judge the refused plan of this destination again.
+    Reevaluate,
+    /// Offers an object that is no longer rendered to the destination that claims it.
+    Offer {
+        key: ObjectKey,
+        uid: String,
+    },
     /// Deletes stored content that no record names.
     TidyContent,
     /// Adds to the list of refusals of the cluster.
@@ -111,6 +118,8 @@ pub(super) struct By {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Revert {
     pub(super) held: Held,
+    /// The object that belongs to another writer.
+    pub(super) obstacle: ObjectKey,
     /// SHA-256 of the directive's payload.
     pub(super) directive: Digest,
     pub(super) inventory: AddedInventory,

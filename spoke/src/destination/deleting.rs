@@ -1,6 +1,6 @@
 //! Order of the deletions of a removal or a prune. Pure; `Authority` proves that an object may be deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use attest_common::basics::text::error_chain;
@@ -57,6 +57,12 @@ impl Deleting {
             deleting.items.insert(key.clone(), item);
         }
         deleting
+    }
+
+    /// Leaves out objects that are handed over to another destination, unless their deletion has begun.
+    pub(super) fn leave(&mut self, claimed: &BTreeSet<ObjectKey>) {
+        self.items
+            .retain(|key, item| item.busy || item.leaving.is_some() || !claimed.contains(key));
     }
 
     /// Returns the objects to delete now, at most `room`, and when the next is due. Lower ranks wait for

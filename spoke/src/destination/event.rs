@@ -11,6 +11,7 @@ use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 
+use super::handover::Claims;
 use super::mailbox::Origin;
 use crate::cluster::apply::{ApplyError, Deleted, DryRunPermit, Ownership, Written};
 use crate::cluster::error::ApiError;
@@ -43,8 +44,8 @@ pub(super) enum Event {
     /// A request ended.
     Finished(Box<Outcome>),
     /// All events that have arrived are processed: due requests are begun, and a report is made. `position`
-    /// is epoch and sequence of the record.
-    Tick { position: Option<(u64, u64)> },
+    /// is epoch and sequence of the record, and `claims` names objects of this destination that others claim.
+    Tick { position: Option<(u64, u64)>, claims: Claims },
 }
 
 /// An admission to carry out, with the facts at the arrival of the order.

@@ -25,8 +25,9 @@ use attest_common::verify::{Admission, Ages, ObjectSet, Removal, Verified};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::handover::Offers;
 use crate::admission::gate::tests::directive_of;
-use crate::admission::gate::{self, AdmittedPush, GateContext, PushDecision};
+use crate::admission::gate::{self, AdmittedPush, GateContext, PushDecision, RepeatedDirective};
 use crate::ledger::records::{ConfirmedPairs, Entry};
 use crate::trust::policy::tests::object;
 
@@ -89,6 +90,8 @@ fn judge(
         now: now(),
         ages: Ages::Enforce,
         lost: None,
+        repeated: RepeatedDirective::Report,
+        offers: &Offers::new(),
     };
     gate::judge(directive, plan, blobs, &view).unwrap()
 }
@@ -153,9 +156,9 @@ impl Delivery {
         let record = before.map(|entry| &entry.record);
         let decision = judge(&self.directive, Some(self.plan), blob, record);
         let PushDecision::Admit(admitting) = decision else { panic!("not admitted") };
-        let AdmittedPush { admission, objects, held } = *admitting;
+        let AdmittedPush { admission, objects, held, taken } = *admitting;
         let known = before.map(|entry| (&entry.record, &entry.directive[..]));
-        let record = gate::admitted_record(known, &admission, &held, now()).unwrap();
+        let record = gate::admitted_record(known, (&admission, &held), &taken, now()).unwrap();
         let confirmed = before.map(|entry| entry.confirmed.clone());
         let confirmed: ConfirmedPairs = confirmed.unwrap_or_default();
         let entry = Entry { record, directive: self.directive, confirmed };

@@ -1,10 +1,12 @@
 //! Orders from the agent to a worker. The newest order replaces an older one; nothing is decided here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use attest_common::basics::ids::Digest;
 use attest_common::basics::locked::Locked;
 use attest_common::basics::reason::Reason;
+use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::Held;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
@@ -42,6 +44,18 @@ pub enum Origin {
     Admitted,
     /// It was loaded: the actions of an earlier process for it are not known.
     Loaded,
+    /// This process has reverted it before, and tries it again: its refusal stands until its dry runs have passed.
+    Retried,
+}
+
+impl Origin {
+    /// Returns whether this process has admitted it just now, so that nothing of it can be written yet.
+    pub(super) fn is_fresh(self) -> bool {
+        match self {
+            Self::Admitted | Self::Retried => true,
+            Self::Loaded => false,
+        }
+    }
 }
 
 /// An admission to carry out.
@@ -89,6 +103,11 @@ impl Mailbox {
         self.change(|slot| slot.refusal = Some(refusal));
     }
 
+    /// Wakes the worker: what it reads of others has changed.
+    pub fn wake(&self) {
+        self.change(|_| ());
+    }
+
     /// Requests a report.
     pub fn repeat(&self) {
         self.change(|slot| slot.repeat = true);
@@ -131,6 +150,56 @@ impl ReloadRequests {
     pub async fn requested(&self) -> BTreeSet<Key> {
         self.0.arrived.notified().await;
         std::mem::take(&mut *self.0.keys.lock())
+    }
+}
+
+/// A plan that was refused after it was recorded, with what is needed to judge it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevertedPlan {
+    /// Directive envelope.
+    pub directive: Vec<u8>,
+    /// Digest of the plan envelope.
+    pub plan: Digest,
+    /// The object that belongs to another writer.
+    pub obstacle: ObjectKey,
+}
+
+/// A request to judge a refused plan again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reevaluation {
+    /// The plan, if it was reverted since the last request.
+    pub reverted: Option<RevertedPlan>,
+    /// What it was refused for has changed.
+    pub is_due: bool,
+}
+
+/// Requests of workers to the agent to judge refused plans again.
+#[derive(Clone, Debug, Default)]
+pub struct ReevaluationRequests(Arc<WaitingPlans>);
+
+#[derive(Debug, Default)]
+struct WaitingPlans {
+    plans: Locked<BTreeMap<Key, Reevaluation>>,
+    arrived: Notify,
+}
+
+impl ReevaluationRequests {
+    /// Notes that a plan was reverted.
+    pub(super) fn reverted(&self, key: &Key, plan: RevertedPlan) {
+        self.0.plans.lock().entry(key.clone()).or_default().reverted = Some(plan);
+        self.0.arrived.notify_one();
+    }
+
+    /// Requests that the refused plan of `key` is judged again now.
+    pub(super) fn request(&self, key: &Key) {
+        self.0.plans.lock().entry(key.clone()).or_default().is_due = true;
+        self.0.arrived.notify_one();
+    }
+
+    /// Waits for requests and returns them.
+    pub async fn requested(&self) -> BTreeMap<Key, Reevaluation> {
+        self.0.arrived.notified().await;
+        std::mem::take(&mut *self.0.plans.lock())
     }
 }
 

@@ -9,8 +9,9 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use futures::future::BoxFuture;
 
-use super::command::Request;
+use super::command::{Request, Revert};
 use super::event::Outcome;
+use super::mailbox::RevertedPlan;
 use super::shared::Shared;
 use super::speculative::SpeculativeDryRun;
 use crate::cluster::apply::{self, ApplyError};
@@ -43,7 +44,7 @@ impl Performer {
     /// Begins a request. `early` is the speculative dry run that it waits for, if any.
     pub(super) fn begin(&self, request: Request, early: Option<SpeculativeDryRun>) -> Flight {
         let Self { shared, key: destination, restoring } = self.clone();
-        let Shared { api, ledger, kinds, .. } = shared;
+        let Shared { api, ledger, kinds, reevaluations, .. } = shared;
         match request {
             Request::Prepare(account) => {
                 Box::pin(async move { Outcome::Prepared(account.prepare(&api).await) })
@@ -80,7 +81,14 @@ impl Performer {
                 )
             }
             Request::Revert(revert) => Box::pin(async move {
-                Outcome::Reverted(record::revert(&ledger, &destination, &revert).await)
+                let directive = ledger.entry(&destination).map(|entry| entry.directive);
+                let reverted = record::revert(&ledger, &destination, &revert).await;
+                if let (Ok(_), Some(directive)) = (&reverted, directive) {
+                    let Revert { held, obstacle, .. } = revert;
+                    let plan = RevertedPlan { directive, plan: held.plan, obstacle };
+                    reevaluations.reverted(&destination, plan);
+                }
+                Outcome::Reverted(reverted)
             }),
             Request::Withdraw(account) => {
                 // A hub may repeat the order, so that the rights are created and deleted each time.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use attest_common::basics::locked::RwLocked;
 use attest_common::objects::kinds::Kinds;
 
-use super::mailbox::ReloadRequests;
+use super::handover::Handovers;
+use super::mailbox::{ReevaluationRequests, ReloadRequests};
 use crate::cluster::client::ApiServer;
 use crate::cluster::watch::Watches;
 use crate::ledger::records::Ledger;
@@ -25,4 +26,6 @@ pub struct Shared {
     /// Kinds that the API server serves, as far as known.
     pub kinds: Arc<RwLocked<Kinds>>,
     pub reloads: ReloadRequests,
+    pub reevaluations: ReevaluationRequests,
+    pub handovers: Handovers,
 }

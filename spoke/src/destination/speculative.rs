@@ -79,6 +79,33 @@ impl SpeculativeDryRuns {
         Self { each, complete }
     }
 
+    /// Makes the dry run of one object, as it is due first when the admission is carried out.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    pub async fn of_one(
+        api: &ApiServer,
+        (application, namespace): &Key,
+        (admission, rendered): (&Admission, &Arc<Verified<ObjectSet>>),
+        (entry, known): (&Entry, &Kinds),
+        key: &ObjectKey,
+    ) -> Result<DryRunPermit, ApplyError> {
+        let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
+        let account = Account::new(application, namespace, accounts_namespace);
+        let kinds = placement::with_definitions(rendered.objects(), known);
+        let recorded = (&entry.record.inventory[..], &entry.confirmed);
+        let objects = track(rendered, &kinds, &account, recorded, None);
+        let tracked = objects.get(key).ok_or(ApplyError::Gone)?;
+        let adopt = admission.plan.sync.adopt && admission.admitted.effective_policy.adopt;
+        let target = Target {
+            objects: Arc::clone(rendered),
+            key: key.clone(),
+            path: tracked.path.clone(),
+            user: Some(account.user()),
+        };
+        apply::check(api, &target, tracked.ownership(adopt)).await
+    }
+
     /// Returns whether every object that the admission changes may be written, so that it needs no rollback
     /// point. Waits briefly for the results, for which the first write would wait too.
     pub async fn all_passed(&mut self) -> bool {

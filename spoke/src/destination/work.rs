@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
+use attest_common::documents::manifest::ObjectKey;
 use attest_common::session::report::{Refusal, Report};
 
 use super::applying::Applying;
 use super::command::{AddedInventory, Command, Commands, PhaseChange, Request, Revert};
 use super::event::{Event, Moment, Outcome, Recorded, RemoveOrder, RunOrder};
+use super::handover::Claims;
 use super::mailbox::Origin;
 use super::objects::Failure;
 use super::recording::is_of;
@@ -23,7 +25,8 @@ use super::report::{self, ReportContext};
 use super::track::followed;
 use crate::cluster::account::Account;
 use crate::cluster::apply::ApplyError;
-use crate::cluster::watch::News;
+use crate::cluster::drift::Live;
+use crate::cluster::watch::{News, Observation, Scope};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::Key;
 
@@ -46,6 +49,8 @@ pub(super) struct State {
     repeat: Repeat,
     /// Number of requests in flight.
     in_flight: usize,
+    /// The object for which the newest plan was refused. It is watched while another plan runs.
+    obstacle: Option<(ObjectKey, Scope)>,
 }
 
 /// Current work of a destination.
@@ -100,8 +105,8 @@ pub(super) fn next(state: &mut State, event: Event, moment: Moment) -> Vec<Comma
             commands.finished();
             state.finished(*outcome, moment, &mut commands);
         }
-        Event::Tick { position } => {
-            let wake = state.tick(position, moment, &mut commands);
+        Event::Tick { position, claims } => {
+            let wake = state.tick(position, &claims, moment, &mut commands);
             commands.push(Command::WakeAt(wake));
         }
     }
@@ -119,6 +124,7 @@ impl State {
             last_report: None,
             repeat: Repeat::No,
             in_flight: 0,
+            obstacle: None,
         }
     }
 
@@ -132,11 +138,15 @@ impl State {
         if order.origin == Origin::Admitted {
             self.refusal = None;
         }
+        if order.origin.is_fresh() {
+            self.obstacle = None;
+        }
         let asked = std::mem::take(&mut order.asked);
         let recorded = (&self.key, entry.as_ref());
         let mut applying = Applying::begin(order, recorded, before.applying(), now);
         if applying.is_prepared() {
-            let (objects, relist) = (followed(&applying.objects), applying.relisted());
+            let (mut objects, relist) = (followed(&applying.objects), applying.relisted());
+            objects.extend(self.obstacle.clone());
             commands.push(Command::Follow { objects, relist });
         }
         applying.await_dry_runs(asked, commands);
@@ -174,6 +184,11 @@ impl State {
     }
 
     fn observed(&mut self, news: News, now: Instant, commands: &mut Commands) {
+        let obstacle = self.obstacle.as_ref().and_then(|(key, _)| news.objects.get(key));
+        let is_gone = |seen: &Observation| matches!(seen.live, Live::Gone { .. } | Live::NotListed);
+        if obstacle.is_some_and(is_gone) {
+            commands.push(Command::Reevaluate);
+        }
         if let Some(applying) = self.work.applying_mut() {
             applying.observed(news, now, commands);
         }
@@ -182,8 +197,8 @@ impl State {
     fn finished(&mut self, outcome: Outcome, moment: Moment, commands: &mut Commands) {
         let now = moment.now;
         match outcome {
-            Outcome::Checked(_, Err(error)) if self.is_refused_by(&error) => {
-                self.revert(&error, moment, commands);
+            Outcome::Checked(key, Err(error)) if self.is_refused_by(&error) => {
+                self.revert(key, &error, moment, commands);
             }
             Outcome::Prepared(_)
             | Outcome::Checked(..)
@@ -249,8 +264,14 @@ impl State {
         matches!(&self.work, Work::Applying(applying) if is_conflict && applying.may_revert())
     }
 
-    /// Refuses the plan as a whole; the previous plan stays in force.
-    fn revert(&mut self, error: &ApplyError, moment: Moment, commands: &mut Commands) {
+    /// Refuses the plan as a whole, because of an object; the previous plan stays in force.
+    fn revert(
+        &mut self,
+        obstacle: ObjectKey,
+        error: &ApplyError,
+        moment: Moment,
+        commands: &mut Commands,
+    ) {
         let Suspended::Applying(refused) = self.stop(commands) else { return };
         let refusal = Refusal {
             reason: error.reason().into(),
@@ -258,16 +279,22 @@ impl State {
             sequence: Some(refused.admission.ordered.directive.sequence),
             at: moment.wall,
         };
-        commands.push(Command::NoteRefusal(refusal.clone()));
-        self.refusal = Some(refusal);
+        // A plan that was tried again, and is refused as before, is no news.
+        if !self.refusal.as_ref().is_some_and(|known| is_alike(known, &refusal)) {
+            commands.push(Command::NoteRefusal(refusal.clone()));
+            self.refusal = Some(refusal);
+        }
         commands.push(follow_nothing());
-        let Applying { held, origin, admission, account, .. } = *refused;
+        let Applying { held, origin, admission, account, objects, .. } = *refused;
+        let watched = objects.get(&obstacle).filter(|tracked| tracked.watched);
+        self.obstacle = watched.map(|tracked| (obstacle.clone(), tracked.scope.clone()));
         self.work = Work::Reverting(account);
         commands.request(Request::Revert(Revert {
             held,
+            obstacle,
             directive: admission.ordered.digest,
             inventory: match origin {
-                Origin::Admitted => AddedInventory::Drop,
+                Origin::Admitted | Origin::Retried => AddedInventory::Drop,
                 Origin::Loaded => AddedInventory::Keep,
             },
         }));
@@ -295,6 +322,7 @@ impl State {
     fn tick(
         &mut self,
         position: Option<(u64, u64)>,
+        claims: &Claims,
         moment: Moment,
         commands: &mut Commands,
     ) -> Instant {
@@ -309,12 +337,28 @@ impl State {
             }
         }
         let due = match &mut self.work {
-            Work::Applying(applying) => applying.advance(now, commands),
+            Work::Applying(applying) => {
+                applying.hand_over(claims, commands);
+                applying.advance(now, commands)
+            }
             Work::Removing(removing) => removing.advance(now, commands),
             Work::Idle | Work::Reverting(_) | Work::Overtaken { .. } | Work::Frozen { .. } => None,
         };
+        self.end_refusal();
         let report_due = self.report(position, moment, commands);
         due.into_iter().chain(report_due).fold(wake, Instant::min)
+    }
+
+    /// Drops the refusal of a plan that was tried again and is carried out now.
+    fn end_refusal(&mut self) {
+        let Work::Applying(applying) = &self.work else { return };
+        let sequence = Some(applying.admission.ordered.directive.sequence);
+        if applying.origin == Origin::Retried
+            && !applying.is_retrying()
+            && self.refusal.as_ref().is_some_and(|refusal| refusal.sequence <= sequence)
+        {
+            self.refusal = None;
+        }
     }
 
     /// Freezes, because another process has recorded a newer order and none has arrived; the record is loaded.
@@ -358,10 +402,13 @@ impl State {
         None
     }
 
-    /// Returns whether there is something to report: not before an order, and not while a plan is reverted.
+    /// Returns whether there is something to report: not before an order, and not while a plan is reverted or tried
+    /// again.
     fn is_reported(&self) -> bool {
         match &self.work {
             Work::Reverting(_) => false,
+            // The refusal was reported already.
+            Work::Applying(applying) if self.refusal.is_some() => !applying.is_retrying(),
             Work::Idle | Work::Overtaken { suspended: Suspended::Nothing, .. } => {
                 self.refusal.is_some()
             }
@@ -476,6 +523,12 @@ impl Suspended {
 
 fn follow_nothing() -> Command {
     Command::Follow { objects: BTreeMap::new(), relist: BTreeSet::new() }
+}
+
+/// Returns whether two refusals are equal apart from their time.
+fn is_alike(known: &Refusal, other: &Refusal) -> bool {
+    let at = known.at;
+    *known == Refusal { at, ..other.clone() }
 }
 
 /// Returns whether two reports are equal apart from their time.

@@ -114,10 +114,12 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        let position = self.shared.ledger.with_records(|records| {
-            records.get(&self.key).map(|record| (record.epoch, record.sequence))
+        let (position, claims) = self.shared.ledger.with_records(|records| {
+            let record = records.get(&self.key);
+            let position = record.map(|record| (record.epoch, record.sequence));
+            (position, self.shared.handovers.claims_on(&self.key, records))
         });
-        self.feed(Event::Tick { position });
+        self.feed(Event::Tick { position, claims });
     }
 
     fn feed(&mut self, event: Event) {
@@ -140,6 +142,12 @@ impl Worker {
                 self.shared.watches.follow(&self.inbox, &objects, &relist);
             }
             Command::Reload => self.shared.reloads.request(&self.key),
+            Command::Reevaluate => self.shared.reevaluations.request(&self.key),
+            Command::Offer { key, uid } => {
+                if let Some(claimant) = self.shared.handovers.offer(&self.key, key, uid) {
+                    self.shared.reevaluations.request(&claimant);
+                }
+            }
             Command::TidyContent => self.shared.ledger.tidy_content(),
             Command::NoteRefusal(refusal) => self.note_refusal(refusal),
             Command::Report { report, phase } => {

@@ -95,6 +95,8 @@ struct Inner {
     writes: RateLimiter,
     /// Signals that a record was added.
     grown: Notify,
+    /// Signals that a record was changed.
+    changed: Notify,
     lost: Option<Lost>,
 }
 
@@ -169,6 +171,7 @@ impl Ledger {
             metrics,
             lost,
             grown: Notify::new(),
+            changed: Notify::new(),
             state: Locked::new(state),
             content_turn: tokio::sync::Mutex::default(),
             tidy: Notify::new(),
@@ -204,6 +207,11 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Waits until a record was changed since the last call. For one caller.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     /// Runs `look` on all records, without waiting for writes.
@@ -278,6 +286,7 @@ impl Ledger {
             Swapped::Done(secret) => {
                 put(&mut self.state(), wanted.clone(), resource_version(&secret));
                 self.count();
+                self.0.changed.notify_one();
                 if version.is_empty() {
                     self.0.grown.notify_one();
                 }

@@ -17,7 +17,8 @@ use crate::admission::agent::{Agent, RETRY};
 use crate::cluster::client::{Access, ApiServer};
 use crate::cluster::error::{ApiError, ClusterError};
 use crate::cluster::watch::Watches;
-use crate::destination::mailbox::ReloadRequests;
+use crate::destination::handover::Handovers;
+use crate::destination::mailbox::{ReevaluationRequests, ReloadRequests};
 use crate::destination::shared::Shared;
 use crate::http::{self, HttpError, Readiness};
 use crate::ledger::error::LedgerError;
@@ -94,6 +95,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         metrics: metrics.clone(),
         kinds: Arc::new(RwLocked::new(Kinds::built_in())),
         reloads: ReloadRequests::default(),
+        reevaluations: ReevaluationRequests::default(),
+        handovers: Handovers::default(),
     };
     let cluster = identity.cluster.clone();
     let agent = Agent::new(shared, cluster, trust.clone(), seen.clone(), readiness.clone());

@@ -15,6 +15,7 @@ mod harness;
 mod install;
 mod operator;
 mod product;
+mod refusals_reevaluated;
 mod registration;
 mod situations;
 mod spoke;

@@ -43,6 +43,8 @@ pub(crate) struct DestinationFacts {
     pub key: Option<DestinationKey>,
     pub head: Option<Arc<LedgerEntry>>,
     pub report: Option<Arc<ReportRecord>>,
+    /// The newest directive was sent again, and no report has arrived since.
+    pub resent: bool,
     pub connected: bool,
     /// Time since the last contact with the cluster; `None` when there was none, or the cluster is not registered.
     pub last_seen: Option<Duration>,
@@ -114,6 +116,7 @@ fn at(
         Detail::Overview => head.as_ref().and_then(|head| head.commit_of(&running.plan)),
     });
     DestinationFacts {
+        resent: key.as_ref().is_some_and(|key| core.fleet.is_resent(key)),
         cluster,
         namespace,
         key,

@@ -132,12 +132,18 @@ fn phase(facts: &DestinationFacts) -> (ApplicationPhase, ReportedReason, &str) {
         };
     };
     let report = facts.report.as_ref().map(|record| &record.report);
+    // A later sequence was issued before a restore from a backup.
+    let is_newest = |sequence: Option<u64>| sequence.is_some_and(|number| number >= head.sequence);
     let current = report.filter(|report| {
-        // A later sequence was issued before a restore from a backup.
-        report.sequence.is_some_and(|sequence| sequence >= head.sequence)
+        let refused = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused);
+        is_newest(report.sequence) || is_newest(refused.and_then(|refusal| refusal.sequence))
     });
-    let Some(report) = current else {
-        let message = if facts.connected {
+    let is_judged_again =
+        facts.resent && report.is_some_and(|report| report.phase == Phase::Refused);
+    let Some(report) = current.filter(|_| !is_judged_again) else {
+        let message = if is_judged_again {
+            "sent to the spoke again; no report received yet"
+        } else if facts.connected {
             "sent to the spoke; no report received yet"
         } else {
             "the spoke is not connected; it receives the directive when it reconnects"

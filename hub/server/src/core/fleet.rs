@@ -61,6 +61,8 @@ struct State {
     /// Destinations with heads, by application.
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
+    /// Destinations whose newest directive was sent again and that have not reported since.
+    resent: BTreeSet<DestinationKey>,
     policies: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
     session_number: u64,
 }
@@ -194,6 +196,7 @@ impl Fleet {
         state.policies.remove(cluster);
         state.last_contact.remove(cluster);
         state.reports.retain(|destination, _| destination.cluster != *cluster);
+        state.resent.retain(|destination| destination.cluster != *cluster);
     }
 
     /// Returns whether a spoke is connected, and the time since its last contact. It is zero while connected. After a
@@ -398,11 +401,18 @@ impl Fleet {
 
     /// Sends the newest directive of a destination again.
     pub(crate) fn push_again(&self, destination: &DestinationKey) {
-        if let Some(session) = self.state().sessions.get_mut(&destination.cluster) {
+        let mut state = self.state();
+        if let Some(session) = state.sessions.get_mut(&destination.cluster) {
             session.pushed.remove(destination);
             session.held.remove(destination);
             session.wake.notify_one();
+            state.resent.insert(destination.clone());
         }
+    }
+
+    /// Returns whether the newest directive of a destination was sent again, and no report has arrived since.
+    pub(crate) fn is_resent(&self, destination: &DestinationKey) -> bool {
+        self.state().resent.contains(destination)
     }
 
     /// Returns the start of the push of the directive with this sequence.
@@ -422,6 +432,7 @@ impl Fleet {
     pub(crate) fn set_report(&self, record: ReportRecord) {
         let mut state = self.state();
         let destination = record.destination();
+        state.resent.remove(&destination);
         let report = &record.report;
         // A position beyond the ledger counts only in the greeting.
         let head =
@@ -446,6 +457,7 @@ impl Fleet {
     pub(crate) fn forget_destination(&self, destination: &DestinationKey) {
         let mut state = self.state();
         state.reports.remove(destination);
+        state.resent.remove(destination);
         if let Some(heads) = state.heads.get_mut(&destination.cluster) {
             heads.remove(destination);
         }

@@ -111,6 +111,8 @@ pub(super) struct Target {
     pub(super) position: Option<SpokePosition>,
     /// True when the newest report is a refusal.
     pub(super) refused: bool,
+    /// The newest directive was refused because it is expired.
+    pub(super) refused_as_expired: bool,
 }
 
 /// A destination from which the application is to be removed, and is not gone yet.
@@ -207,13 +209,21 @@ fn observe_one(
     let target = reachable(core, &destination.cluster).and_then(|(cluster, policy)| {
         let rendered = cache.rendered_for(core, application, destination)?;
         let key = application.key_at(&cluster.id, &destination.namespace);
-        let report = core.fleet.report(&key);
+        let (report, head) = (core.fleet.report(&key), core.fleet.head(&key));
         Ok(Target {
             policy,
             rendered,
-            head: core.fleet.head(&key),
             position: core.fleet.position(&key),
-            refused: report.is_some_and(|record| record.report.phase == Phase::Refused),
+            refused: report.as_ref().is_some_and(|record| record.report.phase == Phase::Refused),
+            refused_as_expired: report.is_some_and(|record| {
+                let refusal = record.report.refusal.as_ref();
+                let sequence = head.as_ref().map(|head| head.sequence);
+                record.report.phase == Phase::Refused
+                    && refusal.is_some_and(|refusal| {
+                        refusal.sequence == sequence && refusal.reason == Reason::Expired
+                    })
+            }),
+            head,
             key,
         })
     });

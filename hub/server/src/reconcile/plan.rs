@@ -129,7 +129,7 @@ fn decide(
     target: &Target,
     judged: &mut Vec<(Alike, Arc<NewPlan>)>,
 ) -> Decision {
-    let Target { key, policy, rendered, head, position, refused } = target;
+    let Target { key, policy, rendered, head, position, refused, refused_as_expired } = target;
     let commit = observation.commit.as_deref().unwrap_or_default();
     let alike = Alike::of(target);
     if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
@@ -145,6 +145,7 @@ fn decide(
         head: head.as_deref(),
         position: *position,
         asked_for: observation.asked_for,
+        refused_as_expired: *refused_as_expired,
         now: observation.now,
     });
     match decision {

@@ -42,6 +42,8 @@ pub(crate) struct Situation<'a> {
     pub position: Option<SpokePosition>,
     /// True when an operator asked for this commit to be deployed now.
     pub asked_for: bool,
+    /// The spoke has refused the current directive because it is expired.
+    pub refused_as_expired: bool,
     pub now: Timestamp,
 }
 
@@ -326,13 +328,18 @@ fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>)
     }
 }
 
-/// A directive that expired before its spoke saw it, or that is behind what the spoke has seen
+/// A directive that expired before its spoke admitted it, or that is behind what the spoke has seen
 /// (this hub came back from a backup), is issued again with a new sequence.
 fn reissue_or_nothing(situation: &Situation<'_>) -> Decision {
     let (Some(head), Some(position)) = (situation.head, situation.position) else {
         return Decision::Nothing;
     };
-    if needs_reissue(head, position, situation.now) { Decision::Reissue } else { Decision::Nothing }
+    let is_expired = situation.refused_as_expired && situation.now >= head.expires_at;
+    if is_expired || needs_reissue(head, position, situation.now) {
+        Decision::Reissue
+    } else {
+        Decision::Nothing
+    }
 }
 
 #[cfg(test)]

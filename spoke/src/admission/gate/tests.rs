@@ -48,6 +48,8 @@ pub(crate) fn removal() -> (Vec<u8>, Verified<Removal>) {
         now: NOW.parse().unwrap(),
         ages: Ages::Enforce,
         lost: None,
+        repeated: RepeatedDirective::Report,
+        offers: &Offers::new(),
     };
     match judge(&directive, None, |_| None, &view) {
         Ok(PushDecision::Remove(removal)) => (directive, *removal),
@@ -65,6 +67,7 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
     let spec: Spec = serde_json::from_value(object()["spec"].clone()).unwrap();
     let (policy, records) = (spec.load().unwrap(), DestinationRecords::new());
     let (cluster, kinds) = ("c-0123456789abcdef".parse().unwrap(), Kinds::built_in());
+    let offers = Offers::new();
     let view = |lost| GateContext {
         policy: &policy,
         cluster: &cluster,
@@ -73,6 +76,8 @@ fn while_records_are_missing_nothing_is_admitted_however_well_it_is_signed() {
         now: NOW.parse().unwrap(),
         ages: Ages::Enforce,
         lost,
+        repeated: RepeatedDirective::Report,
+        offers: &offers,
     };
     let judged = |lost| judge(&directive(), Some(Digest::of(b"envelope")), |_| None, &view(lost));
 

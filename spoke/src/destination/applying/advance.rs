@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::record::Owned;
 
 use super::{Applying, Durability, Preparation, Progress, Rollback, Then};
 use crate::cluster::apply::{Authority, Force, Target};
 use crate::cluster::drift::Need;
-use crate::destination::command::{By, Commands, Request};
+use crate::destination::command::{By, Command, Commands, Request};
 use crate::destination::deleting::Deleting;
+use crate::destination::handover::{Claimed, Claims};
 use crate::destination::objects::{self, Rules, Step, Tracked};
 use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update};
 use crate::destination::report;
@@ -124,8 +126,11 @@ impl Applying {
         {
             return None;
         }
-        let pruning =
-            self.pruning.get_or_insert_with(|| Deleting::of(&self.leftovers, &self.kinds));
+        let Self { pruning, leftovers, kinds, handover, .. } = self;
+        // What was left out may be no longer claimed.
+        pruning.take_if(|pruning| pruning.items.is_empty() && pruning.done.is_empty());
+        let pruning = pruning.get_or_insert_with(|| Deleting::of(leftovers, kinds));
+        pruning.leave(&handover.claimed);
         let by = By {
             authority: Authority::Prune(Arc::clone(&self.rendered)),
             account: self.account.clone(),
@@ -135,6 +140,31 @@ impl Applying {
             self.durability.learnt();
         }
         wake
+    }
+
+    /// Offers objects that are no longer rendered to the destinations that claim them, and releases those that they
+    /// have taken.
+    pub(in crate::destination) fn hand_over(&mut self, claims: &Claims, commands: &mut Commands) {
+        let Self { leftovers, handover, durability, rollback, .. } = self;
+        handover.claimed.clear();
+        if *rollback != Rollback::GivenUp {
+            return;
+        }
+        for Owned { key, uid, met, .. } in leftovers {
+            let (Some(claim), Some(uid), false) = (claims.get(key), uid, *met) else { continue };
+            handover.claimed.insert(key.clone());
+            match claim {
+                Claimed::Waiting if handover.offered.insert(key.clone()) => {
+                    commands.push(Command::Offer { key: key.clone(), uid: uid.clone() });
+                }
+                Claimed::Waiting => {}
+                Claimed::Taken => {
+                    if handover.taken.insert(key.clone()) {
+                        durability.learnt();
+                    }
+                }
+            }
+        }
     }
 
     /// Begins a write of the record: UIDs, confirmed pairs, objects that left the inventory, the last good release.
@@ -148,8 +178,8 @@ impl Applying {
                 RollbackUpdate::GiveUp
             }
         };
-        let gone: BTreeSet<ObjectKey> =
-            self.pruning.iter().flat_map(|pruning| pruning.done.iter().cloned()).collect();
+        let deleted = self.pruning.iter().flat_map(|pruning| &pruning.done);
+        let gone: BTreeSet<ObjectKey> = deleted.chain(&self.handover.taken).cloned().collect();
         let update = Update {
             held: self.held.clone(),
             known: self.objects.iter().map(|(key, t)| (key.clone(), self.learnt(key, t))).collect(),

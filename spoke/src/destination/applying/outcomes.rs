@@ -200,6 +200,7 @@ impl Applying {
                 }
                 let left = self.durability.written();
                 self.leftovers.retain(|owned| !left.contains(&owned.key));
+                self.handover.taken.retain(|key| !left.contains(key));
                 if let Some(pruning) = &mut self.pruning {
                     pruning.done.retain(|key| !left.contains(key));
                 }

@@ -53,7 +53,7 @@ pub(in crate::destination) async fn removed(
 pub(in crate::destination) async fn revert(
     ledger: &Ledger,
     key: &Key,
-    Revert { held, directive, inventory }: &Revert,
+    Revert { held, directive, inventory, .. }: &Revert,
 ) -> Result<bool, LedgerError> {
     let change = |entry: Option<Entry>| {
         let mine = entry.filter(|entry| is_of(Some(entry), Some(held), *directive));

@@ -18,6 +18,7 @@ use crate::cluster::watch::Observation;
 use crate::destination::applying::{Durability, Rollback};
 use crate::destination::event::Facts;
 use crate::destination::fixture::{Admitted, Removed, admit, remove};
+use crate::destination::handover::Claimed;
 use crate::destination::recording::RollbackUpdate;
 use crate::ledger::records::Entry;
 use crate::ledger::records::tests::object_key;
@@ -28,6 +29,7 @@ const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false, ta
 struct Machine {
     state: State,
     moment: Moment,
+    claims: Claims,
     /// Reason of the report that was made last, until it is looked at.
     reported: Option<String>,
 }
@@ -39,6 +41,7 @@ impl Machine {
         Self {
             state: State::new(key),
             moment: Moment { now: Instant::now(), wall },
+            claims: Claims::new(),
             reported: None,
         }
     }
@@ -94,7 +97,7 @@ impl Machine {
     }
 
     fn tick(&mut self) -> Vec<String> {
-        self.feed(Event::Tick { position: Some((1, 1)) })
+        self.feed(Event::Tick { position: Some((1, 1)), claims: self.claims.clone() })
     }
 
     fn later(&mut self, by: Duration) {
@@ -112,6 +115,8 @@ fn shown(command: &Command) -> Option<String> {
         Command::Request(request) => requested(request),
         Command::Follow { objects, .. } => format!("follow {}", objects.len()),
         Command::Reload => "reload".to_owned(),
+        Command::Reevaluate => "reevaluate".to_owned(),
+        Command::Offer { key, uid } => format!("offer {} {uid}", key.name),
         Command::TidyContent => "tidy".to_owned(),
         Command::NoteRefusal(refusal) => format!("refused {}", refusal.reason),
         Command::Report { .. } | Command::Notice(_) | Command::WakeAt(_) => return None,
@@ -559,4 +564,93 @@ fn a_worker_without_an_order_does_and_reports_nothing() {
 
     assert_eq!(machine.tick(), [""; 0]);
     assert_eq!(machine.report(), "");
+}
+
+#[test]
+fn a_plan_that_is_tried_again_reports_nothing_while_it_is_refused_as_before() {
+    let first = admit(None, &["a", "b"], "one");
+    let mut machine = Machine::checked(&first);
+    machine.finish(conflict("a"));
+    machine.finish(Outcome::Reverted(Ok(false)));
+    assert_eq!(machine.report(), "FieldConflict");
+
+    machine.later(Duration::from_secs(60));
+    machine.feed(run(&first, Origin::Retried));
+    assert_eq!(machine.tick(), ["prepare"]);
+    machine.finish(Outcome::Prepared(Ok(true)));
+    assert_eq!(machine.tick(), ["dry-run a", "dry-run b"]);
+    assert_eq!(machine.finish(conflict("a")), ["cancel", "follow 0", "revert Drop"]);
+    assert_eq!(machine.finish(Outcome::Reverted(Ok(false))), ["withdraw"]);
+
+    assert_eq!(machine.report(), "", "the refusal is the same");
+    machine.feed(Event::RepeatReport);
+    assert_eq!(machine.report(), "FieldConflict");
+}
+
+#[test]
+fn the_refusal_of_a_plan_that_is_tried_again_ends_once_every_dry_run_has_passed() {
+    let first = admit(None, &["a", "b"], "one");
+    let mut machine = Machine::checked(&first);
+    machine.finish(conflict("a"));
+    machine.finish(Outcome::Reverted(Ok(false)));
+    machine.report();
+    machine.feed(run(&first, Origin::Retried));
+    machine.tick();
+    machine.finish(Outcome::Prepared(Ok(true)));
+    machine.tick();
+    machine.finish(checked("a", Ok(PASSED)));
+    machine.finish(checked("b", Ok(PASSED)));
+
+    assert_eq!(machine.report(), "Progressing");
+}
+
+#[test]
+fn an_obstacle_that_is_deleted_while_the_previous_plan_runs_asks_for_another_judgement() {
+    let first = admit(None, &["a"], "one");
+    let second = admit(Some(&first.entry), &["a", "b"], "two");
+    let mut machine = Machine::new();
+    machine.feed(run(&first, Origin::Loaded));
+    machine.feed(run(&second, Origin::Admitted));
+    machine.tick();
+    machine.finish(Outcome::Prepared(Ok(false)));
+    machine.tick();
+    machine.finish(conflict("b"));
+    machine.finish(Outcome::Reverted(Ok(true)));
+    machine.feed(run(&first, Origin::Loaded));
+    let gone =
+        || Observation { live: Live::Gone { uid: "other".to_owned() }, ..present("other", b"", 1) };
+
+    assert_eq!(machine.feed(seen("b", present("other", b"", 1))), [""; 0]);
+    assert_eq!(machine.feed(seen("b", gone())), ["reevaluate"]);
+    machine.feed(run(&second, Origin::Retried));
+    assert_eq!(machine.feed(seen("b", gone())), [""; 0], "it is tried already");
+}
+
+#[test]
+fn an_object_that_another_destination_claims_is_offered_and_released_and_never_deleted() {
+    let first = admit(None, &["a", "b"], "one");
+    let mut machine = Machine::synced(&first);
+    let mut entry = first.entry.clone();
+    entry.record.rollback_point = None;
+    entry.record.inventory.iter_mut().for_each(|owned| owned.uid = Some("uid".to_owned()));
+    let second = admit(Some(&entry), &["a"], "two");
+    let b = object_key("ConfigMap", "b");
+    machine.claims = Claims::from([(b.clone(), Claimed::Waiting)]);
+    machine.feed(run(&second, Origin::Admitted));
+    assert_eq!(machine.tick(), ["dry-run a"], "not before the rollback point is given up");
+    machine.finish(checked("a", Ok(PASSED)));
+    assert_eq!(machine.tick(), ["record give-up"]);
+    machine.finish(recorded());
+
+    assert_eq!(machine.tick(), ["offer b uid", "write a"]);
+    machine.finish(wrote(&second, "a", false));
+    assert_eq!(machine.tick(), ["record give-up"]);
+    machine.finish(recorded());
+    assert_eq!(machine.tick(), [""; 0], "it waits for the claimant");
+
+    machine.claims = Claims::from([(b.clone(), Claimed::Taken)]);
+    assert_eq!(machine.tick(), ["record give-up"], "it leaves the inventory");
+    machine.finish(recorded());
+    machine.claims.clear();
+    assert_eq!(machine.tick(), [""; 0]);
 }

@@ -50,7 +50,8 @@ async fn reverted(
     directive: &[u8],
     inventory: AddedInventory,
 ) -> Outcome {
-    let revert = Revert { held, directive: Digest::of(directive), inventory };
+    let obstacle = object_key("ConfigMap", "a");
+    let revert = Revert { held, obstacle, directive: Digest::of(directive), inventory };
     worker.performer.begin(Request::Revert(revert), None).await
 }
 

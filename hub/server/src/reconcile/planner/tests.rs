@@ -227,6 +227,7 @@ impl World {
             head: self.head.as_ref(),
             position: self.position,
             asked_for: self.asked_for,
+            refused_as_expired: false,
             now: self.now,
         })
     }

@@ -64,7 +64,7 @@ impl World {
         for _ in 0..STEPS {
             self.step();
             let position = self.entry.as_ref().map(|e| (e.record.epoch, e.record.sequence));
-            self.feed(Event::Tick { position });
+            self.feed(Event::Tick { position, claims: Claims::new() });
             let after = self.random.below(400);
             self.machine.later(Duration::from_millis(u64::try_from(after).unwrap()));
         }

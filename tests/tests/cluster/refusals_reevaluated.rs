@@ -1,0 +1,285 @@
+//! Refusals that end when their obstacle goes, and states that a spoke repairs: each situation with its end state,
+//! after which nothing is written.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use attest_tests::cluster::audit::Mark;
+use attest_tests::fleet::Repository;
+use attest_tests::real::RealFleet;
+use attest_tests::wait::until;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+const WITHIN: Duration = Duration::from_secs(60);
+/// Interval in which a settled cluster is checked for writes.
+const QUIET_FOR: Duration = Duration::from_secs(5);
+const SITE: &str = "staging";
+const NAMESPACE: &str = "app";
+
+/// A cluster whose policy requires no attestations and limits no pruning.
+async fn fleet(more: Value) -> anyhow::Result<Option<RealFleet>> {
+    let Some(fleet) = RealFleet::start(&[(SITE, SITE)]).await? else { return Ok(None) };
+    let policies = fleet.sites()[0].policies().await?;
+    let policy = policies.get("local").await?;
+    let mut entries = policy.data.pointer("/spec/applications").cloned().unwrap_or_default();
+    for entry in entries.as_array_mut().context("the policy has no applications")? {
+        entry["minimumMode"] = json!("Standard");
+        entry["requiredAttestations"] = json!([]);
+        entry["remove"] = json!({"allow": true, "maxPrunePercent": 100});
+        for (field, value) in more.as_object().into_iter().flatten() {
+            entry[field] = value.clone();
+        }
+    }
+    let patch = Patch::Merge(json!({"spec": {"applications": entries}}));
+    policies.patch("local", &PatchParams::default(), &patch).await?;
+    Ok(Some(fleet))
+}
+
+/// An application with its own repository.
+struct Application<'a> {
+    fleet: &'a RealFleet,
+    name: &'a str,
+    repository: Repository,
+    counter: std::cell::Cell<u32>,
+}
+
+impl<'a> Application<'a> {
+    fn create(fleet: &'a RealFleet, name: &'a str) -> anyhow::Result<Self> {
+        let repository = Repository::create(&fleet.directory().join(name))?;
+        let recipe = format!(
+            "application: {name}\nrepository: {}\nsourceRoot: k8s\nrenders:\n\
+             - {{name: all, path: k8s, environments: [{SITE}], namespace: {{mode: default-only, pattern: \"{NAMESPACE}\"}}}}\n\
+             release: {{version: \"${{VERSION}}\", counter: \"${{VERSION}}\", notAfter: 720h}}\n",
+            repository.url()
+        );
+        std::fs::write(repository.tree().join("attest.yaml"), recipe)?;
+        Ok(Self { fleet, name, repository, counter: std::cell::Cell::new(0) })
+    }
+
+    /// Replaces the manifests, signs them as the next release and pushes them.
+    fn release(&self, manifests: &[&str]) -> anyhow::Result<()> {
+        let directory = self.repository.tree().join("k8s");
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir_all(&directory)?;
+        for (index, manifest) in manifests.iter().enumerate() {
+            std::fs::write(directory.join(format!("{index}.yaml")), manifest)?;
+        }
+        self.counter.set(self.counter.get() + 1);
+        let version = self.counter.get().to_string();
+        self.repository.git(&["add", "-A"])?;
+        self.repository.git(&["commit", "-q", "--allow-empty", "-m", "Source"])?;
+        self.sign(&version)?;
+        self.repository.commit_and_push(&format!("Release {version}"))?;
+        Ok(())
+    }
+
+    fn sign(&self, version: &str) -> anyhow::Result<()> {
+        let mut command = self.fleet.operator().command(["run", "--sign"]);
+        command.current_dir(self.repository.tree()).env("VERSION", version);
+        let output = command.env("ATTEST_SIGNING_KEY_FILE", self.fleet.key()).output()?;
+        let diagnostics = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "attest run --sign: {diagnostics}");
+        Ok(())
+    }
+
+    fn apply(&self, sync_policy: Value) -> anyhow::Result<()> {
+        let manifest = json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
+            "metadata": {"name": self.name},
+            "spec": {
+                "destinations": [{"cluster": SITE, "namespace": NAMESPACE}],
+                "source": {"repoUrl": self.repository.url(), "path": "k8s"},
+                "verification": {"policy": "Standard"},
+                "syncPolicy": sync_policy,
+            },
+        });
+        let path = self.fleet.directory().join(format!("{}.json", self.name));
+        std::fs::write(&path, manifest.to_string())?;
+        let path = path.display().to_string();
+        self.fleet.operator().attest(&["gitops", "app", "apply", "-f", &path])?;
+        Ok(())
+    }
+
+    fn sync(&self) -> anyhow::Result<()> {
+        self.fleet.operator().attest(&["gitops", "app", "sync", self.name]).map(drop)
+    }
+
+    /// Waits until the hub shows this phase, and the newest commit as read; returns the destination.
+    async fn reaches(&self, phase: &str, reason: &str) -> anyhow::Result<Value> {
+        let path = format!("/v1/applications/{}", self.name);
+        let head = self.repository.git(&["rev-parse", "HEAD"])?;
+        let what = format!("{} to be {phase} ({reason})", self.name);
+        let waited = until(&what, WITHIN, || async {
+            let seen: Value = self.fleet.api().call("GET", &path, None).await?;
+            let destination = &seen["destinations"][0];
+            let is_there = seen["revision"] == head.as_str()
+                && destination["phase"] == phase
+                && destination["reason"] == reason;
+            Ok(is_there.then(|| destination.clone()))
+        });
+        match waited.await {
+            Ok(destination) => Ok(destination),
+            Err(error) => {
+                let seen: Value = self.fleet.api().call("GET", &path, None).await?;
+                let site = &self.fleet.sites()[0];
+                let log = site.fakelet.output("attest-system/attest-spoke");
+                Err(error.context(format!("{seen:#}\n{log}")))
+            }
+        }
+    }
+
+    async fn synced(&self) -> anyhow::Result<Value> {
+        self.reaches("Synced", "Synced").await
+    }
+}
+
+async fn client(fleet: &RealFleet) -> anyhow::Result<Client> {
+    fleet.sites()[0].cluster.client().await
+}
+
+async fn configs(fleet: &RealFleet) -> anyhow::Result<Api<ConfigMap>> {
+    Ok(Api::namespaced(client(fleet).await?, NAMESPACE))
+}
+
+async fn value(fleet: &RealFleet, name: &str, key: &str) -> anyhow::Result<Option<String>> {
+    let found = configs(fleet).await?.get_opt(name).await?;
+    Ok(found.and_then(|found| found.data?.get(key).cloned()))
+}
+
+async fn create_namespace(fleet: &RealFleet) -> anyhow::Result<()> {
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    let namespaces: Api<Namespace> = Api::all(client(fleet).await?);
+    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+    Ok(())
+}
+
+async fn create_config(fleet: &RealFleet, name: &str, value: &str) -> anyhow::Result<()> {
+    let object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": value},
+    });
+    let parameters =
+        PostParams { field_manager: Some("kubectl-create".to_owned()), ..Default::default() };
+    configs(fleet).await?.create(&parameters, &serde_json::from_value(object)?).await?;
+    Ok(())
+}
+
+fn mark(fleet: &RealFleet) -> Mark {
+    fleet.sites()[0].cluster.audit().mark()
+}
+
+/// Writes of the spoke outside its own namespaces since a mark, as `verb resource/name`.
+fn writes(fleet: &RealFleet, mark: Mark) -> anyhow::Result<Vec<String>> {
+    let events = fleet.sites()[0].cluster.audit().since(mark)?.into_iter();
+    let writes = events.filter(|event| {
+        let is_own = event.object().namespace.starts_with("attest-");
+        event.is_of_spoke() && event.is_mutating() && !event.is_dry_run() && !is_own
+    });
+    let shown = writes.map(|event| {
+        let object = event.object();
+        format!("{} {}/{}", event.verb, object.resource, object.name)
+    });
+    Ok(shown.collect())
+}
+
+/// Checks that nothing is written in a settled cluster.
+async fn check_quiet(fleet: &RealFleet) -> anyhow::Result<()> {
+    let mark = mark(fleet);
+    tokio::time::sleep(QUIET_FOR).await;
+    let written = writes(fleet, mark)?;
+    ensure!(written.is_empty(), "{written:?}");
+    fleet.check_spoke_requests()?;
+    Ok(())
+}
+
+fn automated(prune: bool, self_heal: bool) -> Value {
+    json!({"automated": {"prune": prune, "selfHeal": self_heal}})
+}
+
+const X: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: \"1\"}\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_36_conflict_gone() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    create_namespace(&fleet).await?;
+    create_config(&fleet, "x", "other").await?;
+    let application = Application::create(&fleet, "first")?;
+    application.release(&[X])?;
+    application.apply(automated(true, true))?;
+
+    // A first plan: its rights are withdrawn, so that the object cannot be watched.
+    let refused = application.reaches("Refused", "FieldConflict").await?;
+    ensure!(refused["message"].as_str().unwrap_or_default().contains("delete it"), "{refused:#}");
+    assert_eq!(value(&fleet, "x", "a").await?.as_deref(), Some("other"));
+    configs(&fleet).await?.delete("x", &DeleteParams::default()).await?;
+    application.sync()?;
+    application.synced().await?;
+    assert_eq!(value(&fleet, "x", "a").await?.as_deref(), Some("1"));
+
+    // The next plan of a running application, without a sync.
+    create_config(&fleet, "late", "other").await?;
+    let late = X.replace("name: x", "name: late");
+    application.release(&[X, &late])?;
+    application.sync()?;
+    application.reaches("Refused", "FieldConflict").await?;
+    let before = mark(&fleet);
+    tokio::time::sleep(QUIET_FOR).await;
+    assert_eq!(writes(&fleet, before)?, [""; 0]);
+    configs(&fleet).await?.delete("late", &DeleteParams::default()).await?;
+    application.synced().await?;
+    assert_eq!(value(&fleet, "late", "a").await?.as_deref(), Some("1"));
+    check_quiet(&fleet).await
+}
+
+const MOVES: &str =
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: moves}\ndata: {owner: any}\n";
+
+fn config(name: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: \"1\"}}\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_05_moved_object() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let (from, to) = (Application::create(&fleet, "from")?, Application::create(&fleet, "to")?);
+    from.release(&[MOVES, &config("stays")])?;
+    to.release(&[&config("own")])?;
+    from.apply(automated(true, true))?;
+    to.apply(automated(true, true))?;
+    from.synced().await?;
+    to.synced().await?;
+    let uid = configs(&fleet).await?.get("moves").await?.metadata.uid;
+
+    to.release(&[&config("own"), &MOVES.replace("any", "new")])?;
+    to.sync()?;
+    to.reaches("Refused", "OwnedByOther").await?;
+    from.release(&[&config("stays")])?;
+    from.sync()?;
+    from.synced().await?;
+    to.synced().await?;
+
+    // Handed over: the same object, with the values of its new owner.
+    let moved = configs(&fleet).await?.get("moves").await?;
+    assert_eq!(moved.metadata.uid, uid);
+    assert_eq!(value(&fleet, "moves", "owner").await?.as_deref(), Some("new"));
+    check_quiet(&fleet).await?;
+    // The new owner reverts edits.
+    let edit = Patch::Merge(json!({"data": {"owner": "edited"}}));
+    configs(&fleet).await?.patch("moves", &PatchParams::default(), &edit).await?;
+    until("the edit to be reverted", WITHIN, || async {
+        Ok((value(&fleet, "moves", "owner").await?.as_deref() == Some("new")).then_some(()))
+    })
+    .await?;
+
+    // After the owner is removed, the object is made for the application that waits.
+    from.release(&[&config("stays"), &MOVES.replace("any", "old")])?;
+    from.sync()?;
+    from.reaches("Refused", "OwnedByOther").await?;
+    fleet.operator().attest(&["gitops", "app", "delete", "to", "--yes"])?;
+    from.synced().await?;
+    assert_eq!(value(&fleet, "moves", "owner").await?.as_deref(), Some("old"));
+    check_quiet(&fleet).await
+}
