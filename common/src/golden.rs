@@ -86,6 +86,7 @@ fn directive() -> Directive {
         operation: Operation::Progress,
         cap_percent: 100,
         plan: Some(Digest::of(&to_bytes(&plan()))),
+        repair: false,
         issued_at: time("2026-11-22T12:00:00Z"),
         expires_at: time("2026-11-23T12:00:00Z"),
     }
@@ -145,6 +146,8 @@ fn report() -> Report {
             key: key.clone(),
             health: Health::Failed,
             message: "no quota".to_owned(),
+            rewritten: Vec::new(),
+            added: 0,
         }],
         objects_total: 1,
         drifted: vec![key],
@@ -330,6 +333,7 @@ fn what_a_spoke_keeps_is_written_as_it_always_was() {
         desired: Digest::of(b"desired"),
         uid: "uid-1".to_owned(),
         projected: Digest::of(b"projected"),
+        rewritten: Vec::new(),
     };
     keeps(&vec![(object_key("web"), confirmed)], include_str!("golden/confirmed.json"));
     let packed = PackedBlobs { blobs: vec![b"plan"[..].into(), b"release"[..].into()] };

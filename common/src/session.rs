@@ -34,8 +34,10 @@ pub const RECONNECT_MIN_MS: u64 = 200;
 pub const RECONNECT_MAX_MS: u64 = 30_000;
 /// Renderings may hold `metadata.finalizers` and every name that Kubernetes allows.
 pub const FEATURE_MANIFESTS_2: &str = "manifests-2";
+/// Directives may hold `Directive::repair`.
+pub const FEATURE_REPAIR: &str = "repair";
 /// Features of this build, which a spoke announces in its `Hello`. What needs one is sent only to a spoke that has it.
-pub const FEATURES: [&str; 1] = [FEATURE_MANIFESTS_2];
+pub const FEATURES: [&str; 2] = [FEATURE_MANIFESTS_2, FEATURE_REPAIR];
 /// Application code of a close: the spoke is not, or no longer, admitted.
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 

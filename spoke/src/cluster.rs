@@ -12,4 +12,6 @@ pub mod drift;
 pub mod error;
 #[cfg(test)]
 pub(crate) mod fake;
+mod replacement;
+mod replicas;
 pub mod watch;

@@ -418,6 +418,7 @@ impl PublishedRelease {
             operation: Operation::Progress,
             cap_percent: CAP_FULL_PERCENT,
             plan: None,
+            repair: false,
             issued_at: now,
             expires_at: Timestamp::from_second(now.as_second() + DIRECTIVE_LIFETIME_S)?,
         };

@@ -38,6 +38,10 @@ const NULL_METADATA: [&str; 4] = ["creationTimestamp", "generateName", "namespac
 const NAME_BYTES_MAX: usize = 253;
 /// Group whose names may contain everything that does not change a path.
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+/// Annotation by which an object that cannot be changed is deleted and made again, if its value is `true`.
+pub const REPLACE_ANNOTATION: &str = "attest.continuu.ms/replace";
+/// Annotations with a reserved prefix that authors may write.
+const AUTHOR_ANNOTATIONS: [&str; 1] = [REPLACE_ANNOTATION];
 /// Annotations that make other tools act on an object or that claim a state it does not have.
 const RESERVED_PREFIXES: [&str; 2] = ["attest.continuu.ms/", "argocd.argoproj.io/"];
 const RESERVED_KEYS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
@@ -167,7 +171,9 @@ impl Object {
             for (name, _) in keys {
                 let reserved = RESERVED_KEYS.contains(&name.as_str())
                     || RESERVED_PREFIXES.iter().any(|p| name.starts_with(p));
-                if reserved {
+                let is_for_authors =
+                    section == "annotations" && AUTHOR_ANNOTATIONS.contains(&name.as_str());
+                if reserved && !is_for_authors {
                     return Err(ManifestError::ObjectReserved {
                         object: self.key.clone(),
                         name: name.chars().take(120).collect(),

@@ -124,6 +124,10 @@ pub struct Directive {
     /// SHA-256 of the plan's signed payload; absent for `Remove` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Digest>,
+    /// Write every object that differs once, also without self-heal (S45). Only for spokes that announce
+    /// [`FEATURE_REPAIR`](crate::session::FEATURE_REPAIR): others refuse the directive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
     pub issued_at: Timestamp,
     /// Limits admission only: an admitted plan continues to run.
     pub expires_at: Timestamp,

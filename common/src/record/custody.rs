@@ -109,6 +109,9 @@ pub struct Confirmed {
     pub uid: String,
     /// Digest of the live object projected on our fields.
     pub projected: Digest,
+    /// Fields that admission has rewritten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewritten: Vec<String>,
 }
 
 /// Blobs that are stored together.

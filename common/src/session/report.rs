@@ -201,6 +201,16 @@ pub struct ObjectState {
     pub health: Health,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Signed fields that admission in the cluster has rewritten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewritten: Vec<String>,
+    /// Number of fields outside the status that only other managers own.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub added: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Durations of the parts of a deployment, by the spoke's monotonic clock.

@@ -212,6 +212,7 @@ fn world() -> World {
             operation: Operation::Progress,
             cap_percent: 100,
             plan: None,
+            repair: false,
             issued_at: now(),
             expires_at: later(1),
         },

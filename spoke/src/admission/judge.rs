@@ -1,6 +1,6 @@
 //! Pushes of the hub: each is judged, recorded and passed to the worker of its destination, or refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,7 +75,8 @@ impl Agent {
                 }
                 let Some((key, order)) = claimed else { return };
                 if let Rejected::Gate(GateError::OwnedByOther { claims, .. }) = &error {
-                    self.shared.handovers.claim(&key, claims);
+                    let handovers = &self.shared.handovers;
+                    self.shared.ledger.with_records(|all| handovers.claim(&key, claims, all));
                 }
                 self.judge_again_later(&key, order, (directive, plan), &error);
             }
@@ -161,7 +162,9 @@ impl Agent {
                         repeated = RepeatedDirective::Judge;
                         continue;
                     }
-                    self.report_again(&key);
+                    if judgement != Judgement::Again {
+                        self.report_again(&key);
+                    }
                     return Ok(());
                 }
                 Ok(PushDecision::Remove(removal)) => {
@@ -274,7 +277,10 @@ impl Agent {
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
         let judged = self.sequence(&key);
-        let running = self.shared.ledger.entry(&key).filter(|_| self.workers.contains_key(&key));
+        let recorded = self.shared.ledger.entry(&key);
+        let held_before = recorded.as_ref().and_then(|entry| entry.record.held.as_ref());
+        let is_new_release = held_before.is_none_or(|before| before.release != held.release);
+        let running = recorded.filter(|_| self.workers.contains_key(&key));
         let mut checks = running
             .map(|entry| {
                 let judged = (&**admission, &objects);
@@ -303,7 +309,8 @@ impl Agent {
         // What it renders again is no longer handed over.
         self.shared.handovers.withdraw_offers(&key);
         self.shared.ledger.update(&key, change).await.map_err(Rejected::Ledger)?;
-        self.shared.handovers.keep_claims(&key, &taken);
+        let handovers = &self.shared.handovers;
+        self.shared.ledger.with_records(|records| handovers.keep_taken(&key, records));
         drop(kept);
         timings.record_us = micros(started.elapsed());
         self.seen.set(self.shared.ledger.seen());
@@ -319,7 +326,8 @@ impl Agent {
         failpoint::reach("after-admission");
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
-        let run = Run { admission, objects, held, origin, timings, checks };
+        let repair = is_new_release || admission.ordered.directive.repair;
+        let run = Run { admission, objects, held, origin, repair, timings, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
         if origin == Origin::Retried {
             // The hub may have sent it again and waits for the outcome.
@@ -351,7 +359,8 @@ impl Agent {
             application = %key.0, namespace = %key.1, sequence = ordered.sequence,
             "Admitted a removal"
         );
-        self.shared.handovers.keep_claims(&key, &BTreeMap::new());
+        let handovers = &self.shared.handovers;
+        self.shared.ledger.with_records(|records| handovers.keep_taken(&key, records));
         self.know_inventory(&key, &[]).await;
         self.unresumed.remove(&key);
         self.worker(&key).order(Order::Remove(Box::new(removal)));

@@ -27,7 +27,9 @@ impl Agent {
                 self.refused.insert(key.clone(), before);
                 return;
             }
-            refused.attempts = before.attempts.saturating_add(1);
+            // A directive that was only asked for has not been judged again yet.
+            let judged = u32::from(before.directive.is_some());
+            refused.attempts = before.attempts.saturating_add(judged);
             refused.obstacle = refused.obstacle.or(before.obstacle);
         } else if self.refused.len() >= RETRIES_MAX {
             return;
@@ -43,11 +45,15 @@ impl Agent {
         self.refused.get(key).is_some_and(|refused| refused.text.as_ref() == Some(&error.text()))
     }
 
-    /// Forgets a refused push that was carried out, or is older than what was. One that waits for blobs stays, and so
-    /// does one whose refusal stands.
+    /// Forgets a refused push that is carried out, or is older than what is. One that waits for blobs stays, and so
+    /// does one that is or may still be reverted.
     pub(super) fn forget_refused(&mut self, key: &Key) {
         let is_over = |refused: &RefusedPush| {
-            self.sequence(key).is_some_and(|seen| seen >= refused.order) && !self.is_reverted(key)
+            self.shared.ledger.entry(key).is_some_and(|entry| {
+                let seen = (entry.record.epoch, entry.record.sequence);
+                let may_revert = entry.record.rollback_point.is_some() || is_reverted(&entry);
+                seen > refused.order || (seen == refused.order && !may_revert)
+            })
         };
         if self.refused.get(key).is_some_and(is_over) {
             self.refused.remove(key);

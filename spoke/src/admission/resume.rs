@@ -141,6 +141,8 @@ impl Agent {
                     objects: Arc::new(objects),
                     held,
                     origin: Origin::Loaded,
+                    // An earlier process has repaired it, and later differences are not its concern.
+                    repair: false,
                     timings: Timings::default(),
                     checks: SpeculativeDryRuns::default(),
                 }))

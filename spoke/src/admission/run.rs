@@ -15,6 +15,8 @@ impl Agent {
     /// Judges pushes and loads recorded plans. Returns only if a worker or a channel ends unexpectedly.
     pub(crate) async fn run(mut self, mut pushed: mpsc::Receiver<Pushed>) {
         self.trust.mark_changed();
+        let handovers = self.shared.handovers.clone();
+        self.shared.ledger.with_records(|records| handovers.restore(records));
         let (reloads, reevaluations) =
             (self.shared.reloads.clone(), self.shared.reevaluations.clone());
         let ledger = self.shared.ledger.clone();

@@ -3,23 +3,27 @@
 //! `destination` decides which object is written and when. This file writes it: by server-side apply, as
 //! the application's account, with force on objects of this destination only.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::absent::{EmptyFields, without_nulls};
 use attest_common::objects::projection::FIELD_MANAGER;
-use attest_common::objects::takeover;
+use attest_common::objects::{autoscaling, rewritten, takeover};
 use attest_common::record::custody::Confirmed;
 use attest_common::verify::{ObjectSet, Removal, Verified};
 use attest_runtime::failpoint;
 use serde_json::Value;
 
 use super::client::{ApiServer, Apply, As, object_path};
+use super::discovery;
 use super::drift::Live;
 use super::error::ApiError;
 use super::watch::{Observation, observe};
+use super::{replacement, replicas};
 
 /// Longest time between the creation of an object and the apply that created it, in seconds. Both are whole seconds.
 const MADE_WITHIN_S: i64 = 1;
@@ -38,9 +42,21 @@ pub struct Target {
     /// User name of the application's account. Absent for the destination's own Namespace, which the
     /// spoke writes under its own identity.
     pub user: Option<String>,
+    /// An autoscaler sets its replicas: that field is not written.
+    pub autoscaled: bool,
 }
 
 impl Target {
+    /// Returns the value to write.
+    fn value<'a>(&self, object: &'a Object) -> Cow<'a, Value> {
+        as_written(object, self.autoscaled)
+    }
+
+    /// Returns the body to send.
+    fn body(&self, object: &Object) -> Value {
+        without_nulls(object.key(), &self.value(object))
+    }
+
     fn user(&self) -> As<'_> {
         self.user.as_deref().map_or(As::Spoke, As::Account)
     }
@@ -72,13 +88,16 @@ pub struct DryRunPermit {
     pub preexisting: bool,
     /// kubectl owns fields of the object, which become ours with the write: what left Git leaves the cluster.
     pub takeover: bool,
+    /// The existing object cannot change like this: it is deleted and made again.
+    pub replaces: bool,
 }
 
 impl DryRunPermit {
-    const UNFORCED: Self = Self { force: false, preexisting: false, takeover: false };
+    const UNFORCED: Self =
+        Self { force: false, preexisting: false, takeover: false, replaces: false };
 
     fn forced(live: &Value) -> Self {
-        Self { force: true, preexisting: false, takeover: takeover::is_needed(live) }
+        Self { force: true, takeover: takeover::is_needed(live), ..Self::UNFORCED }
     }
 }
 
@@ -90,6 +109,8 @@ pub enum Force {
     Of(String),
     /// Any object: a dry run has permitted it, and its UID is not known here.
     Any,
+    /// The object with this UID is deleted before, because it cannot be changed.
+    Replace(String),
 }
 
 /// Result of a write.
@@ -119,8 +140,7 @@ pub async fn check(
         Ownership::Unknown { adopt, .. } => *adopt,
     };
     let how = if forced { Apply::DryRunForced } else { Apply::DryRun };
-    let body = without_nulls(object.key(), object.value());
-    let answer = api.apply(&target.path, user, &body, how).await;
+    let answer = api.apply(&target.path, user, &target.body(object), how).await;
     let unclear = match answer {
         Ok(applied) if applied.created => {
             return Ok(DryRunPermit::UNFORCED);
@@ -136,6 +156,10 @@ pub async fn check(
         Ok(_) if ownership == Ownership::Shared => return Ok(DryRunPermit::UNFORCED),
         Ok(applied) => Some(applied.live),
         Err(error) if error.is_field_conflict() => None,
+        Err(error) if error.is_immutable() => {
+            return check_replacement(api, target, &ownership, error).await;
+        }
+        Err(error) if error.is_unserved() => return Err(not_served(api, object).await),
         Err(error) => return Err(failed(object.key(), error)),
     };
     // An object of this name exists whose UID is not recorded: ours after a crash, or another writer's.
@@ -151,6 +175,40 @@ pub async fn check(
             object: object.key().clone(),
             managers: managers(&live),
         }),
+    }
+}
+
+/// Checks whether an object that cannot be changed may be deleted and made again: it is ours, it may be replaced, and
+/// the API server accepts the new one, as a dry run under another name shows.
+async fn check_replacement(
+    api: &ApiServer,
+    target: &Target,
+    ownership: &Ownership,
+    immutable: ApiError,
+) -> Result<DryRunPermit, ApplyError> {
+    let (Some(object), Ownership::Ours { uid, .. }) = (target.object(), ownership) else {
+        return Err(failed(&target.key, immutable));
+    };
+    let live = api.get(&target.path).await.map_err(|e| failed(object.key(), e))?;
+    if uid_of(&live) != Some(uid) || !replacement::is_replaceable(object, &live) {
+        return Err(failed(object.key(), immutable));
+    }
+    let (path, value) = replacement::under_another_name(&target.path, object, target.body(object));
+    let answer = api.apply(&path, target.user(), &value, Apply::DryRun).await;
+    answer.map_err(|e| failed(object.key(), e))?;
+    Ok(DryRunPermit { replaces: true, ..DryRunPermit::UNFORCED })
+}
+
+/// Returns the error of an object whose API version is not served, with the version that is.
+async fn not_served(api: &ApiServer, object: &Object) -> ApplyError {
+    let served = discovery::served(api, object.key()).await.ok().flatten();
+    ApplyError::NotServed {
+        object: object.key().clone(),
+        version: object.api_version(),
+        served: served.map_or_else(
+            || "it serves no version of this kind; install its definition".to_owned(),
+            |(version, _)| format!("it serves version {version}; write that in the manifest"),
+        ),
     }
 }
 
@@ -192,11 +250,26 @@ pub async fn write(
     takeover: bool,
 ) -> Result<Written, ApplyError> {
     let Some(object) = target.object() else { return Err(ApplyError::Gone) };
+    let value = target.value(object);
     if takeover {
         take_over(api, target).await.map_err(|error| failed(object.key(), error))?;
     }
-    let mut body = without_nulls(object.key(), object.value());
+    if target.autoscaled && !matches!(force, Force::Replace(_)) {
+        replicas::release(api, &target.path, target.user(), object.value())
+            .await
+            .map_err(|error| failed(object.key(), error))?;
+    }
+    let mut body = without_nulls(object.key(), &value);
     let how = match &force {
+        Force::Replace(uid) => {
+            let authority = Authority::Replace(Arc::clone(&target.objects));
+            let user = target.user.as_deref().unwrap_or_default();
+            let place = (object.key(), target.path.as_str(), user);
+            if let Deleted::Leaving(until) = delete(api, &authority, place, uid).await? {
+                return Err(ApplyError::Leaving { object: object.key().clone(), until });
+            }
+            Apply::Unforced
+        }
         Force::No => Apply::Unforced,
         Force::Any => Apply::Forced,
         Force::Of(uid) => {
@@ -214,12 +287,17 @@ pub async fn write(
         Ok(applied) => (applied.live, applied.created),
         Err(error) => return Err(unwritten(object.key(), error, &force)),
     };
-    let empty = EmptyFields::of(object.key(), object.value());
+    let empty = EmptyFields::of(object.key(), &value);
     let observation = observe(object.key(), &live, &empty);
     let Live::Present { uid, projected, .. } = &observation.live else {
         return Err(ApplyError::Gone);
     };
-    let confirmed = Confirmed { desired: desired(object), uid: uid.clone(), projected: *projected };
+    let confirmed = Confirmed {
+        desired: desired(&value),
+        uid: uid.clone(),
+        projected: *projected,
+        rewritten: rewritten::rewritten(&body, &live),
+    };
     Ok(Written { created, confirmed, observation })
 }
 
@@ -242,18 +320,20 @@ async fn take_over(api: &ApiServer, target: &Target) -> Result<(), ApiError> {
 fn unwritten(key: &ObjectKey, error: ApiError, force: &Force) -> ApplyError {
     match force {
         Force::Of(_) if error.is_other_object() => ApplyError::Replaced(key.clone()),
-        Force::No if error.is_field_conflict() => ApplyError::FieldConflict {
+        Force::No | Force::Replace(_) if error.is_field_conflict() => ApplyError::FieldConflict {
             object: key.clone(),
             managers: "see the object's managedFields".to_owned(),
         },
-        Force::No | Force::Of(_) | Force::Any => failed(key, error),
+        Force::No | Force::Of(_) | Force::Any | Force::Replace(_) => failed(key, error),
     }
 }
 
-/// Proof that an object may be deleted: a set of objects that does not contain it, or a removal.
+/// Proof that an object may be deleted: a set of objects that does not contain it or that replaces it, or a removal.
 #[derive(Clone, Debug)]
 pub enum Authority {
     Prune(Arc<Verified<ObjectSet>>),
+    /// It is made again.
+    Replace(Arc<Verified<ObjectSet>>),
     Remove(Arc<Verified<Removal>>),
 }
 
@@ -276,9 +356,12 @@ pub async fn delete(
     (key, path, user): (&ObjectKey, &str, &str),
     uid: &str,
 ) -> Result<Deleted, ApplyError> {
-    if let Authority::Prune(objects) = authority
-        && objects.contains(key)
-    {
+    let is_allowed = match authority {
+        Authority::Prune(objects) => !objects.contains(key),
+        Authority::Replace(objects) => objects.get(key).is_some_and(replacement::is_of_a_kind),
+        Authority::Remove(_) => true,
+    };
+    if !is_allowed {
         return Err(ApplyError::Gone);
     }
     failpoint::reach("before-delete");
@@ -346,9 +429,18 @@ pub async fn our_uid(
     }
 }
 
-/// Returns the digest of an object as desired.
-pub fn desired(object: &Object) -> attest_common::basics::ids::Digest {
-    attest_common::basics::ids::Digest::of(object.value().to_string().as_bytes())
+/// Returns the value of an object to write: without its replicas if an autoscaler sets them.
+pub fn as_written(object: &Object, autoscaled: bool) -> Cow<'_, Value> {
+    if autoscaled {
+        Cow::Owned(autoscaling::without_replicas(object.value()))
+    } else {
+        Cow::Borrowed(object.value())
+    }
+}
+
+/// Returns the digest of the value of an object to write.
+pub fn desired(value: &Value) -> Digest {
+    Digest::of(value.to_string().as_bytes())
 }
 
 /// Returns whether two objects have the same values, apart from status and server-side bookkeeping.
@@ -409,6 +501,10 @@ pub enum ApplyError {
     Api(ApiError),
     #[error("the API server does not serve this kind; its definition or its server is missing")]
     KindUnknown,
+    #[error("{object}: the API server does not serve {version} {}: {served}", .object.kind)]
+    NotServed { object: ObjectKey, version: String, served: String },
+    #[error("{object} is being replaced, was deleted and waits for {until}")]
+    Leaving { object: ObjectKey, until: String },
     #[error("the admission does not allow this operation on the object")]
     Gone,
 }
@@ -420,7 +516,8 @@ impl ApplyError {
             Self::FieldConflict { .. } => Reason::FieldConflict,
             Self::Replaced(_) => Reason::Conflict,
             Self::Api(error) => error.reason(),
-            Self::KindUnknown => Reason::KindUnknown,
+            Self::KindUnknown | Self::NotServed { .. } => Reason::KindUnknown,
+            Self::Leaving { .. } => Reason::Terminating,
             Self::Gone => Reason::NotAllowed,
         }
     }
@@ -435,7 +532,11 @@ impl ApplyError {
         match self {
             Self::Replaced(_) => true,
             Self::Api(error) => error.is_conflict(),
-            Self::FieldConflict { .. } | Self::KindUnknown | Self::Gone => false,
+            Self::FieldConflict { .. }
+            | Self::KindUnknown
+            | Self::NotServed { .. }
+            | Self::Leaving { .. }
+            | Self::Gone => false,
         }
     }
 

@@ -28,7 +28,7 @@ use tower::util::MapRequestLayer;
 
 use super::answer;
 use super::credentials::{self, FileToken};
-use super::error::{ApiError, ClusterError, Details, REQUEST_TIMEOUT};
+use super::error::{self, ApiError, ClusterError, Details, REQUEST_TIMEOUT};
 use crate::metrics::Metrics;
 use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
 
@@ -41,8 +41,6 @@ pub const OWN_REQUESTS_MAX: usize = 16;
 pub const TOKEN_LIFETIME_S: i64 = 24 * 60 * 60;
 /// Interval of the check whether the token must be renewed.
 const TOKEN_CHECK_EVERY: Duration = Duration::from_secs(60);
-/// Longest message of the API server that is retained, in characters.
-const MESSAGE_CHARACTERS_MAX: usize = 600;
 
 /// User agent of the spoke.
 const AGENT: &str = concat!("attest-spoke/", env!("CARGO_PKG_VERSION"));
@@ -261,7 +259,18 @@ impl ApiServer {
         object: &Value,
         how: Apply,
     ) -> Result<Applied, ApiError> {
-        let mut uri = format!("{path}?fieldManager={FIELD_MANAGER}&fieldValidation=Strict");
+        self.apply_by(FIELD_MANAGER, path, user, (object, how)).await
+    }
+
+    /// Like [`Self::apply`], with another field manager.
+    pub(super) async fn apply_by(
+        &self,
+        manager: &str,
+        path: &str,
+        user: As<'_>,
+        (object, how): (&Value, Apply),
+    ) -> Result<Applied, ApiError> {
+        let mut uri = format!("{path}?fieldManager={manager}&fieldValidation=Strict");
         if matches!(how, Apply::DryRun | Apply::DryRunForced) {
             uri.push_str("&dryRun=All");
         }
@@ -369,7 +378,7 @@ impl ApiServer {
             path: place(),
             code: status.as_u16(),
             status_reason: text("reason").to_owned(),
-            message: text("message").chars().take(MESSAGE_CHARACTERS_MAX).collect(),
+            message: error::status_message(&value),
             details: Details::of(&value),
         })
     }
@@ -483,7 +492,7 @@ pub fn object_path(api_version: &str, plural: &str, namespace: Option<&str>, nam
 }
 
 /// Returns a name as a segment of a path: names of RBAC may contain characters that a URL cannot (RFC 3986, 3.3).
-fn path_segment(name: &str) -> String {
+pub(super) fn path_segment(name: &str) -> String {
     let mut segment = String::with_capacity(name.len());
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {

@@ -136,6 +136,7 @@ mod tests {
             desired: Digest::of(b"desired"),
             uid: "uid".to_owned(),
             projected: Digest::of(b"live"),
+            rewritten: Vec::new(),
         }
     }
 

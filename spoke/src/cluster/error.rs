@@ -87,6 +87,69 @@ pub enum ApiError {
     Request { path: String, message: String },
 }
 
+/// Longest message of the API server that is retained, in characters.
+const MESSAGE_CHARACTERS_MAX: usize = 600;
+/// Longest text of one cause in such a message, in characters.
+const CAUSE_CHARACTERS_MAX: usize = 160;
+/// Begins the cause of a rejected value; the value follows, however long, and then the rule.
+const INVALID_VALUE: &str = "Invalid value: ";
+/// Text of the API server's answer (500) to an apply of an object that does not fit its schema, such as one with two
+/// list items of one key. No field shows it.
+const UNTYPED: &str = "failed to create typed patch object";
+/// Texts of causes that an existing object cannot be changed like this. No field shows it.
+const IMMUTABLE: [&str; 2] = ["is immutable", "for fields other than"];
+
+/// Returns the message of a `Status` document, of limited length. The causes, which name field and rule, are kept where
+/// the message quotes a whole object.
+pub(super) fn status_message(status: &Value) -> String {
+    let message = status.get("message").and_then(Value::as_str).unwrap_or_default();
+    let causes: Vec<(&str, &str)> = causes(status).collect();
+    let is_long = |text: &str, max: usize| text.chars().count() > max;
+    let quotes = causes.iter().any(|(_, text)| is_long(text, CAUSE_CHARACTERS_MAX));
+    if causes.is_empty() || !(quotes || is_long(message, MESSAGE_CHARACTERS_MAX)) {
+        return shortened(message, MESSAGE_CHARACTERS_MAX);
+    }
+    let subject = message.split(": ").next().unwrap_or_default();
+    let mut text = shortened(subject, CAUSE_CHARACTERS_MAX);
+    for (index, (field, cause)) in causes.iter().enumerate() {
+        let next = format!("{field}: {}", shortened(rule(cause), CAUSE_CHARACTERS_MAX));
+        if index > 0 && is_long(&format!("{text}; {next}"), MESSAGE_CHARACTERS_MAX) {
+            text.push_str(&format!("; and {} more", causes.len() - index));
+            break;
+        }
+        text.push_str(if index == 0 { ": " } else { "; " });
+        text.push_str(&next);
+    }
+    text
+}
+
+/// Returns the rule of a cause, without a long value before it.
+fn rule(cause: &str) -> &str {
+    let is_long = cause.chars().count() > CAUSE_CHARACTERS_MAX;
+    let value = cause.strip_prefix(INVALID_VALUE).filter(|_| is_long);
+    value.and_then(|value| value.rsplit_once(": ")).map_or(cause, |(_, rule)| rule)
+}
+
+/// Returns the field and the message of each cause.
+fn causes(status: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let causes = status.pointer("/details/causes").and_then(Value::as_array);
+    causes.into_iter().flatten().filter_map(|cause| {
+        let text = |name: &str| cause.get(name).and_then(Value::as_str);
+        Some((text("field").unwrap_or_default(), text("message")?))
+    })
+}
+
+/// Returns the beginning and the end of a text that exceeds `max` characters.
+fn shortened(text: &str, max: usize) -> String {
+    let count = text.chars().count();
+    if count <= max {
+        return text.to_owned();
+    }
+    let half = max.saturating_sub(1) / 2;
+    let (head, tail) = (text.chars().take(half), text.chars().skip(count - half));
+    head.chain(std::iter::once('…')).chain(tail).collect()
+}
+
 /// Text of the API server's answer to an apply that names a UID if no object exists; no field shows it.
 const UID_MISMATCH: &str = "uid mismatch";
 
@@ -101,6 +164,10 @@ pub struct Details {
     pub other_uid: bool,
     /// No object exists that could have the named UID.
     pub no_object: bool,
+    /// The object does not fit its schema.
+    pub untyped: bool,
+    /// One cause is that a field of an existing object cannot change.
+    pub immutable: bool,
 }
 
 impl Details {
@@ -112,14 +179,18 @@ impl Details {
             let mut all = causes.into_iter().flatten();
             all.any(|cause| cause.get(field).and_then(Value::as_str) == Some(text))
         };
+        let says = |text: &str| {
+            let message = status.get("message").and_then(Value::as_str);
+            message.is_some_and(|message| message.contains(text))
+        };
+        let is_immutable = |text: &str| IMMUTABLE.iter().any(|known| text.contains(known));
         Self {
+            untyped: says(UNTYPED),
+            immutable: self::causes(status).any(|(_, text)| is_immutable(text)),
             named: name.is_some_and(|name| !name.is_empty()),
             field_conflict: causes_of("reason", "FieldManagerConflict"),
             other_uid: causes_of("field", "metadata.uid"),
-            no_object: status
-                .get("message")
-                .and_then(Value::as_str)
-                .is_some_and(|message| message.contains(UID_MISMATCH)),
+            no_object: says(UID_MISMATCH),
         }
     }
 }
@@ -158,6 +229,21 @@ impl ApiError {
         self.code() == 404
     }
 
+    /// 404 that names no object: nothing serves the path.
+    pub fn is_unserved(&self) -> bool {
+        self.is_not_found() && !self.is_absent()
+    }
+
+    /// 422 because a field of an existing object cannot change.
+    pub fn is_immutable(&self) -> bool {
+        self.code() == 422 && matches!(self, Self::Status { details, .. } if details.immutable)
+    }
+
+    /// 500 because the object does not fit its schema, which no retry changes.
+    fn is_untyped(&self) -> bool {
+        matches!(self, Self::Status { details, .. } if details.untyped)
+    }
+
     /// 401.
     pub fn is_unauthorized(&self) -> bool {
         self.code() == 401
@@ -186,7 +272,7 @@ impl ApiError {
     /// Returns whether a retry may succeed without any other change.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Status { code, .. } => *code == 429 || *code >= 500,
+            Self::Status { code, .. } => *code == 429 || (*code >= 500 && !self.is_untyped()),
             Self::Timeout { .. } | Self::Transport { .. } | Self::Unreadable { .. } => true,
             Self::Request { .. } => false,
         }
@@ -199,6 +285,7 @@ impl ApiError {
             Self::Status { code: 404, .. } => Reason::NotFound,
             Self::Status { code: 409, .. } => Reason::Conflict,
             Self::Status { code: 400 | 422, .. } => Reason::Invalid,
+            Self::Status { .. } if self.is_untyped() => Reason::Invalid,
             Self::Status { .. } => Reason::ApiServerError,
             Self::Timeout { .. } => Reason::ApiServerTimeout,
             Self::Transport { .. } => Reason::ApiServerUnreachable,
@@ -257,6 +344,47 @@ mod tests {
         assert!(refused(409, &none).is_other_object());
         assert!(!refused(422, &invalid).is_other_object());
         assert!(!refused(409, &faster).is_other_object());
+    }
+
+    #[test]
+    fn the_causes_of_a_rejection_survive_however_long_the_quoted_value_is() {
+        let value = "x".repeat(5_000);
+        let status = |causes: Value| {
+            json!({
+                "message": format!("Job.batch \"migrate\" is invalid: spec.template: Invalid value: {value}: field is immutable"),
+                "details": {"name": "migrate", "causes": causes},
+            })
+        };
+        let one = status(json!([{"reason": "FieldValueInvalid", "field": "spec.template",
+            "message": format!("Invalid value: {{\"a\": \"{value}\"}}: field is immutable")}]));
+        let cause = json!({"field": "spec.ports[0].port", "message": format!("Forbidden: {value} is no port")});
+        let many = status(json!(vec![cause; 40]));
+
+        assert_eq!(
+            status_message(&one),
+            "Job.batch \"migrate\" is invalid: spec.template: field is immutable"
+        );
+        let text = status_message(&many);
+        assert!(text.chars().count() <= MESSAGE_CHARACTERS_MAX + 20, "{}", text.len());
+        assert!(text.contains("spec.ports[0].port: Forbidden: xxx"), "{text}");
+        assert!(text.contains("is no port; and 3"), "{text}");
+        let short = json!({"message": "Service \"a\" is invalid: spec.ports[0].port: Invalid value: 0: must be positive",
+            "details": {"causes": [{"field": "spec.ports[0].port", "message": "Invalid value: 0: must be positive"}]}});
+        assert_eq!(status_message(&short), short["message"].as_str().unwrap());
+        assert!(refused(422, &one).is_immutable() && !refused(422, &short).is_immutable());
+    }
+
+    /// As Kubernetes 1.37 answers to an apply with two list items of one key.
+    #[test]
+    fn an_object_that_does_not_fit_its_schema_is_invalid_and_not_tried_again_as_a_server_error() {
+        let untyped = json!({"reason": "InternalError", "code": 500,
+            "message": "failed to create typed patch object (shop/web; apps/v1, Kind=Deployment): .spec.template.spec.containers[name=\"web\"].env: duplicate entries for key [name=\"LEVEL\"]"});
+        let other =
+            json!({"reason": "InternalError", "code": 500, "message": "etcdserver: timeout"});
+
+        let (untyped, other) = (refused(500, &untyped), refused(500, &other));
+        assert_eq!((untyped.reason(), untyped.is_transient()), (Reason::Invalid, false));
+        assert_eq!((other.reason(), other.is_transient()), (Reason::ApiServerError, true));
     }
 
     #[test]

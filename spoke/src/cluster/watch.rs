@@ -13,7 +13,7 @@ use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::health::{self, Verdict};
-use attest_common::objects::{projection, takeover};
+use attest_common::objects::{projection, rewritten, takeover};
 use futures::StreamExt;
 use kube::Api;
 use kube::api::ApiResource;
@@ -64,6 +64,8 @@ pub struct Observation {
     /// Fields that kubectl owns and we do not.
     pub kept_by_kubectl: Vec<String>,
     pub verdict: Verdict,
+    /// Number of fields outside the status that only other managers own.
+    pub added: u64,
     /// Arrival of the event, to measure the duration of a heal.
     pub at: Instant,
 }
@@ -234,6 +236,7 @@ pub fn absent(scope: &Scope, live: Live) -> Observation {
         live,
         kept_by_kubectl: Vec::new(),
         verdict: Verdict::absent(&scope.group, &scope.kind),
+        added: 0,
         at: Instant::now(),
     }
 }
@@ -258,6 +261,7 @@ pub fn observe(key: &ObjectKey, live: &Value, empty: &EmptyFields) -> Observatio
         },
         kept_by_kubectl: takeover::kept_by_kubectl(live),
         verdict: health::verdict(&key.group, &key.kind, live),
+        added: rewritten::added(live),
         at: Instant::now(),
     }
 }

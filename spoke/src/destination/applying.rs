@@ -162,7 +162,7 @@ impl Applying {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let RunOrder { admission, objects: rendered, held, origin, timings, asked: _, facts } =
+        let RunOrder { admission, objects: rendered, held, origin, repair, timings, facts, .. } =
             order;
         let (application, namespace) = key;
         let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
@@ -174,6 +174,9 @@ impl Applying {
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
+        for tracked in objects.values_mut() {
+            tracked.repair |= repair && tracked.need() != Need::Nothing;
+        }
         let former = entry.and_then(|entry| entry.record.rollback_point.as_ref());
         if let Some(former) = former.filter(|_| origin.is_fresh()) {
             // Only objects that were listed before this admission can result from an unfinished apply.

@@ -55,6 +55,8 @@ pub(super) struct RunOrder {
     pub(super) objects: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) origin: Origin,
+    /// Every object that differs is written once, also without self-heal.
+    pub(super) repair: bool,
     pub(super) timings: Timings,
     /// Objects and ownership of the speculative dry runs in flight.
     pub(super) asked: Vec<(ObjectKey, Ownership)>,

@@ -34,42 +34,56 @@ pub enum Claimed {
 /// The claims on objects of one destination.
 pub type Claims = BTreeMap<ObjectKey, Claimed>;
 
-/// A claim on an object.
-#[derive(Clone, Debug)]
-struct Claim {
-    owner: Key,
-    claimant: Key,
-}
-
 /// Claims and offers of all destinations.
 #[derive(Clone, Debug, Default)]
 pub struct Handovers(Arc<Locked<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    claims: BTreeMap<ObjectKey, Claim>,
+    /// The claimant of an object of an owner.
+    claims: BTreeMap<(ObjectKey, Key), Key>,
     offers: Offers,
 }
 
 impl Handovers {
-    /// Replaces the claims of a destination: objects with their owners.
-    pub fn claim(&self, claimant: &Key, objects: &[(ObjectKey, Key)]) {
+    /// Restores the claims of objects that two records list with one UID: a process has ended between the record of
+    /// the claimant and that of the owner. Only a destination that does not render the object acts on a claim.
+    pub fn restore(&self, records: &DestinationRecords) {
         let mut state = self.0.lock();
-        state.claims.retain(|_, claim| claim.claimant != *claimant);
-        for (object, owner) in objects {
-            let claim = Claim { owner: owner.clone(), claimant: claimant.clone() };
-            state.claims.insert(object.clone(), claim);
+        let mut holders: BTreeMap<(&ObjectKey, &str), &Key> = BTreeMap::new();
+        for (key, record) in records {
+            for owned in &record.inventory {
+                let Some(uid) = &owned.uid else { continue };
+                let Some(other) = holders.insert((&owned.key, uid), key) else { continue };
+                state.claims.insert((owned.key.clone(), key.clone()), other.clone());
+                state.claims.insert((owned.key.clone(), other.clone()), key.clone());
+            }
         }
-        let State { claims, offers } = &mut *state;
-        offers.retain(|object, _| claims.contains_key(object));
     }
 
-    /// Drops the claims of a destination, except on objects that it has taken.
-    pub fn keep_claims(&self, claimant: &Key, taken: &BTreeMap<ObjectKey, String>) {
+    /// Replaces the claims of a destination that waits: objects with their owners.
+    pub fn claim(
+        &self,
+        claimant: &Key,
+        objects: &[(ObjectKey, Key)],
+        records: &DestinationRecords,
+    ) {
+        self.keep_taken(claimant, records);
         let mut state = self.0.lock();
-        state
-            .claims
-            .retain(|object, claim| claim.claimant != *claimant || taken.contains_key(object));
+        for (object, owner) in objects {
+            state.claims.insert((object.clone(), owner.clone()), claimant.clone());
+        }
+    }
+
+    /// Drops the claims of a destination, except on objects that it has taken and that their owners list too.
+    pub fn keep_taken(&self, claimant: &Key, records: &DestinationRecords) {
+        let mut state = self.0.lock();
+        state.claims.retain(|(object, owner), other| {
+            let uid = uid_in(records, claimant, object);
+            other != claimant || (uid.is_some() && uid == uid_in(records, owner, object))
+        });
+        let State { claims, offers } = &mut *state;
+        offers.retain(|object, offer| claims.contains_key(&(object.clone(), offer.owner.clone())));
     }
 
     /// Drops the offers of a destination.
@@ -80,8 +94,7 @@ impl Handovers {
     /// Offers an object. Returns the claimant, if there still is one.
     pub fn offer(&self, owner: &Key, object: ObjectKey, uid: String) -> Option<Key> {
         let mut state = self.0.lock();
-        let claim = state.claims.get(&object).filter(|claim| claim.owner == *owner)?;
-        let claimant = claim.claimant.clone();
+        let claimant = state.claims.get(&(object.clone(), owner.clone()))?.clone();
         state.offers.insert(object, Offer { owner: owner.clone(), uid });
         Some(claimant)
     }
@@ -93,7 +106,7 @@ impl Handovers {
 
     /// Returns the destinations whose objects are claimed.
     pub fn owners(&self) -> BTreeSet<Key> {
-        self.0.lock().claims.values().map(|claim| claim.owner.clone()).collect()
+        self.0.lock().claims.keys().map(|(_, owner)| owner.clone()).collect()
     }
 
     /// Returns the claimants of objects that their owners no longer list.
@@ -103,33 +116,39 @@ impl Handovers {
             let record = records.get(owner);
             record.is_some_and(|record| record.inventory.iter().any(|owned| owned.key == *object))
         };
-        let released =
-            state.claims.iter().filter(|(object, claim)| !is_listed(object, &claim.owner));
-        released.map(|(_, claim)| claim.claimant.clone()).collect()
+        let released = state.claims.iter().filter(|((object, owner), _)| !is_listed(object, owner));
+        released.map(|(_, claimant)| claimant.clone()).collect()
     }
 
     /// Returns the claims on the objects of one destination.
     pub fn claims_on(&self, owner: &Key, records: &DestinationRecords) -> Claims {
         let state = self.0.lock();
-        let mine = state.claims.iter().filter(|(_, claim)| claim.owner == *owner);
-        mine.map(|(object, claim)| (object.clone(), claimed(object, claim, records))).collect()
+        let mine = state.claims.iter().filter(|((_, claimed), _)| claimed == owner);
+        mine.map(|((object, _), claimant)| {
+            (object.clone(), claimed(object, owner, claimant, records))
+        })
+        .collect()
     }
 }
 
-fn claimed(object: &ObjectKey, claim: &Claim, records: &DestinationRecords) -> Claimed {
-    let uid_in = |key: &Key| {
-        let record = records.get(key)?;
-        let owned = record.inventory.iter().find(|owned| owned.key == *object)?;
-        owned.uid.as_ref()
-    };
-    let is_final =
-        records.get(&claim.claimant).is_some_and(|record| record.rollback_point.is_none());
-    let uid = uid_in(&claim.claimant);
-    if is_final && uid.is_some() && uid == uid_in(&claim.owner) {
+fn claimed(
+    object: &ObjectKey,
+    owner: &Key,
+    claimant: &Key,
+    records: &DestinationRecords,
+) -> Claimed {
+    let is_final = records.get(claimant).is_some_and(|record| record.rollback_point.is_none());
+    let uid = uid_in(records, claimant, object);
+    if is_final && uid.is_some() && uid == uid_in(records, owner, object) {
         Claimed::Taken
     } else {
         Claimed::Waiting
     }
+}
+
+fn uid_in<'a>(records: &'a DestinationRecords, key: &Key, object: &ObjectKey) -> Option<&'a String> {
+    let record = records.get(key)?;
+    record.inventory.iter().find(|owned| owned.key == *object)?.uid.as_ref()
 }
 
 #[cfg(test)]
@@ -150,7 +169,7 @@ mod tests {
             key: object_key("ConfigMap", "moves"),
             version: "v1".to_owned(),
             uid: uid.map(str::to_owned),
-            met: false,
+            preexisting: false,
         };
         Record { application: key(application).0, inventory: vec![owned], ..record() }
     }
@@ -161,7 +180,8 @@ mod tests {
         let handovers = Handovers::default();
         assert_eq!(handovers.offer(&old, object.clone(), "uid".to_owned()), None);
 
-        handovers.claim(&new, &[(object.clone(), old.clone())]);
+        let before = DestinationRecords::from([(old.clone(), with("old", Some("uid")))]);
+        handovers.claim(&new, &[(object.clone(), old.clone())], &before);
         let may_revert = Record {
             rollback_point: Some(Box::<RollbackPoint>::default()),
             ..with("new", Some("uid"))
@@ -179,7 +199,16 @@ mod tests {
         assert_eq!(handovers.offer(&old, object.clone(), "uid".to_owned()), Some(new.clone()));
         assert_eq!(handovers.offers()[&object].uid, "uid");
 
-        handovers.keep_claims(&new, &BTreeMap::new());
+        let both = [("old", old.clone()), ("new", new.clone())];
+        let both = both.map(|(name, key)| (key, with(name, Some("uid"))));
+        handovers.keep_taken(&new, &DestinationRecords::from(both.clone()));
+        assert_eq!(state(Some(with("new", Some("uid")))), Some(Claimed::Taken));
+        let restored = Handovers::default();
+        restored.restore(&DestinationRecords::from(both.clone()));
+        let claims = restored.claims_on(&old, &DestinationRecords::from(both));
+        assert_eq!(claims.get(&object), Some(&Claimed::Taken), "after a restart");
+
+        handovers.keep_taken(&new, &before);
         assert_eq!(state(None), None);
     }
 
@@ -187,7 +216,8 @@ mod tests {
     fn an_owner_that_renders_an_object_again_offers_it_no_longer() {
         let (old, new, object) = (key("old"), key("new"), object_key("ConfigMap", "moves"));
         let handovers = Handovers::default();
-        handovers.claim(&new, &[(object.clone(), old.clone())]);
+        let before = DestinationRecords::from([(old.clone(), with("old", Some("uid")))]);
+        handovers.claim(&new, &[(object.clone(), old.clone())], &before);
         handovers.offer(&old, object.clone(), "uid".to_owned());
 
         handovers.withdraw_offers(&old);

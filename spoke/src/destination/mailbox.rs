@@ -66,6 +66,8 @@ pub struct Run {
     pub objects: Arc<Verified<ObjectSet>>,
     pub held: Held,
     pub origin: Origin,
+    /// Every object that differs is written once, also without self-heal.
+    pub repair: bool,
     pub timings: Timings,
     /// Dry runs of it that are in flight already.
     pub checks: SpeculativeDryRuns,

@@ -14,7 +14,7 @@ use attest_common::record::custody::Confirmed;
 
 use crate::cluster::apply::{DryRunPermit, Ownership};
 use crate::cluster::drift::{self, HealBudget, Live, Need};
-use crate::cluster::watch::{Observation, Scope};
+use crate::cluster::watch::{Followed, Observation, Scope};
 
 /// Most concurrent requests of one destination.
 pub const IN_FLIGHT_MAX: usize = 8;
@@ -34,9 +34,12 @@ pub struct Tracked {
     pub rank: u8,
     /// The application is not settled before this object is Current.
     pub gates: bool,
+    /// Digest of the value to write.
     pub desired: Digest,
     /// Fields of the desired object that claim no entries.
     pub empty: Arc<EmptyFields>,
+    /// An autoscaler of the rendering sets its replicas.
+    pub autoscaled: bool,
     pub path: String,
     pub scope: Scope,
     /// False for the one object that the spoke may read but not watch.
@@ -58,6 +61,8 @@ pub struct Tracked {
     pub message: String,
     /// Fields that kubectl owns and we do not.
     pub kept_by_kubectl: Vec<String>,
+    /// Number of fields outside the status that only other managers own.
+    pub added: u64,
     /// Change of its health that is due by time alone.
     pub turning: Option<Turning>,
     /// Result of the dry run for this plan.
@@ -65,6 +70,8 @@ pub struct Tracked {
     pub failure: Option<Failure>,
     /// A request about it is in flight.
     pub busy: bool,
+    /// It is written once if it differs, also without self-heal.
+    pub repair: bool,
     pub budget: HealBudget,
     pub drifted_at: Option<Instant>,
 }
@@ -131,12 +138,18 @@ impl Tracked {
         self.expires && done && matches!(self.live, Live::Gone { .. })
     }
 
+    /// Returns the request to follow the object.
+    pub fn followed(&self) -> Followed {
+        Followed { scope: self.scope.clone(), empty: Arc::clone(&self.empty) }
+    }
+
     /// Processes an observation. Returns whether it is a new drift.
     pub fn see(&mut self, seen: Observation) -> bool {
         if !drift::is_news(&self.live, &seen.live) {
             return false;
         }
-        let Observation { live, kept_by_kubectl, verdict, at } = seen;
+        let Observation { live, kept_by_kubectl, verdict, added, at } = seen;
+        self.added = added;
         if let Live::Present { uid, .. } = &live
             && self.owned_uid.as_ref().is_some_and(|owned| owned != uid)
         {
@@ -165,6 +178,7 @@ impl Tracked {
             self.drifted_at = Some(at);
         } else if self.need() == Need::Nothing {
             self.drifted_at = None;
+            self.repair &= self.busy;
         }
         new
     }
@@ -361,11 +375,11 @@ impl Planning<'_> {
     }
 
     fn heal(&mut self, key: &ObjectKey, tracked: &Tracked) -> Option<Step> {
-        if !self.rules.self_heal {
+        if !self.rules.self_heal && !tracked.repair {
             return None;
         }
         let ready_at = tracked.budget.ready_at(self.now);
-        if ready_at > self.now {
+        if !tracked.repair && ready_at > self.now {
             self.wake_at(ready_at);
             return None;
         }

@@ -210,16 +210,41 @@ fn co_owned(
     objects.iter().filter(|(_, t)| t.preexisting && !t.kept_by_kubectl.is_empty())
 }
 
+/// Returns the objects that are not as signed, because admission has rewritten fields of them.
+fn rewritten_objects(
+    objects: &BTreeMap<ObjectKey, Tracked>,
+) -> impl Iterator<Item = (&ObjectKey, &Tracked)> {
+    objects.iter().filter(|(_, tracked)| !rewritten(tracked).is_empty())
+}
+
 fn settled_text(objects: &BTreeMap<ObjectKey, Tracked>) -> String {
     let total = objects.len();
-    match co_owned(objects).next() {
-        None => format!("{total} objects as signed"),
-        Some((key, tracked)) => {
-            let count = co_owned(objects).count();
-            let fields = tracked.kept_by_kubectl.join(", ");
-            format!("{total} objects applied, {count} co-owned by kubectl, first {key}: {fields}")
-        }
+    let others: Vec<String> = rewritten_text(objects).into_iter().chain(co_owned_text(objects)).collect();
+    let signed = total - rewritten_objects(objects).count();
+    match others.as_slice() {
+        [] => format!("{total} objects as signed"),
+        _ if signed == total => format!("{total} objects applied, {}", others.join("; ")),
+        _ => format!("{signed} of {total} objects as signed; {}", others.join("; ")),
     }
+}
+
+fn rewritten_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
+    let (first, tracked) = rewritten_objects(objects).next()?;
+    let count = rewritten_objects(objects).count();
+    let fields = rewritten(tracked).join(", ");
+    Some(format!("admission in the cluster rewrote fields of {count}, first {first} {fields}"))
+}
+
+fn co_owned_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
+    let (first, tracked) = co_owned(objects).next()?;
+    let count = co_owned(objects).count();
+    let fields = tracked.kept_by_kubectl.join(", ");
+    Some(format!("{count} co-owned by kubectl, first {first}: {fields}"))
+}
+
+/// Returns the fields of an object that admission has rewritten.
+fn rewritten(tracked: &Tracked) -> &[String] {
+    tracked.confirmed.as_ref().map_or(&[], |confirmed| &confirmed.rewritten)
 }
 
 /// Returns whether a settled object may have this health.
@@ -230,6 +255,12 @@ pub fn is_settled(health: Health) -> bool {
 /// Returns the aggregated health of the gating objects.
 pub fn overall(objects: &BTreeMap<ObjectKey, Tracked>) -> Health {
     health::aggregate(objects.values().filter(|t| t.gates).map(|t| t.health))
+}
+
+/// Returns the aggregated health of the gating objects that have not drifted.
+pub fn health_as_applied(objects: &BTreeMap<ObjectKey, Tracked>) -> Health {
+    let as_applied = objects.values().filter(|t| t.gates && t.need() != Need::Heal);
+    health::aggregate(as_applied.map(|t| t.health))
 }
 
 fn drifted(objects: &BTreeMap<ObjectKey, Tracked>) -> impl Iterator<Item = &ObjectKey> {
@@ -244,7 +275,13 @@ fn listed(objects: &BTreeMap<ObjectKey, Tracked>) -> Vec<ObjectState> {
             let failure = tracked.failure.as_ref().filter(|failure| !failure.quiet);
             let text = failure.map_or(&tracked.message, |failure| &failure.message);
             let health = if failure.is_some() { Health::Failed } else { tracked.health };
-            ObjectState { key: key.clone(), health, message: message(text) }
+            ObjectState {
+                key: key.clone(),
+                health,
+                message: message(text),
+                rewritten: rewritten(tracked).to_vec(),
+                added: tracked.added,
+            }
         })
         .collect();
     states.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.key.cmp(&b.key)));

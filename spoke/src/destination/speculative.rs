@@ -61,6 +61,7 @@ impl SpeculativeDryRuns {
                 key: key.clone(),
                 path: tracked.path.clone(),
                 user: Some(account.user()),
+                autoscaled: tracked.autoscaled,
             };
             let ownership = tracked.ownership(adopt);
             let (api, asked) = (api.clone(), ownership.clone());
@@ -102,6 +103,7 @@ impl SpeculativeDryRuns {
             key: key.clone(),
             path: tracked.path.clone(),
             user: Some(account.user()),
+            autoscaled: tracked.autoscaled,
         };
         apply::check(api, &target, tracked.ownership(adopt)).await
     }
@@ -162,7 +164,7 @@ mod tests {
     use crate::ledger::records::tests::object_key;
 
     fn early(uid: &str) -> SpeculativeDryRun {
-        let passed = DryRunPermit { force: true, preexisting: false, takeover: false };
+        let passed = DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false };
         SpeculativeDryRun {
             key: object_key("ConfigMap", "a"),
             ownership: Ownership::Ours { uid: uid.to_owned(), adopt: false },

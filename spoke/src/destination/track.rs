@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
+use attest_common::objects::autoscaling;
 use attest_common::objects::health::{self, Health};
 use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
@@ -36,6 +37,7 @@ pub(super) fn track(
             Some(((group, kind), object.key().clone()))
         })
         .collect();
+    let autoscaled = autoscaling::scale_targets(rendered.objects());
     let mut objects = BTreeMap::new();
     for object in rendered.objects() {
         let key = object.key().clone();
@@ -53,6 +55,9 @@ pub(super) fn track(
             namespace: key.namespace.clone(),
         };
         let before = former.and_then(|former| former.get(&key));
+        let is_autoscaled =
+            autoscaled.contains(&key) && autoscaling::replicas(object.value()).is_some();
+        let written = apply::as_written(object, is_autoscaled);
         let mine = owned.get(&key);
         let definition = definitions.get(&(key.group.clone(), key.kind.clone())).cloned();
         let path =
@@ -60,8 +65,9 @@ pub(super) fn track(
         let tracked = Tracked {
             rank: kinds::apply_rank(&key.group, &key.kind),
             gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
-            desired: apply::desired(object),
-            empty: Arc::new(EmptyFields::of(&key, object.value())),
+            desired: apply::desired(&written),
+            empty: Arc::new(EmptyFields::of(&key, &written)),
+            autoscaled: is_autoscaled,
             path,
             scope,
             watched: !own_namespace,
@@ -82,10 +88,12 @@ pub(super) fn track(
             health: before.map_or(Health::NotFound, |t| t.health),
             message: before.map(|t| t.message.clone()).unwrap_or_default(),
             kept_by_kubectl: before.map(|t| t.kept_by_kubectl.clone()).unwrap_or_default(),
+            added: before.map_or(0, |t| t.added),
             turning: before.and_then(|t| t.turning.clone()),
             permit: None,
             failure: None,
             busy: false,
+            repair: before.is_some_and(|t| t.repair),
             budget: before.map_or_else(HealBudget::default, |t| t.budget),
             drifted_at: None,
         };
@@ -112,9 +120,5 @@ pub(super) fn with_known(
 /// Returns the objects that can be watched.
 pub(super) fn followed(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<ObjectKey, Followed> {
     let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
-    let followed = watched.map(|(key, tracked)| {
-        let (scope, empty) = (tracked.scope.clone(), Arc::clone(&tracked.empty));
-        (key.clone(), Followed { scope, empty })
-    });
-    followed.collect()
+    watched.map(|(key, tracked)| (key.clone(), tracked.followed())).collect()
 }

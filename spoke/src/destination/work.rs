@@ -26,7 +26,7 @@ use super::track::followed;
 use crate::cluster::account::Account;
 use crate::cluster::apply::ApplyError;
 use crate::cluster::drift::Live;
-use crate::cluster::watch::{News, Observation, Scope};
+use crate::cluster::watch::{Followed, News, Observation};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::Key;
 
@@ -50,7 +50,7 @@ pub(super) struct State {
     /// Number of requests in flight.
     in_flight: usize,
     /// The object for which the newest plan was refused. It is watched while another plan runs.
-    obstacle: Option<(ObjectKey, Scope)>,
+    obstacle: Option<(ObjectKey, Followed)>,
 }
 
 /// Current work of a destination.
@@ -146,7 +146,10 @@ impl State {
         let mut applying = Applying::begin(order, recorded, before.applying(), now);
         if applying.is_prepared() {
             let (mut objects, relist) = (followed(&applying.objects), applying.relisted());
-            objects.extend(self.obstacle.clone());
+            if let Some((key, followed)) = &self.obstacle {
+                // An object of the running plan is followed as that plan renders it.
+                objects.entry(key.clone()).or_insert_with(|| followed.clone());
+            }
             commands.push(Command::Follow { objects, relist });
         }
         applying.await_dry_runs(asked, commands);
@@ -287,7 +290,7 @@ impl State {
         commands.push(follow_nothing());
         let Applying { held, origin, admission, account, objects, .. } = *refused;
         let watched = objects.get(&obstacle).filter(|tracked| tracked.watched);
-        self.obstacle = watched.map(|tracked| (obstacle.clone(), tracked.scope.clone()));
+        self.obstacle = watched.map(|tracked| (obstacle.clone(), tracked.followed()));
         self.work = Work::Reverting(account);
         commands.request(Request::Revert(Revert {
             held,

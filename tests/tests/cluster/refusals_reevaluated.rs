@@ -8,8 +8,10 @@ use attest_tests::cluster::audit::Mark;
 use attest_tests::fleet::Repository;
 use attest_tests::real::RealFleet;
 use attest_tests::wait::until;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -281,5 +283,205 @@ async fn case_05_moved_object() -> anyhow::Result<()> {
     fleet.operator().attest(&["gitops", "app", "delete", "to", "--yes"])?;
     from.synced().await?;
     assert_eq!(value(&fleet, "moves", "owner").await?.as_deref(), Some("old"));
+    check_quiet(&fleet).await
+}
+
+const SETTINGS: &str =
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {level: info}\n";
+
+async fn edit_level(fleet: &RealFleet) -> anyhow::Result<()> {
+    let edit = Patch::Merge(json!({"data": {"level": "debug"}}));
+    configs(fleet).await?.patch("settings", &PatchParams::default(), &edit).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_27_self_heal_off() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "settings")?;
+    application.release(&[SETTINGS, &config("goes")])?;
+    application.apply(json!({"automated": {"prune": true}}))?;
+    application.synced().await?;
+
+    // Drift is reported and kept, until an operator syncs.
+    edit_level(&fleet).await?;
+    application.reaches("OutOfSync", "OutOfSync").await?;
+    assert_eq!(value(&fleet, "settings", "level").await?.as_deref(), Some("debug"));
+    let sync = ["gitops", "app", "sync", "settings", "--wait"];
+    fleet.operator().attest(&sync)?;
+    assert_eq!(value(&fleet, "settings", "level").await?.as_deref(), Some("info"));
+    application.synced().await?;
+
+    // It has repaired once: a later edit is drift again.
+    edit_level(&fleet).await?;
+    application.reaches("OutOfSync", "OutOfSync").await?;
+    let before = mark(&fleet);
+    tokio::time::sleep(QUIET_FOR).await;
+    assert_eq!(writes(&fleet, before)?, [""; 0]);
+
+    // A release that changes another object brings every object of it to what is signed, and prunes.
+    application.release(&[SETTINGS, &config("comes")])?;
+    application.sync()?;
+    application.synced().await?;
+    assert_eq!(value(&fleet, "settings", "level").await?.as_deref(), Some("info"));
+    assert_eq!(value(&fleet, "comes", "a").await?.as_deref(), Some("1"));
+    until("the other object to be deleted", WITHIN, || async {
+        Ok(value(&fleet, "goes", "a").await?.is_none().then_some(()))
+    })
+    .await?;
+    check_quiet(&fleet).await
+}
+
+fn digest_of(letter: char) -> String {
+    letter.to_string().repeat(64)
+}
+
+fn web(more: &str) -> String {
+    let digest = digest_of('a');
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n{more}  \
+         selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    \
+         spec:\n      containers:\n      - name: web\n        image: web@sha256:{digest}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_10_duplicate_list_keys() -> anyhow::Result<()> {
+    const PORTS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec:\n  selector: {app: web}\n  ports:\n  \
+        - {name: dns-udp, port: 53, protocol: UDP}\n  - {name: dns-tcp, port: 53}\n";
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "web")?;
+    let good = web("") + "        env:\n        - {name: LEVEL, value: debug}\n";
+    let bad = good.clone() + "        - {name: LEVEL, value: info}\n";
+    let beside = config("beside");
+
+    application.release(&[&bad, &beside, PORTS])?;
+    application.apply(automated(true, true))?;
+    let refused = application.reaches("Degraded", "Invalid").await?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("duplicate entries for key [name=\"LEVEL\"]"), "{message}");
+    ensure!(message.contains("Deployment") && message.contains("web"), "{message}");
+    // It stops no other object.
+    until("the objects beside it", WITHIN, || async { value(&fleet, "beside", "a").await }).await?;
+
+    application.release(&[&good, &beside, PORTS])?;
+    application.sync()?;
+    application.synced().await?;
+    check_quiet(&fleet).await
+}
+
+fn job(name: &str, letter: char, annotation: &str) -> String {
+    let digest = digest_of(letter);
+    format!(
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {name}}}\nspec:\n  template:\n    \
+         metadata: {{annotations: {{{annotation}}}}}\n    spec:\n      restartPolicy: Never\n      containers:\n      \
+         - name: {name}\n        image: web@sha256:{digest}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_07_job_image() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "web")?;
+    let settings = |release: &str| config("settings").replace('1', release);
+    application.release(&[&job("migrate", 'a', ""), &settings("1"), &web("")])?;
+    application.apply(automated(true, true))?;
+    application.synced().await?;
+    let jobs: Api<Job> = Api::namespaced(client(&fleet).await?, NAMESPACE);
+    let uid = jobs.get("migrate").await?.metadata.uid;
+
+    // The Job has finished: it is deleted and made again.
+    application.release(&[&job("migrate", 'b', ""), &settings("2"), &web("")])?;
+    application.sync()?;
+    application.synced().await?;
+    let made = jobs.get("migrate").await?;
+    assert_ne!(made.metadata.uid, uid);
+    let image = made.spec.and_then(|spec| spec.template.spec?.containers.into_iter().next()?.image);
+    assert_eq!(image, Some(format!("web@sha256:{}", digest_of('b'))));
+    assert_eq!(value(&fleet, "settings", "a").await?.as_deref(), Some("2"));
+
+    // Another Job, which does not finish.
+    let never = "attest.test/ready: never";
+    application.release(&[&job("migrate-2", 'b', never), &settings("3"), &web("")])?;
+    application.sync()?;
+    until("the next Job to be made", WITHIN, || async { Ok(jobs.get_opt("migrate-2").await?) })
+        .await?;
+    application.release(&[&job("migrate-2", 'c', never), &settings("4"), &web("")])?;
+    application.sync()?;
+    let refused = application.reaches("Degraded", "Invalid").await?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("spec.template: field is immutable"), "{message}");
+    until("the other objects to be applied", WITHIN, || async {
+        Ok((value(&fleet, "settings", "a").await?.as_deref() == Some("4")).then_some(()))
+    })
+    .await?;
+
+    // A release without it: it is deleted.
+    application.release(&[&settings("5"), &web("")])?;
+    application.sync()?;
+    application.synced().await?;
+    until("the Jobs to be deleted", WITHIN, || async {
+        Ok(jobs.list(&ListParams::default()).await?.items.is_empty().then_some(()))
+    })
+    .await?;
+    check_quiet(&fleet).await
+}
+
+const AUTOSCALER: &str = "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: web}\nspec:\n  \
+    scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}\n  minReplicas: 4\n  maxReplicas: 8\n  metrics:\n  \
+    - type: Resource\n    resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}\n";
+
+async fn replicas(fleet: &RealFleet) -> anyhow::Result<Option<i32>> {
+    let deployments: Api<Deployment> = Api::namespaced(client(fleet).await?, NAMESPACE);
+    Ok(deployments.get("web").await?.spec.replicas)
+}
+
+async fn has_replicas(fleet: &RealFleet, count: i32) -> anyhow::Result<()> {
+    until(&format!("{count} replicas"), WITHIN, || async {
+        Ok((replicas(fleet).await? == Some(count)).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_08_hpa_replicas() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "web")?;
+    application.release(&[&web("  replicas: 6\n")])?;
+    application.apply(automated(true, true))?;
+    application.synced().await?;
+    assert_eq!(replicas(&fleet).await?, Some(6));
+
+    // An autoscaler takes over: the live number stays, whatever Git says.
+    let before = mark(&fleet);
+    application.release(&[&web("  replicas: 2\n"), AUTOSCALER])?;
+    application.sync()?;
+    until("the autoscaler", WITHIN, || async {
+        let written = writes(&fleet, before)?;
+        Ok(written.iter().any(|write| write.contains("horizontalpodautoscalers")).then_some(()))
+    })
+    .await?;
+    until("the Deployment to be written", WITHIN, || async {
+        Ok(writes(&fleet, before)?.iter().any(|write| write == "patch deployments/web").then_some(()))
+    })
+    .await?;
+    let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
+    assert_eq!(replicas(&fleet).await?, Some(6));
+    let scale = Patch::Merge(json!({"spec": {"replicas": 5}}));
+    deployments.patch_scale("web", &PatchParams::default(), &scale).await?;
+    check_quiet(&fleet).await?;
+    assert_eq!(replicas(&fleet).await?, Some(5));
+
+    // A release without the field resets nothing either.
+    application.release(&[&web(""), AUTOSCALER])?;
+    application.sync()?;
+    check_quiet(&fleet).await?;
+    assert_eq!(replicas(&fleet).await?, Some(5));
+
+    // The autoscaler goes: Git's value returns.
+    application.release(&[&web("  replicas: 3\n")])?;
+    application.sync()?;
+    application.synced().await?;
+    has_replicas(&fleet, 3).await?;
     check_quiet(&fleet).await
 }

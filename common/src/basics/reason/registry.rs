@@ -84,6 +84,8 @@ registry! {
         RendererMismatch: "CI and the hub use different versions of the renderer", "install the same version on both";
         ContentUnknown: "the hub has no copy of the content that runs at the destination, so it cannot compare",
             "sync the application, then compare again";
+        ReconcilePanicked: "the reconcile ended by a panic; what is shown is older",
+            "report it as a defect with the hub's log; the next poll tries again";
         ReconcileTimeout: "the reconcile did not finish in time; it continues", "`attest gitops app get NAME` shows the outcome";
         SpokeDisconnected: "the cluster is not connected; its last report may be stale",
             "check the spoke and its network connection to the hub";

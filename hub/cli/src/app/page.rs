@@ -1,6 +1,7 @@
 //! An application as text: its row in a list, the rows of its destinations, its page.
 
 use attest_common::objects::health::Health;
+use attest_common::session::report::ObjectState;
 use attest_common::session::report::ApplicationPhase;
 use attest_documents::{Application, Condition, Destination};
 use serde_json::Value;
@@ -181,17 +182,36 @@ impl Page {
         for warning in &destination.warnings {
             self.field(2, "Warning", warning);
         }
+        let added: Vec<u64> = destination.objects.iter().map(|object| object.added).collect();
+        let objects = added.iter().filter(|count| **count > 0).count();
+        if objects > 0 {
+            let fields: u64 = added.iter().sum();
+            self.field(2, "Added", &format!("{fields} fields of other managers in {objects} objects"));
+        }
         for object in &destination.objects {
-            if all_objects || object.health != Health::Current {
-                let message = if object.message.is_empty() {
-                    String::new()
-                } else {
-                    format!(": {}", object.message)
-                };
-                self.line(2, &format!("{} {}{message}", object.key, object.health.as_str()));
+            let is_shown = all_objects
+                || object.health != Health::Current
+                || !object.rewritten.is_empty();
+            if is_shown {
+                self.line(2, &describe_object(object));
             }
         }
     }
+}
+
+/// Health and message of an object, and fields of it that are not as signed.
+fn describe_object(object: &ObjectState) -> String {
+    let mut text = format!("{} {}", object.key, object.health.as_str());
+    if !object.message.is_empty() {
+        text.push_str(&format!(": {}", object.message));
+    }
+    if !object.rewritten.is_empty() {
+        text.push_str(&format!("; rewritten by admission: {}", object.rewritten.join(", ")));
+    }
+    if object.added > 0 {
+        text.push_str(&format!("; {} fields of other managers", object.added));
+    }
+    text
 }
 
 /// The phase of a destination with its reason and message.

@@ -9,7 +9,7 @@ use attest_common::basics::locked::Locked;
 use attest_common::session::report::ApplicationPhase;
 
 use super::status::Condition;
-use super::view::View;
+use super::view::{View, Waiting};
 use crate::core::metrics::Metrics;
 
 /// State of each application for readers.
@@ -60,6 +60,13 @@ impl Views {
             concerned.insert(application.to_owned());
         }
         state.by_application.insert(application.to_owned(), Arc::new(view));
+    }
+
+    /// Stores that the newest pass over an application has no outcome; what is known of it is older.
+    pub(crate) fn fail(&self, application: &str, problem: Waiting) {
+        let mut state = self.state();
+        let view = state.by_application.entry(application.to_owned()).or_default();
+        Arc::make_mut(view).problem = Some(problem);
     }
 
     /// Returns the applications that wait for `cluster` or run there.

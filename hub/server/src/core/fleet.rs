@@ -227,6 +227,13 @@ impl Fleet {
         self.state().policies.get(cluster).cloned()
     }
 
+    /// Returns whether the connected spoke of a cluster announces a feature.
+    pub(crate) fn announces(&self, cluster: &ClusterId, feature: &str) -> bool {
+        let state = self.state();
+        state.sessions.contains_key(cluster)
+            && state.policies.get(cluster).is_some_and(|policy| policy.features.contains(feature))
+    }
+
     /// Sets the trust policy that a cluster reported.
     pub(crate) fn set_reported_policy(&self, cluster: &ClusterId, policy: ReportedPolicy) {
         self.state().policies.insert(cluster.clone(), Arc::new(policy));

@@ -147,7 +147,7 @@ fn sign(
     // A spoke may have seen more than this hub remembers: go on above both.
     let seen = core.fleet.position(&directive.destination).map_or(0, |position| position.sequence);
     let sequence = last.max(seen).saturating_add(1);
-    let directive = Directive {
+    let order = Directive {
         v: 1,
         cluster,
         application,
@@ -159,16 +159,17 @@ fn sign(
         operation: operation(&directive.content),
         cap_percent: CAP_FULL_PERCENT,
         plan: planned.as_ref().map(|planned| planned.plan),
+        repair: directive.repair,
         issued_at,
         expires_at,
     };
-    let signed = core.signer.directive(&directive);
+    let signed = core.signer.directive(&order);
     Ok(LedgerEntry {
-        epoch: directive.epoch,
+        epoch: order.epoch,
         sequence,
         generation,
-        attempt: directive.attempt,
-        operation: directive.operation,
+        attempt: order.attempt,
+        operation: order.operation,
         directive: String::from_utf8_lossy(&signed.envelope).into_owned(),
         digest: signed.digest,
         issued_at,

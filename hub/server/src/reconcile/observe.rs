@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use attest_common::basics::ids::{DestinationKey, Name, Timestamp};
 use attest_common::basics::reason::Reason;
+use attest_common::session::FEATURE_REPAIR;
 use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
 use attest_supply::render::Kustomize;
@@ -113,6 +114,10 @@ pub(super) struct Target {
     pub(super) refused: bool,
     /// The newest directive was refused because it is expired.
     pub(super) refused_as_expired: bool,
+    /// The spoke is connected and announces that it repairs.
+    pub(super) can_repair: bool,
+    /// Objects differ by the newest report, or nothing reverts them when they do.
+    pub(super) may_differ: bool,
 }
 
 /// A destination from which the application is to be removed, and is not gone yet.
@@ -215,6 +220,9 @@ fn observe_one(
             rendered,
             position: core.fleet.position(&key),
             refused: report.as_ref().is_some_and(|record| record.report.phase == Phase::Refused),
+            can_repair: core.fleet.announces(&cluster.id, FEATURE_REPAIR),
+            may_differ: !application.sync.self_heal
+                || report.as_ref().is_some_and(|record| !record.report.drifted.is_empty()),
             refused_as_expired: report.is_some_and(|record| {
                 let refusal = record.report.refusal.as_ref();
                 let sequence = head.as_ref().map(|head| head.sequence);

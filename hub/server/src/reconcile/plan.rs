@@ -42,6 +42,8 @@ pub(super) struct PlannedDirective {
     pub(super) destination: DestinationKey,
     pub(super) head: Option<Arc<LedgerEntry>>,
     pub(super) content: Content,
+    /// Objects that differ are written once, also without self-heal.
+    pub(super) repair: bool,
 }
 
 /// Content of a directive.
@@ -111,7 +113,7 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
     let is_expired =
         position.is_some_and(|position| needs_reissue(head, position, observation.now));
     if head.operation != Operation::Remove || is_expired {
-        issue(key, Some(head), Content::Removal)
+        issue(key, Some(head), (Content::Removal, false))
     } else if observation.asked_for {
         Decision::Resend(key.clone())
     } else {
@@ -119,8 +121,13 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
     }
 }
 
-fn issue(key: &DestinationKey, head: Option<&Arc<LedgerEntry>>, content: Content) -> Decision {
-    Decision::Issue(PlannedDirective { destination: key.clone(), head: head.cloned(), content })
+fn issue(
+    key: &DestinationKey,
+    head: Option<&Arc<LedgerEntry>>,
+    (content, repair): (Content, bool),
+) -> Decision {
+    let destination = key.clone();
+    Decision::Issue(PlannedDirective { destination, head: head.cloned(), content, repair })
 }
 
 fn decide(
@@ -129,11 +136,12 @@ fn decide(
     target: &Target,
     judged: &mut Vec<(Alike, Arc<NewPlan>)>,
 ) -> Decision {
-    let Target { key, policy, rendered, head, position, refused, refused_as_expired } = target;
+    let Target { key, policy, rendered, head, position, refused, .. } = target;
     let commit = observation.commit.as_deref().unwrap_or_default();
     let alike = Alike::of(target);
+    let repairs = observation.asked_for && target.can_repair;
     if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
-        return issue(key, head.as_ref(), Content::Alike(plan.clone()));
+        return issue(key, head.as_ref(), (Content::Alike(plan.clone()), repairs));
     }
     let decision = planner::decide(&Situation {
         application: observation.application(),
@@ -145,7 +153,7 @@ fn decide(
         head: head.as_deref(),
         position: *position,
         asked_for: observation.asked_for,
-        refused_as_expired: *refused_as_expired,
+        refused_as_expired: target.refused_as_expired,
         now: observation.now,
     });
     match decision {
@@ -154,11 +162,14 @@ fn decide(
             if !plan.names_clusters {
                 judged.push((alike, plan.clone()));
             }
-            issue(key, head.as_ref(), Content::Verified(plan))
+            issue(key, head.as_ref(), (Content::Verified(plan), repairs))
         }
-        planner::Decision::Reissue => issue(key, head.as_ref(), Content::Current),
+        planner::Decision::Reissue => issue(key, head.as_ref(), (Content::Current, false)),
         planner::Decision::Nothing if observation.asked_for && *refused => {
             Decision::Resend(key.clone())
+        }
+        planner::Decision::Nothing if repairs && target.may_differ => {
+            issue(key, head.as_ref(), (Content::Current, true))
         }
         planner::Decision::Nothing => Decision::Keep(key.clone()),
         planner::Decision::Waiting(waiting) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_common::basics::locked::Locked;
+use attest_common::basics::reason::Reason;
 
 use attest_runtime::clock::random;
 use attest_supply::render::Kustomize;
@@ -18,6 +19,7 @@ use super::queue::POLL_JITTER;
 use super::repositories::Repositories;
 use super::task::Task;
 use super::waker::Waker;
+use crate::applications::view::Waiting;
 use crate::applications::views::Views;
 use crate::core::Core;
 use crate::core::blocking::blocking;
@@ -99,8 +101,10 @@ impl Reconciler {
 
     async fn reconcile_due(self: Arc<Self>, permits: Arc<Semaphore>, name: String, task: Task) {
         let _permit = permits.acquire_owned().await;
-        let completion = Completion { waker: self.waker.clone(), name: name.clone() };
+        let mut completion =
+            Completion { reconciler: self.clone(), name: name.clone(), outcome: PassOutcome::None };
         blocking(&self, move |reconciler| reconciler.reconcile(&name, task)).await;
+        completion.outcome = PassOutcome::Published;
         drop(completion);
     }
 
@@ -118,15 +122,31 @@ impl Reconciler {
     }
 }
 
-/// Completes a pass in the queue, also when it panicked.
+/// Completes a pass in the queue, also when it panicked: the application then counts as not read.
 struct Completion {
-    waker: Arc<Waker>,
+    reconciler: Arc<Reconciler>,
     name: String,
+    outcome: PassOutcome,
+}
+
+/// Outcome of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PassOutcome {
+    /// It has ended early.
+    None,
+    Published,
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        self.waker.complete(&self.name);
+        let Reconciler { waker, views, caches, core, .. } = &*self.reconciler;
+        if self.outcome == PassOutcome::None && !core.stop.is_cancelled() {
+            let message = "the reconcile ended by a panic; see the log of the hub";
+            views.fail(&self.name, Waiting::unknown(Reason::ReconcilePanicked, message));
+            // It may be incomplete.
+            caches.lock().remove(&self.name);
+        }
+        waker.complete(&self.name);
     }
 }
 

@@ -191,12 +191,19 @@ async fn introduce(
         }
         let spec: Option<policy::Spec> = attest_common::basics::json::document(&hello.policy).ok();
         let features = hello.features.into_iter().take(FEATURES_MAX).collect();
-        let reported = spec.and_then(|spec| {
-            let policy = spec.load().ok()?;
-            Some(ReportedPolicy { spec, policy, features })
-        });
+        let loaded = spec.and_then(|spec| Some((spec.load().ok()?, spec)));
+        let known = core.fleet.reported_policy(&cluster);
+        if loaded.is_none() {
+            tracing::warn!(
+                cluster = cluster.as_str(),
+                reason = Reason::TrustPolicyInvalid.as_str(),
+                "Unreadable trust policy from spoke; keeping the previous one"
+            );
+        }
+        let previous = known.as_deref().map(|known| (known.policy.clone(), known.spec.clone()));
         let mut is_policy_new = false;
-        if let Some(reported) = reported {
+        if let Some((policy, spec)) = loaded.or(previous) {
+            let reported = ReportedPolicy { spec, policy, features };
             let policy = PolicyRecord {
                 cluster: cluster.clone(),
                 spec: reported.spec.clone(),
@@ -206,17 +213,10 @@ async fn introduce(
             if stored_policy.as_ref() != Some(&policy) {
                 changes.push(records::put(&policy));
             }
-            let known = core.fleet.reported_policy(&cluster);
             is_policy_new = known.is_none_or(|known| {
                 known.spec != reported.spec || known.features != reported.features
             });
             core.fleet.set_reported_policy(&cluster, reported);
-        } else {
-            tracing::warn!(
-                cluster = cluster.as_str(),
-                reason = Reason::TrustPolicyInvalid.as_str(),
-                "Unreadable trust policy from spoke; keeping the previous one"
-            );
         }
         if changes.is_empty() {
             return Ok(is_policy_new);

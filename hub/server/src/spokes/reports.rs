@@ -8,6 +8,7 @@ use attest_common::basics::ids::{ClusterId, DestinationKey};
 use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
+use attest_common::objects::rewritten::REWRITTEN_LISTED_MAX;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
 use attest_runtime::clock::now;
 use tokio::sync::mpsc;
@@ -183,7 +184,11 @@ fn sanitized(mut report: Report) -> Report {
         running.signers.iter_mut().for_each(|signer| *signer = word(signer));
     }
     report.objects.truncate(OBJECTS_LISTED_MAX);
-    report.objects.iter_mut().for_each(|o| o.message = text::message(&o.message));
+    for object in &mut report.objects {
+        object.message = text::message(&object.message);
+        object.rewritten.truncate(REWRITTEN_LISTED_MAX);
+        object.rewritten.iter_mut().for_each(|path| *path = word(path));
+    }
     report.drifted.truncate(OBJECTS_LISTED_MAX);
     report.warnings.truncate(OBJECTS_LISTED_MAX);
     report.warnings.iter_mut().for_each(|warning| *warning = text::message(warning));

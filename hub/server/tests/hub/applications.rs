@@ -243,6 +243,8 @@ async fn applying_says_what_it_changed_and_lists_leave_the_objects_out() {
         },
         health: Health::Current,
         message: String::new(),
+        rewritten: Vec::new(),
+        added: 0,
     });
     spoke.tell(&report).await;
     let seen = fixture.until(APPLICATION, |seen| seen["phase"] == "Synced").await;

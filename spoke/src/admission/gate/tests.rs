@@ -22,6 +22,7 @@ pub(crate) fn directive_of(sequence: u64) -> Directive {
         operation: Operation::Progress,
         cap_percent: 100,
         plan: Some(Digest::of(b"plan")),
+        repair: false,
         issued_at: NOW.parse().unwrap(),
         expires_at: "2026-11-22T13:00:00Z".parse().unwrap(),
     }

@@ -78,8 +78,11 @@ impl Applying {
                 commands.request(Request::DryRun { key, target, ownership });
             }
             Step::Write { key, force, takeover, heal } => {
+                let permit = self.objects.get(&key).and_then(|tracked| tracked.permit);
+                let replaces = !heal && permit.is_some_and(|permit| permit.replaces);
                 let Some((target, in_place)) = self.begin_request(&key) else { return };
                 let force = match (force, in_place) {
+                    (_, Some(uid)) if replaces => Force::Replace(uid),
                     (false, _) => Force::No,
                     (true, Some(uid)) => Force::Of(uid),
                     (true, None) => Force::Any,
@@ -104,6 +107,7 @@ impl Applying {
             key: key.clone(),
             path: tracked.path.clone(),
             user: tracked.watched.then(|| self.account.user()),
+            autoscaled: tracked.autoscaled,
         };
         Some((target, tracked.uid_in_place().cloned()))
     }
@@ -111,11 +115,19 @@ impl Applying {
     /// Once everything is applied and healthy, marks the last good release and prunes objects that are no longer
     /// rendered. Returns when a deletion is due again.
     fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
-        let applied = self.objects.values().all(|t| t.need() == Need::Nothing && !t.busy);
-        if !applied || !report::is_settled(report::overall(&self.objects)) {
+        let is_written = |t: &Tracked| match t.need() {
+            Need::Nothing => !t.busy,
+            // Drift delays no deletion; what is not reverted would delay it permanently.
+            Need::Heal => true,
+            Need::Apply | Need::Look | Need::Wait => false,
+        };
+        if !self.objects.values().all(is_written)
+            || !report::is_settled(report::health_as_applied(&self.objects))
+        {
             return None;
         }
-        if self.progress == Progress::Working {
+        let is_as_signed = self.objects.values().all(|t| t.need() == Need::Nothing);
+        if is_as_signed && self.progress == Progress::Working {
             self.progress = Progress::Settled;
             self.durability.learnt();
         }
@@ -150,8 +162,8 @@ impl Applying {
         if *rollback != Rollback::GivenUp {
             return;
         }
-        for Owned { key, uid, met, .. } in leftovers {
-            let (Some(claim), Some(uid), false) = (claims.get(key), uid, *met) else { continue };
+        for Owned { key, uid, preexisting, .. } in leftovers {
+            let (Some(claim), Some(uid), false) = (claims.get(key), uid, *preexisting) else { continue };
             handover.claimed.insert(key.clone());
             match claim {
                 Claimed::Waiting if handover.offered.insert(key.clone()) => {

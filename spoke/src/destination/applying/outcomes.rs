@@ -129,6 +129,7 @@ impl Applying {
         let Some(tracked) = self.objects.get_mut(key) else { return false };
         tracked.busy = false;
         tracked.failure = None;
+        tracked.repair = false;
         let drifted_at = tracked.drifted_at.take();
         if tracked.confirmed.as_ref() != Some(&confirmed)
             || tracked.owned_uid.as_ref() != Some(&confirmed.uid)
@@ -168,6 +169,7 @@ impl Applying {
             live: Live::Gone { uid: tracked.owned_uid.clone().unwrap_or_default() },
             kept_by_kubectl: Vec::new(),
             verdict: Verdict::absent(&tracked.scope.group, &tracked.scope.kind),
+            added: 0,
             at: now,
         });
         tracked.see(seen);

@@ -11,6 +11,7 @@ fn tracked(rank: u8) -> Tracked {
         empty: Arc::default(),
         kept_by_kubectl: Vec::new(),
         desired: Digest::of(b"desired"),
+        autoscaled: false,
         path: String::new(),
         scope: Scope {
             group: String::new(),
@@ -29,10 +30,12 @@ fn tracked(rank: u8) -> Tracked {
         live: Live::Unknown,
         health: Health::NotFound,
         message: String::new(),
+        added: 0,
         turning: None,
         permit: None,
         failure: None,
         busy: false,
+        repair: false,
         budget: HealBudget::default(),
         drifted_at: None,
     }
@@ -52,6 +55,7 @@ pub(in crate::destination) fn applied(rank: u8) -> Tracked {
             desired: Digest::of(b"desired"),
             uid: "uid".to_owned(),
             projected: Digest::of(b"live"),
+            rewritten: Vec::new(),
         }),
         live,
         health: Health::Current,
@@ -70,6 +74,7 @@ fn edited(projected: &[u8], version: u64) -> Observation {
             version,
         },
         verdict: verdict(Health::Current),
+        added: 0,
         at: Instant::now(),
     }
 }
@@ -79,7 +84,7 @@ fn verdict(health: Health) -> Verdict {
 }
 
 const PASSED: Option<DryRunPermit> =
-    Some(DryRunPermit { force: false, preexisting: false, takeover: false });
+    Some(DryRunPermit { force: false, preexisting: false, takeover: false, replaces: false });
 
 fn rules(now: Instant) -> Rules {
     Rules { self_heal: true, adopt: false, only_heals: false, rollback_possible: false, begun: now }
@@ -194,13 +199,27 @@ fn nothing_new_is_written_while_the_record_leads_back_and_heals_are_not_held_up(
 }
 
 #[test]
-fn without_self_heal_drift_is_left_alone() {
+fn without_self_heal_drift_is_left_alone_unless_a_repair_is_ordered() {
     let now = Instant::now();
     let mut drifted = applied(1);
     drifted.see(edited(b"edited", 6));
 
     let off = Rules { self_heal: false, ..rules(now) };
-    assert_eq!(steps(&of([("a", drifted)]), off, now, 8).0, []);
+    assert_eq!(steps(&of([("a", drifted.clone())]), off, now, 8).0, []);
+    drifted.repair = true;
+    assert_eq!(names(&steps(&of([("a", drifted)]), off, now, 8).0), ["write a true"]);
+}
+
+#[test]
+fn a_repair_ends_with_an_object_that_is_as_signed_already() {
+    let now = Instant::now();
+    let off = Rules { self_heal: false, ..rules(now) };
+    let mut tracked = Tracked { repair: true, ..applied(1) };
+
+    tracked.see(edited(b"live", 6));
+    tracked.see(edited(b"edited", 7));
+
+    assert_eq!(steps(&of([("a", tracked)]), off, now, 8).0, []);
 }
 
 #[test]
@@ -233,7 +252,7 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
 #[test]
 fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
     let now = Instant::now();
-    let permit = Some(DryRunPermit { force: false, preexisting: true, takeover: false });
+    let permit = Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
     let mut preexisting = Tracked { preexisting: true, permit, ..applied(1) };
     preexisting.see(edited(b"edited", 6));
     let adopting = Rules { adopt: true, ..rules(now) };
@@ -251,8 +270,8 @@ fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
 
 #[test]
 fn an_object_stays_met_until_our_own_apply_makes_it() {
-    let ours = Some(DryRunPermit { force: true, preexisting: false, takeover: false });
-    let preexisting = Some(DryRunPermit { force: false, preexisting: true, takeover: false });
+    let ours = Some(DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false });
+    let preexisting = Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
 
     assert!(is_preexisting(false, preexisting, false));
     assert!(is_preexisting(true, ours, false));

@@ -23,7 +23,7 @@ use crate::destination::recording::RollbackUpdate;
 use crate::ledger::records::Entry;
 use crate::ledger::records::tests::object_key;
 
-const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false, takeover: false };
+const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false, takeover: false, replaces: false };
 
 /// A state machine at a time, and what it has asked for last.
 struct Machine {
@@ -156,6 +156,7 @@ fn run_as_recorded(admitted: &Admitted, origin: Origin, entry: &Entry) -> Event 
         objects: Arc::clone(&admitted.objects),
         held: admitted.held.clone(),
         origin,
+        repair: false,
         timings: Timings::default(),
         asked: Vec::new(),
         facts: facts(entry),
@@ -204,14 +205,14 @@ fn away() -> ApiError {
 fn wrote(admitted: &Admitted, name: &str, heal: bool) -> Outcome {
     let key = object_key("ConfigMap", name);
     let object = admitted.objects.get(&key).unwrap();
-    let written = written(apply::desired(object), "uid", b"live");
+    let written = written(apply::desired(object.value()), "uid", b"live");
     Outcome::Wrote { key, heal, result: Ok(written) }
 }
 
 fn written(desired: Digest, uid: &str, live: &[u8]) -> Written {
     let projected = Digest::of(live);
     let uid = uid.to_owned();
-    let confirmed = Confirmed { desired, uid: uid.clone(), projected };
+    let confirmed = Confirmed { desired, uid: uid.clone(), projected, rewritten: Vec::new() };
     Written { created: true, confirmed, observation: present(&uid, live, 1) }
 }
 
@@ -231,6 +232,7 @@ fn present(uid: &str, live: &[u8], version: u64) -> Observation {
             gates: true,
             turn: None,
         },
+        added: 0,
         at: Instant::now(),
     }
 }

@@ -56,8 +56,12 @@ pub(crate) fn held(plan: &[u8]) -> Held {
 
 #[test]
 fn confirmed_pairs_stay_out_of_a_secret_that_would_be_too_large() {
-    let pair =
-        Confirmed { desired: Digest::of(b"d"), uid: "u".to_owned(), projected: Digest::of(b"p") };
+    let pair = Confirmed {
+        desired: Digest::of(b"d"),
+        uid: "u".to_owned(),
+        projected: Digest::of(b"p"),
+        rewritten: Vec::new(),
+    };
     let confirmed: ConfirmedPairs = [(object_key("ConfigMap", "a"), pair)].into();
     let with_pairs = |directive: Vec<u8>| {
         let entry = Entry { record: record(), directive, confirmed: confirmed.clone() };
@@ -94,8 +98,12 @@ fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
 
 #[test]
 fn a_destination_reads_back_from_its_secret() {
-    let pair =
-        Confirmed { desired: Digest::of(b"d"), uid: "u".to_owned(), projected: Digest::of(b"p") };
+    let pair = Confirmed {
+        desired: Digest::of(b"d"),
+        uid: "u".to_owned(),
+        projected: Digest::of(b"p"),
+        rewritten: Vec::new(),
+    };
     let entry = Entry {
         record: record(),
         directive: b"envelope".to_vec(),

@@ -27,7 +27,7 @@ fn removal(namespace: &str) -> PlannedDirective {
         cluster: ClusterId::of_identity_key(&[1; 32]),
         namespace: name(namespace),
     };
-    PlannedDirective { destination, head: None, content: Content::Removal }
+    PlannedDirective { destination, head: None, content: Content::Removal, repair: false }
 }
 
 fn order(core: &Core, namespace: &str) -> (DestinationKey, LedgerEntry) {

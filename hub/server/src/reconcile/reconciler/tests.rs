@@ -55,6 +55,31 @@ fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
     assert_eq!(look(Poll::Due), 1);
 }
 
+#[test]
+fn an_application_whose_reconcile_panicked_counts_as_not_read_until_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let Parts { core, waker, reconciler, api, .. } = parts(directory.path());
+    let (url, _) = serve_repository(directory.path());
+    let record = ApplicationRecord::sample("web", &url);
+    core.records.commit("application", &[records::put(&record)]).unwrap();
+    let number = waker.request("web", false);
+    waker.take();
+    let completion = |outcome| Completion {
+        reconciler: reconciler.clone(),
+        name: "web".to_owned(),
+        outcome,
+    };
+    let problem = || api.views.get("web").unwrap().problem.clone().map(|problem| problem.reason);
+
+    drop(completion(PassOutcome::None));
+    assert_eq!(problem(), Some(Reason::ReconcilePanicked));
+    assert!(waker.is_complete("web", number), "a waiting client is answered");
+
+    reconciler.reconcile("web", Task { plan: true, poll: Poll::Now, asked_for: false });
+    drop(completion(PassOutcome::Published));
+    assert_eq!(problem(), Some(Reason::PathMissing));
+}
+
 /// Serves one repository with one empty commit over http; returns its address and the number of polls so far.
 fn serve_repository(directory: &Path) -> (String, Arc<AtomicUsize>) {
     let bare = directory.join("a.git");

@@ -141,6 +141,7 @@ impl World {
             2 => present("uid", b"live", version),
             _ => Observation {
                 kept_by_kubectl: Vec::new(),
+                added: 0,
                 live: Live::Gone { uid: "uid".to_owned() },
                 verdict: Verdict::absent("", "ConfigMap"),
                 at,
@@ -200,7 +201,7 @@ impl World {
             2 => Err(ApplyError::Replaced(key.clone())),
             3 => Err(ApplyError::Api(away())),
             force => {
-                Ok(DryRunPermit { force: force > 10, preexisting: force == 5, takeover: false })
+                Ok(DryRunPermit { force: force > 10, preexisting: force == 5, takeover: false, replaces: false })
             }
         };
         Outcome::Checked(key, result)
@@ -208,7 +209,7 @@ impl World {
 
     fn write(&mut self, target: &Target) -> Written {
         let object = target.objects.get(&target.key).unwrap();
-        let written = written(apply::desired(object), "uid", b"live");
+        let written = written(apply::desired(object.value()), "uid", b"live");
         let at = self.machine.moment.now;
         Written { observation: Observation { at, ..written.observation }, ..written }
     }

@@ -1,0 +1,103 @@
+//! Objects that cannot be changed and are deleted and made again. Pure.
+//!
+//! A finished Job is replaced when its template changes. Other objects are replaced only if their author asks for it by
+//! [`REPLACE_ANNOTATION`], and objects whose content cannot be restored never.
+
+use attest_common::basics::ids::Digest;
+use attest_common::documents::manifest::{Object, REPLACE_ANNOTATION};
+use attest_common::objects::health::{self, Health};
+use serde_json::Value;
+
+use super::client::path_segment;
+
+/// Longest name under which a replacement is tried, in characters.
+const TRIAL_NAME_CHARACTERS_MAX: usize = 52;
+/// Digits that end such a name.
+const TRIAL_NAME_DIGITS: usize = 8;
+
+/// Returns whether an object may be replaced at some time.
+pub(super) fn is_of_a_kind(object: &Object) -> bool {
+    let key = object.key();
+    match (key.group.as_str(), key.kind.as_str()) {
+        ("", "PersistentVolumeClaim" | "Namespace")
+        | ("apiextensions.k8s.io", "CustomResourceDefinition") => false,
+        ("batch", "Job") => true,
+        _ => is_asked_for(object),
+    }
+}
+
+/// Returns whether an object may be replaced now, as it is.
+pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
+    let key = object.key();
+    let has_ended = || {
+        let health = health::verdict(&key.group, &key.kind, live).health;
+        matches!(health, Health::Current | Health::Failed)
+    };
+    let is_job = (key.group.as_str(), key.kind.as_str()) == ("batch", "Job");
+    is_of_a_kind(object) && (is_asked_for(object) || (is_job && has_ended()))
+}
+
+fn is_asked_for(object: &Object) -> bool {
+    let annotations = object.value().pointer("/metadata/annotations");
+    annotations.and_then(|all| all.get(REPLACE_ANNOTATION)).and_then(Value::as_str) == Some("true")
+}
+
+/// Returns path and body of an object under a name that no other has, to try it beside the existing one.
+pub(super) fn under_another_name(path: &str, object: &Object, mut body: Value) -> (String, Value) {
+    let name = &object.key().name;
+    let digest = Digest::of(body.to_string().as_bytes()).hex();
+    let digits: String = digest.chars().take(TRIAL_NAME_DIGITS).collect();
+    let head: String = name.chars().take(TRIAL_NAME_CHARACTERS_MAX).collect();
+    let trial = format!("{}-{digits}", head.trim_end_matches(['-', '.']));
+    if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("name".to_owned(), trial.as_str().into());
+    }
+    let collection = path.rsplit_once('/').map_or(path, |(collection, _)| collection);
+    (format!("{collection}/{}", path_segment(&trial)), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(api_version: &str, kind: &str, annotated: bool) -> Object {
+        let annotations = if annotated { json!({REPLACE_ANNOTATION: "true"}) } else { json!({}) };
+        let metadata = json!({"name": "a", "namespace": "shop", "annotations": annotations});
+        Object::new(json!({"apiVersion": api_version, "kind": kind, "metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn a_finished_job_is_replaced_and_any_other_object_only_where_its_author_asks() {
+        let finished = json!({"status": {"conditions": [{"type": "Complete", "status": "True"}]}});
+        let failed = json!({"status": {"conditions": [{"type": "Failed", "status": "True"}]}});
+        let runs = json!({"status": {"active": 1}});
+        for (api_version, kind, annotated, live, expected) in [
+            ("batch/v1", "Job", false, &finished, true),
+            ("batch/v1", "Job", false, &failed, true),
+            ("batch/v1", "Job", false, &runs, false),
+            ("batch/v1", "Job", true, &runs, true),
+            ("apps/v1", "StatefulSet", false, &finished, false),
+            ("apps/v1", "StatefulSet", true, &runs, true),
+            ("v1", "PersistentVolumeClaim", true, &runs, false),
+            ("v1", "Namespace", true, &runs, false),
+            ("apiextensions.k8s.io/v1", "CustomResourceDefinition", true, &runs, false),
+        ] {
+            let replaceable = is_replaceable(&object(api_version, kind, annotated), live);
+            assert_eq!(replaceable, expected, "{kind} {annotated} {live}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_is_tried_beside_the_existing_object() {
+        let job = object("batch/v1", "Job", false);
+
+        let path = "/apis/batch/v1/namespaces/shop/jobs/a";
+        let (path, value) = under_another_name(path, &job, job.value().clone());
+
+        let name = value["metadata"]["name"].as_str().unwrap();
+        assert!(name.starts_with("a-") && name.len() == 10, "{name}");
+        assert_eq!(path, format!("/apis/batch/v1/namespaces/shop/jobs/{name}"));
+    }
+}
