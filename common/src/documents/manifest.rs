@@ -305,6 +305,14 @@ pub fn write(values: Vec<Value>) -> Result<Vec<u8>, ManifestError> {
             .map_err(|source| ManifestError::Number { object: object.key.clone(), source })?;
         out.extend_from_slice(&line);
         out.push(b'\n');
+        for (bytes, what, max) in [
+            (line.len(), "bytes an object", OBJECT_BYTES_MAX),
+            (out.len(), "bytes, which this object exceeds", RENDERING_BYTES_MAX),
+        ] {
+            if bytes > max {
+                return Err(ManifestError::ObjectLimit { object: object.key.clone(), what, max });
+            }
+        }
     }
     // What is written must be what verifiers accept: one definition of acceptable.
     read(&out)?;
@@ -467,6 +475,10 @@ pub fn images(objects: &[Object]) -> BTreeSet<String> {
 pub enum ManifestError {
     #[error("the rendering exceeds the limit of {max} {what}")]
     Limit { what: &'static str, max: usize },
+    #[error(
+        "{object} exceeds the limit of {max} {what}; make it smaller, or deploy it by another application"
+    )]
+    ObjectLimit { object: ObjectKey, what: &'static str, max: usize },
     #[error("the rendering holds {0}; it must be JSON Lines, one object a line")]
     Format(&'static str),
     #[error("line {line} of the rendering is not acceptable JSON")]
@@ -495,7 +507,7 @@ impl ManifestError {
     /// Returns the reason to show.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Limit { .. } => Reason::Limit,
+            Self::Limit { .. } | Self::ObjectLimit { .. } => Reason::Limit,
             Self::Format(_) | Self::Json { .. } => Reason::ContentFormat,
             Self::ObjectShape { .. } | Self::Number { .. } => Reason::ObjectShape,
             Self::ObjectMetadata { .. } => Reason::ObjectMetadata,

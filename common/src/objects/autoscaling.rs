@@ -1,4 +1,4 @@
-//! Autoscalers of a rendering, and the objects whose `spec.replicas` they set. Pure.
+//! Autoscalers, and the objects whose `spec.replicas` they set. Pure.
 //!
 //! That field belongs to the autoscaler: it is not written, and no value of it is drift (S46).
 
@@ -8,34 +8,47 @@ use serde_json::{Map, Value};
 
 use crate::documents::manifest::{Object, ObjectKey};
 
+/// Group of HorizontalPodAutoscalers.
+pub const GROUP: &str = "autoscaling";
+/// Kind of HorizontalPodAutoscalers.
+pub const KIND: &str = "HorizontalPodAutoscaler";
+
 /// Returns the objects whose replicas an autoscaler of the same rendering sets.
 pub fn scale_targets(objects: &[Object]) -> BTreeSet<ObjectKey> {
     objects.iter().filter_map(scale_target).collect()
 }
 
-/// Returns the object that a HorizontalPodAutoscaler scales.
 fn scale_target(object: &Object) -> Option<ObjectKey> {
     let key = object.key();
-    if (key.group.as_str(), key.kind.as_str()) != ("autoscaling", "HorizontalPodAutoscaler") {
-        return None;
-    }
-    let reference = object.value().pointer("/spec/scaleTargetRef")?;
-    let text = |field: &str| reference.get(field).and_then(Value::as_str);
-    let group = match text("apiVersion").and_then(|version| version.split_once('/')) {
+    let is_autoscaler = (key.group.as_str(), key.kind.as_str()) == (GROUP, KIND);
+    is_autoscaler.then(|| target_of(object.value(), key.namespace.as_deref())).flatten()
+}
+
+/// Returns the object that a HorizontalPodAutoscaler of a namespace scales.
+pub fn target_of(autoscaler: &Value, namespace: Option<&str>) -> Option<ObjectKey> {
+    let reference = autoscaler.pointer("/spec/scaleTargetRef")?;
+    let group = match text(reference, "apiVersion").and_then(|version| version.split_once('/')) {
         Some((group, _)) => group.to_owned(),
         None => String::new(),
     };
     Some(ObjectKey {
         group,
-        kind: text("kind")?.to_owned(),
-        namespace: key.namespace.clone(),
-        name: text("name")?.to_owned(),
+        kind: text(reference, "kind")?.to_owned(),
+        namespace: namespace.map(str::to_owned),
+        name: text(reference, "name")?.to_owned(),
     })
 }
 
+fn text<'a>(reference: &'a Value, field: &str) -> Option<&'a str> {
+    reference.get(field).and_then(Value::as_str)
+}
+
+/// Path of the number of replicas.
+pub const REPLICAS_FIELD: &str = "spec.replicas";
+
 /// Returns the number of replicas that an object sets, if it does.
 pub fn replicas(object: &Value) -> Option<&Value> {
-    object.pointer("/spec/replicas")
+    object.pointer("/spec/replicas").filter(|replicas| !replicas.is_null())
 }
 
 /// Returns an object without its number of replicas.

@@ -78,14 +78,20 @@ fn is_zero(value: &Value) -> bool {
 
 /// Returns the number of fields outside the status of a live object that only other managers own.
 pub fn added(live: &Value) -> u64 {
+    let (ours, others): (Vec<&Value>, Vec<&Value>) =
+        entries(live).partition(|entry| is_ours(entry));
+    let ours = ours.first().and_then(|entry| entry.pointer("/fieldsV1")?.as_object());
+    others.iter().filter_map(|entry| entry.get("fieldsV1")).map(|fields| count(fields, ours)).sum()
+}
+
+/// Returns the entries of `managedFields` about the object itself.
+fn entries(live: &Value) -> impl Iterator<Item = &Value> {
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);
-    let is_ours =
-        |entry: &Value| entry.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER);
-    let is_main = |entry: &&Value| entry.get("subresource").is_none();
-    let all = || entries.into_iter().flatten().filter(is_main);
-    let ours = all().find(|entry| is_ours(entry)).and_then(|entry| entry.get("fieldsV1"));
-    let others = all().filter(|entry| !is_ours(entry)).filter_map(|entry| entry.get("fieldsV1"));
-    others.map(|fields| count(fields, ours.and_then(Value::as_object))).sum()
+    entries.into_iter().flatten().filter(|entry| entry.get("subresource").is_none())
+}
+
+fn is_ours(entry: &Value) -> bool {
+    entry.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER)
 }
 
 fn count(fields: &Value, ours: Option<&Map<String, Value>>) -> u64 {

@@ -221,7 +221,7 @@ fn check_owners(
     }
 }
 
-/// Returns whether a recorded plan has taken this object over, and its former owner has not released it yet: both
+/// Returns whether a recorded plan has taken this object over, and its previous owner has not released it yet: both
 /// records name the same object.
 fn is_taken_before(view: &GateContext<'_>, own: &Key, owned: &Owned) -> bool {
     let record = view.records.get(own).filter(|_| view.ages == Ages::Skip);

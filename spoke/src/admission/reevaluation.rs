@@ -48,14 +48,8 @@ impl Agent {
     /// Forgets a refused push that is carried out, or is older than what is. One that waits for blobs stays, and so
     /// does one that is or may still be reverted.
     pub(super) fn forget_refused(&mut self, key: &Key) {
-        let is_over = |refused: &RefusedPush| {
-            self.shared.ledger.entry(key).is_some_and(|entry| {
-                let seen = (entry.record.epoch, entry.record.sequence);
-                let may_revert = entry.record.rollback_point.is_some() || is_reverted(&entry);
-                seen > refused.order || (seen == refused.order && !may_revert)
-            })
-        };
-        if self.refused.get(key).is_some_and(is_over) {
+        let Some(entry) = self.shared.ledger.entry(key) else { return };
+        if self.refused.get(key).is_some_and(|refused| is_over(refused.order, &entry)) {
             self.refused.remove(key);
         }
     }
@@ -160,6 +154,13 @@ impl Agent {
             self.report_again(key);
         }
     }
+}
+
+/// Returns whether a push of this order is carried out and stays, or is older than the recorded one.
+fn is_over(order: (u64, u64), entry: &Entry) -> bool {
+    let seen = (entry.record.epoch, entry.record.sequence);
+    let may_revert = entry.record.rollback_point.is_some() || is_reverted(entry);
+    seen > order || (seen == order && !may_revert)
 }
 
 /// Returns whether the record was reverted: its newest directive is not the one that it stores.

@@ -266,7 +266,7 @@ pub async fn write(
             let user = target.user.as_deref().unwrap_or_default();
             let place = (object.key(), target.path.as_str(), user);
             if let Deleted::Leaving(until) = delete(api, &authority, place, uid).await? {
-                return Err(ApplyError::Leaving { object: object.key().clone(), until });
+                return Err(ApplyError::Leaving { until });
             }
             Apply::Unforced
         }
@@ -287,7 +287,7 @@ pub async fn write(
         Ok(applied) => (applied.live, applied.created),
         Err(error) => return Err(unwritten(object.key(), error, &force)),
     };
-    let empty = EmptyFields::of(object.key(), &value);
+    let empty = empty_fields(object);
     let observation = observe(object.key(), &live, &empty);
     let Live::Present { uid, projected, .. } = &observation.live else {
         return Err(ApplyError::Gone);
@@ -438,6 +438,12 @@ pub fn as_written(object: &Object, autoscaled: bool) -> Cow<'_, Value> {
     }
 }
 
+/// Returns the fields of an object that claim no entries, independently of an autoscaler that sets its replicas.
+pub fn empty_fields(object: &Object) -> EmptyFields {
+    let has_replicas = autoscaling::replicas(object.value()).is_some();
+    EmptyFields::of(object.key(), &as_written(object, has_replicas))
+}
+
 /// Returns the digest of the value of an object to write.
 pub fn desired(value: &Value) -> Digest {
     Digest::of(value.to_string().as_bytes())
@@ -501,10 +507,10 @@ pub enum ApplyError {
     Api(ApiError),
     #[error("the API server does not serve this kind; its definition or its server is missing")]
     KindUnknown,
-    #[error("{object}: the API server does not serve {version} {}: {served}", .object.kind)]
+    #[error("the API server does not serve {version} {}; {served}", .object.kind)]
     NotServed { object: ObjectKey, version: String, served: String },
-    #[error("{object} is being replaced, was deleted and waits for {until}")]
-    Leaving { object: ObjectKey, until: String },
+    #[error("it is being replaced: it was deleted and waits for {until}")]
+    Leaving { until: String },
     #[error("the admission does not allow this operation on the object")]
     Gone,
 }

@@ -104,7 +104,6 @@ const IMMUTABLE: [&str; 2] = ["is immutable", "for fields other than"];
 pub(super) fn status_message(status: &Value) -> String {
     let message = status.get("message").and_then(Value::as_str).unwrap_or_default();
     let causes: Vec<(&str, &str)> = causes(status).collect();
-    let is_long = |text: &str, max: usize| text.chars().count() > max;
     let quotes = causes.iter().any(|(_, text)| is_long(text, CAUSE_CHARACTERS_MAX));
     if causes.is_empty() || !(quotes || is_long(message, MESSAGE_CHARACTERS_MAX)) {
         return shortened(message, MESSAGE_CHARACTERS_MAX);
@@ -123,10 +122,14 @@ pub(super) fn status_message(status: &Value) -> String {
     text
 }
 
+fn is_long(text: &str, max: usize) -> bool {
+    text.chars().count() > max
+}
+
 /// Returns the rule of a cause, without a long value before it.
 fn rule(cause: &str) -> &str {
-    let is_long = cause.chars().count() > CAUSE_CHARACTERS_MAX;
-    let value = cause.strip_prefix(INVALID_VALUE).filter(|_| is_long);
+    let is_quoted = is_long(cause, CAUSE_CHARACTERS_MAX);
+    let value = cause.strip_prefix(INVALID_VALUE).filter(|_| is_quoted);
     value.and_then(|value| value.rsplit_once(": ")).map_or(cause, |(_, rule)| rule)
 }
 
@@ -134,8 +137,8 @@ fn rule(cause: &str) -> &str {
 fn causes(status: &Value) -> impl Iterator<Item = (&str, &str)> {
     let causes = status.pointer("/details/causes").and_then(Value::as_array);
     causes.into_iter().flatten().filter_map(|cause| {
-        let text = |name: &str| cause.get(name).and_then(Value::as_str);
-        Some((text("field").unwrap_or_default(), text("message")?))
+        let field = cause.get("field").and_then(Value::as_str);
+        Some((field.unwrap_or_default(), cause.get("message")?.as_str()?))
     })
 }
 
@@ -179,18 +182,15 @@ impl Details {
             let mut all = causes.into_iter().flatten();
             all.any(|cause| cause.get(field).and_then(Value::as_str) == Some(text))
         };
-        let says = |text: &str| {
-            let message = status.get("message").and_then(Value::as_str);
-            message.is_some_and(|message| message.contains(text))
-        };
-        let is_immutable = |text: &str| IMMUTABLE.iter().any(|known| text.contains(known));
+        let message = status.get("message").and_then(Value::as_str).unwrap_or_default();
         Self {
-            untyped: says(UNTYPED),
-            immutable: self::causes(status).any(|(_, text)| is_immutable(text)),
+            untyped: message.contains(UNTYPED),
+            immutable: self::causes(status)
+                .any(|(_, text)| IMMUTABLE.iter().any(|known| text.contains(known))),
             named: name.is_some_and(|name| !name.is_empty()),
             field_conflict: causes_of("reason", "FieldManagerConflict"),
             other_uid: causes_of("field", "metadata.uid"),
-            no_object: says(UID_MISMATCH),
+            no_object: message.contains(UID_MISMATCH),
         }
     }
 }
@@ -377,8 +377,11 @@ mod tests {
     /// As Kubernetes 1.37 answers to an apply with two list items of one key.
     #[test]
     fn an_object_that_does_not_fit_its_schema_is_invalid_and_not_tried_again_as_a_server_error() {
-        let untyped = json!({"reason": "InternalError", "code": 500,
-            "message": "failed to create typed patch object (shop/web; apps/v1, Kind=Deployment): .spec.template.spec.containers[name=\"web\"].env: duplicate entries for key [name=\"LEVEL\"]"});
+        let message = concat!(
+            "failed to create typed patch object (shop/web; apps/v1, Kind=Deployment): ",
+            r#".spec.template.spec.containers[name="web"].env: duplicate entries for key [name="LEVEL"]"#,
+        );
+        let untyped = json!({"reason": "InternalError", "code": 500, "message": message});
         let other =
             json!({"reason": "InternalError", "code": 500, "message": "etcdserver: timeout"});
 

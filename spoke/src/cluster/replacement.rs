@@ -29,12 +29,10 @@ pub(super) fn is_of_a_kind(object: &Object) -> bool {
 /// Returns whether an object may be replaced now, as it is.
 pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
     let key = object.key();
-    let has_ended = || {
-        let health = health::verdict(&key.group, &key.kind, live).health;
-        matches!(health, Health::Current | Health::Failed)
-    };
     let is_job = (key.group.as_str(), key.kind.as_str()) == ("batch", "Job");
-    is_of_a_kind(object) && (is_asked_for(object) || (is_job && has_ended()))
+    let health = health::verdict(&key.group, &key.kind, live).health;
+    let has_ended = matches!(health, Health::Current | Health::Failed);
+    is_of_a_kind(object) && (is_asked_for(object) || (is_job && has_ended))
 }
 
 fn is_asked_for(object: &Object) -> bool {

@@ -40,11 +40,12 @@ pub(super) async fn release(
 /// Returns whether the spoke's applies own the replicas of a live object, and no other manager does.
 fn is_ours_alone(live: &Value) -> bool {
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);
-    let owns = |entry: &&Value| entry.pointer("/fieldsV1/f:spec/f:replicas").is_some();
-    let mut owners = entries.into_iter().flatten().filter(owns);
-    let is_ours =
-        |entry: &Value| entry.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER);
-    owners.next().is_some_and(is_ours) && owners.next().is_none()
+    let mut owners = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.pointer("/fieldsV1/f:spec/f:replicas").is_some());
+    let first = owners.next().and_then(|entry| entry.get("manager")?.as_str());
+    first == Some(FIELD_MANAGER) && owners.next().is_none()
 }
 
 #[cfg(test)]

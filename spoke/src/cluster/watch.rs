@@ -12,6 +12,7 @@ use attest_common::basics::locked::Locked;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
+use attest_common::objects::autoscaling;
 use attest_common::objects::health::{self, Verdict};
 use attest_common::objects::{projection, rewritten, takeover};
 use futures::StreamExt;
@@ -88,6 +89,8 @@ pub struct News {
     pub objects: BTreeMap<ObjectKey, Observation>,
     /// Status of each scope: `None` once a list of it is complete.
     pub scopes: BTreeMap<Scope, Option<WatchRefusal>>,
+    /// The objects that autoscalers of a namespace scale, by namespace.
+    pub autoscaled: BTreeMap<String, BTreeSet<ObjectKey>>,
 }
 
 /// Queue of the observations of one destination.
@@ -139,6 +142,25 @@ struct State {
     /// differently.
     routes: BTreeMap<ObjectKey, (Followed, Arc<Inbox>)>,
     watches: BTreeMap<Scope, AbortHandle>,
+    /// The autoscalers of each followed namespace.
+    autoscalers: BTreeMap<Scope, Autoscalers>,
+}
+
+/// The autoscalers of a namespace, and who follows them.
+#[derive(Debug, Default)]
+struct Autoscalers {
+    inboxes: Vec<Arc<Inbox>>,
+    /// Target of each autoscaler; absent until they are listed.
+    targets: Option<BTreeMap<ObjectKey, ObjectKey>>,
+}
+
+impl Autoscalers {
+    /// Sends what is scaled to an inbox, once it is known.
+    fn send(&self, scope: &Scope, inbox: &Inbox) {
+        let (Some(targets), Some(namespace)) = (&self.targets, &scope.namespace) else { return };
+        let targets: BTreeSet<ObjectKey> = targets.values().cloned().collect();
+        inbox.change(|news| news.autoscaled.insert(namespace.clone(), targets));
+    }
 }
 
 impl Watches {
@@ -172,16 +194,65 @@ impl Watches {
                 state.watches.insert(scope.clone(), task.abort_handle());
             }
         }
-        let State { routes, watches } = &mut *state;
-        let used: BTreeSet<&Scope> = routes.values().map(|(followed, _)| &followed.scope).collect();
-        watches.retain(|scope, task| {
-            let used = used.contains(scope);
-            if !used {
-                task.abort();
-            }
-            used
-        });
+        close_unused(&mut state);
+        let State { watches, .. } = &*state;
         self.0.metrics.watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Sends what the autoscalers of exactly these scopes scale to `inbox`, now and when it changes.
+    pub fn follow_autoscalers(&self, inbox: &Arc<Inbox>, scopes: &BTreeSet<Scope>) {
+        let mut state = self.state();
+        let State { watches, autoscalers, .. } = &mut *state;
+        for (scope, known) in autoscalers.iter_mut() {
+            let before = known.inboxes.len();
+            known.inboxes.retain(|other| !Arc::ptr_eq(other, inbox));
+            if before > known.inboxes.len() && scopes.contains(scope) {
+                known.inboxes.push(Arc::clone(inbox));
+            }
+        }
+        for scope in scopes {
+            let known = autoscalers.entry(scope.clone()).or_default();
+            if known.inboxes.iter().any(|other| Arc::ptr_eq(other, inbox)) {
+                continue;
+            }
+            known.inboxes.push(Arc::clone(inbox));
+            known.send(scope, inbox);
+            if known.targets.is_none() || !watches.contains_key(scope) {
+                // A watch that is open already has not listed them for this purpose.
+                if let Some(task) = watches.remove(scope) {
+                    task.abort();
+                }
+                let task = tokio::spawn(watch(self.clone(), scope.clone()));
+                watches.insert(scope.clone(), task.abort_handle());
+            }
+        }
+        autoscalers.retain(|_, known| !known.inboxes.is_empty());
+        close_unused(&mut state);
+        self.0.metrics.watches.set(i64::try_from(state.watches.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Notes what an autoscaler scales, or that it is gone.
+    fn note_autoscaler(&self, scope: &Scope, key: ObjectKey, target: Option<&ObjectKey>) {
+        let mut state = self.state();
+        let Some(known) = state.autoscalers.get_mut(scope) else { return };
+        let Some(targets) = &mut known.targets else { return };
+        let before = match target {
+            Some(target) => targets.insert(key, target.clone()),
+            None => targets.remove(&key),
+        };
+        if before.as_ref() != target {
+            known.inboxes.iter().for_each(|inbox| known.send(scope, inbox));
+        }
+    }
+
+    /// Replaces the autoscalers of a namespace by a complete list.
+    fn list_autoscalers(&self, scope: &Scope, targets: BTreeMap<ObjectKey, ObjectKey>) {
+        let mut state = self.state();
+        let Some(known) = state.autoscalers.get_mut(scope) else { return };
+        if known.targets.as_ref() != Some(&targets) {
+            known.targets = Some(targets);
+            known.inboxes.iter().for_each(|inbox| known.send(scope, inbox));
+        }
     }
 
     fn route(&self, scope: &Scope, key: &ObjectKey) -> Option<(Arc<EmptyFields>, Arc<Inbox>)> {
@@ -219,7 +290,40 @@ impl Watches {
     }
 }
 
+/// Closes the watches that nothing follows.
+fn close_unused(state: &mut State) {
+    let State { routes, watches, autoscalers } = state;
+    let used: BTreeSet<&Scope> =
+        routes.values().map(|(followed, _)| &followed.scope).chain(autoscalers.keys()).collect();
+    watches.retain(|scope, task| {
+        let used = used.contains(scope);
+        if !used {
+            task.abort();
+        }
+        used
+    });
+}
+
 impl Scope {
+    /// Returns the scope of the autoscalers of a namespace.
+    pub fn of_autoscalers(namespace: &str) -> Self {
+        Self {
+            group: autoscaling::GROUP.to_owned(),
+            version: "v2".to_owned(),
+            kind: autoscaling::KIND.to_owned(),
+            plural: "horizontalpodautoscalers".to_owned(),
+            namespace: Some(namespace.to_owned()),
+        }
+    }
+
+    /// Returns what an object of this scope scales, if it is an autoscaler.
+    fn scaled_by(&self, object: &answer::LiveObject) -> Option<ObjectKey> {
+        let is_autoscaler =
+            (self.group.as_str(), self.kind.as_str()) == (autoscaling::GROUP, autoscaling::KIND);
+        let namespace = object.metadata.namespace.as_deref();
+        is_autoscaler.then(|| autoscaling::target_of(&object.value, namespace)).flatten()
+    }
+
     fn key(&self, object: &answer::LiveObject) -> ObjectKey {
         ObjectKey {
             group: self.group.clone(),
@@ -297,29 +401,36 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
     let config = watcher::Config::default().page_size(LIST_PAGE_OBJECTS).timeout(WATCH_OPEN_S);
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed = BTreeSet::new();
+    let mut scaled = BTreeMap::new();
     let mut was_listed = false;
     let mut failures = 0;
     loop {
         match events.next().await {
             Some(Ok(watcher::Event::Init)) => {
                 listed.clear();
+                scaled.clear();
                 continue;
             }
             Some(Ok(watcher::Event::InitApply(object))) => {
                 if let Some(key) = tell(watches, scope, &object) {
                     listed.insert(key);
                 }
+                scaled.extend(scope.scaled_by(&object).map(|target| (scope.key(&object), target)));
             }
             Some(Ok(watcher::Event::InitDone)) => {
                 watches.listed(scope, &listed);
+                watches.list_autoscalers(scope, std::mem::take(&mut scaled));
                 was_listed = true;
                 listed.clear();
             }
             Some(Ok(watcher::Event::Apply(object))) => {
                 tell(watches, scope, &object);
+                let target = scope.scaled_by(&object);
+                watches.note_autoscaler(scope, scope.key(&object), target.as_ref());
             }
             Some(Ok(watcher::Event::Delete(object))) => {
                 let key = scope.key(&object);
+                watches.note_autoscaler(scope, key.clone(), None);
                 if let Some((_, inbox)) = watches.route(scope, &key) {
                     let uid = object.metadata.uid.unwrap_or_default();
                     inbox.put(key, absent(scope, Live::Gone { uid }));

@@ -46,6 +46,8 @@ pub(super) struct Applying {
     /// Objects of the inventory that the rendering no longer holds.
     leftovers: Vec<Owned>,
     handover: Handover,
+    /// The objects that autoscalers of the namespaces scale, as far as they are listed.
+    autoscaled: BTreeMap<String, BTreeSet<ObjectKey>>,
     pruning: Option<Deleting>,
     preparation: Preparation,
     progress: Progress,
@@ -174,6 +176,13 @@ impl Applying {
         let no_pairs = ConfirmedPairs::new();
         let pairs = entry.map_or(&no_pairs, |entry| &entry.confirmed);
         let mut objects = track(&rendered, &kinds, &account, (&inventory, pairs), tracked_before);
+        let autoscaled = before.map(|before| before.autoscaled.clone()).unwrap_or_default();
+        for (key, tracked) in &mut objects {
+            let known = key.namespace.as_ref().and_then(|namespace| autoscaled.get(namespace));
+            if let (Some(targets), Some(object)) = (known, rendered.get(key)) {
+                tracked.scale_by(targets.contains(key), object);
+            }
+        }
         for tracked in objects.values_mut() {
             tracked.repair |= repair && tracked.need() != Need::Nothing;
         }
@@ -207,6 +216,7 @@ impl Applying {
             objects,
             leftovers,
             handover: Handover::default(),
+            autoscaled,
             pruning: None,
             watch_status,
             // Rights that sufficed before still exist; otherwise the first request shows it.
@@ -285,17 +295,19 @@ impl Applying {
 
     /// Returns whether a plan that was refused before is tried again, and nothing is known of it yet.
     pub(super) fn is_retrying(&self) -> bool {
-        let has_failed = |tracked: &Tracked| tracked.failure.as_ref().is_some_and(|f| !f.quiet);
         self.origin == Origin::Retried
             && self.may_revert()
             && self.problem.is_none()
-            && !self.objects.values().any(has_failed)
+            && !self.objects.values().any(Tracked::has_failed)
     }
 
     fn is_guarded(&self) -> bool {
-        let is_deleted =
-            |o: &&Owned| !deleting::is_never_deleted(o) && !self.handover.claimed.contains(&o.key);
-        let to_delete = self.leftovers.iter().filter(is_deleted).count();
+        let claimed = &self.handover.claimed;
+        let to_delete = self
+            .leftovers
+            .iter()
+            .filter(|o| !deleting::is_never_deleted(o) && !claimed.contains(&o.key))
+            .count();
         let inventory = self.objects.len() + self.leftovers.len();
         let percent_max = self.admission.admitted.effective_policy.prune_percent_max;
         deleting::prune_is_too_much(to_delete, inventory, percent_max)

@@ -27,6 +27,8 @@ pub(super) enum Command {
     Follow {
         objects: BTreeMap<ObjectKey, Followed>,
         relist: BTreeSet<Scope>,
+        /// Scopes of autoscalers to follow as a whole.
+        autoscalers: BTreeSet<Scope>,
     },
     /// Asks the agent to load what is recorded for this destination.
     Reload,

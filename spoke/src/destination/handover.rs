@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use attest_common::basics::locked::Locked;
 use attest_common::documents::manifest::ObjectKey;
-use attest_common::record::DestinationRecords;
+use attest_common::record::{DestinationRecords, Owned};
 
 use crate::ledger::records::Key;
 
@@ -27,7 +27,7 @@ pub struct Offer {
 pub enum Claimed {
     /// The claimant waits.
     Waiting,
-    /// The claimant has recorded the object, and its plan is not reverted any more.
+    /// The claimant has recorded the object, and its plan can no longer be reverted.
     Taken,
 }
 
@@ -112,11 +112,10 @@ impl Handovers {
     /// Returns the claimants of objects that their owners no longer list.
     pub fn released(&self, records: &DestinationRecords) -> BTreeSet<Key> {
         let state = self.0.lock();
-        let is_listed = |object: &ObjectKey, owner: &Key| {
-            let record = records.get(owner);
-            record.is_some_and(|record| record.inventory.iter().any(|owned| owned.key == *object))
-        };
-        let released = state.claims.iter().filter(|((object, owner), _)| !is_listed(object, owner));
+        let released = state
+            .claims
+            .iter()
+            .filter(|((object, owner), _)| owned_in(records, owner, object).is_none());
         released.map(|(_, claimant)| claimant.clone()).collect()
     }
 
@@ -146,16 +145,27 @@ fn claimed(
     }
 }
 
-fn uid_in<'a>(records: &'a DestinationRecords, key: &Key, object: &ObjectKey) -> Option<&'a String> {
-    let record = records.get(key)?;
-    record.inventory.iter().find(|owned| owned.key == *object)?.uid.as_ref()
+fn uid_in<'a>(
+    records: &'a DestinationRecords,
+    key: &Key,
+    object: &ObjectKey,
+) -> Option<&'a String> {
+    owned_in(records, key, object)?.uid.as_ref()
+}
+
+fn owned_in<'a>(
+    records: &'a DestinationRecords,
+    key: &Key,
+    object: &ObjectKey,
+) -> Option<&'a Owned> {
+    records.get(key)?.inventory.iter().find(|owned| owned.key == *object)
 }
 
 #[cfg(test)]
 mod tests {
     use attest_common::basics::ids::Name;
+    use attest_common::record::Record;
     use attest_common::record::rollback::RollbackPoint;
-    use attest_common::record::{Owned, Record};
 
     use super::*;
     use crate::ledger::records::tests::{object_key, record};

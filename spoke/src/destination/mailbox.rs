@@ -171,7 +171,7 @@ pub struct RevertedPlan {
 pub struct Reevaluation {
     /// The plan, if it was reverted since the last request.
     pub reverted: Option<RevertedPlan>,
-    /// What it was refused for has changed.
+    /// The cause of its refusal has changed.
     pub is_due: bool,
 }
 

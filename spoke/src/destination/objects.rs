@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use attest_common::basics::backoff::Backoff;
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
-use attest_common::documents::manifest::ObjectKey;
+use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::health::{Health, Turning, Verdict};
 use attest_common::record::custody::Confirmed;
 
-use crate::cluster::apply::{DryRunPermit, Ownership};
+use crate::cluster::apply::{self, DryRunPermit, Ownership};
 use crate::cluster::drift::{self, HealBudget, Live, Need};
 use crate::cluster::watch::{Followed, Observation, Scope};
 
@@ -25,6 +25,8 @@ pub const NOT_READY_FOR: Duration = Duration::from_secs(10);
 pub const NOT_READY_RETRY: Duration = Duration::from_millis(100);
 /// Delay before the deletion of an object that still exists is repeated.
 pub const LEAVING_RETRY: Backoff = Backoff::new(NOT_READY_RETRY, Duration::from_secs(5));
+/// Longest time that existing objects with replicas wait for the list of autoscalers.
+pub const AUTOSCALERS_WAIT: Duration = Duration::from_secs(5);
 /// Longest time that objects wait for the definition of their kind to be established.
 pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 
@@ -38,8 +40,10 @@ pub struct Tracked {
     pub desired: Digest,
     /// Fields of the desired object that claim no entries.
     pub empty: Arc<EmptyFields>,
-    /// An autoscaler of the rendering sets its replicas.
+    /// An autoscaler sets its replicas.
     pub autoscaled: bool,
+    /// Knowledge about its autoscaler.
+    pub scale: Scale,
     pub path: String,
     pub scope: Scope,
     /// False for the one object that the spoke may read but not watch.
@@ -74,6 +78,19 @@ pub struct Tracked {
     pub repair: bool,
     pub budget: HealBudget,
     pub drifted_at: Option<Instant>,
+}
+
+/// Knowledge about the autoscaler of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// The object sets no replicas, so that its autoscaler does not matter.
+    Fixed,
+    /// An autoscaler of the same rendering scales it.
+    Rendered,
+    /// The autoscalers of its namespace are not listed yet.
+    Unknown,
+    /// The autoscalers of its namespace are known.
+    Known,
 }
 
 /// The last failure of an object, until a request succeeds.
@@ -129,6 +146,35 @@ impl Tracked {
     pub fn need(&self) -> Need {
         let need = drift::need(self.desired, self.confirmed.as_ref(), &self.live);
         if need == Need::Heal && self.has_expired() { Need::Nothing } else { need }
+    }
+
+    /// Notes whether an autoscaler of its namespace scales it. Its replicas are then not written, and return when the
+    /// autoscaler goes.
+    pub fn scale_by(&mut self, is_target: bool, object: &Object) {
+        if !matches!(self.scale, Scale::Unknown | Scale::Known) {
+            return;
+        }
+        self.scale = Scale::Known;
+        if self.autoscaled != is_target {
+            self.autoscaled = is_target;
+            self.desired = apply::desired(&apply::as_written(object, is_target));
+            self.permit = self.permit.filter(|_| self.busy);
+        }
+    }
+
+    /// Returns whether the last request about it failed, other than normally for a short time.
+    pub fn has_failed(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| !failure.quiet)
+    }
+
+    /// Returns whether it is written, so that what is no longer rendered may be deleted. Drift delays no deletion:
+    /// what is not reverted would delay it permanently.
+    pub fn is_written(&self) -> bool {
+        match self.need() {
+            Need::Nothing => !self.busy,
+            Need::Heal => true,
+            Need::Apply | Need::Look | Need::Wait => false,
+        }
     }
 
     /// Returns whether a Job has finished and was deleted by its TTL. An absent Job that was not observed since
@@ -360,6 +406,11 @@ impl Planning<'_> {
 
     /// Returns whether an object waits for the definition of its kind to be established.
     fn waits(&mut self, tracked: &Tracked) -> bool {
+        let listed_by = self.rules.begun + AUTOSCALERS_WAIT;
+        if tracked.scale == Scale::Unknown && tracked.owned_uid.is_some() && self.now < listed_by {
+            self.wake_at(listed_by);
+            return true;
+        }
         let Some(definition) = tracked.definition.as_ref().and_then(|key| self.objects.get(key))
         else {
             return false;

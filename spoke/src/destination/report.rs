@@ -6,6 +6,7 @@ use attest_common::basics::ids::{Digest, Timestamp};
 use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::message;
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::objects::autoscaling::REPLICAS_FIELD;
 use attest_common::objects::health::{self, Health};
 use attest_common::session::report::{
     OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, Running, Timings,
@@ -207,7 +208,13 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
 fn co_owned(
     objects: &BTreeMap<ObjectKey, Tracked>,
 ) -> impl Iterator<Item = (&ObjectKey, &Tracked)> {
-    objects.iter().filter(|(_, t)| t.preexisting && !t.kept_by_kubectl.is_empty())
+    objects.iter().filter(|(_, t)| t.preexisting && co_owned_fields(t).next().is_some())
+}
+
+/// Returns the fields of an object that kubectl keeps, without those that the release leaves to an autoscaler.
+fn co_owned_fields(tracked: &Tracked) -> impl Iterator<Item = &str> {
+    let fields = tracked.kept_by_kubectl.iter().map(String::as_str);
+    fields.filter(|field| !(tracked.autoscaled && *field == REPLICAS_FIELD))
 }
 
 /// Returns the objects that are not as signed, because admission has rewritten fields of them.
@@ -238,7 +245,7 @@ fn rewritten_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
 fn co_owned_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
     let (first, tracked) = co_owned(objects).next()?;
     let count = co_owned(objects).count();
-    let fields = tracked.kept_by_kubectl.join(", ");
+    let fields = co_owned_fields(tracked).collect::<Vec<_>>().join(", ");
     Some(format!("{count} co-owned by kubectl, first {first}: {fields}"))
 }
 

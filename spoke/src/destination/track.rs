@@ -1,17 +1,16 @@
 //! The objects of an admission, with the known state of each. Pure; `objects` decides the next step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use attest_common::documents::manifest::ObjectKey;
-use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::autoscaling;
 use attest_common::objects::health::{self, Health};
 use attest_common::objects::kinds::{self, Kinds};
 use attest_common::record::Owned;
 use attest_common::verify::ObjectSet;
 
-use super::objects::Tracked;
+use super::objects::{Scale, Tracked};
 use crate::cluster::account::Account;
 use crate::cluster::apply;
 use crate::cluster::client::object_path;
@@ -55,9 +54,16 @@ pub(super) fn track(
             namespace: key.namespace.clone(),
         };
         let before = former.and_then(|former| former.get(&key));
-        let is_autoscaled =
+        let is_rendered_target =
             autoscaled.contains(&key) && autoscaling::replicas(object.value()).is_some();
-        let written = apply::as_written(object, is_autoscaled);
+        let confirmed =
+            before.and_then(|t| t.confirmed.clone()).or_else(|| pairs.get(&key).cloned());
+        // Until the autoscalers of the namespace are listed, an object stays as it was written last.
+        let was_autoscaled = confirmed.as_ref().is_some_and(|pair| {
+            autoscaling::replicas(object.value()).is_some()
+                && pair.desired == apply::desired(&apply::as_written(object, true))
+        });
+        let is_autoscaled = is_rendered_target || was_autoscaled;
         let mine = owned.get(&key);
         let definition = definitions.get(&(key.group.clone(), key.kind.clone())).cloned();
         let path =
@@ -65,9 +71,15 @@ pub(super) fn track(
         let tracked = Tracked {
             rank: kinds::apply_rank(&key.group, &key.kind),
             gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
-            desired: apply::desired(&written),
-            empty: Arc::new(EmptyFields::of(&key, &written)),
+            desired: apply::desired(&apply::as_written(object, is_autoscaled)),
+            empty: Arc::new(apply::empty_fields(object)),
             autoscaled: is_autoscaled,
+            scale: match autoscaling::replicas(object.value()) {
+                Some(_) if is_rendered_target => Scale::Rendered,
+                Some(_) if own_namespace => Scale::Fixed,
+                Some(_) => Scale::Unknown,
+                None => Scale::Fixed,
+            },
             path,
             scope,
             watched: !own_namespace,
@@ -81,9 +93,7 @@ pub(super) fn track(
                 && object.value().pointer("/spec/ttlSecondsAfterFinished").is_some(),
             preexisting: mine.is_some_and(|owned| owned.preexisting),
             unfinished: mine.is_some(),
-            confirmed: before
-                .and_then(|t| t.confirmed.clone())
-                .or_else(|| pairs.get(&key).cloned()),
+            confirmed,
             live: before.map_or(Live::Unknown, |t| t.live.clone()),
             health: before.map_or(Health::NotFound, |t| t.health),
             message: before.map(|t| t.message.clone()).unwrap_or_default(),
@@ -115,6 +125,13 @@ pub(super) fn with_known(
         }
     }
     inventory
+}
+
+/// Returns the scopes of the autoscalers that may scale objects.
+pub(super) fn autoscaler_scopes(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeSet<Scope> {
+    let scaled = objects.iter().filter(|(_, tracked)| tracked.scale != Scale::Fixed);
+    let namespaces = scaled.filter_map(|(key, _)| key.namespace.as_deref());
+    namespaces.map(Scope::of_autoscalers).collect()
 }
 
 /// Returns the objects that can be watched.

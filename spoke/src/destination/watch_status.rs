@@ -33,10 +33,10 @@ impl WatchStatus {
                 (Reason::WatchForbidden, format!("may not watch {}{place}", scope.plural))
             }
             Some(WatchRefusal::NotServed) => {
-                let Scope { group, version, plural, .. } = &scope;
+                let Scope { version, plural, .. } = &scope;
                 (
                     Reason::KindUnknown,
-                    format!("the API server does not serve {plural} {group}/{version}"),
+                    format!("the API server does not serve version {version} of {plural}"),
                 )
             }
             Some(WatchRefusal::Unreadable) => {

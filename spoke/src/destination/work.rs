@@ -22,11 +22,11 @@ use super::objects::Failure;
 use super::recording::is_of;
 use super::removing::Removing;
 use super::report::{self, ReportContext};
-use super::track::followed;
+use super::track::{autoscaler_scopes, followed};
 use crate::cluster::account::Account;
 use crate::cluster::apply::ApplyError;
 use crate::cluster::drift::Live;
-use crate::cluster::watch::{Followed, News, Observation};
+use crate::cluster::watch::{Followed, News};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::Key;
 
@@ -150,7 +150,8 @@ impl State {
                 // An object of the running plan is followed as that plan renders it.
                 objects.entry(key.clone()).or_insert_with(|| followed.clone());
             }
-            commands.push(Command::Follow { objects, relist });
+            let autoscalers = autoscaler_scopes(&applying.objects);
+            commands.push(Command::Follow { objects, relist, autoscalers });
         }
         applying.await_dry_runs(asked, commands);
         self.work = Work::Applying(Box::new(applying));
@@ -188,8 +189,7 @@ impl State {
 
     fn observed(&mut self, news: News, now: Instant, commands: &mut Commands) {
         let obstacle = self.obstacle.as_ref().and_then(|(key, _)| news.objects.get(key));
-        let is_gone = |seen: &Observation| matches!(seen.live, Live::Gone { .. } | Live::NotListed);
-        if obstacle.is_some_and(is_gone) {
+        if obstacle.is_some_and(|seen| matches!(seen.live, Live::Gone { .. } | Live::NotListed)) {
             commands.push(Command::Reevaluate);
         }
         if let Some(applying) = self.work.applying_mut() {
@@ -525,7 +525,11 @@ impl Suspended {
 }
 
 fn follow_nothing() -> Command {
-    Command::Follow { objects: BTreeMap::new(), relist: BTreeSet::new() }
+    Command::Follow {
+        objects: BTreeMap::new(),
+        relist: BTreeSet::new(),
+        autoscalers: BTreeSet::new(),
+    }
 }
 
 /// Returns whether two refusals are equal apart from their time.

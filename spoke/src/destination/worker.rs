@@ -138,8 +138,9 @@ impl Worker {
                 let early = awaited.and_then(|key| self.early.remove(key));
                 self.flights.push(self.performer.begin(request, early));
             }
-            Command::Follow { objects, relist } => {
+            Command::Follow { objects, relist, autoscalers } => {
                 self.shared.watches.follow(&self.inbox, &objects, &relist);
+                self.shared.watches.follow_autoscalers(&self.inbox, &autoscalers);
             }
             Command::Reload => self.shared.reloads.request(&self.key),
             Command::Reevaluate => self.shared.reevaluations.request(&self.key),

@@ -9,6 +9,7 @@ use attest_tests::fleet::Repository;
 use attest_tests::real::RealFleet;
 use attest_tests::wait::until;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -87,7 +88,7 @@ impl<'a> Application<'a> {
         Ok(())
     }
 
-    fn apply(&self, sync_policy: Value) -> anyhow::Result<()> {
+    fn apply(&self, sync_policy: &Value) -> anyhow::Result<()> {
         let manifest = json!({
             "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
             "metadata": {"name": self.name},
@@ -210,7 +211,7 @@ async fn case_36_conflict_gone() -> anyhow::Result<()> {
     create_config(&fleet, "x", "other").await?;
     let application = Application::create(&fleet, "first")?;
     application.release(&[X])?;
-    application.apply(automated(true, true))?;
+    application.apply(&automated(true, true))?;
 
     // A first plan: its rights are withdrawn, so that the object cannot be watched.
     let refused = application.reaches("Refused", "FieldConflict").await?;
@@ -249,8 +250,8 @@ async fn case_05_moved_object() -> anyhow::Result<()> {
     let (from, to) = (Application::create(&fleet, "from")?, Application::create(&fleet, "to")?);
     from.release(&[MOVES, &config("stays")])?;
     to.release(&[&config("own")])?;
-    from.apply(automated(true, true))?;
-    to.apply(automated(true, true))?;
+    from.apply(&automated(true, true))?;
+    to.apply(&automated(true, true))?;
     from.synced().await?;
     to.synced().await?;
     let uid = configs(&fleet).await?.get("moves").await?.metadata.uid;
@@ -300,7 +301,7 @@ async fn case_27_self_heal_off() -> anyhow::Result<()> {
     let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
     let application = Application::create(&fleet, "settings")?;
     application.release(&[SETTINGS, &config("goes")])?;
-    application.apply(json!({"automated": {"prune": true}}))?;
+    application.apply(&json!({"automated": {"prune": true}}))?;
     application.synced().await?;
 
     // Drift is reported and kept, until an operator syncs.
@@ -356,13 +357,20 @@ async fn case_10_duplicate_list_keys() -> anyhow::Result<()> {
     let beside = config("beside");
 
     application.release(&[&bad, &beside, PORTS])?;
-    application.apply(automated(true, true))?;
+    application.apply(&automated(true, true))?;
     let refused = application.reaches("Degraded", "Invalid").await?;
     let message = refused["message"].as_str().unwrap_or_default();
     ensure!(message.contains("duplicate entries for key [name=\"LEVEL\"]"), "{message}");
     ensure!(message.contains("Deployment") && message.contains("web"), "{message}");
     // It stops no other object.
     until("the objects beside it", WITHIN, || async { value(&fleet, "beside", "a").await }).await?;
+
+    // A version that the API server does not serve is named with the one that it serves.
+    application.release(&[&good, &beside.replace("apiVersion: v1", "apiVersion: v9"), PORTS])?;
+    application.sync()?;
+    let unserved = application.reaches("Degraded", "KindUnknown").await?;
+    let text = unserved.to_string();
+    ensure!(text.contains("does not serve v9") && text.contains("serves version v1"), "{text}");
 
     application.release(&[&good, &beside, PORTS])?;
     application.sync()?;
@@ -383,9 +391,9 @@ fn job(name: &str, letter: char, annotation: &str) -> String {
 async fn case_07_job_image() -> anyhow::Result<()> {
     let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
     let application = Application::create(&fleet, "web")?;
-    let settings = |release: &str| config("settings").replace('1', release);
+    let settings = |release: &str| config("settings").replace("\"1\"", &format!("\"{release}\""));
     application.release(&[&job("migrate", 'a', ""), &settings("1"), &web("")])?;
-    application.apply(automated(true, true))?;
+    application.apply(&automated(true, true))?;
     application.synced().await?;
     let jobs: Api<Job> = Api::namespaced(client(&fleet).await?, NAMESPACE);
     let uid = jobs.get("migrate").await?.metadata.uid;
@@ -448,7 +456,7 @@ async fn case_08_hpa_replicas() -> anyhow::Result<()> {
     let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
     let application = Application::create(&fleet, "web")?;
     application.release(&[&web("  replicas: 6\n")])?;
-    application.apply(automated(true, true))?;
+    application.apply(&automated(true, true))?;
     application.synced().await?;
     assert_eq!(replicas(&fleet).await?, Some(6));
 
@@ -462,7 +470,10 @@ async fn case_08_hpa_replicas() -> anyhow::Result<()> {
     })
     .await?;
     until("the Deployment to be written", WITHIN, || async {
-        Ok(writes(&fleet, before)?.iter().any(|write| write == "patch deployments/web").then_some(()))
+        Ok(writes(&fleet, before)?
+            .iter()
+            .any(|write| write == "patch deployments/web")
+            .then_some(()))
     })
     .await?;
     let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
@@ -482,6 +493,67 @@ async fn case_08_hpa_replicas() -> anyhow::Result<()> {
     application.release(&[&web("  replicas: 3\n")])?;
     application.sync()?;
     application.synced().await?;
+    has_replicas(&fleet, 3).await?;
+    check_quiet(&fleet).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_that_the_cluster_rewrites_are_named_and_not_claimed_as_signed() -> anyhow::Result<()>
+{
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "web")?;
+    let limited = web("") + "        resources: {limits: {cpu: 1000m}}\n";
+    application.release(&[&limited, &config("beside")])?;
+    application.apply(&automated(true, true))?;
+
+    // The API server stores a quantity in its canonical form.
+    let synced = application.synced().await?;
+    let message = synced["message"].as_str().unwrap_or_default();
+    ensure!(message.starts_with("1 of 2 objects as signed; admission"), "{message}");
+    let mut deployment = synced["objects"].as_array().into_iter().flatten();
+    let deployment = deployment.find(|object| object["kind"] == "Deployment");
+    let deployment = deployment.context("no Deployment")?;
+    let field = "spec.template.spec.containers[0].resources.limits.cpu";
+    assert_eq!(deployment["rewritten"], json!([field]));
+    let shown = fleet.operator().attest(&["gitops", "app", "get", "web"])?;
+    ensure!(shown.contains(&format!("rewritten by admission: {field}")), "{shown}");
+    check_quiet(&fleet).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_autoscaler_of_the_namespace_owns_the_replicas_too() -> anyhow::Result<()> {
+    let Some(fleet) = fleet(json!({})).await? else { return Ok(()) };
+    let application = Application::create(&fleet, "web")?;
+    application.release(&[&web("  replicas: 3\n")])?;
+    application.apply(&automated(true, true))?;
+    application.synced().await?;
+
+    // An operator adds an autoscaler; its changes are no drift.
+    let autoscaler: Value = serde_saphyr::from_str(AUTOSCALER)?;
+    let autoscalers: Api<HorizontalPodAutoscaler> =
+        Api::namespaced(client(&fleet).await?, NAMESPACE);
+    let before = mark(&fleet);
+    autoscalers.create(&PostParams::default(), &serde_json::from_value(autoscaler)?).await?;
+    until("the replicas to be released", WITHIN, || async {
+        Ok(writes(&fleet, before)?
+            .iter()
+            .any(|write| write == "patch deployments/web")
+            .then_some(()))
+    })
+    .await?;
+    let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
+    let scale = Patch::Merge(json!({"spec": {"replicas": 6}}));
+    deployments.patch_scale("web", &PatchParams::default(), &scale).await?;
+    check_quiet(&fleet).await?;
+    assert_eq!(replicas(&fleet).await?, Some(6));
+
+    // Another release leaves them alone.
+    application.release(&[&web("  replicas: 3\n"), &config("beside")])?;
+    application.sync()?;
+    application.synced().await?;
+    assert_eq!(replicas(&fleet).await?, Some(6));
+
+    autoscalers.delete("web", &DeleteParams::default()).await?;
     has_replicas(&fleet, 3).await?;
     check_quiet(&fleet).await
 }

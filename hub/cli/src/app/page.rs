@@ -1,8 +1,8 @@
 //! An application as text: its row in a list, the rows of its destinations, its page.
 
 use attest_common::objects::health::Health;
-use attest_common::session::report::ObjectState;
 use attest_common::session::report::ApplicationPhase;
+use attest_common::session::report::ObjectState;
 use attest_documents::{Application, Condition, Destination};
 use serde_json::Value;
 
@@ -186,12 +186,15 @@ impl Page {
         let objects = added.iter().filter(|count| **count > 0).count();
         if objects > 0 {
             let fields: u64 = added.iter().sum();
-            self.field(2, "Added", &format!("{fields} fields of other managers in {objects} objects"));
+            self.field(
+                2,
+                "Added",
+                &format!("{fields} fields of other managers in {objects} objects"),
+            );
         }
         for object in &destination.objects {
-            let is_shown = all_objects
-                || object.health != Health::Current
-                || !object.rewritten.is_empty();
+            let is_shown =
+                all_objects || object.health != Health::Current || !object.rewritten.is_empty();
             if is_shown {
                 self.line(2, &describe_object(object));
             }

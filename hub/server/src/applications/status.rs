@@ -133,10 +133,10 @@ fn phase(facts: &DestinationFacts) -> (ApplicationPhase, ReportedReason, &str) {
     };
     let report = facts.report.as_ref().map(|record| &record.report);
     // A later sequence was issued before a restore from a backup.
-    let is_newest = |sequence: Option<u64>| sequence.is_some_and(|number| number >= head.sequence);
     let current = report.filter(|report| {
         let refused = report.refusal.as_ref().filter(|_| report.phase == Phase::Refused);
-        is_newest(report.sequence) || is_newest(refused.and_then(|refusal| refusal.sequence))
+        let refused = refused.and_then(|refusal| refusal.sequence);
+        report.sequence.max(refused) >= Some(head.sequence)
     });
     let is_judged_again =
         facts.resent && report.is_some_and(|report| report.phase == Phase::Refused);

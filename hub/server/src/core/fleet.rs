@@ -24,6 +24,10 @@ use crate::core::store::records::{
 /// Largest size of the cache of compressed blobs, in bytes.
 pub(crate) const BLOB_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Longest time that a refusal is not shown after its directive was sent again: a spoke that is rate limited may not
+/// report it again.
+const RESENT_WAIT_MAX: Duration = Duration::from_secs(30);
+
 /// Delay before a failed push is repeated on the same connection.
 pub(crate) const PUSH_RETRY: Backoff =
     Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
@@ -62,7 +66,7 @@ struct State {
     places: BTreeMap<Name, BTreeSet<DestinationKey>>,
     reports: BTreeMap<DestinationKey, Arc<ReportRecord>>,
     /// Destinations whose newest directive was sent again and that have not reported since.
-    resent: BTreeSet<DestinationKey>,
+    resent: BTreeMap<DestinationKey, Instant>,
     policies: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
     session_number: u64,
 }
@@ -196,7 +200,7 @@ impl Fleet {
         state.policies.remove(cluster);
         state.last_contact.remove(cluster);
         state.reports.retain(|destination, _| destination.cluster != *cluster);
-        state.resent.retain(|destination| destination.cluster != *cluster);
+        state.resent.retain(|destination, _| destination.cluster != *cluster);
     }
 
     /// Returns whether a spoke is connected, and the time since its last contact. It is zero while connected. After a
@@ -413,13 +417,15 @@ impl Fleet {
             session.pushed.remove(destination);
             session.held.remove(destination);
             session.wake.notify_one();
-            state.resent.insert(destination.clone());
+            state.resent.insert(destination.clone(), Instant::now());
         }
     }
 
-    /// Returns whether the newest directive of a destination was sent again, and no report has arrived since.
+    /// Returns whether the newest directive of a destination was sent again within [`RESENT_WAIT_MAX`], and no report
+    /// has arrived since.
     pub(crate) fn is_resent(&self, destination: &DestinationKey) -> bool {
-        self.state().resent.contains(destination)
+        let resent = self.state().resent.get(destination).copied();
+        resent.is_some_and(|at| at.elapsed() < RESENT_WAIT_MAX)
     }
 
     /// Returns the start of the push of the directive with this sequence.

@@ -139,7 +139,9 @@ fn decide(
     let Target { key, policy, rendered, head, position, refused, .. } = target;
     let commit = observation.commit.as_deref().unwrap_or_default();
     let alike = Alike::of(target);
-    let repairs = observation.asked_for && target.can_repair;
+    // Without the repository it is not known what is signed.
+    let is_read = observation.problem.is_none();
+    let repairs = observation.asked_for && is_read && target.can_repair;
     if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
         return issue(key, head.as_ref(), (Content::Alike(plan.clone()), repairs));
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
 use attest_common::documents::plan::{Operation, Sync};
+use attest_common::session::FEATURE_REPAIR;
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::session::report::{Phase, Report};
 use attest_common::trust::policy::Spec;
@@ -66,6 +67,26 @@ async fn a_signed_commit_reaches_its_spoke_whole_and_is_shown_as_the_spoke_repor
     assert!(second.blobs.values().any(|blob| *blob == again));
     assert!(second.blobs.keys().all(|digest| !received.blobs.contains_key(digest)));
     assert!(spoke.receive_within(QUIET).await.is_none(), "nothing changed, something was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_orders_a_repair_from_a_spoke_that_announces_it_and_from_no_other() {
+    let (Applied { fixture, bundle, spoke, .. }, received) = synced().await;
+    let sync = format!("{APPLICATION}/sync");
+    fixture.call("POST", &sync, Some(json!({}))).await;
+    assert!(spoke.receive_within(QUIET).await.is_none(), "an older spoke would refuse the field");
+    drop(spoke);
+    let held = [("web-app", "app-staging", (1, 1), received.digest)];
+    let cluster = Keys::new(1).cluster();
+    let announce = |hello: &mut Hello| hello.features.push(FEATURE_REPAIR.to_owned());
+    let connecting = Spoke::connect_saying(&fixture, "staging", &cluster, &bundle, &held, announce);
+    let spoke = connecting.await.unwrap();
+
+    fixture.call("POST", &sync, Some(json!({}))).await;
+
+    let repair = spoke.receive().await;
+    assert!(repair.directive.repair && !received.directive.repair);
+    assert_eq!((repair.directive.sequence, repair.directive.plan), (2, received.directive.plan));
 }
 
 #[tokio::test(flavor = "multi_thread")]

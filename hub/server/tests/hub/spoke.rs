@@ -16,7 +16,7 @@ use attest_common::basics::terms::{Mode, Role};
 use attest_common::documents::plan::{Directive, Plan};
 use attest_common::objects::health::Health;
 use attest_common::record::{DestinationRecords, Record};
-use attest_common::session::FEATURES;
+use attest_common::session::FEATURE_MANIFESTS_2;
 use attest_common::session::frame;
 use attest_common::session::join::{JoinToken, proof};
 use attest_common::session::message::{
@@ -324,7 +324,7 @@ impl Spoke {
                 })
                 .collect(),
             kubernetes_version: "v1.37.2".to_owned(),
-            features: FEATURES.map(str::to_owned).to_vec(),
+            features: vec![FEATURE_MANIFESTS_2.to_owned()],
         };
         bend(&mut hello);
         let hello = ToHub { body: Some(ToHubBody::Hello(hello)) };

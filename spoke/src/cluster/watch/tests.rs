@@ -55,7 +55,7 @@ async fn news(inbox: &Inbox, enough: impl Fn(&News) -> bool) -> News {
     let mut all = News::default();
     while !enough(&all) {
         inbox.arrived().await;
-        let News { objects, scopes } = inbox.take();
+        let News { objects, scopes, .. } = inbox.take();
         all.objects.extend(objects);
         all.scopes.extend(scopes);
     }

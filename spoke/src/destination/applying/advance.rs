@@ -115,13 +115,7 @@ impl Applying {
     /// Once everything is applied and healthy, marks the last good release and prunes objects that are no longer
     /// rendered. Returns when a deletion is due again.
     fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
-        let is_written = |t: &Tracked| match t.need() {
-            Need::Nothing => !t.busy,
-            // Drift delays no deletion; what is not reverted would delay it permanently.
-            Need::Heal => true,
-            Need::Apply | Need::Look | Need::Wait => false,
-        };
-        if !self.objects.values().all(is_written)
+        if !self.objects.values().all(Tracked::is_written)
             || !report::is_settled(report::health_as_applied(&self.objects))
         {
             return None;

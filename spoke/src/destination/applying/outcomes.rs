@@ -14,7 +14,7 @@ use crate::cluster::error::ApiError;
 use crate::cluster::watch::{News, Observation, Scope, WatchRefusal};
 use crate::destination::command::{Command, Commands, Notice, Request};
 use crate::destination::objects::{self, DEFINITION_WAIT, Failure, NOT_READY_FOR};
-use crate::destination::track::followed;
+use crate::destination::track::{autoscaler_scopes, followed};
 use crate::ledger::error::LedgerError;
 
 impl Applying {
@@ -28,6 +28,9 @@ impl Applying {
         for (scope, refused) in news.scopes {
             self.see_scope(scope, refused, now);
         }
+        for (namespace, targets) in news.autoscaled {
+            self.scale(namespace, targets);
+        }
         for (key, seen) in news.objects {
             let Some(tracked) = self.objects.get_mut(&key) else { continue };
             let before = tracked.confirmed.clone();
@@ -38,6 +41,18 @@ impl Applying {
                 self.durability.learnt();
             }
         }
+    }
+
+    /// Processes what the autoscalers of a namespace scale.
+    fn scale(&mut self, namespace: String, targets: BTreeSet<ObjectKey>) {
+        for (key, tracked) in &mut self.objects {
+            if key.namespace.as_deref() == Some(namespace.as_str())
+                && let Some(object) = self.rendered.get(key)
+            {
+                tracked.scale_by(targets.contains(key), object);
+            }
+        }
+        self.autoscaled.insert(namespace, targets);
     }
 
     /// Processes the status of a watch.
@@ -80,7 +95,11 @@ impl Applying {
                 self.preparation = Preparation::Done { settling_until };
                 self.problem = None;
                 let relist = if made { self.watch_status.unobservable() } else { BTreeSet::new() };
-                commands.push(Command::Follow { objects: followed(&self.objects), relist });
+                commands.push(Command::Follow {
+                    objects: followed(&self.objects),
+                    relist,
+                    autoscalers: autoscaler_scopes(&self.objects),
+                });
             }
             Err(error) => {
                 self.preparation = Preparation::Due;

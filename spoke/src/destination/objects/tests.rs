@@ -12,6 +12,7 @@ fn tracked(rank: u8) -> Tracked {
         kept_by_kubectl: Vec::new(),
         desired: Digest::of(b"desired"),
         autoscaled: false,
+        scale: Scale::Fixed,
         path: String::new(),
         scope: Scope {
             group: String::new(),
@@ -372,4 +373,41 @@ fn no_more_is_asked_at_a_time_than_there_is_room_for() {
         (0..20).map(|i| (object_key("ConfigMap", &format!("c{i}")), tracked(5))).collect();
 
     assert_eq!(steps(&objects, rules(now), now, IN_FLIGHT_MAX).0.len(), IN_FLIGHT_MAX);
+}
+
+#[test]
+fn an_existing_object_with_replicas_waits_for_the_list_of_autoscalers_up_to_its_limit() {
+    let now = Instant::now();
+    let newer = Tracked { desired: Digest::of(b"newer"), ..applied(1) };
+    let of_scale = |scale| of([("a", Tracked { scale, ..newer.clone() })]);
+
+    assert_eq!(
+        steps(&of_scale(Scale::Unknown), rules(now), now, 8),
+        (vec![], Some(now + AUTOSCALERS_WAIT))
+    );
+    let later = now + AUTOSCALERS_WAIT;
+    assert_eq!(names(&steps(&of_scale(Scale::Unknown), rules(now), later, 8).0), ["check a"]);
+    assert_eq!(names(&steps(&of_scale(Scale::Known), rules(now), now, 8).0), ["check a"]);
+    let fresh = of([("a", Tracked { scale: Scale::Unknown, ..tracked(1) })]);
+    assert_eq!(names(&steps(&fresh, rules(now), now, 8).0), ["check a"], "it has no replicas yet");
+}
+
+#[test]
+fn replicas_are_not_desired_while_an_autoscaler_scales_the_object() {
+    let object = Object::new(serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "shop"}, "spec": {"replicas": 2},
+    }))
+    .unwrap();
+    let [with, without] =
+        [false, true].map(|scaled| apply::desired(&apply::as_written(&object, scaled)));
+    let mut tracked = Tracked { desired: with, scale: Scale::Unknown, ..applied(1) };
+
+    tracked.scale_by(true, &object);
+    assert_eq!((tracked.desired, tracked.scale, tracked.autoscaled), (without, Scale::Known, true));
+    tracked.scale_by(false, &object);
+    assert_eq!((tracked.desired, tracked.autoscaled), (with, false), "Git's value returns");
+    let mut rendered = Tracked { scale: Scale::Rendered, autoscaled: true, ..tracked };
+    rendered.scale_by(false, &object);
+    assert!(rendered.autoscaled, "the rendering decides");
 }

@@ -64,11 +64,8 @@ fn an_application_whose_reconcile_panicked_counts_as_not_read_until_the_next_one
     core.records.commit("application", &[records::put(&record)]).unwrap();
     let number = waker.request("web", false);
     waker.take();
-    let completion = |outcome| Completion {
-        reconciler: reconciler.clone(),
-        name: "web".to_owned(),
-        outcome,
-    };
+    let completion =
+        |outcome| Completion { reconciler: reconciler.clone(), name: "web".to_owned(), outcome };
     let problem = || api.views.get("web").unwrap().problem.clone().map(|problem| problem.reason);
 
     drop(completion(PassOutcome::None));
