@@ -92,8 +92,11 @@ impl Agent {
         error: &Rejected,
     ) {
         let is_newest = self.is_reverted(key) || self.sequence(key).is_none_or(|seen| order > seen);
-        if !is_judged_again(error.reason()) || !is_newest || !self.is_signed(&directive) {
+        if !is_newest || !self.is_signed(&directive) {
             return;
+        }
+        if !is_judged_again(error.reason()) {
+            return self.give_up_refused(key, order);
         }
         let refused = RefusedPush::new(order, Some(directive), plan);
         self.keep_refused(key, RefusedPush { text: Some(error.text()), ..refused });

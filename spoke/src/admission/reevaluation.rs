@@ -54,6 +54,16 @@ impl Agent {
         }
     }
 
+    /// Forgets a refused push that only another document can follow, and the objects that it claims.
+    pub(super) fn give_up_refused(&mut self, key: &Key, order: (u64, u64)) {
+        if self.refused.get(key).is_none_or(|refused| refused.order > order) {
+            return;
+        }
+        self.refused.remove(key);
+        let handovers = &self.shared.handovers;
+        self.shared.ledger.with_records(|records| handovers.keep_taken(key, records));
+    }
+
     /// Returns whether the recorded directive was reverted, so that an older plan or none is in force.
     pub(super) fn is_reverted(&self, key: &Key) -> bool {
         self.shared.ledger.entry(key).is_some_and(|entry| is_reverted(&entry))
@@ -176,6 +186,7 @@ mod tests {
     use super::*;
     use crate::admission::agent::tests::agent;
     use crate::cluster::fake::FakeApi;
+    use crate::ledger::records::tests::object_key;
 
     fn key() -> Key {
         (Name::new("web").unwrap(), Name::new("shop").unwrap())
@@ -213,6 +224,22 @@ mod tests {
         assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), ((1, 4), 1));
         agent.keep_refused(&key(), refused(5));
         assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), ((1, 5), 0));
+    }
+
+    #[tokio::test]
+    async fn a_push_that_has_expired_is_forgotten_and_claims_nothing_any_longer() {
+        let fake = FakeApi::start().await;
+        let mut agent = agent(&fake).await;
+        let (object, owner) = (object_key("ConfigMap", "moves"), (key().1, key().1));
+        let claims = [(object, owner.clone())];
+        let handovers = agent.shared.handovers.clone();
+        agent.shared.ledger.with_records(|records| handovers.claim(&key(), &claims, records));
+        agent.keep_refused(&key(), refused(4));
+
+        agent.give_up_refused(&key(), (1, 3));
+        assert_eq!((agent.refused.len(), handovers.owners()), (1, [owner].into()), "an older one");
+        agent.give_up_refused(&key(), (1, 4));
+        assert!(agent.refused.is_empty() && handovers.owners().is_empty());
     }
 
     #[tokio::test]

@@ -228,7 +228,7 @@ mod tests {
         let handovers = Handovers::default();
         let before = DestinationRecords::from([(old.clone(), with("old", Some("uid")))]);
         handovers.claim(&new, &[(object.clone(), old.clone())], &before);
-        handovers.offer(&old, object.clone(), "uid".to_owned());
+        handovers.offer(&old, object, "uid".to_owned());
 
         handovers.withdraw_offers(&old);
 

@@ -632,7 +632,7 @@ fn an_obstacle_that_is_deleted_while_the_previous_plan_runs_asks_for_another_jud
 fn an_object_that_another_destination_claims_is_offered_and_released_and_never_deleted() {
     let first = admit(None, &["a", "b"], "one");
     let mut machine = Machine::synced(&first);
-    let mut entry = first.entry.clone();
+    let mut entry = first.entry;
     entry.record.rollback_point = None;
     entry.record.inventory.iter_mut().for_each(|owned| owned.uid = Some("uid".to_owned()));
     let second = admit(Some(&entry), &["a"], "two");
@@ -650,7 +650,7 @@ fn an_object_that_another_destination_claims_is_offered_and_released_and_never_d
     machine.finish(recorded());
     assert_eq!(machine.tick(), [""; 0], "it waits for the claimant");
 
-    machine.claims = Claims::from([(b.clone(), Claimed::Taken)]);
+    machine.claims = Claims::from([(b, Claimed::Taken)]);
     assert_eq!(machine.tick(), ["record give-up"], "it leaves the inventory");
     machine.finish(recorded());
     machine.claims.clear();
