@@ -32,8 +32,8 @@ const SERVER_METADATA: [&str; 8] = [
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
 ];
-/// Metadata that is dropped where it is null, as the API server does: no object that has it is acceptable.
-const NULL_METADATA: [&str; 4] = ["creationTimestamp", "generateName", "namespace", "finalizers"];
+/// Metadata that is dropped where it is null or empty, as the API server does, besides [`SERVER_METADATA`].
+const EMPTY_METADATA: [&str; 4] = ["creationTimestamp", "generateName", "namespace", "finalizers"];
 /// Longest name of an object in bytes.
 const NAME_BYTES_MAX: usize = 253;
 /// Group whose names may contain everything that does not change a path.
@@ -339,21 +339,28 @@ fn flatten(mut value: Value, out: &mut Vec<Object>) -> Result<(), ManifestError>
         fields.remove("status");
     }
     drop_null_creation_timestamps(&mut value);
-    drop_null_metadata(&mut value);
+    drop_empty_metadata(&mut value);
     out.push(Object::new(value)?);
     Ok(())
 }
 
-/// Templates print fields without a value as null, and a namespace without one also as an empty text.
-fn drop_null_metadata(value: &mut Value) {
+/// Tools print fields of metadata that have no value as null or as an empty text, list or map.
+fn drop_empty_metadata(value: &mut Value) {
     let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    for field in SERVER_METADATA.into_iter().chain(NULL_METADATA) {
-        if metadata.get(field).is_some_and(Value::is_null) {
+    for field in SERVER_METADATA.into_iter().chain(EMPTY_METADATA) {
+        if metadata.get(field).is_some_and(is_nothing) {
             metadata.remove(field);
         }
     }
-    if metadata.get("namespace").and_then(Value::as_str) == Some("") {
-        metadata.remove("namespace");
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -580,8 +587,8 @@ mod tests {
     #[test]
     fn metadata_without_a_value_is_absent_and_an_empty_namespace_is_none() {
         let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
-            "name": "a", "namespace": null, "finalizers": null, "uid": null, "generateName": null,
-            "ownerReferences": null, "labels": null, "annotations": {}}, "data": null});
+            "name": "a", "namespace": null, "finalizers": [], "uid": "", "generateName": null,
+            "ownerReferences": [], "managedFields": null, "labels": null, "annotations": {}}, "data": null});
         let mut empty = value.clone();
         empty["metadata"]["namespace"] = json!("");
         let none = json!({"apiVersion": "v1", "kind": "List", "items": null});

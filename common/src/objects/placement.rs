@@ -101,9 +101,9 @@ fn place_object(
     // The destination's own Namespace object may carry labels and annotations for it.
     let own_namespace =
         key.group.is_empty() && key.kind == "Namespace" && key.name == namespace.as_str();
-    if own_namespace && key.namespace.is_none() {
+    if own_namespace {
         check_reserved(&object)?;
-        return Ok(object);
+        return Ok(without_namespace(object, warnings));
     }
     let Some(kind) = kinds.get(&key.group, &key.kind) else {
         return Err(PlacementError::KindUnknown(key));
@@ -117,14 +117,7 @@ fn place_object(
                 resource,
             });
         }
-        if let Some(written) = &key.namespace {
-            let object = object.unplaced();
-            let scoped = object.key();
-            warnings
-                .push(format!("{scoped} is cluster-scoped: its namespace `{written}` is dropped"));
-            return Ok(object);
-        }
-        return Ok(object);
+        return Ok(without_namespace(object, warnings));
     }
     let allowed =
         kinds::is_workload(&key.group, &key.kind) || effective_policy.extra.contains(&resource);
@@ -138,6 +131,15 @@ fn place_object(
         Some(_) => Ok(object),
         None => Ok(object.placed(namespace.as_str())),
     }
+}
+
+/// Drops the namespace of a cluster-scoped object, as the API server does.
+fn without_namespace(object: Object, warnings: &mut Vec<String>) -> Object {
+    let Some(written) = object.key().namespace.clone() else { return object };
+    let object = object.unplaced();
+    let key = object.key();
+    warnings.push(format!("{key} is cluster-scoped: its namespace `{written}` is dropped"));
+    object
 }
 
 fn is_reserved(label: &str) -> bool {

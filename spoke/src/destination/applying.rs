@@ -195,6 +195,12 @@ impl Applying {
                 tracked.unfinished &= listed.contains(key);
             }
         }
+        if admission.plan.sync.adopt && admission.admitted.effective_policy.adopt {
+            // What kubectl keeps of them is taken over by a write, also if the release did not change.
+            let kept =
+                objects.values_mut().filter(|t| t.preexisting && !t.kept_by_kubectl.is_empty());
+            kept.for_each(|tracked| tracked.confirmed = None);
+        }
         let leftovers =
             inventory.iter().filter(|owned| !objects.contains_key(&owned.key)).cloned().collect();
         let used = objects.values().map(|tracked| &tracked.scope).collect();

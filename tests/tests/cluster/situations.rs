@@ -25,6 +25,8 @@ const SETTLE: Duration = Duration::from_millis(700);
 const CLUSTER: &str = "site";
 const NAMESPACE: &str = "shop";
 const APPLICATION: &str = "shop";
+/// Field manager of `kubectl apply`.
+const CLIENT_SIDE: &str = "kubectl-client-side-apply";
 const POD: &str = "attest-system/attest-spoke";
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 /// In every release: its reverted edit shows that the spoke has seen everything before.
@@ -204,6 +206,19 @@ impl Situation {
     async fn create(&self, path: &str, manager: &str, object: &Value) -> anyhow::Result<Value> {
         let request = http::Request::post(format!("{path}?fieldManager={manager}"))
             .header("content-type", "application/json")
+            .body(object.to_string().into_bytes())?;
+        Ok(self.client.request(request).await?)
+    }
+
+    /// Applies an object as `kubectl apply --server-side` does.
+    async fn apply_object(
+        &self,
+        path: &str,
+        manager: &str,
+        object: &Value,
+    ) -> anyhow::Result<Value> {
+        let request = http::Request::patch(format!("{path}?fieldManager={manager}"))
+            .header("content-type", "application/apply-patch+yaml")
             .body(object.to_string().into_bytes())?;
         Ok(self.client.request(request).await?)
     }
@@ -606,22 +621,28 @@ fn after() -> String {
         .replace(", leaves: \"1\"", "")
 }
 
-/// Creates what `BEFORE` holds as `kubectl` did: client-side, server-side, or before there were managed fields.
-async fn created_before(situation: &Situation, manager: &str) -> anyhow::Result<()> {
+/// Creates what `BEFORE` holds as `kubectl apply` did: client-side, server-side, or before there were managed fields.
+async fn created_before(situation: &Situation, managers: [&str; 2]) -> anyhow::Result<()> {
     let namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-    situation.create("/api/v1/namespaces", manager, &namespace).await?;
+    situation.create("/api/v1/namespaces", "admin", &namespace).await?;
     let text = BEFORE.replace("DIGEST", DIGEST);
-    for object in attest_supply::yaml::read("before.yaml", text.as_bytes(), &mut Vec::new())? {
-        let mut object = object;
-        let last = object.to_string();
-        let annotation = json!({"kubectl.kubernetes.io/last-applied-configuration": last});
-        object["metadata"]["annotations"] = annotation;
+    let objects = attest_supply::yaml::read("before.yaml", text.as_bytes(), &mut Vec::new())?;
+    for (mut object, manager) in objects.into_iter().zip(managers) {
+        let name = object["metadata"]["name"].as_str().context("no name")?.to_owned();
         let path = match object["kind"].as_str() {
-            Some("Deployment") => deployment(""),
-            Some(_) | None => config_map(""),
+            Some("Deployment") => deployment(&name),
+            Some(_) | None => config_map(&name),
         };
-        situation.create(path.trim_end_matches('/'), manager, &object).await?;
+        if manager == "kubectl" {
+            situation.apply_object(&path, manager, &object).await?;
+            continue;
+        }
+        let annotations =
+            json!({"kubectl.kubernetes.io/last-applied-configuration": object.to_string()});
+        object["metadata"]["annotations"] = annotations;
+        let collection = path.trim_end_matches(&name).trim_end_matches('/');
+        situation.create(collection, manager, &object).await?;
     }
     Ok(())
 }
@@ -629,7 +650,7 @@ async fn created_before(situation: &Situation, manager: &str) -> anyhow::Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_30_adopted_from_kubectl() -> anyhow::Result<()> {
     let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
-    created_before(&situation, "kubectl-client-side-apply").await?;
+    created_before(&situation, [CLIENT_SIDE, CLIENT_SIDE]).await?;
     let adopt = With { adopt: true, ..With::default() };
     situation.deploy(BEFORE, adopt).await?;
 
@@ -648,7 +669,7 @@ async fn case_30_adopted_from_kubectl() -> anyhow::Result<()> {
 
     // Fields that a user applies to an object of the spoke leave with the next release.
     let theirs = json!({"data": {"by-hand": "1"}, "metadata": {"labels": {"by": "hand"}}});
-    situation.merge(&config_map("settings"), "kubectl-client-side-apply", &theirs).await?;
+    situation.merge(&config_map("settings"), CLIENT_SIDE, &theirs).await?;
     situation.deploy(&after().replace("kept: \"1\"", "kept: \"2\""), adopt).await?;
     let settings = situation.get(&config_map("settings")).await?;
     assert_eq!(settings["data"], json!({"kept": "2"}));
@@ -657,9 +678,10 @@ async fn case_30_adopted_from_kubectl() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_30_adopted_from_kubectl_before_managed_fields() -> anyhow::Result<()> {
+async fn case_30_adopted_from_kubectl_server_side_and_before_managed_fields() -> anyhow::Result<()>
+{
     let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
-    created_before(&situation, "before-first-apply").await?;
+    created_before(&situation, ["kubectl", "before-first-apply"]).await?;
 
     situation.deploy(&after(), With { adopt: true, ..With::default() }).await?;
 
@@ -672,7 +694,7 @@ async fn case_30_adopted_from_kubectl_before_managed_fields() -> anyhow::Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_30_adopted_from_kubectl_is_co_owned_without_adopt() -> anyhow::Result<()> {
     let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
-    created_before(&situation, "kubectl-client-side-apply").await?;
+    created_before(&situation, [CLIENT_SIDE, CLIENT_SIDE]).await?;
     situation.deploy(BEFORE, With::default()).await?;
 
     situation.deploy(&after(), With::default()).await?;
@@ -683,6 +705,13 @@ async fn case_30_adopted_from_kubectl_is_co_owned_without_adopt() -> anyhow::Res
         assert!(seen.contains(part), "{part}: {seen}");
     }
     assert!(!seen.contains("as signed"), "{seen}");
+    situation.nothing_is_written_after(situation.mark()).await?;
+
+    // The message names the way: with `Adopt` they leave, without another release.
+    situation.apply(With { adopt: true, ..With::default() }).await?;
+    situation.shows(APPLICATION, "objects as signed").await?;
+    let settings = situation.get(&config_map("settings")).await?;
+    assert_eq!(settings["data"], json!({"kept": "1"}));
     situation.nothing_is_written_after(situation.mark()).await
 }
 

@@ -211,7 +211,7 @@ impl<H> FileListing<H> {
         match check_path(path) {
             Ok(path) => self.entries.push(ListedFile { path, kind, handle }),
             // Only names of files that can be manifests are refused; other files are left out.
-            Err(_) if !may_be_a_manifest(path) => {}
+            Err(_) if is_written_by_git(path) && !may_be_a_manifest(path) => {}
             Err(error) => return Err(error),
         }
         Ok(())
@@ -275,6 +275,17 @@ fn check_sizes(
         return Ok(());
     };
     Err(SourceError::LimitExceeded { subject, limit, unit, remedy })
+}
+
+/// Returns whether Git writes a file of this name, so that it is only a name that not every system has.
+fn is_written_by_git(path: &BStr) -> bool {
+    let options = gix::validate::path::component::Options {
+        protect_windows: false,
+        protect_hfs: true,
+        protect_ntfs: true,
+    };
+    path.split(|byte| *byte == b'/')
+        .all(|component| gix::validate::path::component(component.as_bstr(), None, options).is_ok())
 }
 
 /// Returns whether a file of this name may be rendered, so that leaving it out would leave out an object.
@@ -399,6 +410,22 @@ mod tests {
         for text in ["", ".", "/k8s", "k8s/../..", "..", ".attest", "./.attest/rendered"] {
             assert!(clean_directory(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_is_judged_only_where_the_file_may_be_a_manifest() {
+        let mut listing = FileListing::new(&RepositoryLimits::default());
+
+        for name in ["k8s/web.yaml", "k8s/aux.txt", "docs/a:b.md", "docs/line\nbreak"] {
+            listing.add(name.as_bytes().as_bstr(), FileKind::File, ()).unwrap();
+        }
+        let error = listing.add(b"k8s/aux.YAML".as_bstr(), FileKind::File, ()).unwrap_err();
+        assert!(listing.add(b"docs/../x".as_bstr(), FileKind::File, ()).is_err());
+        let tree = listing.read(&RepositoryLimits::default(), |()| Ok(1), |()| Ok(vec![b'x'])).unwrap();
+
+        assert_eq!(error.reason().as_str(), "TreePath");
+        let paths: Vec<&str> = tree.iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["k8s/web.yaml"]);
     }
 
     #[test]

@@ -114,23 +114,32 @@ fn the_fetch_of_a_commit_that_is_too_large_is_terminated() {
 }
 
 #[test]
-fn names_that_git_would_not_write_are_rejected() {
+fn names_that_git_would_not_write_are_refused() {
+    for name in ["..", ".", ".git", ".GIT", "git~1", "a\\b.yaml", "nul.yaml", "a\nb.yaml"] {
+        assert_error(fetched_with(name), "TreePath", "rename it");
+    }
+}
+
+#[test]
+fn names_that_not_every_system_has_are_left_out_where_they_are_not_used() {
+    for name in ["a\\b", "nul", "a\nb"] {
+        assert!(fetched_with(name).unwrap().is_empty(), "{name:?}");
+    }
+}
+
+/// Fetches a commit with a file of this name among the manifests.
+fn fetched_with(name: &str) -> Result<Tree, SourceError> {
     let repository = Repository::sample();
     let blob = repository.object("blob", b"kind: ConfigMap\n");
-    for name in ["..", ".", ".git", ".GIT", "a\\b", "git~1", "nul", "a\nb"] {
-        let inner = tree(&[("100644", name, &blob)]);
-        let inner = repository.object("tree", &inner);
-        let root = repository.object("tree", &tree(&[("40000", "k8s", &inner)]));
-        let commit = repository.git(&["commit-tree", "-m", "hostile", &root]);
-        repository.publish("main", &commit);
-
-        let cached = cached();
-        let remote = file_remote(&repository.bare());
-        let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
-        let result = cached.source.fetch(&remote, &resolved, &["k8s"], &no_interrupt());
-
-        assert_error(result, "TreePath", "rename it");
-    }
+    let inner = tree(&[("100644", name, &blob)]);
+    let inner = repository.object("tree", &inner);
+    let root = repository.object("tree", &tree(&[("40000", "k8s", &inner)]));
+    let commit = repository.git(&["commit-tree", "-m", "hostile", &root]);
+    repository.publish("main", &commit);
+    let cached = cached();
+    let remote = file_remote(&repository.bare());
+    let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
+    cached.source.fetch(&remote, &resolved, &["k8s"], &no_interrupt())
 }
 
 #[test]
