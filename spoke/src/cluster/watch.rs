@@ -353,13 +353,15 @@ fn nothing_ours() -> Digest {
 /// Returns the observation of a live object, from a watch or from the response to an apply.
 pub fn observe(key: &ObjectKey, live: &Value, empty: &EmptyFields) -> Observation {
     let projected = projection::digest(live, empty).unwrap_or_else(nothing_ours);
-    let whole = projection::digest_before_empty_fields(live).unwrap_or_else(nothing_ours);
+    let whole = empty
+        .reduced()
+        .map(|_| projection::digest_before_empty_fields(live).unwrap_or_else(nothing_ours));
     let text = |pointer: &str| live.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     Observation {
         live: Live::Present {
             uid: text("/metadata/uid").to_owned(),
             projected,
-            whole: (whole != projected).then_some(whole),
+            whole: whole.filter(|whole| *whole != projected),
             leaving: live.pointer("/metadata/deletionTimestamp").is_some(),
             version: text("/metadata/resourceVersion").parse().unwrap_or(0),
         },
