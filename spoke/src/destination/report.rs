@@ -226,7 +226,8 @@ fn rewritten_objects(
 
 fn settled_text(objects: &BTreeMap<ObjectKey, Tracked>) -> String {
     let total = objects.len();
-    let others: Vec<String> = rewritten_text(objects).into_iter().chain(co_owned_text(objects)).collect();
+    let others: Vec<String> =
+        rewritten_text(objects).into_iter().chain(co_owned_text(objects)).collect();
     let signed = total - rewritten_objects(objects).count();
     match others.as_slice() {
         [] => format!("{total} objects as signed"),

@@ -164,7 +164,8 @@ mod tests {
     use crate::ledger::records::tests::object_key;
 
     fn early(uid: &str) -> SpeculativeDryRun {
-        let passed = DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false };
+        let passed =
+            DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false };
         SpeculativeDryRun {
             key: object_key("ConfigMap", "a"),
             ownership: Ownership::Ours { uid: uid.to_owned(), adopt: false },

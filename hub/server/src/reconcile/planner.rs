@@ -293,7 +293,7 @@ fn no_receipt_required(
          names an attestation; set receiptVerification.requiredAttestations",
         reported.policy.cluster_name
     );
-    Some(Waiting::refused(Reason::NoReceiptRequired, message))
+    Some(Waiting::contradiction(Reason::NoReceiptRequired, message))
 }
 
 fn signed_blob(envelope: &[u8]) -> SignedBlob {

@@ -237,32 +237,20 @@ async fn what_the_product_document_promises_is_exported_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verification_that_is_switched_off_is_not_ordered_where_a_cluster_insists_on_it() {
+async fn verification_that_is_switched_off_is_refused_when_it_is_applied() {
     let fixture = Fixture::start().await;
     let repository = Repository::create(&fixture.repositories(), "web-app");
     repository.release(&fixture.ci, "v1", 100);
     let (spoke, _) = Spoke::new(&fixture, "staging", 1).await;
-    let mut manifest = repository.manifest(None);
-    manifest["spec"]["verification"] = json!({"enabled": false});
+    for verification in [json!({"enabled": false}), json!({"policy": "Audit"})] {
+        let mut manifest = repository.manifest(None);
+        manifest["spec"]["verification"] = verification;
 
-    let (status, answer) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+        let (status, answer) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
 
-    assert_eq!(status, 200, "{answer}");
-    let seen = fixture
-        .until("/v1/applications/web-app", |seen| {
-            seen["destinations"][0]["reason"] == "PolicyFloor"
-        })
-        .await;
-    let conditions = seen["conditions"].as_array().unwrap();
-    let verified = conditions.iter().find(|condition| condition["type"] == "Verified").unwrap();
-    assert_eq!(
-        (&verified["status"], &verified["reason"]),
-        (&json!("False"), &json!("PolicyFloor"))
-    );
-    let message = seen["destinations"][0]["message"].as_str().unwrap();
-    assert!(message.contains("Disabled") && message.contains("Strict"), "{message}");
-    let refused = "attest_gitops_policy_validations_total{result=\"refused\"} 1";
-    assert!(fixture.metrics().await.contains(refused), "{}", fixture.metrics().await);
+        assert_eq!((status, &answer["reason"]), (422, &json!("FieldInvalid")), "{answer}");
+        assert!(answer["field"].as_str().unwrap().starts_with("spec.verification."), "{answer}");
+    }
     assert!(spoke.receive_within(QUIET).await.is_none());
 }
 

@@ -15,6 +15,7 @@ use crate::ci::Repository;
 use crate::command::Operator;
 use crate::fixture::{Applied, Fixture, applied, synced};
 use crate::spoke::{Spoke, report_of};
+use crate::web::{READER, Web};
 
 const APPLICATION: &str = "/v1/applications/web-app";
 
@@ -143,9 +144,17 @@ async fn a_destination_that_is_taken_away_is_named_and_removed_only_on_confirmat
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_waits_ends_when_its_time_is_over_though_the_hub_has_not_answered() {
     let fixture = Fixture::start().await;
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut manifest = Repository::create(&fixture.repositories(), "web-app").manifest(None);
-    let url = format!("https://{}/web-app.git", silent.local_addr().unwrap());
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    repository.commit("first");
+    let mut manifest = repository.manifest(None);
+    let web = Web::serve(fixture.repositories());
+    let url = web.url("web-app");
+    let (username, password) = READER;
+    let ca = String::from_utf8(web.ca_pem.clone()).unwrap();
+    let added = json!({"url": url, "username": username, "password": password, "ca": ca, "allowLoopback": true});
+    let (status, shown) = fixture.call("PUT", "/v1/repositories", Some(added)).await;
+    assert_eq!(status, 200, "{shown}");
+    web.fall_silent();
     manifest["spec"]["source"]["repoUrl"] = json!(url);
     let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
     let (status, shown) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;

@@ -421,7 +421,8 @@ mod tests {
         }
         let error = listing.add(b"k8s/aux.YAML".as_bstr(), FileKind::File, ()).unwrap_err();
         assert!(listing.add(b"docs/../x".as_bstr(), FileKind::File, ()).is_err());
-        let tree = listing.read(&RepositoryLimits::default(), |()| Ok(1), |()| Ok(vec![b'x'])).unwrap();
+        let tree =
+            listing.read(&RepositoryLimits::default(), |()| Ok(1), |()| Ok(vec![b'x'])).unwrap();
 
         assert_eq!(error.reason().as_str(), "TreePath");
         let paths: Vec<&str> = tree.iter().map(|(path, _)| path).collect();

@@ -5,6 +5,7 @@ use std::io::{BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub(crate) struct Web {
     pub(crate) port: u16,
     pub(crate) ca_pem: Vec<u8>,
     requests: Arc<Mutex<Vec<String>>>,
+    silent: Arc<AtomicBool>,
 }
 
 impl Web {
@@ -36,14 +38,27 @@ impl Web {
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&requests);
+        let silent = Arc::new(AtomicBool::new(false));
+        let is_silent = Arc::clone(&silent);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let config = Arc::clone(&config);
                 let (projects, written) = (projects.clone(), Arc::clone(&written));
-                std::thread::spawn(move || answer(stream, config, &projects, &written));
+                let is_silent = Arc::clone(&is_silent);
+                std::thread::spawn(move || {
+                    while is_silent.load(Ordering::SeqCst) {
+                        std::thread::park();
+                    }
+                    answer(stream, config, &projects, &written);
+                });
             }
         });
-        Self { port, ca_pem: authority.certificate_pem().into_bytes(), requests }
+        Self { port, ca_pem: authority.certificate_pem().into_bytes(), requests, silent }
+    }
+
+    /// Accepts connections from now on without an answer.
+    pub(crate) fn fall_silent(&self) {
+        self.silent.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

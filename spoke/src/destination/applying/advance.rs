@@ -157,7 +157,9 @@ impl Applying {
             return;
         }
         for Owned { key, uid, preexisting, .. } in leftovers {
-            let (Some(claim), Some(uid), false) = (claims.get(key), uid, *preexisting) else { continue };
+            let (Some(claim), Some(uid), false) = (claims.get(key), uid, *preexisting) else {
+                continue;
+            };
             handover.claimed.insert(key.clone());
             match claim {
                 Claimed::Waiting if handover.offered.insert(key.clone()) => {

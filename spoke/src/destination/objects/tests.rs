@@ -253,7 +253,8 @@ fn an_object_put_in_place_of_ours_is_never_forced_unasked() {
 #[test]
 fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
     let now = Instant::now();
-    let permit = Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
+    let permit =
+        Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
     let mut preexisting = Tracked { preexisting: true, permit, ..applied(1) };
     preexisting.see(edited(b"edited", 6));
     let adopting = Rules { adopt: true, ..rules(now) };
@@ -271,8 +272,10 @@ fn an_object_that_was_there_before_us_is_asked_about_before_it_is_put_back() {
 
 #[test]
 fn an_object_stays_met_until_our_own_apply_makes_it() {
-    let ours = Some(DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false });
-    let preexisting = Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
+    let ours =
+        Some(DryRunPermit { force: true, preexisting: false, takeover: false, replaces: false });
+    let preexisting =
+        Some(DryRunPermit { force: false, preexisting: true, takeover: false, replaces: false });
 
     assert!(is_preexisting(false, preexisting, false));
     assert!(is_preexisting(true, ours, false));

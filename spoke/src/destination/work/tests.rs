@@ -23,7 +23,8 @@ use crate::destination::recording::RollbackUpdate;
 use crate::ledger::records::Entry;
 use crate::ledger::records::tests::object_key;
 
-const PASSED: DryRunPermit = DryRunPermit { force: false, preexisting: false, takeover: false, replaces: false };
+const PASSED: DryRunPermit =
+    DryRunPermit { force: false, preexisting: false, takeover: false, replaces: false };
 
 /// A state machine at a time, and what it has asked for last.
 struct Machine {

@@ -19,6 +19,7 @@ fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
     let directory = tempfile::tempdir().unwrap();
     let Parts { core, waker, reconciler, api, .. } = &parts(directory.path());
     let (url, opened) = serve_repository(directory.path());
+    core.records.commit("repository", &[records::put(&repository(&url, "first"))]).unwrap();
     let names: Vec<String> = (0..10).map(|number| format!("web-{number}")).collect();
     for name in &names {
         core.records
@@ -51,7 +52,7 @@ fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
     core.records.commit("repository", &[records::put(&repository(&url, "changed"))]).unwrap();
     assert_eq!(look(Poll::Due), 1);
     assert_eq!(look(Poll::Due), 0);
-    core.records.commit("repository", &[records::delete(&repository(&url, ""))]).unwrap();
+    core.records.commit("repository", &[records::put(&repository(&url, "again"))]).unwrap();
     assert_eq!(look(Poll::Due), 1);
 }
 
@@ -60,6 +61,7 @@ fn an_application_whose_reconcile_panicked_counts_as_not_read_until_the_next_one
     let directory = tempfile::tempdir().unwrap();
     let Parts { core, waker, reconciler, api, .. } = parts(directory.path());
     let (url, _) = serve_repository(directory.path());
+    core.records.commit("repository", &[records::put(&repository(&url, "first"))]).unwrap();
     let record = ApplicationRecord::sample("web", &url);
     core.records.commit("application", &[records::put(&record)]).unwrap();
     let number = waker.request("web", false);

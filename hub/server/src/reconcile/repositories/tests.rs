@@ -95,7 +95,7 @@ pub(crate) fn repository(url: &str, password: &str) -> RepositoryRecord {
         known_hosts: None,
         ca: None,
         allow_push_credential: false,
-        allow_loopback: false,
+        allow_loopback: true,
         can_push: Some(false),
         problem: None,
         checked_at: None,

@@ -200,9 +200,12 @@ impl World {
             1 => Err(ApplyError::KindUnknown),
             2 => Err(ApplyError::Replaced(key.clone())),
             3 => Err(ApplyError::Api(away())),
-            force => {
-                Ok(DryRunPermit { force: force > 10, preexisting: force == 5, takeover: false, replaces: false })
-            }
+            force => Ok(DryRunPermit {
+                force: force > 10,
+                preexisting: force == 5,
+                takeover: false,
+                replaces: false,
+            }),
         };
         Outcome::Checked(key, result)
     }
