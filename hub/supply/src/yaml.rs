@@ -27,6 +27,8 @@ pub const YAML_FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most mappings, sequences and scalars in one file for the reader, which counts an alias in another way.
 const READER_NODES_MAX: usize = 1_000_000;
 
+/// Longest part of a scalar in a message, in characters.
+const SHOWN_CHARS_MAX: usize = 64;
 /// Most warnings that are kept for one rendering.
 pub const WARNINGS_MAX: usize = 100;
 
@@ -266,29 +268,33 @@ fn judge_scalar(
     is_key: bool,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), YamlError> {
-    match ambiguity(scalar) {
-        hint if is_key && (hint.is_some() || changes_as_key(scalar)) => Err(YamlError::refused(
-            file,
-            format!("line {line}: key {scalar:?} is read as another value by kubectl: quote it"),
-        )),
-        _ if is_fraction_with_underscores(scalar) => Err(YamlError::refused(
-            file,
-            format!(
-                "line {line}: {scalar:?} is read as a number without `_` by kubectl: leave `_` out, or quote it"
-            ),
-        )),
-        Some(hint) if warnings.len() < WARNINGS_MAX => {
-            let scalar = scalar.chars().take(64).collect();
-            warnings.push(Warning {
-                file: file.to_owned(),
-                line,
-                scalar,
-                hint: Cow::Borrowed(hint),
-            });
-            Ok(())
-        }
-        Some(_) | None => Ok(()),
+    let hint = ambiguity(scalar);
+    if is_key && (hint.is_some() || changes_as_key(scalar)) {
+        let problem = format!(
+            "line {line}: key {:?} is read as another value by kubectl: quote it",
+            shown(scalar)
+        );
+        return Err(YamlError::refused(file, problem));
     }
+    if is_fraction_with_underscores(scalar) {
+        let problem = format!(
+            "line {line}: {:?} is read as a number without `_` by kubectl: leave `_` out, or quote it",
+            shown(scalar)
+        );
+        return Err(YamlError::refused(file, problem));
+    }
+    if let Some(hint) = hint
+        && warnings.len() < WARNINGS_MAX
+    {
+        let hint = Cow::Borrowed(hint);
+        warnings.push(Warning { file: file.to_owned(), line, scalar: shown(scalar), hint });
+    }
+    Ok(())
+}
+
+/// The beginning of a scalar.
+fn shown(scalar: &str) -> String {
+    scalar.chars().take(SHOWN_CHARS_MAX).collect()
 }
 
 /// In a mapping, a value follows a key and a key a value.

@@ -323,7 +323,7 @@ fn doubling(levels: usize) -> Vec<(String, String)> {
         for side in ["l", "r"] {
             let next = level + 1;
             let resources = if next == levels {
-                "../settings.yaml".to_owned()
+                "../leaf".to_owned()
             } else {
                 format!("../{next}l, ../{next}r")
             };
@@ -332,7 +332,8 @@ fn doubling(levels: usize) -> Vec<(String, String)> {
         }
     }
     files.push(("k8s/kustomization.yaml".into(), "resources: [0l, 0r]\n".into()));
-    files.push(("k8s/settings.yaml".into(), CONFIG.into()));
+    files.push(("k8s/leaf/kustomization.yaml".into(), "resources: [settings.yaml]\n".into()));
+    files.push(("k8s/leaf/settings.yaml".into(), CONFIG.into()));
     files
 }
 

@@ -56,11 +56,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let home = home::open(&options.home)?;
     let addresses_file = home.addresses();
     let tls = home.tls.clone();
-    let settings = Settings {
-        urls: options.urls(),
-        poll_interval: options.poll_interval(),
-        kustomize: renderer(options).await?,
-    };
+    let (kustomize, probed) = renderer(options).await?;
+    let capacity = kustomize.worker().capacity();
+    let settings =
+        Settings { urls: options.urls(), poll_interval: options.poll_interval(), kustomize };
     // Before the store is opened: a hub that cannot listen begins no epoch.
     let spokes = listener::bind(options.listen_spokes.0)?;
     let api = api::bind(options.listen_api.0).await?;
@@ -106,38 +105,48 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         epoch = core.epoch.current(),
         "Listening"
     );
+    log_isolation(&probed, capacity);
     Ok(Running { core, addresses, tasks })
 }
 
 /// Finds kustomize and checks that rendering is isolated.
-async fn renderer(options: &Options) -> Result<Kustomize, RunError> {
+async fn renderer(options: &Options) -> Result<(Kustomize, Probed), RunError> {
     let worker = options.render_program.clone().map(RenderWorker::at);
     let worker = worker.unwrap_or_else(RenderWorker::this_program);
     let allow_unisolated = options.allow_unisolated_rendering;
     let found = tokio::task::spawn_blocking(move || {
-        let worker = match worker.probe() {
-            Ok(files) => {
-                let RenderCapacity { slots, process_bytes_max } = worker.capacity();
-                tracing::info!(
-                    landlock = files == FileIsolation::Enforced,
-                    slots,
-                    process_bytes_max,
-                    "Rendering is isolated"
-                );
-                worker
-            }
+        let (worker, probed) = match worker.probe() {
+            Ok(files) => (worker, Ok(files)),
             Err(error) if allow_unisolated && error.reason() == Reason::RenderNotIsolated => {
-                tracing::warn!(
-                    reason = error.reason().as_str(),
-                    "Rendering is not isolated: {error}"
-                );
-                worker.with_isolation(Isolation::IfAvailable)
+                (worker.with_isolation(Isolation::IfAvailable), Err(error))
             }
             Err(error) => return Err(error),
         };
-        Ok(Kustomize::find(std::env::var_os("PATH").as_deref()).with_worker(worker))
+        let kustomize = Kustomize::find(std::env::var_os("PATH").as_deref());
+        Ok((kustomize.with_worker(worker), probed))
     });
     Ok(found.await.map_err(|_| RunError::Ended)??)
+}
+
+/// The isolation of rendering; the error where it is missing and need not be there.
+type Probed = Result<FileIsolation, RenderError>;
+
+fn log_isolation(probed: &Probed, capacity: RenderCapacity) {
+    let RenderCapacity { slots, process_bytes_max } = capacity;
+    match probed {
+        Ok(files) => tracing::info!(
+            landlock = *files == FileIsolation::Enforced,
+            slots,
+            process_bytes_max,
+            "Rendering is isolated"
+        ),
+        Err(error) => tracing::warn!(
+            reason = error.reason().as_str(),
+            slots,
+            process_bytes_max,
+            "Rendering is not isolated: {error}"
+        ),
+    }
 }
 
 impl Running {

@@ -9,6 +9,7 @@ use attest_common::documents::manifest::ManifestError;
 use serde::{Deserialize, Serialize};
 
 use super::slots::RENDERS_WAITING_MAX;
+use crate::text::one_line;
 use crate::yaml::{YamlError, YamlErrorKind};
 
 /// Failure to render.
@@ -193,7 +194,8 @@ pub enum RenderError {
 impl RenderError {
     /// The error of a rendering of `path` whose objects are refused.
     pub(super) fn manifest(path: &str, error: &ManifestError) -> Self {
-        let (path, detail) = (path.to_owned(), error_chain(error));
+        // Names inside the message are as long as an author makes them.
+        let (path, detail) = (path.to_owned(), one_line(&error_chain(error)));
         let reason = error.reason();
         if reason == Reason::Limit {
             return Self::Limit { path, detail: format!("{detail}: make it smaller") };

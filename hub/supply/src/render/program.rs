@@ -98,7 +98,7 @@ pub(super) fn run(run: Run) -> Result<Finished, Unfinished> {
 fn write_input(input: Input, stdin: ChildStdin) {
     std::thread::spawn(move || {
         let mut stdin = stdin;
-        // A program that ends early says why itself.
+        // A program that ends early reports the cause itself.
         let _ = input(&mut stdin).and_then(|()| stdin.flush());
     });
 }
