@@ -222,12 +222,16 @@ fn another_version_of_kustomize_is_named_when_its_rendering_differs() {
     sandbox.commit("Release");
     let path = search_path();
     let real = std::env::split_paths(&path).map(|d| d.join("kustomize")).find(|p| p.is_file());
+    // A renderer may start no process: the script holds what the real one writes.
+    let overlay = sandbox.at("k8s/overlays/staging");
+    let written =
+        sandbox.run(real.unwrap().to_str().unwrap(), &["build", overlay.to_str().unwrap()]);
+    let written = written.code(0).stdout.replace('\'', "'\\''");
     let bin = sandbox.outside("bin");
     std::fs::create_dir(&bin).unwrap();
     let script = format!(
-        "#!/bin/sh\n[ \"$1\" != version ] || {{ echo v99.0.0; exit; }}\n{} \"$@\"\n\
-         echo '---'\necho 'apiVersion: v1'\necho 'kind: ConfigMap'\necho 'metadata: {{name: new}}'\n",
-        real.unwrap().display()
+        "#!/bin/sh\n[ \"$1\" != version ] || {{ echo v99.0.0; exit; }}\nprintf '%s' '{written}'\n\
+         echo '---'\necho 'apiVersion: v1'\necho 'kind: ConfigMap'\necho 'metadata: {{name: new}}'\n"
     );
     std::fs::write(bin.join("kustomize"), script).unwrap();
     std::fs::set_permissions(bin.join("kustomize"), std::fs::Permissions::from_mode(0o755))
