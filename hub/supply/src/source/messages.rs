@@ -3,8 +3,6 @@
 //! These programs report causes only as English text; they run with `LC_ALL=C`. `messages/golden/` holds their output
 //! for each cause, by program and version. `messages/capture.sh` prints the output of other versions.
 
-use super::transport::ADDRESS_REFUSED;
-
 /// Cause of a failed exchange with a Git server, as far as its messages identify one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureCause {
@@ -59,6 +57,8 @@ const MESSAGES: &[(&str, FailureCause)] = &[
     ("failed to lookup address", FailureCause::Unreachable),
     (TIMED_OUT, FailureCause::Unreachable),
 ];
+/// Part of every message about an address that is not allowed; written by the resolver of this crate.
+pub(super) const ADDRESS_REFUSED: &str = "address is not allowed";
 /// Part of every message about a time limit.
 const TIMED_OUT: &str = "timed out";
 /// Messages of servers that do not send an object requested by its id.

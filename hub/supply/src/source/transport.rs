@@ -27,7 +27,6 @@ use super::url::{RepositoryUrl, Scheme};
 use crate::text::one_line;
 use watchdog::{Termination, Watchdog};
 
-pub(crate) use address::ADDRESS_REFUSED;
 pub(crate) use http::configure_client;
 pub(crate) use program::GitService;
 pub(crate) use watchdog::size_of_files;
@@ -170,8 +169,7 @@ impl GitExchange {
         let (mut command, name, package) = match self.url.scheme() {
             Scheme::File => (program::file_command(&self.url, service), "git", "git"),
             Scheme::Ssh | Scheme::Https | Scheme::Http => {
-                let address = address::ssh_address(&self.url, remote.allow_loopback)?;
-                let (command, identity) = program::ssh_command(remote, service, address)?;
+                let (command, identity) = program::ssh_command(remote, service)?;
                 self._identity = Some(identity);
                 (command, "ssh", "openssh-client")
             }

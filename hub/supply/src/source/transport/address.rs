@@ -9,8 +9,6 @@ use super::CONNECT_SECONDS_MAX;
 use crate::source::error::SourceError;
 use crate::source::url::{RepositoryUrl, forbidden_address};
 
-/// Part of every message about an address that is not allowed.
-pub(crate) const ADDRESS_REFUSED: &str = "address is not allowed";
 /// Port of ssh.
 pub(super) const SSH_PORT: u16 = 22;
 

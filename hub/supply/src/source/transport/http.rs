@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use gix::protocol::transport::client::blocking_io::http;
 
-use super::address::{ADDRESS_REFUSED, allowed_addresses};
+use super::address::allowed_addresses;
 use super::{CONNECT_SECONDS_MAX, Remote};
+use crate::source::messages::ADDRESS_REFUSED;
 
 /// Maximum number of redirects that are followed, one after the other.
 const REDIRECTS_MAX: usize = 5;

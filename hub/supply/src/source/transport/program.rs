@@ -4,13 +4,12 @@
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
-use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command};
 use std::sync::mpsc;
 
-use super::address::SSH_PORT;
+use super::address::{SSH_PORT, ssh_address};
 use super::{CONNECT_SECONDS_MAX, Remote, RepositoryUrl, SourceError};
 use crate::source::error::files_error;
 
@@ -43,19 +42,19 @@ pub(super) fn file_command(url: &RepositoryUrl, service: GitService) -> Command 
     command
 }
 
-/// Returns the command that runs `service` over ssh at `address`, and the directory with the files that the command needs.
+/// Returns the command that runs `service` over ssh at the checked address, and the directory with the files that the command needs.
 ///
 /// # Errors
 /// [`SourceError::SshKeyMissing`] without credentials; [`SourceError::Files`] if the files cannot be written.
 pub(super) fn ssh_command(
     remote: &Remote,
     service: GitService,
-    address: IpAddr,
 ) -> Result<(Command, tempfile::TempDir), SourceError> {
     let url = &remote.url;
     let Some(ssh) = &remote.credentials.ssh else {
         return Err(SourceError::SshKeyMissing { url: url.to_string() });
     };
+    let address = ssh_address(url, remote.allow_loopback)?;
     let identity = tempfile::Builder::new()
         .prefix("attest-ssh-")
         .tempdir()
