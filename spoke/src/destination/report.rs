@@ -118,7 +118,7 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
             format!(
                 "{key} is co-owned by kubectl, which keeps {}: set `Adopt=true` in the application and \
                  `adopt: true` in the cluster's trust policy to remove what is not in Git",
-                tracked.kept_by_kubectl.join(", ")
+                named(co_owned_fields(tracked))
             )
         }).take(OBJECTS_LISTED_MAX));
         if now.leftovers > 0 && !now.guarded {
@@ -217,6 +217,10 @@ fn co_owned_fields(tracked: &Tracked) -> impl Iterator<Item = &str> {
     fields.filter(|field| !(tracked.autoscaled && *field == REPLICAS_FIELD))
 }
 
+fn named<'a>(fields: impl Iterator<Item = &'a str>) -> String {
+    fields.collect::<Vec<_>>().join(", ")
+}
+
 /// Returns the objects that are not as signed, because admission has rewritten fields of them.
 fn rewritten_objects(
     objects: &BTreeMap<ObjectKey, Tracked>,
@@ -246,7 +250,7 @@ fn rewritten_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
 fn co_owned_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
     let (first, tracked) = co_owned(objects).next()?;
     let count = co_owned(objects).count();
-    let fields = co_owned_fields(tracked).collect::<Vec<_>>().join(", ");
+    let fields = named(co_owned_fields(tracked));
     Some(format!("{count} co-owned by kubectl, first {first}: {fields}"))
 }
 
@@ -302,9 +306,44 @@ mod tests {
     use std::time::Instant;
 
     use attest_common::basics::ids::Name;
+    use attest_common::record::custody::Confirmed;
 
     use super::*;
+    use crate::destination::objects::tests::tracked;
     use crate::ledger::records::tests::object_key;
+
+    #[test]
+    fn a_settled_application_names_what_is_not_as_signed_and_what_kubectl_keeps() {
+        let as_signed = || Tracked { preexisting: true, ..tracked(1) };
+        let mut rewritten = as_signed();
+        rewritten.confirmed = Some(Confirmed {
+            desired: rewritten.desired,
+            uid: "uid".to_owned(),
+            projected: rewritten.desired,
+            rewritten: vec!["spec.a".to_owned()],
+        });
+        let fields = ["spec.b", REPLICAS_FIELD].map(str::to_owned);
+        let co_owned = Tracked { kept_by_kubectl: fields.to_vec(), ..as_signed() };
+        let scaled = Tracked { autoscaled: true, ..co_owned.clone() };
+        let (one, two) = (object_key("ConfigMap", "a"), object_key("ConfigMap", "b"));
+        let text = |first: &Tracked, second: &Tracked| {
+            settled_text(&[(one.clone(), first.clone()), (two.clone(), second.clone())].into())
+        };
+        let rewrote = format!("admission in the cluster rewrote fields of 1, first {one} spec.a");
+
+        assert_eq!(text(&as_signed(), &as_signed()), "2 objects as signed");
+        assert_eq!(text(&rewritten, &as_signed()), format!("1 of 2 objects as signed; {rewrote}"));
+        assert_eq!(
+            text(&as_signed(), &co_owned),
+            format!("2 objects applied, 1 co-owned by kubectl, first {two}: spec.b, spec.replicas")
+        );
+        assert_eq!(
+            text(&rewritten, &scaled),
+            format!(
+                "1 of 2 objects as signed; {rewrote}; 1 co-owned by kubectl, first {two}: spec.b"
+            )
+        );
+    }
 
     #[test]
     fn a_removal_that_does_not_end_says_which_object_it_waits_for_and_why() {

@@ -105,3 +105,21 @@ fn a_message_about_a_secret_never_quotes_it() {
     assert!(!failed(&key("Secret"), status()).to_string().contains("hunter2"));
     assert!(failed(&key("ConfigMap"), status()).to_string().contains("hunter2"));
 }
+
+#[test]
+fn the_empty_fields_of_an_object_do_not_depend_on_its_autoscaler() {
+    let key_fields = json!({"name": "a", "namespace": "shop"});
+    let object = |spec: Value| {
+        Object::new(json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": key_fields, "spec": spec,
+        }))
+        .unwrap()
+    };
+    let only_replicas = object(json!({"replicas": 2}));
+    let written = as_written(&only_replicas, true);
+
+    assert_eq!(*written, *object(json!({})).value());
+    assert_eq!(empty_fields(&only_replicas), empty_fields(&object(json!({}))));
+    let null = object(json!({"replicas": null}));
+    assert_eq!(empty_fields(&null), EmptyFields::of(null.key(), null.value()));
+}

@@ -4,7 +4,7 @@ use attest_common::objects::health::Turn;
 use super::*;
 use crate::ledger::records::tests::object_key;
 
-fn tracked(rank: u8) -> Tracked {
+pub(in crate::destination) fn tracked(rank: u8) -> Tracked {
     Tracked {
         rank,
         gates: true,
