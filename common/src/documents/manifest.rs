@@ -46,7 +46,7 @@ const AUTHOR_ANNOTATIONS: [&str; 1] = [REPLACE_ANNOTATION];
 const RESERVED_PREFIXES: [&str; 2] = ["attest.continuu.ms/", "argocd.argoproj.io/"];
 const RESERVED_KEYS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
-/// What makes an object that object, whatever its version.
+/// Identity of an object, regardless of its API version.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ObjectKey {

@@ -193,9 +193,8 @@ fn severity(finding: &Value) -> u32 {
 /// Returns the severity of one method. Only scores of CVSS are numbers out of ten: others, such as the probability of
 /// EPSS, have another scale.
 fn severity_of_entry(entry: &Value) -> u32 {
-    let text = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default();
-    let is_cvss = text("method").to_ascii_lowercase().starts_with("cvss");
-    match text("score").to_ascii_lowercase().as_str() {
+    let is_cvss = lowercase_text(entry, "method").starts_with("cvss");
+    match lowercase_text(entry, "score").as_str() {
         "none" | "negligible" | "unimportant" => 0,
         "low" => 39,
         "medium" | "moderate" => 69,
@@ -203,6 +202,10 @@ fn severity_of_entry(entry: &Value) -> u32 {
         number if is_cvss => tenths(number).unwrap_or(SEVERITY_WORST),
         _ => SEVERITY_WORST,
     }
+}
+
+fn lowercase_text(entry: &Value, field: &str) -> String {
+    entry.get(field).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase()
 }
 
 /// Parses a number from 0 to 10 with at most one decimal, in tenths: `5.2` → 52.

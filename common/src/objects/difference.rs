@@ -1,4 +1,4 @@
-//! Where two renderings differ: object, field, both values. For people; decides nothing.
+//! Differences between two renderings: object, field, both values. For display only.
 //!
 //! Values inside Secrets are never shown, only the path.
 

@@ -64,7 +64,7 @@ impl Health {
     }
 }
 
-/// What one look at an object tells.
+/// Health of an object by one observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub health: Health,
@@ -72,7 +72,7 @@ pub struct Verdict {
     pub message: String,
     /// The application is not done before this object is `Current`.
     pub gates: bool,
-    /// What it is to be called when it goes on looking like this.
+    /// Change of the verdict if the observation stays the same.
     pub turn: Option<Turn>,
 }
 
@@ -85,10 +85,10 @@ impl Verdict {
     }
 }
 
-/// What a verdict becomes by time alone.
+/// Change of a verdict by time alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// What has to go on; it names the object's UID and version, so a change begins anew.
+    /// Observation that must persist. It contains UID and version of the object, so a change restarts the time.
     pub cause: String,
     pub after: Duration,
     pub health: Health,
@@ -115,13 +115,13 @@ impl Turning {
         self.since + self.turn.after
     }
 
-    /// What it has turned into, once it has.
+    /// Returns the changed verdict once its time has come.
     pub fn turned(&self, now: Instant) -> Option<(Health, &str)> {
         (self.due() <= now).then_some((self.turn.health, self.turn.message.as_str()))
     }
 }
 
-/// What `live` shows.
+/// Returns the health of `live`.
 pub fn verdict(group: &str, kind: &str, live: &Value) -> Verdict {
     let shown = rules::shown(group, kind, live);
     let gates = gates(group, kind) && !shown.waits_for_another;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::documents::manifest::ObjectKey;
 use crate::trust::policy::Entry;
 
-/// What is known about a kind.
+/// Properties of a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
     /// Plural resource name in URLs and RBAC rules.
@@ -135,7 +135,7 @@ impl Kinds {
         }
     }
 
-    /// What is known about a kind.
+    /// Returns the properties of a kind.
     pub fn get(&self, group: &str, kind: &str) -> Option<&Kind> {
         self.0.get(&(group.to_owned(), kind.to_owned()))
     }

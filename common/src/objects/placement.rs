@@ -151,7 +151,7 @@ fn is_reserved(label: &str) -> bool {
     !describes && RESERVED_DOMAINS.iter().any(is_below)
 }
 
-/// What a namespace may do and where its pods run is its operator's word, never the application's.
+/// Refuses labels and annotations that control a namespace's pods: only the operator of the cluster sets them.
 fn check_reserved(namespace: &Object) -> Result<(), PlacementError> {
     for place in ["labels", "annotations"] {
         let all = namespace.value().pointer(&format!("/metadata/{place}"));

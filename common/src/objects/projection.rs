@@ -1,4 +1,4 @@
-//! What of a live object is ours: the fields our field manager owns, and a digest over them.
+//! The part of a live object that the spoke owns: the fields of its field manager, and a digest over them.
 //!
 //! Kept instead of bodies. Drift is a change of this digest on a watch event: when somebody else
 //! changes one of our fields, either its value changes or its ownership leaves us, and both change
@@ -58,7 +58,11 @@ fn claimed(fields: &Value, live: Option<&Value>, empty: Option<&Value>) -> Optio
             Value::Null => None,
             Value::Object(entries) if entries.is_empty() => is_present.then_some(Value::Null),
             Value::Array(items) if items.is_empty() => is_present.then_some(Value::Null),
-            _ => Some(fields.clone()),
+            Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => Some(fields.clone()),
         };
     }
     let below = inside.iter().filter_map(|(step, inner)| {

@@ -19,7 +19,7 @@ pub const FIELDS_LISTED_MAX: usize = 10;
 
 /// Returns whether kubectl owns fields of a live object.
 pub fn is_needed(live: &Value) -> bool {
-    entries(live).iter().any(|entry| is_of_kubectl(entry))
+    entries(live).iter().any(is_of_kubectl)
 }
 
 /// Returns the JSON patch that makes kubectl's fields ours. It applies to this version of this object only. `None` if
@@ -148,7 +148,11 @@ fn shown(step: &str, is_first: bool) -> String {
             let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
             let values = keys.values().map(|value| match value {
                 Value::String(text) => text.clone(),
-                other => other.to_string(),
+                other @ (Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::Array(_)
+                | Value::Object(_)) => other.to_string(),
             });
             format!("[{}]", values.collect::<Vec<_>>().join(","))
         }

@@ -60,7 +60,7 @@ pub struct RendererVersion {
     pub version: String,
 }
 
-/// Where a destination's manifests lie.
+/// Location of a destination's manifests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Overlay<'a> {
     /// `spec.source.path`.

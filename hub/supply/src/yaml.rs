@@ -38,7 +38,7 @@ pub const WARNINGS_MAX: usize = 100;
 pub struct YamlError {
     /// The file.
     pub file: String,
-    /// Where and what.
+    /// Place and rule.
     pub problem: String,
     pub kind: YamlErrorKind,
 }

@@ -1,4 +1,4 @@
-//! What each kind of object shows. One function a kind; kinds nobody here knows go by their conditions.
+//! Health of each kind of object: one function per kind. Unknown kinds are judged by their conditions.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::{
     Turn, UNSCHEDULABLE_MAX,
 };
 
-/// What one look shows.
+/// State of an object as observed.
 pub(super) struct Shown {
     pub(super) health: Health,
     pub(super) message: String,

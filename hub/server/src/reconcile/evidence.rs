@@ -1,4 +1,4 @@
-//! What a commit holds as evidence for one application: release statements, receipts and renderings, unverified.
+//! Evidence of a commit for one application: release statements, receipts and renderings, unverified.
 
 use std::collections::{BTreeMap, BTreeSet};
 

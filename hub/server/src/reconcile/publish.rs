@@ -29,7 +29,7 @@ use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
 pub(super) struct PublishedCache {
     /// Commit and reason counted as held, by destination.
     held: BTreeMap<DestinationKey, (String, Reason)>,
-    /// What was counted as blocked, by cluster and namespace: commit and reason.
+    /// Commit and reason counted as blocked, by cluster and namespace.
     blocked: BTreeMap<(Name, Name), (String, Reason)>,
     /// Phase, generation of the manifest, and the rest of the line that was logged last.
     logged: Option<(ApplicationPhase, u64, String)>,

@@ -1,4 +1,4 @@
-//! What one reconcile pass is asked to do.
+//! Request for one reconcile pass.
 
 /// Polling of the repository in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -46,7 +46,7 @@ pub enum RenderError {
         file: String,
         /// Number of the document, from 1.
         document: usize,
-        /// What is missing.
+        /// Missing part.
         problem: Cow<'static, str>,
     },
     /// Objects that cannot be a rendering.
@@ -94,7 +94,7 @@ pub enum RenderError {
         "{file}: more than {max} kustomizations lead into each other: make the overlay simpler"
     )]
     TooDeep {
-        /// Where it was noticed.
+        /// File in which the limit was reached.
         file: String,
         /// The limit.
         max: usize,
@@ -180,9 +180,9 @@ pub enum RenderError {
     /// The local file system.
     #[error("cannot {action} {path:?}: check free space and permissions")]
     Files {
-        /// What was tried.
+        /// Attempted action.
         action: Cow<'static, str>,
-        /// Where.
+        /// Path of the file.
         path: PathBuf,
         /// The system's answer.
         #[source]

@@ -38,7 +38,7 @@ fn changed(image: &str, change: &ImageChange) -> Option<String> {
     Some(format!("{name}{tag}{digest}"))
 }
 
-/// What follows an image's name: nothing, `:tag`, `@sha256:…` or both. Anything else is another name.
+/// Splits the text after an image's name: nothing, `:tag`, `@sha256:…` or both. Other text belongs to another name.
 fn split(rest: &str) -> Option<(Option<&str>, Option<&str>)> {
     let (tag, digest) = match rest.split_once('@') {
         Some((tag, digest)) => (tag, Some(digest)),

@@ -39,7 +39,7 @@ pub(super) enum Group {
     Shared,
 }
 
-/// What a program left behind.
+/// Result of a program that ended by itself.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) status: ExitStatus,

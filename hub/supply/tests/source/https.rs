@@ -218,9 +218,10 @@ fn a_missing_server_is_unreachable() {
 
 #[test]
 fn a_server_that_never_responds_times_out() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://127.0.0.1:{}/a", listener.local_addr().unwrap().port());
-    let remote = remote(&url, &UrlPolicy::default(), Credentials::default());
+    let repository = Repository::sample();
+    let web = Web::serve(repository.root().to_owned());
+    web.fall_silent();
+    let remote = reader_of(&web);
     let cached = cached();
     let source = cached.source.with_timeout(Duration::from_secs(1));
     let started = Instant::now();

@@ -68,17 +68,26 @@ pub(super) fn ssh_address(
 ) -> Result<IpAddr, SourceError> {
     let host = url.host().trim_start_matches('[').trim_end_matches(']');
     let port = url.port().unwrap_or(SSH_PORT);
-    let unreachable = |detail: String| SourceError::Unreachable { url: url.to_string(), detail };
-    let found = (host, port).to_socket_addrs().map_err(|error| unreachable(error.to_string()))?;
+    let found =
+        (host, port).to_socket_addrs().map_err(|error| unreachable(url, error.to_string()))?;
     let allowed = allowed_addresses(found, allow_loopback)
         .map_err(|(address, problem)| refused(url, address, problem))?;
-    let timeout = Duration::from_secs(CONNECT_SECONDS_MAX);
-    let answers = |address: &&SocketAddr| TcpStream::connect_timeout(address, timeout).is_ok();
     let chosen = match allowed.as_slice() {
         [only] => Some(only),
-        several => several.iter().find(answers).or_else(|| several.first()),
+        several => {
+            several.iter().find(|address| accepts_connections(address)).or_else(|| several.first())
+        }
     };
-    chosen.map(SocketAddr::ip).ok_or_else(|| unreachable("the name has no address".to_owned()))
+    chosen.map(SocketAddr::ip).ok_or_else(|| unreachable(url, "the name has no address".to_owned()))
+}
+
+fn accepts_connections(address: &SocketAddr) -> bool {
+    let timeout = Duration::from_secs(CONNECT_SECONDS_MAX);
+    TcpStream::connect_timeout(address, timeout).is_ok()
+}
+
+fn unreachable(url: &RepositoryUrl, detail: String) -> SourceError {
+    SourceError::Unreachable { url: url.to_string(), detail }
 }
 
 fn refused(url: &RepositoryUrl, address: IpAddr, problem: &str) -> SourceError {

@@ -51,7 +51,7 @@ pub(super) fn gix_options(remote: &Remote, timeout: Duration) -> http::Options {
     }
 }
 
-/// Where a server redirects a repository to.
+/// Redirect of a repository by its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Redirect {
     /// The server does not redirect the repository.
