@@ -29,6 +29,7 @@ pub use credentials::{
     CREDENTIAL_BYTES_MAX, CredentialError, CredentialFiles, Credentials, Login, SshIdentity,
 };
 pub use error::SourceError;
+pub(crate) use error::git_missing;
 pub use revision::{REVISION_BYTES_MAX, Resolved};
 pub use tree::{
     ATTEST_DIRECTORY, PATH_BYTES_MAX, PATH_DEPTH_MAX, RECEIPT_DIRECTORIES_MAX, RECIPE_FILE,

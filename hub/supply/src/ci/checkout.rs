@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use super::CiError;
 use crate::recipe::{Recipe, declared_source_root};
-use crate::source::{RECIPE_FILE, SourceError, Tree, WorkTree};
+use crate::source::{RECIPE_FILE, SourceError, Tree, WorkTree, git_missing};
 use crate::text::one_line;
 
 /// A clone with a valid recipe.
@@ -118,13 +118,13 @@ impl Checkout {
         let mut command = Command::new("git");
         command.arg("-C").arg(self.root()).args([SUBCOMMAND, "--stdin-paths"]).args(options);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| self.git_missing(source))?;
+        let mut child = command.spawn().map_err(|source| git_missing(self.root(), source))?;
         let mut input = child.stdin.take();
         let lines = format!("{}\n", paths.join("\n"));
         // In its own thread, because git writes while it reads.
         let writing =
             std::thread::spawn(move || input.as_mut().map(|i| i.write_all(lines.as_bytes())));
-        let output = child.wait_with_output().map_err(|source| self.git_missing(source))?;
+        let output = child.wait_with_output().map_err(|source| git_missing(self.root(), source))?;
         let is_written = matches!(writing.join(), Ok(Some(Ok(()))));
         let ids: Vec<String> =
             String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
@@ -133,15 +133,6 @@ impl Checkout {
             return Err(SourceError::GitProgram { command: SUBCOMMAND, detail }.into());
         }
         Ok(ids)
-    }
-
-    fn git_missing(&self, source: std::io::Error) -> SourceError {
-        SourceError::ProgramMissing {
-            url: self.root().display().to_string(),
-            program: "git",
-            package: "git",
-            source,
-        }
     }
 
     /// Reads the files of the Git index, `.attest` included.
@@ -175,7 +166,7 @@ impl Checkout {
         arguments: &[&str],
     ) -> Result<Vec<String>, CiError> {
         let output = Command::new("git").arg("-C").arg(self.root()).args(arguments).output();
-        let output = output.map_err(|source| self.git_missing(source))?;
+        let output = output.map_err(|source| git_missing(self.root(), source))?;
         if !output.status.success() {
             let detail = one_line(&String::from_utf8_lossy(&output.stderr));
             return Err(SourceError::GitProgram { command: subcommand, detail }.into());

@@ -302,6 +302,12 @@ impl SourceError {
     }
 }
 
+/// Error of starting git in the clone at `root`.
+pub(crate) fn git_missing(root: &Path, source: std::io::Error) -> SourceError {
+    let url = root.display().to_string();
+    SourceError::ProgramMissing { url, program: "git", package: "git", source }
+}
+
 pub(crate) fn files_error(
     action: &'static str,
     path: &Path,

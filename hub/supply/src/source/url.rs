@@ -206,6 +206,11 @@ impl RepositoryUrl {
         &self.host
     }
 
+    /// Returns the host without the brackets of an IPv6 address.
+    pub(crate) fn bare_host(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     /// Returns the port, unless it is the default port of the scheme.
     pub fn port(&self) -> Option<u16> {
         self.port

@@ -9,7 +9,7 @@ use gix::bstr::{BStr, ByteSlice as _};
 
 use super::SourceRootOf;
 use super::commit::{object_size, read_blob, tree_id};
-use super::error::{SourceError, files_error};
+use super::error::{SourceError, files_error, git_missing};
 use super::tree::{
     ATTEST_DIRECTORY, FileKind, FileListing, PATH_DEPTH_MAX, RECIPE_FILE, RepositoryLimits, Tree,
     check_path, clean_directory, outermost,
@@ -135,12 +135,7 @@ impl WorkTree {
         command.arg("-C").arg(&self.root);
         command.args(["-c", "advice.addEmbeddedRepo=false", "-c", "core.autocrlf=false"]);
         command.args(["--literal-pathspecs", "add", "--all", "--force", "--"]).args(paths);
-        let output = command.output().map_err(|source| SourceError::ProgramMissing {
-            url: self.root.display().to_string(),
-            program: "git",
-            package: "git",
-            source,
-        })?;
+        let output = command.output().map_err(|source| git_missing(&self.root, source))?;
         if output.status.success() {
             return Ok(());
         }

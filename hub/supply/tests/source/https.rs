@@ -167,7 +167,14 @@ fn a_redirect_is_followed_on_the_same_host_only() {
         let resolved = cached.source.poll(&remote, "main", &no_interrupt()).unwrap();
         let tree = cached.source.fetch(&remote, &resolved, &[], &no_interrupt()).unwrap();
         assert_eq!(tree.get("k8s/deep/er/service.yaml"), Some(&b"kind: Service\n"[..]));
+        assert!(!cached.source.can_push(&remote, &no_interrupt()).unwrap());
     }
+    let writer = remote(
+        &web.url(&format!("{MOVED}/origin.git")),
+        &UrlPolicy::default(),
+        credentials(&web, WRITER),
+    );
+    assert!(cached.source.can_push(&writer, &no_interrupt()).unwrap());
     let result = cached.source.poll(&at(MOVED_ELSEWHERE), "main", &no_interrupt());
     assert_error(result, "RepositoryRedirected", "https://other.invalid/origin.git");
     let endless = vec![MOVED; 20].join("/");

@@ -26,7 +26,7 @@ pub(super) fn address_problem(address: IpAddr, allow_loopback: bool) -> Option<&
 /// # Errors
 /// [`SourceError::AddressRefused`].
 pub(super) fn check_literal(url: &RepositoryUrl, allow_loopback: bool) -> Result<(), SourceError> {
-    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    let host = url.bare_host();
     let Ok(address) = host.parse::<IpAddr>() else { return Ok(()) };
     match address_problem(address, allow_loopback) {
         Some(problem) => Err(refused(url, address, problem)),
@@ -66,7 +66,7 @@ pub(super) fn ssh_address(
     url: &RepositoryUrl,
     allow_loopback: bool,
 ) -> Result<IpAddr, SourceError> {
-    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    let host = url.bare_host();
     let port = url.port().unwrap_or(SSH_PORT);
     let found =
         (host, port).to_socket_addrs().map_err(|error| unreachable(url, error.to_string()))?;

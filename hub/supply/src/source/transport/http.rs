@@ -12,7 +12,8 @@ use crate::source::messages::ADDRESS_REFUSED;
 /// Maximum number of redirects that are followed, one after the other.
 const REDIRECTS_MAX: usize = 5;
 
-/// Configures a client for the repository of `remote`. It follows no redirect.
+/// Configures a client for the repository of `remote`. It follows redirects to the same scheme, host and port; the client
+/// of gix follows none.
 ///
 /// # Errors
 /// If the certificate authorities of `remote` are not a list of PEM certificates.
@@ -26,7 +27,7 @@ pub(crate) fn configure_client(
     let builder = builder
         .timeout(timeout)
         .connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX))
-        .redirect(reqwest::redirect::Policy::none())
+        .redirect(reqwest::redirect::Policy::custom(follow_same_place))
         .dns_resolver(Arc::new(resolver))
         .user_agent(concat!("git/2 (attest ", env!("CARGO_PKG_VERSION"), ")"));
     match &remote.credentials.ca_pem {
@@ -73,25 +74,28 @@ pub(super) fn redirect_of(
 ) -> Result<Redirect, reqwest::Error> {
     let builder = reqwest::blocking::Client::builder();
     let client = configure_client(builder, remote, timeout)?.build()?;
-    let mut current = format!("{address}{UPLOAD_PACK_QUERY}");
-    for _ in 0..REDIRECTS_MAX {
-        let response = client.get(&current).send()?;
+    let request = client.get(format!("{address}{UPLOAD_PACK_QUERY}")).build()?;
+    let requested = request.url().clone();
+    let response = client.execute(request)?;
+    if response.status().is_redirection() {
         let location = response.headers().get(reqwest::header::LOCATION);
         let target = location.and_then(|target| response.url().join(target.to_str().ok()?).ok());
-        match target.filter(|_| response.status().is_redirection()) {
-            None => break,
-            Some(target) if !is_same_place(response.url(), &target) => {
-                return Ok(Redirect::Elsewhere(without_login(target)));
-            }
-            Some(target) => current = target.to_string(),
-        }
+        let elsewhere = target.filter(|target| !is_same_place(response.url(), target));
+        return Ok(elsewhere.map_or(Redirect::None, |to| Redirect::Elsewhere(without_login(to))));
     }
-    let repository = current.strip_suffix(UPLOAD_PACK_QUERY).filter(|found| *found != address);
+    let moved = Some(response.url()).filter(|url| **url != requested);
+    let repository = moved.and_then(|url| url.as_str().strip_suffix(UPLOAD_PACK_QUERY));
     Ok(repository.map_or(Redirect::None, |found| Redirect::SameHost(found.to_owned())))
 }
 
 /// Path and query of the first request of a fetch.
 const UPLOAD_PACK_QUERY: &str = "/info/refs?service=git-upload-pack";
+
+fn follow_same_place(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let previous = attempt.previous();
+    let is_same = previous.last().is_some_and(|from| is_same_place(from, attempt.url()));
+    if is_same && previous.len() <= REDIRECTS_MAX { attempt.follow() } else { attempt.stop() }
+}
 
 fn is_same_place(from: &reqwest::Url, to: &reqwest::Url) -> bool {
     from.scheme() == to.scheme()

@@ -98,7 +98,7 @@ pub(super) fn ssh_command(
 
 /// Returns the name under which the known hosts list the server.
 fn host_key_alias(url: &RepositoryUrl) -> String {
-    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    let host = url.bare_host();
     match url.port() {
         Some(port) if port != SSH_PORT => format!("[{host}]:{port}"),
         Some(_) | None => host.to_owned(),
@@ -106,7 +106,7 @@ fn host_key_alias(url: &RepositoryUrl) -> String {
 }
 
 fn ssh_destination(url: &RepositoryUrl) -> String {
-    let host = url.host().trim_start_matches('[').trim_end_matches(']');
+    let host = url.bare_host();
     match url.user() {
         Some(user) => format!("{user}@{host}"),
         None => host.to_owned(),
