@@ -445,8 +445,8 @@ fn request(
 
 /// JSON that YAML 1.1 reads as the same values, as an API server reads what is to be applied. YAML takes
 /// some characters that JSON leaves as they are for line breaks, which it folds, and refuses others:
-/// those are escaped (<https://yaml.org/spec/1.1/#id868518>; both read `\uXXXX` alike). They can only
-/// stand inside strings.
+/// those are escaped (<https://yaml.org/spec/1.1/#id868518>; both read `\uXXXX` alike). In JSON they occur
+/// in strings only.
 fn yaml_of(value: &Value) -> String {
     let json = value.to_string();
     let is_read_otherwise = |c: char| {

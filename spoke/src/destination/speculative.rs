@@ -3,6 +3,7 @@
 //! Results are passed to the worker, which decides. One decision is made earlier: if every dry run of a plan has
 //! passed in time, its first record gives up the rollback point already.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,41 @@ use crate::ledger::records::{Entry, Key};
 /// Longest time that an admission waits for results that let its first write begin with its record.
 const ANSWERS_WAIT_MAX: Duration = Duration::from_millis(50);
 
+/// The objects of an admission as the destination's record knows them.
+struct AdmittedObjects<'a> {
+    rendered: &'a Arc<Verified<ObjectSet>>,
+    objects: BTreeMap<ObjectKey, Tracked>,
+    account: Account,
+    /// True if plan and policy allow taking over existing objects.
+    adopt: bool,
+}
+
+impl<'a> AdmittedObjects<'a> {
+    fn new(
+        (application, namespace): &Key,
+        (admission, rendered): (&Admission, &'a Arc<Verified<ObjectSet>>),
+        entry: &Entry,
+        known: &Kinds,
+    ) -> Self {
+        let policy = &admission.admitted.effective_policy;
+        let account = Account::new(application, namespace, &policy.accounts_namespace);
+        let kinds = placement::with_definitions(rendered.objects(), known);
+        let recorded = (&entry.record.inventory[..], &entry.confirmed);
+        let objects = track(rendered, &kinds, &account, recorded, None);
+        Self { rendered, objects, account, adopt: admission.plan.sync.adopt && policy.adopt }
+    }
+
+    fn target(&self, key: &ObjectKey, tracked: &Tracked) -> Target {
+        Target {
+            objects: Arc::clone(self.rendered),
+            key: key.clone(),
+            path: tracked.path.clone(),
+            user: Some(self.account.user()),
+            autoscaled: tracked.autoscaled,
+        }
+    }
+}
+
 /// The dry runs of an admission that were started before its record is written.
 #[derive(Debug, Default)]
 pub struct SpeculativeDryRuns {
@@ -37,17 +73,13 @@ impl SpeculativeDryRuns {
     /// others.
     pub fn begin(
         api: &ApiServer,
-        (application, namespace): &Key,
-        (admission, rendered): (&Admission, &Arc<Verified<ObjectSet>>),
+        key: &Key,
+        admitted: (&Admission, &Arc<Verified<ObjectSet>>),
         entry: &Entry,
         known: &Kinds,
     ) -> Self {
-        let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
-        let account = Account::new(application, namespace, accounts_namespace);
-        let kinds = placement::with_definitions(rendered.objects(), known);
-        let recorded = (&entry.record.inventory[..], &entry.confirmed);
-        let objects = track(rendered, &kinds, &account, recorded, None);
-        let adopt = admission.plan.sync.adopt && admission.admitted.effective_policy.adopt;
+        let admitted = AdmittedObjects::new(key, admitted, entry, known);
+        let (objects, adopt) = (&admitted.objects, admitted.adopt);
         let changes = |tracked: &Tracked| tracked.need() == Need::Apply;
         let ours = |tracked: &Tracked| {
             let definition = tracked.definition.as_ref().and_then(|key| objects.get(key));
@@ -56,13 +88,7 @@ impl SpeculativeDryRuns {
                 && !definition.is_some_and(changes)
         };
         let begin = |(key, tracked): (&ObjectKey, &Tracked)| {
-            let target = Target {
-                objects: Arc::clone(rendered),
-                key: key.clone(),
-                path: tracked.path.clone(),
-                user: Some(account.user()),
-                autoscaled: tracked.autoscaled,
-            };
+            let target = admitted.target(key, tracked);
             let ownership = tracked.ownership(adopt);
             let (api, asked) = (api.clone(), ownership.clone());
             let asking = async move { apply::check(&api, &target, asked).await };
@@ -86,26 +112,15 @@ impl SpeculativeDryRuns {
     /// [`ApplyError`].
     pub async fn of_one(
         api: &ApiServer,
-        (application, namespace): &Key,
-        (admission, rendered): (&Admission, &Arc<Verified<ObjectSet>>),
+        destination: &Key,
+        admitted: (&Admission, &Arc<Verified<ObjectSet>>),
         (entry, known): (&Entry, &Kinds),
         key: &ObjectKey,
     ) -> Result<DryRunPermit, ApplyError> {
-        let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
-        let account = Account::new(application, namespace, accounts_namespace);
-        let kinds = placement::with_definitions(rendered.objects(), known);
-        let recorded = (&entry.record.inventory[..], &entry.confirmed);
-        let objects = track(rendered, &kinds, &account, recorded, None);
-        let tracked = objects.get(key).ok_or(ApplyError::Gone)?;
-        let adopt = admission.plan.sync.adopt && admission.admitted.effective_policy.adopt;
-        let target = Target {
-            objects: Arc::clone(rendered),
-            key: key.clone(),
-            path: tracked.path.clone(),
-            user: Some(account.user()),
-            autoscaled: tracked.autoscaled,
-        };
-        apply::check(api, &target, tracked.ownership(adopt)).await
+        let admitted = AdmittedObjects::new(destination, admitted, entry, known);
+        let tracked = admitted.objects.get(key).ok_or(ApplyError::Gone)?;
+        let target = admitted.target(key, tracked);
+        apply::check(api, &target, tracked.ownership(admitted.adopt)).await
     }
 
     /// Returns whether every object that the admission changes may be written, so that it needs no rollback

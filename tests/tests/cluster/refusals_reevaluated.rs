@@ -439,6 +439,15 @@ const AUTOSCALER: &str = "apiVersion: autoscaling/v2\nkind: HorizontalPodAutosca
     scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}\n  minReplicas: 4\n  maxReplicas: 8\n  metrics:\n  \
     - type: Resource\n    resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}\n";
 
+/// Waits until the spoke has written the Deployment since `before`.
+async fn deployment_written(fleet: &RealFleet, before: Mark, awaited: &str) -> anyhow::Result<()> {
+    until(awaited, WITHIN, || async {
+        let written = writes(fleet, before)?;
+        Ok(written.iter().any(|write| write == "patch deployments/web").then_some(()))
+    })
+    .await
+}
+
 async fn replicas(fleet: &RealFleet) -> anyhow::Result<Option<i32>> {
     let deployments: Api<Deployment> = Api::namespaced(client(fleet).await?, NAMESPACE);
     Ok(deployments.get("web").await?.spec.replicas)
@@ -469,13 +478,7 @@ async fn case_08_hpa_replicas() -> anyhow::Result<()> {
         Ok(written.iter().any(|write| write.contains("horizontalpodautoscalers")).then_some(()))
     })
     .await?;
-    until("the Deployment to be written", WITHIN, || async {
-        Ok(writes(&fleet, before)?
-            .iter()
-            .any(|write| write == "patch deployments/web")
-            .then_some(()))
-    })
-    .await?;
+    deployment_written(&fleet, before, "the Deployment to be written").await?;
     let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
     assert_eq!(replicas(&fleet).await?, Some(6));
     let scale = Patch::Merge(json!({"spec": {"replicas": 5}}));
@@ -534,13 +537,7 @@ async fn an_autoscaler_of_the_namespace_owns_the_replicas_too() -> anyhow::Resul
         Api::namespaced(client(&fleet).await?, NAMESPACE);
     let before = mark(&fleet);
     autoscalers.create(&PostParams::default(), &serde_json::from_value(autoscaler)?).await?;
-    until("the replicas to be released", WITHIN, || async {
-        Ok(writes(&fleet, before)?
-            .iter()
-            .any(|write| write == "patch deployments/web")
-            .then_some(()))
-    })
-    .await?;
+    deployment_written(&fleet, before, "the replicas to be released").await?;
     let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
     let scale = Patch::Merge(json!({"spec": {"replicas": 6}}));
     deployments.patch_scale("web", &PatchParams::default(), &scale).await?;

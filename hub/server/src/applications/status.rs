@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn ready_says_when_git_cannot_be_read_and_when_a_cluster_has_long_been_silent() {
         let unread = View {
-            problem: Some(Waiting::unknown(Reason::RepositoryUnreachable, "nobody answers")),
+            problem: Some(Waiting::unknown(Reason::RepositoryUnreachable, "connection refused")),
             ..View::default()
         };
         for (view, phase, silent, status, reason) in [

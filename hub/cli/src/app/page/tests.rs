@@ -86,8 +86,8 @@ fn a_row_says_whether_the_application_is_ready_and_why_not() {
     let said = |ready: &str, message: &str| (ready.to_owned(), message.to_owned());
 
     assert_eq!(message("True", "as CI says".into(), Format::Table), said("True", NONE));
-    let why = "RepositoryUnreachable: nobody answers";
-    assert_eq!(message("False", "nobody answers".into(), Format::Table), said("False", why));
+    let why = "RepositoryUnreachable: connection refused";
+    assert_eq!(message("False", "connection refused".into(), Format::Table), said("False", why));
     let long = "é".repeat(200);
     let shown = message("False", long.clone(), Format::Table).1;
     assert_eq!(shown.chars().count(), ROW_MESSAGE_CHARACTERS_MAX + 1);
