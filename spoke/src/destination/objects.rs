@@ -346,15 +346,7 @@ pub fn steps(
     let mut plan = Planning { objects, rules, now, wake: None };
     let mut steps = Vec::new();
     let mut begins = false;
-    let unchecked = objects.values().any(|t| {
-        let open = plan.is_live(t) || t.failure.as_ref().is_some_and(|f| f.transient);
-        t.need() == Need::Apply && t.permit.is_none() && open && !plan.waits(t)
-    });
-    let open_rank = objects
-        .values()
-        .filter(|t| (t.need() == Need::Apply || t.busy) && plan.is_live(t))
-        .map(|t| t.rank)
-        .min();
+    let Open { unchecked, rank: open_rank } = plan.open();
     for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
         let step = match tracked.need() {
             Need::Wait if tracked.watched => None,
@@ -380,6 +372,9 @@ pub fn steps(
             begins = true;
         } else if steps.len() < room {
             steps.push(step);
+        } else if !rules.rollback_possible {
+            // The next result of a request ends in another call.
+            break;
         }
     }
     // One write of the record, independent of the requests in flight.
@@ -394,7 +389,35 @@ struct Planning<'a> {
     wake: Option<Instant>,
 }
 
+/// What is left of a plan, over all its objects.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// A dry run is missing.
+    unchecked: bool,
+    /// The lowest rank that is not settled.
+    rank: Option<u8>,
+}
+
 impl Planning<'_> {
+    fn open(&mut self) -> Open {
+        let mut open = Open { unchecked: false, rank: None };
+        for tracked in self.objects.values() {
+            let applies = tracked.need() == Need::Apply;
+            if !applies && !tracked.busy {
+                continue;
+            }
+            let is_live = self.is_live(tracked);
+            if is_live {
+                open.rank = Some(open.rank.map_or(tracked.rank, |rank| rank.min(tracked.rank)));
+            }
+            let is_open = is_live || tracked.failure.as_ref().is_some_and(|f| f.transient);
+            if !open.unchecked && applies && tracked.permit.is_none() && is_open {
+                open.unchecked = !self.waits(tracked);
+            }
+        }
+        open
+    }
+
     fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }

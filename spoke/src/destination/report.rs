@@ -131,6 +131,12 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
     report
 }
 
+/// Returns phase and reason of the report.
+pub fn phase_and_reason(situation: &ReportContext<'_>) -> (Phase, ReportedReason) {
+    let (phase, reason, _) = phase(situation);
+    (phase, reason)
+}
+
 fn phase(situation: &ReportContext<'_>) -> (Phase, ReportedReason, String) {
     if let Some((reason, text)) = situation.frozen {
         return (Phase::Degraded, reason.into(), text.to_owned());

@@ -30,7 +30,7 @@ use crate::cluster::watch::{Followed, News};
 use crate::ledger::error::LedgerError;
 use crate::ledger::records::Key;
 
-/// Shortest time between two reports of the same phase, reason and sequence.
+/// Shortest time between two reports of the same phase, reason and sequence. A report is built as rarely.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// Longest time between a record and the order that follows it.
 pub(super) const OVERTAKEN_WAIT: Duration = Duration::from_secs(1);
@@ -45,7 +45,9 @@ pub(super) struct State {
     /// The newest refusal, until an admission follows.
     refusal: Option<Refusal>,
     heals_total: u64,
-    last_report: Option<(Arc<Report>, Instant)>,
+    last_report: Option<Arc<Report>>,
+    /// When a report was built last, whether it was sent or not.
+    built_at: Option<Instant>,
     repeat: Repeat,
     /// Number of requests in flight.
     in_flight: usize,
@@ -122,6 +124,7 @@ impl State {
             refusal: None,
             heals_total: 0,
             last_report: None,
+            built_at: None,
             repeat: Repeat::No,
             in_flight: 0,
             obstacle: None,
@@ -372,6 +375,9 @@ impl State {
     }
 
     /// Reports a change. Returns when a change that is not urgent is due.
+    ///
+    /// A report costs as much as the destination has objects, so that between two of them only its phase and
+    /// reason are compared.
     fn report(
         &mut self,
         position: Option<(u64, u64)>,
@@ -381,28 +387,35 @@ impl State {
         if !self.is_reported() {
             return None;
         }
-        let now = moment.now;
-        let mut report = report::report(&self.situation(position, moment));
+        let situation = self.situation(position, moment);
+        let (phase, is_urgent) = self.compare(&situation);
+        let may_be_built_at = self.built_at.map(|at| at + REPORT_EVERY);
+        if let Some(at) = may_be_built_at.filter(|at| !is_urgent && *at > moment.now) {
+            return Some(at);
+        }
+        let mut report = report::report(&situation);
+        self.built_at = Some(moment.now);
         let repeat = std::mem::replace(&mut self.repeat, Repeat::No);
-        let mut phase = PhaseChange::Changed;
-        if let Some((last, at)) = &self.last_report {
-            if repeat == Repeat::No && is_same_but_time(last, &mut report) {
-                return None;
-            }
-            if last.phase == report.phase && last.reason == report.reason {
-                phase = PhaseChange::Same;
-            }
-            let is_urgent = repeat == Repeat::Asked
-                || phase == PhaseChange::Changed
-                || last.sequence != report.sequence;
-            if !is_urgent && now.duration_since(*at) < REPORT_EVERY {
-                return Some(*at + REPORT_EVERY);
-            }
+        let last = self.last_report.as_ref().filter(|_| repeat == Repeat::No);
+        if last.is_some_and(|last| is_same_but_time(last, &mut report)) {
+            return None;
         }
         let report = Arc::new(report);
         commands.push(Command::Report { report: Arc::clone(&report), phase });
-        self.last_report = Some((report, now));
+        self.last_report = Some(report);
         None
+    }
+
+    /// Compares a situation with the last report. Returns whether phase or reason differ, and whether a report
+    /// must not wait.
+    fn compare(&self, situation: &ReportContext<'_>) -> (PhaseChange, bool) {
+        let Some(last) = &self.last_report else { return (PhaseChange::Changed, true) };
+        let (phase, reason) = report::phase_and_reason(situation);
+        if last.phase != phase || last.reason != reason {
+            return (PhaseChange::Changed, true);
+        }
+        let is_urgent = self.repeat == Repeat::Asked || last.sequence != situation.sequence;
+        (PhaseChange::Same, is_urgent)
     }
 
     /// Returns whether there is something to report: not before an order, and not while a plan is reverted or tried

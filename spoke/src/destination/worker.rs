@@ -9,10 +9,11 @@ use std::time::Instant;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::custody::StoredRefusal;
 use attest_common::session::report::{Phase, Refusal, Report};
+use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::command::{Command, Notice, PhaseChange, Request};
-use super::event::{Event, Facts, Moment, RemoveOrder, RunOrder};
+use super::event::{Event, Facts, Moment, Outcome, RemoveOrder, RunOrder};
 use super::mailbox::{Mailbox, Order, Run, Slot};
 use super::perform::{Flight, Performer};
 use super::shared::Shared;
@@ -66,12 +67,21 @@ impl Worker {
                     self.take(slot);
                 }
                 Some(outcome) = self.flights.next(), if !self.flights.is_empty() => {
-                    self.feed(Event::Finished(Box::new(outcome)));
+                    self.finish_all(outcome);
                 }
                 () = self.inbox.arrived() => {}
                 () = slept => {}
             }
             self.feed(Event::Observed(self.inbox.take()));
+        }
+    }
+
+    /// Processes a result, and those that have arrived with it: a tick costs as much as there are objects.
+    fn finish_all(&mut self, first: Outcome) {
+        let mut arrived = Some(first);
+        while let Some(outcome) = arrived {
+            self.feed(Event::Finished(Box::new(outcome)));
+            arrived = self.flights.next().now_or_never().flatten();
         }
     }
 

@@ -561,6 +561,25 @@ fn the_same_is_reported_once_unless_the_hub_asks_again() {
 }
 
 #[test]
+fn a_burst_of_events_builds_one_report() {
+    let first = admit(None, &["a", "b"], "one");
+    let mut machine = Machine::synced(&first);
+    let built_at = machine.state.built_at;
+    assert_eq!(built_at, Some(machine.moment.now));
+
+    for version in 2..50 {
+        machine.later(Duration::from_millis(1));
+        machine.feed(seen("a", present("uid", b"", version)));
+        machine.tick();
+        assert_eq!(machine.state.built_at, built_at);
+    }
+    machine.later(REPORT_EVERY);
+    machine.tick();
+
+    assert_eq!(machine.state.built_at, Some(machine.moment.now));
+}
+
+#[test]
 fn a_worker_without_an_order_does_and_reports_nothing() {
     let mut machine = Machine::new();
     machine.feed(Event::RepeatReport);
