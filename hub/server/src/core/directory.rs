@@ -16,6 +16,30 @@ struct State {
     by_name: BTreeMap<Name, BTreeSet<ClusterId>>,
     /// Revoked and then removed: not shown, and still rejected.
     banned: BTreeSet<ClusterId>,
+    /// Number of clusters in each state.
+    counts: BTreeMap<ClusterState, usize>,
+}
+
+impl State {
+    fn insert(&mut self, record: &ClusterRecord) {
+        self.remove(&record.id);
+        *self.counts.entry(record.state).or_default() += 1;
+        self.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
+        self.by_id.insert(record.id.clone(), Arc::new(record.clone()));
+    }
+
+    fn remove(&mut self, id: &ClusterId) {
+        let Some(former) = self.by_id.remove(id) else { return };
+        if let Some(count) = self.counts.get_mut(&former.state) {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(ids) = self.by_name.get_mut(&former.name) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.by_name.remove(&former.name);
+            }
+        }
+    }
 }
 
 /// The registered clusters.
@@ -79,6 +103,13 @@ impl Directory {
         records.find(|record| record.state != ClusterState::Revoked).or(first).cloned()
     }
 
+    /// Returns every cluster of this name, ordered by id.
+    pub(crate) fn all_named(&self, name: &Name) -> Vec<Arc<ClusterRecord>> {
+        let state = self.state.read();
+        let ids = state.by_name.get(name).into_iter().flatten();
+        ids.filter_map(|id| state.by_id.get(id).cloned()).collect()
+    }
+
     /// Returns all clusters, ordered by id.
     pub fn all(&self) -> Vec<Arc<ClusterRecord>> {
         let state = self.state.read();
@@ -110,7 +141,7 @@ impl Directory {
     pub(crate) fn measure(&self, metrics: &Metrics) {
         let state = self.state.read();
         for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
-            let count = state.by_id.values().filter(|record| record.state == word).count();
+            let count = state.counts.get(&word).copied().unwrap_or_default();
             let gauge = metrics.clusters.with_label_values(&[word.as_str()]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
@@ -123,24 +154,14 @@ impl WriteGuard<'_> {
         let mut state = self.directory.state.write();
         if record.removed {
             state.banned.insert(record.id.clone());
-            forget(&mut state, record);
-            return;
+            state.remove(&record.id);
+        } else {
+            state.insert(record);
         }
-        state.by_name.entry(record.name.clone()).or_default().insert(record.id.clone());
-        state.by_id.insert(record.id.clone(), Arc::new(record.clone()));
     }
 
     /// Removes a cluster that is no longer registered from the copy in memory.
     pub fn forget(&self, record: &ClusterRecord) {
-        let mut state = self.directory.state.write();
-        forget(&mut state, record);
+        self.directory.state.write().remove(&record.id);
     }
-}
-
-fn forget(state: &mut State, record: &ClusterRecord) {
-    state.by_id.remove(&record.id);
-    if let Some(ids) = state.by_name.get_mut(&record.name) {
-        ids.remove(&record.id);
-    }
-    state.by_name.retain(|_, ids| !ids.is_empty());
 }

@@ -141,6 +141,12 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// When the store cannot be read.
     fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError>;
 
+    /// Returns the number of values of a table, without reading them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn count(&self, table: Table) -> Result<u64, StoreError>;
+
     /// Returns the destination of every ledger, in order, without reading entries.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ use crate::reconcile::waker::Waker;
 
 /// Most stored tokens; the oldest unusable ones are deleted first.
 pub(crate) const TOKENS_MAX: usize = 10_000;
+/// Stored tokens after a deletion of unusable ones, so that few new tokens read the others.
+pub(crate) const TOKENS_KEPT_MAX: usize = TOKENS_MAX / 10 * 9;
 /// Most registered clusters.
 pub(crate) const CLUSTERS_MAX: usize = 20_000;
 

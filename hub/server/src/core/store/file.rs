@@ -9,7 +9,8 @@ use attest_common::basics::locked::{Locked, RwLocked};
 use attest_runtime::failpoint;
 use redb::backends::FileBackend;
 use redb::{
-    Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction,
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableDefinition, WriteTransaction,
 };
 
 use super::{Change, KEY_BYTES_MAX, Store, StoreError, Table, result_key};
@@ -382,6 +383,10 @@ impl Store for RedbStore {
             }
             Ok(found)
         })
+    }
+
+    fn count(&self, table: Table) -> Result<u64, StoreError> {
+        self.read(|transaction| Ok(transaction.open_table(definition(table))?.len()?))
     }
 
     fn destinations(&self) -> Result<Vec<String>, StoreError> {

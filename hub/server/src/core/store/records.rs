@@ -113,6 +113,14 @@ impl Records {
         raw.map(|raw| Ok(Stored { value: read(&raw, key)?, raw })).transpose()
     }
 
+    /// Returns the number of records of a table, without reading them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn count<T: Record>(&self) -> Result<usize, StoreError> {
+        self.store.count(T::TABLE).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
     /// Returns every record of a table, in key order.
     ///
     /// # Errors

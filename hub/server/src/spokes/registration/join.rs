@@ -188,16 +188,16 @@ fn first_use(
     if core.directory.is_banned(&proven.cluster) {
         return Err(JoinError::ClusterRevoked(proven.cluster.clone()));
     }
-    let all = core.directory.all();
-    let replaced = replaced(&all, token, proven)?;
+    let previous = core.directory.get(&proven.cluster);
+    let namesakes = core.directory.all_named(&token.cluster);
+    let replaced = replaced(previous.as_deref(), &namesakes, token)?;
     if core.directory.records() >= CLUSTERS_MAX {
         return Err(JoinError::TooMany);
     }
-    let previous = all.iter().find(|cluster| cluster.id == proven.cluster);
     if token.identity.is_some() && previous.is_none() {
         return Err(JoinError::NoCluster(token.cluster.clone()));
     }
-    let mut record = joining(token, proven, previous.map(AsRef::as_ref));
+    let mut record = joining(token, proven, previous.as_deref());
     let issued = match record.state {
         ClusterState::Accepted => Some(registration.certify(&mut record, &proven.csr)?),
         ClusterState::Pending | ClusterState::Revoked => None,
@@ -240,31 +240,34 @@ fn first_use(
     Ok(outcome(registration, &record, issued.map(|issued| issued.chain_pem())))
 }
 
-/// Returns the registered clusters of the same name, as revoked: a token may replace them.
+/// Returns the other registered clusters of the token's name, as revoked: a token may replace them. `previous` is the
+/// record of the identity that joins.
 ///
 /// # Errors
 /// When the token does not replace them, or the identity may not join with this name.
 fn replaced(
-    all: &[Arc<ClusterRecord>],
+    previous: Option<&ClusterRecord>,
+    namesakes: &[Arc<ClusterRecord>],
     token: &TokenRecord,
-    proven: &ProvenRequest,
 ) -> Result<Vec<ClusterRecord>, JoinError> {
-    let mut replaced = Vec::new();
-    for cluster in all {
-        let is_same_identity = cluster.id == proven.cluster;
-        if is_same_identity && cluster.state == ClusterState::Revoked {
-            return Err(JoinError::ClusterRevoked(cluster.id.clone()));
+    match previous {
+        Some(known) if known.state == ClusterState::Revoked => {
+            return Err(JoinError::ClusterRevoked(known.id.clone()));
         }
-        if is_same_identity && cluster.name != token.cluster {
-            return Err(JoinError::IdentityKnown(cluster.name.clone()));
+        Some(known) if known.name != token.cluster => {
+            return Err(JoinError::IdentityKnown(known.name.clone()));
         }
-        let is_same_name = cluster.name == token.cluster && !is_same_identity;
-        if is_same_name && cluster.state != ClusterState::Revoked {
-            if !token.replace {
-                return Err(JoinError::NameTaken(token.cluster.clone()));
-            }
-            replaced.push(revoked(cluster, "replaced by a new registration of the same name"));
-        }
+        Some(_) | None => {}
+    }
+    let others = namesakes
+        .iter()
+        .filter(|cluster| cluster.state != ClusterState::Revoked)
+        .filter(|cluster| previous.is_none_or(|known| known.id != cluster.id));
+    let replaced: Vec<ClusterRecord> = others
+        .map(|other| revoked(other, "replaced by a new registration of the same name"))
+        .collect();
+    if !replaced.is_empty() && !token.replace {
+        return Err(JoinError::NameTaken(token.cluster.clone()));
     }
     Ok(replaced)
 }

@@ -4,7 +4,7 @@ use attest_common::basics::ids::{ClusterId, Digest, Name};
 use attest_common::session::join::{JoinToken, TOKEN_LIFETIME_MAX_S, TOKEN_RANDOM_BYTES};
 use attest_runtime::clock::{after, now};
 
-use super::{JoinError, Registration, TOKENS_MAX};
+use super::{JoinError, Registration, TOKENS_KEPT_MAX, TOKENS_MAX};
 use crate::core::store::StoreError;
 use crate::core::store::records::{self, Change, ClusterState, Records, TokenRecord};
 
@@ -67,8 +67,11 @@ impl Registration {
 
 /// Returns deletions of the oldest unusable tokens, when there are more than [`TOKENS_MAX`].
 fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
+    if records.count::<TokenRecord>()? < TOKENS_MAX {
+        return Ok(Vec::new());
+    }
     let all: Vec<TokenRecord> = records.all()?;
-    let excess = (all.len() + 1).saturating_sub(TOKENS_MAX);
+    let excess = (all.len() + 1).saturating_sub(TOKENS_KEPT_MAX);
     let time = now();
     let mut dead: Vec<&TokenRecord> = all
         .iter()

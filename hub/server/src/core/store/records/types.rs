@@ -13,7 +13,7 @@ use super::Record;
 use crate::core::store::{Table, result_key};
 
 /// Registration state of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ClusterState {
     /// Joined; an operator has not accepted it yet.
     Pending,
