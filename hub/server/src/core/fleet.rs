@@ -473,12 +473,16 @@ impl Fleet {
         state.resent.remove(destination);
         if let Some(heads) = state.heads.get_mut(&destination.cluster) {
             heads.remove(destination);
+            if heads.is_empty() {
+                state.heads.remove(&destination.cluster);
+            }
         }
         if let Some(places) = state.places.get_mut(&destination.application) {
             places.remove(destination);
+            if places.is_empty() {
+                state.places.remove(&destination.application);
+            }
         }
-        state.heads.retain(|_, heads| !heads.is_empty());
-        state.places.retain(|_, places| !places.is_empty());
     }
 
     /// A blob ready to be sent; from the store when memory does not have it.

@@ -22,7 +22,14 @@ const _: () = assert!(JITTER_PERCENT < SHARED_PERCENT_MAX);
 #[derive(Debug)]
 pub(crate) struct Answers {
     age_max: Duration,
-    kept: Locked<BTreeMap<(String, String), Entry>>,
+    kept: Locked<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    entries: BTreeMap<(String, String), Entry>,
+    /// When expired entries were dropped last.
+    swept: Instant,
 }
 
 /// Locked during the poll.
@@ -50,7 +57,8 @@ impl Answer {
 
 impl Answers {
     pub(super) fn new(interval: Duration) -> Self {
-        Self { age_max: interval * SHARED_PERCENT_MAX / 100, kept: Locked::default() }
+        let kept = Kept { entries: BTreeMap::new(), swept: Instant::now() };
+        Self { age_max: interval * SHARED_PERCENT_MAX / 100, kept: Locked::new(kept) }
     }
 
     /// Returns the shared answer of `remote` if it is valid, was polled with the same credentials, and not before
@@ -77,17 +85,22 @@ impl Answers {
         answer
     }
 
-    /// Returns the entry of `key`. Drops expired entries.
+    /// Returns the entry of `key`. Drops expired entries, once for each period of validity.
     fn entry(&self, key: (String, String)) -> Entry {
         let mut kept = self.kept.lock();
-        kept.retain(|_, entry| {
-            // A locked entry is being polled.
-            entry.try_lock().is_none_or(|answer| {
-                Arc::strong_count(entry) > 1
-                    || answer.as_ref().is_some_and(|a| a.answered.elapsed() <= self.age_max)
-            })
-        });
-        Arc::clone(kept.entry(key).or_default())
+        if kept.swept.elapsed() >= self.age_max {
+            kept.entries.retain(|_, entry| self.is_kept(entry));
+            kept.swept = Instant::now();
+        }
+        Arc::clone(kept.entries.entry(key).or_default())
+    }
+
+    fn is_kept(&self, entry: &Entry) -> bool {
+        // A locked entry is being polled.
+        entry.try_lock().is_none_or(|answer| {
+            Arc::strong_count(entry) > 1
+                || answer.as_ref().is_some_and(|a| a.answered.elapsed() <= self.age_max)
+        })
     }
 }
 
@@ -147,7 +160,7 @@ mod tests {
         }
 
         assert_eq!(asked.get(), 3);
-        assert_eq!(answers.kept.lock().len(), 1);
+        assert_eq!(answers.kept.lock().entries.len(), 1);
     }
 
     #[test]
