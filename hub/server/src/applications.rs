@@ -5,5 +5,6 @@ pub(crate) mod facts;
 pub(crate) mod lower;
 pub(crate) mod rules;
 pub(crate) mod status;
+pub(crate) mod tally;
 pub(crate) mod view;
 pub(crate) mod views;

@@ -11,6 +11,7 @@ mod pass;
 mod plan;
 mod planner;
 mod publish;
+mod publish_status;
 mod queue;
 pub(crate) mod reconciler;
 pub(crate) mod repositories;

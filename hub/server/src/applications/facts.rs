@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest_common::basics::ids::{DestinationKey, Digest};
+use attest_common::basics::ids::{DestinationKey, Digest, Name};
 
 use super::view::{View, Waiting};
 use crate::core::Core;
-use crate::core::store::records::{ApplicationRecord, LedgerEntry, ReportRecord};
+use crate::core::store::records::{
+    Application, ApplicationRecord, Destination, LedgerEntry, ReportRecord,
+};
 
 /// Most directives of a destination searched for the one whose plan runs.
 const DIRECTIVES_SEARCHED_MAX: usize = 8;
@@ -68,36 +70,49 @@ pub(crate) fn gather(
     let application = &record.application;
     let mut destinations = Vec::new();
     let mut named = BTreeSet::new();
-    for destination in &application.destinations {
-        let cluster = core.directory.named(&destination.cluster);
-        let key = cluster.map(|cluster| application.key_at(&cluster.id, &destination.namespace));
-        named.extend(key.clone());
-        let place = (destination.cluster.clone(), destination.namespace.clone());
-        destinations.push(DestinationFacts {
-            waiting: view.as_ref().and_then(|view| view.waiting.get(&place).cloned()),
-            problem: view.as_ref().and_then(|view| view.problem.clone()),
-            reconciled: view.is_some(),
-            ..at(
-                core,
-                key,
-                destination.cluster.to_string(),
-                destination.namespace.to_string(),
-                detail,
-            )
-        });
+    for Destination { cluster, namespace, .. } in &application.destinations {
+        let facts = named_by(core, application, view.as_deref(), (cluster, namespace), detail);
+        named.extend(facts.key.clone());
+        destinations.push(facts);
     }
     let heads = core.fleet.heads_for(&application.name);
     let generation = heads.iter().map(|(_, head)| head.generation).max().unwrap_or(0);
-    for (key, head) in heads {
-        let is_finished = head.is_removed(core.fleet.report(&key).as_deref());
-        if named.contains(&key) || is_finished {
-            continue;
-        }
-        let Some(cluster) = core.directory.get(&key.cluster) else { continue };
-        let namespace = key.namespace.to_string();
-        destinations.push(at(core, Some(key), cluster.name.to_string(), namespace, detail));
-    }
+    let left = heads.iter().map(|(key, _)| key).filter(|key| !named.contains(*key));
+    destinations.extend(left.filter_map(|key| leaving(core, key, detail)));
     ApplicationFacts { view, destinations, deleting: record.deleting, generation }
+}
+
+/// Gathers the facts about a destination that an application names. Blocks.
+pub(crate) fn named_by(
+    core: &Core,
+    application: &Application,
+    view: Option<&View>,
+    (cluster, namespace): (&Name, &Name),
+    detail: Detail,
+) -> DestinationFacts {
+    let registered = core.directory.named(cluster);
+    let key = registered.map(|registered| application.key_at(&registered.id, namespace));
+    let place = (cluster.clone(), namespace.clone());
+    DestinationFacts {
+        waiting: view.and_then(|view| view.waiting.get(&place).cloned()),
+        problem: view.and_then(|view| view.problem.clone()),
+        reconciled: view.is_some(),
+        ..at(core, key, cluster.to_string(), namespace.to_string(), detail)
+    }
+}
+
+/// Gathers the facts about a destination that an application is being removed from; `None` when it is gone. Blocks.
+pub(crate) fn leaving(
+    core: &Core,
+    key: &DestinationKey,
+    detail: Detail,
+) -> Option<DestinationFacts> {
+    let head = core.fleet.head(key)?;
+    if head.is_removed(core.fleet.report(key).as_deref()) {
+        return None;
+    }
+    let cluster = core.directory.get(&key.cluster)?.name.to_string();
+    Some(at(core, Some(key.clone()), cluster, key.namespace.to_string(), detail))
 }
 
 fn at(

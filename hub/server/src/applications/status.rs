@@ -9,6 +9,7 @@ use attest_common::objects::health::Health;
 use attest_common::session::report::{ApplicationPhase, Phase};
 
 use super::facts::{ApplicationFacts, DestinationFacts};
+use super::tally::Counts;
 use super::view::View;
 
 /// Age from which the last report of a disconnected cluster counts as stale.
@@ -75,25 +76,78 @@ impl Condition {
 pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
     let destinations: Vec<DestinationStatus> =
         facts.destinations.iter().map(destination_status).collect();
-    let phase = ApplicationPhase::worst(destinations.iter().map(|destination| destination.phase));
-    let mut conditions = conditions(facts.view.as_deref(), &destinations, phase);
+    let counts = Counts::of(&destinations);
+    let source = source_read(facts.view.as_deref());
+    let mut conditions = conditions(source, &destinations, &counts);
     conditions.extend(facts.deleting.then(deleting));
     conditions.extend(disconnected(&destinations));
-    ApplicationStatus { phase, conditions, destinations }
+    ApplicationStatus { phase: counts.phase(), conditions, destinations }
+}
+
+/// Returns the type and the status of every condition, without their reasons and messages.
+pub(crate) fn condition_statuses(
+    counts: &Counts,
+    view: Option<&View>,
+    is_deleting: bool,
+) -> Vec<(&'static str, &'static str)> {
+    let source = source_read(view).status;
+    let mut statuses = vec![
+        ("Ready", ready_status(counts, source)),
+        ("Verified", verified_status(counts)),
+        ("Synced", synced_status(counts)),
+        ("Healthy", healthy_status(counts)),
+        ("SourceRead", source),
+    ];
+    statuses.extend(is_deleting.then_some(("Deleting", "True")));
+    statuses.extend((counts.disconnected > 0).then_some(("Connected", "False")));
+    statuses
 }
 
 /// Returns the phase of an application, and `Verified`, `Failed` or `Pending`, for its log line.
-pub(crate) fn summary(status: &ApplicationStatus) -> (ApplicationPhase, &'static str) {
-    let verified = status.conditions.iter().find(|condition| condition.kind == "Verified");
-    let word = match verified.map(|condition| condition.status) {
-        Some("True") => "Verified",
-        Some("False") => "Failed",
+pub(crate) fn summary(counts: &Counts) -> (ApplicationPhase, &'static str) {
+    let word = match verified_status(counts) {
+        "True" => "Verified",
+        "False" => "Failed",
         _ => "Pending",
     };
-    (status.phase, word)
+    (counts.phase(), word)
 }
 
-fn destination_status(facts: &DestinationFacts) -> DestinationStatus {
+fn ready_status(counts: &Counts, source: &'static str) -> &'static str {
+    let is_well = synced_status(counts) == "True" && healthy_status(counts) == "True";
+    match (counts.total > 0 && is_well && source == "True", counts.stale) {
+        (false, _) => "False",
+        (true, 0) => "True",
+        (true, _) => "Unknown",
+    }
+}
+
+fn verified_status(counts: &Counts) -> &'static str {
+    if counts.in_phase(ApplicationPhase::Refused) > 0 {
+        "False"
+    } else if counts.in_phase(ApplicationPhase::AwaitingReceipts) == 0
+        && counts.running == counts.total
+    {
+        "True"
+    } else {
+        "Unknown"
+    }
+}
+
+fn synced_status(counts: &Counts) -> &'static str {
+    if counts.in_phase(ApplicationPhase::Synced) == counts.total { "True" } else { "False" }
+}
+
+fn healthy_status(counts: &Counts) -> &'static str {
+    match (counts.unhealthy, counts.unreported) {
+        (0, 0) => "True",
+        (0, _) => "Unknown",
+        (_, _) => "False",
+    }
+}
+
+/// Returns the status of one destination.
+pub(crate) fn destination_status(facts: &DestinationFacts) -> DestinationStatus {
     let (phase, reason, message) = phase(facts);
     let report = facts.report.as_ref().map(|record| &record.report);
     DestinationStatus {
@@ -171,24 +225,23 @@ fn phase(facts: &DestinationFacts) -> (ApplicationPhase, ReportedReason, &str) {
 
 /// Returns `Ready` and the four conditions that it summarises.
 fn conditions(
-    view: Option<&View>,
+    source: Condition,
     destinations: &[DestinationStatus],
-    phase: ApplicationPhase,
+    counts: &Counts,
 ) -> Vec<Condition> {
-    let verified = verified(destinations);
-    let synced = synced(destinations);
-    let healthy = healthy(destinations);
-    let source = source_read(view);
-    let is_well = phase == ApplicationPhase::Synced && healthy.is_true() && source.is_true();
-    let ready = if is_well {
-        ready(destinations)
-    } else {
-        let cause = [&verified, &source, &synced, &healthy].into_iter().find(|c| !c.is_true());
-        let (reason, message) = match cause {
-            Some(cause) => (cause.reason.clone(), cause.message.as_str()),
-            None => (Reason::Pending.into(), ""),
-        };
-        Condition::new("Ready", "False", reason, message)
+    let verified = verified(destinations, counts);
+    let synced = synced(destinations, counts);
+    let healthy = healthy(destinations, counts);
+    let ready = match ready_status(counts, source.status) {
+        "False" => {
+            let cause = [&verified, &source, &synced, &healthy].into_iter().find(|c| !c.is_true());
+            let (reason, message) = match cause {
+                Some(cause) => (cause.reason.clone(), cause.message.as_str()),
+                None => (Reason::Pending.into(), ""),
+            };
+            Condition::new("Ready", "False", reason, message)
+        }
+        _ => ready(destinations),
     };
     vec![ready, verified, synced, healthy, source]
 }
@@ -218,39 +271,46 @@ fn first(
     destinations.iter().find(|destination| destination.phase == phase)
 }
 
-fn verified(destinations: &[DestinationStatus]) -> Condition {
-    if let Some(refused) = first(destinations, ApplicationPhase::Refused) {
-        Condition::new("Verified", "False", refused.reason.clone(), located(refused))
-    } else if let Some(awaiting) = first(destinations, ApplicationPhase::AwaitingReceipts) {
-        Condition::new("Verified", "Unknown", awaiting.reason.clone(), located(awaiting))
-    } else if destinations.iter().all(|destination| destination.runs) {
-        Condition::new(
-            "Verified",
-            "True",
-            Reason::Verified,
-            "every destination runs a release signed by CI",
-        )
-    } else {
-        Condition::new("Verified", "Unknown", Reason::Pending, "not every destination has reported")
-    }
-}
-
-fn synced(destinations: &[DestinationStatus]) -> Condition {
-    match destinations.iter().find(|destination| destination.phase != ApplicationPhase::Synced) {
-        None => Condition::new("Synced", "True", Reason::Synced, "all destinations are synced"),
-        Some(other) => Condition::new("Synced", "False", other.reason.clone(), located(other)),
-    }
-}
-
-fn healthy(destinations: &[DestinationStatus]) -> Condition {
-    let unwell = destinations.iter().find(|other| other.health != Some(Health::Current));
-    match unwell.map(|other| (other, other.health)) {
-        None => Condition::new("Healthy", "True", Reason::Current, "every object is Current"),
-        Some((other, Some(health))) => {
-            Condition::new("Healthy", "False", health.reason(), located(other))
+fn verified(destinations: &[DestinationStatus], counts: &Counts) -> Condition {
+    let status = verified_status(counts);
+    let cause = first(destinations, ApplicationPhase::Refused)
+        .or_else(|| first(destinations, ApplicationPhase::AwaitingReceipts));
+    match cause {
+        Some(cause) => Condition::new("Verified", status, cause.reason.clone(), located(cause)),
+        None if status == "True" => {
+            let message = "every destination runs a release signed by CI";
+            Condition::new("Verified", status, Reason::Verified, message)
         }
-        Some((other, None)) => {
-            Condition::new("Healthy", "Unknown", Reason::Pending, located(other))
+        None => Condition::new(
+            "Verified",
+            status,
+            Reason::Pending,
+            "not every destination has reported",
+        ),
+    }
+}
+
+fn synced(destinations: &[DestinationStatus], counts: &Counts) -> Condition {
+    let status = synced_status(counts);
+    match destinations.iter().find(|destination| destination.phase != ApplicationPhase::Synced) {
+        None => Condition::new("Synced", status, Reason::Synced, "all destinations are synced"),
+        Some(other) => Condition::new("Synced", status, other.reason.clone(), located(other)),
+    }
+}
+
+/// A health that was reported takes precedence over one that is not known.
+fn healthy(destinations: &[DestinationStatus], counts: &Counts) -> Condition {
+    let status = healthy_status(counts);
+    let unhealthy = destinations.iter().find_map(|destination| {
+        let health = destination.health.filter(|health| *health != Health::Current)?;
+        Some((health.reason(), destination))
+    });
+    let unreported = destinations.iter().find(|destination| destination.health.is_none());
+    match (unhealthy, unreported) {
+        (Some((reason, other)), _) => Condition::new("Healthy", status, reason, located(other)),
+        (None, Some(other)) => Condition::new("Healthy", status, Reason::Pending, located(other)),
+        (None, None) => {
+            Condition::new("Healthy", status, Reason::Current, "every object is Current")
         }
     }
 }
@@ -315,7 +375,13 @@ mod tests {
                 destination("staging", phase, silent),
                 destination("production", ApplicationPhase::Synced, false),
             ];
-            let all = conditions(Some(&view), &shown, phase);
+            let counts = Counts::of(&shown);
+            let all = conditions(source_read(Some(&view)), &shown, &counts);
+            let statuses = all.iter().map(|condition| (condition.kind, condition.status));
+            assert_eq!(
+                statuses.collect::<Vec<_>>(),
+                condition_statuses(&counts, Some(&view), false)
+            );
             let ready = all.iter().find(|condition| condition.kind == "Ready").unwrap();
             assert_eq!((ready.status, ready.reason.as_str()), (status, reason));
         }

@@ -76,7 +76,21 @@ impl Views {
 
     /// Sets the transition time of each condition of an application.
     pub(crate) fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
-        self.transitions.stamp(application, conditions, now);
+        let statuses = conditions.iter().map(|condition| (condition.kind, condition.status));
+        let times = self.transitions.note(application, statuses, now);
+        conditions.iter_mut().zip(times).for_each(|(condition, at)| {
+            condition.last_transition_time = at;
+        });
+    }
+
+    /// Records the status of each condition of an application.
+    pub(crate) fn note_conditions(
+        &self,
+        application: &str,
+        statuses: impl IntoIterator<Item = (&'static str, &'static str)>,
+        now: Timestamp,
+    ) {
+        self.transitions.note(application, statuses, now);
     }
 
     /// Updates the metrics by the phase of an application.
@@ -95,19 +109,27 @@ impl Views {
 /// The phase of each application, for the metrics that count them.
 #[derive(Debug, Default)]
 struct Phases {
-    synced: Locked<BTreeMap<String, bool>>,
+    counted: Locked<CountedPhases>,
+}
+
+#[derive(Debug, Default)]
+struct CountedPhases {
+    by_application: BTreeMap<String, ApplicationPhase>,
+    synced: usize,
 }
 
 impl Phases {
     /// Records the phase of an application; `None` when it is deleted.
     fn note(&self, metrics: &Metrics, application: &str, phase: Option<ApplicationPhase>) {
-        let mut synced = self.synced.lock();
-        match phase {
-            Some(phase) => synced.insert(application.to_owned(), phase == ApplicationPhase::Synced),
-            None => synced.remove(application),
+        let mut counted = self.counted.lock();
+        let former = match phase {
+            Some(phase) => counted.by_application.insert(application.to_owned(), phase),
+            None => counted.by_application.remove(application),
         };
-        metrics.applications.set(gauge(synced.len()));
-        metrics.applications_synced.set(gauge(synced.values().filter(|is| **is).count()));
+        let is_synced = |phase| usize::from(phase == Some(ApplicationPhase::Synced));
+        counted.synced = counted.synced + is_synced(phase) - is_synced(former);
+        metrics.applications.set(gauge(counted.by_application.len()));
+        metrics.applications_synced.set(gauge(counted.synced));
     }
 }
 
@@ -115,31 +137,37 @@ fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Application and type of a condition.
-type ConditionKey = (String, &'static str);
+/// Status and transition time of each type of condition.
+type Since = BTreeMap<&'static str, (&'static str, Timestamp)>;
 
-/// Transition times of the conditions.
+/// Transition times of the conditions of each application.
 #[derive(Debug, Default)]
 struct Transitions {
-    since: Locked<BTreeMap<ConditionKey, (&'static str, Timestamp)>>,
+    by_application: Locked<BTreeMap<String, Since>>,
 }
 
 impl Transitions {
-    fn stamp(&self, application: &str, conditions: &mut [Condition], now: Timestamp) {
-        let mut since = self.since.lock();
-        for condition in conditions {
-            let key = (application.to_owned(), condition.kind);
-            let entry = since.entry(key).or_insert((condition.status, now));
-            if entry.0 != condition.status {
-                *entry = (condition.status, now);
+    /// Records statuses by type of condition. Returns the transition time of each.
+    fn note(
+        &self,
+        application: &str,
+        statuses: impl IntoIterator<Item = (&'static str, &'static str)>,
+        now: Timestamp,
+    ) -> Vec<Timestamp> {
+        let mut by_application = self.by_application.lock();
+        let since = by_application.entry(application.to_owned()).or_default();
+        let noted = statuses.into_iter().map(|(kind, status)| {
+            let entry = since.entry(kind).or_insert((status, now));
+            if entry.0 != status {
+                *entry = (status, now);
             }
-            condition.last_transition_time = entry.1;
-        }
+            entry.1
+        });
+        noted.collect()
     }
 
     fn forget(&self, application: &str) {
-        let mut since = self.since.lock();
-        since.retain(|(name, _), _| name != application);
+        self.by_application.lock().remove(application);
     }
 }
 
@@ -154,18 +182,7 @@ mod tests {
     fn a_condition_keeps_its_time_until_its_status_changes() {
         let transitions = Transitions::default();
         let at = |second| Timestamp::from_second(second).unwrap();
-        let condition = |status: &'static str| Condition {
-            kind: "Ready",
-            status,
-            reason: Reason::Pending.into(),
-            message: String::new(),
-            last_transition_time: Timestamp::UNIX_EPOCH,
-        };
-        let stamped = |status, second| {
-            let mut conditions = [condition(status)];
-            transitions.stamp("a", &mut conditions, at(second));
-            conditions[0].last_transition_time
-        };
+        let stamped = |status, second| transitions.note("a", [("Ready", status)], at(second))[0];
 
         assert_eq!(stamped("False", 1), at(1));
         assert_eq!(stamped("False", 2), at(1));

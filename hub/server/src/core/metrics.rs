@@ -54,6 +54,8 @@ pub struct Metrics {
     /// By `reason`.
     pub source_failures: IntCounterVec,
     pub reconciles: IntCounter,
+    pub judgements: IntCounter,
+    pub status_destinations: IntCounter,
 }
 
 impl Metrics {
@@ -160,6 +162,14 @@ impl Metrics {
                 &[],
             )?,
             reconciles: make.counter("attest_fleet_reconciles_total", "Reconciles started.")?,
+            judgements: make.counter(
+                "attest_fleet_judgements_total",
+                "Commits judged for a destination: the release and its receipts were verified.",
+            )?,
+            status_destinations: make.counter(
+                "attest_fleet_status_destinations_total",
+                "Destinations whose status was computed after a pass or a report.",
+            )?,
             reasons: Locked::new(BTreeSet::new()),
             exposition: make.finish()?,
         })

@@ -20,7 +20,7 @@ pub(super) use source::SourceCache;
 use super::answers::Answers;
 use super::evidence::Evidence;
 use super::repositories::Repositories;
-use super::task::Task;
+use super::task::PassRequest;
 use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
 use crate::core::position::{ReportedPolicy, SpokePosition};
@@ -55,7 +55,7 @@ pub(super) struct Observation<'a> {
     pub(super) asked_for: bool,
     pub(super) now: Timestamp,
     /// Duration of each step of reading.
-    read: ChangeTimings,
+    pub(super) read: ChangeTimings,
 }
 
 impl Observation<'_> {
@@ -132,15 +132,15 @@ pub(super) struct ObservedLeaving {
 pub(super) fn observe<'a>(
     sources: Sources<'_>,
     record: &'a ApplicationRecord,
-    task: Task,
+    request: PassRequest,
     cache: &mut SourceCache,
 ) -> Observation<'a> {
     if record.deleting {
-        return observe_removal(sources.core, record, task, cache.timings());
+        return observe_removal(sources.core, record, request, cache.timings());
     }
     let core = sources.core;
     let application = &record.application;
-    let (read, poll) = source::read(sources, application, task, cache);
+    let (read, poll) = source::read(sources, application, request, cache);
     let is_read = read.is_ok();
     let problem = match read {
         Ok(()) => cache.unanswered().map(SourceProblem::Remembered),
@@ -158,7 +158,7 @@ pub(super) fn observe<'a>(
         poll,
         leaving: observe_leaving(core, record),
         record,
-        asked_for: task.asked_for,
+        asked_for: request.asked_for,
         now: now(),
         read: cache.timings(),
     }
@@ -168,7 +168,7 @@ pub(super) fn observe<'a>(
 fn observe_removal<'a>(
     core: &Core,
     record: &'a ApplicationRecord,
-    task: Task,
+    request: PassRequest,
     read: ChangeTimings,
 ) -> Observation<'a> {
     Observation {
@@ -179,7 +179,7 @@ fn observe_removal<'a>(
         poll: None,
         destinations: Vec::new(),
         leaving: observe_leaving(core, record),
-        asked_for: task.asked_for,
+        asked_for: request.asked_for,
         now: now(),
         read,
     }

@@ -3,6 +3,7 @@
 //! Each step is a file of its own and hands values to the next. Every pass reads the world again; the cache only
 //! spares work.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use attest_runtime::clock::micros_since;
@@ -10,10 +11,11 @@ use attest_runtime::clock::micros_since;
 use super::commit::{Committed, commit};
 use super::deletion;
 use super::observe::{SourceCache, Sources, observe};
-use super::plan::plan;
-use super::publish::{Outputs, PublishedCache, log_failure, publish, publish_status};
+use super::plan::{Judgements, plan};
+use super::publish::{Outputs, PublishedCache, log_failure, publish};
+use super::publish_status::{StatusCache, publish_changed, publish_whole};
 use super::schedule::schedule;
-use super::task::Task;
+use super::task::{PassRequest, Poll, Task};
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 
@@ -28,23 +30,30 @@ pub(super) struct PassContext<'a> {
 #[derive(Debug, Default)]
 pub(super) struct PassCache {
     pub(super) source: SourceCache,
+    judgements: Judgements,
     published: PublishedCache,
+    status: StatusCache,
 }
 
 /// Reconciles one application.
 pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache: &mut PassCache) {
     let PassContext { outputs, .. } = context;
+    let request = match task {
+        Task::Whole(request) => request,
+        Task::Status(changed) if cache.status.is_counted() => {
+            let commit = cache.source.commit();
+            return publish_changed(outputs, &changed, commit.as_deref(), &mut cache.status);
+        }
+        // Not every destination is known.
+        Task::Status(_) => PassRequest { poll: Poll::No, asked_for: false },
+    };
     let record = match outputs.core.records.get::<ApplicationRecord>(name) {
-        Ok(Some(record)) => record,
+        Ok(Some(record)) => Arc::new(record),
         Ok(None) => return deletion::vanished(outputs, name),
         Err(error) => return log_failure(name, &error),
     };
-    if !task.plan && !record.deleting {
-        let commit = cache.source.commit();
-        return publish_status(outputs, &record, commit.as_deref(), &mut cache.published);
-    }
     outputs.core.metrics.reconciles.inc();
-    if let Err(error) = pass(context, &record, task, cache) {
+    if let Err(error) = pass(context, &record, request, cache) {
         log_failure(name, &error);
         // The ledger is not what is remembered of it.
         if matches!(error, StoreError::Conflict { .. } | StoreError::Unknown(_)) {
@@ -55,20 +64,21 @@ pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache:
 
 fn pass(
     context: PassContext<'_>,
-    record: &ApplicationRecord,
-    task: Task,
+    record: &Arc<ApplicationRecord>,
+    request: PassRequest,
     cache: &mut PassCache,
 ) -> Result<(), StoreError> {
     let begun = Instant::now();
     let PassContext { sources, outputs } = context;
     let (core, name) = (outputs.core, &record.application.name);
-    let observation = observe(sources, record, task, &mut cache.source);
+    let observation = observe(sources, record, request, &mut cache.source);
     if let Some(answer) = observation.poll {
         outputs.waker.polled(name.as_str(), answer.at, answer.is_ok);
     }
 
     let planning = Instant::now();
-    let decisions = plan(&observation);
+    let decisions = plan(&observation, &mut cache.judgements);
+    core.metrics.judgements.inc_by(cache.judgements.made);
     let timings = observation.timings(micros_since(planning));
 
     let directives = schedule(&decisions);
@@ -87,7 +97,7 @@ fn pass(
         deletion::finish(outputs, record)?;
     }
     if !record.deleting || outputs.views.get(name.as_str()).is_some() {
-        publish_status(outputs, record, observation.commit.as_deref(), published);
+        publish_whole(outputs, record, observation.commit.as_deref(), &mut cache.status);
     }
     Ok(())
 }

@@ -1,18 +1,20 @@
 //! The second step of a pass: decides about every destination. Pure: no I/O, no clock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use attest_common::basics::ids::{DestinationKey, Digest, Name};
+use attest_common::basics::ids::{DestinationKey, Digest, Name, Timestamp};
+use attest_common::basics::reason::Reason;
 use attest_common::documents::plan::{Operation, Plan, to_bytes};
 use attest_common::documents::release::Release;
 use attest_common::trust::policy;
 use bytes::Bytes;
 
+use super::evidence::Evidence;
 use super::observe::{Observation, ObservedDestination, ObservedLeaving, Target};
 use super::planner::{self, Proposal, Situation};
-use crate::applications::view::Waiting;
-use crate::core::position::needs_reissue;
+use crate::applications::view::{Rendered, Waiting};
+use crate::core::position::{ReportedPolicy, needs_reissue};
 use crate::core::store::records::LedgerEntry;
 
 /// Decision about one destination.
@@ -97,13 +99,15 @@ impl NewPlan {
 }
 
 /// Decides about every destination: first those that the application leaves, then those that it names.
-pub(super) fn plan(observation: &Observation<'_>) -> Vec<Decision> {
-    let mut judged: Vec<(Alike, Arc<NewPlan>)> = Vec::new();
+///
+/// `judgements` are those of the previous pass, and become those of this one.
+pub(super) fn plan(observation: &Observation<'_>, judgements: &mut Judgements) -> Vec<Decision> {
+    let mut memory = Memory { former: std::mem::take(judgements), judgements, judged: Vec::new() };
     let leaving = observation.leaving.iter().map(|leaving| decide_leaving(observation, leaving));
     let named =
         observation.destinations.iter().map(|ObservedDestination { place, target }| match target {
             Err(waiting) => Decision::Blocked { place: place.clone(), waiting: waiting.clone() },
-            Ok(target) => decide(observation, place, target, &mut judged),
+            Ok(target) => decide(observation, place, target, &mut memory),
         });
     leaving.chain(named).collect()
 }
@@ -134,61 +138,190 @@ fn decide(
     observation: &Observation<'_>,
     place: &(Name, Name),
     target: &Target,
-    judged: &mut Vec<(Alike, Arc<NewPlan>)>,
+    memory: &mut Memory<'_>,
 ) -> Decision {
-    let Target { key, policy, rendered, head, position, refused, .. } = target;
-    let commit = observation.commit.as_deref().unwrap_or_default();
-    let alike = Alike::of(target);
+    let Target { key, head, refused, .. } = target;
+    let situation = situation(observation, target);
     // Without the repository it is not known what is signed.
     let is_read = observation.problem.is_none();
     let repairs = observation.asked_for && is_read && target.can_repair;
-    if let Some((_, plan)) = judged.iter().find(|(other, _)| *other == alike) {
-        return issue(key, head.as_ref(), (Content::Alike(plan.clone()), repairs));
+    match memory.judge(observation, target, &situation) {
+        Judgement::New(content) => issue(key, head.as_ref(), (content, repairs)),
+        Judgement::Waiting(waiting) => {
+            Decision::Hold { place: place.clone(), destination: key.clone(), waiting }
+        }
+        Judgement::Stands if planner::must_be_reissued(&situation) => {
+            issue(key, head.as_ref(), (Content::Current, false))
+        }
+        Judgement::Stands if observation.asked_for && *refused => Decision::Resend(key.clone()),
+        Judgement::Stands if repairs && target.may_differ => {
+            issue(key, head.as_ref(), (Content::Current, true))
+        }
+        Judgement::Stands => Decision::Keep(key.clone()),
     }
-    let decision = planner::decide(&Situation {
+}
+
+fn situation<'a>(observation: &'a Observation<'_>, target: &'a Target) -> Situation<'a> {
+    Situation {
         application: observation.application(),
-        destination: key,
-        commit,
+        destination: &target.key,
+        commit: observation.commit.as_deref().unwrap_or_default(),
         evidence: &observation.evidence,
-        rendered,
-        reported: policy,
-        head: head.as_deref(),
-        position: *position,
+        rendered: &target.rendered,
+        reported: &target.policy,
+        head: target.head.as_deref(),
+        position: target.position,
         asked_for: observation.asked_for,
         refused_as_expired: target.refused_as_expired,
         now: observation.now,
-    });
-    match decision {
-        planner::Decision::New(proposal) => {
-            let plan = Arc::new(NewPlan::new(*proposal, commit));
-            if !plan.names_clusters {
-                judged.push((alike, plan.clone()));
+    }
+}
+
+/// Judgement of the newest commit for one destination.
+#[derive(Clone, Debug)]
+enum Judgement {
+    New(Content),
+    /// The current directive orders it.
+    Stands,
+    Waiting(Waiting),
+}
+
+/// What spares judging again: judgements of the previous pass, and of destinations that are alike.
+struct Memory<'a> {
+    former: Judgements,
+    judgements: &'a mut Judgements,
+    judged: Vec<(Alike, Judgement)>,
+}
+
+impl Memory<'_> {
+    fn judge(
+        &mut self,
+        observation: &Observation<'_>,
+        target: &Target,
+        situation: &Situation<'_>,
+    ) -> Judgement {
+        let inputs = Inputs::of(observation, target);
+        let former = self.former.by_destination.remove(&target.key);
+        let judgement = match former.filter(|(of, _)| *of == inputs && !observation.asked_for) {
+            Some((_, judgement)) => judgement,
+            None => self.judge_by_alike(target, situation),
+        };
+        if judgement.holds_until_an_input_changes() {
+            let kept = (inputs, judgement.clone());
+            self.judgements.by_destination.insert(target.key.clone(), kept);
+        }
+        judgement
+    }
+
+    fn judge_by_alike(&mut self, target: &Target, situation: &Situation<'_>) -> Judgement {
+        let alike = Alike::of(target);
+        match self.judged.iter().find(|(other, _)| *other == alike) {
+            Some((_, judgement)) => judgement.clone(),
+            None => self.judge_anew(situation, alike),
+        }
+    }
+
+    /// Verifies the commit for a destination.
+    fn judge_anew(&mut self, situation: &Situation<'_>, alike: Alike) -> Judgement {
+        self.judgements.made += 1;
+        match planner::decide(situation) {
+            planner::Decision::New(proposal) => {
+                let plan = Arc::new(NewPlan::new(*proposal, situation.commit));
+                if !plan.names_clusters {
+                    self.judged.push((alike, Judgement::New(Content::Alike(Arc::clone(&plan)))));
+                }
+                Judgement::New(Content::Verified(plan))
             }
-            issue(key, head.as_ref(), (Content::Verified(plan), repairs))
-        }
-        planner::Decision::Reissue => issue(key, head.as_ref(), (Content::Current, false)),
-        planner::Decision::Nothing if observation.asked_for && *refused => {
-            Decision::Resend(key.clone())
-        }
-        planner::Decision::Nothing if repairs && target.may_differ => {
-            issue(key, head.as_ref(), (Content::Current, true))
-        }
-        planner::Decision::Nothing => Decision::Keep(key.clone()),
-        planner::Decision::Waiting(waiting) => {
-            Decision::Hold { place: place.clone(), destination: key.clone(), waiting }
+            planner::Decision::Stands { names_clusters } => {
+                if !names_clusters {
+                    self.judged.push((alike, Judgement::Stands));
+                }
+                Judgement::Stands
+            }
+            planner::Decision::Waiting(waiting) => Judgement::Waiting(waiting),
         }
     }
 }
 
-/// Everything that decides whether a plan is new at a destination, but for the cluster's name: what was judged new
-/// for one is new for all that are alike, unless the release names clusters.
+impl Judgement {
+    /// Returns whether the same inputs lead to it at any later time. An operator's request for a commit that waits for
+    /// one is an input of its own pass alone.
+    fn holds_until_an_input_changes(&self) -> bool {
+        match self {
+            Self::New(_) => false,
+            // The release was admitted before, and its age does not matter any longer.
+            Self::Stands => true,
+            Self::Waiting(waiting) => !matches!(
+                waiting.reason,
+                Reason::AwaitingSync
+                    | Reason::CounterAhead
+                    | Reason::IssuedInFuture
+                    | Reason::AttestationStale
+            ),
+        }
+    }
+}
+
+/// Judgements of the previous pass, and their inputs.
+#[derive(Debug, Default)]
+pub(super) struct Judgements {
+    by_destination: BTreeMap<DestinationKey, (Inputs, Judgement)>,
+    /// Commits that were judged in the pass, one for destinations that are alike.
+    pub(super) made: u64,
+}
+
+/// Inputs of a judgement, apart from the time and an operator's request.
+#[derive(Debug)]
+struct Inputs {
+    /// Generation and creation of the application.
+    application: (u64, Timestamp),
+    commit: Option<String>,
+    evidence: Arc<Evidence>,
+    rendered: Arc<Rendered>,
+    policy: Arc<ReportedPolicy>,
+    head: Option<Arc<LedgerEntry>>,
+}
+
+impl Inputs {
+    fn of(observation: &Observation<'_>, target: &Target) -> Self {
+        let record = observation.record;
+        Self {
+            application: (record.generation, record.created_at),
+            commit: observation.commit.clone(),
+            evidence: Arc::clone(&observation.evidence),
+            rendered: Arc::clone(&target.rendered),
+            policy: Arc::clone(&target.policy),
+            head: target.head.clone(),
+        }
+    }
+}
+
+impl PartialEq for Inputs {
+    /// Returns whether the inputs are the same in memory, which costs the same for inputs of any size.
+    fn eq(&self, other: &Self) -> bool {
+        let is_same_head = match (&self.head, &other.head) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        is_same_head
+            && self.application == other.application
+            && self.commit == other.commit
+            && Arc::ptr_eq(&self.evidence, &other.evidence)
+            && Arc::ptr_eq(&self.rendered, &other.rendered)
+            && Arc::ptr_eq(&self.policy, &other.policy)
+    }
+}
+
+/// Everything that decides about a commit at a destination, but for the cluster's name: what was judged for one holds
+/// for all that are alike, unless the release names clusters.
 #[derive(PartialEq)]
 struct Alike {
-    policy: policy::Spec,
-    features: BTreeSet<String>,
+    // Compared in this order: what differs most often, and is compared quickly, comes first.
     namespace: Name,
-    running: Option<(Operation, Option<Digest>)>,
     rendered: Digest,
+    running: Option<(Operation, Option<Digest>)>,
+    features: BTreeSet<String>,
+    policy: policy::Spec,
 }
 
 impl Alike {
@@ -199,11 +332,14 @@ impl Alike {
             (head.operation, plan)
         });
         Self {
-            policy: policy::Spec { cluster_name: None, kube_system_uid: None, ..spec },
-            features: target.policy.features.clone(),
             namespace: target.key.namespace.clone(),
-            running,
             rendered: target.rendered.digest,
+            running,
+            features: target.policy.features.clone(),
+            policy: policy::Spec { cluster_name: None, kube_system_uid: None, ..spec },
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,10 +60,11 @@ pub(crate) struct Proposal {
 #[derive(Clone, Debug)]
 pub(crate) enum Decision {
     New(Box<Proposal>),
-    /// The current directive already orders it.
-    Nothing,
-    /// The current directive has expired for the spoke and must be issued again.
-    Reissue,
+    /// The current directive already orders it. [`must_be_reissued`] tells whether its spoke still accepts it.
+    Stands {
+        /// A render of the release names clusters: a cluster that is alike may decide otherwise.
+        names_clusters: bool,
+    },
     Waiting(Waiting),
 }
 
@@ -264,7 +265,9 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     if running(situation.head)
         .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
     {
-        return reissue_or_nothing(situation);
+        let mut renders = admitted.release.renders.iter();
+        let names_clusters = renders.any(|render| render.target.clusters.is_some());
+        return Decision::Stands { names_clusters };
     }
     if !application.automated && !situation.asked_for {
         let message =
@@ -328,19 +331,13 @@ fn plan(application: &Application, admitted: &Admitted, material: &Material<'_>)
     }
 }
 
-/// A directive that expired before its spoke admitted it, or that is behind what the spoke has seen
-/// (this hub came back from a backup), is issued again with a new sequence.
-fn reissue_or_nothing(situation: &Situation<'_>) -> Decision {
-    let (Some(head), Some(position)) = (situation.head, situation.position) else {
-        return Decision::Nothing;
-    };
+/// Returns whether a directive that stands is issued again with a new sequence: it expired before its spoke admitted it,
+/// or it is behind what the spoke has seen, because this hub came back from a backup.
+pub(crate) fn must_be_reissued(situation: &Situation<'_>) -> bool {
+    let (Some(head), Some(position)) = (situation.head, situation.position) else { return false };
     let is_expired = situation.refused_as_expired && situation.now >= head.expires_at;
-    if is_expired || needs_reissue(head, position, situation.now) {
-        Decision::Reissue
-    } else {
-        Decision::Nothing
-    }
+    is_expired || needs_reissue(head, position, situation.now)
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,22 +7,18 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::{DestinationKey, Name};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
-use attest_common::session::report::ApplicationPhase;
-use attest_runtime::clock::now;
 
 use super::commit::Committed;
 use super::observe::{Observation, SourceProblem};
 use super::plan::{Content, Decision};
 use super::waker::Waker;
-use crate::applications::facts::{self, Detail};
-use crate::applications::status;
 use crate::applications::view::{View, Waiting};
 use crate::applications::views::Views;
 use crate::core::CONTROLLER;
 use crate::core::Core;
 use crate::core::metrics::Metrics;
 use crate::core::store::StoreError;
-use crate::core::store::records::{Application, ApplicationRecord, LedgerEntry};
+use crate::core::store::records::{Application, LedgerEntry};
 
 /// Published state, cached between passes of one application.
 #[derive(Debug, Default)]
@@ -31,8 +27,6 @@ pub(super) struct PublishedCache {
     held: BTreeMap<DestinationKey, (String, Reason)>,
     /// Commit and reason counted as blocked, by cluster and namespace.
     blocked: BTreeMap<(Name, Name), (String, Reason)>,
-    /// Phase, generation of the manifest, and the rest of the line that was logged last.
-    logged: Option<(ApplicationPhase, u64, String)>,
 }
 
 /// Outputs of a pass.
@@ -157,35 +151,6 @@ fn publish_commit(outputs: Outputs<'_>, application: &str, committed: Committed)
     if core.fleet.set_heads(entries) {
         waker.wake(application);
     }
-}
-
-/// Logs, once, which phase an application has reached, and counts it. Blocks.
-pub(super) fn publish_status(
-    outputs: Outputs<'_>,
-    record: &ApplicationRecord,
-    commit: Option<&str>,
-    cache: &mut PublishedCache,
-) {
-    let Outputs { core, views, .. } = outputs;
-    let Application { name, namespace, .. } = &record.application;
-    let view = views.get(name.as_str());
-    let mut status = status::status(&facts::gather(core, record, view, Detail::Overview));
-    views.stamp(name.as_str(), &mut status.conditions, now());
-    let (phase, verification) = status::summary(&status);
-    views.note_phase(&core.metrics, name.as_str(), phase);
-    let line = (phase, record.generation, format!("{verification} {commit:?}"));
-    if cache.logged.as_ref() == Some(&line) {
-        return;
-    }
-    cache.logged = Some(line);
-    tracing::info!(
-        target: CONTROLLER,
-        application = name.as_str(),
-        namespace,
-        phase = phase.as_str(),
-        verification_status = verification,
-        "Successfully reconciled AttestApplication: {namespace}/{name}"
-    );
 }
 
 /// Logs that a pass could not be made or did not become durable.

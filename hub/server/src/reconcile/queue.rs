@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::{Backoff, Jitter};
+use attest_common::basics::ids::DestinationKey;
 
-use super::task::{Poll, Task};
+use super::task::{PassRequest, Poll, Task};
 
 /// Maximum backoff for an unreachable repository, in poll intervals.
 pub(crate) const BACKOFF_INTERVALS_MAX: u32 = 16;
@@ -32,7 +33,9 @@ pub(super) struct Queue {
 struct Slot {
     dirty: bool,
     /// More than its status may have changed.
-    plan: bool,
+    whole: bool,
+    /// Destinations whose status may have changed.
+    destinations: BTreeSet<DestinationKey>,
     poll: Poll,
     /// An operator asked for this.
     asked_for: bool,
@@ -50,7 +53,8 @@ impl Slot {
     fn new(next_poll: Instant) -> Self {
         Self {
             dirty: false,
-            plan: false,
+            whole: false,
+            destinations: BTreeSet::new(),
             poll: Poll::No,
             asked_for: false,
             running: false,
@@ -63,8 +67,13 @@ impl Slot {
     }
 
     fn take(&mut self) -> Task {
-        let task = Task { plan: self.plan, poll: self.poll, asked_for: self.asked_for };
-        (self.dirty, self.plan, self.poll, self.asked_for) = (false, false, Poll::No, false);
+        let destinations = std::mem::take(&mut self.destinations);
+        let task = if self.whole {
+            Task::Whole(PassRequest { poll: self.poll, asked_for: self.asked_for })
+        } else {
+            Task::Status(destinations)
+        };
+        (self.dirty, self.whole, self.poll, self.asked_for) = (false, false, Poll::No, false);
         (self.running, self.taken) = (true, self.requested);
         task
     }
@@ -76,8 +85,22 @@ impl Queue {
         Self { interval, slots: BTreeMap::new(), ready: BTreeSet::new(), polls: BTreeSet::new() }
     }
 
-    /// The status of an application may have changed.
-    pub(super) fn wake_status(&mut self, application: &str) {
+    /// The status of a destination may have changed.
+    pub(super) fn wake_status(&mut self, destination: &DestinationKey) {
+        let application = destination.application.as_str();
+        let Some(slot) = self.slots.get_mut(application) else { return };
+        slot.destinations.insert(destination.clone());
+        self.note_dirty(application);
+    }
+
+    /// Anything about an application may have changed.
+    pub(super) fn wake(&mut self, application: &str) {
+        let Some(slot) = self.slots.get_mut(application) else { return };
+        slot.whole = true;
+        self.note_dirty(application);
+    }
+
+    fn note_dirty(&mut self, application: &str) {
         let Some(slot) = self.slots.get_mut(application) else { return };
         slot.dirty = true;
         if !slot.running {
@@ -85,18 +108,10 @@ impl Queue {
         }
     }
 
-    /// Anything about an application may have changed.
-    pub(super) fn wake(&mut self, application: &str) {
-        if let Some(slot) = self.slots.get_mut(application) {
-            slot.plan = true;
-        }
-        self.wake_status(application);
-    }
-
     /// Anything about every application may have changed.
     pub(super) fn wake_all(&mut self) {
         for (name, slot) in &mut self.slots {
-            (slot.dirty, slot.plan) = (true, true);
+            (slot.dirty, slot.whole) = (true, true);
             if !slot.running {
                 self.ready.insert(name.clone());
             }

@@ -1,4 +1,8 @@
-//! Request for one reconcile pass.
+//! Task of one reconcile pass.
+
+use std::collections::BTreeSet;
+
+use attest_common::basics::ids::DestinationKey;
 
 /// Polling of the repository in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,11 +13,18 @@ pub(crate) enum Poll {
     Now,
 }
 
-/// A request for one reconcile pass.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Task {
-    /// False when only the status of the application is computed again.
-    pub plan: bool,
+/// Task of one reconcile pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Everything about the application is decided again.
+    Whole(PassRequest),
+    /// Only the status of these destinations is computed again.
+    Status(BTreeSet<DestinationKey>),
+}
+
+/// A request for a whole pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PassRequest {
     pub poll: Poll,
     /// True when an operator asked for the newest release to be deployed now.
     pub asked_for: bool,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use attest_common::basics::ids::Name;
+use attest_common::basics::ids::{DestinationKey, Name};
 use attest_common::basics::locked::Locked;
 use attest_runtime::clock::random;
 use tokio::sync::Notify;
@@ -39,9 +39,9 @@ impl Waker {
         self.changed.notify_one();
     }
 
-    /// The status of an application may have changed, and nothing else.
-    pub(crate) fn wake_status(&self, application: &str) {
-        self.queue().wake_status(application);
+    /// The status of a destination may have changed, and nothing else about its application.
+    pub(crate) fn wake_status(&self, destination: &DestinationKey) {
+        self.queue().wake_status(destination);
         self.changed.notify_one();
     }
 

@@ -135,9 +135,8 @@ fn store(
     core.metrics.reports.inc_by(newest.len() as u64);
     for (destination, record) in newest {
         announce(core, &destination, &record);
-        let application = destination.application.clone();
         core.fleet.set_report(record);
-        waker.wake_status(application.as_str());
+        waker.wake_status(&destination);
     }
     Ok(())
 }

@@ -88,7 +88,7 @@ async fn run_session(
         if held.is_some_and(|held| needs_reissue(&head, held, now())) {
             shared.waker.wake(destination.application.as_str());
         } else {
-            shared.waker.wake_status(destination.application.as_str());
+            shared.waker.wake_status(&destination);
         }
     }
     if is_policy_new {
@@ -143,7 +143,7 @@ impl Drop for Presence<'_> {
         self.shared.core.fleet.disconnect(&self.cluster, self.number);
         note_connected(&self.shared.core);
         for (destination, _) in self.shared.core.fleet.heads_of(&self.cluster) {
-            self.shared.waker.wake_status(destination.application.as_str());
+            self.shared.waker.wake_status(&destination);
         }
     }
 }

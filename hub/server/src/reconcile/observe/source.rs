@@ -13,7 +13,7 @@ use attest_supply::source::{ATTEST_DIRECTORY, Remote, Resolved, Tree};
 
 use super::super::answers::Answer;
 use super::super::evidence::Evidence;
-use super::super::task::{Poll, Task};
+use super::super::task::{PassRequest, Poll};
 use super::{PollAnswer, Sources};
 use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
@@ -114,10 +114,10 @@ fn directory_key(
 pub(super) fn read(
     sources: Sources<'_>,
     application: &Application,
-    task: Task,
+    request: PassRequest,
     cache: &mut SourceCache,
 ) -> (Result<(), Waiting>, Option<PollAnswer>) {
-    let mut reader = Reader { sources, application, task, cache, poll: None, timed_out: false };
+    let mut reader = Reader { sources, application, request, cache, poll: None, timed_out: false };
     let read = reader.revision().and_then(|(remote, resolved)| reader.evidence(&remote, &resolved));
     // A repository whose renderings time out is asked as rarely as one that does not answer.
     let is_ok = !reader.timed_out;
@@ -127,7 +127,7 @@ pub(super) fn read(
 struct Reader<'a> {
     sources: Sources<'a>,
     application: &'a Application,
-    task: Task,
+    request: PassRequest,
     cache: &'a mut SourceCache,
     poll: Option<PollAnswer>,
     /// A rendering was made in this pass and took too long.
@@ -144,13 +144,13 @@ impl Reader<'_> {
         let is_same = self.cache.asked.as_ref() == Some(&asked);
         if let Some(resolved) = self.cache.resolved.clone()
             && is_same
-            && self.task.poll == Poll::No
+            && self.request.poll == Poll::No
         {
             return Ok((remote, resolved));
         }
         let begun = Instant::now();
         let poll = || repositories.poll(&remote, revision);
-        let answer = if self.task.poll == Poll::Due {
+        let answer = if self.request.poll == Poll::Due {
             self.sources.answers.shared(&remote, revision, self.cache.newest, poll)
         } else {
             Answer::of(&remote, poll)
@@ -172,7 +172,7 @@ impl Reader<'_> {
     /// Reads receipts, statements and committed renderings of the commit, once.
     fn evidence(&mut self, remote: &Remote, resolved: &Resolved) -> Result<(), Waiting> {
         let again = !self.cache.unfinished.is_empty()
-            && (self.task.poll != Poll::No || self.task.asked_for);
+            && (self.request.poll != Poll::No || self.request.asked_for);
         let is_read = self.cache.commit.as_ref() == Some(&resolved.commit);
         if is_read && self.directories_are_known() && !again {
             return Ok(());

@@ -25,7 +25,7 @@ use crate::core::store::records::Destination;
 
 const NOW: &str = "2026-11-22T12:00:00Z";
 const REPO: &str = "https://git.example/company/web-app";
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(in crate::reconcile) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 fn key(seed: u8) -> PrivateKey {
     PrivateKey::from_seed(&[seed; 32]).unwrap()
@@ -123,23 +123,23 @@ fn signed(signer: &PrivateKey, tag: &str, counter: u64, environment: &str) -> Ve
     files
 }
 
-struct World {
-    application: Application,
+pub(in crate::reconcile) struct World {
+    pub(in crate::reconcile) application: Application,
     destination: DestinationKey,
-    files: Vec<Vec<u8>>,
+    pub(in crate::reconcile) files: Vec<Vec<u8>>,
     committed: Vec<(String, Vec<u8>)>,
-    rendered: Rendered,
+    pub(in crate::reconcile) rendered: Rendered,
     spec: Spec,
     features: BTreeSet<String>,
     others: Vec<&'static str>,
-    head: Option<LedgerEntry>,
+    pub(in crate::reconcile) head: Option<LedgerEntry>,
     position: Option<SpokePosition>,
     asked_for: bool,
-    now: Timestamp,
+    pub(in crate::reconcile) now: Timestamp,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(in crate::reconcile) fn new() -> Self {
         Self {
             application: Application {
                 name: name("web-app"),
@@ -209,15 +209,15 @@ impl World {
     }
 
     fn decide(&self) -> Decision {
+        self.judge(decide)
+    }
+
+    fn judge<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
         let files = self.files.iter().map(Vec::as_slice);
         let evidence = Evidence::read(files, self.committed.iter().cloned())
             .with_others(self.application.name.as_str(), self.others.iter().copied());
-        let reported = ReportedPolicy {
-            spec: self.spec.clone(),
-            policy: self.spec.load().unwrap(),
-            features: self.features.clone(),
-        };
-        decide(&Situation {
+        let reported = self.reported();
+        judge(&Situation {
             application: &self.application,
             destination: &self.destination,
             commit: COMMIT,
@@ -232,12 +232,20 @@ impl World {
         })
     }
 
+    pub(in crate::reconcile) fn reported(&self) -> ReportedPolicy {
+        ReportedPolicy {
+            spec: self.spec.clone(),
+            policy: self.spec.load().unwrap(),
+            features: self.features.clone(),
+        }
+    }
+
     /// The word of the outcome: a reason, or what is done.
     fn word(&self) -> String {
         match self.decide() {
             Decision::New(_) => "New".into(),
-            Decision::Nothing => "Nothing".into(),
-            Decision::Reissue => "Again".into(),
+            Decision::Stands { .. } if self.judge(must_be_reissued) => "Again".into(),
+            Decision::Stands { .. } => "Nothing".into(),
             Decision::Waiting(waiting) => waiting.reason.to_string(),
         }
     }
@@ -245,14 +253,12 @@ impl World {
     fn waiting(&self) -> Waiting {
         match self.decide() {
             Decision::Waiting(waiting) => waiting,
-            other @ (Decision::New(_) | Decision::Nothing | Decision::Reissue) => {
-                panic!("{other:?}")
-            }
+            other @ (Decision::New(_) | Decision::Stands { .. }) => panic!("{other:?}"),
         }
     }
 
     /// What was decided was ordered.
-    fn order(&mut self) {
+    pub(in crate::reconcile) fn order(&mut self) {
         let Decision::New(proposal) = self.decide() else { panic!("{}", self.word()) };
         let Proposal { plan, admitted, .. } = *proposal;
         let sequence = self.head.as_ref().map_or(1, |head| head.sequence + 1);

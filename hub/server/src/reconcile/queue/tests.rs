@@ -1,3 +1,5 @@
+use attest_common::basics::ids::ClusterId;
+
 use super::*;
 
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -8,6 +10,14 @@ fn queue() -> (Queue, Instant) {
 
 fn names(queue: &mut Queue, now: Instant) -> Vec<String> {
     queue.take(now, || 0).0.into_iter().map(|(name, _)| name).collect()
+}
+
+fn destination(application: &str, namespace: &str) -> DestinationKey {
+    DestinationKey {
+        application: application.parse().unwrap(),
+        cluster: ClusterId::of_identity_key(&[1; 32]),
+        namespace: namespace.parse().unwrap(),
+    }
 }
 
 #[test]
@@ -49,8 +59,9 @@ fn applications_that_are_there_at_the_start_share_an_answer_unless_an_operator_a
 
     let (due, _) = queue.take(now, || u64::MAX);
 
-    let polls: Vec<_> = due.iter().map(|(name, task)| (name.as_str(), task.poll)).collect();
-    assert_eq!(polls, [("web-api", Poll::Due), ("web-app", Poll::Now)]);
+    let whole = |poll, asked_for| Task::Whole(PassRequest { poll, asked_for });
+    let expected = [("web-api", whole(Poll::Due, false)), ("web-app", whole(Poll::Now, true))];
+    assert_eq!(due, expected.map(|(name, task)| (name.to_owned(), task)));
 }
 
 #[test]
@@ -82,16 +93,18 @@ fn only_what_is_due_or_was_woken_is_taken() {
     }
 
     assert!(names(&mut queue, now).is_empty());
-    queue.wake_status("web-api");
+    let woken = [destination("web-api", "staging"), destination("web-api", "production")];
+    woken.iter().for_each(|destination| queue.wake_status(destination));
     queue.wake("unknown");
-    assert_eq!(names(&mut queue, now), ["web-api"]);
+    let (due, _) = queue.take(now, || 0);
+    assert_eq!(due, [("web-api".to_owned(), Task::Status(woken.into()))]);
     queue.complete("web-api");
     queue.wake_by("web-app", now + Duration::from_secs(1));
     let (due, next) = queue.take(now, || u64::MAX);
     assert!(due.is_empty() && next == now + Duration::from_secs(1));
     let (due, _) = queue.take(next, || 0);
-    assert!(due.iter().all(|(name, task)| name == "web-app" && task.poll == Poll::Due));
-    assert_eq!(due.len(), 1);
+    let poll = Task::Whole(PassRequest { poll: Poll::Due, asked_for: false });
+    assert_eq!(due, [("web-app".to_owned(), poll)]);
     queue.complete("web-app");
     let (_, next) = queue.take(now, || 0);
     assert_eq!(next, now + INTERVAL, "the other one is polled first");

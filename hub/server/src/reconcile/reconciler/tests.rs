@@ -9,7 +9,7 @@ use axum::http::{Method, header::CONTENT_TYPE};
 use axum::response::IntoResponse;
 
 use super::super::repositories::tests::{parts, repository};
-use super::super::task::Poll;
+use super::super::task::{PassRequest, Poll};
 use super::*;
 use crate::core::store::records::{self, ApplicationRecord};
 use crate::process::parts::Parts;
@@ -31,7 +31,7 @@ fn ten_applications_of_one_repository_ask_it_once_when_their_polls_fall_due() {
         opened.store(0, Ordering::SeqCst);
         std::thread::scope(|scope| {
             for name in &names {
-                let task = Task { plan: true, poll, asked_for: false };
+                let task = Task::Whole(PassRequest { poll, asked_for: false });
                 scope.spawn(move || reconciler.reconcile(name, task));
             }
         });
@@ -74,7 +74,8 @@ fn an_application_whose_reconcile_panicked_counts_as_not_read_until_the_next_one
     assert_eq!(problem(), Some(Reason::ReconcilePanicked));
     assert!(waker.is_complete("web", number), "a waiting client is answered");
 
-    reconciler.reconcile("web", Task { plan: true, poll: Poll::Now, asked_for: false });
+    let task = Task::Whole(PassRequest { poll: Poll::Now, asked_for: false });
+    reconciler.reconcile("web", task);
     drop(completion(PassOutcome::Published));
     assert_eq!(problem(), Some(Reason::PathMissing));
 }
