@@ -11,6 +11,14 @@ pub fn message(text: &str) -> String {
     plain.take(MESSAGE_CHARACTERS_MAX).collect()
 }
 
+/// Makes a text of a peer a message, as [`message`] does. Costs no allocation where it is one.
+pub fn make_message(text: &mut String) {
+    // Never fewer bytes than characters.
+    if text.len() > MESSAGE_CHARACTERS_MAX || text.chars().any(char::is_control) {
+        *text = message(text);
+    }
+}
+
 /// Truncates an invalid value to [`QUOTATION_CHARACTERS_MAX`], for an error that quotes it.
 pub fn shortened(text: &str) -> String {
     text.chars().take(QUOTATION_CHARACTERS_MAX).collect()

@@ -3,7 +3,8 @@
 //! One report for each destination, level-triggered: the newest replaces older ones and is sent until it is acknowledged.
 //! Durations are measured by one clock; times of different clocks are not compared.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::reason::{Reason, ReportedReason};
@@ -192,25 +193,72 @@ pub struct Running {
     pub since: Timestamp,
 }
 
-/// State of one object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// State of one object. In JSON the fields of its key stand beside the others.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "FlatObjectState")]
 pub struct ObjectState {
-    #[serde(flatten)]
     pub key: ObjectKey,
     pub health: Health,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Signed fields that admission in the cluster has rewritten.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rewritten: Vec<String>,
     /// Number of fields outside the status that only other managers own.
-    #[serde(default, skip_serializing_if = "is_none")]
     pub added: u64,
 }
 
-fn is_none(count: &u64) -> bool {
-    *count == 0
+/// [`ObjectState`] as it is read. `#[serde(flatten)]` would read each object twice, and a report lists many.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FlatObjectState {
+    #[serde(default)]
+    group: String,
+    kind: String,
+    #[serde(default)]
+    namespace: Option<String>,
+    name: String,
+    health: Health,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    rewritten: Vec<String>,
+    #[serde(default)]
+    added: u64,
+}
+
+impl From<FlatObjectState> for ObjectState {
+    fn from(flat: FlatObjectState) -> Self {
+        let FlatObjectState { group, kind, namespace, name, health, message, rewritten, added } =
+            flat;
+        let key = ObjectKey { group, kind, namespace, name };
+        Self { key, health, message, rewritten, added }
+    }
+}
+
+impl Serialize for ObjectState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { key, health, message, rewritten, added } = self;
+        let ObjectKey { group, kind, namespace, name } = key;
+        let mut map = serializer.serialize_map(None)?;
+        if !group.is_empty() {
+            map.serialize_entry("group", group)?;
+        }
+        map.serialize_entry("kind", kind)?;
+        if let Some(namespace) = namespace {
+            map.serialize_entry("namespace", namespace)?;
+        }
+        map.serialize_entry("name", name)?;
+        map.serialize_entry("health", health)?;
+        if !message.is_empty() {
+            map.serialize_entry("message", message)?;
+        }
+        if !rewritten.is_empty() {
+            map.serialize_entry("rewritten", rewritten)?;
+        }
+        if *added != 0 {
+            map.serialize_entry("added", added)?;
+        }
+        map.end()
+    }
 }
 
 /// Durations of the parts of a deployment, by the spoke's monotonic clock.
@@ -236,6 +284,19 @@ mod tests {
         assert_eq!(ApplicationPhase::worst([Synced]), Synced);
         assert_eq!(ApplicationPhase::worst([]), Unknown);
         assert!(ApplicationPhase::ALL.is_sorted());
+    }
+
+    #[test]
+    fn an_object_has_the_fields_of_its_key_beside_the_others() {
+        let full = r#"{"group":"apps","kind":"Deployment","namespace":"shop","name":"web","health":"Failed","message":"no","rewritten":["spec.a"],"added":2}"#;
+        let least = r#"{"kind":"Namespace","name":"shop","health":"Current"}"#;
+        for json in [full, least] {
+            let state: ObjectState = serde_json::from_str(json).unwrap();
+            assert_eq!(serde_json::to_string(&state).unwrap(), json);
+        }
+        let newer = r#"{"kind":"Namespace","name":"shop","health":"Current","ofALaterRelease":1}"#;
+        let state: ObjectState = serde_json::from_str(newer).unwrap();
+        assert_eq!(state, serde_json::from_str(least).unwrap());
     }
 
     #[test]

@@ -17,7 +17,9 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
 
-use self::page::{application_page, application_table, describe_problem, destination_table};
+use self::page::{
+    application_page, application_table, describe_problem, destination_table, summary_table,
+};
 use crate::client::{Client, as_api_error, block_on, is_not_found};
 use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, or_none, short_or_none};
@@ -56,6 +58,9 @@ enum AppCommand {
     /// Show one application: running release, signers and health per destination, age of the last report
     Get {
         name: String,
+        /// Show every destination and object; by default a large application shows its worst destinations
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         watch: WatchArgs,
     },
@@ -92,9 +97,9 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
     match args.command {
         AppCommand::Apply { file, yes, output } => apply(&file, yes, output, hub, printer),
         AppCommand::List(watch) => {
-            print_list("/v1/applications", watch, hub, printer, application_table)
+            print_list("/v1/applications", watch, hub, printer, summary_table)
         }
-        AppCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
+        AppCommand::Get { name, all, watch } => block_on(get(&name, all, watch, hub, printer)),
         AppCommand::History { name, output } => history(&name, output, hub, printer),
         AppCommand::Diff { name, output } => diff::run(&name, output, hub, printer),
         AppCommand::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
@@ -194,9 +199,16 @@ fn read_bytes(file: &std::path::Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+async fn get(
+    name: &str,
+    all: bool,
+    watch: WatchArgs,
+    hub: &HubArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
     let client = hub.client()?;
-    let path = application_path(name);
+    let query = if all { "?all=true" } else { "" };
+    let path = format!("{}{query}", application_path(name));
     let format = watch.output.format;
     if format.is_table() && !watch.watch {
         let application: Application = client.get(&path).await?;

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, anyhow, bail};
 use attest_certs::{Bundle, Pin, peer_identity, tls};
 use attest_common::basics::reason::ReportedReason;
-use attest_documents::Failure;
+use attest_documents::{Failure, List};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Context, HubContext};
+use crate::input::segment;
 use crate::printer::Printer;
 
 /// Connection timeout.
@@ -78,6 +79,17 @@ impl Client {
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         parse_answer(&self.send(Method::GET, path, None::<&()>).await?)
+    }
+
+    /// Reads every page of a list.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<List<T>> {
+        let mut list: List<T> = self.get(path).await?;
+        while let Some(next) = list.metadata.next.take() {
+            let page: List<T> = self.get(&format!("{path}?continue={}", segment(&next))).await?;
+            list.items.extend(page.items);
+            list.metadata = page.metadata;
+        }
+        Ok(list)
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(

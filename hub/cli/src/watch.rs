@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use attest_documents::List;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,7 +24,7 @@ pub(crate) fn print_list<T: Serialize + DeserializeOwned>(
     block_on(print_watched(
         watch,
         printer,
-        async || client.get::<List<T>>(path).await,
+        async || client.list::<T>(path).await,
         |list, format| table(&list.items, format),
     ))
 }

@@ -3,6 +3,8 @@
 //! Lists are versioned (`apiVersion`, `kind`, `items`), so that `-o json` is a stable interface.
 //! `docs/openapi.yaml` describes the same documents; a test keeps the two equal.
 
+use std::collections::BTreeMap;
+
 use attest_common::basics::ids::{ClusterId, Timestamp};
 use attest_common::basics::reason::ReportedReason;
 use attest_common::objects::difference::Difference;
@@ -13,6 +15,12 @@ use serde::{Deserialize, Serialize};
 pub const API_VERSION: &str = "attest.continuu.ms/v1";
 /// Maximum size of a request body, in bytes.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Maximum number of items on one page of a list.
+pub const PAGE_ITEMS_MAX: usize = 500;
+/// Maximum size of the destinations of one application in an answer, in bytes; [`DetailQuery`] asks for all of them.
+pub const DESTINATIONS_BYTES_MAX: usize = 40 * 1024;
+/// Size from which a manifest is shown without its destinations, in bytes.
+pub const MANIFEST_SHOWN_BYTES_MAX: usize = 16 * 1024;
 
 /// A list in the form of Kubernetes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,14 +28,55 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub struct List<T> {
     pub api_version: String,
     pub kind: String,
+    #[serde(default, skip_serializing_if = "ListMetadata::is_whole")]
+    pub metadata: ListMetadata,
     pub items: Vec<T>,
 }
 
 impl<T> List<T> {
     /// A list of items of this kind. The suffix `List` is added.
     pub fn new(kind: &str, items: Vec<T>) -> Self {
-        Self { api_version: API_VERSION.to_owned(), kind: format!("{kind}List"), items }
+        let metadata = ListMetadata::default();
+        Self { api_version: API_VERSION.to_owned(), kind: format!("{kind}List"), metadata, items }
     }
+}
+
+/// Position of one page in a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListMetadata {
+    /// Value of the query parameter `continue` for the next page; absent on the last one.
+    #[serde(rename = "continue")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+impl ListMetadata {
+    fn is_whole(&self) -> bool {
+        self.next.is_none()
+    }
+}
+
+/// Query of `GET /v1/applications`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PageQuery {
+    /// Most items of the page, at most [`PAGE_ITEMS_MAX`], which is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// `metadata.continue` of the previous page.
+    #[serde(rename = "continue")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Query of `GET /v1/applications/NAME`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DetailQuery {
+    /// Every destination and object, in an answer of any size.
+    #[serde(default)]
+    pub all: bool,
 }
 
 /// Body of every unsuccessful answer.
@@ -194,19 +243,44 @@ pub struct Condition {
 /// rejected as `RemovalUnconfirmed`.
 pub const REMOVAL_ALLOWED: &str = "remove=true";
 
-/// `GET /v1/applications[/NAME]`.
+/// `GET /v1/applications`: one application in a list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationSummary {
+    pub name: String,
+    /// `metadata.namespace` of the manifest, `default` when absent.
+    pub namespace: String,
+    pub phase: ApplicationPhase,
+    /// Status of the condition `Ready`: `True`, `False` or `Unknown`.
+    pub ready: String,
+    pub reason: ReportedReason,
+    /// Message of the condition `Ready`, shortened.
+    pub message: String,
+    /// Commit to which `targetRevision` resolves.
+    pub revision: Option<String>,
+    pub destination_counts: DestinationCounts,
+    pub generation: u64,
+    pub created_at: Timestamp,
+}
+
+/// Number of destinations in each phase.
+pub type DestinationCounts = BTreeMap<ApplicationPhase, u64>;
+
+/// `GET /v1/applications/NAME`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Application {
     pub name: String,
     /// `metadata.namespace` of the manifest, `default` when absent.
     pub namespace: String,
-    /// The manifest as applied.
+    /// The manifest as applied; without `spec.destinations` when it is large, unless all is asked for.
     pub manifest: serde_json::Value,
     pub phase: ApplicationPhase,
     pub conditions: Vec<Condition>,
     /// Commit to which `targetRevision` resolves.
     pub revision: Option<String>,
+    pub destination_counts: DestinationCounts,
+    /// Every destination; when there are too many for an answer, the worst ones.
     pub destinations: Vec<Destination>,
     pub generation: u64,
     pub created_at: Timestamp,
@@ -238,7 +312,8 @@ pub struct Destination {
     pub report_age_ms: Option<u64>,
     pub drifted: Vec<String>,
     pub heals_total: u64,
-    /// Not contained in lists.
+    pub objects_total: u64,
+    /// Absent where they are too many for the answer.
     pub objects: Vec<ObjectState>,
     pub warnings: Vec<String>,
     /// Durations of the newest change.

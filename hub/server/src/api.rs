@@ -16,11 +16,12 @@ use attest_common::basics::text::error_chain;
 use attest_documents::{BODY_BYTES_MAX, Failure};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 
@@ -102,8 +103,21 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
-/// The only route with a query, which its handler reads.
-const ROUTE_WITH_QUERY: &str = "/v1/applications";
+/// Path of the collection whose routes, and whose items, have queries.
+const PATH_WITH_QUERIES: &str = "/v1/applications";
+
+/// Returns whether the handler of a request reads its query.
+fn reads_query(request: &Request) -> bool {
+    let rest = request.uri().path().strip_prefix(PATH_WITH_QUERIES);
+    match (request.method(), rest) {
+        (&Method::GET, Some(rest)) => {
+            let item = rest.strip_prefix('/');
+            rest.is_empty() || item.is_some_and(|item| !item.contains('/'))
+        }
+        (&Method::PUT, Some(rest)) => rest.is_empty(),
+        _ => false,
+    }
+}
 
 /// Refuses requests of web pages, and query parameters that no handler reads.
 ///
@@ -114,9 +128,7 @@ async fn refuse_ignored(request: Request, next: Next) -> Result<Response, Refusa
         let message = "the API does not accept requests of web pages; remove the header Origin";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::OriginNotAllowed, message));
     }
-    let uri = request.uri();
-    let has_query = request.method() == Method::PUT && uri.path() == ROUTE_WITH_QUERY;
-    if let Some(query) = uri.query().filter(|_| !has_query) {
+    if let Some(query) = request.uri().query().filter(|_| !reads_query(&request)) {
         return Err(unknown_query(query));
     }
     Ok(next.run(request).await)
@@ -126,6 +138,21 @@ fn unknown_query(query: &str) -> Refusal {
     let query: String = query.chars().take(QUERY_SHOWN_CHARACTERS_MAX).collect();
     let message = format!("unknown query parameters {query:?}; remove them");
     Refusal::new(StatusCode::BAD_REQUEST, Reason::QueryUnknown, message)
+}
+
+/// The query of a request. Unknown parameters and invalid values are refused.
+struct Parameters<T>(T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let query = parts.uri.query().unwrap_or_default();
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(parameters)) => Ok(Self(parameters)),
+            Err(_) => Err(unknown_query(query)),
+        }
+    }
 }
 
 async fn no_route() -> Refusal {

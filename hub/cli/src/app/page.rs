@@ -1,9 +1,12 @@
 //! An application as text: its row in a list, the rows of its destinations, its page.
 
+use attest_common::basics::reason::Reason;
 use attest_common::objects::health::Health;
 use attest_common::session::report::ApplicationPhase;
 use attest_common::session::report::ObjectState;
-use attest_documents::{Application, Condition, Destination};
+use attest_documents::{
+    Application, ApplicationSummary, Condition, Destination, DestinationCounts,
+};
 use serde_json::Value;
 
 use crate::human::{NONE, age, duration, or_none, short, short_or_none};
@@ -12,44 +15,63 @@ use crate::printer::{Format, TextTable, field};
 /// Maximum length of a message in a row, in characters; `-o wide` shows the whole message.
 const ROW_MESSAGE_CHARACTERS_MAX: usize = 80;
 
-/// One row per application.
-pub(super) fn application_table(applications: &[Application], format: Format) -> TextTable {
+/// One row per application of a list.
+pub(super) fn summary_table(applications: &[ApplicationSummary], format: Format) -> TextTable {
     let mut header = vec!["name", "phase", "synced", "ready", "revision", "age"];
     if format == Format::Wide {
-        header.extend(["namespace", "destinations"]);
+        header.push("namespace");
     }
     header.push("message");
     let mut table = TextTable::new(&header);
     for application in applications {
-        let destinations = &application.destinations;
-        let synced = destinations.iter().filter(|d| d.phase == ApplicationPhase::Synced).count();
-        let ready = application.conditions.iter().find(|condition| condition.kind == "Ready");
         let mut row = vec![
             application.name.clone(),
             application.phase.to_string(),
-            format!("{synced}/{}", destinations.len()),
-            ready.map_or("Unknown", |ready| ready.status.as_str()).to_owned(),
+            synced(&application.destination_counts),
+            application.ready.clone(),
             short_or_none(application.revision.as_deref()),
             age(application.created_at),
         ];
         if format == Format::Wide {
-            let places: Vec<String> =
-                destinations.iter().map(|d| format!("{}/{}", d.cluster, d.namespace)).collect();
-            row.extend([application.namespace.clone(), places.join(",")]);
+            row.push(application.namespace.clone());
         }
-        let why = ready.filter(|ready| ready.status != "True").map(|ready| {
-            let Condition { reason, message, .. } = ready;
-            let whole = if message.is_empty() {
-                reason.to_string()
-            } else {
-                format!("{reason}: {message}")
-            };
-            if format == Format::Wide { whole } else { truncate(&whole) }
+        let ApplicationSummary { ready, reason, message, .. } = application;
+        let why = (ready != "True").then(|| match message.as_str() {
+            "" => reason.to_string(),
+            message => format!("{reason}: {message}"),
         });
-        row.push(or_none(why));
+        row.push(or_none(why.map(|why| if format == Format::Wide { why } else { truncate(&why) })));
         table.row(row);
     }
     table
+}
+
+/// One row per application, as printed after a change of it.
+pub(super) fn application_table(applications: &[Application], format: Format) -> TextTable {
+    let summaries: Vec<ApplicationSummary> = applications.iter().map(summary).collect();
+    summary_table(&summaries, format)
+}
+
+fn summary(application: &Application) -> ApplicationSummary {
+    let ready = application.conditions.iter().find(|condition| condition.kind == "Ready");
+    ApplicationSummary {
+        name: application.name.clone(),
+        namespace: application.namespace.clone(),
+        phase: application.phase,
+        ready: ready.map_or("Unknown", |ready| ready.status.as_str()).to_owned(),
+        reason: ready.map_or_else(|| Reason::Pending.into(), |ready| ready.reason.clone()),
+        message: ready.map(|ready| ready.message.clone()).unwrap_or_default(),
+        revision: application.revision.clone(),
+        destination_counts: application.destination_counts.clone(),
+        generation: application.generation,
+        created_at: application.created_at,
+    }
+}
+
+/// The number of synced destinations and of all.
+fn synced(counts: &DestinationCounts) -> String {
+    let synced = counts.get(&ApplicationPhase::Synced).copied().unwrap_or_default();
+    format!("{synced}/{}", counts.values().sum::<u64>())
 }
 
 /// The part of a message that fits into a row.
@@ -97,6 +119,11 @@ pub(super) fn application_page(application: &Application, all_objects: bool) -> 
     }
     if application.destinations.is_empty() {
         page.line(1, NONE);
+    }
+    let total: u64 = application.destination_counts.values().sum();
+    let hidden = total.saturating_sub(application.destinations.len() as u64);
+    if hidden > 0 {
+        page.line(1, &format!("{hidden} more destinations; --all shows them"));
     }
     page.0
 }
@@ -191,6 +218,9 @@ impl Page {
                 "Added",
                 &format!("{fields} fields of other managers in {objects} objects"),
             );
+        }
+        if destination.objects.is_empty() && destination.objects_total > 0 {
+            self.field(2, "Objects", &format!("{}; --all shows them", destination.objects_total));
         }
         for object in &destination.objects {
             let is_shown =

@@ -8,14 +8,17 @@ use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest;
 use attest_common::objects::difference::{Difference, differences};
 use attest_common::session::report::{ApplicationPhase, Running};
-use attest_documents::{Application, Diff, Failure, HistoryEntry, List, REMOVAL_ALLOWED};
+use attest_documents::{
+    Application, ApplicationSummary, DetailQuery, Diff, Failure, HistoryEntry, List, ListMetadata,
+    PAGE_ITEMS_MAX, PageQuery, REMOVAL_ALLOWED,
+};
 use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::{Api, Body, Refusal, shown, status_of, unknown_query};
+use super::{Api, Body, Parameters, Refusal, shown, status_of, unknown_query};
 use crate::applications::facts::{self, Detail, deployed_commit};
 use crate::applications::rules::{self, ApplicationError, Removal};
 use crate::applications::status;
@@ -60,12 +63,12 @@ impl From<ApplicationError> for Refusal {
 }
 
 /// Returns the document of an application. Blocks.
-fn show(api: &Api, record: &ApplicationRecord, detail: Detail) -> Application {
+fn show(api: &Api, record: &ApplicationRecord) -> Application {
     let name = record.application.name.as_str();
-    let facts = facts::gather(&api.core, record, api.views.get(name), detail);
+    let facts = facts::gather(&api.core, record, api.views.get(name), Detail::Objects);
     let mut status = status::status(&facts);
     api.views.stamp(name, &mut status.conditions, now());
-    shown::application(record, &facts, status, detail)
+    shown::application(record, &facts, status)
 }
 
 pub(super) async fn apply(
@@ -82,28 +85,53 @@ pub(super) async fn apply(
         let urls = &api.repositories.urls;
         let (record, outcome) = rules::apply(&api.core, urls, manifest, removal)?;
         api.waker.request(record.application.name.as_str(), false);
-        let shown = show(api, &record, Detail::Objects);
+        let shown = shown::shortened(show(api, &record));
         Ok::<_, Refusal>(Application { outcome: Some(outcome.as_str().to_owned()), ..shown })
     });
     Ok(Json(applying.await?))
 }
 
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<List<Application>> {
-    let listing = blocking(&api, |api| {
-        let all: Vec<ApplicationRecord> = api.core.records.all()?;
-        let shown = all.iter().map(|record| show(api, record, Detail::Overview));
-        Ok::<_, Refusal>(shown.collect())
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Parameters(page): Parameters<PageQuery>,
+) -> Answer<List<ApplicationSummary>> {
+    let items_max = page.limit.unwrap_or(PAGE_ITEMS_MAX).clamp(1, PAGE_ITEMS_MAX);
+    let listing = blocking(&api, move |api| {
+        let after = page.after.unwrap_or_default();
+        let mut records: Vec<ApplicationRecord> = api.core.records.page(&after, items_max + 1)?;
+        let is_last = records.len() <= items_max;
+        records.truncate(items_max);
+        let last = records.last().map(|record| record.application.name.to_string());
+        let summaries = records.iter().map(|record| summarise(api, record));
+        let list = List::new("AttestApplication", summaries.collect());
+        Ok::<_, Refusal>(List {
+            metadata: ListMetadata { next: last.filter(|_| !is_last) },
+            ..list
+        })
     });
-    Ok(Json(List::new("AttestApplication", listing.await?)))
+    Ok(Json(listing.await?))
+}
+
+/// Returns one line of the list of applications. Blocks.
+fn summarise(api: &Api, record: &ApplicationRecord) -> ApplicationSummary {
+    let name = record.application.name.as_str();
+    let facts = facts::gather(&api.core, record, api.views.get(name), Detail::Overview);
+    shown::summary(record, &facts, status::status(&facts))
 }
 
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
+    Parameters(DetailQuery { all }): Parameters<DetailQuery>,
 ) -> Answer<Application> {
+    show_named(api, name, all).await
+}
+
+async fn show_named(api: Arc<Api>, name: String, all: bool) -> Answer<Application> {
     let reading = blocking(&api, move |api| {
         let record = rules::find(&api.core, &name)?;
-        Ok::<_, Refusal>(show(api, &record, Detail::Objects))
+        let shown = show(api, &record);
+        Ok::<_, Refusal>(if all { shown } else { shown::shortened(shown) })
     });
     Ok(Json(reading.await?))
 }
@@ -114,7 +142,7 @@ pub(super) async fn remove(
 ) -> Answer<Application> {
     let removing = blocking(&api, move |api| {
         let record = rules::remove(&api.core, &name)?;
-        let shown = show(api, &record, Detail::Objects);
+        let shown = shown::shortened(show(api, &record));
         api.waker.request(&name, true);
         Ok::<_, Refusal>(shown)
     });
@@ -149,7 +177,7 @@ pub(super) async fn sync(
         }
         tokio::time::sleep(PASS_POLL).await;
     }
-    get(State(api), Path(name)).await
+    show_named(api, name, false).await
 }
 
 pub(super) async fn history(

@@ -19,7 +19,7 @@ use super::crd::{self, API_VERSION, APPLICATION_KIND, Manifest};
 use crate::core::store::records::{Application, Destination};
 
 /// Most destinations of one application.
-pub(crate) const DESTINATIONS_MAX: usize = 1_024;
+pub(crate) const DESTINATIONS_MAX: usize = 10_000;
 /// Most entries of `trustedKeys`.
 pub(crate) const TRUSTED_KEYS_MAX: usize = 64;
 /// `metadata.namespace` of a manifest without one.

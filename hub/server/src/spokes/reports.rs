@@ -107,12 +107,15 @@ fn store(
             note_unordered(core, &destination, &record, unordered);
             continue;
         };
-        let previous = newest
-            .get(&destination)
-            .cloned()
-            .or_else(|| core.fleet.report(&destination).map(|record| record.as_ref().clone()));
+        let known = match newest.get(&destination) {
+            Some(previous) => known_push_to_report_us(previous, &record),
+            None => core
+                .fleet
+                .report(&destination)
+                .and_then(|previous| known_push_to_report_us(&previous, &record)),
+        };
         let record = ReportRecord {
-            push_to_report_us: push_to_report_us(core, &head, &record, previous.as_ref(), at),
+            push_to_report_us: known.or_else(|| push_to_report_us(core, &head, &record, at)),
             ..record
         };
         // Results are stored for directives of the ledger only, so that a spoke cannot grow the store.
@@ -172,30 +175,40 @@ fn note_unordered(
 
 /// Truncates the texts of a report and removes control characters, because they are shown in terminals and logs.
 fn sanitized(mut report: Report) -> Report {
-    report.message = text::message(&report.message);
+    text::make_message(&mut report.message);
     if let Some(refusal) = &mut report.refusal {
-        refusal.message = text::message(&refusal.message);
+        text::make_message(&mut refusal.message);
     }
     if let Some(running) = &mut report.running {
-        running.version = word(&running.version);
-        running.signed_commit = word(&running.signed_commit);
+        make_word(&mut running.version);
+        make_word(&mut running.signed_commit);
         running.signers.truncate(SIGNERS_MAX);
-        running.signers.iter_mut().for_each(|signer| *signer = word(signer));
+        running.signers.iter_mut().for_each(make_word);
     }
     report.objects.truncate(OBJECTS_LISTED_MAX);
     for object in &mut report.objects {
-        object.message = text::message(&object.message);
+        text::make_message(&mut object.message);
         object.rewritten.truncate(REWRITTEN_LISTED_MAX);
-        object.rewritten.iter_mut().for_each(|path| *path = word(path));
+        object.rewritten.iter_mut().for_each(make_word);
     }
     report.drifted.truncate(OBJECTS_LISTED_MAX);
     report.warnings.truncate(OBJECTS_LISTED_MAX);
-    report.warnings.iter_mut().for_each(|warning| *warning = text::message(warning));
+    report.warnings.iter_mut().for_each(text::make_message);
     report
 }
 
-fn word(text: &str) -> String {
-    text::message(text).chars().take(WORD_CHARACTERS_MAX).collect()
+fn make_word(text: &mut String) {
+    text::make_message(text);
+    if let Some((end, _)) = text.char_indices().nth(WORD_CHARACTERS_MAX) {
+        text.truncate(end);
+    }
+}
+
+/// Returns the time from the push to the first report of completion, as a previous report about the same directive has
+/// it.
+fn known_push_to_report_us(previous: &ReportRecord, record: &ReportRecord) -> Option<u64> {
+    let sequence = record.report.sequence?;
+    previous.push_to_report_us.filter(|_| previous.report.sequence == Some(sequence))
 }
 
 /// Returns the time from the push to the first report of completion, in microseconds.
@@ -203,14 +216,9 @@ fn push_to_report_us(
     core: &Core,
     head: &LedgerEntry,
     record: &ReportRecord,
-    previous: Option<&ReportRecord>,
     at: Instant,
 ) -> Option<u64> {
     let sequence = record.report.sequence?;
-    let known = previous.filter(|previous| previous.report.sequence == Some(sequence));
-    if let Some(micros) = known.and_then(|previous| previous.push_to_report_us) {
-        return Some(micros);
-    }
     let is_done = match record.report.phase {
         Phase::Synced => head.runs_in(&record.report),
         Phase::Removed => true,

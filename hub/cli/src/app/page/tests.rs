@@ -14,7 +14,7 @@ fn application() -> Application {
             "message": "Deployment/web-app spec.replicas: signed 2, found 3",
             "lastTransitionTime": "2026-01-01T00:00:00Z"
         }],
-        "generation": 1, "createdAt": "2026-01-01T00:00:00Z",
+        "generation": 1, "createdAt": "2026-01-01T00:00:00Z", "destinationCounts": {"Refused": 1},
         "destinations": [{
             "cluster": "staging", "clusterId": "c-0123456789abcdef", "namespace": "app-staging",
             "phase": "Refused", "reason": "UntrustedKey", "message": "what ran keeps running",
@@ -32,7 +32,7 @@ fn application() -> Application {
                 "at": "2026-01-01T00:00:00Z"
             },
             "epoch": 1, "sequence": 4, "connected": false, "reportAgeMs": 4_000, "drifted": [],
-            "healsTotal": 0, "objects": [], "warnings": [], "timings": null
+            "healsTotal": 0, "objectsTotal": 0, "objects": [], "warnings": [], "timings": null
         }]
     }))
     .unwrap()
@@ -61,14 +61,25 @@ fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
 #[test]
 fn a_row_says_how_many_destinations_are_synced() {
     let mut two = application();
-    let mut other = two.destinations[0].clone();
-    other.phase = ApplicationPhase::Synced;
-    two.destinations.push(other);
+    two.destination_counts.insert(ApplicationPhase::Synced, 1);
 
     let rows = application_table(&[two], Format::Wide).into_rows();
 
     assert_eq!(rows[0][..5], ["web-app", "Refused", "1/2", "Unknown", "0123456789ab"]);
-    assert_eq!(rows[0][7], "staging/app-staging,staging/app-staging");
+    assert_eq!(rows[0][6], "default");
+}
+
+#[test]
+fn the_page_of_a_large_application_says_what_it_leaves_out() {
+    let mut large = application();
+    large.destination_counts.insert(ApplicationPhase::Synced, 999);
+    large.destinations[0].objects_total = 30;
+
+    let page = application_page(&large, false);
+
+    assert!(page.contains("999 more destinations; --all shows them"), "{page}");
+    assert!(page.contains("Objects:      30; --all shows them"), "{page}");
+    assert!(!application_page(&application(), false).contains("--all"));
 }
 
 #[test]

@@ -113,6 +113,20 @@ impl Records {
         raw.map(|raw| Ok(Stored { value: read(&raw, key)?, raw })).transpose()
     }
 
+    /// Returns at most `records_max` records of a table after a key, in key order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn page<T: Record>(
+        &self,
+        after: &str,
+        records_max: usize,
+    ) -> Result<Vec<T>, StoreError> {
+        let keys = self.store.keys(T::TABLE, after, records_max)?;
+        // A record that is deleted at the same time is left out.
+        keys.iter().filter_map(|key| self.get(key).transpose()).collect()
+    }
+
     /// Returns the number of records of a table, without reading them.
     ///
     /// # Errors
