@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use attest_common::basics::reason::Reason;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::bundle::{Bundle, chain_to_pem};
 use crate::identity::{
-    self, IdentityError, Pin, Role, Serial, SpiffeId, is_trust_domain, parse, uri,
+    self, GENERATION_ARCS, IdentityError, Pin, Role, Serial, SpiffeId, is_trust_domain, parse, uri,
 };
 use crate::request::{RequestError, RequestedKey};
 
@@ -156,7 +157,8 @@ impl Authority {
         self.issue_with_new_key(Role::Operator, name, &[], lifetime)
     }
 
-    /// Issues a certificate for a spoke's own key. Only the public key of the request is used.
+    /// Issues a certificate for a spoke's own key. Only the public key of the request is used. `generation` rises with
+    /// each certificate of a cluster, see [`identity::PeerIdentity::generation`].
     ///
     /// # Errors
     /// When the request does not verify, or the cluster id is not allowed in a certificate.
@@ -164,10 +166,12 @@ impl Authority {
         &self,
         csr_der: &[u8],
         cluster_id: &str,
+        generation: u64,
         lifetime: Duration,
     ) -> Result<Issued, AuthorityError> {
         let requested = RequestedKey::from_csr_der(csr_der)?;
-        self.issue(Role::Spoke, cluster_id, &[], lifetime, &requested.public_key)
+        let subject = Subject { role: Role::Spoke, name: cluster_id, generation };
+        self.issue(subject, &[], lifetime, &requested.public_key)
     }
 
     fn issue_with_new_key(
@@ -178,21 +182,27 @@ impl Authority {
         lifetime: Duration,
     ) -> Result<Issued, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Issue)?;
-        let issued = self.issue(role, name, hosts, lifetime, &key)?;
+        let subject = Subject { role, name, generation: 0 };
+        let issued = self.issue(subject, hosts, lifetime, &key)?;
         Ok(Issued { key_pem: Some(Zeroizing::new(key.serialize_pem())), ..issued })
     }
 
     fn issue(
         &self,
-        role: Role,
-        name: &str,
+        subject: Subject<'_>,
         hosts: &[Host],
         lifetime: Duration,
         public_key: &impl PublicKeyData,
     ) -> Result<Issued, AuthorityError> {
+        let Subject { role, name, generation } = subject;
         let id = SpiffeId::new(&self.trust_domain, role, name)?;
         let now = SystemTime::now();
         let mut params = params(name, now, (now + lifetime).min(self.not_after));
+        if generation > 0 {
+            let text = generation.to_string().try_into().map_err(AuthorityError::Issue)?;
+            let qualifier = DnType::CustomDnType(GENERATION_ARCS.to_vec());
+            params.distinguished_name.push(qualifier, DnValue::PrintableString(text));
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -218,6 +228,14 @@ impl std::fmt::Debug for Authority {
             .field("pin", &self.pin.to_string())
             .finish_non_exhaustive()
     }
+}
+
+/// Subject of a certificate. A generation of 0 is not written.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    role: Role,
+    name: &'a str,
+    generation: u64,
 }
 
 /// A host name or address of a hub.
@@ -402,13 +420,14 @@ mod tests {
         let csr = request.serialize_request(&key).unwrap();
 
         let lifetime = Duration::from_secs(3600);
-        let issued = authority.issue_spoke(csr.der(), "c-0123456789abcdef", lifetime).unwrap();
+        let issued = authority.issue_spoke(csr.der(), "c-0123456789abcdef", 7, lifetime).unwrap();
 
         let peer = peer_identity(&issued.chain).unwrap();
         let leaf = parse(&issued.chain[0]).unwrap();
         assert_eq!(peer.id.to_string(), "spiffe://fleet/attest/spoke/c-0123456789abcdef");
         assert_eq!(peer.spki_sha256, Pin::of_spki(&key.subject_public_key_info()));
         assert_eq!(peer.serial, issued.serial);
+        assert_eq!(peer.generation, 7);
         assert!(peer.not_after <= SystemTime::now() + lifetime);
         assert!(!leaf.is_ca());
         assert_eq!(
@@ -417,7 +436,7 @@ mod tests {
             "no name but the one the authority chose"
         );
         assert!(!leaf.extended_key_usage().unwrap().unwrap().value.code_signing);
-        assert_eq!(leaf.subject().to_string(), "CN=c-0123456789abcdef");
+        assert_eq!(leaf.subject().to_string(), "CN=c-0123456789abcdef, dnQualifier=7");
         assert!(issued.key_pem.is_none());
     }
 
@@ -427,7 +446,7 @@ mod tests {
         let mut csr = SigningRequest::generate().unwrap().csr_der;
         *csr.last_mut().unwrap() ^= 1;
 
-        let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
+        let error = authority.issue_spoke(&csr, "c-1", 1, SPOKE_LIFETIME).unwrap_err();
 
         assert_eq!(error.reason().as_str(), "RequestRefused");
     }
@@ -438,7 +457,7 @@ mod tests {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap();
 
-        let error = authority.issue_spoke(csr.der(), "c-1", SPOKE_LIFETIME).unwrap_err();
+        let error = authority.issue_spoke(csr.der(), "c-1", 1, SPOKE_LIFETIME).unwrap_err();
 
         assert_eq!(error.reason().as_str(), "RequestKey");
     }
@@ -452,7 +471,7 @@ mod tests {
         csr[at..at + 32].fill(0);
         csr[at] = 1;
 
-        let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
+        let error = authority.issue_spoke(&csr, "c-1", 1, SPOKE_LIFETIME).unwrap_err();
 
         assert_eq!(error.reason().as_str(), "RequestKey");
     }
@@ -468,7 +487,7 @@ mod tests {
             (trailing, "MalformedRequest"),
             (vec![0; crate::request::REQUEST_BYTES_MAX + 1], "RequestTooLarge"),
         ] {
-            let error = authority.issue_spoke(&csr, "c-1", SPOKE_LIFETIME).unwrap_err();
+            let error = authority.issue_spoke(&csr, "c-1", 1, SPOKE_LIFETIME).unwrap_err();
 
             assert_eq!(error.reason().as_str(), reason);
         }
@@ -479,7 +498,7 @@ mod tests {
         let authority = Authority::create("fleet").unwrap();
         let csr = SigningRequest::generate().unwrap().csr_der;
         for name in ["", "a/b", "..", "a b", "../hub/main"] {
-            let error = authority.issue_spoke(&csr, name, SPOKE_LIFETIME).unwrap_err();
+            let error = authority.issue_spoke(&csr, name, 1, SPOKE_LIFETIME).unwrap_err();
 
             assert_eq!(error.reason().as_str(), "SpiffeId", "{name}");
         }

@@ -11,6 +11,7 @@ use attest_common::basics::reason::Reason;
 use data_encoding::HEXLOWER;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
+use x509_parser::asn1_rs::Oid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -25,6 +26,8 @@ pub const NAME_BYTES_MAX: usize = 128;
 const SCHEME: &str = "spiffe://";
 const PATH_ROOT: &str = "attest";
 const PIN_PREFIX: &str = "sha256:";
+/// Object identifier of `dnQualifier` (RFC 4519, section 2.8), which distinguishes certificates of one name.
+pub(crate) const GENERATION_ARCS: [u64; 4] = [2, 5, 4, 46];
 
 /// Role of a certificate's holder in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -226,6 +229,8 @@ pub struct PeerIdentity {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+    /// Rises with each certificate of a spoke; 0 for certificates without one.
+    pub generation: u64,
 }
 
 /// Reads the identity of the leaf (first) certificate of a chain by the X509-SVID rules.
@@ -270,7 +275,22 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, Ident
         spki_sha256: Pin::of_spki(certificate.public_key().raw),
         not_before: system_time(validity.not_before),
         not_after: system_time(validity.not_after),
+        generation: generation(&certificate)?,
     })
+}
+
+/// Reads the generation of a certificate: one decimal number without leading zeros, or none.
+fn generation(certificate: &X509Certificate<'_>) -> Result<u64, IdentityError> {
+    let oid = Oid::from(&GENERATION_ARCS).map_err(|_| IdentityError::Generation)?;
+    let mut qualifiers = certificate.subject().iter_by_oid(&oid);
+    let Some(qualifier) = qualifiers.next() else { return Ok(0) };
+    let text = qualifier.as_str()?;
+    match text.parse::<u64>() {
+        Ok(number) if number > 0 && qualifiers.next().is_none() && number.to_string() == text => {
+            Ok(number)
+        }
+        Ok(_) | Err(_) => Err(IdentityError::Generation),
+    }
 }
 
 fn system_time(time: x509_parser::time::ASN1Time) -> SystemTime {
@@ -315,6 +335,9 @@ pub enum IdentityError {
     /// No URI, or more than one, among the subject alternative names.
     #[error("the certificate must carry exactly one URI name")]
     UriCount,
+    /// Not one positive decimal number.
+    #[error("the certificate's generation is not one positive decimal number")]
+    Generation,
     /// Not `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`.
     #[error("{0:?} is not an ATTEST SPIFFE id")]
     SpiffeId(String),
@@ -347,7 +370,7 @@ impl IdentityError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoCertificate => Reason::NoCertificate,
-            Self::Malformed => Reason::MalformedCertificate,
+            Self::Malformed | Self::Generation => Reason::MalformedCertificate,
             Self::AuthorityAsLeaf => Reason::AuthorityAsLeaf,
             Self::KeyUsage(_) => Reason::KeyUsage,
             Self::ExtendedKeyUsage => Reason::ExtendedKeyUsage,

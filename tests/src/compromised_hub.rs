@@ -278,7 +278,8 @@ async fn listen(
             }
             Some(ToHubBody::Renew(request)) => {
                 let cluster = peers.lock().get(name).context("no such peer")?.cluster.clone();
-                let issued = authority.issue_spoke(&request, cluster.as_str(), SPOKE_LIFETIME)?;
+                let issued =
+                    authority.issue_spoke(&request, cluster.as_str(), 1, SPOKE_LIFETIME)?;
                 let chain_der = issued.chain.iter().map(|der| der.as_ref().to_vec()).collect();
                 ToSpokeBody::Renewed(Renewed { chain_der })
             }

@@ -298,7 +298,7 @@ impl Fleet {
         let operator =
             authority.issue_operator("ada", OPERATOR_LIFETIME).unwrap().bundle().unwrap();
         let request = SigningRequest::generate().unwrap();
-        let issued = authority.issue_spoke(&request.csr_der, CLUSTER, SPOKE_LIFETIME).unwrap();
+        let issued = authority.issue_spoke(&request.csr_der, CLUSTER, 1, SPOKE_LIFETIME).unwrap();
         let spoke = Bundle::from_pem(&issued.chain_pem(), &request.key_pem).unwrap();
         Self { authority, hub, spoke, operator }
     }

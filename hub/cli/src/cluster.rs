@@ -246,11 +246,14 @@ async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> 
     Ok(())
 }
 
-/// The state, with the reason of a revocation.
+/// The state, with the reason of a revocation or the command that ends the state.
 fn state_text(cluster: &Cluster) -> String {
-    match &cluster.revoked_because {
-        Some(reason) => format!("{} ({reason})", status(cluster)),
-        None => status(cluster).to_owned(),
+    match (status(cluster), &cluster.revoked_because) {
+        (state, Some(reason)) => format!("{state} ({reason})"),
+        (state @ ("Evicted" | "IdentityCopied"), None) => {
+            format!("{state}; run `{}`", rejoin_command(&cluster.name))
+        }
+        (state, None) => state.to_owned(),
     }
 }
 

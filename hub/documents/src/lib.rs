@@ -137,7 +137,7 @@ pub struct Token {
 pub struct Cluster {
     pub name: String,
     pub id: ClusterId,
-    /// `Pending`, `Accepted`, `Evicted` or `Revoked`.
+    /// `Pending`, `Accepted`, `Evicted`, `IdentityCopied` or `Revoked`.
     pub state: String,
     /// Reason that the operator gave for the revocation; absent unless the cluster is revoked.
     pub revoked_because: Option<String>,

@@ -20,7 +20,7 @@ pub const KUBERNETES_MINOR_MIN: u32 = 30;
 pub struct HubEntry<'a> {
     pub name: &'a str,
     pub id: &'a ClusterId,
-    /// `Pending`, `Accepted`, `Evicted` or `Revoked`, as in the API.
+    /// `Pending`, `Accepted`, `Evicted`, `IdentityCopied` or `Revoked`, as in the API.
     pub state: &'a str,
     pub connected: bool,
     pub certificate_expired: bool,
@@ -169,6 +169,9 @@ fn refuse_claimed(
         (Some(entry), _, _) if entry.state == "Evicted" => {
             Err(RegistrationRefusal::Evicted { name })
         }
+        (Some(entry), _, _) if entry.state == "IdentityCopied" => {
+            Err(RegistrationRefusal::IdentityCopied { name })
+        }
         (Some(entry), _, Some(id)) if entry.id == id => {
             Err(RegistrationRefusal::awaiting_acceptance(entry))
         }
@@ -217,11 +220,11 @@ pub enum RejoinPlan {
 /// Decides how a registered cluster gets a new certificate.
 ///
 /// # Errors
-/// The refusal, when the entry is neither accepted nor evicted.
+/// The refusal, when the entry is pending or rejected permanently.
 pub fn plan_rejoin(entry: &HubEntry<'_>) -> Result<RejoinPlan, RegistrationRefusal> {
     match entry.state {
         _ if entry.connected => Ok(RejoinPlan::Connected),
-        "Accepted" | "Evicted" => Ok(RejoinPlan::IssueToken),
+        "Accepted" | "Evicted" | "IdentityCopied" => Ok(RejoinPlan::IssueToken),
         "Pending" => Err(RegistrationRefusal::awaiting_acceptance(entry)),
         state => Err(RegistrationRefusal::IdentityRejected {
             name: entry.name.to_owned(),
@@ -274,6 +277,8 @@ pub enum RegistrationRefusal {
     CertificateExpired { name: String },
     #[error("cluster {name} was evicted")]
     Evicted { name: String },
+    #[error("the identity of cluster {name} was copied, or restored from a backup")]
+    IdentityCopied { name: String },
     #[error("cluster {name} has joined and is pending")]
     AwaitingAcceptance { name: String, fingerprint: String },
     #[error("the name {name} is used by cluster {id} ({state})")]
@@ -303,7 +308,9 @@ impl RegistrationRefusal {
     /// The next step for the operator. `flags` are those by which `attest` reaches the cluster.
     pub fn remedy(&self, flags: &str) -> String {
         match self {
-            Self::CertificateExpired { name } | Self::Evicted { name } => {
+            Self::CertificateExpired { name }
+            | Self::Evicted { name }
+            | Self::IdentityCopied { name } => {
                 format!("run `attest gitops cluster rejoin {name} {flags}`")
             }
             Self::AwaitingAcceptance { name, fingerprint } => {

@@ -3,6 +3,7 @@
 //! It does not depend on HTTP, on the sessions of spokes, or on reconciliation.
 
 pub mod blocking;
+pub mod certificates;
 pub mod directory;
 pub mod epoch;
 pub mod fleet;

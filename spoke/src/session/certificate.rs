@@ -112,7 +112,7 @@ mod tests {
         (pins, ahead): (&[Pin], Duration),
     ) -> &'static str {
         let request = SigningRequest::generate().unwrap();
-        let issued = issuer.issue_spoke(&request.csr_der, name, life).unwrap();
+        let issued = issuer.issue_spoke(&request.csr_der, name, 1, life).unwrap();
         let chain = vec![issued.chain[0].to_vec(), presented.certificate().to_vec()];
         let cluster = CLUSTER.parse().unwrap();
         let now = SystemTime::now() + ahead;
@@ -145,7 +145,7 @@ mod tests {
     fn a_certificate_may_begin_a_little_ahead_of_this_clock_only() {
         let ours = Authority::create("fleet.test").unwrap();
         let request = SigningRequest::generate().unwrap();
-        let issued = ours.issue_spoke(&request.csr_der, CLUSTER, DAY).unwrap();
+        let issued = ours.issue_spoke(&request.csr_der, CLUSTER, 1, DAY).unwrap();
         let peer = peer_identity(&issued.chain).unwrap();
 
         assert_eq!(check_times(&peer, peer.not_before - CLOCK_SKEW_MAX), Ok(()));

@@ -122,6 +122,7 @@ impl Link {
         loaded: &Arc<Loaded>,
         attempt: (&mut u32, &mut u64),
     ) -> Result<Never, LinkError> {
+        self.identity.refresh(&self.api).await;
         let bundle = match &self.identity.tls {
             Some(tls) => tls.bundle.clone(),
             None => return Err(LinkError::Closed("this spoke has not joined".to_owned())),

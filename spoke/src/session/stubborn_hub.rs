@@ -66,7 +66,7 @@ impl StubbornHub {
 
     fn spoke(authority: &Authority, cluster: &ClusterId) -> Bundle {
         let request = SigningRequest::generate().unwrap();
-        let issued = authority.issue_spoke(&request.csr_der, cluster.as_str(), DAY).unwrap();
+        let issued = authority.issue_spoke(&request.csr_der, cluster.as_str(), 1, DAY).unwrap();
         let chain = [issued.chain[0].clone(), authority.certificate().clone()];
         Bundle::from_pem(&attest_certs::bundle::chain_to_pem(&chain), &request.key_pem).unwrap()
     }

@@ -5,7 +5,7 @@
 //! here too, apart from the records, so that lost records are detected.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use attest_certs::{Bundle, peer_identity};
 use attest_common::basics::ids::ClusterId;
@@ -25,6 +25,8 @@ use crate::SYSTEM_NAMESPACE;
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 
+/// Longest wait for the stored identity before a session.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most attempts to write a certificate against newer versions of the Secret.
 const SWAP_ATTEMPTS: u32 = 3;
 
@@ -51,6 +53,16 @@ impl Tls {
     pub fn expires_at(&self) -> Option<SystemTime> {
         peer_identity(self.bundle.chain()).ok().map(|peer| peer.not_after)
     }
+
+    /// Returns whether the hub issued this certificate after `other`.
+    fn is_newer_than(&self, other: Option<&Self>) -> bool {
+        issued_generation(self) > other.map_or(0, issued_generation)
+    }
+}
+
+/// Generation that the hub wrote into the certificate; 0 for none.
+fn issued_generation(tls: &Tls) -> u64 {
+    peer_identity(tls.bundle.chain()).map_or(0, |peer| peer.generation)
 }
 
 /// Membership of this spoke in the fleet, by its certificate.
@@ -98,7 +110,28 @@ impl Identity {
         }
     }
 
-    /// Stores a new certificate.
+    /// Adopts the stored certificate if it is newer: another process of this spoke may have renewed it, or a write that
+    /// seemed to fail was completed. A certificate that a newer one has replaced must not be presented, because the hub
+    /// would conclude that the identity was copied. Without an answer the certificate in use stays.
+    pub async fn refresh(&mut self, api: &ApiServer) {
+        let read = tokio::time::timeout(REFRESH_TIMEOUT, api.read_optional(&path())).await;
+        let Ok(Ok(Some(secret))) = read else { return };
+        if let Ok(found) = Self::read(&secret) {
+            self.adopt_newer(&found);
+        }
+    }
+
+    /// Takes over the certificate of the same identity if it is newer. Returns whether it is.
+    fn adopt_newer(&mut self, found: &Self) -> bool {
+        let newer = found.tls.as_ref().filter(|tls| tls.is_newer_than(self.tls.as_ref()));
+        let Some(tls) = newer.filter(|_| found.cluster == self.cluster) else { return false };
+        self.tls = Some(tls.clone());
+        self.resource_version.clone_from(&found.resource_version);
+        self.destinations = found.destinations;
+        true
+    }
+
+    /// Stores a new certificate. A stored one that is newer is kept and used instead.
     ///
     /// # Errors
     /// [`IdentityError`]; the previous certificate then stays in use.
@@ -124,6 +157,11 @@ impl Identity {
                     let found = Self::read(&found)?;
                     if found.cluster != self.cluster {
                         return Err(IdentityError::Overtaken);
+                    }
+                    if found.tls.as_ref().is_some_and(|stored| stored.is_newer_than(Some(&tls)))
+                        && self.adopt_newer(&found)
+                    {
+                        return Ok(());
                     }
                     // The same identity: only the version was out of date.
                     self.resource_version = found.resource_version;
@@ -243,8 +281,6 @@ impl IdentityError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use attest_certs::{Authority, SigningRequest};
     use k8s_openapi::ByteString;
 
@@ -254,10 +290,15 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
     fn bundle(identity: &Identity) -> Bundle {
+        generation(identity, 1)
+    }
+
+    fn generation(identity: &Identity, generation: u64) -> Bundle {
         let authority = Authority::create("fleet.test").unwrap();
         let request = SigningRequest::generate().unwrap();
-        let issued =
-            authority.issue_spoke(&request.csr_der, identity.cluster.as_str(), DAY).unwrap();
+        let issued = authority
+            .issue_spoke(&request.csr_der, identity.cluster.as_str(), generation, DAY)
+            .unwrap();
         Bundle::from_pem(&issued.chain_pem(), &request.key_pem).unwrap()
     }
 
@@ -312,6 +353,27 @@ mod tests {
         identity.store_tls(&api, second.clone()).await.unwrap();
         assert_eq!(stored_chain(&api).await, second.chain_pem());
         assert_eq!(identity.tls.unwrap().generation, 2);
+    }
+
+    #[tokio::test]
+    async fn of_two_processes_with_one_secret_both_use_the_newest_certificate() {
+        let fake = FakeApi::start().await;
+        let api = fake.open().await;
+        let mut first = Identity::load_or_create(&api).await.unwrap();
+        first.store_tls(&api, generation(&first, 10)).await.unwrap();
+        let mut second = Identity::load_or_create(&api).await.unwrap();
+        let newest = generation(&second, 30);
+        second.store_tls(&api, newest.clone()).await.unwrap();
+
+        // A renewal that was delayed replaces no newer one.
+        first.store_tls(&api, generation(&first, 20)).await.unwrap();
+
+        assert_eq!(first.tls.as_ref().unwrap().bundle.chain_pem(), newest.chain_pem());
+        assert_eq!(stored_chain(&api).await, newest.chain_pem());
+        let renewed = generation(&first, 40);
+        first.store_tls(&api, renewed.clone()).await.unwrap();
+        second.refresh(&api).await;
+        assert_eq!(second.tls.as_ref().unwrap().bundle.chain_pem(), renewed.chain_pem());
     }
 
     #[tokio::test]

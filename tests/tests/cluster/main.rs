@@ -8,6 +8,7 @@
 )]
 
 mod compromised_hub;
+mod copied_identity;
 mod crashes;
 mod documents;
 mod end_to_end;

@@ -13,7 +13,8 @@ use std::process::Output;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use attest_certs::{Authority, Issued, SigningRequest};
+use attest_certs::bundle::chain_from_pem;
+use attest_certs::{Authority, Issued, SigningRequest, peer_identity};
 use attest_install::apply::ObjectRef;
 use attest_tests::cluster::Cluster;
 use attest_tests::cluster::fakelet::{Fakelet, FakeletOptions, Runner};
@@ -38,15 +39,15 @@ const PRINTED: &str = "attest gitops cluster add staging \\\n--kubeconfig ~/.kub
                        --context staging-cluster\n";
 
 /// An operator with a hub, and CI keys for some environments.
-struct Desk {
+pub(crate) struct Desk {
     // Dropped in this order: the hub before its files.
-    hub: Hub,
-    operator: Operator,
-    directory: TempDir,
+    pub(crate) hub: Hub,
+    pub(crate) operator: Operator,
+    pub(crate) directory: TempDir,
 }
 
 impl Desk {
-    async fn new(environments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) async fn new(environments: &[&str]) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("attest-desk-").tempdir()?;
         remove_at_end(directory.path());
         let operator = Operator::new(&directory.path().join("operator"))?;
@@ -98,7 +99,12 @@ impl Desk {
         Ok(typed.await?)
     }
 
-    async fn add(&self, name: &str, kubeconfig: &Path, more: &str) -> anyhow::Result<Output> {
+    pub(crate) async fn add(
+        &self,
+        name: &str,
+        kubeconfig: &Path,
+        more: &str,
+    ) -> anyhow::Result<Output> {
         let file = kubeconfig.display();
         let environment =
             if more.contains("--trust-policy") { "" } else { "--environment staging" };
@@ -110,7 +116,7 @@ impl Desk {
 }
 
 /// Starts a cluster whose node runs real spokes.
-async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
+pub(crate) async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)>> {
     let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
     let runner = Runner::new("attest-spoke", program("attest-spoke")?)
         .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
@@ -130,7 +136,7 @@ fn policies(client: &Client) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &resource)
 }
 
-async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
+pub(crate) async fn policy(client: &Client) -> anyhow::Result<Option<DynamicObject>> {
     match policies(client).get("local").await {
         Ok(found) => Ok(Some(found)),
         // Without the definition, the API server answers with a plain 404.
@@ -154,7 +160,7 @@ async fn secret(client: &Client, name: &str) -> anyhow::Result<Option<Secret>> {
     Ok(secrets.get_opt(name).await?)
 }
 
-async fn join_token_deleted(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn join_token_deleted(client: &Client) -> anyhow::Result<()> {
     until("the join token to be deleted", SOON, || async {
         Ok(secret(client, "attest-join").await?.is_none().then_some(()))
     })
@@ -314,7 +320,7 @@ async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity
     Ok(())
 }
 
-/// Replaces the spoke's certificate by one that the hub's authority has issued, but not the hub.
+/// Replaces the spoke's certificate by the next one, issued with the hub's authority and unknown to the hub.
 pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyhow::Result<Issued> {
     let [certificate, key] =
         ["ca.crt", "ca.key"].map(|name| std::fs::read_to_string(hub.join(name)));
@@ -322,8 +328,10 @@ pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyh
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
     let identity = secrets.get("attest-identity").await?.data.context("no data")?;
     let id = String::from_utf8(identity["cluster-id"].0.clone())?;
+    let chain = chain_from_pem(std::str::from_utf8(&identity["tls.chain"].0)?)?;
+    let generation = peer_identity(&chain)?.generation + 1;
     let request = SigningRequest::generate()?;
-    let issued = authority.issue_spoke(&request.csr_der, &id, life)?;
+    let issued = authority.issue_spoke(&request.csr_der, &id, generation, life)?;
     let data = serde_json::json!({"stringData": {
         "tls.chain": issued.chain_pem(), "tls.key": request.key_pem.as_str(),
     }});

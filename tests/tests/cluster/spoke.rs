@@ -1271,6 +1271,7 @@ async fn a_certificate_past_two_thirds_of_its_lifetime_is_renewed_and_the_new_on
     let issued = hub.authority().issue_spoke(
         &request.csr_der,
         peer.cluster.as_str(),
+        2,
         Duration::from_secs(60),
     )?;
     let old = issued.serial.to_string();

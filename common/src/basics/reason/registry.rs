@@ -294,7 +294,10 @@ registry! {
             "`attest gitops cluster rejoin NAME --kubeconfig F`";
         CertificateReplaced: "the cluster has joined again with another certificate",
             "none; if unexpected, find out who has the identity key";
-        CertificateNotCurrent: "a newer certificate has replaced the one presented", "if unexpected, find out who has the identity key";
+        CertificateNotCurrent: "the certificate is from before the cluster was evicted or joined again",
+            "`attest gitops cluster rejoin NAME --kubeconfig F`, unless the cluster is connected: then find out who holds the certificate";
+        IdentityCopied: "a certificate was presented after a newer one: two spokes have the cluster's identity, and neither is admitted",
+            "find out who has the identity, then `attest gitops cluster rejoin NAME --kubeconfig F`";
         CertificateChain: "the issued certificate is not signed by a pinned authority",
             "find out which server responds at the hub's address";
         CertificateIdentity: "the issued certificate is for another identity", "find out which server responds at the hub's address";

@@ -112,6 +112,7 @@ fn a_registration_is_decided_by_the_name_the_identity_and_the_cluster() {
         (&["qa aa Accepted+! here"], Joined, "update", "update"),
         (&["qa aa Accepted! here"], Joined, "CertificateExpired", "CertificateExpired"),
         (&["qa aa Evicted here"], Joined, "Evicted", "rejoin"),
+        (&["qa aa IdentityCopied here"], Joined, "IdentityCopied", "rejoin"),
         (&["qa aa Pending here"], Joined, "AwaitingAcceptance", "rejoin"),
         (&["qa aa Revoked here"], Joined, "rejoin", "rejoin"),
         // This name, and the identity is lost or not certified yet.
@@ -168,6 +169,7 @@ fn a_rejoin_is_decided_by_the_state_of_the_entry() {
         ("Accepted", Ok(RejoinPlan::IssueToken)),
         ("Accepted!", Ok(RejoinPlan::IssueToken)),
         ("Evicted", Ok(RejoinPlan::IssueToken)),
+        ("IdentityCopied", Ok(RejoinPlan::IssueToken)),
         ("Pending", Err("AwaitingAcceptance")),
         ("Revoked", Err("IdentityRejected")),
         ("OfANewerHub", Err("IdentityRejected")),

@@ -27,6 +27,7 @@ impl From<JoinError> for Refusal {
             | JoinError::Fingerprint { .. }
             | JoinError::Ambiguous { .. }
             | JoinError::Evicted(_)
+            | JoinError::IdentityCopied(_)
             | JoinError::ClusterRevoked(_) => StatusCode::CONFLICT,
             JoinError::NoCluster(_) => StatusCode::NOT_FOUND,
             JoinError::Store(_) | JoinError::Randomness(_) | JoinError::Authority(_) => {

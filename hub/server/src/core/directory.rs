@@ -140,7 +140,7 @@ impl Directory {
     /// Updates the metrics of clusters.
     pub(crate) fn measure(&self, metrics: &Metrics) {
         let state = self.state.read();
-        for word in [ClusterState::Pending, ClusterState::Accepted, ClusterState::Revoked] {
+        for word in ClusterState::ALL {
             let count = state.counts.get(&word).copied().unwrap_or_default();
             let gauge = metrics.clusters.with_label_values(&[word.as_str()]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -32,8 +32,9 @@ pub struct Metrics {
     pub signature_failures: IntCounter,
     /// By `result`: `allowed` or `refused`.
     pub policy_validations: IntCounterVec,
-    /// By `state`: `Pending`, `Accepted`, `Revoked`.
+    /// By `state`: `Pending`, `Accepted`, `IdentityCopied`, `Revoked`.
     pub clusters: IntGaugeVec,
+    pub identity_copies: IntCounter,
     pub connected: IntGauge,
     /// By `result`, a reason.
     pub joins: IntCounterVec,
@@ -105,7 +106,11 @@ impl Metrics {
                 "attest_fleet_clusters",
                 "Registered clusters.",
                 "state",
-                &["Pending", "Accepted", "Revoked"],
+                &["Pending", "Accepted", "IdentityCopied", "Revoked"],
+            )?,
+            identity_copies: make.counter(
+                "attest_fleet_identity_copies_total",
+                "Certificates presented after a newer one of the same cluster was used.",
             )?,
             connected: make.gauge("attest_fleet_clusters_connected", "Connected spokes.")?,
             joins: make.counters(

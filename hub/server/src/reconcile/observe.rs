@@ -265,6 +265,13 @@ fn reachable(
             );
             return Err(Waiting::unknown(Reason::ClusterPending, message));
         }
+        ClusterState::IdentityCopied => {
+            let message = format!(
+                "the identity of cluster {name} was copied, or restored from a backup; what runs is kept, and nothing \
+                 is deployed until `attest gitops cluster rejoin {name} --kubeconfig F`"
+            );
+            return Err(Waiting::unknown(Reason::IdentityCopied, message));
+        }
         ClusterState::Revoked => {
             return Err(Waiting::unknown(
                 Reason::ClusterRevoked,

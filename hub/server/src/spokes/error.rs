@@ -44,9 +44,15 @@ pub enum LinkError {
     #[error("cluster {0} is not accepted yet")]
     ClusterPending(ClusterId),
     #[error(
-        "cluster {0} presented a certificate that was replaced by a newer one; its key may have been copied"
+        "cluster {0} presented a certificate that is no longer valid; \
+         run `attest gitops cluster rejoin` for a new one"
     )]
     CertificateNotCurrent(ClusterId),
+    #[error(
+        "the identity of cluster {0} was copied, or restored from a backup; find out who has it, then run \
+         `attest gitops cluster rejoin`"
+    )]
+    IdentityCopied(ClusterId),
     #[error("the spoke's certificate expired")]
     CertificateExpired,
     #[error("the hub is stopping")]
@@ -98,6 +104,7 @@ impl LinkError {
             Self::ClusterRevoked(_) => Reason::ClusterRevoked,
             Self::ClusterPending(_) => Reason::ClusterPending,
             Self::CertificateNotCurrent(_) => Reason::CertificateNotCurrent,
+            Self::IdentityCopied(_) => Reason::IdentityCopied,
             Self::CertificateExpired => Reason::CertificateExpired,
             Self::Stopping => Reason::HubStopping,
             Self::BlobMissing(_) => Reason::BlobMissing,
@@ -114,6 +121,7 @@ impl LinkError {
             | Self::ClusterRevoked(_)
             | Self::ClusterPending(_)
             | Self::CertificateNotCurrent(_)
+            | Self::IdentityCopied(_)
             | Self::Tls(_) => CLOSE_NOT_ADMITTED,
             Self::HelloInvalid(_)
             | Self::ProtocolVersion(..)

@@ -19,12 +19,11 @@ use rustls_pki_types::CertificateDer;
 use super::close::{CLOSE_COME_BACK, CLOSE_NOT_ADMITTED};
 use super::error::LinkError;
 use super::registration::{Registration, join};
-use super::shared::{Shared, cluster_id, greeting_timeout};
+use super::shared::{Shared, greeting_timeout};
 use super::{reset, session};
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::limiter::{ConnectionLimiter, Permit};
-use crate::core::store::records::{self, ClusterRecord, ClusterState};
 use crate::reconcile::waker::Waker;
 
 /// Most concurrent handshakes; further connections are refused.
@@ -142,7 +141,7 @@ async fn serve(
     incoming: Incoming,
     permit: Permit,
 ) {
-    let greeted = greet(&shared.core, incoming).await;
+    let greeted = greet(&shared.registration, incoming).await;
     drop(permit);
     match greeted {
         Ok(Greeted::Session(connection, peer)) => {
@@ -189,7 +188,7 @@ enum Greeted {
     Join(Connection),
 }
 
-async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkError> {
+async fn greet(registration: &Arc<Registration>, incoming: Incoming) -> Result<Greeted, LinkError> {
     let connecting = incoming.accept().map_err(LinkError::Connection)?;
     let connection = tokio::time::timeout(greeting_timeout(), connecting)
         .await
@@ -203,7 +202,7 @@ async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkErro
     let admission = admit(alpn.as_deref(), chain.as_ref().map(|chain| chain.as_slice()));
     match admission.map_err(LinkError::Tls) {
         Ok(Admission::Join) => Ok(Greeted::Join(connection)),
-        Ok(Admission::Session(peer)) => match admit_cluster(core, &peer).await {
+        Ok(Admission::Session(peer)) => match admit_cluster(registration, &peer).await {
             Ok(()) => Ok(Greeted::Session(connection, peer)),
             Err(error) => {
                 connection.close(CLOSE_NOT_ADMITTED, error.reason().as_str().as_bytes());
@@ -217,31 +216,10 @@ async fn greet(core: &Arc<Core>, incoming: Incoming) -> Result<Greeted, LinkErro
     }
 }
 
-/// Checks that the cluster is accepted and the certificate is current. The first use of a renewed certificate
-/// invalidates the previous one.
-async fn admit_cluster(core: &Arc<Core>, peer: &PeerIdentity) -> Result<(), LinkError> {
-    let id = cluster_id(peer)?;
-    let serial = peer.serial.to_string();
-    blocking(core, move |core| {
-        let guard = core.directory.write();
-        let stored = core.records.stored::<ClusterRecord>(id.as_str())?;
-        let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(id)) };
-        let record = &stored.value;
-        match record.state {
-            ClusterState::Revoked => return Err(LinkError::ClusterRevoked(id)),
-            ClusterState::Pending => return Err(LinkError::ClusterPending(id)),
-            ClusterState::Accepted => {}
-        }
-        let is_current = record.serial.as_ref() == Some(&serial);
-        if !is_current && record.former_serial.as_ref() != Some(&serial) {
-            return Err(LinkError::CertificateNotCurrent(id));
-        }
-        if is_current && record.former_serial.is_some() {
-            let used = ClusterRecord { former_serial: None, ..record.clone() };
-            core.records.commit("certificate", &[records::replace(&stored, &used)])?;
-            guard.note(&used);
-        }
-        Ok(())
-    })
-    .await
+async fn admit_cluster(
+    registration: &Arc<Registration>,
+    peer: &PeerIdentity,
+) -> Result<(), LinkError> {
+    let peer = peer.clone();
+    blocking(registration, move |registration| registration.admit(&peer)).await
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use attest_certs::Authority;
 use tokio::sync::{Mutex, MutexGuard};
 
+pub(crate) use certificate::{check_accepted, cluster_id};
 pub(crate) use decision::{Decision, fingerprint_of};
 pub(crate) use error::JoinError;
 

@@ -24,13 +24,13 @@ use super::greeting::{Greeting, greet};
 use super::heartbeat::heartbeat;
 use super::limits::NEEDS_MAX;
 use super::push::{open, prepare, push, to_spoke};
+use super::registration::{check_accepted, cluster_id};
 use super::reports::Arrived;
-use super::shared::{Shared, cluster_id};
+use super::shared::Shared;
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::fleet::{Connected, Pending};
 use crate::core::position::needs_reissue;
-use crate::core::store::records::ClusterState;
 
 /// Acknowledgements that may wait to be sent on one connection.
 const ACKNOWLEDGEMENTS_MAX: usize = 64;
@@ -80,9 +80,10 @@ async fn run_session(
     let _presence = Presence { shared, cluster: cluster.clone(), number };
     note_connected(core);
     tracing::info!(cluster = cluster.as_str(), "Spoke connected");
-    // A revocation during the greeting found no connection to close.
-    let record = core.directory.get(&cluster).filter(|r| r.state == ClusterState::Accepted);
-    let record = record.ok_or_else(|| LinkError::ClusterRevoked(cluster.clone()))?;
+    // A decision during the greeting found no connection to close.
+    let record = core.directory.get(&cluster);
+    let record = record.ok_or_else(|| LinkError::ClusterUnknown(cluster.clone()))?;
+    check_accepted(&record)?;
     for (destination, head) in core.fleet.heads_of(&cluster) {
         let held = core.fleet.position(&destination);
         if held.is_some_and(|held| needs_reissue(&head, held, now())) {

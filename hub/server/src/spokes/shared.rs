@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use attest_certs::PeerIdentity;
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::rate::KeyedRateLimiter;
 use attest_common::session::GREETING_TIMEOUT_MS;
 use tokio::sync::Semaphore;
 
-use super::error::LinkError;
 use super::limits::{CLAIMS, INTRODUCTIONS, RENEWALS};
 use super::registration::{CLUSTERS_MAX, Registration};
 use super::reports::{self, Reports};
@@ -61,10 +59,6 @@ impl Shared {
     pub(super) fn next_heartbeat(&self) -> u64 {
         self.heartbeats.fetch_add(1, Ordering::SeqCst) + 1
     }
-}
-
-pub(super) fn cluster_id(peer: &PeerIdentity) -> Result<ClusterId, LinkError> {
-    peer.id.name().parse().map_err(|_| LinkError::HelloInvalid("cluster id"))
 }
 
 pub(super) fn greeting_timeout() -> Duration {

@@ -539,7 +539,9 @@ async fn a_renewed_certificate_ends_the_former_one_when_it_is_first_used() {
     Spoke::connect(&fixture, "staging", &cluster, &old, &[]).await.map(drop).unwrap();
     Spoke::connect(&fixture, "staging", &cluster, &new, &[]).await.map(drop).unwrap();
     let error = Spoke::connect(&fixture, "staging", &cluster, &old, &[]).await.err().unwrap();
-    assert!(error.contains("CertificateNotCurrent"), "{error}");
+    assert!(error.contains("IdentityCopied"), "{error}");
+    let error = Spoke::connect(&fixture, "staging", &cluster, &new, &[]).await.err().unwrap();
+    assert!(error.contains("IdentityCopied"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,7 +61,7 @@ async fn a_spoke_whose_good_certificate_the_hub_takes_no_more_comes_back_by_anot
     let hub_key_id = hub_key.keys().next().unwrap().to_string();
     let admit = |authority: &Authority, asked: JoinRequest| {
         assert_eq!(asked.token_id, token(2).id());
-        let issued = authority.issue_spoke(&asked.csr_der, cluster.as_str(), DAY).unwrap();
+        let issued = authority.issue_spoke(&asked.csr_der, cluster.as_str(), 1, DAY).unwrap();
         JoinOutcome::Joined(Joined {
             cluster_id: cluster.to_string(),
             chain_der: [&issued.chain[0], authority.certificate()].map(|c| c.to_vec()).to_vec(),

@@ -4,6 +4,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::session::join::fingerprint;
 
 use super::super::close::CLOSE_NOT_ADMITTED;
+use super::certificate::now_s;
 use super::{JoinError, Registration};
 use crate::core::Core;
 use crate::core::store::StoreError;
@@ -105,13 +106,16 @@ fn change(
     let changed = match decision {
         Decision::Accept { fingerprint } => accepted(core, record, fingerprint)?,
         Decision::Revoke { because } => revoked(&record, because),
-        Decision::Evict => ClusterRecord {
-            state: ClusterState::Pending,
-            serial: None,
-            former_serial: None,
-            certificate_expires_at: None,
-            ..record
-        },
+        Decision::Evict => {
+            let mut certificates = record.certificates.clone();
+            certificates.invalidate(now_s());
+            ClusterRecord {
+                state: ClusterState::Pending,
+                certificates,
+                certificate_expires_at: None,
+                ..record
+            }
+        }
         // A revoked identity stays rejected after its removal.
         Decision::Remove if record.state == ClusterState::Revoked => {
             let changed = ClusterRecord { removed: true, ..record };
@@ -132,6 +136,9 @@ fn change(
 fn accepted(core: &Core, record: ClusterRecord, given: &str) -> Result<ClusterRecord, JoinError> {
     if record.state == ClusterState::Revoked {
         return Err(JoinError::ClusterRevoked(record.id));
+    }
+    if record.state == ClusterState::IdentityCopied {
+        return Err(JoinError::IdentityCopied(record.name));
     }
     if core.records.is_evicted(&record)? {
         return Err(JoinError::Evicted(record.name));
@@ -191,8 +198,6 @@ fn removal(core: &Core, record: &ClusterRecord) -> Result<Vec<Change>, JoinError
 pub(super) fn revoked(record: &ClusterRecord, because: &str) -> ClusterRecord {
     ClusterRecord {
         state: ClusterState::Revoked,
-        serial: None,
-        former_serial: None,
         certificate_expires_at: None,
         revoked_because: Some(because.chars().take(200).collect()),
         ..record.clone()

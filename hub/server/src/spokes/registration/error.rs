@@ -58,6 +58,11 @@ pub(crate) enum JoinError {
     )]
     Evicted(Name),
     #[error(
+        "the identity of cluster `{0}` was copied, or restored from a backup; \
+         find out who has it, then run `attest gitops cluster rejoin {0} --kubeconfig F`"
+    )]
+    IdentityCopied(Name),
+    #[error(
         "cluster `{name}` has fingerprint {actual}, not {given}; check the fingerprint that the spoke logs"
     )]
     Fingerprint { name: Name, given: String, actual: String },
@@ -88,6 +93,7 @@ impl JoinError {
             Self::Lifetime => Reason::TokenLifetime,
             Self::Ambiguous { .. } => Reason::ClusterAmbiguous,
             Self::Evicted(_) => Reason::ClusterEvicted,
+            Self::IdentityCopied(_) => Reason::IdentityCopied,
             Self::NoCluster(_) => Reason::ClusterUnknown,
             Self::Fingerprint { .. } => Reason::FingerprintMismatch,
             Self::Authority(error) => error.reason(),

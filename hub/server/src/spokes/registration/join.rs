@@ -25,6 +25,7 @@ use quinn::Connection;
 
 use super::super::close::{CLOSE_DONE, CLOSE_NOT_ADMITTED, CLOSE_PROTOCOL};
 use super::super::error::LinkError;
+use super::certificate::now_s;
 use super::decision::revoked;
 use super::{CLUSTERS_MAX, JoinError, Registration};
 use crate::core::blocking::blocking;
@@ -200,7 +201,7 @@ fn first_use(
     let mut record = joining(token, proven, previous.as_deref());
     let issued = match record.state {
         ClusterState::Accepted => Some(registration.certify(&mut record, &proven.csr)?),
-        ClusterState::Pending | ClusterState::Revoked => None,
+        ClusterState::Pending | ClusterState::IdentityCopied | ClusterState::Revoked => None,
     };
     let used = TokenRecord {
         used: Some(TokenUse {
@@ -278,6 +279,9 @@ fn joining(
     proven: &ProvenRequest,
     previous: Option<&ClusterRecord>,
 ) -> ClusterRecord {
+    let mut certificates =
+        previous.map(|previous| previous.certificates.clone()).unwrap_or_default();
+    certificates.invalidate(now_s());
     ClusterRecord {
         id: proven.cluster.clone(),
         name: token.cluster.clone(),
@@ -285,8 +289,7 @@ fn joining(
         identity_key: data_encoding::HEXLOWER.encode(&proven.identity),
         kube_system_uid: proven.kube_system_uid.clone(),
         token_id: token.id.clone(),
-        serial: None,
-        former_serial: None,
+        certificates,
         certificate_expires_at: None,
         registered_at: previous.map_or_else(now, |previous| previous.registered_at),
         agent_version: Some(proven.agent_version.clone()),
@@ -320,6 +323,7 @@ fn repeated_use(
     let mut record = cluster.ok_or(JoinError::TokenUsed)?;
     match (record.state, &used.chain_pem) {
         (ClusterState::Revoked, _) => Err(JoinError::ClusterRevoked(record.id)),
+        (ClusterState::IdentityCopied, _) => Err(JoinError::IdentityCopied(record.name)),
         (ClusterState::Pending, _) if now() > after(stored.value.expires_at, PENDING_MAX_MS) => {
             Err(JoinError::TokenExpired)
         }

@@ -10,6 +10,7 @@ use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::core::certificates::Certificates;
 use crate::core::store::{Table, result_key};
 
 /// Registration state of a cluster.
@@ -18,16 +19,23 @@ pub enum ClusterState {
     /// Joined; an operator has not accepted it yet.
     Pending,
     Accepted,
+    /// Two holders of the identity are known; neither is admitted until the cluster rejoins.
+    IdentityCopied,
     /// Permanently rejected under this identity.
     Revoked,
 }
 
 impl ClusterState {
+    /// Every state.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Pending, Self::Accepted, Self::IdentityCopied, Self::Revoked];
+
     /// Returns the name shown to users.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "Pending",
             Self::Accepted => "Accepted",
+            Self::IdentityCopied => "IdentityCopied",
             Self::Revoked => "Revoked",
         }
     }
@@ -45,10 +53,8 @@ pub struct ClusterRecord {
     pub kube_system_uid: String,
     /// The token used to join.
     pub token_id: String,
-    /// Serial of the newest certificate; only this and `former_serial` are admitted.
-    pub serial: Option<String>,
-    /// Serial of the previous certificate, until the newest is first used.
-    pub former_serial: Option<String>,
+    #[serde(flatten)]
+    pub certificates: Certificates,
     pub certificate_expires_at: Option<Timestamp>,
     pub registered_at: Timestamp,
     pub agent_version: Option<String>,
