@@ -1,5 +1,6 @@
 //! Signed documents: in-toto statements, releases, receipts, renderings, plans and directives.
 
+pub mod annotations;
 pub mod manifest;
 pub mod plan;
 pub mod receipt;

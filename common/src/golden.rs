@@ -259,6 +259,8 @@ fn owned(name: &str, uid: Option<&str>, preexisting: bool) -> Owned {
         version: "v1".to_owned(),
         uid: uid.map(str::to_owned),
         preexisting,
+        orphan: false,
+        wave: 0,
     }
 }
 

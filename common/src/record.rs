@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::keys::KeyId;
 use crate::basics::reason::Reason;
-use crate::documents::manifest::ObjectKey;
+use crate::documents::manifest::{Object, ObjectKey};
 use crate::documents::plan::Directive;
 use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
 use crate::record::rollback::RollbackPoint;
@@ -143,6 +143,30 @@ pub struct Owned {
     /// Pre-existing with the desired values: released, never deleted.
     #[serde(rename = "met", default, skip_serializing_if = "std::ops::Not::not")]
     pub preexisting: bool,
+    /// Annotated by its author: released, never deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphan: bool,
+    /// Place in the order of applying that its author gave; deleted in the opposite order.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wave: i16,
+}
+
+impl Owned {
+    /// Returns an object that is about to be written for the first time.
+    pub fn about_to_be_written(object: &Object) -> Self {
+        Self {
+            key: object.key().clone(),
+            version: object.version().to_owned(),
+            uid: None,
+            preexisting: false,
+            orphan: object.is_orphaned(),
+            wave: object.wave(),
+        }
+    }
+}
+
+fn is_zero(wave: &i16) -> bool {
+    *wave == 0
 }
 
 /// The position of a directive relative to the newest one admitted for its destination.

@@ -32,7 +32,7 @@ pub const SYNC_INTERVAL_MS: u64 = 60_000;
 pub const RECONNECT_MIN_MS: u64 = 200;
 /// Longest delay before a reconnect, in milliseconds, with full jitter.
 pub const RECONNECT_MAX_MS: u64 = 30_000;
-/// Renderings may hold `metadata.finalizers` and every name that Kubernetes allows.
+/// Renderings may hold `metadata.finalizers`, annotations of authors and of Argo CD, and every name that Kubernetes allows.
 pub const FEATURE_MANIFESTS_2: &str = "manifests-2";
 /// Directives may hold `Directive::repair`.
 pub const FEATURE_REPAIR: &str = "repair";

@@ -13,6 +13,9 @@ use serde_json::Value;
 use crate::basics::canonical::{self, InexactNumber};
 use crate::basics::json::{self, JsonError, OBJECT_DEPTH_MAX};
 use crate::basics::reason::Reason;
+use crate::documents::annotations::{
+    self, CONFIRM_REMOVAL_ANNOTATION, ORPHAN_ANNOTATION, OWN_PREFIX, REPLACE_ANNOTATION,
+};
 
 /// Most objects in a rendering.
 pub const OBJECTS_MAX: usize = 5_000;
@@ -38,12 +41,9 @@ const EMPTY_METADATA: [&str; 4] = ["creationTimestamp", "generateName", "namespa
 const NAME_BYTES_MAX: usize = 253;
 /// Group whose names may contain everything that does not change a path.
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
-/// Annotation by which an object that cannot be changed is deleted and made again, if its value is `true`.
-pub const REPLACE_ANNOTATION: &str = "attest.continuu.ms/replace";
-/// Annotations with a reserved prefix that authors may write.
-const AUTHOR_ANNOTATIONS: [&str; 1] = [REPLACE_ANNOTATION];
-/// Annotations that make other tools act on an object or that claim a state it does not have.
-const RESERVED_PREFIXES: [&str; 2] = ["attest.continuu.ms/", "argocd.argoproj.io/"];
+/// Prefix of labels and annotations that Argo CD reads. A spoke of version 0.1 refuses them.
+const ARGO_CD_PREFIX: &str = "argocd.argoproj.io/";
+/// Annotation that claims a state that the object does not have.
 const RESERVED_KEYS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
 /// Identity of an object, regardless of its API version.
@@ -142,6 +142,21 @@ impl Object {
         self
     }
 
+    /// Place in the order of applying that the author gives, lower first; 0 if none.
+    pub fn wave(&self) -> i16 {
+        annotations::wave(&self.value)
+    }
+
+    /// Returns whether the object is to be released, and not deleted, when it is no longer rendered.
+    pub fn is_orphaned(&self) -> bool {
+        annotations::is_set(&self.value, ORPHAN_ANNOTATION)
+    }
+
+    /// Returns whether the author allows to delete the object and make it again where it cannot be changed.
+    pub fn may_be_replaced(&self) -> bool {
+        annotations::is_set(&self.value, REPLACE_ANNOTATION)
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         let refuse = |field: &str| ManifestError::ObjectMetadata {
             object: self.key.clone(),
@@ -168,21 +183,32 @@ impl Object {
         }
         for section in ["annotations", "labels"] {
             let keys = metadata.get(section).and_then(Value::as_object).into_iter().flatten();
-            for (name, _) in keys {
-                let reserved = RESERVED_KEYS.contains(&name.as_str())
-                    || RESERVED_PREFIXES.iter().any(|p| name.starts_with(p));
-                let is_for_authors =
-                    section == "annotations" && AUTHOR_ANNOTATIONS.contains(&name.as_str());
-                if reserved && !is_for_authors {
-                    return Err(ManifestError::ObjectReserved {
-                        object: self.key.clone(),
-                        name: name.chars().take(120).collect(),
-                    });
+            for (name, value) in keys {
+                let is_for_authors = section == "annotations" && annotations::is_for_authors(name);
+                if is_for_authors && let Some(expected) = annotations::expected_instead(name, value)
+                {
+                    let (object, name) = (self.key.clone(), name.clone());
+                    return Err(ManifestError::AnnotationValue { object, name, expected });
+                }
+                if !is_for_authors && is_reserved(name) {
+                    return Err(self.refuse_reserved(name));
                 }
             }
         }
         Ok(())
     }
+
+    fn refuse_reserved(&self, name: &str) -> ManifestError {
+        let object = self.key.clone();
+        if name == CONFIRM_REMOVAL_ANNOTATION {
+            return ManifestError::ConfirmRemoval(object);
+        }
+        ManifestError::ObjectReserved { object, name: name.chars().take(120).collect() }
+    }
+}
+
+fn is_reserved(name: &str) -> bool {
+    RESERVED_KEYS.contains(&name) || name.starts_with(OWN_PREFIX)
 }
 
 fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
@@ -245,12 +271,21 @@ fn describe(value: &Value) -> String {
 }
 
 /// Returns the first object that only a spoke with the feature `manifests-2` accepts: one with finalizers of its author,
-/// or with a name that was not accepted before.
+/// with a label or annotation that was reserved before, or with a name that was not accepted before.
 pub fn needs_manifests_2(objects: &[Object]) -> Option<&ObjectKey> {
     let found = objects.iter().find(|object| {
-        object.value.pointer("/metadata/finalizers").is_some() || !is_name("", &object.key.name)
+        object.value.pointer("/metadata/finalizers").is_some()
+            || !is_name("", &object.key.name)
+            || was_reserved(object)
     });
     found.map(Object::key)
+}
+
+fn was_reserved(object: &Object) -> bool {
+    let of_section = |section| object.value.pointer(section).and_then(Value::as_object);
+    let sections = ["/metadata/annotations", "/metadata/labels"].into_iter().filter_map(of_section);
+    let mut names = sections.flat_map(serde_json::Map::keys);
+    names.any(|name| name.starts_with(ARGO_CD_PREFIX) || name.starts_with(OWN_PREFIX))
 }
 
 /// Reads a rendering that somebody signed.
@@ -500,6 +535,13 @@ pub enum ManifestError {
     ObjectMetadata { object: ObjectKey, field: String },
     #[error("{object} carries `{name}`, which is reserved; remove it")]
     ObjectReserved { object: ObjectKey, name: String },
+    #[error("{object}: annotation `{name}` must be {expected}")]
+    AnnotationValue { object: ObjectKey, name: String, expected: String },
+    #[error(
+        "{0} carries `{CONFIRM_REMOVAL_ANNOTATION}`, which has a meaning only on an AttestApplication in the \
+         cluster of the hub; remove it"
+    )]
+    ConfirmRemoval(ObjectKey),
     #[error("{object} has a number that cannot be signed as it is written")]
     Number {
         object: ObjectKey,
@@ -516,9 +558,11 @@ impl ManifestError {
         match self {
             Self::Limit { .. } | Self::ObjectLimit { .. } => Reason::Limit,
             Self::Format(_) | Self::Json { .. } => Reason::ContentFormat,
-            Self::ObjectShape { .. } | Self::Number { .. } => Reason::ObjectShape,
+            Self::ObjectShape { .. } | Self::Number { .. } | Self::AnnotationValue { .. } => {
+                Reason::ObjectShape
+            }
             Self::ObjectMetadata { .. } => Reason::ObjectMetadata,
-            Self::ObjectReserved { .. } => Reason::ObjectReserved,
+            Self::ObjectReserved { .. } | Self::ConfirmRemoval(_) => Reason::ObjectReserved,
             Self::Duplicate(_) => Reason::ObjectDuplicate,
         }
     }
@@ -567,6 +611,23 @@ mod tests {
             (object(r#","namespace":"""#), "ObjectShape"),
             (object(r#","creationTimestamp":null"#), "ObjectMetadata"),
             (object(r#","annotations":{"attest.continuu.ms/owner":"x"}"#), "ObjectReserved"),
+            (
+                object(r#","annotations":{"attest.continuu.ms/confirm-removal":"x/y"}"#),
+                "ObjectReserved",
+            ),
+            (object(r#","annotations":{"attest.continuu.ms/wave":"-1"}"#), "accepted"),
+            (object(r#","annotations":{"attest.continuu.ms/wave":"first"}"#), "ObjectShape"),
+            (object(r#","annotations":{"attest.continuu.ms/orphan":"true"}"#), "accepted"),
+            (object(r#","annotations":{"attest.continuu.ms/orphan":"True"}"#), "ObjectShape"),
+            (object(r#","annotations":{"attest.continuu.ms/replace":"no"}"#), "ObjectShape"),
+            (object(r#","labels":{"attest.continuu.ms/wave":"1"}"#), "ObjectReserved"),
+            (object(r#","annotations":{"argocd.argoproj.io/sync-wave":"1"}"#), "accepted"),
+            (
+                object(
+                    r#","annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}"}"#,
+                ),
+                "ObjectReserved",
+            ),
             (object(r#","namespace":"Bad""#), "ObjectShape"),
             (object("").repeat(2), "ObjectDuplicate"),
             (object("").trim_end().to_owned(), "ContentFormat"),
@@ -625,6 +686,25 @@ mod tests {
                 "{name}"
             );
             assert_eq!(verdict("v1", "ConfigMap", name), of_others, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_older_spoke_gets_nothing_that_it_refuses() {
+        let needs = |metadata: Value| {
+            let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
+            needs_manifests_2(&[Object::new(value).unwrap()]).is_some()
+        };
+        for (metadata, expected) in [
+            (json!({"name": "a"}), false),
+            (json!({"name": "a", "annotations": {"helm.sh/hook": "test"}}), false),
+            (json!({"name": "a", "finalizers": ["example.com/a"]}), true),
+            (json!({"name": "a", "annotations": {"argocd.argoproj.io/hook": "Sync"}}), true),
+            (json!({"name": "a", "labels": {"argocd.argoproj.io/instance": "a"}}), true),
+            (json!({"name": "a", "annotations": {"attest.continuu.ms/wave": "1"}}), true),
+            (json!({"name": "a", "annotations": {"attest.continuu.ms/replace": "true"}}), true),
+        ] {
+            assert_eq!(needs(metadata.clone()), expected, "{metadata}");
         }
     }
 

@@ -55,6 +55,8 @@ fn owned(name: &str) -> Owned {
         version: "v1".to_owned(),
         uid: None,
         preexisting: false,
+        orphan: false,
+        wave: 0,
     }
 }
 

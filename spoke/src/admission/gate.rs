@@ -245,7 +245,7 @@ pub fn admitted_record(
     let floor = Floor { counter: admitted.release.counter, release: admitted.id };
     let known = former.and_then(|record| record.floor.clone());
     let inventory = former.map(|record| record.inventory.clone()).unwrap_or_default();
-    let rendered = admitted.objects.iter().map(|object| (object.key(), object.version()));
+    let rendered = admitted.objects.iter().map(Owned::about_to_be_written);
     let mut inventory = about_to_write(inventory, rendered.collect());
     for owned in &mut inventory {
         if let Some(uid) = taken.get(&owned.key) {
@@ -268,25 +268,23 @@ pub fn admitted_record(
     })
 }
 
-/// Returns the inventory before `rendered` (by key, with the API version) is written. An object is deleted by
-/// the version that wrote it last, so a written object keeps its version until it is written again.
-fn about_to_write(
-    mut inventory: Vec<Owned>,
-    mut rendered: BTreeMap<&ObjectKey, &str>,
-) -> Vec<Owned> {
+/// Returns the inventory before `rendered` is written. An object is deleted by the version that wrote it last, so a
+/// written object keeps its version until it is written again. One that was to be released stays so until then.
+fn about_to_write(mut inventory: Vec<Owned>, rendered: Vec<Owned>) -> Vec<Owned> {
+    let mut rendered: BTreeMap<ObjectKey, Owned> =
+        rendered.into_iter().map(|owned| (owned.key.clone(), owned)).collect();
     for owned in &mut inventory {
-        if let Some(version) = rendered.remove(&owned.key)
-            && owned.uid.is_none()
-        {
-            version.clone_into(&mut owned.version);
+        let Some(Owned { version, orphan, wave, .. }) = rendered.remove(&owned.key) else {
+            continue;
+        };
+        let is_written = owned.uid.is_some();
+        if !is_written {
+            owned.version = version;
         }
+        owned.orphan = orphan || (is_written && owned.orphan);
+        owned.wave = wave;
     }
-    inventory.extend(rendered.into_iter().map(|(key, version)| Owned {
-        key: key.clone(),
-        version: version.to_owned(),
-        uid: None,
-        preexisting: false,
-    }));
+    inventory.extend(rendered.into_values());
     inventory
 }
 

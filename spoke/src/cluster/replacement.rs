@@ -1,10 +1,10 @@
 //! Objects that cannot be changed and are deleted and made again. Pure.
 //!
 //! A finished Job is replaced when its template changes. Other objects are replaced only if their author asks for it by
-//! [`REPLACE_ANNOTATION`], and objects whose content cannot be restored never.
+//! `attest.continuu.ms/replace`, and objects whose content cannot be restored never.
 
 use attest_common::basics::ids::Digest;
-use attest_common::documents::manifest::{Object, REPLACE_ANNOTATION};
+use attest_common::documents::manifest::Object;
 use attest_common::objects::health::{self, Health};
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ pub(super) fn is_of_a_kind(object: &Object) -> bool {
         ("", "PersistentVolumeClaim" | "Namespace")
         | ("apiextensions.k8s.io", "CustomResourceDefinition") => false,
         ("batch", "Job") => true,
-        _ => is_asked_for(object),
+        _ => object.may_be_replaced(),
     }
 }
 
@@ -32,12 +32,7 @@ pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
     let is_job = (key.group.as_str(), key.kind.as_str()) == ("batch", "Job");
     let health = health::verdict(&key.group, &key.kind, live).health;
     let has_ended = matches!(health, Health::Current | Health::Failed);
-    is_of_a_kind(object) && (is_asked_for(object) || (is_job && has_ended))
-}
-
-fn is_asked_for(object: &Object) -> bool {
-    let annotations = object.value().pointer("/metadata/annotations");
-    annotations.and_then(|all| all.get(REPLACE_ANNOTATION)).and_then(Value::as_str) == Some("true")
+    is_of_a_kind(object) && (object.may_be_replaced() || (is_job && has_ended))
 }
 
 /// Returns path and body of an object under a name that no other has, to try it beside the existing one.
@@ -56,6 +51,7 @@ pub(super) fn under_another_name(path: &str, object: &Object, mut body: Value) -
 
 #[cfg(test)]
 mod tests {
+    use attest_common::documents::annotations::REPLACE_ANNOTATION;
     use serde_json::json;
 
     use super::*;

@@ -13,7 +13,7 @@ use super::objects::Failure;
 use super::report::Obstacle;
 use crate::cluster::apply::{ApplyError, Deleted};
 
-/// Objects to delete, highest rank first.
+/// Objects to delete, highest wave and rank first.
 #[derive(Clone, Debug)]
 pub(super) struct Deleting {
     pub(super) items: BTreeMap<ObjectKey, Item>,
@@ -28,7 +28,8 @@ pub(super) struct Item {
     /// Absent if the kind is not known.
     plural: Option<String>,
     uid: Option<String>,
-    rank: u8,
+    /// Wave and rank.
+    order: (i16, u8),
     busy: bool,
     /// Set once its deletion was accepted: the reason that it still exists.
     leaving: Option<String>,
@@ -37,7 +38,7 @@ pub(super) struct Item {
 
 impl Deleting {
     /// Splits `inventory` into objects to delete and objects to release.
-    pub(super) fn of(inventory: &[Owned], kinds: &Kinds) -> Self {
+    pub(super) fn of<'a>(inventory: impl Iterator<Item = &'a Owned>, kinds: &Kinds) -> Self {
         let mut deleting = Self { items: BTreeMap::new(), done: Vec::new() };
         for owned in inventory {
             let key = &owned.key;
@@ -49,7 +50,7 @@ impl Deleting {
                 version: owned.version.clone(),
                 plural: kinds.get(&key.group, &key.kind).map(|kind| kind.plural.clone()),
                 uid: owned.uid.clone(),
-                rank: apply_rank(&key.group, &key.kind),
+                order: (owned.wave, apply_rank(&key.group, &key.kind)),
                 busy: false,
                 leaving: None,
                 failure: None,
@@ -65,16 +66,16 @@ impl Deleting {
             .retain(|key, item| item.busy || item.leaving.is_some() || !claimed.contains(key));
     }
 
-    /// Returns the objects to delete now, at most `room`, and when the next is due. Lower ranks wait for
+    /// Returns the objects to delete now, at most `room`, and when the next is due. Lower waves and ranks wait for
     /// objects that still exist after their deletion, which may depend on them. A failure delays no other object.
     pub(super) fn steps(&self, now: Instant, room: usize) -> (Vec<ObjectKey>, Option<Instant>) {
         let waiting = |item: &Item| item.failure.as_ref().is_some_and(|f| f.retry_at > now);
         let holds = |item: &&Item| item.leaving.is_some() || !waiting(item);
-        let rank = self.items.values().filter(holds).map(|item| item.rank).max();
+        let order = self.items.values().filter(holds).map(|item| item.order).max();
         let ready = self
             .items
             .iter()
-            .filter(|(_, item)| !item.busy && !waiting(item) && Some(item.rank) == rank);
+            .filter(|(_, item)| !item.busy && !waiting(item) && Some(item.order) == order);
         let wake = self.items.values().filter(|item| waiting(item));
         let wake = wake.filter_map(|item| item.failure.as_ref().map(|f| f.retry_at)).min();
         (ready.map(|(key, _)| key.clone()).take(room).collect(), wake)
@@ -150,10 +151,12 @@ impl Deleting {
     }
 }
 
-/// Returns whether an object is released and never deleted: it existed before, or its content cannot be restored.
+/// Returns whether an object is released and never deleted: it existed before, its author asks for it, or its content
+/// cannot be restored.
 pub(super) fn is_never_deleted(owned: &Owned) -> bool {
     let ObjectKey { group, kind, .. } = &owned.key;
     owned.preexisting
+        || owned.orphan
         || matches!(
             (group.as_str(), kind.as_str()),
             ("", "PersistentVolumeClaim" | "Namespace")

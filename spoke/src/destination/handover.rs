@@ -180,6 +180,8 @@ mod tests {
             version: "v1".to_owned(),
             uid: uid.map(str::to_owned),
             preexisting: false,
+            orphan: false,
+            wave: 0,
         };
         Record { application: key(application).0, inventory: vec![owned], ..record() }
     }

@@ -33,6 +33,9 @@ pub const DEFINITION_WAIT: Duration = Duration::from_secs(30);
 /// One object of the rendering.
 #[derive(Clone, Debug)]
 pub struct Tracked {
+    /// Place in the order that its author gives. A wave begins when every object of the previous ones is healthy.
+    pub wave: i16,
+    /// Place of its kind within a wave.
     pub rank: u8,
     /// The application is not settled before this object is Current.
     pub gates: bool,
@@ -175,6 +178,12 @@ impl Tracked {
             Need::Heal => true,
             Need::Apply | Need::Look | Need::Wait => false,
         }
+    }
+
+    /// Returns whether later waves may begin: it is written, and healthy if that counts. Drift delays no wave.
+    fn is_passed(&self) -> bool {
+        let is_healthy = !self.gates || self.need() == Need::Heal || is_settled(self.health);
+        self.is_written() && is_healthy
     }
 
     /// Returns whether a Job has finished and was deleted by its TTL. An absent Job that was not observed since
@@ -335,8 +344,9 @@ pub enum Step {
 
 /// Returns the steps to take now, at most `room`, and when the next is due if no event arrives.
 ///
-/// Every object is checked before the first is written. Lower ranks are settled (applied, or failed and
-/// waiting) before higher ones begin. Heals do not wait.
+/// Every object is checked before the first is written. A wave begins when every object of the previous ones is
+/// healthy. Within a wave, lower ranks are settled (applied, or failed and waiting) before higher ones begin. Heals do
+/// not wait.
 pub fn steps(
     objects: &BTreeMap<ObjectKey, Tracked>,
     rules: Rules,
@@ -347,6 +357,7 @@ pub fn steps(
     let mut steps = Vec::new();
     let mut begins = false;
     let Open { unchecked, rank: open_rank } = plan.open();
+    let open_wave = open_wave(objects);
     for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
         let step = match tracked.need() {
             Need::Wait if tracked.watched => None,
@@ -357,7 +368,10 @@ pub fn steps(
             Need::Apply => match tracked.permit {
                 None => Some(Step::Check(key.clone(), tracked.ownership(rules.adopt))),
                 Some(_) if unchecked => None,
-                Some(_) if open_rank.is_some_and(|rank| rank < tracked.rank) => None,
+                Some(_) if open_wave.is_some_and(|wave| wave < tracked.wave) => None,
+                Some(_) if open_rank.is_some_and(|rank| rank < (tracked.wave, tracked.rank)) => {
+                    None
+                }
                 Some(_) if rules.rollback_possible => Some(Step::GiveUpRollback),
                 Some(DryRunPermit { force, takeover, .. }) => {
                     Some(Step::Write { key: key.clone(), force, takeover, heal: false })
@@ -382,6 +396,16 @@ pub fn steps(
     (steps, plan.wake)
 }
 
+/// Returns the first wave that has not passed.
+pub(super) fn open_wave(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<i16> {
+    objects.values().filter(|tracked| !tracked.is_passed()).map(|tracked| tracked.wave).min()
+}
+
+/// Returns whether a settled object may have this health.
+pub(super) fn is_settled(health: Health) -> bool {
+    matches!(health, Health::Current | Health::Suspended)
+}
+
 struct Planning<'a> {
     objects: &'a BTreeMap<ObjectKey, Tracked>,
     rules: Rules,
@@ -394,8 +418,8 @@ struct Planning<'a> {
 struct Open {
     /// A dry run is missing.
     unchecked: bool,
-    /// The lowest rank that is not settled.
-    rank: Option<u8>,
+    /// The lowest wave and rank that are not settled.
+    rank: Option<(i16, u8)>,
 }
 
 impl Planning<'_> {
@@ -408,7 +432,8 @@ impl Planning<'_> {
             }
             let is_live = self.is_live(tracked);
             if is_live {
-                open.rank = Some(open.rank.map_or(tracked.rank, |rank| rank.min(tracked.rank)));
+                let rank = (tracked.wave, tracked.rank);
+                open.rank = Some(open.rank.map_or(rank, |lowest| lowest.min(rank)));
             }
             let is_open = is_live || tracked.failure.as_ref().is_some_and(|f| f.transient);
             if !open.unchecked && applies && tracked.permit.is_none() && is_open {

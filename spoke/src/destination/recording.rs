@@ -63,19 +63,29 @@ impl Update {
 pub(super) struct Learnt {
     pub(super) uid: Option<String>,
     pub(super) preexisting: bool,
-    /// API version that is known to have written it.
-    pub(super) version: Option<String>,
+    /// What is known to have been written.
+    pub(super) written: Option<Written>,
+}
+
+/// Facts of an object as it was written.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    /// API version.
+    pub(super) version: String,
+    /// It is released, and not deleted.
+    pub(super) orphan: bool,
 }
 
 /// Adds the facts to an inventory.
 fn learn(inventory: &mut [Owned], known: &BTreeMap<ObjectKey, Learnt>) {
     for owned in inventory {
-        let Some(Learnt { uid, preexisting, version }) = known.get(&owned.key) else { continue };
+        let Some(Learnt { uid, preexisting, written }) = known.get(&owned.key) else { continue };
         owned.uid.clone_from(uid);
         owned.preexisting = *preexisting;
         // An object is deleted by the version that wrote it last.
-        if let Some(version) = version {
+        if let Some(Written { version, orphan }) = written {
             owned.version.clone_from(version);
+            owned.orphan = *orphan;
         }
     }
 }
@@ -97,19 +107,24 @@ mod tests {
     fn the_inventory_follows_the_version_that_an_object_was_written_by() {
         let key = object_key("Widget", "w");
         let (uid, version) = (Some("uid".to_owned()), "v1beta1".to_owned());
-        let before = Owned { key: key.clone(), version, uid: uid.clone(), preexisting: false };
+        let before = Owned {
+            key: key.clone(),
+            version,
+            uid: uid.clone(),
+            preexisting: false,
+            orphan: true,
+            wave: 0,
+        };
         let after = |version: Option<&str>| {
             let mut inventory = [before.clone()];
-            let learnt = Learnt {
-                uid: uid.clone(),
-                preexisting: false,
-                version: version.map(str::to_owned),
-            };
+            let written =
+                version.map(|version| Written { version: version.to_owned(), orphan: false });
+            let learnt = Learnt { uid: uid.clone(), preexisting: false, written };
             learn(&mut inventory, &[(key.clone(), learnt)].into());
-            inventory.map(|owned| owned.version)
+            inventory.map(|owned| (owned.version, owned.orphan))
         };
 
-        assert_eq!(after(None), ["v1beta1"]);
-        assert_eq!(after(Some("v1")), ["v1"]);
+        assert_eq!(after(None), [("v1beta1".to_owned(), true)]);
+        assert_eq!(after(Some("v1")), [("v1".to_owned(), false)]);
     }
 }

@@ -48,7 +48,7 @@ impl Removing {
         let inventory = facts.entry.map(|entry| entry.record.inventory).unwrap_or_default();
         let inventory = with_known(inventory, before.map(|before| &before.objects));
         Self {
-            deleting: Deleting::of(&inventory, &facts.kinds),
+            deleting: Deleting::of(inventory.iter(), &facts.kinds),
             stage: if inventory.is_empty() { Stage::Done } else { Stage::Deleting },
             removal: Arc::new(removal),
             account,

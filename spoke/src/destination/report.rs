@@ -13,7 +13,7 @@ use attest_common::session::report::{
 };
 use attest_common::verify::Admission;
 
-use super::objects::{Failure, Tracked};
+use super::objects::{Failure, Tracked, is_settled, open_wave};
 use crate::cluster::drift::Need;
 use crate::ledger::records::Key;
 
@@ -183,6 +183,13 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
     let pending = now.objects.values().filter(|t| t.need() == Need::Apply).count();
     if pending > 0 {
         let total = now.objects.len();
+        if let Some((key, t)) = holds_later_waves(now.objects) {
+            let text = format!("{pending} of {total} objects to apply after {key} {}", t.message);
+            if t.health == Health::Failed {
+                return (Phase::Degraded, Reason::Unhealthy.into(), text);
+            }
+            return plain(Phase::Progressing, text);
+        }
         return plain(Phase::Progressing, format!("{pending} of {total} objects to apply"));
     }
     if let Some(first) = drifted(now.objects).next() {
@@ -208,6 +215,17 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
         }
         Some((key, t)) => plain(Phase::Progressing, format!("{key} {}", t.message)),
     }
+}
+
+/// Returns the object that keeps later waves from being applied, if everything before them is applied.
+fn holds_later_waves(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<(&ObjectKey, &Tracked)> {
+    let wave = open_wave(objects)?;
+    let is_pending = |t: &Tracked| t.wave <= wave && t.need() == Need::Apply;
+    if objects.values().any(is_pending) {
+        return None;
+    }
+    let open = objects.iter().filter(|(_, t)| t.wave == wave && t.gates && !is_settled(t.health));
+    open.max_by_key(|(_, t)| t.health)
 }
 
 /// Returns the objects that were met and not adopted, and of which kubectl keeps fields that the release has not.
@@ -263,11 +281,6 @@ fn co_owned_text(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<String> {
 /// Returns the fields of an object that admission has rewritten.
 fn rewritten(tracked: &Tracked) -> &[String] {
     tracked.confirmed.as_ref().map_or(&[], |confirmed| &confirmed.rewritten)
-}
-
-/// Returns whether a settled object may have this health.
-pub fn is_settled(health: Health) -> bool {
-    matches!(health, Health::Current | Health::Suspended)
 }
 
 /// Returns the aggregated health of the gating objects.

@@ -69,6 +69,7 @@ pub(super) fn track(
         let path =
             object_path(&object.api_version(), &kind.plural, key.namespace.as_deref(), &key.name);
         let tracked = Tracked {
+            wave: object.wave(),
             rank: kinds::apply_rank(&key.group, &key.kind),
             gates: before.map_or_else(|| health::gates(&key.group, &key.kind), |t| t.gates),
             desired: apply::desired(&apply::as_written(object, is_autoscaled)),
@@ -109,7 +110,21 @@ pub(super) fn track(
         };
         objects.insert(key, tracked);
     }
+    bring_definitions_forward(&mut objects);
     objects
+}
+
+/// A definition is applied no later than the first object of its kind.
+fn bring_definitions_forward(objects: &mut BTreeMap<ObjectKey, Tracked>) {
+    let needed: Vec<(ObjectKey, i16)> = objects
+        .values()
+        .filter_map(|tracked| Some((tracked.definition.clone()?, tracked.wave)))
+        .collect();
+    for (definition, wave) in needed {
+        if let Some(tracked) = objects.get_mut(&definition) {
+            tracked.wave = tracked.wave.min(wave);
+        }
+    }
 }
 
 /// Returns the inventory, with facts that a worker may not have recorded.

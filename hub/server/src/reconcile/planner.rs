@@ -257,7 +257,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         && !reported.features.contains(FEATURE_MANIFESTS_2)
     {
         let message = format!(
-            "{object} has finalizers or a name that the spoke of cluster {} does not accept yet; upgrade the spoke",
+            "{object} has annotations, finalizers or a name that the spoke of cluster {} does not accept yet; upgrade the spoke",
             destination.cluster
         );
         return Decision::Waiting(Waiting::refused(Reason::SpokeTooOld, message));

@@ -96,16 +96,31 @@ fn what_was_written_keeps_its_version_until_it_is_written_by_another() {
         version: "v1beta1".to_owned(),
         uid: Some("uid".to_owned()),
         preexisting: false,
+        orphan: false,
+        wave: 0,
+    };
+    let rendered = |key: &ObjectKey, version: &str| Owned {
+        key: key.clone(),
+        version: version.to_owned(),
+        uid: None,
+        ..before.clone()
     };
 
-    let after = about_to_write(vec![before.clone()], [(&old, "v1"), (&new, "v1")].into());
+    let after =
+        about_to_write(vec![before.clone()], vec![rendered(&old, "v1"), rendered(&new, "v1")]);
 
     let [kept, added] = &after[..] else { panic!() };
     assert_eq!(*kept, before);
     assert_eq!((&added.key, &added.version[..], &added.uid), (&new, "v1", &None));
     // Nothing is known to be written by the former version.
-    let after = about_to_write(vec![added.clone()], [(&new, "v2")].into());
+    let after = about_to_write(vec![added.clone()], vec![rendered(&new, "v2")]);
     assert_eq!(after, [Owned { version: "v2".to_owned(), ..added.clone() }]);
+    // An object that is to be released stays so until a version without the annotation is written.
+    let orphan = Owned { orphan: true, wave: 3, ..before.clone() };
+    let after = about_to_write(vec![orphan.clone()], vec![rendered(&old, "v1")]);
+    assert_eq!(after, [Owned { wave: 0, ..orphan.clone() }]);
+    let after = about_to_write(vec![before.clone()], vec![orphan.clone()]);
+    assert_eq!(after, [orphan]);
 }
 
 #[test]

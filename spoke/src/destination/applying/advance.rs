@@ -14,7 +14,7 @@ use crate::destination::command::{By, Command, Commands, Request};
 use crate::destination::deleting::Deleting;
 use crate::destination::handover::{Claimed, Claims};
 use crate::destination::objects::{self, Rules, Step, Tracked};
-use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update};
+use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update, Written};
 use crate::destination::report;
 
 impl Applying {
@@ -116,7 +116,7 @@ impl Applying {
     /// rendered. Returns when a deletion is due again.
     fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
         if !self.objects.values().all(Tracked::is_written)
-            || !report::is_settled(report::health_as_applied(&self.objects))
+            || !objects::is_settled(report::health_as_applied(&self.objects))
         {
             return None;
         }
@@ -135,7 +135,12 @@ impl Applying {
         let Self { pruning, leftovers, kinds, handover, .. } = self;
         // What was left out may be no longer claimed.
         pruning.take_if(|pruning| pruning.items.is_empty() && pruning.done.is_empty());
-        let pruning = pruning.get_or_insert_with(|| Deleting::of(leftovers, kinds));
+        let pruning = pruning.get_or_insert_with(|| {
+            // What another destination claims is handed over, also if its author released it.
+            let left =
+                leftovers.iter().filter(|o| !(o.orphan && handover.claimed.contains(&o.key)));
+            Deleting::of(left, kinds)
+        });
         pruning.leave(&handover.claimed);
         let by = By {
             authority: Authority::Prune(Arc::clone(&self.rendered)),
@@ -208,7 +213,10 @@ impl Applying {
         let is_as_desired =
             tracked.confirmed.as_ref().is_some_and(|pair| pair.desired == tracked.desired);
         let rendered = self.rendered.get(key);
-        let version = rendered.filter(|_| is_as_desired).map(|object| object.version().to_owned());
-        Learnt { uid: tracked.owned_uid.clone(), preexisting: tracked.preexisting, version }
+        let written = rendered.filter(|_| is_as_desired).map(|object| Written {
+            version: object.version().to_owned(),
+            orphan: object.is_orphaned(),
+        });
+        Learnt { uid: tracked.owned_uid.clone(), preexisting: tracked.preexisting, written }
     }
 }

@@ -15,14 +15,16 @@ fn owned(kind: &str, name: &str) -> Owned {
         version: "v1".to_owned(),
         uid: Some("uid".to_owned()),
         preexisting: false,
+        orphan: false,
+        wave: 0,
     }
 }
 
 fn deleting(objects: &[(&str, u8)]) -> Deleting {
     let inventory: Vec<Owned> = objects.iter().map(|(name, _)| owned("x", name)).collect();
-    let mut deleting = Deleting::of(&inventory, &Kinds::built_in());
+    let mut deleting = Deleting::of(inventory.iter(), &Kinds::built_in());
     for (name, rank) in objects {
-        deleting.items.get_mut(&object_key("x", name)).unwrap().rank = *rank;
+        deleting.items.get_mut(&object_key("x", name)).unwrap().order = (0, *rank);
     }
     deleting
 }
@@ -40,6 +42,24 @@ fn deleting_goes_from_the_highest_rank_down() {
     deleting.finish(&object_key("x", "api"), Ok(Deleted::Gone), now);
     deleting.finish(&object_key("x", "web"), Ok(Deleted::Gone), now);
     assert_eq!(names(&deleting, now), ["config"]);
+}
+
+#[test]
+fn waves_are_deleted_in_the_opposite_order_and_orphans_never() {
+    let now = Instant::now();
+    let inventory = [
+        Owned { wave: -1, ..owned("Deployment", "first") },
+        owned("ConfigMap", "second"),
+        Owned { wave: 2, ..owned("ConfigMap", "last") },
+        Owned { orphan: true, ..owned("ConfigMap", "kept") },
+    ];
+    let mut deleting = Deleting::of(inventory.iter(), &Kinds::built_in());
+
+    assert_eq!(deleting.done, [object_key("ConfigMap", "kept")]);
+    for (kind, name) in [("ConfigMap", "last"), ("ConfigMap", "second"), ("Deployment", "first")] {
+        assert_eq!(names(&deleting, now), [name]);
+        deleting.finish(&object_key(kind, name), Ok(Deleted::Gone), now);
+    }
 }
 
 #[test]
@@ -67,7 +87,7 @@ fn an_object_that_is_still_leaving_is_asked_again_and_lower_ranks_wait_for_it() 
 fn an_unknown_kind_is_not_released_but_fails_until_it_is_known() {
     let now = Instant::now();
     let key = object_key("Widget", "w");
-    let mut deleting = Deleting::of(&[owned("Widget", "w")], &Kinds::built_in());
+    let mut deleting = Deleting::of([owned("Widget", "w")].iter(), &Kinds::built_in());
     assert_eq!(deleting.done, []);
 
     deleting.finish(&key, Err(ApplyError::KindUnknown), now);

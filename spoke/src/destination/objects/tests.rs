@@ -6,6 +6,7 @@ use crate::ledger::records::tests::object_key;
 
 pub(in crate::destination) fn tracked(rank: u8) -> Tracked {
     Tracked {
+        wave: 0,
         rank,
         gates: true,
         empty: Arc::default(),
@@ -111,6 +112,39 @@ fn every_object_is_checked_before_the_first_is_written() {
     let objects = of([("a", Tracked { permit: PASSED, ..tracked(1) }), ("b", tracked(2))]);
 
     assert_eq!(names(&steps(&objects, rules(now), now, 8).0), ["check b"]);
+}
+
+#[test]
+fn a_wave_begins_when_everything_before_it_is_healthy() {
+    let now = Instant::now();
+    let second = || Tracked { wave: 1, permit: PASSED, ..tracked(5) };
+    let next = |first: Tracked| {
+        names(&steps(&of([("a", first), ("b", second())]), rules(now), now, 8).0).join(" ")
+    };
+    let failure = Failure::after(None, Reason::Forbidden, String::new(), now - RETRY.delay_max(9));
+    let drifted = Live::Present {
+        uid: "uid".to_owned(),
+        projected: Digest::of(b"edited"),
+        whole: None,
+        leaving: false,
+        version: 6,
+    };
+    let unhealthy = || Tracked { health: Health::Failed, ..applied(7) };
+
+    assert_eq!(next(Tracked { permit: PASSED, ..tracked(7) }), "write a false");
+    assert_eq!(next(Tracked { busy: true, ..applied(7) }), "");
+    assert_eq!(next(Tracked { health: Health::InProgress, ..applied(7) }), "");
+    assert_eq!(next(unhealthy()), "");
+    assert_eq!(next(Tracked { wave: 1, ..unhealthy() }), "write b false");
+    assert_eq!(next(Tracked { gates: false, ..unhealthy() }), "write b false");
+    assert_eq!(next(Tracked { live: drifted, ..unhealthy() }), "write a true write b false");
+    assert_eq!(
+        next(Tracked { permit: PASSED, failure: Some(failure), ..tracked(7) }),
+        "write a false"
+    );
+    assert_eq!(next(applied(7)), "write b false");
+    // An earlier wave is written before a lower rank.
+    assert_eq!(next(Tracked { wave: 2, permit: PASSED, ..tracked(1) }), "write b false");
 }
 
 #[test]

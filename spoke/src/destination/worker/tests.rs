@@ -120,7 +120,14 @@ async fn a_plan_that_is_refused_unwritten_leaves_the_record_of_what_ran_and_asks
     let ran = Record { held: Some(held(b"ran")), ..record() };
     let mut inventory = ran.inventory.clone();
     let key = object_key("ConfigMap", "new");
-    inventory.push(Owned { key, version: "v1".to_owned(), uid: None, preexisting: false });
+    inventory.push(Owned {
+        key,
+        version: "v1".to_owned(),
+        uid: None,
+        preexisting: false,
+        orphan: false,
+        wave: 0,
+    });
     let refused = Record {
         held: Some(held(b"refused")),
         rollback_point: RollbackPoint::before(Some((&ran, b"order")), &held(b"refused")),

@@ -35,6 +35,8 @@ pub(crate) fn record() -> Record {
             version: "v1".to_owned(),
             uid: None,
             preexisting: false,
+            orphan: false,
+            wave: 0,
         }],
         removed: false,
         recorded_at: None,
@@ -80,6 +82,8 @@ fn an_inventory_is_admitted_only_with_room_for_what_will_be_learnt_of_it() {
             version: "v1".to_owned(),
             uid: uid.clone(),
             preexisting: false,
+            orphan: false,
+            wave: 0,
         };
         Record { inventory: (0..count).map(owned).collect(), ..record() }
     };
