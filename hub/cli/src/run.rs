@@ -15,7 +15,9 @@ use attest_supply::ci::{
     render_all, run_step, signing_key, verify_renders,
 };
 use attest_supply::recipe::{Counter, Recipe, RecipeRender};
-use attest_supply::render::{Kustomize, RenderError};
+use attest_supply::render::{
+    FOREIGN_NAMED_MAX, Kustomize, Manifests, RenderError, foreign_annotations,
+};
 use attest_supply::source::RECIPE_FILE;
 use serde::Serialize;
 
@@ -216,9 +218,21 @@ impl BuiltRepository<'_> {
             for warning in &one.manifests.warnings {
                 self.printer.warning(&warning.to_string());
             }
+            self.warn_of_foreign_annotations(&one.manifests);
             one.pin_images(&self.recipe.images, &digests)?;
         }
         Ok(rendered)
+    }
+
+    /// Names the annotations whose authors expect another effect than the one that they have here.
+    fn warn_of_foreign_annotations(&self, manifests: &Manifests) {
+        let found = foreign_annotations(&manifests.objects);
+        for foreign in found.iter().take(FOREIGN_NAMED_MAX) {
+            self.printer.warning(&foreign.to_string());
+        }
+        if let Some(more) = found.len().checked_sub(FOREIGN_NAMED_MAX).filter(|more| *more > 0) {
+            self.printer.warning(&format!("{more} more annotations of other tools have no effect"));
+        }
     }
 
     /// The origin of a release: commit, time and counter.

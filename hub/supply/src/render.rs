@@ -6,6 +6,7 @@
 
 mod end;
 mod error;
+mod foreign;
 mod images;
 mod isolation;
 mod kustomization;
@@ -29,6 +30,7 @@ use crate::source::{ATTEST_DIRECTORY, RECIPE_FILE, Tree, clean_directory};
 use crate::yaml::{self, WARNINGS_MAX, Warning, YamlBudget};
 
 pub use error::RenderError;
+pub use foreign::{FOREIGN_NAMED_MAX, ForeignAnnotation, foreign_annotations};
 pub use isolation::FileIsolation;
 pub use kustomization::KUSTOMIZATION_FILES;
 pub use program::{OUTPUT_BYTES_MAX, RENDER_SECONDS_MAX};

@@ -785,3 +785,183 @@ spec:
     assert_eq!(*image, format!("web:1@{DIGEST}"));
     situation.nothing_is_written_after(mark).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_47_helm_hooks() -> anyhow::Result<()> {
+    let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
+    let manifests = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web-test, annotations: {\"helm.sh/hook\": test}}
+spec:
+  restartPolicy: Never
+  containers:
+  - {name: t, image: t@DIGEST}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: web-pre, annotations: {\"helm.sh/hook\": \"pre-install,pre-upgrade\", \"helm.sh/hook-delete-policy\": hook-succeeded}}
+spec:
+  template: {spec: {restartPolicy: Never, containers: [{name: t, image: t@DIGEST}]}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: others
+  labels: {argocd.argoproj.io/instance: web}
+  annotations:
+    argocd.argoproj.io/sync-wave: \"5\"
+    argocd.argoproj.io/sync-options: Prune=false,Replace=true
+    kustomize.toolkit.fluxcd.io/prune: disabled
+    config.kubernetes.io/depends-on: /namespaces/shop/ConfigMap/sentinel
+data: {a: \"1\"}
+";
+    situation.write(&format!("{}---\n{SENTINEL}", manifests.trim_start()))?;
+
+    let messages = situation.release()?;
+
+    for (object, annotation, instead) in [
+        ("Pod/web-test", "helm.sh/hook: test", "helm test"),
+        ("Job.batch/web-pre", "helm.sh/hook: pre-install,pre-upgrade", "attest.continuu.ms/wave"),
+        ("Job.batch/web-pre", "helm.sh/hook-delete-policy: hook-succeeded", "kept"),
+        ("ConfigMap/others", "argocd.argoproj.io/instance: web", "Argo CD"),
+        ("ConfigMap/others", "argocd.argoproj.io/sync-wave: 5", "attest.continuu.ms/wave"),
+        (
+            "ConfigMap/others",
+            "argocd.argoproj.io/sync-options: Prune=false",
+            "attest.continuu.ms/orphan",
+        ),
+        (
+            "ConfigMap/others",
+            "argocd.argoproj.io/sync-options: Replace=true",
+            "attest.continuu.ms/replace",
+        ),
+        (
+            "ConfigMap/others",
+            "kustomize.toolkit.fluxcd.io/prune: disabled",
+            "attest.continuu.ms/orphan",
+        ),
+        (
+            "ConfigMap/others",
+            "config.kubernetes.io/depends-on: /namespaces/shop",
+            "attest.continuu.ms/wave",
+        ),
+    ] {
+        let start = format!("warning: {object}: `{annotation}");
+        let line = messages.lines().find(|line| line.starts_with(&start));
+        assert!(line.is_some_and(|line| line.contains(instead)), "{start} {messages}");
+    }
+    situation.apply(With::default()).await?;
+    situation.synced().await?;
+    let mark = situation.mark();
+    let pod = situation.get(&format!("/api/v1/namespaces/{NAMESPACE}/pods/web-test")).await?;
+    assert_eq!(pod["metadata"]["annotations"]["helm.sh/hook"], "test");
+    let job = situation.get(&format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs/web-pre")).await?;
+    assert_eq!(job["status"]["succeeded"], 1);
+    let others = situation.get(&config_map("others")).await?;
+    assert_eq!(others["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"], "5");
+    situation.nothing_is_written_after(mark).await
+}
+
+fn in_wave(kind: &str, name: &str, wave: i16, rest: &str) -> String {
+    let api_version = if kind == "ConfigMap" { "v1" } else { "apps/v1" };
+    format!(
+        "apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: {name}, annotations: {{attest.continuu.ms/wave: \"{wave}\"}}}}\n{rest}---\n"
+    )
+}
+
+fn workload(name: &str, annotations: &str) -> String {
+    format!(
+        "spec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, annotations: {annotations}}}\n    \
+         spec: {{containers: [{{name: {name}, image: {name}@DIGEST}}]}}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waves_are_applied_and_gated_in_order_and_deleted_in_the_opposite_one() -> anyhow::Result<()>
+{
+    let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
+    let manifests = |ready: &str| {
+        let first = in_wave("Deployment", "first", -1, &workload("first", ready));
+        let last = in_wave("ConfigMap", "last", 2, "data: {a: \"1\"}\n");
+        let third = in_wave("Deployment", "third", 1, &workload("third", "{}"));
+        format!("{last}{third}{first}{SENTINEL}")
+    };
+    situation.write(&manifests("{attest.test/ready: never}"))?;
+    situation.release()?;
+    let mark = situation.mark();
+    situation.apply(With::default()).await?;
+
+    situation
+        .shows(APPLICATION, "3 of 4 objects to apply after Deployment.apps/shop/first")
+        .await?;
+    assert_eq!(situation.writes(mark)?.last().map(String::as_str), Some("patch first"));
+    situation.write(&manifests("{}"))?;
+    situation.release()?;
+    situation.synced().await?;
+    let applied = situation.writes(mark)?;
+    let order: Vec<&str> = applied.iter().rev().take(4).rev().map(String::as_str).collect();
+    assert_eq!(order, ["patch first", "patch sentinel", "patch third", "patch last"]);
+
+    // An update of a later wave alone waits for nothing; a removal goes the other way.
+    let mark = situation.mark();
+    situation.write(SENTINEL)?;
+    situation.release()?;
+    situation.synced().await?;
+    until("everything to be deleted", WITHIN, || async {
+        Ok(situation.get(&deployment("first")).await.is_err().then_some(()))
+    })
+    .await?;
+    assert_eq!(situation.writes(mark)?, ["delete last", "delete third", "delete first"]);
+
+    situation.write(&in_wave("ConfigMap", "last", 1001, ""))?;
+    let error = situation.sign().unwrap_err().to_string();
+    assert!(error.contains("ConfigMap/last: annotation `attest.continuu.ms/wave`"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orphan_is_released_when_it_leaves_git_and_when_the_application_is_removed()
+-> anyhow::Result<()> {
+    let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
+    let of = |name: &str, orphan: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, annotations: {{attest.continuu.ms/orphan: \"{orphan}\"}}}}\ndata: {{a: \"1\"}}\n---\n"
+        )
+    };
+    let stays = of("stays", "true");
+    situation
+        .deploy(&format!("{stays}{}{}", of("kept", "true"), of("goes", "false")), With::default())
+        .await?;
+
+    situation.deploy(&stays, With::default()).await?;
+    let mark = situation.mark();
+
+    until("the other to be deleted", WITHIN, || async {
+        Ok(situation.get(&config_map("goes")).await.is_err().then_some(()))
+    })
+    .await?;
+    situation.merge(&config_map("kept"), "user", &json!({"data": {"a": "2"}})).await?;
+    situation.nothing_is_written_after(mark).await?;
+    assert_eq!(situation.get(&config_map("kept")).await?["data"]["a"], "2");
+    let path = format!("/v1/applications/{APPLICATION}");
+    let _: Value = situation.fleet.api().call("DELETE", &path, None).await?;
+    until("the sentinel to be deleted", WITHIN, || async {
+        Ok(situation.get(&config_map("sentinel")).await.is_err().then_some(()))
+    })
+    .await?;
+    until("the application to be removed", WITHIN, || async {
+        Ok(situation.seen().await.is_err().then_some(()))
+    })
+    .await?;
+    for name in ["kept", "stays"] {
+        let live = situation.get(&config_map(name)).await?;
+        assert_eq!(live["metadata"]["deletionTimestamp"], Value::Null, "{name}");
+    }
+
+    let confirm = of("stays", "true").replace("/orphan", "/confirm-removal");
+    situation.write(&confirm)?;
+    let error = situation.sign().unwrap_err().to_string();
+    assert!(error.contains("only on an AttestApplication"), "{error}");
+    Ok(())
+}

@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::trust::{TrustSourceError, complete_policy};
 use super::{CiError, ReleaseStore, StoredRelease, TrustSources};
 use crate::recipe::Recipe;
+use crate::render::{FOREIGN_NAMED_MAX, foreign_annotations};
 use crate::source::Tree;
 
 /// Files to verify, and for which destinations. `None` means all.
@@ -214,7 +215,7 @@ impl DestinationCheck<'_> {
         };
         let namespace = self.namespace(&stored.release);
         match self.verify_release(stored, content, &namespace) {
-            Ok(admitted) => self.passed_rows(&admitted, &namespace),
+            Ok(admitted) => self.passed_rows(&admitted, &namespace, content),
             Err(error) => {
                 let detail = format!("{} ({})", error_chain(&error), stored.path);
                 vec![self.row(Some(&namespace), error.reason().as_str(), false, detail)]
@@ -280,15 +281,16 @@ impl DestinationCheck<'_> {
         verify::release(&material, self.render, &requested, &destination)
     }
 
-    fn passed_rows(&self, admitted: &Admitted, namespace: &Name) -> Vec<CheckRow> {
+    fn passed_rows(&self, admitted: &Admitted, namespace: &Name, content: &[u8]) -> Vec<CheckRow> {
         let checks = admitted
             .checks
             .iter()
             .map(|check| self.row(Some(namespace), &check.check, true, check.detail.clone()));
-        let warnings = admitted
-            .warnings
-            .iter()
-            .map(|warning| self.row(Some(namespace), "Warning", true, warning.clone()));
+        let objects = manifest::read(content).unwrap_or_default();
+        let foreign = foreign_annotations(&objects);
+        let foreign = foreign.iter().take(FOREIGN_NAMED_MAX).map(ToString::to_string);
+        let warnings = admitted.warnings.iter().cloned().chain(foreign);
+        let warnings = warnings.map(|warning| self.row(Some(namespace), "Warning", true, warning));
         checks.chain(warnings).collect()
     }
 
