@@ -56,7 +56,7 @@ impl Metrics {
             )?,
             signature_failures: with.counter(
                 "attest_spoke_signature_verifications_failed_total",
-                "Documents refused because of a signature or key",
+                "Documents refused because no trusted key signed them",
             )?,
             verifications: with.counters(
                 "attest_spoke_verifications_total",

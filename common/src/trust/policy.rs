@@ -24,6 +24,8 @@ pub const ACCOUNTS_NAMESPACE: &str = "attest-applications";
 pub const POLICY_NAME: &str = "local";
 /// Maximum age of a security scan under an entry that sets none, in hours.
 pub const SCAN_AGE_HOURS_DEFAULT: u32 = 168;
+/// Smallest number of an application's objects to which `remove.maxPrunePercent` applies, unless it is 0.
+pub const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
 /// Default share of an application's objects that one update may delete, in percent.
 pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
 /// Prefixes of namespaces that no policy can open to applications.
@@ -138,6 +140,8 @@ impl Default for RollbackSpec {
 pub struct RemoveSpec {
     #[serde(default)]
     pub allow: bool,
+    /// Largest share of an application's objects that one update may delete, in percent; counts from
+    /// [`PRUNE_GUARD_OBJECTS_MIN`] objects on, and 0 always.
     #[serde(default = "prune_percent_default")]
     pub max_prune_percent: u32,
 }

@@ -8,7 +8,7 @@ use super::{Ages, DestinationContext, Material, Verified, VerifyError};
 use crate::basics::envelope::{STATEMENT_TYPE, Unopened};
 use crate::basics::ids::Digest;
 use crate::documents::plan::{Directive, Plan};
-use crate::documents::release::{NamespaceRule, Release};
+use crate::documents::release::{NamespaceRule, Release, Render};
 use crate::objects::kinds::Kinds;
 use crate::record;
 
@@ -71,11 +71,44 @@ pub fn admission(
         }
     }
     let admitted = admit(targeted, delivered, &plan.policy, &place)?;
+    check_plan(plan, &admitted, material)?;
     Ok(Verified(Admission {
         ordered: ordered.0.clone(),
         plan: plan.0.clone(),
         admitted: admitted.into_inner(),
     }))
+}
+
+/// Requires that what a plan repeats of its release and its blobs is true.
+fn check_plan(
+    plan: &Plan,
+    admitted: &Admitted,
+    material: &Material<'_>,
+) -> Result<(), VerifyError> {
+    let Plan { release, content, receipts, namespace, .. } = plan;
+    let Render { namespace: signed_namespace, objects, media_type, .. } = &admitted.render;
+    if namespace != signed_namespace {
+        let (planned, signed) = (format!("{namespace:?}"), format!("{signed_namespace:?}"));
+        return Err(VerifyError::PlanMismatch { field: "namespace", planned, signed });
+    }
+    if content.media_type != *media_type {
+        let (planned, signed) = (content.media_type.clone(), media_type.clone());
+        return Err(VerifyError::PlanMismatch { field: "content.mediaType", planned, signed });
+    }
+    let planned_bytes = receipts.iter().map(|receipt| receipt.size).sum();
+    let delivered_bytes = material.receipts.iter().map(|bytes| bytes.len() as u64).sum();
+    for (field, planned, signed) in [
+        ("content.objects", content.objects, *objects),
+        ("content.size", content.size, material.content.len() as u64),
+        ("release.size", release.size, material.release.len() as u64),
+        ("receipts[].size", planned_bytes, delivered_bytes),
+    ] {
+        if planned != signed {
+            let (planned, signed) = (planned.to_string(), signed.to_string());
+            return Err(VerifyError::PlanMismatch { field, planned, signed });
+        }
+    }
+    Ok(())
 }
 
 /// Matches delivered blobs with those that a plan names. A missing, different or unnamed blob is an error.

@@ -5,7 +5,7 @@ use crate::basics::envelope::{self, DIRECTIVE_TYPE, Opened};
 use crate::basics::ids::{ClusterId, Digest, Timestamp};
 use crate::basics::json;
 use crate::basics::keys::KeyId;
-use crate::documents::plan::{DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
+use crate::documents::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
 use crate::record::{self, DestinationRecords, DirectiveOrder};
 use crate::trust::policy::Policy;
 
@@ -43,7 +43,7 @@ pub fn directive(
         return Err(VerifyError::Version { what: "directive", v: directive.v });
     }
     let needs_plan = directive.operation != Operation::Remove;
-    if needs_plan != directive.plan.is_some() || directive.cap_percent > 100 {
+    if needs_plan != directive.plan.is_some() || directive.cap_percent > CAP_FULL_PERCENT {
         return Err(VerifyError::DirectiveIncomplete);
     }
     if directive.cluster != *spoke.cluster {
@@ -70,6 +70,9 @@ pub fn directive(
         Operation::Supersede | Operation::Rollback | Operation::Finalize | Operation::Close => {
             return Err(VerifyError::OperationNotSupported(directive.operation));
         }
+    }
+    if directive.cap_percent != CAP_FULL_PERCENT {
+        return Err(VerifyError::CapNotSupported { cap_percent: directive.cap_percent });
     }
     Ok(Verified(Ordered { directive, digest, hub_key, order }))
 }

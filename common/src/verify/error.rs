@@ -6,7 +6,7 @@ use crate::basics::json::JsonError;
 use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::ManifestError;
-use crate::documents::plan::Operation;
+use crate::documents::plan::{CAP_FULL_PERCENT, Operation};
 use crate::documents::receipt::ReceiptError;
 use crate::documents::release::ReleaseError;
 use crate::documents::statement::StatementError;
@@ -98,8 +98,14 @@ pub enum VerifyError {
     OperationNotSupported(Operation),
     #[error("the plan is not the one that the directive names")]
     PlanDigest,
+    #[error("the plan states {field} {planned}; the release states {signed}")]
+    PlanMismatch { field: &'static str, planned: String, signed: String },
     #[error("the plan has hooks, which are not supported")]
     HookNotAllowed,
+    #[error(
+        "the directive stops the rollout at {cap_percent} %, which this spoke cannot do; it accepts {CAP_FULL_PERCENT} only"
+    )]
+    CapNotSupported { cap_percent: u32 },
     #[error("the application already uses as many namespaces as the policy allows ({max})")]
     TooManyNamespaces { max: u32 },
     #[error("the trust policy of this cluster does not allow the hub to remove this application")]
@@ -150,7 +156,9 @@ impl VerifyError {
             Self::DirectiveIncomplete => Reason::DocumentInvalid,
             Self::OperationNotSupported(_) => Reason::OperationNotSupported,
             Self::PlanDigest => Reason::PlanDigest,
+            Self::PlanMismatch { .. } => Reason::PlanMismatch,
             Self::HookNotAllowed => Reason::HookNotAllowed,
+            Self::CapNotSupported { .. } => Reason::CapNotSupported,
             Self::TooManyNamespaces { .. } => Reason::TooManyNamespaces,
             Self::RemoveNotAllowed => Reason::RemoveNotAllowed,
             Self::NothingToRemove => Reason::NothingToRemove,

@@ -73,6 +73,8 @@ struct World {
     render: String,
     directive: Directive,
     hooks: Vec<Value>,
+    /// Change of the plan before the hub signs it.
+    bend_plan: fn(&mut Plan),
     hub_key: u8,
     records: DestinationRecords,
     now: Timestamp,
@@ -217,6 +219,7 @@ fn world() -> World {
             expires_at: later(1),
         },
         hooks: Vec::new(),
+        bend_plan: |_| {},
         hub_key: HUB,
         records: DestinationRecords::new(),
         now: now(),
@@ -269,7 +272,9 @@ impl World {
             sha256: Digest::of(bytes),
             size: bytes.len() as u64,
         };
-        let plan = Plan {
+        let planned = release.renders.iter().find(|render| render.name == self.render);
+        let planned = planned.unwrap_or(&release.renders[0]);
+        let mut plan = Plan {
             v: 1,
             application: self.directive.application.clone(),
             release: blob(id, &sealed_release),
@@ -277,16 +282,17 @@ impl World {
             content: ContentBlob {
                 sha256: Digest::of(&content),
                 size: content.len() as u64,
-                objects: 2,
+                objects: planned.objects,
                 media_type: RENDERING_TYPE.to_owned(),
             },
             receipts: receipts.iter().map(|(id, bytes)| blob(*id, bytes)).collect(),
-            namespace: NamespaceRule::Fixed { value: name("app-production") },
+            namespace: planned.namespace.clone(),
             policy: self.asked.clone(),
             sync: SyncPolicy::default(),
             strategy: plan::Strategy::RollingUpdate,
             hooks: self.hooks.clone(),
         };
+        (self.bend_plan)(&mut plan);
         let plan_bytes = to_bytes(&plan);
         let plan_digest = Digest::of(&plan_bytes);
         let sealed_plan = seal(PLAN_TYPE, &plan_bytes, &[&key(self.hub_key)]);
@@ -483,6 +489,27 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         }),
         ("an expired directive", "Expired", |w| w.now = later(2)),
         ("a cap above one hundred", "DocumentInvalid", |w| w.directive.cap_percent = 101),
+        ("a part of a rollout", "CapNotSupported", |w| w.directive.cap_percent = 99),
+        ("nothing of a rollout", "CapNotSupported", |w| w.directive.cap_percent = 0),
+        ("a plan with another namespace rule", "PlanMismatch", |w| {
+            w.bend_plan =
+                |plan| plan.namespace = NamespaceRule::DefaultOnly { pattern: "*".to_owned() };
+        }),
+        ("a plan with another number of objects", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.content.objects += 1;
+        }),
+        ("a plan with another media type", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.content.media_type = "application/x-yaml".to_owned();
+        }),
+        ("a plan with another size of the content", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.content.size -= 1;
+        }),
+        ("a plan with another size of the release", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.release.size += 1;
+        }),
+        ("a plan with another size of a receipt", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.receipts[0].size = 0;
+        }),
         ("keys that nobody is", "UntrustedKey", |w| w.asked.trusted_keys = Some(BTreeSet::new())),
         ("an attestation nobody defined", "AttestationUnknown", |w| {
             w.asked.required_attestations.insert("blessing".to_owned());
@@ -684,6 +711,7 @@ fn of_two_faults_the_one_of_the_earlier_step_is_the_reason() {
         ("directive: operation", "OperationNotSupported", |w| {
             w.directive.operation = Operation::Rollback;
         }),
+        ("directive: cap", "CapNotSupported", |w| w.directive.cap_percent = 50),
         ("plan: digest", "PlanDigest", |w| w.plan_named = Some(Digest::of(b"another"))),
         ("plan: hooks", "HookNotAllowed", |w| w.hooks.push(json!({"name": "x"}))),
         ("plan: blobs", "BlobDigest", |w| w.twice = true),
@@ -731,6 +759,9 @@ fn of_two_faults_the_one_of_the_earlier_step_is_the_reason() {
         ("content: count", "ObjectCount", |w| w.objects_signed = Some(1)),
         ("content: each object", "KindUnknown", |w| {
             w.objects[1] = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "x"}});
+        }),
+        ("plan: facts of the release", "PlanMismatch", |w| {
+            w.bend_plan = |plan| plan.content.objects += 1;
         }),
     ];
     for (index, (step, reason, bend)) in steps.iter().enumerate() {

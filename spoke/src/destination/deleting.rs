@@ -7,6 +7,7 @@ use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::{Kinds, apply_rank};
 use attest_common::record::Owned;
+use attest_common::trust::policy::PRUNE_GUARD_OBJECTS_MIN;
 
 use super::command::{By, Commands, Deletion, Request};
 use super::objects::Failure;
@@ -164,12 +165,11 @@ pub(super) fn is_never_deleted(owned: &Owned) -> bool {
         )
 }
 
-/// Smallest inventory to which the prune guard applies.
-pub(super) const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
-
-/// Returns whether one update would delete more than the policy's share of the inventory.
+/// Returns whether one update would delete more than the policy's share of the inventory. A share of a small inventory
+/// is no measure, except for a policy that allows no deletion at all.
 pub(super) fn prune_is_too_much(to_delete: usize, inventory: usize, percent_max: u32) -> bool {
-    inventory >= PRUNE_GUARD_OBJECTS_MIN && to_delete * 100 > inventory * percent_max as usize
+    let counts = inventory >= PRUNE_GUARD_OBJECTS_MIN || percent_max == 0;
+    counts && to_delete * 100 > inventory * percent_max as usize
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use attest_common::basics::ids::Name;
 use attest_common::basics::terms::{Mode, Role};
-use attest_common::trust::policy::{Entry, GroupResource, KeySpec, Spec, accounts_namespace};
+use attest_common::trust::policy::{
+    Entry, GroupResource, KeySpec, PRUNE_GUARD_OBJECTS_MIN, Spec, accounts_namespace,
+};
 
 /// Returns the policy in sentences, one per line. A line that begins with `!` requires attention.
 pub fn explain(spec: &Spec) -> Vec<String> {
@@ -71,6 +73,12 @@ fn explain_entry(entry: &Entry, lines: &mut Vec<String>) {
     lines.push(match entry.remove.allow {
         true => "  The hub may remove it; volumes, namespaces and definitions remain.".to_owned(),
         false => "  The hub may not remove it.".to_owned(),
+    });
+    lines.push(match entry.remove.max_prune_percent {
+        0 => "  An update deletes none of its objects.".to_owned(),
+        percent => format!(
+            "  An update deletes at most {percent} % of its objects, if it has {PRUNE_GUARD_OBJECTS_MIN} or more."
+        ),
     });
     if entry.adopt {
         lines.push("! It may take over objects of other owners if a plan requests it.".to_owned());

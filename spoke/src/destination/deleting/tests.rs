@@ -9,6 +9,13 @@ fn an_update_may_not_delete_most_of_a_large_inventory() {
     assert!(!prune_is_too_much(10, 10, 100));
 }
 
+#[test]
+fn an_update_deletes_nothing_under_a_policy_that_allows_no_deletion() {
+    assert!(prune_is_too_much(1, 2, 0));
+    assert!(prune_is_too_much(1, 100, 0));
+    assert!(!prune_is_too_much(0, 100, 0));
+}
+
 fn owned(kind: &str, name: &str) -> Owned {
     Owned {
         key: object_key(kind, name),
