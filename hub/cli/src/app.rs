@@ -18,7 +18,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use self::page::{
-    application_page, application_table, describe_problem, destination_table, summary_table,
+    PageDetail, application_page, application_table, describe_problem, destination_table, summary_table,
 };
 use crate::client::{Client, as_api_error, block_on, is_not_found};
 use crate::hub_args::HubArgs;
@@ -61,6 +61,9 @@ enum AppCommand {
         /// Show every destination and object; by default a large application shows its worst destinations
         #[arg(long)]
         all: bool,
+        /// Also list the checks that the running release passed at each destination; JSON and YAML contain them always
+        #[arg(long, conflicts_with = "watch")]
+        checks: bool,
         #[command(flatten)]
         watch: WatchArgs,
     },
@@ -99,7 +102,9 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
         AppCommand::List(watch) => {
             print_list("/v1/applications", watch, hub, printer, summary_table)
         }
-        AppCommand::Get { name, all, watch } => block_on(get(&name, all, watch, hub, printer)),
+        AppCommand::Get { name, all, checks, watch } => {
+            block_on(get(&name, (all, checks), watch, hub, printer))
+        }
         AppCommand::History { name, output } => history(&name, output, hub, printer),
         AppCommand::Diff { name, output } => diff::run(&name, output, hub, printer),
         AppCommand::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
@@ -201,18 +206,24 @@ fn read_bytes(file: &std::path::Path) -> std::io::Result<Vec<u8>> {
 
 async fn get(
     name: &str,
-    all: bool,
+    (all, checks): (bool, bool),
     watch: WatchArgs,
     hub: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
+    if checks && !watch.output.format.is_table() {
+        bail!(
+            "--checks is for the page of an application; remove it: JSON and YAML contain the checks"
+        );
+    }
     let client = hub.client()?;
     let query = if all { "?all=true" } else { "" };
     let path = format!("{}{query}", application_path(name));
     let format = watch.output.format;
     if format.is_table() && !watch.watch {
         let application: Application = client.get(&path).await?;
-        printer.text(&application_page(&application, format == Format::Wide));
+        let detail = PageDetail { all_objects: format == Format::Wide, checks };
+        printer.text(&application_page(&application, detail));
         return Ok(());
     }
     print_watched(

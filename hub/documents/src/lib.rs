@@ -9,6 +9,7 @@ use attest_common::basics::ids::{ClusterId, Timestamp};
 use attest_common::basics::reason::ReportedReason;
 use attest_common::objects::difference::Difference;
 use attest_common::session::report::{ApplicationPhase, ObjectState, Refusal, Running, Timings};
+use attest_common::verify::Check;
 use serde::{Deserialize, Serialize};
 
 /// `apiVersion` of every document.
@@ -316,6 +317,9 @@ pub struct Destination {
     /// Absent where they are too many for the answer.
     pub objects: Vec<ObjectState>,
     pub warnings: Vec<String>,
+    /// Checks that the running release passed at the spoke. Not contained in lists.
+    #[serde(default)]
+    pub checks: Vec<Check>,
     /// Durations of the newest change.
     pub timings: Option<ChangeTimings>,
 }

@@ -4,6 +4,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::objects::health::Health;
 use attest_common::session::report::ApplicationPhase;
 use attest_common::session::report::ObjectState;
+use attest_common::verify::Check;
 use attest_documents::{
     Application, ApplicationSummary, Condition, Destination, DestinationCounts,
 };
@@ -99,8 +100,17 @@ pub(super) fn destination_table(application: &Application) -> TextTable {
     table
 }
 
+/// Optional parts of a page.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PageDetail {
+    /// Healthy objects too.
+    pub(super) all_objects: bool,
+    /// The checks that the running release passed.
+    pub(super) checks: bool,
+}
+
 /// The page printed by `app get`.
-pub(super) fn application_page(application: &Application, all_objects: bool) -> String {
+pub(super) fn application_page(application: &Application, detail: PageDetail) -> String {
     let mut page = Page::default();
     let manifest = &application.manifest;
     let repository =
@@ -115,7 +125,7 @@ pub(super) fn application_page(application: &Application, all_objects: bool) -> 
     page.conditions(&application.conditions);
     page.line(0, "Destinations:");
     for destination in &application.destinations {
-        page.destination(destination, all_objects);
+        page.destination(destination, detail);
     }
     if application.destinations.is_empty() {
         page.line(1, NONE);
@@ -161,7 +171,7 @@ impl Page {
         }
     }
 
-    fn destination(&mut self, destination: &Destination, all_objects: bool) {
+    fn destination(&mut self, destination: &Destination, detail: PageDetail) {
         let Destination { cluster, namespace, message, .. } = destination;
         self.line(1, &format!("{cluster}/{namespace}: {}", phase_with_reason(destination)));
         if !message.is_empty() {
@@ -223,11 +233,27 @@ impl Page {
             self.field(2, "Objects", &format!("{}; --all shows them", destination.objects_total));
         }
         for object in &destination.objects {
-            let is_shown =
-                all_objects || object.health != Health::Current || !object.rewritten.is_empty();
+            let is_shown = detail.all_objects
+                || object.health != Health::Current
+                || !object.rewritten.is_empty();
             if is_shown {
                 self.line(2, &describe_object(object));
             }
+        }
+        if detail.checks {
+            self.checks(&destination.checks);
+        }
+    }
+}
+
+impl Page {
+    fn checks(&mut self, checks: &[Check]) {
+        self.line(2, "Checks:");
+        for Check { check, detail } in checks {
+            self.line(3, &format!("{check}: {detail}"));
+        }
+        if checks.is_empty() {
+            self.line(3, NONE);
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::printer::Printer;
 use crate::target::{TargetArgs, TargetCluster};
 use crate::wait::{Poll, Wait};
 
+/// Time to wait for the spoke, in seconds, if none is given.
+const WAIT_DEFAULT_S: u64 = 120;
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "With --kubeconfig or --context, the command also waits for the spoke and writes the cluster's id \
@@ -25,9 +28,9 @@ pub(super) struct AcceptArgs {
     fingerprint: String,
     #[command(flatten)]
     target: TargetArgs,
-    /// Maximum time to wait for the spoke to fetch its certificate, in seconds
-    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = wait_seconds())]
-    timeout: u64,
+    /// Maximum time to wait for the spoke to fetch its certificate, in seconds; 120 by default
+    #[arg(long, value_name = "SECONDS", value_parser = wait_seconds(), requires = "TargetArgs")]
+    timeout: Option<u64>,
 }
 
 pub(super) async fn accept(
@@ -61,6 +64,7 @@ pub(super) async fn accept(
         ));
         return Ok(());
     };
+    let timeout = timeout.unwrap_or(WAIT_DEFAULT_S);
     let wait = Wait::new(timeout, POLL_EVERY, printer);
     let found = wait
         .until(

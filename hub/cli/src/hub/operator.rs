@@ -38,15 +38,18 @@ pub(super) enum OperatorCommand {
     },
 }
 
+/// Name of the hub in a context, if none is given.
+const CONTEXT_NAME_DEFAULT: &str = "main";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct IssueArgs {
     /// Name of the operator, as shown by `list`
     name: String,
     #[command(flatten)]
     home: HomeArgs,
-    /// Name of the hub in the context
-    #[arg(long, default_value = "main", value_name = "NAME")]
-    context_name: String,
+    /// Name of the hub in the context; `main` by default, and with --save the name that your context has for this hub
+    #[arg(long, value_name = "NAME")]
+    context_name: Option<String>,
     /// Write the operator's context to this file, readable by its owner only, instead of printing it
     #[arg(short, long, value_name = "FILE", conflicts_with = "save")]
     output: Option<PathBuf>,
@@ -77,9 +80,8 @@ fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     // Checked before a certificate is issued that could not be saved.
     let context = Context::load()?;
-    if save {
-        check_name(&context, &context_name, &home::authority_pin(&home.home)?)?;
-    }
+    let own = if save { Some(&context) } else { None };
+    let context_name = context_name_of(context_name, own, &home::authority_pin(&home.home)?)?;
     let created = home::issue_operator(&home.home, &name)?;
     let issued =
         format!("operator/{name} issued, valid for {}", until(created.operator_expires_at));
@@ -111,13 +113,27 @@ fn context_for(name: &str, created: Created) -> anyhow::Result<String> {
     serde_saphyr::to_string(&context).context("failed to serialize the context")
 }
 
-/// Rejects a name that the context uses for a hub with another certificate authority.
-fn check_name(context: &Context, name: &str, ca_pin: &str) -> anyhow::Result<()> {
-    let is_known = context.hubs.iter().any(|hub| hub.ca_pin == ca_pin);
-    if !is_known && context.hubs.iter().any(|hub| hub.name == name) {
+/// Returns the name of the hub in a new context, or in the operator's own. Rejects a name that the context uses for
+/// another hub, and another name for a hub that the context knows.
+fn context_name_of(
+    requested: Option<String>,
+    own: Option<&Context>,
+    ca_pin: &str,
+) -> anyhow::Result<String> {
+    let name = requested.clone().unwrap_or_else(|| CONTEXT_NAME_DEFAULT.to_owned());
+    let Some(context) = own else { return Ok(name) };
+    if let Some(known) = context.hubs.iter().find(|hub| hub.ca_pin == ca_pin) {
+        return match requested {
+            Some(name) if name != known.name => {
+                bail!("the context names this hub `{}`; remove --context-name", known.name)
+            }
+            Some(_) | None => Ok(known.name.clone()),
+        };
+    }
+    if context.hubs.iter().any(|hub| hub.name == name) {
         bail!("the context contains a different hub named `{name}`; pass another --context-name");
     }
-    Ok(())
+    Ok(name)
 }
 
 /// The context with this certificate for the hub of the same certificate authority, or with an additional hub.
@@ -211,12 +227,18 @@ mod tests {
         let context =
             Context { current_hub: None, hubs: vec![hub_context("main", created)], keys: vec![] };
 
-        for (name, ca_pin, is_free) in [
-            ("main", pin.as_str(), true),
-            ("main", "sha256:00", false),
-            ("east", "sha256:00", true),
+        for (requested, own, ca_pin, expected) in [
+            (None, false, "sha256:00", Some("main")),
+            (Some("east"), false, pin.as_str(), Some("east")),
+            (None, true, pin.as_str(), Some("main")),
+            (Some("main"), true, pin.as_str(), Some("main")),
+            (Some("east"), true, pin.as_str(), None),
+            (None, true, "sha256:00", None),
+            (Some("east"), true, "sha256:00", Some("east")),
         ] {
-            assert_eq!(check_name(&context, name, ca_pin).is_ok(), is_free, "{name} {ca_pin}");
+            let own = own.then_some(&context);
+            let name = context_name_of(requested.map(str::to_owned), own, ca_pin).ok();
+            assert_eq!(name.as_deref(), expected, "{requested:?} {ca_pin}");
         }
     }
 }

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod bad_input;
+mod flags;
 mod hub;
 mod isolation;
 mod release;

@@ -32,7 +32,8 @@ fn application() -> Application {
                 "at": "2026-01-01T00:00:00Z"
             },
             "epoch": 1, "sequence": 4, "connected": false, "reportAgeMs": 4_000, "drifted": [],
-            "healsTotal": 0, "objectsTotal": 0, "objects": [], "warnings": [], "timings": null
+            "healsTotal": 0, "objectsTotal": 0, "objects": [], "warnings": [], "timings": null,
+            "checks": [{"check": "ContentDigest", "detail": "sha256:33"}, {"check": "Receipt", "detail": "build by ci"}]
         }]
     }))
     .unwrap()
@@ -40,7 +41,7 @@ fn application() -> Application {
 
 #[test]
 fn the_page_says_what_runs_who_signed_it_and_how_old_the_news_is() {
-    let page = application_page(&application(), false);
+    let page = application_page(&application(), PageDetail::default());
 
     for part in [
         "Repository:   https://git.example/company/app",
@@ -103,4 +104,15 @@ fn a_row_says_whether_the_application_is_ready_and_why_not() {
     let shown = message("False", long.clone(), Format::Table).1;
     assert_eq!(shown.chars().count(), ROW_MESSAGE_CHARACTERS_MAX + 1);
     assert!(message("False", long.clone(), Format::Wide).1.ends_with(&long));
+}
+
+#[test]
+fn the_page_lists_the_checks_of_the_spoke_on_request() {
+    let page = |checks| application_page(&application(), PageDetail { all_objects: false, checks });
+
+    assert!(!page(false).contains("Checks:"));
+    assert!(
+        page(true)
+            .contains("    Checks:\n      ContentDigest: sha256:33\n      Receipt: build by ci\n")
+    );
 }
