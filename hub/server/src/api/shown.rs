@@ -144,7 +144,7 @@ fn destination(facts: &DestinationFacts, status: DestinationStatus) -> Destinati
         objects_total: report.map_or(0, |report| report.objects_total),
         objects: report.map(|report| report.objects.clone()).unwrap_or_default(),
         warnings: report.map(|report| report.warnings.clone()).unwrap_or_default(),
-        checks: objects.map(|report| report.checks.clone()).unwrap_or_default(),
+        checks: report.map(|report| report.checks.clone()).unwrap_or_default(),
         timings: head.zip(record).and_then(|(head, record)| timings(head, record)),
     }
 }

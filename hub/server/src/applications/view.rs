@@ -30,6 +30,8 @@ pub(crate) struct Waiting {
     pub message: String,
     /// This counts as a failed verification.
     pub counted: bool,
+    /// Reason by which metrics count it, if it is another one.
+    pub counted_as: Option<Reason>,
 }
 
 impl Waiting {
@@ -41,6 +43,12 @@ impl Waiting {
     /// CI has signed no release for the commit.
     pub(crate) fn for_receipts(message: impl Into<String>) -> Self {
         Self::of(ApplicationPhase::AwaitingReceipts, Reason::AwaitingReceipts, message)
+    }
+
+    /// Counts as a release that no trusted key signed, whatever is shown.
+    #[must_use]
+    pub(crate) fn with_untrusted_release(self) -> Self {
+        Self { counted: true, counted_as: Some(Reason::UntrustedKey), ..self }
     }
 
     /// A release is ready, and an operator has to sync it.
@@ -64,7 +72,7 @@ impl Waiting {
     }
 
     fn of(phase: ApplicationPhase, reason: Reason, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: message.into(), counted: false }
+        Self { phase, reason, message: message.into(), counted: false, counted_as: None }
     }
 }
 

@@ -77,7 +77,7 @@ impl Metrics {
                 "attest_gitops_application_sync_duration_seconds",
                 "Time from the start of a reconcile pass to its committed directives.",
             )?,
-            deployments: make.counter("attest_gitops_deployments_total", "Directives issued.")?,
+            deployments: make.counter("attest_gitops_deployments_total", "Directives committed to a ledger: deployments, reissues, repairs and removals.")?,
             deployment_duration: make.histogram(
                 "attest_gitops_deployment_duration_seconds",
                 "Time from the push of a directive to the report of its completion.",
@@ -88,17 +88,17 @@ impl Metrics {
             )?,
             verifications: make.counters(
                 "attest_gitops_verifications_total",
-                "Verifications of releases by the hub.",
+                "Releases verified by the hub before a directive, once for each commit and destination.",
                 "result",
                 &["verified", "refused"],
             )?,
             signature_failures: make.counter(
                 "attest_gitops_signature_verifications_failed_total",
-                "Verifications failed because of a signature or key.",
+                "Releases and directives without a trusted signature, found by the hub in Git or refused by spokes.",
             )?,
             policy_validations: make.counters(
                 "attest_gitops_policy_validations_total",
-                "Evaluations of the trust policies of clusters.",
+                "Releases allowed or refused by the trust policy of a cluster, once for each commit and destination.",
                 "result",
                 &["allowed", "refused"],
             )?,
@@ -147,7 +147,7 @@ impl Metrics {
             )?,
             holds: make.counters(
                 "attest_fleet_holds_total",
-                "Changes held back by the hub, once for each commit and destination.",
+                "Changes held back by the hub, once for each commit, destination and reason.",
                 "reason",
                 &[],
             )?,

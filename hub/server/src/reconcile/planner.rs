@@ -90,6 +90,11 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
     if let Some((candidate, _)) = equal {
         return Ok(candidate);
     }
+    // No key that may release it signed an equal one.
+    let is_forged = fitting.clone().any(|(candidate, render)| {
+        release::content_digest(&candidate.statement, render) == Some(situation.rendered.digest)
+    });
+    let is_offered = fitting.clone().next().is_some();
     let mut candidates = fitting.map(|(candidate, _)| candidate);
     let newest = candidates.find(|candidate| is_signed(situation, candidate));
     let running = running(situation.head).map(|planned| planned.counter);
@@ -97,7 +102,11 @@ fn choose<'a>(situation: &Situation<'a>) -> Result<&'a Candidate, Waiting> {
         Some(newest) if running.is_none_or(|counter| newest.release.counter > counter) => {
             Err(differs(situation, newest))
         }
-        Some(_) | None => Err(nothing_signed(situation, newest)),
+        Some(_) | None => {
+            let waiting = nothing_signed(situation, newest);
+            let is_untrusted = is_forged || (is_offered && newest.is_none());
+            Err(if is_untrusted { waiting.with_untrusted_release() } else { waiting })
+        }
     }
 }
 

@@ -188,7 +188,8 @@ fn is_about_cluster(reason: Reason) -> bool {
 }
 
 fn log_hold(metrics: &Metrics, application: &Application, destination: &str, waiting: &Waiting) {
-    let label = metrics.label(&waiting.reason.into());
+    let counted_as = waiting.counted_as.unwrap_or(waiting.reason);
+    let label = metrics.label(&counted_as.into());
     metrics.holds.with_label_values(&[label]).inc();
     tracing::warn!(
         target: CONTROLLER,
@@ -202,10 +203,10 @@ fn log_hold(metrics: &Metrics, application: &Application, destination: &str, wai
         return;
     }
     metrics.verifications.with_label_values(&["refused"]).inc();
-    if waiting.reason.is_signature_failure() {
+    if counted_as.is_signature_failure() {
         metrics.signature_failures.inc();
     }
-    if waiting.reason.is_policy_refusal() {
+    if counted_as.is_policy_refusal() {
         metrics.policy_validations.with_label_values(&["refused"]).inc();
     }
 }

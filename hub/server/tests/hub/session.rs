@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::keys::PrivateKey;
 use attest_common::documents::plan::{Operation, Sync};
 use attest_common::session::FEATURE_REPAIR;
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
@@ -235,6 +236,30 @@ async fn one_application_that_fails_does_not_stop_another() {
     assert_eq!(seen["destinations"][0]["reason"], "YamlRefused");
     let message = seen["destinations"][0]["message"].as_str().unwrap();
     assert!(message.contains("k8s/deployment.yaml"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_in_git_that_a_stranger_signed_is_counted_as_untrusted() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let stranger = PrivateKey::from_seed(&[43; 32]).unwrap();
+    repository.release(&stranger, "v1", 100);
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    fixture.applies(&repository).await;
+
+    let seen = fixture.until(APPLICATION, phase_is("AwaitingReceipts")).await;
+
+    let message = seen["destinations"][0]["message"].as_str().unwrap();
+    assert!(message.contains("signed by a key that cluster staging trusts"), "{message}");
+    let metrics = fixture.metrics().await;
+    for line in [
+        "attest_fleet_holds_total{reason=\"UntrustedKey\"} 1",
+        "attest_gitops_signature_verifications_failed_total 1",
+        "attest_gitops_verifications_total{result=\"refused\"} 1",
+        "attest_gitops_policy_validations_total{result=\"refused\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -406,9 +406,23 @@ fn strangers_and_other_environments_count_for_nothing() {
     let waiting = world.waiting();
     assert_eq!(waiting.reason.as_str(), "AwaitingReceipts");
     assert!(waiting.message.contains("1 release statements"), "{}", waiting.message);
+    // It is counted as what it is.
+    assert_eq!((waiting.counted, waiting.counted_as), (true, Some(Reason::UntrustedKey)));
 
     world.files = signed(&key(1), "v1", 100, "production");
-    assert_eq!(world.word(), "AwaitingReceipts");
+    let waiting = world.waiting();
+    assert_eq!(waiting.reason.as_str(), "AwaitingReceipts");
+    assert_eq!((waiting.counted, waiting.counted_as), (false, None));
+    world.files = signed(&key(7), "v1", 100, "production");
+    assert!(!world.waiting().counted, "it is for another environment");
+
+    // An unsigned commit after a release of CI counts for nothing, one that a stranger signed does.
+    let mut unsigned = World::new();
+    unsigned.order();
+    unsigned.rendered = rendered("v2");
+    assert_eq!(unsigned.waiting().counted_as, None);
+    unsigned.files.extend(signed(&key(7), "v2", 99, "staging"));
+    assert_eq!(unsigned.waiting().counted_as, Some(Reason::UntrustedKey));
 
     // A stranger's newer counter does not make a known release look old.
     world.files = signed(&key(1), "v1", 100, "staging");
