@@ -2,7 +2,7 @@
 # Runs every test of the workspace against real Kubernetes control planes.
 #
 # Requires what kind-clusters/demo.sh requires, and ssh, sshd and curl. Builds kube-apiserver,
-# kube-controller-manager, kubectl, etcd, kustomize and yq once, into a cache outside the checkout.
+# kube-controller-manager, kubectl, etcd, kustomize, yq and kube-reader once, into a cache outside the checkout.
 # Arguments are passed to `cargo test`. A test that lacks a program is skipped; with CI=true it fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 
 info "looking for Kubernetes, kustomize and yq"
-directories=$(bash kind-clusters/tools/build.sh kustomize yq)
+directories=$(bash kind-clusters/tools/build.sh kustomize yq kube-reader)
 export ATTEST_KUBE_BIN=${directories%%:*}
 export PATH=$directories:$PATH
 info "Kubernetes programs in $ATTEST_KUBE_BIN"

@@ -69,6 +69,13 @@ build_module() {
   info "attest: $label built in $((SECONDS - started)) s"
 }
 
+sources_digest() { (cd "$here/$1" && cat ./*.go go.mod go.sum | sha256sum); }
+
+# Succeeds for a program of others, and for one of this repository that was built from the sources as they are.
+is_current() {
+  [ ! -f "$here/$1/main.go" ] || [ "$(sources_digest "$1")" = "$(cat "$cache/$1.sha256" 2>/dev/null)" ]
+}
+
 build_control_plane() {
   local version=$kubernetes_version flags package
   package=k8s.io/component-base/version
@@ -107,9 +114,10 @@ if [ -z "$directory" ] || [ $# -gt 0 ]; then
   fi
   for extra in "$@"; do
     [ -f "$here/$extra/go.mod" ] || { info "attest: no module tools/$extra"; exit 1; }
-    [ -x "$cache/bin/$extra" ] && continue
+    if [ -x "$cache/bin/$extra" ] && is_current "$extra"; then continue; fi
     [ -n "$go" ] || go=$(find_go)
     build_module "$extra" "$extra" -ldflags "-s -w" -o "$cache/bin/$extra" tool
+    [ ! -f "$here/$extra/main.go" ] || sources_digest "$extra" >"$cache/$extra.sha256"
   done
   [ "$directory" = "$cache/bin" ] || directory=$directory:$cache/bin
 fi

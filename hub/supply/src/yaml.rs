@@ -1,9 +1,14 @@
 //! YAML, read once and as kubectl reads it; from here on everything is JSON.
 //!
-//! `yes` is true and `0644` is 420, with a warning. What kubectl would read in a way that nobody means — a key like
-//! `n`, the last of two equal keys — is refused. Bombs are refused by budget, before anything is built.
+//! `yes` is true and `0644` is 420, with a warning. What kubectl reads differently or not at all, and what it reads in a
+//! way that no author means (a key like `n`, the last of two equal keys), is refused. Bombs are refused by budget, before
+//! anything is built. `tests/tests/kubectl.rs` compares with kubectl's own reader.
 
 mod budget;
+mod json;
+mod keys;
+mod scalar;
+mod syntax;
 
 use std::borrow::Cow;
 
@@ -16,6 +21,8 @@ use serde_saphyr::granit_parser::{ErrorKind, Event, Parser, ScalarStyle};
 use crate::text::one_line;
 
 use budget::{DocumentCount, Exceeded, YAML_DEPTH_MAX};
+use keys::KeyCheck;
+use syntax::{Problem, SyntaxCheck};
 
 pub use budget::{
     YAML_BYTES_MAX, YAML_DOCUMENTS_MAX, YAML_FILES_MAX, YAML_NODES_MAX, YAML_TEXT_BYTES_MAX,
@@ -140,6 +147,9 @@ pub fn read_within(
         return Err(YamlError::refused(file, "is not UTF-8".to_owned()));
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(value) = json::read(text, budget) {
+        return Ok(vec![value]);
+    }
     scan(file, text, budget, warnings)?;
     let values: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options())
         .map_err(|error| YamlError::refused(file, problem(&error)))?;
@@ -195,8 +205,11 @@ fn scan(
     budget: &mut YamlBudget,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), YamlError> {
+    syntax::check_lines(text).map_err(|problem| refused_at(file, 0, &problem))?;
     let mut places: Vec<Place> = Vec::new();
     let mut document = DocumentCount::default();
+    let mut syntax = SyntaxCheck::new(text);
+    let mut keys = KeyCheck::default();
     for event in Parser::new_from_str(text) {
         let (event, span) = match event {
             Ok(event) => event,
@@ -205,14 +218,23 @@ fn scan(
             }
             Err(_) => return Ok(()),
         };
+        let line = span.start.line();
+        let is_key = places.last() == Some(&Place::Key);
         if let Event::Scalar(scalar, ScalarStyle::Plain, _, None) = &event {
-            let is_key = places.last() == Some(&Place::Key);
-            judge_scalar(file, span.start.line(), scalar, is_key, warnings)?;
+            judge_scalar(file, line, scalar, is_key, warnings)?;
         }
+        syntax.event(&event, &span, is_key).map_err(|problem| refused_at(file, line, &problem))?;
+        keys.event(&event)
+            .map_err(|problem| YamlError::refused(file, format!("{problem} at line {line}")))?;
         follow(&event, &mut places);
         count(&event, &mut document, budget).map_err(|exceeded| too_large(file, exceeded))?;
     }
     Ok(())
+}
+
+fn refused_at(file: &str, line: usize, problem: &Problem) -> YamlError {
+    let line = problem.line.unwrap_or(line);
+    YamlError::refused(file, format!("line {line}: {}", problem.text))
 }
 
 /// Adds one event to the size of its document, and a document that ended to the budget.
@@ -264,30 +286,26 @@ fn follow(event: &Event<'_>, places: &mut Vec<Place>) {
 fn judge_scalar(
     file: &str,
     line: usize,
-    scalar: &str,
+    text: &str,
     is_key: bool,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), YamlError> {
-    let hint = ambiguity(scalar);
-    if is_key && (hint.is_some() || changes_as_key(scalar)) {
+    let hint = scalar::ambiguity(text);
+    if is_key && (hint.is_some() || scalar::changes_as_key(text)) {
         let problem = format!(
             "line {line}: key {:?} is read as another value by kubectl: quote it",
-            shown(scalar)
+            shown(text)
         );
         return Err(YamlError::refused(file, problem));
     }
-    if is_fraction_with_underscores(scalar) {
-        let problem = format!(
-            "line {line}: {:?} is read as a number without `_` by kubectl: leave `_` out, or quote it",
-            shown(scalar)
-        );
-        return Err(YamlError::refused(file, problem));
+    if let Some(problem) = scalar::value_problem(text) {
+        return Err(YamlError::refused(file, format!("line {line}: {:?} {problem}", shown(text))));
     }
     if let Some(hint) = hint
         && warnings.len() < WARNINGS_MAX
     {
         let hint = Cow::Borrowed(hint);
-        warnings.push(Warning { file: file.to_owned(), line, scalar: shown(scalar), hint });
+        warnings.push(Warning { file: file.to_owned(), line, scalar: shown(text), hint });
     }
     Ok(())
 }
@@ -306,57 +324,6 @@ fn advance(open: &mut [Place]) {
             Place::Value => Place::Key,
         };
     }
-}
-
-/// Whether a number or nothing, once it is read and written again as a key, is another text.
-fn changes_as_key(scalar: &str) -> bool {
-    if matches!(scalar, "" | "~" | "null" | "Null" | "NULL") {
-        return true;
-    }
-    let digits = scalar.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit());
-    digits && scalar.parse::<f64>().is_ok_and(|number| number.to_string() != scalar)
-}
-
-/// Returns whether kubectl reads a scalar as a number with a fraction or an exponent, and this reader as text.
-fn is_fraction_with_underscores(scalar: &str) -> bool {
-    let plain = scalar.replace('_', "");
-    let unsigned = plain.strip_prefix(['-', '+']).unwrap_or(&plain);
-    scalar.contains('_')
-        && unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
-        && (unsigned.contains(['.', 'e', 'E']) || scalar.ends_with('_'))
-        && unsigned.parse::<f64>().is_ok_and(f64::is_finite)
-}
-
-fn ambiguity(scalar: &str) -> Option<&'static str> {
-    let lower = scalar.to_ascii_lowercase();
-    if matches!(lower.as_str(), "yes" | "on" | "y") {
-        return Some("is read as true: write true, or quote it");
-    }
-    if matches!(lower.as_str(), "no" | "off" | "n") {
-        return Some("is read as false: write false, or quote it");
-    }
-    let number = lower.strip_prefix(['-', '+']).unwrap_or(&lower);
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if number.len() > 1 && number.starts_with('0') && digits(number) {
-        return Some("is read as an octal number: write it in decimal, or quote it");
-    }
-    for (prefix, hint) in [
-        ("0o", "is read as an octal number: write it in decimal, or quote it"),
-        ("0x", "is read as a hexadecimal number: write it in decimal, or quote it"),
-        ("0b", "is read as a binary number: write it in decimal, or quote it"),
-    ] {
-        let rest = number.strip_prefix(prefix).unwrap_or_default();
-        if !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'_') {
-            return Some(hint);
-        }
-    }
-    if number.contains('_') && digits(&number.replace('_', "")) {
-        return Some("is read as a number without `_`: leave it out, or quote it");
-    }
-    if number.contains(':') && number.split(':').all(digits) {
-        return Some("is read as text here and as a number base 60 elsewhere: quote it");
-    }
-    None
 }
 
 #[cfg(test)]
