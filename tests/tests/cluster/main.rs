@@ -18,6 +18,7 @@ mod operator;
 mod product;
 mod refusals_reevaluated;
 mod registration;
+mod schema;
 mod situations;
 mod spoke;
 mod workflow;
