@@ -18,7 +18,8 @@ use reqwest::Method;
 use serde_json::Value;
 
 use self::page::{
-    PageDetail, application_page, application_table, describe_problem, destination_table, summary_table,
+    PageDetail, application_page, application_table, describe_problem, destination_table,
+    summary_table,
 };
 use crate::client::{Client, as_api_error, block_on, is_not_found};
 use crate::hub_args::HubArgs;

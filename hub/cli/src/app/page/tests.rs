@@ -76,11 +76,11 @@ fn the_page_of_a_large_application_says_what_it_leaves_out() {
     large.destination_counts.insert(ApplicationPhase::Synced, 999);
     large.destinations[0].objects_total = 30;
 
-    let page = application_page(&large, false);
+    let page = application_page(&large, PageDetail::default());
 
     assert!(page.contains("999 more destinations; --all shows them"), "{page}");
     assert!(page.contains("Objects:      30; --all shows them"), "{page}");
-    assert!(!application_page(&application(), false).contains("--all"));
+    assert!(!application_page(&application(), PageDetail::default()).contains("--all"));
 }
 
 #[test]
