@@ -275,6 +275,7 @@ fn record() -> Record {
         epoch: 3,
         sequence: 42,
         directive: Digest::of(b"directive"),
+        other_hub_keys: Vec::new(),
         binding: binding.clone(),
         floor: Some(floor.clone()),
         held: Some(held(b"plan")),

@@ -18,6 +18,9 @@ use crate::documents::plan::Directive;
 use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
 use crate::record::rollback::RollbackPoint;
 
+/// Most other hub keys of which a destination remembers the newest directive. A directive of a forgotten key can be
+/// replayed until it expires.
+pub const OTHER_HUB_KEYS_MAX: usize = 16;
 /// Most objects in the inventory of a destination.
 pub const INVENTORY_MAX: usize = 5_000;
 
@@ -53,12 +56,15 @@ pub struct Record {
     pub v: u32,
     pub application: Name,
     pub namespace: Name,
-    /// The hub key to which epoch and sequence belong.
+    /// The hub key that signed the newest admitted directive. Epoch and sequence are its own.
     pub hub_key: KeyId,
     pub epoch: u64,
     pub sequence: u64,
     /// SHA-256 of the newest admitted directive's signed payload.
     pub directive: Digest,
+    /// Newest admitted directives of other hub keys, the most recent first, at most [`OTHER_HUB_KEYS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_hub_keys: Vec<Position>,
     /// `source.repo` of the first admitted release; immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<String>,
@@ -88,7 +94,50 @@ pub struct Record {
     pub rollback_point: Option<Box<RollbackPoint>>,
 }
 
+/// The newest admitted directive of one hub key. Each key has its own epochs and sequences, so that one hub neither blocks
+/// another nor permits replays of its directives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Position {
+    pub hub_key: KeyId,
+    pub epoch: u64,
+    pub sequence: u64,
+    /// SHA-256 of the directive's signed payload.
+    pub directive: Digest,
+}
+
 impl Record {
+    /// Returns the newest admitted directive.
+    pub fn position(&self) -> Position {
+        let Self { hub_key, epoch, sequence, directive, .. } = *self;
+        Position { hub_key, epoch, sequence, directive }
+    }
+
+    /// Returns the newest admitted directive of a hub key.
+    pub fn position_of(&self, hub_key: KeyId) -> Option<Position> {
+        let others = self.other_hub_keys.iter().copied();
+        std::iter::once(self.position()).chain(others).find(|other| other.hub_key == hub_key)
+    }
+
+    /// Returns the positions of the other hub keys in a record that follows this one and is of `hub_key`.
+    pub fn others_than(&self, hub_key: KeyId) -> Vec<Position> {
+        let others = self.other_hub_keys.iter().copied();
+        let others = std::iter::once(self.position()).chain(others);
+        others.filter(|other| other.hub_key != hub_key).take(OTHER_HUB_KEYS_MAX).collect()
+    }
+
+    /// Forgets epoch and sequence of a hub key, so that its next directive is admitted whatever its number. Returns the
+    /// forgotten position, or none if the key has none.
+    pub fn forget_hub_key(&mut self, hub_key: KeyId) -> Option<Position> {
+        let forgotten = self.position_of(hub_key)?;
+        if self.hub_key == hub_key {
+            self.epoch = 0;
+            self.sequence = 0;
+        }
+        self.other_hub_keys.retain(|other| other.hub_key != hub_key);
+        Some(forgotten)
+    }
+
     /// Returns true when nothing runs at the destination and its inventory is empty.
     pub fn is_idle(&self) -> bool {
         self.held.is_none() && self.inventory.is_empty()
@@ -169,36 +218,40 @@ fn is_zero(wave: &i16) -> bool {
     *wave == 0
 }
 
-/// The position of a directive relative to the newest one admitted for its destination.
+/// The position of a directive relative to the newest one of its hub key that was admitted for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DirectiveOrder {
-    /// Newer than every directive seen.
+    /// Newer than every directive of its hub key.
     Newer,
-    /// The newest directive again.
+    /// The newest directive of its hub key again.
     Repeated,
 }
 
-/// Compares a directive with the newest one admitted for its destination.
+/// Compares a directive with the newest one of its hub key that was admitted for its destination.
 pub fn compare_order(
     directive: &Directive,
     digest: Digest,
     hub_key: KeyId,
     record: Option<&Record>,
 ) -> Result<DirectiveOrder, RecordError> {
-    let Some(record) = record.filter(|r| r.hub_key == hub_key) else {
+    let Some(seen) = record.and_then(|record| record.position_of(hub_key)) else {
         return Ok(DirectiveOrder::Newer);
     };
-    let seen = (record.epoch, record.sequence);
-    let got = (directive.epoch, directive.sequence);
-    match got.cmp(&seen) {
+    match (directive.epoch, directive.sequence).cmp(&(seen.epoch, seen.sequence)) {
         // A higher epoch never permits a lower sequence: sequences continue across epochs.
-        std::cmp::Ordering::Greater if directive.sequence > record.sequence => {
+        std::cmp::Ordering::Greater if directive.sequence > seen.sequence => {
             Ok(DirectiveOrder::Newer)
         }
-        std::cmp::Ordering::Equal if digest == record.directive => Ok(DirectiveOrder::Repeated),
-        std::cmp::Ordering::Equal => Err(RecordError::SequenceEquivocation(record.sequence)),
+        std::cmp::Ordering::Equal if digest == seen.directive => Ok(DirectiveOrder::Repeated),
+        std::cmp::Ordering::Equal => Err(RecordError::SequenceEquivocation(seen.sequence)),
         std::cmp::Ordering::Greater | std::cmp::Ordering::Less => {
-            Err(RecordError::SequenceReplayed { got: directive.sequence, seen: record.sequence })
+            Err(RecordError::SequenceReplayed {
+                got: directive.sequence,
+                seen: seen.sequence,
+                application: directive.application.clone(),
+                namespace: directive.namespace.clone(),
+                hub_key,
+            })
         }
     }
 }
@@ -282,9 +335,10 @@ pub enum RecordError {
     )]
     ClockRollback { now: Timestamp, recorded_at: Timestamp },
     #[error(
-        "the directive's sequence {got} is not newer than {seen}, which this cluster has already seen"
+        "the directive's sequence {got} is not newer than {seen}, which this cluster has already seen; if the hub does not \
+         continue above it, run `attest spoke reset {application} -n {namespace} --hub-key {hub_key}` on the cluster"
     )]
-    SequenceReplayed { got: u64, seen: u64 },
+    SequenceReplayed { got: u64, seen: u64, application: Name, namespace: Name, hub_key: KeyId },
     #[error(
         "two different directives carry sequence {0}; the hub's signing key may have been copied"
     )]

@@ -146,12 +146,25 @@ impl CompromisedHub {
     /// # Errors
     /// When the connection is lost.
     pub async fn push(&self, peer: &Peer, delivery: &Delivery) -> anyhow::Result<()> {
+        self.push_signed(peer, delivery, &self.key).await
+    }
+
+    /// Like [`Self::push`], signed with another key.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn push_signed(
+        &self,
+        peer: &Peer,
+        delivery: &Delivery,
+        key: &PrivateKey,
+    ) -> anyhow::Result<()> {
         let plan = to_bytes(&delivery.plan);
         let removes = delivery.directive.operation == Operation::Remove;
         let directive =
             Directive { plan: (!removes).then(|| Digest::of(&plan)), ..delivery.directive.clone() };
-        let sealed_plan = envelope::seal(PLAN_TYPE, &plan, &[&self.key]);
-        let sealed = envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[&self.key]);
+        let sealed_plan = envelope::seal(PLAN_TYPE, &plan, &[key]);
+        let sealed = envelope::seal(DIRECTIVE_TYPE, &to_bytes(&directive), &[key]);
         self.push_raw(peer, &sealed, &sealed_plan, &delivery.blobs).await
     }
 

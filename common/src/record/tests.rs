@@ -69,6 +69,7 @@ fn record(plan: &[u8], sequence: u64, inventory: &[&str]) -> Record {
         epoch: 1,
         sequence,
         directive: Digest::of(plan),
+        other_hub_keys: Vec::new(),
         binding: Some("https://git.example/web".to_owned()),
         floor: Some(Floor { counter: sequence, release: Digest::of(plan) }),
         held: Some(held(plan)),
@@ -128,4 +129,95 @@ fn what_runs_already_has_no_way_back_and_a_first_plan_goes_back_to_nothing() {
     let first = Record { rollback_point: RollbackPoint::before(None, &held(b"a")), ..a };
     let (back, _) = first.reverted(false).unwrap();
     assert_eq!((back.held, back.binding, back.inventory), (None, None, vec![]));
+}
+
+fn hub(seed: u8) -> KeyId {
+    PrivateKey::from_seed(&[seed; 32]).unwrap().public().id()
+}
+
+/// A directive of `hub`, as the record that it leaves on `before`.
+fn ordered(before: &Record, hub_key: KeyId, (epoch, sequence): (u64, u64)) -> Record {
+    let other_hub_keys = before.others_than(hub_key);
+    Record { hub_key, epoch, sequence, other_hub_keys, ..before.clone() }
+}
+
+fn order_of(record: &Record, hub_key: KeyId, (epoch, sequence): (u64, u64)) -> &'static str {
+    let bytes = include_bytes!("../golden/directive.json");
+    let golden: Directive = crate::basics::json::document(bytes).unwrap();
+    let directive = Directive { epoch, sequence, ..golden };
+    match compare_order(&directive, record.directive, hub_key, Some(record)) {
+        Ok(DirectiveOrder::Newer) => "Newer",
+        Ok(DirectiveOrder::Repeated) => "Repeated",
+        Err(error) => error.reason().as_str(),
+    }
+}
+
+#[test]
+fn each_hub_key_has_its_own_epochs_and_sequences() {
+    let first = record(b"plan", 7, &[]);
+    let mut used_up = ordered(&first, hub(2), (u64::MAX, u64::MAX));
+
+    assert_eq!(order_of(&first, hub(2), (1, 1)), "Newer");
+    assert_eq!(order_of(&used_up, hub(2), (u64::MAX, u64::MAX)), "Repeated");
+    assert_eq!(order_of(&used_up, hub(2), (1, 2)), "SequenceReplayed");
+    // The first key goes on, and nothing of it can be replayed because another key has signed since.
+    for (order, expected) in [((1, 8), "Newer"), ((1, 7), "Repeated"), ((1, 6), "SequenceReplayed")]
+    {
+        assert_eq!(order_of(&used_up, hub(1), order), expected, "{order:?}");
+    }
+    let third = ordered(&ordered(&used_up, hub(1), (1, 8)), hub(3), (1, 1));
+    assert_eq!(order_of(&third, hub(1), (1, 7)), "SequenceReplayed");
+    assert_eq!(order_of(&third, hub(2), (9, 9)), "SequenceReplayed");
+
+    // The documented remedy concerns one key.
+    assert_eq!(used_up.forget_hub_key(hub(9)), None);
+    let forgotten = used_up.forget_hub_key(hub(2)).unwrap();
+    assert_eq!((forgotten.epoch, forgotten.sequence), (u64::MAX, u64::MAX));
+    assert_eq!(order_of(&used_up, hub(2), (1, 1)), "Newer");
+    assert_eq!(order_of(&used_up, hub(1), (1, 6)), "SequenceReplayed");
+    assert_eq!((&used_up.held, &used_up.binding), (&first.held, &first.binding));
+}
+
+#[test]
+fn the_other_hub_keys_of_a_record_are_limited_and_the_least_recent_is_forgotten() {
+    let mut record = record(b"plan", 1, &[]);
+    for seed in 2..=40 {
+        record = ordered(&record, hub(seed), (1, 1));
+    }
+
+    assert_eq!(record.other_hub_keys.len(), OTHER_HUB_KEYS_MAX);
+    assert!(record.position_of(hub(39)).is_some() && record.position_of(hub(2)).is_none());
+}
+
+#[test]
+fn a_record_of_the_form_before_other_hub_keys_is_read_and_written_unchanged() {
+    let stored = include_str!("../golden/record.json").trim_end();
+
+    let record: Record = serde_json::from_str(stored).unwrap();
+
+    assert_eq!(record.other_hub_keys, []);
+    assert_eq!(order_of(&record, record.hub_key, (record.epoch, record.sequence)), "Repeated");
+    assert_eq!(order_of(&record, hub(77), (1, 1)), "Newer");
+    assert_eq!(serde_json::to_string(&record).unwrap(), stored);
+    let both = ordered(&record, hub(77), (1, 1));
+    let written = serde_json::to_string(&both).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&written).unwrap(), both);
+}
+
+#[test]
+fn the_refusal_of_a_replay_names_the_command_that_forgets_a_hub_key() {
+    let record = record(b"plan", u64::MAX, &[]);
+    let bytes = include_bytes!("../golden/directive.json");
+    let directive: Directive = crate::basics::json::document(bytes).unwrap();
+
+    let refused = compare_order(&directive, Digest::of(b"other"), hub(1), Some(&record));
+
+    let text = refused.unwrap_err().to_string();
+    let command = format!(
+        "attest spoke reset {} -n {} --hub-key {}",
+        directive.application,
+        directive.namespace,
+        hub(1)
+    );
+    assert!(text.contains(&command), "{text}");
 }

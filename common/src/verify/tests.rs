@@ -330,6 +330,7 @@ impl World {
             epoch: 1,
             sequence: 4,
             directive: Digest::of(b"former"),
+            other_hub_keys: Vec::new(),
             binding: Some(REPO.to_owned()),
             floor: Some(Floor { counter: COUNTER - 10, release: Digest::of(b"former") }),
             held: None,

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use attest_certs::bundle::chain_from_pem;
 use attest_certs::peer_identity;
 use attest_common::basics::ids::{Name, Timestamp};
+use attest_common::basics::keys::KeyId;
 use attest_common::basics::reason::Reason;
 use attest_common::record::Record;
 use attest_common::record::custody::{
@@ -54,13 +55,18 @@ enum SpokeCommand {
         #[arg(short, long)]
         yes: bool,
     },
-    /// Remove a destination's repository binding and lowest release, so that another repository or an older release is admitted
+    /// Remove a destination's repository binding and lowest release, so that another repository or an older release is
+    /// admitted; with --hub-key, the number of the hub's last directive instead
     Reset {
         /// Name of the application
         application: Name,
         /// Namespace of the destination
         #[arg(short, long)]
         namespace: Name,
+        /// Id of a hub key (`ed25519:…`): admit its next directive whatever its epoch and sequence, and keep binding and
+        /// lowest release
+        #[arg(long, value_name = "KEYID")]
+        hub_key: Option<KeyId>,
         #[command(flatten)]
         target: TargetArgs,
         /// Skip the confirmation prompt
@@ -98,9 +104,9 @@ pub(crate) fn run(args: SpokeArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         SpokeCommand::Status { target, output } => block_on(status(&target, output, printer)),
         SpokeCommand::AcceptState { target, yes } => block_on(accept_state(&target, yes, printer)),
-        SpokeCommand::Reset { application, namespace, target, yes } => {
+        SpokeCommand::Reset { application, namespace, hub_key, target, yes } => {
             let key = (application, namespace);
-            block_on(Box::pin(reset(key, &target, yes, printer)))
+            block_on(Box::pin(reset(key, hub_key, &target, yes, printer)))
         }
     }
 }
@@ -348,6 +354,7 @@ async fn replace_secret(cluster: &TargetCluster, secret: &Secret) -> anyhow::Res
 
 async fn reset(
     key: (Name, Name),
+    hub_key: Option<KeyId>,
     target: &TargetArgs,
     yes: bool,
     printer: &Printer,
@@ -361,9 +368,24 @@ async fn reset(
     let Some((mut secret, mut record)) = found else {
         bail!("context `{}` contains no record of {application} in {namespace}", cluster.context);
     };
+    match hub_key {
+        None => reset_binding(&mut record, yes, printer)?,
+        Some(hub_key) => reset_hub_key(&mut record, hub_key, yes, printer)?,
+    }
+    set_record(&mut secret, &record)?;
+    replace_secret(&cluster, &secret).await?;
+    restart_spoke(&cluster.client).await?;
+    printer.line(&format!("destination/{application}/{namespace} reset"));
+    printer.note(RESTART_NOTE);
+    Ok(())
+}
+
+fn reset_binding(record: &mut Record, yes: bool, printer: &Printer) -> anyhow::Result<()> {
     let floor = or_none(record.floor.as_ref().map(|floor| floor.counter));
     printer.note(&format!(
-        "{application} in {namespace} is bound to {}; its lowest release is {floor}",
+        "{} in {} is bound to {}; its lowest release is {floor}",
+        record.application,
+        record.namespace,
         or_none(record.binding.as_ref())
     ));
     confirm_loss(
@@ -373,12 +395,32 @@ async fn reset(
     )?;
     record.binding = None;
     record.floor = None;
-    set_record(&mut secret, &record)?;
-    replace_secret(&cluster, &secret).await?;
-    restart_spoke(&cluster.client).await?;
-    printer.line(&format!("destination/{application}/{namespace} reset"));
-    printer.note(RESTART_NOTE);
     Ok(())
+}
+
+fn reset_hub_key(
+    record: &mut Record,
+    hub_key: KeyId,
+    yes: bool,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let Some(seen) = record.forget_hub_key(hub_key) else {
+        let known = std::iter::once(record.position()).chain(record.other_hub_keys.iter().copied());
+        let known: Vec<String> = known.map(|position| position.hub_key.to_string()).collect();
+        bail!(
+            "{} in {} has admitted no directive of hub key {hub_key}; pass one of: {}",
+            record.application,
+            record.namespace,
+            known.join(", ")
+        );
+    };
+    printer.note(&format!(
+        "the newest directive of hub key {hub_key} for {} in {} has epoch {} and sequence {}; without these numbers, \
+         directives that it signed in the last 24 hours can be replayed. If another party has used the key, create a \
+         new one and pin it instead",
+        record.application, record.namespace, seen.epoch, seen.sequence
+    ));
+    confirm_loss("Forget them, so that the hub's next directive is admitted?", yes, printer)
 }
 
 #[cfg(test)]

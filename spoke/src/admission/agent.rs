@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::blobs::Blobs;
+use super::gate::PushOrder;
 use super::refused::RefusedPush;
 use crate::cluster::discovery;
 use crate::destination::mailbox::Mailbox;
@@ -70,8 +71,7 @@ pub(crate) struct Agent {
 }
 
 pub(super) struct Retry {
-    /// Epoch and sequence.
-    pub(super) order: (u64, u64),
+    pub(super) order: PushOrder,
     pub(super) directive: Vec<u8>,
     pub(super) plan: Option<Digest>,
     pub(super) at: Instant,

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::basics::json;
+use attest_common::basics::keys::KeyId;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::documents::plan::{Directive, Operation, Plan};
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::rollback::RollbackPoint;
 use attest_common::record::{
-    DestinationRecords, DirectiveOrder, Floor, Held, INVENTORY_MAX, Owned, Record,
+    DestinationRecords, DirectiveOrder, Floor, Held, INVENTORY_MAX, Owned, Position, Record,
 };
 use attest_common::trust::policy::Policy;
 use attest_common::verify::{
@@ -100,7 +101,9 @@ pub fn judge(
         return Err(GateError::StateLost(lost));
     }
     let is_repeated = ordered.order == DirectiveOrder::Repeated && ages == Ages::Enforce;
-    if is_repeated && repeated == RepeatedDirective::Report {
+    // Another hub key has signed the directive in force.
+    let is_superseded = records.get(&key).is_some_and(|record| record.hub_key != ordered.hub_key);
+    if is_repeated && (is_superseded || repeated == RepeatedDirective::Report) {
         return Ok(PushDecision::Repeated(key));
     }
     if !records.contains_key(&key) && records.len() >= DESTINATIONS_MAX {
@@ -309,6 +312,9 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
         epoch: *epoch,
         sequence: *sequence,
         directive: ordered.digest,
+        other_hub_keys: former
+            .map(|record| record.others_than(ordered.hub_key))
+            .unwrap_or_default(),
         binding: None,
         floor: None,
         held: None,
@@ -322,12 +328,44 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
     }
 }
 
-/// Returns the destination, epoch and sequence of an unverified directive, to record a refusal under.
-pub fn claimed(directive: &[u8]) -> Option<(Key, (u64, u64))> {
+/// Returns the destination and the place in the order of an unverified directive, to record a refusal under.
+pub fn claimed(directive: &[u8]) -> Option<(Key, PushOrder)> {
     check_size(directive).ok()?;
-    let (payload, _) = envelope::peek(directive, DIRECTIVE_TYPE)?;
+    let (payload, hints) = envelope::peek(directive, DIRECTIVE_TYPE)?;
     let claimed: Directive = json::document(&payload).ok()?;
-    Some(((claimed.application, claimed.namespace), (claimed.epoch, claimed.sequence)))
+    let Directive { application, namespace, epoch, sequence, .. } = claimed;
+    let hub_key = hints.iter().find_map(|hint| hint.parse().ok());
+    Some(((application, namespace), PushOrder { hub_key, epoch, sequence }))
+}
+
+/// Place of a push in the order of its hub key. Pushes of different keys have no order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PushOrder {
+    /// The key that the envelope names; absent if it names none.
+    pub hub_key: Option<KeyId>,
+    pub epoch: u64,
+    pub sequence: u64,
+}
+
+impl PushOrder {
+    /// Returns the place of the newest directive of the same hub key that a record admits.
+    pub fn admitted_in(self, record: &Record) -> Option<Self> {
+        record.position_of(self.hub_key?).map(Self::from)
+    }
+}
+
+impl From<Position> for PushOrder {
+    fn from(position: Position) -> Self {
+        let Position { hub_key, epoch, sequence, .. } = position;
+        Self { hub_key: Some(hub_key), epoch, sequence }
+    }
+}
+
+impl PartialOrd for PushOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        let same_key = self.hub_key == other.hub_key;
+        same_key.then(|| (self.epoch, self.sequence).cmp(&(other.epoch, other.sequence)))
+    }
 }
 
 /// Reason that a push is refused.

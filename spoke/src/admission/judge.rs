@@ -9,15 +9,17 @@ use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::ReportedReason;
 use attest_common::basics::text::message;
 use attest_common::documents::plan::Directive;
-use attest_common::record::Record;
 use attest_common::record::custody::StoredRefusal;
+use attest_common::record::{Position, Record};
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Ages, Removal, Verified};
 use attest_runtime::clock::micros;
 use attest_runtime::failpoint;
 
 use super::agent::{Agent, RETRIES_MAX, Retry};
-use super::gate::{self, AdmittedPush, GateContext, GateError, PushDecision, RepeatedDirective};
+use super::gate::{
+    self, AdmittedPush, GateContext, GateError, PushDecision, PushOrder, RepeatedDirective,
+};
 use super::refused::{Judgement, RefusedPush, is_judged_again};
 use super::rejected::Rejected;
 use super::resume::{is_empty, is_gone};
@@ -87,11 +89,12 @@ impl Agent {
     fn judge_again_later(
         &mut self,
         key: &Key,
-        order: (u64, u64),
+        order: PushOrder,
         (directive, plan): (Vec<u8>, Option<Digest>),
         error: &Rejected,
     ) {
-        let is_newest = self.is_reverted(key) || self.sequence(key).is_none_or(|seen| order > seen);
+        let seen = self.shared.ledger.with_records(|records| order.admitted_in(records.get(key)?));
+        let is_newest = self.is_reverted(key) || seen.is_none_or(|seen| order > seen);
         if !is_newest || !self.is_signed(&directive) {
             return;
         }
@@ -114,11 +117,12 @@ impl Agent {
         }
     }
 
-    /// Drops a waiting push that is not newer than one that was carried out.
-    fn forget_older(&mut self, taken: Option<(Key, (u64, u64))>) {
+    /// Drops a waiting push that is not newer than one that was carried out, or is of another hub key.
+    fn forget_older(&mut self, taken: Option<(Key, PushOrder)>) {
         let Some((key, order)) = taken else { return };
         self.forget_refused(&key);
-        if self.retries.get(&key).is_some_and(|waiting| waiting.order <= order) {
+        let newer = self.retries.get(&key).is_some_and(|waiting| waiting.order > order);
+        if !newer {
             self.retries.remove(&key);
         }
     }
@@ -161,7 +165,7 @@ impl Agent {
                     if self.unresumed.remove(&key).is_some() {
                         self.resume(&key).await;
                     }
-                    if self.is_reverted(&key) {
+                    if repeated == RepeatedDirective::Report && self.is_reverted(&key) {
                         repeated = RepeatedDirective::Judge;
                         continue;
                     }
@@ -279,7 +283,7 @@ impl Agent {
         let key = (ordered.application.clone(), ordered.namespace.clone());
         let (epoch, sequence) = (ordered.epoch, ordered.sequence);
         let started = Instant::now();
-        let judged = self.sequence(&key);
+        let judged = self.position(&key);
         let recorded = self.shared.ledger.entry(&key);
         let held_before = recorded.as_ref().and_then(|entry| entry.record.held.as_ref());
         let is_new_release = held_before.is_none_or(|before| before.release != held.release);
@@ -295,7 +299,7 @@ impl Agent {
         self.shared.ledger.store_content(&held, &bytes).await.map_err(Rejected::Ledger)?;
         let begins = checks.all_passed().await;
         let change = |entry: Option<Entry>| {
-            if entry.as_ref().map(|e| (e.record.epoch, e.record.sequence)) != judged {
+            if entry.as_ref().map(|entry| entry.record.position()) != judged {
                 return Err(LedgerError::Overtaken);
             }
             let before = entry.as_ref().map(|entry| (&entry.record, &entry.directive[..]));
@@ -316,6 +320,7 @@ impl Agent {
         self.shared.ledger.with_records(|records| handovers.keep_taken(&key, records));
         drop(kept);
         timings.record_us = micros(started.elapsed());
+        self.forget_refused_of_others(&key, admission.ordered.hub_key);
         self.seen.set(self.shared.ledger.seen());
         self.blobs.remove(held.blobs());
         self.shared.metrics.verifications.with_label_values(&["admitted"]).inc();
@@ -346,10 +351,9 @@ impl Agent {
     ) -> Result<(), Rejected> {
         let ordered = &removal.ordered.directive;
         let key = (ordered.application.clone(), ordered.namespace.clone());
-        let judged = self.sequence(&key);
+        let judged = self.position(&key);
         let change = |entry: Option<Entry>| {
-            let Some(entry) = entry.filter(|e| Some((e.record.epoch, e.record.sequence)) == judged)
-            else {
+            let Some(entry) = entry.filter(|entry| Some(entry.record.position()) == judged) else {
                 return Err(LedgerError::Overtaken);
             };
             let record = gate::removed_record(&entry.record, &removal, jiff::Timestamp::now());
@@ -370,10 +374,9 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn sequence(&self, key: &Key) -> Option<(u64, u64)> {
-        self.shared
-            .ledger
-            .with_records(|records| records.get(key).map(|record| (record.epoch, record.sequence)))
+    /// Returns the newest admitted directive of a destination.
+    pub(super) fn position(&self, key: &Key) -> Option<Position> {
+        self.shared.ledger.with_records(|records| records.get(key).map(Record::position))
     }
 
     /// Takes a permit to record a refusal. The first evidence of each reason is always recorded: there are few.
@@ -390,7 +393,7 @@ impl Agent {
 
     /// Records a refusal: in the metric, the log, the list in the cluster, and the report to the hub. Every
     /// refusal is counted; the rest is rate limited.
-    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, (u64, u64))>) {
+    fn refuse(&self, error: &Rejected, directive: &[u8], claimed: Option<(Key, PushOrder)>) {
         let reason = ReportedReason::from(error.reason());
         self.shared.metrics.refused(&reason);
         let signed = self.is_signed(directive);
@@ -399,7 +402,7 @@ impl Agent {
         }
         let text = error.text();
         let (key, sequence) =
-            claimed.map(|(key, (_, sequence))| (Some(key), Some(sequence))).unwrap_or_default();
+            claimed.map(|(key, order)| (Some(key), Some(order.sequence))).unwrap_or_default();
         let refusal = Refusal {
             reason: reason.clone(),
             message: message(&text),

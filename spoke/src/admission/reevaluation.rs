@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use attest_common::basics::keys::KeyId;
 use attest_runtime::clock::random;
 
 use super::agent::{Agent, RETRIES_MAX};
-use super::gate::AdmittedPush;
+use super::gate::{AdmittedPush, PushOrder};
 use super::refused::{Judgement, REEVALUATION, RefusedPush};
 use super::rejected::Rejected;
 use super::resume::is_empty;
@@ -54,9 +55,16 @@ impl Agent {
         }
     }
 
+    /// Forgets a refused push of another hub key than the one whose directive was admitted after it.
+    pub(super) fn forget_refused_of_others(&mut self, key: &Key, hub_key: KeyId) {
+        if self.refused.get(key).is_some_and(|refused| refused.order.hub_key != Some(hub_key)) {
+            self.refused.remove(key);
+        }
+    }
+
     /// Forgets a refused push that only another document can follow, and the objects that it claims.
-    pub(super) fn give_up_refused(&mut self, key: &Key, order: (u64, u64)) {
-        if self.refused.get(key).is_none_or(|refused| refused.order > order) {
+    pub(super) fn give_up_refused(&mut self, key: &Key, order: PushOrder) {
+        if !self.refused.get(key).is_some_and(|refused| refused.order <= order) {
             return;
         }
         self.refused.remove(key);
@@ -74,16 +82,16 @@ impl Agent {
         if !is_reverted(entry) || self.refused.contains_key(key) {
             return;
         }
-        let order = (entry.record.epoch, entry.record.sequence);
+        let order = PushOrder::from(entry.record.position());
         self.keep_refused(key, RefusedPush::new(order, None, None));
     }
 
     /// Processes the request of a worker.
     pub(super) fn note_request(&mut self, key: &Key, request: Reevaluation, now: Instant) {
         let Reevaluation { reverted, is_due } = request;
-        if let (Some(plan), Some(order)) = (reverted, self.sequence(key)) {
+        if let (Some(plan), Some(position)) = (reverted, self.position(key)) {
             let RevertedPlan { directive, plan, obstacle } = plan;
-            let refused = RefusedPush::new(order, Some(directive), Some(plan));
+            let refused = RefusedPush::new(position.into(), Some(directive), Some(plan));
             self.keep_refused(key, RefusedPush { obstacle: Some(obstacle), ..refused });
         }
         if is_due && let Some(refused) = self.refused.get_mut(key) {
@@ -167,9 +175,10 @@ impl Agent {
 }
 
 /// Returns whether a push of this order is carried out and stays, or is older than the recorded one.
-fn is_over(order: (u64, u64), entry: &Entry) -> bool {
-    let seen = (entry.record.epoch, entry.record.sequence);
-    let may_revert = entry.record.rollback_point.is_some() || is_reverted(entry);
+fn is_over(order: PushOrder, entry: &Entry) -> bool {
+    let Some(seen) = order.admitted_in(&entry.record) else { return false };
+    let is_in_force = seen == entry.record.position().into();
+    let may_revert = is_in_force && (entry.record.rollback_point.is_some() || is_reverted(entry));
     seen > order || (seen == order && !may_revert)
 }
 
@@ -186,14 +195,18 @@ mod tests {
     use super::*;
     use crate::admission::agent::tests::agent;
     use crate::cluster::fake::FakeApi;
-    use crate::ledger::records::tests::object_key;
+    use crate::ledger::records::tests::{object_key, record};
 
     fn key() -> Key {
         (Name::new("web").unwrap(), Name::new("shop").unwrap())
     }
 
+    fn order(sequence: u64) -> PushOrder {
+        PushOrder { hub_key: Some(record().hub_key), epoch: 1, sequence }
+    }
+
     fn refused(sequence: u64) -> RefusedPush {
-        RefusedPush::new((1, sequence), Some(Vec::new()), None)
+        RefusedPush::new(order(sequence), Some(Vec::new()), None)
     }
 
     #[tokio::test]
@@ -221,9 +234,9 @@ mod tests {
         agent.keep_refused(&key(), refused(4));
         agent.keep_refused(&key(), refused(4));
         agent.keep_refused(&key(), refused(3));
-        assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), ((1, 4), 1));
+        assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), (order(4), 1));
         agent.keep_refused(&key(), refused(5));
-        assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), ((1, 5), 0));
+        assert_eq!((agent.refused[&key()].order, agent.refused[&key()].attempts), (order(5), 0));
     }
 
     #[tokio::test]
@@ -236,9 +249,9 @@ mod tests {
         agent.shared.ledger.with_records(|records| handovers.claim(&key(), &claims, records));
         agent.keep_refused(&key(), refused(4));
 
-        agent.give_up_refused(&key(), (1, 3));
+        agent.give_up_refused(&key(), order(3));
         assert_eq!((agent.refused.len(), handovers.owners()), (1, [owner].into()), "an older one");
-        agent.give_up_refused(&key(), (1, 4));
+        agent.give_up_refused(&key(), order(4));
         assert!(agent.refused.is_empty() && handovers.owners().is_empty());
     }
 

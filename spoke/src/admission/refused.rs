@@ -7,6 +7,8 @@ use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 
+use super::gate::PushOrder;
+
 /// Delay before a refused push is judged again; at most five minutes.
 pub(super) const REEVALUATION: Backoff =
     Backoff::new(Duration::from_secs(10), Duration::from_secs(5 * 60))
@@ -35,8 +37,7 @@ impl Judgement {
 /// A refused push.
 #[derive(Clone, Debug)]
 pub(super) struct RefusedPush {
-    /// Epoch and sequence.
-    pub(super) order: (u64, u64),
+    pub(super) order: PushOrder,
     /// Directive envelope; absent if it must be requested from the hub.
     pub(super) directive: Option<Vec<u8>>,
     pub(super) plan: Option<Digest>,
@@ -51,7 +52,7 @@ pub(super) struct RefusedPush {
 }
 
 impl RefusedPush {
-    pub(super) fn new(order: (u64, u64), directive: Option<Vec<u8>>, plan: Option<Digest>) -> Self {
+    pub(super) fn new(order: PushOrder, directive: Option<Vec<u8>>, plan: Option<Digest>) -> Self {
         let now = Instant::now();
         let (obstacle, text) = (None, None);
         Self { order, directive, plan, obstacle, text, at: now, judged: now, attempts: 0 }

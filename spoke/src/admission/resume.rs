@@ -182,11 +182,11 @@ impl Agent {
         gone: Option<&Record>,
         refusal: Option<&Refusal>,
     ) {
-        let seen = self.sequence(key);
+        let seen = self.position(key);
         self.shared.outbox.report(&report::report(&ReportContext {
             key,
-            epoch: seen.map(|(epoch, _)| epoch),
-            sequence: seen.map(|(_, sequence)| sequence),
+            epoch: seen.map(|seen| seen.epoch),
+            sequence: seen.map(|seen| seen.sequence),
             running: None,
             removal: gone.map(|_| RemovalStatus { left: 0, done: true, obstacle: None }),
             frozen: None,

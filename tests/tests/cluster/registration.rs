@@ -125,7 +125,7 @@ pub(crate) async fn site(name: &str) -> anyhow::Result<Option<(Fakelet, Cluster)
     Ok(Some((Fakelet::start(&cluster, options)?, cluster)))
 }
 
-fn policies(client: &Client) -> Api<DynamicObject> {
+pub(crate) fn policies(client: &Client) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: "attest.continuu.ms".to_owned(),
         version: "v1".to_owned(),

@@ -29,6 +29,8 @@ use kube::{Api, Client};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+mod hub_keys;
+
 const WITHIN: Duration = Duration::from_secs(60);
 /// Long enough to observe a second write, if there is one.
 const SETTLE: Duration = Duration::from_millis(700);

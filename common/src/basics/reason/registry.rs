@@ -125,7 +125,8 @@ registry! {
         LifetimeTooLong: "the document is valid for longer than permitted", "find out who sent it";
         IssuedInFuture: "the document was issued in the future", "correct the clocks of hub and cluster";
         Expired: "the document has expired", "check the clocks; the hub issues it again";
-        SequenceReplayed: "the directive is not newer than one already admitted", "none after a reconnect; otherwise, find out who sent it";
+        SequenceReplayed: "the directive is not newer than one already admitted from the same hub key",
+            "none after a reconnect; otherwise find out who sent it; for a hub behind it, `attest spoke reset APP -n NS --hub-key KEYID`";
         SequenceEquivocation: "two different directives have the same sequence", "treat the hub's signing key as compromised";
         ClockRollback: "the spoke's clock is behind a time that it has recorded",
             "correct the clock; if the recorded time was wrong, run `attest spoke accept-state --kubeconfig F`";

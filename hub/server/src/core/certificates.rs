@@ -60,7 +60,7 @@ impl Certificates {
         match (generation, is_used, &self.former_serial) {
             (0, true, Some(_)) => Presentation::FirstUse(first_use),
             (_, true, _) => Presentation::Current,
-            (0, false, Some(former)) if former == serial => Presentation::Current,
+            (0, false, Some(replaced)) if replaced == serial => Presentation::Current,
             // Without generations, the order of two certificates is not known.
             (0, false, _) => Presentation::NotCurrent,
             // Two certificates of one generation, of which one was issued before and one after a restore.

@@ -244,6 +244,7 @@ fn record(
         epoch,
         sequence,
         directive,
+        other_hub_keys: Vec::new(),
         binding: None,
         floor: None,
         held: None,

@@ -14,9 +14,13 @@ use crate::rate_limits::{
     NEW_DESTINATIONS_AT_ONCE_MAX, REFUSALS_AT_ONCE_MAX, WRITTEN_AT_ONCE_BYTES_MAX,
 };
 
+fn order(sequence: u64) -> PushOrder {
+    PushOrder { hub_key: None, epoch: 1, sequence }
+}
+
 fn retry(sequence: u64) -> Retry {
     let (at, attempt) = (Instant::now(), 0);
-    Retry { order: (1, sequence), directive: Vec::new(), plan: None, at, attempt }
+    Retry { order: order(sequence), directive: Vec::new(), plan: None, at, attempt }
 }
 
 fn key() -> Key {
@@ -27,7 +31,7 @@ fn key() -> Key {
 async fn of_the_pushes_that_wait_the_newest_stays_whatever_comes_after_it() {
     let fake = FakeApi::start().await;
     let mut agent = agent(&fake).await;
-    let waiting = |agent: &Agent| agent.retries.get(&key()).map(|retry| retry.order.1);
+    let waiting = |agent: &Agent| agent.retries.get(&key()).map(|retry| retry.order.sequence);
 
     for (sequence, stays) in [(4, 4), (5, 5), (3, 5)] {
         agent.wait(key(), retry(sequence));
@@ -37,9 +41,9 @@ async fn of_the_pushes_that_wait_the_newest_stays_whatever_comes_after_it() {
     let directive = b"{}".to_vec();
     let nothing = Pushed { directive, plan: None, blobs: Default::default(), room: None };
     agent.take(nothing).await;
-    agent.forget_older(Some((key(), (1, 4))));
+    agent.forget_older(Some((key(), order(4))));
     assert_eq!(waiting(&agent), Some(5));
-    agent.forget_older(Some((key(), (1, 5))));
+    agent.forget_older(Some((key(), order(5))));
     assert_eq!(waiting(&agent), None);
 }
 
@@ -116,7 +120,7 @@ async fn evidence_of_a_forgery_is_written_down_whatever_else_was_refused_before(
     let refuse = |error: fn() -> VerifyError, namespace: &str| {
         let key = (Name::new("web").unwrap(), Name::new(namespace).unwrap());
         let error = Rejected::Gate(GateError::Verify(error()));
-        agent.refuse(&error, &directive, Some((key, (1, 1))));
+        agent.refuse(&error, &directive, Some((key, order(1))));
     };
     let is_listed = |namespace: &str, reason: &str| {
         let newest = agent.shared.refusals.newest("web", namespace);

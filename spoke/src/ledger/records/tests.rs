@@ -26,6 +26,7 @@ pub(crate) fn record() -> Record {
         epoch: 1,
         sequence: 7,
         directive: Digest::of(b"directive"),
+        other_hub_keys: Vec::new(),
         binding: Some("https://git.example/web".to_owned()),
         floor: None,
         held: None,
