@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::basics::canonical::{self, InexactNumber};
+use crate::basics::ids::Name;
 use crate::basics::json::{self, JsonError, OBJECT_DEPTH_MAX};
 use crate::basics::reason::Reason;
 use crate::documents::annotations::{
@@ -227,15 +228,12 @@ fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
         None => None,
         Some(v) => Some(text(Some(v)).ok_or_else(|| shape("metadata.namespace"))?.to_owned()),
     };
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let path_safe =
-        |t: &str| t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
-    if !path_safe(group) || !path_safe(version) || !path_safe(kind) {
-        return Err(shape("apiVersion"));
+    let (group, version) = split_api_version(api_version).ok_or_else(|| shape("apiVersion"))?;
+    // Kubernetes requires a kind to be a label once its letters are lower-case.
+    if !is_label(&kind.to_ascii_lowercase()) {
+        return Err(shape("kind"));
     }
-    if !is_name(group, name)
-        || namespace.as_deref().is_some_and(|n| crate::basics::ids::Name::new(n).is_err())
-    {
+    if !is_name(group, name) || namespace.as_deref().is_some_and(|n| Name::new(n).is_err()) {
         return Err(shape("metadata.name"));
     }
     let key = ObjectKey {
@@ -245,6 +243,29 @@ fn identity(value: &Value) -> Result<(ObjectKey, String), ManifestError> {
         name: name.to_owned(),
     };
     Ok((key, version.to_owned()))
+}
+
+/// Splits `group/version`, or `version` for the core group. Returns none unless the group is a DNS subdomain and the
+/// version a DNS label (RFC 1123, RFC 1035), as Kubernetes requires: another spelling of a group would be another kind to
+/// every rule.
+pub fn split_api_version(api_version: &str) -> Option<(&str, &str)> {
+    match api_version.split_once('/') {
+        Some((group, version)) if is_subdomain(group) && is_label(version) => {
+            Some((group, version))
+        }
+        None if is_label(api_version) => Some(("", api_version)),
+        Some(_) | None => None,
+    }
+}
+
+/// Returns whether `text` is a DNS label that begins with a letter (RFC 1035), in lower case.
+pub fn is_label(text: &str) -> bool {
+    Name::new(text).is_ok() && text.starts_with(|c: char| c.is_ascii_lowercase())
+}
+
+/// Returns whether `text` is a DNS subdomain (RFC 1123), in lower case.
+pub fn is_subdomain(text: &str) -> bool {
+    text.len() <= NAME_BYTES_MAX && text.split('.').all(|label| Name::new(label).is_ok())
 }
 
 /// Returns whether an object of this group may have this name. Names of RBAC are path segments, as of users
@@ -659,6 +680,52 @@ mod tests {
         for value in [value, empty] {
             let bytes = write(vec![value, none.clone()]).unwrap();
             assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn an_api_version_is_a_group_and_a_version_in_the_spelling_of_kubernetes() {
+        let verdict = |api_version: &str, kind: &str| {
+            let metadata = json!({"name": "a"});
+            let value = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});
+            match Object::new(value) {
+                Ok(object) => format!("{} {}", object.key().group, object.version()),
+                Err(ManifestError::ObjectShape { field, .. }) => format!("refused: {field}"),
+                Err(error) => error.to_string(),
+            }
+        };
+        let long = format!("{}.example/v1", "a".repeat(64));
+        for (api_version, kind, expected) in [
+            ("v1", "ConfigMap", " v1"),
+            ("apps/v1", "Deployment", "apps v1"),
+            ("networking.k8s.io/v1beta1", "Ingress", "networking.k8s.io v1beta1"),
+            ("3scale.example/v1alpha1", "My-Kind2", "3scale.example v1alpha1"),
+            ("", "ConfigMap", "refused: apiVersion"),
+            ("/v1", "ConfigMap", "refused: apiVersion"),
+            ("apps/", "Deployment", "refused: apiVersion"),
+            ("apps/v1/extra", "Deployment", "refused: apiVersion"),
+            ("apps//v1", "Deployment", "refused: apiVersion"),
+            ("Apps/v1", "Deployment", "refused: apiVersion"),
+            ("apps/V1", "Deployment", "refused: apiVersion"),
+            ("apps/1", "Deployment", "refused: apiVersion"),
+            ("apps/v1.2", "Deployment", "refused: apiVersion"),
+            ("apps./v1", "Deployment", "refused: apiVersion"),
+            (".apps/v1", "Deployment", "refused: apiVersion"),
+            ("a..b/v1", "Deployment", "refused: apiVersion"),
+            ("-apps/v1", "Deployment", "refused: apiVersion"),
+            ("apps /v1", "Deployment", "refused: apiVersion"),
+            (" v1", "ConfigMap", "refused: apiVersion"),
+            ("v1\n", "ConfigMap", "refused: apiVersion"),
+            ("..", "ConfigMap", "refused: apiVersion"),
+            ("v1%2f", "ConfigMap", "refused: apiVersion"),
+            ("\u{430}pps/v1", "Deployment", "refused: apiVersion"),
+            (&long, "Widget", "refused: apiVersion"),
+            ("v1", "Config.Map", "refused: kind"),
+            ("v1", "1Map", "refused: kind"),
+            ("v1", "Config/Map", "refused: kind"),
+            ("v1", "..", "refused: kind"),
+        ] {
+            assert_eq!(verdict(api_version, kind), expected, "{api_version:?} {kind:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::documents::manifest::ObjectKey;
+use crate::documents::manifest::{Object, ObjectKey, is_label, is_subdomain};
 use crate::trust::policy::Entry;
 
 /// Properties of a kind.
@@ -140,17 +140,64 @@ impl Kinds {
         self.0.get(&(group.to_owned(), kind.to_owned()))
     }
 
-    /// The kind that a CustomResourceDefinition object defines: (group, kind, knowledge).
-    pub fn defined_by(object: &Value) -> Option<(String, String, Kind)> {
-        let spec = object.get("spec")?;
-        let text = |v: &Value, field: &str| Some(v.get(field)?.as_str()?.to_owned());
+    /// The kind that a CustomResourceDefinition defines: (group, kind, knowledge). None for other objects, and for
+    /// definitions that Kubernetes rejects: of a group of its own, or with malformed names.
+    pub fn defined_by(object: &Object) -> Option<(String, String, Kind)> {
+        let key = object.key();
+        if (key.group.as_str(), key.kind.as_str()) != CUSTOM_RESOURCE_DEFINITION {
+            return None;
+        }
+        let spec = object.value().get("spec")?;
         let names = spec.get("names")?;
-        let known = Kind {
-            plural: text(names, "plural")?,
-            namespaced: text(spec, "scope")? == "Namespaced",
+        let (group, kind) = (text(spec, "group")?, text(names, "kind")?);
+        let plural = text(names, "plural")?;
+        let namespaced = match text(spec, "scope")? {
+            "Namespaced" => true,
+            "Cluster" => false,
+            _ => return None,
         };
-        Some((text(spec, "group")?, text(names, "kind")?, known))
+        let is_valid =
+            is_subdomain(group) && is_label(plural) && is_label(&kind.to_ascii_lowercase());
+        if is_built_in_group(group) || !is_valid {
+            return None;
+        }
+        Some((group.to_owned(), kind.to_owned(), Kind { plural: plural.to_owned(), namespaced }))
     }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
+    value.get(field)?.as_str()
+}
+
+/// Group and kind of definitions of kinds.
+const CUSTOM_RESOURCE_DEFINITION: (&str, &str) =
+    ("apiextensions.k8s.io", "CustomResourceDefinition");
+
+/// Groups that the API server itself serves, besides those without a dot.
+const BUILT_IN_GROUPS: [&str; 18] = [
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "internal.apiserver.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+    "storagemigration.k8s.io",
+];
+
+/// Returns whether Kubernetes itself defines the kinds of this group. Custom kinds have a group with a dot.
+fn is_built_in_group(group: &str) -> bool {
+    !group.contains('.') || BUILT_IN_GROUPS.contains(&group)
 }
 
 /// `NetworkPolicy` → `networkpolicies`, as `meta.UnsafeGuessKindToResource` of apimachinery.
@@ -191,6 +238,7 @@ pub fn apply_rank(group: &str, kind: &str) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::placement::with_definitions;
 
     #[test]
     fn namespaces_and_definitions_come_before_what_needs_them() {
@@ -215,6 +263,54 @@ mod tests {
             ("attest.continuu.ms", "AttestTrustPolicy"),
         ] {
             assert!(!is_workload(group, kind), "{group} {kind}");
+        }
+    }
+
+    #[test]
+    fn a_definition_adds_kinds_of_its_own_group_only() {
+        let definition = |api_version: &str, group: &str, kind: &str, plural: &str, scope: &str| {
+            let value = serde_json::json!({
+                "apiVersion": api_version, "kind": "CustomResourceDefinition",
+                "metadata": {"name": "definition"},
+                "spec": {"group": group, "scope": scope, "names": {"kind": kind, "plural": plural}},
+            });
+            Object::new(value).unwrap()
+        };
+        let crd = "apiextensions.k8s.io/v1";
+        for (api_version, group, kind, plural, scope, is_learnt) in [
+            (crd, "example.com", "Widget", "widgets", "Namespaced", true),
+            (crd, "example.com", "Secret", "secrets", "Cluster", true),
+            (crd, "gateway.networking.k8s.io", "GatewayClass", "gatewayclasses", "Cluster", true),
+            (crd, "", "ConfigMap", "configmaps", "Cluster", false),
+            (crd, "", "Widget", "widgets", "Namespaced", false),
+            (crd, "apps", "Deployment", "deployments", "Cluster", false),
+            (crd, "batch", "Widget", "widgets", "Namespaced", false),
+            (crd, "rbac.authorization.k8s.io", "ClusterRole", "clusterroles", "Namespaced", false),
+            (crd, "networking.k8s.io", "Ingress", "ingresses", "Cluster", false),
+            (crd, "storage.k8s.io", "Widget", "widgets", "Namespaced", false),
+            (crd, "apiextensions.k8s.io", "CustomResourceDefinition", "x", "Namespaced", false),
+            (crd, "Example.com", "Widget", "widgets", "Namespaced", false),
+            (crd, "example.com", "Wid/get", "widgets", "Namespaced", false),
+            (crd, "example.com", "Widget", "../secrets", "Namespaced", false),
+            (crd, "example.com", "Widget", "widgets", "namespaced", false),
+            // A kind of the same name in another group defines nothing.
+            ("example.com/v1", "example.com", "Widget", "widgets", "Namespaced", false),
+            ("v1", "example.com", "Widget", "widgets", "Namespaced", false),
+        ] {
+            let object = definition(api_version, group, kind, plural, scope);
+
+            let learnt = Kinds::defined_by(&object);
+
+            assert_eq!(
+                learnt.is_some(),
+                is_learnt,
+                "{api_version} {group} {kind} {plural} {scope}"
+            );
+            let built_in = Kinds::built_in();
+            let known = with_definitions(std::slice::from_ref(&object), &built_in);
+            for (key, kind) in &built_in.0 {
+                assert_eq!(known.get(&key.0, &key.1), Some(kind), "{key:?}");
+            }
         }
     }
 

@@ -78,9 +78,7 @@ pub fn place_objects(
 pub fn with_definitions<'a>(objects: &[Object], kinds: &'a Kinds) -> Cow<'a, Kinds> {
     let mut known = Cow::Borrowed(kinds);
     for object in objects {
-        if object.key().kind == "CustomResourceDefinition"
-            && let Some((group, kind, knowledge)) = Kinds::defined_by(object.value())
-        {
+        if let Some((group, kind, knowledge)) = Kinds::defined_by(object) {
             known.to_mut().insert(&group, &kind, knowledge);
         }
     }

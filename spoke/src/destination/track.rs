@@ -30,9 +30,8 @@ pub(super) fn track(
     let definitions: BTreeMap<(String, String), ObjectKey> = rendered
         .objects()
         .iter()
-        .filter(|object| object.key().kind == "CustomResourceDefinition")
         .filter_map(|object| {
-            let (group, kind, _) = Kinds::defined_by(object.value())?;
+            let (group, kind, _) = Kinds::defined_by(object)?;
             Some(((group, kind), object.key().clone()))
         })
         .collect();
