@@ -288,7 +288,10 @@ mod tests {
 
     #[test]
     fn an_object_has_the_fields_of_its_key_beside_the_others() {
-        let full = r#"{"group":"apps","kind":"Deployment","namespace":"shop","name":"web","health":"Failed","message":"no","rewritten":["spec.a"],"added":2}"#;
+        let full = concat!(
+            r#"{"group":"apps","kind":"Deployment","namespace":"shop","name":"web","health":"Failed","#,
+            r#""message":"no","rewritten":["spec.a"],"added":2}"#
+        );
         let least = r#"{"kind":"Namespace","name":"shop","health":"Current"}"#;
         for json in [full, least] {
             let state: ObjectState = serde_json::from_str(json).unwrap();

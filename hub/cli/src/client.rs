@@ -11,7 +11,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Context, HubContext};
-use crate::input::segment;
 use crate::printer::Printer;
 
 /// Connection timeout.
@@ -85,7 +84,7 @@ impl Client {
     pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<List<T>> {
         let mut list: List<T> = self.get(path).await?;
         while let Some(next) = list.metadata.next.take() {
-            let page: List<T> = self.get(&format!("{path}?continue={}", segment(&next))).await?;
+            let page: List<T> = self.get(&format!("{path}?continue={next}")).await?;
             list.items.extend(page.items);
             list.metadata = page.metadata;
         }

@@ -45,7 +45,7 @@ pub struct Manifests {
     pub rendering: Vec<u8>,
     /// The same as objects, sorted.
     pub objects: Vec<Object>,
-    /// What made it.
+    /// The renderer that made it.
     pub renderer: RendererVersion,
     /// Scalars that readers of YAML understand differently.
     pub warnings: Vec<Warning>,
@@ -218,7 +218,7 @@ fn plain(tree: &Tree, path: &str, warnings: &mut Vec<Warning>) -> Result<Vec<Val
     Ok(values)
 }
 
-/// What stands in every object, so that an error can name the file it came from.
+/// Checks the fields of every object, so that an error can name the file it came from.
 fn check_object(file: &str, document: usize, value: &Value) -> Result<(), RenderError> {
     let has = |field: &str| value.get(field).and_then(Value::as_str).is_some();
     let problem = if !value.is_object() {

@@ -174,7 +174,7 @@ fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or("?")
 }
 
-/// What is wrong, in words for the author of the file.
+/// Returns the problem, in words for the author of the file.
 pub(crate) fn problem(error: &serde_saphyr::Error) -> String {
     let Some(key) = twice(error) else { return one_line(&error.to_string()) };
     let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));

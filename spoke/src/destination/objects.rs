@@ -413,7 +413,7 @@ struct Planning<'a> {
     wake: Option<Instant>,
 }
 
-/// What is left of a plan, over all its objects.
+/// The rest of a plan, over all its objects.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     /// A dry run is missing.

@@ -63,7 +63,7 @@ impl Update {
 pub(super) struct Learnt {
     pub(super) uid: Option<String>,
     pub(super) preexisting: bool,
-    /// What is known to have been written.
+    /// The write that is known.
     pub(super) written: Option<Written>,
 }
 

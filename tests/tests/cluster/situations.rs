@@ -866,13 +866,15 @@ data: {a: \"1\"}
 fn in_wave(kind: &str, name: &str, wave: i16, rest: &str) -> String {
     let api_version = if kind == "ConfigMap" { "v1" } else { "apps/v1" };
     format!(
-        "apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: {name}, annotations: {{attest.continuu.ms/wave: \"{wave}\"}}}}\n{rest}---\n"
+        "apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: {name}, \
+         annotations: {{attest.continuu.ms/wave: \"{wave}\"}}}}\n{rest}---\n"
     )
 }
 
 fn workload(name: &str, annotations: &str) -> String {
     format!(
-        "spec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, annotations: {annotations}}}\n    \
+        "spec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}, \
+         annotations: {annotations}}}\n    \
          spec: {{containers: [{{name: {name}, image: {name}@DIGEST}}]}}\n"
     )
 }
@@ -926,7 +928,8 @@ async fn an_orphan_is_released_when_it_leaves_git_and_when_the_application_is_re
     let Some(situation) = Situation::start(&json!([]), &json!([])).await? else { return Ok(()) };
     let of = |name: &str, orphan: &str| {
         format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, annotations: {{attest.continuu.ms/orphan: \"{orphan}\"}}}}\ndata: {{a: \"1\"}}\n---\n"
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, \
+             annotations: {{attest.continuu.ms/orphan: \"{orphan}\"}}}}\ndata: {{a: \"1\"}}\n---\n"
         )
     };
     let stays = of("stays", "true");

@@ -36,7 +36,10 @@ pub(crate) struct RejoinArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     token_output: Option<PathBuf>,
     /// Maximum time to wait for the spoke, in seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600), conflicts_with = "token_output")]
+    #[arg(
+        long, default_value_t = 300, value_name = "SECONDS", conflicts_with = "token_output",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
     timeout: u64,
 }
 

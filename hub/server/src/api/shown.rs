@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::applications::facts::{ApplicationFacts, DestinationFacts};
-use crate::applications::status::{self, ApplicationStatus, DestinationStatus};
+use crate::applications::status::{self, ApplicationStatus};
+use crate::applications::tally::DestinationStatus;
 use crate::core::store::records::{ApplicationRecord, LedgerEntry, ReportRecord, ResultRecord};
 
 /// Longest message in a list, in characters.

@@ -9,7 +9,7 @@ use attest_common::objects::health::Health;
 use attest_common::session::report::{ApplicationPhase, Phase};
 
 use super::facts::{ApplicationFacts, DestinationFacts};
-use super::tally::Counts;
+use super::tally::{Counts, DestinationStatus};
 use super::view::View;
 
 /// Age from which the last report of a disconnected cluster counts as stale.
@@ -22,22 +22,6 @@ pub(crate) struct ApplicationStatus {
     pub conditions: Vec<Condition>,
     /// In the order of the facts.
     pub destinations: Vec<DestinationStatus>,
-}
-
-/// Status of one destination.
-#[derive(Clone, Debug)]
-pub(crate) struct DestinationStatus {
-    pub cluster: String,
-    pub namespace: String,
-    pub phase: ApplicationPhase,
-    pub reason: ReportedReason,
-    pub message: String,
-    /// Absent before the first report.
-    pub health: Option<Health>,
-    pub runs: bool,
-    pub connected: bool,
-    /// The cluster is registered, not connected, and its last report is stale.
-    pub stale: bool,
 }
 
 /// A condition in the Kubernetes form.

@@ -4,10 +4,25 @@
 use std::collections::BTreeMap;
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::reason::ReportedReason;
 use attest_common::objects::health::Health;
 use attest_common::session::report::ApplicationPhase;
 
-use super::status::DestinationStatus;
+/// Status of one destination.
+#[derive(Clone, Debug)]
+pub(crate) struct DestinationStatus {
+    pub cluster: String,
+    pub namespace: String,
+    pub phase: ApplicationPhase,
+    pub reason: ReportedReason,
+    pub message: String,
+    /// Absent before the first report.
+    pub health: Option<Health>,
+    pub runs: bool,
+    pub connected: bool,
+    /// The cluster is registered, not connected, and its last report is stale.
+    pub stale: bool,
+}
 
 /// Numbers of destinations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,7 +88,7 @@ impl Counts {
     }
 }
 
-/// What one destination contributes.
+/// The contribution of one destination.
 #[derive(Clone, Copy, Debug)]
 struct Contribution {
     phase: ApplicationPhase,
@@ -118,12 +133,12 @@ impl Tally {
     /// Replaces what a destination contributes; `None` when it is gone.
     pub(crate) fn set(&mut self, place: Place, status: Option<&DestinationStatus>) {
         let contribution = status.map(Contribution::of);
-        let former = match contribution {
+        let previous = match contribution {
             Some(contribution) => self.contributions.insert(place, contribution),
             None => self.contributions.remove(&place),
         };
-        if let Some(former) = former {
-            self.counts.remove(former);
+        if let Some(previous) = previous {
+            self.counts.remove(previous);
         }
         if let Some(contribution) = contribution {
             self.counts.add(contribution);
@@ -133,8 +148,6 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use attest_common::basics::reason::ReportedReason;
-
     use super::*;
 
     /// Returns one of every combination of what is counted, by number.

@@ -122,12 +122,13 @@ impl Phases {
     /// Records the phase of an application; `None` when it is deleted.
     fn note(&self, metrics: &Metrics, application: &str, phase: Option<ApplicationPhase>) {
         let mut counted = self.counted.lock();
-        let former = match phase {
+        let previous = match phase {
             Some(phase) => counted.by_application.insert(application.to_owned(), phase),
             None => counted.by_application.remove(application),
         };
-        let is_synced = |phase| usize::from(phase == Some(ApplicationPhase::Synced));
-        counted.synced = counted.synced + is_synced(phase) - is_synced(former);
+        let synced = Some(ApplicationPhase::Synced);
+        counted.synced += usize::from(phase == synced);
+        counted.synced -= usize::from(previous == synced);
         metrics.applications.set(gauge(counted.by_application.len()));
         metrics.applications_synced.set(gauge(counted.synced));
     }

@@ -29,14 +29,14 @@ impl State {
     }
 
     fn remove(&mut self, id: &ClusterId) {
-        let Some(former) = self.by_id.remove(id) else { return };
-        if let Some(count) = self.counts.get_mut(&former.state) {
+        let Some(record) = self.by_id.remove(id) else { return };
+        if let Some(count) = self.counts.get_mut(&record.state) {
             *count = count.saturating_sub(1);
         }
-        if let Some(ids) = self.by_name.get_mut(&former.name) {
+        if let Some(ids) = self.by_name.get_mut(&record.name) {
             ids.remove(id);
             if ids.is_empty() {
-                self.by_name.remove(&former.name);
+                self.by_name.remove(&record.name);
             }
         }
     }

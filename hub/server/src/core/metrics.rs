@@ -77,7 +77,10 @@ impl Metrics {
                 "attest_gitops_application_sync_duration_seconds",
                 "Time from the start of a reconcile pass to its committed directives.",
             )?,
-            deployments: make.counter("attest_gitops_deployments_total", "Directives committed to a ledger: deployments, reissues, repairs and removals.")?,
+            deployments: make.counter(
+                "attest_gitops_deployments_total",
+                "Directives committed to a ledger: deployments, reissues, repairs and removals.",
+            )?,
             deployment_duration: make.histogram(
                 "attest_gitops_deployment_duration_seconds",
                 "Time from the push of a directive to the report of its completion.",

@@ -102,7 +102,8 @@ impl NewPlan {
 ///
 /// `judgements` are those of the previous pass, and become those of this one.
 pub(super) fn plan(observation: &Observation<'_>, judgements: &mut Judgements) -> Vec<Decision> {
-    let mut memory = Memory { former: std::mem::take(judgements), judgements, judged: Vec::new() };
+    let mut memory =
+        Memory { previous: std::mem::take(judgements), judgements, judged: Vec::new() };
     let leaving = observation.leaving.iter().map(|leaving| decide_leaving(observation, leaving));
     let named =
         observation.destinations.iter().map(|ObservedDestination { place, target }| match target {
@@ -186,9 +187,9 @@ enum Judgement {
     Waiting(Waiting),
 }
 
-/// What spares judging again: judgements of the previous pass, and of destinations that are alike.
+/// Judgements that are reused: those of the previous pass, and of destinations that are alike.
 struct Memory<'a> {
-    former: Judgements,
+    previous: Judgements,
     judgements: &'a mut Judgements,
     judged: Vec<(Alike, Judgement)>,
 }
@@ -201,8 +202,8 @@ impl Memory<'_> {
         situation: &Situation<'_>,
     ) -> Judgement {
         let inputs = Inputs::of(observation, target);
-        let former = self.former.by_destination.remove(&target.key);
-        let judgement = match former.filter(|(of, _)| *of == inputs && !observation.asked_for) {
+        let previous = self.previous.by_destination.remove(&target.key);
+        let judgement = match previous.filter(|(of, _)| *of == inputs && !observation.asked_for) {
             Some((_, judgement)) => judgement,
             None => self.judge_by_alike(target, situation),
         };

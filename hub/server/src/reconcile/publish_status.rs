@@ -12,8 +12,8 @@ use attest_runtime::clock::now;
 
 use super::publish::Outputs;
 use crate::applications::facts::{self, Detail};
-use crate::applications::status::{self, DestinationStatus};
-use crate::applications::tally::{Place, Tally};
+use crate::applications::status;
+use crate::applications::tally::{DestinationStatus, Place, Tally};
 use crate::applications::view::View;
 use crate::core::CONTROLLER;
 use crate::core::store::records::{Application, ApplicationRecord, Destination};

@@ -239,7 +239,7 @@ pub struct ForeignAnnotation {
     pub name: String,
     /// The value, or the item of it that the effect is about.
     pub value: String,
-    /// What another tool would do, and what to write instead.
+    /// The effect in the other tool, and the replacement.
     pub effect: &'static str,
 }
 
@@ -278,11 +278,10 @@ fn of_object(object: &Object) -> Vec<ForeignAnnotation> {
 /// Returns the effects of an annotation, each with the part of its value that it is about.
 fn effects<'a>(name: &str, value: &'a str) -> Vec<(&'a str, &'static str)> {
     let rows: Vec<&Row> = ROWS.iter().filter(|(pattern, ..)| fits(pattern, name)).collect();
-    let is_about = |expected: &str, item: &str| expected.eq_ignore_ascii_case(item);
     let items: Vec<&str> = value.split(',').map(str::trim).collect();
     let mut found: Vec<(&str, &'static str)> = Vec::new();
     for item in items {
-        let exact = rows.iter().find(|(_, expected, _)| is_about(expected, item));
+        let exact = rows.iter().find(|(_, expected, _)| expected.eq_ignore_ascii_case(item));
         let row = exact.or_else(|| rows.iter().find(|(_, expected, _)| expected.is_empty()));
         let Some((_, expected, effect)) = row else { continue };
         let shown = if expected.is_empty() && !name.ends_with("-options") { value } else { item };

@@ -55,7 +55,6 @@ pub(super) fn changes_as_key(scalar: &str) -> bool {
 fn is_plain_fraction(scalar: &str) -> bool {
     let unsigned = scalar.strip_prefix('-').unwrap_or(scalar);
     let Some((whole, fraction)) = unsigned.split_once('.') else { return false };
-    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_digits(whole)
         && is_digits(fraction)
         && (whole == "0" || !whole.starts_with('0'))

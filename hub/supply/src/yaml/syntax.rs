@@ -226,10 +226,9 @@ impl<'a> SyntaxCheck<'a> {
 /// Length of an anchor or alias with its indicator.
 fn anchor_length(rest: &str) -> Result<usize, &'static str> {
     let name = rest.get(1..).unwrap_or_default();
-    let is_end = |c: char| c.is_whitespace() || INDICATORS.contains(&c);
-    let name = name.get(..name.find(is_end).unwrap_or(name.len())).unwrap_or_default();
-    let is_alphanumeric = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if name.is_empty() || !name.chars().all(is_alphanumeric) {
+    let end = name.find(|c: char| c.is_whitespace() || INDICATORS.contains(&c));
+    let name = name.get(..end.unwrap_or(name.len())).unwrap_or_default();
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
         return Err("kubectl takes only letters, digits, `-` and `_` in names of anchors");
     }
     Ok(1 + name.len())
@@ -244,11 +243,15 @@ fn is_indented_by_tabs(value: &str, raw: &str) -> bool {
             return false;
         }
     }
-    let indentation = |line: &str| line.len() - line.trim_start_matches(' ').len();
     let first = lines.clone().find(|line| !line.trim().is_empty()).map_or(0, indentation);
-    let is_short =
-        |line: &str| indentation(line) < first && line.trim_start_matches(' ').starts_with('\t');
-    value.trim_start_matches('\n').starts_with('\t') || lines.any(is_short)
+    value.trim_start_matches('\n').starts_with('\t')
+        || lines
+            .any(|line| indentation(line) < first && line.trim_start_matches(' ').starts_with('\t'))
+}
+
+/// Number of spaces before a line.
+fn indentation(line: &str) -> usize {
+    line.len() - line.trim_start_matches(' ').len()
 }
 
 /// Returns true if a scalar in double quotes has an escape that only JSON has.
