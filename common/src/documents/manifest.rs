@@ -303,8 +303,8 @@ pub fn needs_manifests_2(objects: &[Object]) -> Option<&ObjectKey> {
 }
 
 fn was_reserved(object: &Object) -> bool {
-    let of_section = |section| object.value.pointer(section).and_then(Value::as_object);
-    let sections = ["/metadata/annotations", "/metadata/labels"].into_iter().filter_map(of_section);
+    let sections = ["/metadata/annotations", "/metadata/labels"].into_iter();
+    let sections = sections.filter_map(|section| object.value.pointer(section)?.as_object());
     let mut names = sections.flat_map(serde_json::Map::keys);
     names.any(|name| name.starts_with(ARGO_CD_PREFIX) || name.starts_with(OWN_PREFIX))
 }

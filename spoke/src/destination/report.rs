@@ -220,8 +220,7 @@ fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
 /// Returns the object that keeps later waves from being applied, if everything before them is applied.
 fn holds_later_waves(objects: &BTreeMap<ObjectKey, Tracked>) -> Option<(&ObjectKey, &Tracked)> {
     let wave = open_wave(objects)?;
-    let is_pending = |t: &Tracked| t.wave <= wave && t.need() == Need::Apply;
-    if objects.values().any(is_pending) {
+    if objects.values().any(|t| t.wave <= wave && t.need() == Need::Apply) {
         return None;
     }
     let open = objects.iter().filter(|(_, t)| t.wave == wave && t.gates && !is_settled(t.health));
