@@ -191,8 +191,13 @@ fn leaves(value: &Value, path: String, fields: &mut BTreeMap<String, Value>) {
             let items = items.iter().enumerate();
             items.for_each(|(index, value)| leaves(value, format!("{path}/{index}"), fields));
         }
-        other => {
-            fields.insert(path, other.clone());
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => {
+            fields.insert(path, value.clone());
         }
     }
 }

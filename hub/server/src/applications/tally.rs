@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_tally_that_changes_by_one_destination_counts_what_a_whole_count_does() {
         let place = |number: usize| {
-            Place::Named(Name::new(&format!("c{}", number % 13)).unwrap(), Name::new("n").unwrap())
+            Place::Named(Name::new(format!("c{}", number % 13)).unwrap(), Name::new("n").unwrap())
         };
         let mut tally = Tally::default();
         let mut all = BTreeMap::new();

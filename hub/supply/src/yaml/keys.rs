@@ -66,7 +66,13 @@ impl KeyCheck {
                 *self = Self::default();
                 Ok(())
             }
-            _ => Ok(()),
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(..)
+            | Event::Anchor(..)
+            | Event::UnresolvedAlias(_)
+            | Event::Comment(..)
+            | _ => Ok(()),
         }
     }
 

@@ -85,9 +85,9 @@ fn is_read_as(scalar: &str, kubectl: Resolved) -> bool {
     match (kubectl, here) {
         (Resolved::Null, Value::Null) => true,
         (Resolved::Bool(kubectl), Value::Bool(here)) => kubectl == here,
-        (Resolved::Integer(kubectl), Value::Number(here)) => {
-            here.as_i64().map_or(here.as_f64() == Some(as_double(kubectl)), |here| here == kubectl)
-        }
+        (Resolved::Integer(kubectl), Value::Number(here)) => here
+            .as_i64()
+            .map_or_else(|| here.as_f64() == Some(as_double(kubectl)), |here| here == kubectl),
         (Resolved::Number(kubectl), Value::Number(here)) => here.as_f64() == Some(kubectl),
         (Resolved::Text, Value::String(_)) => true,
         _ => false,

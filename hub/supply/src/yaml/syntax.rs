@@ -103,7 +103,18 @@ impl<'a> SyntaxCheck<'a> {
                 Ok(())
             }
             Event::StreamEnd => self.between(self.text.len()),
-            _ => Ok(()),
+            Event::StreamStart
+            | Event::DocumentStart(..)
+            | Event::DocumentEnd
+            | Event::Alias(_)
+            | Event::Anchor(..)
+            | Event::UnresolvedAlias(_)
+            | Event::Comment(..)
+            | Event::SequenceStart(..)
+            | Event::SequenceEnd
+            | Event::MappingStart(..)
+            | Event::MappingEnd
+            | _ => Ok(()),
         }
     }
 

@@ -196,7 +196,11 @@ fn with(base: &Value, path: &[String], filling: Value) -> Value {
     for name in path {
         place = match place {
             Value::Array(items) => &mut items[name.parse::<usize>().expect("an index")],
-            other => &mut other[name.as_str()],
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Object(_) => &mut place[name.as_str()],
         };
     }
     *place = filling;

@@ -49,9 +49,13 @@ impl Writer {
             Value::Null => {
                 file.push_str([" null\n", " ~\n", "\n", " Null # nothing\n"][self.pick(4)])
             }
-            other => {
+            Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {
                 file.push(' ');
-                file.push_str(&self.flow(other));
+                file.push_str(&self.flow(value));
                 file.push_str(["\n", " # comment\n", "  \n"][self.pick(3)]);
             }
         }

@@ -15,7 +15,7 @@ const DESTINATIONS: u8 = 40;
 fn cluster(number: u8) -> ClusterRecord {
     ClusterRecord {
         id: ClusterId::of_identity_key(&[number; 32]),
-        name: Name::new(&format!("cluster-{number}")).unwrap(),
+        name: Name::new(format!("cluster-{number}")).unwrap(),
         state: ClusterState::Accepted,
         identity_key: String::new(),
         kube_system_uid: "uid".into(),
