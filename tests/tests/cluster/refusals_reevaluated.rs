@@ -448,6 +448,22 @@ async fn deployment_written(fleet: &RealFleet, before: Mark, awaited: &str) -> a
     .await
 }
 
+/// Waits until the spoke no longer owns the replicas. It writes twice for that: another manager takes them first.
+async fn replicas_released(fleet: &RealFleet) -> anyhow::Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client(fleet).await?, NAMESPACE);
+    until("the replicas to be released", WITHIN, || async {
+        let deployment = deployments.get("web").await?;
+        let managers = deployment.metadata.managed_fields.unwrap_or_default();
+        let is_owned = managers.iter().any(|entry| {
+            let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+            entry.manager.as_deref() == Some("attest-spoke")
+                && fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+        });
+        Ok((!is_owned).then_some(()))
+    })
+    .await
+}
+
 async fn replicas(fleet: &RealFleet) -> anyhow::Result<Option<i32>> {
     let deployments: Api<Deployment> = Api::namespaced(client(fleet).await?, NAMESPACE);
     Ok(deployments.get("web").await?.spec.replicas)
@@ -535,9 +551,8 @@ async fn an_autoscaler_of_the_namespace_owns_the_replicas_too() -> anyhow::Resul
     let autoscaler: Value = serde_saphyr::from_str(AUTOSCALER)?;
     let autoscalers: Api<HorizontalPodAutoscaler> =
         Api::namespaced(client(&fleet).await?, NAMESPACE);
-    let before = mark(&fleet);
     autoscalers.create(&PostParams::default(), &serde_json::from_value(autoscaler)?).await?;
-    deployment_written(&fleet, before, "the replicas to be released").await?;
+    replicas_released(&fleet).await?;
     let deployments: Api<Deployment> = Api::namespaced(client(&fleet).await?, NAMESPACE);
     let scale = Patch::Merge(json!({"spec": {"replicas": 6}}));
     deployments.patch_scale("web", &PatchParams::default(), &scale).await?;
