@@ -200,6 +200,13 @@ fn is_built_in_group(group: &str) -> bool {
     !group.contains('.') || BUILT_IN_GROUPS.contains(&group)
 }
 
+/// Returns whether the content of an object cannot be restored once it is deleted: its data, or the objects in it.
+pub fn is_irreplaceable(key: &ObjectKey) -> bool {
+    let kind = (key.group.as_str(), key.kind.as_str());
+    kind == CUSTOM_RESOURCE_DEFINITION
+        || matches!(kind, ("", "PersistentVolumeClaim" | "Namespace"))
+}
+
 /// `NetworkPolicy` → `networkpolicies`, as `meta.UnsafeGuessKindToResource` of apimachinery.
 fn plural_of(kind: &str) -> String {
     let lower = kind.to_ascii_lowercase();

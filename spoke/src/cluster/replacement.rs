@@ -6,6 +6,7 @@
 use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::Object;
 use attest_common::objects::health::{self, Health};
+use attest_common::objects::kinds::is_irreplaceable;
 use serde_json::Value;
 
 use super::client::path_segment;
@@ -17,22 +18,20 @@ const TRIAL_NAME_DIGITS: usize = 8;
 
 /// Returns whether an object may be replaced at some time.
 pub(super) fn is_of_a_kind(object: &Object) -> bool {
+    !is_irreplaceable(object.key()) && (is_job(object) || object.may_be_replaced())
+}
+
+fn is_job(object: &Object) -> bool {
     let key = object.key();
-    match (key.group.as_str(), key.kind.as_str()) {
-        ("", "PersistentVolumeClaim" | "Namespace")
-        | ("apiextensions.k8s.io", "CustomResourceDefinition") => false,
-        ("batch", "Job") => true,
-        _ => object.may_be_replaced(),
-    }
+    (key.group.as_str(), key.kind.as_str()) == ("batch", "Job")
 }
 
 /// Returns whether an object may be replaced now, as it is.
 pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
     let key = object.key();
-    let is_job = (key.group.as_str(), key.kind.as_str()) == ("batch", "Job");
     let health = health::verdict(&key.group, &key.kind, live).health;
     let has_ended = matches!(health, Health::Current | Health::Failed);
-    is_of_a_kind(object) && (object.may_be_replaced() || (is_job && has_ended))
+    is_of_a_kind(object) && (object.may_be_replaced() || (is_job(object) && has_ended))
 }
 
 /// Returns path and body of an object under a name that no other has, to try it beside the existing one.

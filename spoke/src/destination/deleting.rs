@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
-use attest_common::objects::kinds::{Kinds, apply_rank};
+use attest_common::objects::kinds::{Kinds, apply_rank, is_irreplaceable};
 use attest_common::record::Owned;
 use attest_common::trust::policy::PRUNE_GUARD_OBJECTS_MIN;
 
@@ -155,14 +155,7 @@ impl Deleting {
 /// Returns whether an object is released and never deleted: it existed before, its author asks for it, or its content
 /// cannot be restored.
 pub(super) fn is_never_deleted(owned: &Owned) -> bool {
-    let ObjectKey { group, kind, .. } = &owned.key;
-    owned.preexisting
-        || owned.orphan
-        || matches!(
-            (group.as_str(), kind.as_str()),
-            ("", "PersistentVolumeClaim" | "Namespace")
-                | ("apiextensions.k8s.io", "CustomResourceDefinition")
-        )
+    owned.preexisting || owned.orphan || is_irreplaceable(&owned.key)
 }
 
 /// Returns whether one update would delete more than the policy's share of the inventory. A share of a small inventory

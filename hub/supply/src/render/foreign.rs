@@ -6,6 +6,7 @@ use std::fmt;
 
 use attest_common::documents::annotations::REPLACE_ANNOTATION;
 use attest_common::documents::manifest::{Object, ObjectKey};
+use attest_common::objects::kinds::is_irreplaceable;
 use serde_json::Value;
 
 /// Most annotations of other tools that are named for one rendering.
@@ -302,12 +303,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 /// Objects whose content cannot be restored are never replaced, also if their author asks for it.
 fn replace_without_effect(object: &Object) -> Option<ForeignAnnotation> {
     let key = object.key();
-    let is_never_replaced = matches!(
-        (key.group.as_str(), key.kind.as_str()),
-        ("", "PersistentVolumeClaim" | "Namespace")
-            | ("apiextensions.k8s.io", "CustomResourceDefinition")
-    );
-    (is_never_replaced && object.may_be_replaced()).then(|| ForeignAnnotation {
+    (is_irreplaceable(key) && object.may_be_replaced()).then(|| ForeignAnnotation {
         object: key.clone(),
         name: REPLACE_ANNOTATION.to_owned(),
         value: "true".to_owned(),
