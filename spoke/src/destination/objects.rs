@@ -1,5 +1,6 @@
 //! The objects of one destination, and the next step of each. Pure: the time is an argument.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -357,7 +358,7 @@ pub fn steps(
     let mut steps = Vec::new();
     let mut begins = false;
     let Open { unchecked, rank: open_rank } = plan.open();
-    let open_wave = open_wave(objects);
+    let open_wave = LazyCell::new(|| open_wave(objects));
     for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
         let step = match tracked.need() {
             Need::Wait if tracked.watched => None,
