@@ -113,17 +113,20 @@ impl Record {
         Position { hub_key, epoch, sequence, directive }
     }
 
+    /// Returns the newest admitted directives of all hub keys, the most recent first.
+    pub fn positions(&self) -> impl Iterator<Item = Position> {
+        std::iter::once(self.position()).chain(self.other_hub_keys.iter().copied())
+    }
+
     /// Returns the newest admitted directive of a hub key.
     pub fn position_of(&self, hub_key: KeyId) -> Option<Position> {
-        let others = self.other_hub_keys.iter().copied();
-        std::iter::once(self.position()).chain(others).find(|other| other.hub_key == hub_key)
+        self.positions().find(|position| position.hub_key == hub_key)
     }
 
     /// Returns the positions of the other hub keys in a record that follows this one and is of `hub_key`.
     pub fn others_than(&self, hub_key: KeyId) -> Vec<Position> {
-        let others = self.other_hub_keys.iter().copied();
-        let others = std::iter::once(self.position()).chain(others);
-        others.filter(|other| other.hub_key != hub_key).take(OTHER_HUB_KEYS_MAX).collect()
+        let others = self.positions().filter(|position| position.hub_key != hub_key);
+        others.take(OTHER_HUB_KEYS_MAX).collect()
     }
 
     /// Forgets epoch and sequence of a hub key, so that its next directive is admitted whatever its number. Returns the

@@ -405,8 +405,8 @@ fn reset_hub_key(
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let Some(seen) = record.forget_hub_key(hub_key) else {
-        let known = std::iter::once(record.position()).chain(record.other_hub_keys.iter().copied());
-        let known: Vec<String> = known.map(|position| position.hub_key.to_string()).collect();
+        let known: Vec<String> =
+            record.positions().map(|position| position.hub_key.to_string()).collect();
         bail!(
             "{} in {} has admitted no directive of hub key {hub_key}; pass one of: {}",
             record.application,
