@@ -141,6 +141,17 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// When the store cannot be read.
     fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError>;
 
+    /// Returns at most `values_max` values of a table after the key `after`, in key order.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn page(
+        &self,
+        table: Table,
+        after: &str,
+        values_max: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+
     /// Returns the number of values of a table, without reading them.
     ///
     /// # Errors

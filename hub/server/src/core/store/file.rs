@@ -171,6 +171,26 @@ impl RedbStore {
             .map_err(|error| StoreError::Read(Box::new(error)))
     }
 
+    /// Reads at most `items_max` items of a table after a key, in one transaction.
+    fn after<T>(
+        &self,
+        table: Table,
+        after: &str,
+        items_max: usize,
+        take: impl Fn(&str, &[u8]) -> T,
+    ) -> Result<Vec<T>, StoreError> {
+        self.read(|transaction| {
+            let records = transaction.open_table(definition(table))?;
+            let mut found = Vec::new();
+            let after = (Bound::Excluded(after), Bound::Unbounded);
+            for item in records.range::<&str>(after)?.take(items_max) {
+                let (key, value) = item?;
+                found.push(take(key.value(), value.value()));
+            }
+            Ok(found)
+        })
+    }
+
     /// Opens the file again if that failed after a failed commit, for example because of a full disk.
     fn reopen(&self) -> Result<(), redb::Error> {
         if self.database.read().is_some() {
@@ -374,15 +394,16 @@ impl Store for RedbStore {
     }
 
     fn keys(&self, table: Table, after: &str, keys_max: usize) -> Result<Vec<String>, StoreError> {
-        self.read(|transaction| {
-            let records = transaction.open_table(definition(table))?;
-            let mut found = Vec::new();
-            let after = (Bound::Excluded(after), Bound::Unbounded);
-            for item in records.range::<&str>(after)?.take(keys_max) {
-                found.push(item?.0.value().to_owned());
-            }
-            Ok(found)
-        })
+        self.after(table, after, keys_max, |key, _| key.to_owned())
+    }
+
+    fn page(
+        &self,
+        table: Table,
+        after: &str,
+        values_max: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.after(table, after, values_max, |key, value| (key.to_owned(), value.to_vec()))
     }
 
     fn count(&self, table: Table) -> Result<u64, StoreError> {

@@ -122,9 +122,8 @@ impl Records {
         after: &str,
         records_max: usize,
     ) -> Result<Vec<T>, StoreError> {
-        let keys = self.store.keys(T::TABLE, after, records_max)?;
-        // A record that is deleted at the same time is left out.
-        keys.iter().filter_map(|key| self.get(key).transpose()).collect()
+        let found = self.store.page(T::TABLE, after, records_max)?;
+        found.iter().map(|(key, raw)| read(raw, key)).collect()
     }
 
     /// Returns the number of records of a table, without reading them.
