@@ -19,6 +19,14 @@ pub fn make_message(text: &mut String) {
     }
 }
 
+/// Truncates a text to `characters_max` characters, and appends `mark` to one that was longer.
+pub fn truncate(text: &mut String, characters_max: usize, mark: &str) {
+    if let Some((end, _)) = text.char_indices().nth(characters_max) {
+        text.truncate(end);
+        text.push_str(mark);
+    }
+}
+
 /// Truncates an invalid value to [`QUOTATION_CHARACTERS_MAX`], for an error that quotes it.
 pub fn shortened(text: &str) -> String {
     text.chars().take(QUOTATION_CHARACTERS_MAX).collect()

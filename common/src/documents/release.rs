@@ -144,6 +144,11 @@ pub struct ImageDigest {
 }
 
 impl Release {
+    /// Returns whether a render is for named clusters, so that a release is not the same for all.
+    pub fn names_clusters(&self) -> bool {
+        self.renders.iter().any(|render| render.target.clusters.is_some())
+    }
+
     /// Parses the predicate of a release statement. The caller verifies the signature.
     pub fn read(statement: &Statement) -> Result<Self, ReleaseError> {
         if statement.predicate_type != RELEASE_TYPE {

@@ -317,7 +317,7 @@ pub struct Destination {
     /// Absent where they are too many for the answer.
     pub objects: Vec<ObjectState>,
     pub warnings: Vec<String>,
-    /// Checks that the running release passed at the spoke. Not contained in lists.
+    /// Checks that the running release passed at the spoke.
     #[serde(default)]
     pub checks: Vec<Check>,
     /// Durations of the newest change.

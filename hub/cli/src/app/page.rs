@@ -1,6 +1,7 @@
 //! An application as text: its row in a list, the rows of its destinations, its page.
 
 use attest_common::basics::reason::Reason;
+use attest_common::basics::text;
 use attest_common::objects::health::Health;
 use attest_common::session::report::ApplicationPhase;
 use attest_common::session::report::ObjectState;
@@ -37,11 +38,14 @@ pub(super) fn summary_table(applications: &[ApplicationSummary], format: Format)
             row.push(application.namespace.clone());
         }
         let ApplicationSummary { ready, reason, message, .. } = application;
-        let why = (ready != "True").then(|| match message.as_str() {
+        let mut why = (ready != "True").then(|| match message.as_str() {
             "" => reason.to_string(),
             message => format!("{reason}: {message}"),
         });
-        row.push(or_none(why.map(|why| if format == Format::Wide { why } else { truncate(&why) })));
+        if let Some(why) = why.as_mut().filter(|_| format != Format::Wide) {
+            text::truncate(why, ROW_MESSAGE_CHARACTERS_MAX, "…");
+        }
+        row.push(or_none(why));
         table.row(row);
     }
     table
@@ -73,14 +77,6 @@ fn summary(application: &Application) -> ApplicationSummary {
 fn synced(counts: &DestinationCounts) -> String {
     let synced = counts.get(&ApplicationPhase::Synced).copied().unwrap_or_default();
     format!("{synced}/{}", counts.values().sum::<u64>())
-}
-
-/// The part of a message that fits into a row.
-fn truncate(message: &str) -> String {
-    match message.char_indices().nth(ROW_MESSAGE_CHARACTERS_MAX) {
-        Some((at, _)) => format!("{}…", message.split_at(at).0),
-        None => message.to_owned(),
-    }
 }
 
 /// One row per destination, as printed by a watch.
@@ -244,9 +240,7 @@ impl Page {
             self.checks(&destination.checks);
         }
     }
-}
 
-impl Page {
     fn checks(&mut self, checks: &[Check]) {
         self.line(2, "Checks:");
         for Check { check, detail } in checks {

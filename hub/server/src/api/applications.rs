@@ -65,7 +65,7 @@ impl From<ApplicationError> for Refusal {
 /// Returns the document of an application. Blocks.
 fn show(api: &Api, record: &ApplicationRecord) -> Application {
     let name = record.application.name.as_str();
-    let facts = facts::gather(&api.core, record, api.views.get(name), Detail::Objects);
+    let facts = facts::gather(&api.core, record, api.views.get(name), Detail::Whole);
     let mut status = status::status(&facts);
     api.views.stamp(name, &mut status.conditions, now());
     shown::application(record, &facts, status)

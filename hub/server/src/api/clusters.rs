@@ -152,8 +152,7 @@ fn find(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
 /// Like [`find`], but rejects a name that is shared by several clusters.
 fn find_only(core: &Core, cluster: &str) -> Result<Arc<ClusterRecord>, Refusal> {
     let found = find(core, cluster)?;
-    let mut all = core.directory.all();
-    all.retain(|record| record.name == found.name);
+    let all = core.directory.all_named(&found.name);
     if found.id.as_str() == cluster || all.len() == 1 {
         return Ok(found);
     }

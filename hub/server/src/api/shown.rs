@@ -4,9 +4,10 @@ use std::cmp::Reverse;
 
 use attest_common::basics::ids::DestinationKey;
 use attest_common::basics::reason::Reason;
+use attest_common::basics::text;
 use attest_documents::{
     Application, ApplicationSummary, ChangeTimings, Condition, DESTINATIONS_BYTES_MAX, Destination,
-    DestinationCounts, HistoryEntry, MANIFEST_SHOWN_BYTES_MAX,
+    HistoryEntry, MANIFEST_SHOWN_BYTES_MAX,
 };
 use attest_runtime::clock::now;
 use serde::Serialize;
@@ -26,36 +27,24 @@ pub(super) fn summary(
     facts: &ApplicationFacts,
     status: ApplicationStatus,
 ) -> ApplicationSummary {
-    let destination_counts = counts(&status);
     let ready = status.conditions.into_iter().find(|condition| condition.kind == "Ready");
     let (ready, reason, mut message) = match ready {
         Some(ready) => (ready.status, ready.reason, ready.message),
         None => ("Unknown", Reason::Pending.into(), String::new()),
     };
-    if let Some((end, _)) = message.char_indices().nth(SUMMARY_CHARACTERS_MAX) {
-        message.truncate(end);
-        message.push('…');
-    }
+    text::truncate(&mut message, SUMMARY_CHARACTERS_MAX, "…");
     ApplicationSummary {
         name: record.application.name.to_string(),
         namespace: record.application.namespace.clone(),
-        phase: status.phase,
+        phase: status.counts.phase(),
         ready: ready.to_owned(),
         reason,
         message,
         revision: facts.view.as_ref().and_then(|view| view.revision.clone()),
-        destination_counts,
+        destination_counts: status.counts.by_phase().collect(),
         generation: facts.generation,
         created_at: record.created_at,
     }
-}
-
-fn counts(status: &ApplicationStatus) -> DestinationCounts {
-    let mut counts = DestinationCounts::new();
-    for destination in &status.destinations {
-        *counts.entry(destination.phase).or_default() += 1;
-    }
-    counts
 }
 
 /// Returns the document without what exceeds the size of an answer: objects, and the destinations that are well.
@@ -102,16 +91,15 @@ pub(super) fn application(
     facts: &ApplicationFacts,
     status: ApplicationStatus,
 ) -> Application {
-    let destination_counts = counts(&status);
     let destinations = facts.destinations.iter().zip(status.destinations);
     Application {
         name: record.application.name.to_string(),
         namespace: record.application.namespace.clone(),
         manifest: record.manifest.clone(),
-        phase: status.phase,
+        phase: status.counts.phase(),
         conditions: status.conditions.into_iter().map(Condition::from).collect(),
         revision: facts.view.as_ref().and_then(|view| view.revision.clone()),
-        destination_counts,
+        destination_counts: status.counts.by_phase().collect(),
         destinations: destinations.map(|(facts, status)| destination(facts, status)).collect(),
         generation: facts.generation,
         created_at: record.created_at,

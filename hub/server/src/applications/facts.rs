@@ -18,9 +18,9 @@ const DIRECTIVES_SEARCHED_MAX: usize = 8;
 /// Level of detail for each destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// Everything that a spoke reports.
-    Objects,
-    /// Everything except its objects, without reads from the disk.
+    /// The commit of the running plan is also searched in the ledger, on the disk.
+    Whole,
+    /// Facts in memory.
     Overview,
 }
 
@@ -127,7 +127,7 @@ fn at(
     let presence = key.as_ref().map(|key| core.fleet.presence(&key.cluster));
     let running = report.as_ref().and_then(|report| report.report.running.as_ref());
     let deployed_commit = key.as_ref().zip(running).and_then(|(key, running)| match detail {
-        Detail::Objects => deployed_commit(core, key, &running.plan),
+        Detail::Whole => deployed_commit(core, key, &running.plan),
         Detail::Overview => head.as_ref().and_then(|head| head.commit_of(&running.plan)),
     });
     DestinationFacts {

@@ -18,7 +18,7 @@ const STALE_REPORT_AFTER: Duration = Duration::from_secs(60);
 /// Status of an application.
 #[derive(Clone, Debug)]
 pub(crate) struct ApplicationStatus {
-    pub phase: ApplicationPhase,
+    pub counts: Counts,
     pub conditions: Vec<Condition>,
     /// In the order of the facts.
     pub destinations: Vec<DestinationStatus>,
@@ -65,7 +65,7 @@ pub(crate) fn status(facts: &ApplicationFacts) -> ApplicationStatus {
     let mut conditions = conditions(source, &destinations, &counts);
     conditions.extend(facts.deleting.then(deleting));
     conditions.extend(disconnected(&destinations));
-    ApplicationStatus { phase: counts.phase(), conditions, destinations }
+    ApplicationStatus { counts, conditions, destinations }
 }
 
 /// Returns the type and the status of every condition, without their reasons and messages.

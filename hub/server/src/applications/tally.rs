@@ -50,6 +50,11 @@ impl Counts {
         self.by_phase.get(&phase).copied().unwrap_or_default()
     }
 
+    /// Returns the number of destinations in each phase that any is in.
+    pub(crate) fn by_phase(&self) -> impl Iterator<Item = (ApplicationPhase, u64)> {
+        self.by_phase.iter().map(|(phase, count)| (*phase, *count as u64))
+    }
+
     /// Returns the phase of the worst destination.
     pub(crate) fn phase(&self) -> ApplicationPhase {
         ApplicationPhase::worst(self.by_phase.keys().copied())

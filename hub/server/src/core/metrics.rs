@@ -7,6 +7,8 @@ use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_runtime::metrics::{Error, Exposition, MetricBuilder};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use crate::core::store::records::ClusterState;
+
 /// Most distinct reasons in one metric; further ones are counted as `Other`.
 pub(crate) const REASONS_MAX: usize = 64;
 
@@ -109,7 +111,7 @@ impl Metrics {
                 "attest_fleet_clusters",
                 "Registered clusters.",
                 "state",
-                &["Pending", "Accepted", "IdentityCopied", "Revoked"],
+                &ClusterState::ALL.map(ClusterState::as_str),
             )?,
             identity_copies: make.counter(
                 "attest_fleet_identity_copies_total",

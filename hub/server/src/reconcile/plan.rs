@@ -83,7 +83,7 @@ impl NewPlan {
     /// Keeps only the parts that the directive needs: the proposal is large.
     fn new(proposal: Proposal, commit: &str) -> Self {
         let Proposal { plan, blobs, admitted } = proposal;
-        let Release { version, counter, source, renders, .. } = &admitted.release;
+        let Release { version, counter, source, .. } = &admitted.release;
         Self {
             payload: Digest::of(&to_bytes(&plan)),
             plan,
@@ -93,7 +93,7 @@ impl NewPlan {
             counter: *counter,
             repo: source.repo.clone(),
             signed_commit: source.git_commit.clone(),
-            names_clusters: renders.iter().any(|render| render.target.clusters.is_some()),
+            names_clusters: admitted.release.names_clusters(),
         }
     }
 }

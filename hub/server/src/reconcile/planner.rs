@@ -274,9 +274,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     if running(situation.head)
         .is_some_and(|p| p.plan == Digest::of(&attest_common::documents::plan::to_bytes(&plan)))
     {
-        let mut renders = admitted.release.renders.iter();
-        let names_clusters = renders.any(|render| render.target.clusters.is_some());
-        return Decision::Stands { names_clusters };
+        return Decision::Stands { names_clusters: admitted.release.names_clusters() };
     }
     if !application.automated && !situation.asked_for {
         let message =

@@ -199,9 +199,7 @@ fn sanitized(mut report: Report) -> Report {
 
 fn make_word(text: &mut String) {
     text::make_message(text);
-    if let Some((end, _)) = text.char_indices().nth(WORD_CHARACTERS_MAX) {
-        text.truncate(end);
-    }
+    text::truncate(text, WORD_CHARACTERS_MAX, "");
 }
 
 /// Returns the time from the push to the first report of completion, as a previous report about the same directive has

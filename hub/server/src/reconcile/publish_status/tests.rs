@@ -101,7 +101,7 @@ fn a_report_costs_the_status_of_one_destination_and_counts_like_a_whole_pass() {
         let shown = whole.conditions.iter().map(|Condition { kind, status, .. }| (*kind, *status));
         let counted = status::condition_statuses(counts, None, false);
         assert_eq!(shown.collect::<Vec<_>>(), counted);
-        assert_eq!(status::summary(counts).0, whole.phase);
+        assert_eq!(status::summary(counts).0, whole.counts.phase());
     }
 }
 
