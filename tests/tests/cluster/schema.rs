@@ -138,7 +138,7 @@ async fn compare(client: &Client, sample: &Sample, path: &str) -> anyhow::Result
     let applied = send(client, "PATCH", &apply, "application/apply-patch+yaml", &body).await?;
     Ok(match applied {
         Err(refused) => Compared::Different(format!("refused: {refused}")),
-        Ok(applied) => differences(&created, &again, &applied)
+        Ok(applied) => differences(&sample.kubectl, &created, &again, &applied)
             .map_or(Compared::Same, |how| Compared::Different(format!("{how}\nsent: {body}"))),
     })
 }
@@ -164,22 +164,30 @@ async fn send(
     }
 }
 
-/// The first field that differs, except for those that differ between two equal requests.
-fn differences(created: &Value, again: &Value, applied: &Value) -> Option<String> {
-    let mut fields = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
-    for (object, fields) in [created, again, applied].into_iter().zip(&mut fields) {
-        leaves(object, String::new(), fields);
-    }
-    let [created, again, applied] = fields;
-    let of_server =
-        ["/metadata/managedFields", "/metadata/generation", "/metadata/creationTimestamp"];
-    let is_of_server = |path: &str| of_server.iter().any(|field| path.starts_with(field));
+/// The first field that differs, except for those that differ between two equal requests and for the
+/// times of requests, which the server writes in whole seconds.
+fn differences(sent: &Value, created: &Value, again: &Value, applied: &Value) -> Option<String> {
+    let [sent, created, again, applied] = [sent, created, again, applied].map(|object| {
+        let mut fields = BTreeMap::new();
+        leaves(object, String::new(), &mut fields);
+        fields
+    });
+    let of_server = ["/metadata/managedFields", "/metadata/generation"];
+    let is_of_server = |path: &String| {
+        let is_time = !sent.contains_key(path)
+            && [&created, &applied].into_iter().all(|of| is_time(of.get(path)));
+        is_time || of_server.iter().any(|field| path.starts_with(field))
+    };
     let all = created.keys().chain(applied.keys());
     let different = all.filter(|path| created.get(*path) != applied.get(*path));
     let mut different =
         different.filter(|path| created.get(*path) == again.get(*path) && !is_of_server(path));
     let path = different.next()?;
     Some(format!("{path}: created {:?}, applied {:?}", created.get(path), applied.get(path)))
+}
+
+fn is_time(value: Option<&Value>) -> bool {
+    value.and_then(Value::as_str).is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok())
 }
 
 fn leaves(value: &Value, path: String, fields: &mut BTreeMap<String, Value>) {
