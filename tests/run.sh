@@ -30,4 +30,6 @@ info "built in $((SECONDS - started)) s; building the tests"
 started=$SECONDS
 bash kind-clusters/tools/cargo.sh test --workspace --locked --no-run
 info "built in $((SECONDS - started)) s; running the tests (about 10 minutes, mostly for \`cluster\`)"
+# Most tests wait for processes half of the time.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
 exec cargo test --workspace --locked "$@"
