@@ -68,7 +68,7 @@ fn plan() -> Plan {
             trusted_keys: Some([hub_key().public().id()].into()),
         },
         sync: SyncPolicy { prune: true, self_heal: true, adopt: false },
-        strategy: Strategy::RollingUpdate,
+        strategy: Strategy::default(),
         hooks: vec![json!({"name": "smoke"})],
     }
 }

@@ -36,3 +36,21 @@ fn a_variable_that_is_not_read_ends_the_spoke_with_the_name_of_the_one_that_is()
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("ATTEST_LOG ") && text.contains("ATTEST_LOG_LEVEL"), "{text}");
 }
+
+#[test]
+fn a_file_that_cannot_be_used_is_named() {
+    let directory = std::env::temp_dir().join("attest-no-such-directory");
+    let missing = directory.join("file").display().to_string();
+    for (flag, named) in [
+        ("--addresses-file", "--addresses-file"),
+        ("--kubeconfig", "attest-no-such-directory"),
+        ("--service-account-dir", "attest-no-such-directory"),
+    ] {
+        let in_cluster =
+            [("KUBERNETES_SERVICE_HOST", "127.0.0.1"), ("KUBERNETES_SERVICE_PORT", "1")];
+        let (output, text) = attest_spoke(&[flag, &missing], &in_cluster);
+
+        assert_eq!(output.status.code(), Some(1), "{flag} {text}");
+        assert!(text.contains(named), "{flag} {text}");
+    }
+}

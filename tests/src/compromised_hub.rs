@@ -417,7 +417,7 @@ impl PublishedRelease {
                 trusted_keys: None,
             },
             sync: SyncPolicy { prune: true, self_heal: true, adopt: false },
-            strategy: Strategy::RollingUpdate,
+            strategy: Strategy::default(),
             hooks: Vec::new(),
         };
         let directive = Directive {

@@ -93,12 +93,17 @@ pub struct SyncPolicy {
 }
 
 /// Strategy by which a destination moves to the plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "type")]
 pub enum Strategy {
-    /// Rolling update by the workload controllers.
-    #[default]
-    RollingUpdate,
+    /// Rolling update by the workload controllers. With braces, because serde ignores further fields of a unit variant.
+    RollingUpdate {},
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Self::RollingUpdate {}
+    }
 }
 
 /// Assigns a plan to a destination. Level-triggered: only the newest is in effect.
@@ -179,4 +184,18 @@ pub struct Head {
 pub fn to_bytes<T: Serialize>(document: &T) -> Vec<u8> {
     // Derived serialisation of strings, numbers and lists cannot fail.
     serde_json::to_vec(document).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strategy_of_a_later_version_is_refused() {
+        let read = |text: &str| serde_json::from_str::<Strategy>(text).ok();
+
+        assert_eq!(read(r#"{"type":"RollingUpdate"}"#), Some(Strategy::default()));
+        assert_eq!(read(r#"{"type":"Canary"}"#), None);
+        assert_eq!(read(r#"{"type":"RollingUpdate","weight":5}"#), None);
+    }
 }

@@ -28,6 +28,8 @@ pub const SCAN_AGE_HOURS_DEFAULT: u32 = 168;
 pub const PRUNE_GUARD_OBJECTS_MIN: usize = 10;
 /// Default share of an application's objects that one update may delete, in percent.
 pub const PRUNE_PERCENT_DEFAULT: u32 = 30;
+/// Largest share in percent.
+const PERCENT_MAX: u32 = 100;
 /// Prefixes of namespaces that no policy can open to applications.
 const FORBIDDEN_PREFIXES: [&str; 2] = ["kube-", "attest-"];
 
@@ -309,6 +311,9 @@ impl Spec {
         if entry.minimum_mode < Mode::Standard {
             return Err(PolicyError::ModeTooLow { index, mode: entry.minimum_mode });
         }
+        if entry.remove.max_prune_percent > PERCENT_MAX {
+            return Err(PolicyError::PruneShare { index, percent: entry.remove.max_prune_percent });
+        }
         let mut patterns = entry.names.iter().chain(&entry.repos).chain(&entry.namespaces);
         if patterns.any(|pattern| pattern.len() > GLOB_BYTES_MAX) {
             return Err(PolicyError::PatternTooLong { index });
@@ -434,6 +439,10 @@ pub enum PolicyError {
     #[error("applications[{index}].minimumMode is {mode}; a cluster accepts Standard or Strict")]
     ModeTooLow { index: usize, mode: Mode },
     #[error(
+        "applications[{index}].remove.maxPrunePercent is {percent}; must be 0 to {PERCENT_MAX}"
+    )]
+    PruneShare { index: usize, percent: u32 },
+    #[error(
         "applications[{index}] has a pattern of more than {GLOB_BYTES_MAX} bytes in names, repos or namespaces"
     )]
     PatternTooLong { index: usize },
@@ -468,6 +477,7 @@ impl PolicyError {
             | Self::Limit { .. }
             | Self::ModeTooLow { .. }
             | Self::PatternTooLong { .. }
+            | Self::PruneShare { .. }
             | Self::AttestationUnknown { .. }
             | Self::KeyUnknown { .. }
             | Self::KeyNameDuplicate { .. }

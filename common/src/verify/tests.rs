@@ -67,6 +67,8 @@ struct World {
     plan_named: Option<Digest>,
     /// What CI signs as number of objects, when that is wrong.
     objects_signed: Option<u64>,
+    /// What CI signs as size of the content, when that is wrong.
+    size_signed: Option<u64>,
     receipt_key: u8,
     release_key: u8,
     asked: RequestedPolicy,
@@ -194,6 +196,7 @@ fn world() -> World {
         swapped: false,
         plan_named: None,
         objects_signed: None,
+        size_signed: None,
         receipt_key: CI,
         release_key: CI,
         asked: RequestedPolicy {
@@ -238,7 +241,7 @@ impl World {
             } else {
                 Digest::of(b"other")
             };
-            render.size = content.len() as u64;
+            render.size = self.size_signed.unwrap_or(content.len() as u64);
             render.objects = self.objects_signed.unwrap_or(self.objects.len() as u64);
             subjects.push(Subject::new(render.subject.clone(), digest));
         }
@@ -289,7 +292,7 @@ impl World {
             namespace: planned.namespace.clone(),
             policy: self.asked.clone(),
             sync: SyncPolicy::default(),
-            strategy: plan::Strategy::RollingUpdate,
+            strategy: plan::Strategy::default(),
             hooks: self.hooks.clone(),
         };
         (self.bend_plan)(&mut plan);
@@ -682,6 +685,51 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("a policy below Standard", "TrustPolicyInvalid", |w| {
             w.spec.applications[0].minimum_mode = Mode::Audit;
         }),
+        ("a key of another environment", "UntrustedKey", |w| {
+            w.spec.keys[0].environments = vec![name("staging")];
+        }),
+        ("a cluster of another environment", "TargetMismatch", |w| {
+            w.spec.environment = name("staging");
+            w.spec.keys[0].environments = vec![name("staging")];
+        }),
+        ("a render for another cluster", "TargetMismatch", |w| {
+            w.release.renders[0].target.clusters = Some(vec!["elsewhere".to_owned()]);
+        }),
+        ("a builder id that the key may not use", "BuilderParameters", |w| {
+            w.spec.keys[0].builder_ids = Some(vec!["https://another.example".to_owned()]);
+        }),
+        ("an attestation that the policy requires", "AttestationMissing", |w| {
+            w.asked.required_attestations.clear();
+            w.spec.applications[0].required_attestations = vec!["build".to_owned()];
+            w.receipts.retain(|(name, _)| *name != "build");
+        }),
+        ("a release that may not pin images", "ImageUnpinned", |w| {
+            w.release.renders[0].mutations.clear();
+        }),
+        ("a media type nobody reads", "ContentFormat", |w| {
+            w.release.renders[0].media_type = "application/x-yaml".to_owned();
+        }),
+        ("a size that CI did not sign", "ContentDigest", |w| w.size_signed = Some(1)),
+        ("a directive of another version", "DocumentInvalid", |w| w.directive.v = 2),
+        ("a plan of another version", "DocumentInvalid", |w| w.bend_plan = |plan| plan.v = 2),
+        ("a plan of another application", "ApplicationMismatch", |w| {
+            w.bend_plan = |plan| plan.application = name("api");
+        }),
+        ("a plan of another release", "BlobDigest", |w| {
+            w.bend_plan = |plan| plan.release.id = Digest::of(b"another");
+        }),
+        ("a plan with another release envelope", "BlobDigest", |w| {
+            w.bend_plan = |plan| plan.release.sha256 = Digest::of(b"another");
+        }),
+        ("a plan with another receipt", "BlobDigest", |w| {
+            w.bend_plan = |plan| plan.receipts[0].id = Digest::of(b"another");
+        }),
+        ("a plan of a render that the release has not", "RenderUnknown", |w| {
+            w.bend_plan = |plan| plan.render = "elsewhere".to_owned();
+        }),
+        ("a share above one hundred", "TrustPolicyInvalid", |w| {
+            w.spec.applications[0].remove.max_prune_percent = 101;
+        }),
         ("a pattern without end", "TrustPolicyInvalid", |w| {
             w.spec.applications[0].names.push("*".repeat(20_000));
         }),
@@ -691,6 +739,17 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         bend(&mut bent);
         assert_eq!(bent.reason(), expected, "{case}");
     }
+}
+
+#[test]
+fn generation_and_attempt_are_labels_that_decide_nothing() {
+    let admitted = |generation, attempt| {
+        let mut labelled = world();
+        (labelled.directive.generation, labelled.directive.attempt) = (generation, attempt);
+        labelled.ask().unwrap().admitted.clone()
+    };
+
+    assert_eq!(admitted(1, 0), admitted(7, 3));
 }
 
 /// Steps in the order of docs/protocol.md, each with one way to fail at it.

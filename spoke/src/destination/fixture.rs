@@ -139,7 +139,7 @@ impl Delivery {
                 trusted_keys: None,
             },
             sync: SyncPolicy { prune: true, self_heal: true, adopt: false },
-            strategy: Strategy::RollingUpdate,
+            strategy: Strategy::default(),
             hooks: Vec::new(),
         };
         let plan_digest = Digest::of(&to_bytes(&plan));

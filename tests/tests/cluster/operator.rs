@@ -76,6 +76,11 @@ async fn an_application_from_apply_to_delete_and_a_spoke_that_is_inspected_witho
     assert!(apply(&fleet, 0, APPLICATION)?.contains("application/web-app created"));
     fleet.wait_synced("web-app", SOON).await?;
     assert!(app(&fleet, 0, &["get", "web-app"])?.contains("Signed by:    ci"));
+    let checked = app(&fleet, 0, &["get", "web-app", "--checks"])?;
+    assert!(
+        checked.contains("ContentDigest: sha256:") && checked.contains("Target: "),
+        "{checked}"
+    );
     app(&fleet, 0, &["diff", "web-app"])?;
 
     // A change is deployed, and its timings are shown.

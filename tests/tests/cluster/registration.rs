@@ -801,6 +801,19 @@ async fn a_spoke_with_a_token_waits_until_its_fingerprint_is_accepted() -> anyho
     .with_context(|| spoke.output())?;
     let installed = policy(&client).await?.context("no policy")?;
     assert_eq!(installed.data["status"]["clusterId"], pending["id"]);
+    for (flag, value) in [("--cluster-id", "c-0000000000000000"), ("--cluster-name", "production")]
+    {
+        let other = operator.try_attest(&[&install[..], &[flag, value]].concat())?;
+        assert!(
+            !other.status.success() && describe(&other).contains(value),
+            "{}",
+            describe(&other)
+        );
+    }
+    let id = pending["id"].as_str().context("no id")?;
+    operator.attest(&[&install[..], &["--cluster-id", id]].concat())?;
+    let installed = policy(&client).await?.context("no policy")?;
+    assert_eq!(installed.data["status"]["clusterId"], pending["id"]);
 
     // Revoked: the connection ends, and the spoke cannot reconnect.
     operator.attest(&["gitops", "cluster", "revoke", "staging", "-y", "--reason", "test"])?;

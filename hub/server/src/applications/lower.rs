@@ -8,6 +8,7 @@ use attest_common::basics::ids::Name;
 use attest_common::basics::keys::KeyId;
 use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Mode;
+use attest_common::documents::annotations::OWN_PREFIX;
 use attest_common::documents::plan::{RequestedPolicy, SyncPolicy};
 use attest_common::documents::receipt;
 use attest_common::trust::policy::is_closed;
@@ -82,6 +83,7 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
         }
     })?;
     check_supported(&written.spec)?;
+    check_own_names(&written.metadata)?;
     let name = parse_name("metadata.name", &written.metadata.name)?;
     let namespace = written.metadata.namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT);
     let namespace = parse_name("metadata.namespace", namespace)?.to_string();
@@ -141,6 +143,18 @@ fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
         Some((field, _)) => Err(feature(field, field)),
         None => Ok(()),
     }
+}
+
+/// Rejects labels and annotations that only have a meaning where the hub runs in a cluster.
+fn check_own_names(metadata: &crd::Metadata) -> Result<(), LowerError> {
+    for (section, names) in [("labels", &metadata.labels), ("annotations", &metadata.annotations)] {
+        if let Some(name) = names.keys().find(|name| name.starts_with(OWN_PREFIX)) {
+            let message = "has a meaning only where the hub runs in a cluster; remove it";
+            let field = format!("metadata.{section}.{name}");
+            return Err(LowerError::new(Reason::FieldInvalid, field, message));
+        }
+    }
+    Ok(())
 }
 
 /// Returns true for the only strategy there is, as a name or as an object with a type.

@@ -70,12 +70,25 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     use super::*;
 
     #[test]
     fn the_flags_agree_with_each_other() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn the_poll_interval_has_a_minimum() {
+        let interval = |milliseconds: u64| {
+            let milliseconds = milliseconds.to_string();
+            let arguments = ["attest-hub", "--home", "h", "--poll-interval-ms", &milliseconds];
+            Options::try_parse_from(arguments).map(|options| options.poll_interval()).ok()
+        };
+
+        assert_eq!(interval(POLL_INTERVAL_MIN_MS - 1), None);
+        let shortest = Duration::from_millis(POLL_INTERVAL_MIN_MS);
+        assert_eq!(interval(POLL_INTERVAL_MIN_MS), Some(shortest));
     }
 }

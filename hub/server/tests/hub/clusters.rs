@@ -125,3 +125,36 @@ async fn a_token_from_before_the_operator_shut_a_cluster_out_does_not_bring_it_b
         assert_eq!(refused(&other), "Joined", "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_created_listed_and_written_as_its_flags_ask() {
+    let fixture = Fixture::start().await;
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    let operator = Operator::new(&fixture);
+    let token = ["gitops", "cluster", "token"];
+    let attest = |arguments: &[&str]| operator.attest(&[&token[..], arguments].concat());
+    let file = operator.file("token").display().to_string();
+
+    attest(&["create", "staging"]).code(1).says("NameTaken");
+    attest(&["create", "staging", "--replace", "--ttl-minutes", "5", "--token-output", &file])
+        .code(0);
+
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("at1."));
+    let listed: serde_json::Value =
+        serde_json::from_str(&attest(&["list", "-o", "json"]).code(0).data()).unwrap();
+    let items = listed["items"].as_array().unwrap();
+    let unused = items.iter().find(|token| token["state"] == "Unused").unwrap();
+    let expires: attest_common::basics::ids::Timestamp =
+        unused["expiresAt"].as_str().unwrap().parse().unwrap();
+    let left = expires.as_second() - attest_common::basics::ids::Timestamp::now().as_second();
+    assert!((1..=300).contains(&left), "{left}");
+    attest(&["create", "other", "--ttl-minutes", "1441"]).code(2).says("--ttl-minutes");
+
+    let cluster =
+        |arguments: &[&str]| operator.attest(&[&["gitops", "cluster"], arguments].concat());
+    cluster(&["evict", "staging", "--yes"]).code(0);
+    let again = operator.file("again").display().to_string();
+    cluster(&["rejoin", "staging", "--token-output", &again]).code(0);
+    assert!(std::fs::read_to_string(&again).unwrap().starts_with("at1."));
+    cluster(&["list", "--hub", "nowhere"]).code(1).says("nowhere");
+}

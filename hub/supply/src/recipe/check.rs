@@ -103,6 +103,12 @@ fn check_images(file: RecipeFile<'_>, recipe: &Recipe) -> Result<(), RecipeError
         if !names.insert(&image.name) {
             return Err(duplicate_name(file, name_field, &image.name));
         }
+        let ImageChange { new_name, new_tag, digest, from, .. } = image;
+        if new_name.is_none() && new_tag.is_none() && digest.is_none() && from.is_none() {
+            let problem =
+                "changes nothing; set newName, newTag, digest or from, or remove the entry";
+            return Err(file.field_error(format!("images[{index}]"), problem));
+        }
         check_from(file, index, image, &recipe.steps)?;
     }
     Ok(())

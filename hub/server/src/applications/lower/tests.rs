@@ -127,7 +127,7 @@ fn rolling_update_may_be_written_out_and_other_strategies_are_not_available() {
 #[test]
 fn what_is_wrong_is_named_by_its_path() {
     type Edit = fn(&mut Value);
-    let cases: [(Edit, &str, &str); 16] = [
+    let cases: [(Edit, &str, &str); 22] = [
         (|m| m["spec"]["sauce"] = json!(1), "spec.sauce", "FieldUnknown"),
         (
             |m| m["spec"]["syncPolicy"]["automated"]["prun"] = json!(true),
@@ -136,6 +136,28 @@ fn what_is_wrong_is_named_by_its_path() {
         ),
         (|m| m["kind"] = json!("AttestDeployment"), "kind", "FeatureNotAvailable"),
         (|m| m["apiVersion"] = json!("v1"), "apiVersion", "FieldInvalid"),
+        (
+            |m| m["metadata"]["annotations"] = json!({"attest.continuu.ms/orphan": "true"}),
+            "metadata.annotations.attest.continuu.ms/orphan",
+            "FieldInvalid",
+        ),
+        (
+            |m| m["metadata"]["labels"] = json!({"attest.continuu.ms/stage": "x"}),
+            "metadata.labels.attest.continuu.ms/stage",
+            "FieldInvalid",
+        ),
+        (
+            |m| m["spec"]["verification"]["policyValidation"] = json!({}),
+            "spec.verification.policyValidation",
+            "FeatureNotAvailable",
+        ),
+        (|m| m["metadata"]["namespace"] = json!("A_b"), "metadata.namespace", "NameInvalid"),
+        (
+            |m| m["spec"]["source"]["repoUrl"] = json!("ftp://git.example/a"),
+            "spec.source.repoUrl",
+            "RepositoryUrlRefused",
+        ),
+        (|m| m["spec"]["destination"]["path"] = json!("/k8s"), "spec.destination.path", "TreePath"),
         (
             |m| m["spec"]["progressiveDelivery"] = json!({"enabled": true}),
             "spec.progressiveDelivery",
