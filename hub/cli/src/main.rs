@@ -125,3 +125,6 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         _ => ExitCode::from(printer::USAGE),
     }
 }
+
+#[cfg(test)]
+mod tests;

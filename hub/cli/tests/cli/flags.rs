@@ -1,5 +1,7 @@
 //! Flags that would have no effect beside others are refused by name.
 
+use serde_json::Value;
+
 use crate::sandbox::Sandbox;
 
 #[test]
@@ -47,4 +49,91 @@ fn a_flag_without_effect_is_refused_by_name() {
         assert_ne!(said.code, 0, "{arguments:?}");
         assert!(said.stderr.contains(named), "{arguments:?} {}", said.stderr);
     }
+}
+
+/// A sandbox with a hub in its context and a CI key for one environment.
+fn with_hub() -> Sandbox {
+    let sandbox = Sandbox::empty();
+    let home = sandbox.outside("hub").display().to_string();
+    let init = ["hub", "init", "--home", &home, "--advertise", "hub.example:4433"];
+    let more = ["--api-advertise", "api.example:9443", "--name", "east"];
+    sandbox.attest(&[&init[..], &more].concat()).code(0);
+    sandbox.attest(&["key", "gen"]).code(0);
+    let public = sandbox.outside("signing.key.pub").display().to_string();
+    let add = ["trust", "key", "add", "ci", &public, "--environment", "production,qa"];
+    sandbox.attest(&add).code(0);
+    sandbox
+}
+
+#[test]
+fn a_new_hub_stands_in_the_context_by_its_name_and_addresses() {
+    let sandbox = with_hub();
+
+    let context = std::fs::read_to_string(sandbox.outside("config")).unwrap();
+    for part in ["east", "hub.example:4433", "https://api.example:9443"] {
+        assert!(context.contains(part), "{part} is not in {context}");
+    }
+    let home = sandbox.outside("hub").display().to_string();
+    let file = sandbox.outside("bob").display().to_string();
+    let issue = ["hub", "operator", "issue", "bob", "--home", &home];
+    let named = [&issue[..], &["--context-name", "west", "--output", &file]].concat();
+    sandbox.attest(&named).code(0);
+    assert!(std::fs::read_to_string(&file).unwrap().contains("currentHub: west"));
+    let saved = [&issue[..], &["--context-name", "west", "--save"]].concat();
+    sandbox.attest(&saved).code(1).tells(&["names this hub `east`", "--context-name"]);
+    sandbox
+        .attest(&["trust", "--hub", "west", "new", "--environment", "qa"])
+        .code(1)
+        .tells(&["west"]);
+}
+
+#[test]
+fn a_new_policy_is_narrowed_by_its_flags() {
+    let sandbox = with_hub();
+    let file = sandbox.outside("policy.yaml").display().to_string();
+    let new = ["trust", "new", "--environment", "qa", "--cluster-name", "one", "-o", &file];
+    let narrowed =
+        ["--names", "web,api", "--repos", "https://git.example/*", "--namespaces", "app-*"];
+    sandbox.attest(&[&new[..], &narrowed, &["--allow-remove"]].concat()).code(0);
+
+    let explained = sandbox.attest(&["trust", "explain", &file]).code(0).stdout;
+
+    for part in [
+        "For one in environment qa.",
+        "Application web or api from repository https://git.example/* may run in namespace app-*",
+        "The hub may remove it",
+        "An update deletes at most 30 % of its objects, if it has 10 or more.",
+    ] {
+        assert!(explained.contains(part), "{part} is not in {explained}");
+    }
+    let none = ["trust", "new", "--environment", "staging"];
+    sandbox.attest(&none).code(1).tells(&["attest trust key add"]);
+}
+
+#[test]
+fn what_is_listed_without_a_hub_comes_as_json_too() {
+    let sandbox = with_hub();
+    let home = sandbox.outside("hub").display().to_string();
+    for arguments in [
+        &["hub", "list"][..],
+        &["hub", "operator", "list", "--home", &home],
+        &["gitops", "context", "list"],
+        &["trust", "key", "list"],
+        &["key", "gen", "--name", "second"],
+        &["version"],
+    ] {
+        let said = sandbox.attest(&[arguments, &["-o", "json"]].concat());
+        let json: Result<Value, _> = serde_json::from_str(&said.stdout);
+        assert!(json.is_ok_and(|json| json.is_object()), "{arguments:?} {}", said.stdout);
+    }
+}
+
+#[test]
+fn a_new_recipe_names_the_repository_that_was_given() {
+    let sandbox = Sandbox::empty();
+    let url = "https://git.example/company/web";
+
+    sandbox.attest(&["init", "--application", "web", "--repository", url]).code(0);
+
+    assert!(sandbox.read("attest.yaml").contains(url));
 }

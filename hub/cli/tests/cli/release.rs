@@ -79,3 +79,19 @@ fn a_release_of_a_stranger_is_not_signed_again() {
     let first = sandbox.counters()[0].to_string();
     sandbox.attest(&["release", "--from", &first]).code(1).tells(&["signed neither by"]);
 }
+
+#[test]
+fn the_summary_of_a_release_comes_as_json_too() {
+    let sandbox = Sandbox::flat().with_key();
+    let summary = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&sandbox.attest(arguments).code(0).stdout).unwrap()
+    };
+
+    let first = summary(&["run", "--sign", "-o", "json"]);
+
+    assert_eq!((&first["signed"], &first["verified"]), (&true.into(), &false.into()));
+    sandbox.replace("k8s/deployment.yaml", "myapp:unreleased", &format!("myapp:{SHA}"));
+    sandbox.commit("Release");
+    let again = summary(&["release", "--from", &first["counter"].to_string(), "-o", "json"]);
+    assert!(again["counter"].as_u64() > first["counter"].as_u64(), "{again}");
+}
