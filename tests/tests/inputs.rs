@@ -44,6 +44,8 @@ const DOCUMENTS: &[(&str, Option<&str>, &str, &[&str])] = &[
     ("Directive", None, "Directive", &["common/src/documents/plan.rs"]),
     ("Sync", None, "Sync", &["common/src/documents/plan.rs"]),
     ("Release", None, "Release", &["common/src/documents/release.rs"]),
+    ("Statement", None, "Statement", &["common/src/documents/statement.rs"]),
+    ("Envelope", None, "Written", &["common/src/basics/envelope.rs"]),
 ];
 
 fn root() -> PathBuf {

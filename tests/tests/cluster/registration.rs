@@ -408,6 +408,14 @@ async fn errors_are_reported_before_anything_changes() -> anyhow::Result<()> {
     let output = desk.add("staging", &kubeconfig, "--dry-run").await?;
     assert!(output.status.success(), "{}", describe(&output));
 
+    // So does one whose policy is narrowed, and shown.
+    let narrowed =
+        "--dry-run --names web --repos https://git.example/a --namespaces shop --allow-remove";
+    let text = describe(&desk.add("staging", &kubeconfig, narrowed).await?);
+    for part in ["- web\n", "- https://git.example/a\n", "- shop\n", "allow: true\n"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
     // An unreachable hub: the error names its address and context.
     desk.hub.process().kill();
     let output = desk.add("staging", &kubeconfig, "").await?;

@@ -137,3 +137,27 @@ fn a_new_recipe_names_the_repository_that_was_given() {
 
     assert!(sandbox.read("attest.yaml").contains(url));
 }
+
+#[test]
+fn a_context_that_the_kubeconfig_has_not_is_named() {
+    let sandbox = with_hub();
+    let kubeconfig = sandbox.outside("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: here\n\
+        clusters: [{name: c, cluster: {server: \"https://127.0.0.1:1\"}}]\n\
+        users: [{name: u, user: {}}]\ncontexts: [{name: here, context: {cluster: c, user: u}}]\n";
+    std::fs::write(&kubeconfig, text).unwrap();
+    let policy = sandbox.policy("qa", "").display().to_string();
+    let kubeconfig = kubeconfig.display().to_string();
+    for command in [
+        &["gitops", "cluster", "add", "qa"][..],
+        &["gitops", "cluster", "accept", "qa", "--fingerprint", "SHA256:x"],
+        &["spoke", "status"],
+        &["spoke", "reset", "web", "-n", "shop", "--yes"],
+        &["spoke", "accept-state", "--yes"],
+        &["trust", "install", &policy, "--yes"],
+    ] {
+        let target = ["--kubeconfig", &kubeconfig, "--context", "elsewhere"];
+        let said = sandbox.attest(&[command, &target].concat()).code(1);
+        said.tells(&["elsewhere", "available contexts: here"]);
+    }
+}

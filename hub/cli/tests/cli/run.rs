@@ -238,3 +238,19 @@ fn files_that_git_ignores_are_not_rendered() {
 
     assert!(!sandbox.read(".attest/rendered/web-app/all.jsonl").contains("local"));
 }
+
+#[test]
+fn an_annotation_of_another_tool_is_named_when_it_is_signed_and_when_it_is_verified() {
+    let sandbox = Sandbox::flat().with_key();
+    let hook = "metadata:\n  annotations: {argocd.argoproj.io/sync-wave: \"2\"}\n  name: web-app";
+    sandbox.replace("k8s/deployment.yaml", "metadata:\n  name: web-app", hook);
+    sandbox.git(&["add", "--all"]);
+    let warning = "Deployment.apps/web-app: `argocd.argoproj.io/sync-wave: 2` has no effect";
+
+    let said = sandbox.attest(&["run", "--sign"]).code(0);
+
+    said.tells(&[warning, "use `attest.continuu.ms/wave`"]);
+    sandbox.replace("k8s/deployment.yaml", "myapp:unreleased", &format!("myapp:{SHA}"));
+    sandbox.commit("Release");
+    sandbox.attest(&["verify"]).code(0).shows(&["Warning", warning]);
+}

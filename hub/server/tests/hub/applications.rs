@@ -332,3 +332,25 @@ async fn a_watch_goes_on_and_adds_what_changes_under_the_same_columns() {
     assert_eq!(at(&header, "STATE"), at(&before, "Connected"));
     assert_eq!(at(&header, "STATE"), at(&after, "Disconnected"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_watch_prints_what_is_there_and_goes_on() {
+    let (Applied { fixture, spoke: _spoke, .. }, _) = synced().await;
+    let operator = Operator::new(&fixture);
+    for (command, shown) in [
+        (&["app", "list"][..], "web-app"),
+        (&["app", "get", "web-app"], "staging/"),
+        (&["cluster", "list"], "staging"),
+    ] {
+        let mut command = operator.command(&[&["gitops"], command, &["--watch"]].concat());
+        let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+
+        let (header, row) = (lines.next().unwrap().unwrap(), lines.next().unwrap().unwrap());
+
+        assert!(row.starts_with(shown), "{header} {row}");
+        assert!(watching.try_wait().unwrap().is_none(), "it goes on");
+        watching.kill().unwrap();
+        watching.wait().unwrap();
+    }
+}

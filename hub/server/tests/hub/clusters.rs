@@ -153,6 +153,11 @@ async fn a_token_is_created_listed_and_written_as_its_flags_ask() {
     let cluster =
         |arguments: &[&str]| operator.attest(&[&["gitops", "cluster"], arguments].concat());
     cluster(&["evict", "staging", "--yes"]).code(0);
+    let kubeconfig = operator.file("kubeconfig").display().to_string();
+    std::fs::write(&kubeconfig, "{apiVersion: v1, kind: Config, contexts: []}").unwrap();
+    cluster(&["rejoin", "staging", "--kubeconfig", &kubeconfig, "--context", "elsewhere"])
+        .code(1)
+        .says("elsewhere");
     let again = operator.file("again").display().to_string();
     cluster(&["rejoin", "staging", "--token-output", &again]).code(0);
     assert!(std::fs::read_to_string(&again).unwrap().starts_with("at1."));
