@@ -7,7 +7,7 @@ use super::release::{Admitted, DeliveredBlobs, admit, check_allowed, target_rele
 use super::{Ages, DestinationContext, Material, Verified, VerifyError};
 use crate::basics::envelope::{STATEMENT_TYPE, Unopened};
 use crate::basics::ids::Digest;
-use crate::documents::plan::{Directive, Plan};
+use crate::documents::plan::{Directive, Plan, SignedBlob};
 use crate::documents::release::{NamespaceRule, Release, Render};
 use crate::objects::kinds::Kinds;
 use crate::record;
@@ -71,7 +71,7 @@ pub fn admission(
         }
     }
     let admitted = admit(targeted, delivered, &plan.policy, &place)?;
-    check_plan(plan, &admitted, material)?;
+    check_plan(plan, &admitted)?;
     Ok(Verified(Admission {
         ordered: ordered.0.clone(),
         plan: plan.0.clone(),
@@ -79,13 +79,9 @@ pub fn admission(
     }))
 }
 
-/// Requires that what a plan repeats of its release and its blobs is true.
-fn check_plan(
-    plan: &Plan,
-    admitted: &Admitted,
-    material: &Material<'_>,
-) -> Result<(), VerifyError> {
-    let Plan { release, content, receipts, namespace, .. } = plan;
+/// Requires that a plan repeats the facts of its release as they are signed.
+fn check_plan(plan: &Plan, admitted: &Admitted) -> Result<(), VerifyError> {
+    let Plan { content, namespace, .. } = plan;
     let Render { namespace: signed_namespace, objects, media_type, .. } = &admitted.render;
     if namespace != signed_namespace {
         let (planned, signed) = (format!("{namespace:?}"), format!("{signed_namespace:?}"));
@@ -95,41 +91,35 @@ fn check_plan(
         let (planned, signed) = (content.media_type.clone(), media_type.clone());
         return Err(VerifyError::PlanMismatch { field: "content.mediaType", planned, signed });
     }
-    let planned_bytes = receipts.iter().map(|receipt| receipt.size).sum();
-    let delivered_bytes = material.receipts.iter().map(|bytes| bytes.len() as u64).sum();
-    for (field, planned, signed) in [
-        ("content.objects", content.objects, *objects),
-        ("content.size", content.size, material.content.len() as u64),
-        ("release.size", release.size, material.release.len() as u64),
-        ("receipts[].size", planned_bytes, delivered_bytes),
-    ] {
-        if planned != signed {
-            let (planned, signed) = (planned.to_string(), signed.to_string());
-            return Err(VerifyError::PlanMismatch { field, planned, signed });
-        }
+    if content.objects != *objects {
+        let (planned, signed) = (content.objects.to_string(), objects.to_string());
+        return Err(VerifyError::PlanMismatch { field: "content.objects", planned, signed });
     }
     Ok(())
 }
 
-/// Matches delivered blobs with those that a plan names. A missing, different or unnamed blob is an error.
+/// Matches delivered blobs with those that a plan names. A missing, different or unnamed blob is an error, and so is one
+/// of another size than the plan states.
 fn match_blobs<'a>(
     plan: &'a Plan,
     material: &Material<'a>,
 ) -> Result<DeliveredBlobs<'a>, VerifyError> {
-    if Digest::of(material.release) != plan.release.sha256 {
+    let release_bytes = material.release.len() as u64;
+    if plan.release.size != release_bytes || Digest::of(material.release) != plan.release.sha256 {
         return Err(VerifyError::BlobDigest { what: "release" });
     }
     let content = Digest::of(material.content);
-    if content != plan.content.sha256 {
+    if plan.content.size != material.content.len() as u64 || content != plan.content.sha256 {
         return Err(VerifyError::BlobDigest { what: "content" });
     }
-    let named: BTreeMap<Digest, Digest> = plan.receipts.iter().map(|r| (r.sha256, r.id)).collect();
+    let named: BTreeMap<Digest, &SignedBlob> =
+        plan.receipts.iter().map(|receipt| (receipt.sha256, receipt)).collect();
     let mut receipts = BTreeMap::new();
     for bytes in material.receipts {
-        let id = named.get(&Digest::of(bytes));
+        let blob = named.get(&Digest::of(bytes)).filter(|blob| blob.size == bytes.len() as u64);
         let receipt = Unopened::read(bytes, STATEMENT_TYPE)
             .ok()
-            .filter(|receipt| Some(&receipt.id()) == id)
+            .filter(|receipt| blob.is_some_and(|blob| blob.id == receipt.id()))
             .ok_or(VerifyError::BlobDigest { what: "receipt" })?;
         receipts.insert(receipt.id(), receipt);
     }

@@ -505,13 +505,13 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("a plan with another media type", "PlanMismatch", |w| {
             w.bend_plan = |plan| plan.content.media_type = "application/x-yaml".to_owned();
         }),
-        ("a plan with another size of the content", "PlanMismatch", |w| {
+        ("a plan with another size of the content", "BlobDigest", |w| {
             w.bend_plan = |plan| plan.content.size -= 1;
         }),
-        ("a plan with another size of the release", "PlanMismatch", |w| {
+        ("a plan with another size of the release", "BlobDigest", |w| {
             w.bend_plan = |plan| plan.release.size += 1;
         }),
-        ("a plan with another size of a receipt", "PlanMismatch", |w| {
+        ("a plan with another size of a receipt", "BlobDigest", |w| {
             w.bend_plan = |plan| plan.receipts[0].size = 0;
         }),
         ("keys that nobody is", "UntrustedKey", |w| w.asked.trusted_keys = Some(BTreeSet::new())),
