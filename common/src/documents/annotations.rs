@@ -4,7 +4,8 @@ use serde_json::Value;
 
 /// Prefix of labels and annotations that only this project defines.
 pub const OWN_PREFIX: &str = "attest.continuu.ms/";
-/// An object that cannot be changed is deleted and made again, if the value is `true`.
+/// An object that cannot be changed is deleted and made again, if the value is `true`; also a finished Job is not, if it
+/// is `false`.
 pub const REPLACE_ANNOTATION: &str = "attest.continuu.ms/replace";
 /// An object that leaves Git, or whose application is removed, is released and not deleted, if the value is `true`.
 pub const ORPHAN_ANNOTATION: &str = "attest.continuu.ms/orphan";
@@ -41,9 +42,9 @@ pub(super) fn wave(object: &Value) -> i16 {
     text(object, WAVE_ANNOTATION).and_then(parse_wave).unwrap_or_default()
 }
 
-/// Returns whether an annotation of an object is `true`.
-pub(super) fn is_set(object: &Value, name: &str) -> bool {
-    text(object, name) == Some("true")
+/// Returns the value of an annotation of an object that is `true` or `false`.
+pub(super) fn flag(object: &Value, name: &str) -> Option<bool> {
+    text(object, name)?.parse().ok()
 }
 
 fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
@@ -93,7 +94,10 @@ mod tests {
         assert_eq!(wave(&with(json!({WAVE_ANNOTATION: "-3"}))), -3);
         assert_eq!(wave(&with(json!({}))), 0);
         assert_eq!(wave(&json!({"metadata": {"labels": {WAVE_ANNOTATION: "3"}}})), 0);
-        assert!(is_set(&with(json!({ORPHAN_ANNOTATION: "true"})), ORPHAN_ANNOTATION));
-        assert!(!is_set(&with(json!({ORPHAN_ANNOTATION: "false"})), ORPHAN_ANNOTATION));
+        for (value, expected) in [("true", Some(true)), ("false", Some(false)), ("yes", None)] {
+            let object = with(json!({ORPHAN_ANNOTATION: value}));
+            assert_eq!(flag(&object, ORPHAN_ANNOTATION), expected);
+        }
+        assert_eq!(flag(&with(json!({})), ORPHAN_ANNOTATION), None);
     }
 }

@@ -150,12 +150,13 @@ impl Object {
 
     /// Returns whether the object is to be released, and not deleted, when it is no longer rendered.
     pub fn is_orphaned(&self) -> bool {
-        annotations::is_set(&self.value, ORPHAN_ANNOTATION)
+        annotations::flag(&self.value, ORPHAN_ANNOTATION) == Some(true)
     }
 
-    /// Returns whether the author allows to delete the object and make it again where it cannot be changed.
-    pub fn may_be_replaced(&self) -> bool {
-        annotations::is_set(&self.value, REPLACE_ANNOTATION)
+    /// Returns whether the author allows to delete the object and make it again where it cannot be changed. `None` leaves
+    /// it to the rule of the kind.
+    pub fn may_be_replaced(&self) -> Option<bool> {
+        annotations::flag(&self.value, REPLACE_ANNOTATION)
     }
 
     fn check(&self) -> Result<(), ManifestError> {

@@ -1,7 +1,7 @@
 //! Objects that cannot be changed and are deleted and made again. Pure.
 //!
-//! A finished Job is replaced when its template changes. Other objects are replaced only if their author asks for it by
-//! `attest.continuu.ms/replace`, and objects whose content cannot be restored never.
+//! A finished Job is replaced when its template changes, unless its author forbids it. Other objects are replaced only if
+//! their author asks for it by `attest.continuu.ms/replace`, and objects whose content cannot be restored never.
 
 use attest_common::basics::ids::Digest;
 use attest_common::documents::manifest::Object;
@@ -18,7 +18,7 @@ const TRIAL_NAME_DIGITS: usize = 8;
 
 /// Returns whether an object may be replaced at some time.
 pub(super) fn is_of_a_kind(object: &Object) -> bool {
-    !is_irreplaceable(object.key()) && (is_job(object) || object.may_be_replaced())
+    !is_irreplaceable(object.key()) && object.may_be_replaced().unwrap_or_else(|| is_job(object))
 }
 
 fn is_job(object: &Object) -> bool {
@@ -31,7 +31,7 @@ pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
     let key = object.key();
     let health = health::verdict(&key.group, &key.kind, live).health;
     let has_ended = matches!(health, Health::Current | Health::Failed);
-    is_of_a_kind(object) && (object.may_be_replaced() || (is_job(object) && has_ended))
+    is_of_a_kind(object) && (object.may_be_replaced() == Some(true) || (is_job(object) && has_ended))
 }
 
 /// Returns path and body of an object under a name that no other has, to try it beside the existing one.
@@ -55,8 +55,8 @@ mod tests {
 
     use super::*;
 
-    fn object(api_version: &str, kind: &str, annotated: bool) -> Object {
-        let annotations = if annotated { json!({REPLACE_ANNOTATION: "true"}) } else { json!({}) };
+    fn object(api_version: &str, kind: &str, replace: Option<bool>) -> Object {
+        let annotations = replace.map(|replace| json!({REPLACE_ANNOTATION: replace.to_string()}));
         let metadata = json!({"name": "a", "namespace": "shop", "annotations": annotations});
         Object::new(json!({"apiVersion": api_version, "kind": kind, "metadata": metadata})).unwrap()
     }
@@ -66,25 +66,28 @@ mod tests {
         let finished = json!({"status": {"conditions": [{"type": "Complete", "status": "True"}]}});
         let failed = json!({"status": {"conditions": [{"type": "Failed", "status": "True"}]}});
         let runs = json!({"status": {"active": 1}});
-        for (api_version, kind, annotated, live, expected) in [
-            ("batch/v1", "Job", false, &finished, true),
-            ("batch/v1", "Job", false, &failed, true),
-            ("batch/v1", "Job", false, &runs, false),
-            ("batch/v1", "Job", true, &runs, true),
-            ("apps/v1", "StatefulSet", false, &finished, false),
-            ("apps/v1", "StatefulSet", true, &runs, true),
-            ("v1", "PersistentVolumeClaim", true, &runs, false),
-            ("v1", "Namespace", true, &runs, false),
-            ("apiextensions.k8s.io/v1", "CustomResourceDefinition", true, &runs, false),
+        let (asks, forbids) = (Some(true), Some(false));
+        for (api_version, kind, replace, live, expected) in [
+            ("batch/v1", "Job", None, &finished, true),
+            ("batch/v1", "Job", None, &failed, true),
+            ("batch/v1", "Job", None, &runs, false),
+            ("batch/v1", "Job", asks, &runs, true),
+            ("batch/v1", "Job", forbids, &finished, false),
+            ("apps/v1", "StatefulSet", None, &finished, false),
+            ("apps/v1", "StatefulSet", asks, &runs, true),
+            ("apps/v1", "StatefulSet", forbids, &runs, false),
+            ("v1", "PersistentVolumeClaim", asks, &runs, false),
+            ("v1", "Namespace", asks, &runs, false),
+            ("apiextensions.k8s.io/v1", "CustomResourceDefinition", asks, &runs, false),
         ] {
-            let replaceable = is_replaceable(&object(api_version, kind, annotated), live);
-            assert_eq!(replaceable, expected, "{kind} {annotated} {live}");
+            let replaceable = is_replaceable(&object(api_version, kind, replace), live);
+            assert_eq!(replaceable, expected, "{kind} {replace:?} {live}");
         }
     }
 
     #[test]
     fn a_replacement_is_tried_beside_the_existing_object() {
-        let job = object("batch/v1", "Job", false);
+        let job = object("batch/v1", "Job", None);
 
         let path = "/apis/batch/v1/namespaces/shop/jobs/a";
         let (path, value) = under_another_name(path, &job, job.value().clone());

@@ -153,3 +153,26 @@ pub(super) fn followed(objects: &BTreeMap<ObjectKey, Tracked>) -> BTreeMap<Objec
     let watched = objects.iter().filter(|(_, tracked)| tracked.watched);
     watched.map(|(key, tracked)| (key.clone(), tracked.followed())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::objects::tests::tracked;
+    use crate::ledger::records::tests::object_key;
+
+    #[test]
+    fn a_definition_comes_no_later_than_the_first_object_of_its_kind() {
+        let definition = object_key("CustomResourceDefinition", "widgets.example.com");
+        let widget = |wave| Tracked { wave, definition: Some(definition.clone()), ..tracked(8) };
+        let mut objects = BTreeMap::from([
+            (definition.clone(), Tracked { wave: 5, ..tracked(1) }),
+            (object_key("Widget", "first"), widget(-2)),
+            (object_key("Widget", "last"), widget(9)),
+        ]);
+
+        bring_definitions_forward(&mut objects);
+
+        let waves: Vec<i16> = objects.values().map(|tracked| tracked.wave).collect();
+        assert_eq!(waves, [-2, -2, 9]);
+    }
+}
