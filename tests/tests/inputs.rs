@@ -20,6 +20,9 @@ use fields::{Field, fields_of};
 /// One line for each input: what it belongs to, its path, and the test that shows its effect or its refusal.
 const EFFECTS: &str = include_str!("inputs/effects.txt");
 
+/// Source of the bodies of the hub's API.
+const API: &[&str] = &["hub/documents/src/lib.rs"];
+
 /// Documents, with the page that lists their fields, their root type and the sources of their types.
 const DOCUMENTS: &[(&str, Option<&str>, &str, &[&str])] = &[
     (
@@ -46,6 +49,12 @@ const DOCUMENTS: &[(&str, Option<&str>, &str, &[&str])] = &[
     ("Release", None, "Release", &["common/src/documents/release.rs"]),
     ("Statement", None, "Statement", &["common/src/documents/statement.rs"]),
     ("Envelope", None, "Written", &["common/src/basics/envelope.rs"]),
+    ("POST /v1/tokens", None, "TokenRequest", API),
+    ("POST /v1/clusters/NAME/accept", None, "AcceptRequest", API),
+    ("POST /v1/clusters/NAME/revoke", None, "RevokeRequest", API),
+    ("PUT /v1/repositories", None, "RepositoryRequest", API),
+    ("DELETE /v1/repositories", None, "RepositoryRemoval", API),
+    ("PUT /v1/keys", None, "KeyRequest", API),
 ];
 
 fn root() -> PathBuf {

@@ -905,7 +905,7 @@ async fn waves_are_applied_and_gated_in_order_and_deleted_in_the_opposite_one() 
     let order: Vec<&str> = applied.iter().rev().take(4).rev().map(String::as_str).collect();
     assert_eq!(order, ["patch first", "patch sentinel", "patch third", "patch last"]);
 
-    // An update of a later wave alone waits for nothing; a removal goes the other way.
+    // Deletions go the other way.
     let mark = situation.mark();
     situation.write(SENTINEL)?;
     situation.release()?;
