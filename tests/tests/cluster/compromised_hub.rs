@@ -428,6 +428,19 @@ async fn a_compromised_hub_cannot_deploy() -> anyhow::Result<()> {
     sent.plan.hooks = vec![json!({"name": "backdoor", "image": "evil"})];
     stage = stage.refused("j", &sent, "HookNotAllowed").await?;
 
+    // (j2) a part of a rollout, which no spoke can stop at
+    let mut sent = stage.honest()?;
+    sent.directive.cap_percent = 50;
+    stage = stage.refused("j2", &sent, "CapNotSupported").await?;
+
+    // (j3, j4) a plan that contradicts the release that it names
+    let mut sent = stage.honest()?;
+    sent.plan.namespace = NamespaceRule::DefaultOnly { pattern: "*".to_owned() };
+    stage = stage.refused("j3", &sent, "PlanMismatch").await?;
+    let mut sent = stage.honest()?;
+    sent.plan.content.objects += 1;
+    stage = stage.refused("j4", &sent, "PlanMismatch").await?;
+
     // (k) an object that another application owns, with Adopt set, where the cluster's own policy allows
     // adoption
     stage.allow_adoption_in_production().await?;
