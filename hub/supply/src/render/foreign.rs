@@ -6,7 +6,7 @@ mod table;
 
 use std::fmt;
 
-use attest_common::documents::annotations::REPLACE_ANNOTATION;
+use attest_common::documents::annotations::{OWN_PREFIX, REPLACE_ANNOTATION};
 use attest_common::documents::manifest::{Object, ObjectKey};
 use attest_common::objects::kinds::is_irreplaceable;
 use serde_json::Value;
@@ -15,6 +15,8 @@ use self::table::{ROWS, Row};
 
 /// Most annotations of other tools that are named for one rendering.
 pub const FOREIGN_NAMED_MAX: usize = 100;
+/// Fields of metadata that hold what authors write for tools.
+const SECTIONS: [&str; 2] = ["annotations", "labels"];
 /// Longest value that is shown, in characters.
 const VALUE_CHARACTERS_MAX: usize = 60;
 
@@ -43,8 +45,9 @@ pub fn foreign_annotations(objects: &[Object]) -> Vec<ForeignAnnotation> {
 
 fn of_object(object: &Object) -> Vec<ForeignAnnotation> {
     let mut found = Vec::new();
-    for section in ["/metadata/annotations", "/metadata/labels"] {
-        let entries = object.value().pointer(section).and_then(Value::as_object);
+    for section in SECTIONS {
+        let entries = object.value().pointer(&format!("/metadata/{section}"));
+        let entries = entries.and_then(Value::as_object);
         for (name, value) in entries.into_iter().flatten() {
             let value = value.as_str().unwrap_or_default();
             found.extend(effects(name, value).into_iter().map(|(item, effect)| {
@@ -58,7 +61,38 @@ fn of_object(object: &Object) -> Vec<ForeignAnnotation> {
         }
     }
     found.extend(replace_without_effect(object));
+    let fields = object.value().as_object().into_iter().flatten();
+    fields
+        .filter(|(field, _)| *field != "metadata")
+        .for_each(|(_, inner)| add_misplaced(object.key(), inner, &mut found));
     found
+}
+
+/// Adds annotations of this project that stand inside an object, as in the template of its pods.
+fn add_misplaced(object: &ObjectKey, value: &Value, found: &mut Vec<ForeignAnnotation>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, inner) in fields {
+                let entries = inner.as_object().filter(|_| SECTIONS.contains(&field.as_str()));
+                for (name, value) in entries.into_iter().flatten() {
+                    if name.starts_with(OWN_PREFIX) {
+                        let value = value.as_str().unwrap_or_default();
+                        found.push(ForeignAnnotation {
+                            object: object.clone(),
+                            name: name.clone(),
+                            value: value.chars().take(VALUE_CHARACTERS_MAX).collect(),
+                            effect: "only `metadata.annotations` of the object itself is read; move it there",
+                        });
+                    }
+                }
+                add_misplaced(object, inner, found);
+            }
+        }
+        Value::Array(items) => {
+            items.iter().for_each(|item| add_misplaced(object, item, found));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Returns the effects of an annotation, each with the part of its value that it is about.
@@ -175,6 +209,23 @@ mod tests {
         assert_eq!(foreign_annotations(&[object("ConfigMap", label)]).len(), 1);
         assert_eq!(foreign_annotations(&[object("ConfigMap", replace.clone())]), []);
         assert_eq!(foreign_annotations(&[object("PersistentVolumeClaim", replace)]).len(), 1);
+    }
+
+    #[test]
+    fn an_annotation_of_this_project_inside_an_object_is_named() {
+        let template = |annotations: Value| {
+            let spec = json!({"template": {"metadata": {"annotations": annotations}}});
+            let value = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": spec});
+            let found = foreign_annotations(&[Object::new(value).unwrap()]);
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+
+        let lines = template(json!({"attest.continuu.ms/wave": "1", "helm.sh/hook": "test"}));
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].starts_with("Deployment.apps/a: `attest.continuu.ms/wave: 1` has no effect")
+        );
+        assert!(template(json!({"example.com/a": "1"})).is_empty());
     }
 
     #[test]
