@@ -16,6 +16,7 @@ mod harness;
 mod install;
 mod operator;
 mod product;
+mod quiet;
 mod refusals_reevaluated;
 mod registration;
 mod schema;

@@ -182,7 +182,7 @@ fn the_published_workflow_commits_exactly_the_signed_bytes() {
 }
 
 #[test]
-fn a_file_whose_bytes_git_changes_is_refused_before_signing() {
+fn case_13_git_attributes_a_file_with_other_bytes_is_refused_before_signing() {
     const SECRET: &str =
         "apiVersion: v1\nkind: Secret\nmetadata: {name: seal}\nstringData: {word: plain}\n";
     for (attributes, settings) in [
