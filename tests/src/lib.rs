@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod compromised_hub;
 pub mod demo;
 pub mod fleet;
+pub mod fuzz;
 pub mod kube_reader;
 pub mod process;
 pub mod real;
