@@ -57,7 +57,8 @@ pub(super) fn json() -> Vec<Vec<u8>> {
 pub(super) fn rendering() -> Vec<Vec<u8>> {
     let odd: [&[u8]; 3] = [
         b"{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"a\"}}\n",
-        b"{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"name\":\"a\"},\"spec\":{\"containers\":[{\"image\":\"a:1\",\"name\":\"a\"}]}}\n",
+        b"{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"name\":\"a\"},\
+            \"spec\":{\"containers\":[{\"image\":\"a:1\",\"name\":\"a\"}]}}\n",
         b"{\"apiVersion\":\"v1\",\"items\":[],\"kind\":\"List\",\"metadata\":{\"name\":\"a\"}}\n",
     ];
     odd.into_iter().chain([RENDERING]).map(<[u8]>::to_vec).collect()
@@ -77,7 +78,9 @@ pub(super) fn envelopes() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn statements() -> Vec<Vec<u8>> {
-    let statement = br#"{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"all.jsonl","digest":{"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}}],"predicateType":"https://attest.continuu.ms/release/v1","predicate":{"a":1}}"#;
+    let statement = br#"{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"all.jsonl",
+        "digest":{"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}}],
+        "predicateType":"https://attest.continuu.ms/release/v1","predicate":{"a":1}}"#;
     [statement, DIRECTIVE, PLAN, SYNC, REPORT].map(<[u8]>::to_vec).into()
 }
 
@@ -141,7 +144,7 @@ pub(super) fn policies() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn git_files() -> Vec<Vec<u8>> {
-    let tree = b"40000 k8s\0\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33\x33100644 a\0\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44\x44";
+    let tree = [b"40000 k8s\0".as_slice(), &[0x33; 20], b"100644 a\0", &[0x44; 20]].concat();
     let mut index = b"DIRC\0\0\0\x02\0\0\0\x01".to_vec();
     index.extend([0; 40]);
     index.extend([0x55; 20]);
@@ -158,7 +161,7 @@ pub(super) fn git_files() -> Vec<Vec<u8>> {
         (2, COMMIT.as_bytes()),
         (2, b"ref: refs/heads/main\n"),
         (3, &index),
-        (4, tree),
+        (4, &tree),
         (5, RECIPE),
     ];
     files.map(|(choice, content)| [&[choice], content].concat()).into()
@@ -170,9 +173,11 @@ pub(super) fn git_answers() -> Vec<Vec<u8>> {
         "0052{COMMIT} HEAD symref-target:refs/heads/main\n003d{COMMIT} refs/heads/main\n0000"
     );
     let old = format!(
-        "001e# service=git-upload-pack\n0000004b{COMMIT} HEAD\0multi_ack shallow\n003d{COMMIT} refs/heads/main\n0000"
+        "001e# service=git-upload-pack\n0000004b{COMMIT} HEAD\0multi_ack shallow\n\
+         003d{COMMIT} refs/heads/main\n0000"
     );
-    let pack = b"000dpackfile\n002a\x01PACK\0\0\0\x02\0\0\0\0\x02\x9d\x08\x82\x3b\xd8\xa8\xea\xb5\x10\xad\x6a\xc7\x5c\x82\x3c\xfd\x3e\xd3\x1e0000";
+    let pack = b"000dpackfile\n002a\x01PACK\0\0\0\x02\0\0\0\0\
+        \x02\x9d\x08\x82\x3b\xd8\xa8\xea\xb5\x10\xad\x6a\xc7\x5c\x82\x3c\xfd\x3e\xd3\x1e0000";
     let answers: [(u8, &[u8]); 9] = [
         (0, refs.as_bytes()),
         (2, refs.as_bytes()),
