@@ -20,7 +20,7 @@ use fields::{Field, fields_of};
 /// One line for each input: what it belongs to, its path, and the test that shows its effect or its refusal.
 const EFFECTS: &str = include_str!("inputs/effects.txt");
 
-/// Source of the bodies of the hub's API.
+/// Source of the queries and bodies of the hub's API.
 const API: &[&str] = &["hub/documents/src/lib.rs"];
 
 /// Documents, with the page that lists their fields, their root type and the sources of their types.
@@ -49,6 +49,8 @@ const DOCUMENTS: &[(&str, Option<&str>, &str, &[&str])] = &[
     ("Release", None, "Release", &["common/src/documents/release.rs"]),
     ("Statement", None, "Statement", &["common/src/documents/statement.rs"]),
     ("Envelope", None, "Written", &["common/src/basics/envelope.rs"]),
+    ("GET /v1/applications", None, "PageQuery", API),
+    ("GET /v1/applications/NAME", None, "DetailQuery", API),
     ("POST /v1/tokens", None, "TokenRequest", API),
     ("POST /v1/clusters/NAME/accept", None, "AcceptRequest", API),
     ("POST /v1/clusters/NAME/revoke", None, "RevokeRequest", API),

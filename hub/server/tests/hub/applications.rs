@@ -48,6 +48,30 @@ async fn removal_that_a_clusters_policy_forbids_is_refused_before_anything_is_or
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn applications_are_listed_in_pages_of_the_requested_size() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.repositories(), "web-app");
+    let (_spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+    for name in ["a", "b", "c"] {
+        let mut manifest = repository.manifest(None);
+        manifest["metadata"]["name"] = json!(name);
+        let (status, answer) = fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    let first = fixture.get("/v1/applications?limit=2").await;
+    let second = fixture.get("/v1/applications?limit=2&continue=b").await;
+
+    assert_eq!((names(&first), &first["metadata"]["continue"]), (vec!["a", "b"], &json!("b")));
+    assert_eq!((names(&second), &second["metadata"]["continue"]), (vec!["c"], &Value::Null));
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().unwrap().iter();
+    items.map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn applying_an_application_that_is_being_deleted_keeps_it() {
     let (Applied { fixture, repository, mut spoke, .. }, _) = synced().await;
     assert_eq!(fixture.call("DELETE", APPLICATION, None).await.0, 200);
