@@ -357,7 +357,7 @@ fn a_refusal_of_an_older_spoke_is_read() {
 fn the_secrets_of_a_spoke_have_the_names_and_keys_they_always_had() {
     let (application, namespace) = (name("web-app"), name("app-production"));
     let names = json!({
-        "namespace": custody::SYSTEM_NAMESPACE,
+        "namespace": custody::SPOKE_NAMESPACE,
         "serviceAccount": custody::SPOKE_NAME,
         "join": {custody::JOIN_SECRET: [custody::JOIN_TOKEN_KEY]},
         "identity": {custody::IDENTITY_SECRET: [

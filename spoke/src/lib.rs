@@ -26,4 +26,4 @@ pub mod rate_limits;
 pub mod session;
 pub mod trust;
 
-pub use attest_common::record::custody::{SPOKE_NAME, SYSTEM_NAMESPACE};
+pub use attest_common::record::custody::{SPOKE_NAME, SPOKE_NAMESPACE};

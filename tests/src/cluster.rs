@@ -419,8 +419,8 @@ fn stale_token() -> anyhow::Result<String> {
     getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     let payload = data_encoding::BASE64URL_NOPAD.encode(br#"{"iat":1000,"exp":1300}"#);
     let token = format!("stale.{payload}.{}", data_encoding::HEXLOWER.encode(&random));
-    let user = "system:serviceaccount:attest-system:attest-spoke";
-    let groups = "system:serviceaccounts,system:serviceaccounts:attest-system";
+    let user = "system:serviceaccount:attest-spoke:attest-spoke";
+    let groups = "system:serviceaccounts,system:serviceaccounts:attest-spoke";
     Ok(format!("{token},{user},stale,\"{groups}\"\n"))
 }
 

@@ -21,7 +21,7 @@ use crate::basics::ids::{Digest, Name, Timestamp};
 use crate::basics::reason::ReportedReason;
 
 /// Namespace of the spoke: its Secrets and its ServiceAccount.
-pub const SYSTEM_NAMESPACE: &str = "attest-system";
+pub const SPOKE_NAMESPACE: &str = "attest-spoke";
 /// ServiceAccount and Deployment of the spoke.
 pub const SPOKE_NAME: &str = "attest-spoke";
 

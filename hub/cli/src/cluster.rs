@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::bail;
 use attest_common::basics::ids::Timestamp;
 use attest_documents::{Cluster, List, RevokeRequest};
-use attest_install::SYSTEM_NAMESPACE;
+use attest_install::SPOKE_NAMESPACE;
 use attest_install::registration::HubEntry;
 use clap::Subcommand;
 use reqwest::Method;
@@ -302,7 +302,7 @@ fn remaining_installation(removed: &Cluster, clusters: &[Cluster]) -> String {
         ),
         None => format!(
             "the spoke and its trust policy are still installed; `kubectl {ANY_KUBECONFIG} delete \
-             namespace {SYSTEM_NAMESPACE}`, with the kubeconfig of {}, removes the spoke",
+             namespace {SPOKE_NAMESPACE}`, with the kubeconfig of {}, removes the spoke",
             removed.name
         ),
     }
@@ -334,7 +334,7 @@ mod tests {
         let shared = remaining_installation(&removed, &[same]);
 
         assert!(
-            alone.contains("`kubectl --kubeconfig F delete namespace attest-system`"),
+            alone.contains("`kubectl --kubeconfig F delete namespace attest-spoke`"),
             "{alone}"
         );
         assert!(shared.contains("registered as staging (c-00000000000000dd)"), "{shared}");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use attest_common::record::custody::{SPOKE_NAME, SYSTEM_NAMESPACE};
+use attest_common::record::custody::{SPOKE_NAME, SPOKE_NAMESPACE};
 use attest_install::apply::{self, ObjectRef};
 use attest_install::cluster::ClusterFacts;
 use attest_install::namespaces::{ForeignObject, foreign_objects};
@@ -174,7 +174,7 @@ impl TargetCluster {
     /// The command that prints the log of the spoke in the cluster.
     pub(crate) fn log_command(&self) -> String {
         let flags = &self.flags;
-        format!("kubectl {flags} -n {SYSTEM_NAMESPACE} logs deployment/{SPOKE_NAME}")
+        format!("kubectl {flags} -n {SPOKE_NAMESPACE} logs deployment/{SPOKE_NAME}")
     }
 
     /// A kubeconfig for this cluster with the spoke's token and without the operator's credentials.
@@ -204,7 +204,7 @@ impl TargetCluster {
             "clusters": [{"name": name, "cluster": cluster}],
             "users": [{"name": SPOKE_NAME, "user": {"token": token}}],
             "contexts": [{"name": name, "context": {
-                "cluster": name, "user": SPOKE_NAME, "namespace": SYSTEM_NAMESPACE
+                "cluster": name, "user": SPOKE_NAME, "namespace": SPOKE_NAMESPACE
             }}]
         });
         Ok(serde_saphyr::to_string(&kubeconfig)?)

@@ -8,7 +8,7 @@ use attest_common::objects::placement::{DESCRIBING_DOMAINS, NAME_LABEL, RESERVED
 use serde_json::{Value, json};
 
 use super::{
-    PolicyKinds, SPOKE_NAME, SPOKE_USER, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
+    PolicyKinds, SPOKE_NAME, SPOKE_NAMESPACE, SPOKE_USER, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
     labelled_for_pruning, object,
 };
 
@@ -39,7 +39,7 @@ fn binding_policy(kinds: &PolicyKinds) -> Value {
          variables.it.subjects[0].kind == 'ServiceAccount' && \
          ((variables.it.roleRef.name == '{WORKLOADS_ROLE}' && variables.it.subjects[0].namespace in {accounts}) || \
          (variables.it.roleRef.name == '{WORKLOADS_READ_ROLE}' && \
-         variables.it.subjects[0].namespace == '{SYSTEM_NAMESPACE}' && \
+         variables.it.subjects[0].namespace == '{SPOKE_NAMESPACE}' && \
          variables.it.subjects[0].name == '{SPOKE_NAME}'))",
         accounts = cel_list(kinds.by_accounts.keys())
     );

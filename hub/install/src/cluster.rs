@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 
 use crate::apply::{InstallError, ObjectRef, ignore_not_found};
 use attest_common::record::custody::{
-    IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, SPOKE_NAME, SYSTEM_NAMESPACE,
+    IDENTITY_CHAIN_KEY, IDENTITY_CLUSTER_ID_KEY, IDENTITY_SECRET, SPOKE_NAME, SPOKE_NAMESPACE,
 };
 
+/// Namespace in which earlier versions installed the spoke. It belongs to the hub now.
+pub const EARLIER_SPOKE_NAMESPACE: &str = "attest-system";
 /// The namespace whose UID identifies a cluster.
 const IDENTIFYING_NAMESPACE: &str = "kube-system";
 
@@ -27,6 +29,8 @@ pub struct ClusterFacts {
     pub spoke: Option<SpokeIdentity>,
     /// `spec` of the trust policy installed there.
     pub policy: Option<Value>,
+    /// True if a spoke of an earlier version is installed in [`EARLIER_SPOKE_NAMESPACE`].
+    pub has_earlier_spoke: bool,
 }
 
 /// A spoke's identity, as recorded in its Secret.
@@ -54,13 +58,14 @@ impl ClusterFacts {
             kube_system_uid: namespace.metadata.uid.unwrap_or_default(),
             spoke: spoke_identity(client).await?,
             policy: installed_policy(client).await?,
+            has_earlier_spoke: has_earlier_spoke(client).await?,
         })
     }
 }
 
 /// Secrets of the spoke's namespace.
 pub fn spoke_secrets(client: &Client) -> Api<Secret> {
-    Api::namespaced(client.clone(), SYSTEM_NAMESPACE)
+    Api::namespaced(client.clone(), SPOKE_NAMESPACE)
 }
 
 /// Reads the spoke's identity. `None` until the spoke has created one.
@@ -87,6 +92,17 @@ async fn installed_policy(client: &Client) -> Result<Option<Value>, InstallError
         // Without the definition, the answer is a 404 that is not a Kubernetes status.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(source) => Err(InstallError::request("read AttestTrustPolicy", POLICY_NAME, source)),
+    }
+}
+
+/// Returns true if the account of a spoke exists where earlier versions installed it. An operator who may not read
+/// that namespace did not install one.
+async fn has_earlier_spoke(client: &Client) -> Result<bool, InstallError> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), EARLIER_SPOKE_NAMESPACE);
+    match accounts.get_opt(SPOKE_NAME).await {
+        Ok(account) => Ok(account.is_some()),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+        Err(source) => Err(InstallError::request("read ServiceAccount", SPOKE_NAME, source)),
     }
 }
 
@@ -128,7 +144,7 @@ pub async fn issue_account_token(
     client: &Client,
     lifetime_s: i64,
 ) -> Result<Option<String>, InstallError> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SPOKE_NAMESPACE);
     let spec =
         TokenRequestSpec { expiration_seconds: Some(lifetime_s), ..TokenRequestSpec::default() };
     let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
@@ -150,7 +166,7 @@ pub async fn spoke_pod_problem(client: &Client) -> Option<String> {
 }
 
 fn spoke_pods(client: &Client) -> Api<Pod> {
-    Api::namespaced(client.clone(), SYSTEM_NAMESPACE)
+    Api::namespaced(client.clone(), SPOKE_NAMESPACE)
 }
 
 fn spoke_label() -> String {

@@ -17,12 +17,12 @@ mod spoke;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use attest_common::record::custody::{SPOKE_NAME, SYSTEM_NAMESPACE};
+pub use attest_common::record::custody::{SPOKE_NAME, SPOKE_NAMESPACE};
 use attest_common::trust::policy::{Entry, GroupResource, Spec, accounts_namespace};
 use serde_json::{Map, Value, json};
 
 /// User name of the spoke's ServiceAccount.
-pub const SPOKE_USER: &str = "system:serviceaccount:attest-system:attest-spoke";
+pub const SPOKE_USER: &str = "system:serviceaccount:attest-spoke:attest-spoke";
 /// Field manager of everything installed here.
 pub const FIELD_MANAGER: &str = "attest-install";
 /// Label of every installed object; its value is [`FIELD_MANAGER`].
@@ -62,7 +62,7 @@ impl Installation<'_> {
     /// Every manifest, in the order in which they are applied: dependencies first, the Deployment last.
     pub fn manifests(&self) -> Vec<Value> {
         let kinds = PolicyKinds::from_policy(self.policy);
-        let mut all = vec![namespace(SYSTEM_NAMESPACE, true)];
+        let mut all = vec![namespace(SPOKE_NAMESPACE, true)];
         all.extend(kinds.by_accounts.keys().map(|name| namespace(name, true)));
         all.extend(kinds.bound_namespaces().iter().map(|name| namespace(name, false)));
         all.push(definition::trust_policy_definition());

@@ -1,6 +1,6 @@
 //! The check for foreign objects in the namespaces that an installation reserves.
 //!
-//! The creator of `attest-system` could have left a binding there that grants access to the spoke's key, or an
+//! The creator of `attest-spoke` could have left a binding there that grants access to the spoke's key, or an
 //! account whose token they hold. This module reports what it finds; the caller decides what follows.
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 
 use super::apply::{InstallError, ObjectRef, api_resource, object_names};
-use super::{FIELD_MANAGER, KINDS_LABEL, MANAGED_BY_LABEL, SYSTEM_NAMESPACE};
+use super::{FIELD_MANAGER, KINDS_LABEL, MANAGED_BY_LABEL, SPOKE_NAMESPACE};
 
 /// Kinds that grant access to the contents of a namespace, with the field selector of the relevant objects.
 const ACCESS_KINDS: [(&str, &str); 3] = [
@@ -66,7 +66,7 @@ fn reserved_namespaces(manifests: &[Value]) -> Result<Vec<ObjectRef>, InstallErr
 
 fn is_reserved(object: &ObjectRef) -> bool {
     object.resource.kind == "Namespace"
-        && (object.name == SYSTEM_NAMESPACE || object.name.starts_with(ACCOUNTS_NAMESPACE))
+        && (object.name == SPOKE_NAMESPACE || object.name.starts_with(ACCOUNTS_NAMESPACE))
 }
 
 /// Kinds that [`foreign_objects`] lists, each with a namespace.
@@ -131,7 +131,7 @@ fn is_known(reference: &ObjectRef, object: &DynamicObject) -> bool {
         // Pruned by the installation, because the policy no longer needs it.
         "RoleBinding" => label(object, KINDS_LABEL) == Some("true"),
         "ServiceAccount" => {
-            let in_accounts = reference.namespace.as_deref() != Some(SYSTEM_NAMESPACE);
+            let in_accounts = reference.namespace.as_deref() != Some(SPOKE_NAMESPACE);
             reference.name == DEFAULT_ACCOUNT
                 || in_accounts && is_application_account(&reference.name, object)
         }
@@ -189,11 +189,11 @@ mod tests {
             ("attest-applications", "ServiceAccount", &web, true),
             ("attest-applications", "ServiceAccount", &other, false),
             ("attest-applications", "ServiceAccount", &plain("a-web-shop"), false),
-            ("attest-system", "ServiceAccount", &web, false),
-            ("attest-system", "ServiceAccount", &plain("default"), true),
+            ("attest-spoke", "ServiceAccount", &web, false),
+            ("attest-spoke", "ServiceAccount", &plain("default"), true),
             ("attest-applications", "RoleBinding", &pruned, true),
-            ("attest-system", "RoleBinding", &plain("readers"), false),
-            ("attest-system", "Secret", &plain("spoke-token"), false),
+            ("attest-spoke", "RoleBinding", &plain("readers"), false),
+            ("attest-spoke", "Secret", &plain("spoke-token"), false),
         ] {
             let known = is_known_in(namespace, kind, metadata);
             assert_eq!(known, expected, "{kind}/{namespace} {metadata}");

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::apply::{InstallError, ObjectRef, pruned_kinds};
 use crate::registration::RegistrationAction;
-use crate::{SYSTEM_NAMESPACE, namespaces};
+use crate::{SPOKE_NAMESPACE, namespaces};
 
 /// A permission: a verb on a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +25,12 @@ pub struct Permission {
 
 impl Permission {
     /// A verb on a core resource in the spoke's namespace.
-    pub fn in_system(verb: &'static str, resource: &str, subresource: &'static str) -> Self {
-        let namespace = Some(SYSTEM_NAMESPACE.to_owned());
+    pub fn in_spoke_namespace(
+        verb: &'static str,
+        resource: &str,
+        subresource: &'static str,
+    ) -> Self {
+        let namespace = Some(SPOKE_NAMESPACE.to_owned());
         Self { verb, group: String::new(), resource: resource.to_owned(), subresource, namespace }
     }
 
@@ -82,7 +86,7 @@ pub fn installation_permissions(
     manifests: &[Value],
     additional: &[Permission],
 ) -> Result<Vec<Permission>, InstallError> {
-    let mut all = vec![Permission::in_system("get", "secrets", "")];
+    let mut all = vec![Permission::in_spoke_namespace("get", "secrets", "")];
     for manifest in manifests {
         let object = ObjectRef::from_manifest(manifest)?;
         all.extend(["create", "patch"].map(|verb| Permission::on_object(verb, &object)));
@@ -119,16 +123,16 @@ pub fn registration_permissions(
     superseded: &[ObjectRef],
     is_external: bool,
 ) -> Vec<Permission> {
-    let mut needed = vec![Permission::in_system("list", "pods", "")];
+    let mut needed = vec![Permission::in_spoke_namespace("list", "pods", "")];
     needed.extend(superseded.iter().map(|object| Permission::on_object("delete", object)));
     if action.joins() {
-        needed.push(Permission::in_system("deletecollection", "pods", ""));
+        needed.push(Permission::in_spoke_namespace("deletecollection", "pods", ""));
     }
     if *action == RegistrationAction::Rejoin {
-        needed.push(Permission::in_system("delete", "secrets", ""));
+        needed.push(Permission::in_spoke_namespace("delete", "secrets", ""));
     }
     if is_external {
-        needed.push(Permission::in_system("create", "serviceaccounts", "token"));
+        needed.push(Permission::in_spoke_namespace("create", "serviceaccounts", "token"));
     }
     needed
 }
@@ -136,21 +140,21 @@ pub fn registration_permissions(
 /// The permissions that a rejoin needs.
 pub fn rejoin_permissions() -> [Permission; 5] {
     [
-        Permission::in_system("get", "secrets", ""),
-        Permission::in_system("create", "secrets", ""),
-        Permission::in_system("patch", "secrets", ""),
-        Permission::in_system("list", "pods", ""),
-        Permission::in_system("deletecollection", "pods", ""),
+        Permission::in_spoke_namespace("get", "secrets", ""),
+        Permission::in_spoke_namespace("create", "secrets", ""),
+        Permission::in_spoke_namespace("patch", "secrets", ""),
+        Permission::in_spoke_namespace("list", "pods", ""),
+        Permission::in_spoke_namespace("deletecollection", "pods", ""),
     ]
 }
 
 /// The permissions that a change of the spoke's records needs.
 pub fn record_permissions() -> [Permission; 4] {
     [
-        Permission::in_system("list", "secrets", ""),
-        Permission::in_system("get", "secrets", ""),
-        Permission::in_system("update", "secrets", ""),
-        Permission::in_system("deletecollection", "pods", ""),
+        Permission::in_spoke_namespace("list", "secrets", ""),
+        Permission::in_spoke_namespace("get", "secrets", ""),
+        Permission::in_spoke_namespace("update", "secrets", ""),
+        Permission::in_spoke_namespace("deletecollection", "pods", ""),
     ]
 }
 

@@ -7,8 +7,8 @@ use attest_common::trust::policy::{ACCOUNTS_NAMESPACE, GroupResource};
 use serde_json::{Value, json};
 
 use super::{
-    AdditionalKinds, PolicyKinds, SPOKE_NAME, SYSTEM_NAMESPACE, WORKLOADS_READ_ROLE,
-    WORKLOADS_ROLE, labelled_for_pruning, object,
+    AdditionalKinds, PolicyKinds, SPOKE_NAME, SPOKE_NAMESPACE, WORKLOADS_READ_ROLE, WORKLOADS_ROLE,
+    labelled_for_pruning, object,
 };
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -25,7 +25,7 @@ const CLUSTER_KINDS_READ_ROLE: &str = "attest-spoke-cluster-kinds";
 /// Accounts, roles and bindings, in the order in which they are applied.
 pub(super) fn manifests(kinds: &PolicyKinds) -> Vec<Value> {
     let mut all = vec![
-        object(("v1", "ServiceAccount"), Some(SYSTEM_NAMESPACE), SPOKE_NAME, json!({})),
+        object(("v1", "ServiceAccount"), Some(SPOKE_NAMESPACE), SPOKE_NAME, json!({})),
         cluster_role(WORKLOADS_ROLE, &rules_by_group(workload_kinds(), &WRITE)),
         cluster_role(
             WORKLOADS_READ_ROLE,
@@ -33,8 +33,8 @@ pub(super) fn manifests(kinds: &PolicyKinds) -> Vec<Value> {
         ),
         cluster_role(SPOKE_NAME, &spoke_rules()),
         cluster_binding(SPOKE_NAME, SPOKE_NAME, &spoke_subject()),
-        role(SYSTEM_NAMESPACE, SPOKE_NAME, &system_rules()),
-        binding(SYSTEM_NAMESPACE, SPOKE_NAME, "Role", &spoke_subject()),
+        role(SPOKE_NAMESPACE, SPOKE_NAME, &spoke_namespace_rules()),
+        binding(SPOKE_NAMESPACE, SPOKE_NAME, "Role", &spoke_subject()),
     ];
     for accounts in kinds.by_accounts.keys() {
         // Removed together with the entry.
@@ -58,7 +58,7 @@ fn spoke_rules() -> Vec<Value> {
 }
 
 /// Permissions of the spoke in its own namespace.
-fn system_rules() -> Vec<Value> {
+fn spoke_namespace_rules() -> Vec<Value> {
     let secrets = ["get", "list", "watch", "create", "update", "patch", "delete"];
     vec![
         json!({"apiGroups": [""], "resources": ["secrets"], "verbs": secrets}),
@@ -150,7 +150,7 @@ fn rules_by_group<'a>(
 }
 
 fn spoke_subject() -> Value {
-    json!([{"kind": "ServiceAccount", "name": SPOKE_NAME, "namespace": SYSTEM_NAMESPACE}])
+    json!([{"kind": "ServiceAccount", "name": SPOKE_NAME, "namespace": SPOKE_NAMESPACE}])
 }
 
 fn cluster_role(name: &str, rules: &[Value]) -> Value {

@@ -9,8 +9,10 @@ use attest_common::trust::policy::{POLICY_NAME, Spec};
 use k8s_openapi::apimachinery::pkg::version::Info;
 use serde_json::{Value, json};
 
-use crate::cluster::ClusterFacts;
-use attest_common::record::custody::{IDENTITY_SECRET, SYSTEM_NAMESPACE};
+use crate::cluster::{ClusterFacts, EARLIER_SPOKE_NAMESPACE};
+use attest_common::record::custody::{
+    IDENTITY_SECRET, JOIN_SECRET, RECORD_LABEL, REFUSALS_SECRET, SPOKE_NAME, SPOKE_NAMESPACE,
+};
 
 /// Oldest supported Kubernetes minor version: the first with ValidatingAdmissionPolicy `v1`.
 pub const KUBERNETES_MINOR_MIN: u32 = 30;
@@ -112,6 +114,9 @@ pub fn plan_registration<'a>(
     entries: &[HubEntry<'a>],
     facts: &ClusterFacts,
 ) -> Result<RegistrationPlan<'a>, RegistrationRefusal> {
+    if facts.has_earlier_spoke {
+        return Err(RegistrationRefusal::EarlierInstallation { name: request.name.to_string() });
+    }
     let identity = joined_identity(facts)?;
     let mut current = entries.iter().filter(|entry| entry.is_current());
     let entry = current.find(|entry| entry.name == request.name.as_str());
@@ -293,8 +298,12 @@ pub enum RegistrationRefusal {
     OtherIdentity { name: String, id: ClusterId, found: Option<String> },
     #[error("the kubeconfig is for another cluster, {}", found.as_deref().unwrap_or("which is not registered"))]
     OtherCluster { name: String, found: Option<String> },
-    #[error("Secret {SYSTEM_NAMESPACE}/{IDENTITY_SECRET} contains a malformed cluster id `{id}`")]
+    #[error("Secret {SPOKE_NAMESPACE}/{IDENTITY_SECRET} contains a malformed cluster id `{id}`")]
     MalformedIdentity { id: String },
+    #[error(
+        "the cluster contains a spoke of an earlier version, in namespace {EARLIER_SPOKE_NAMESPACE}"
+    )]
+    EarlierInstallation { name: String },
     #[error("the cluster runs Kubernetes {version}")]
     KubernetesTooOld { version: String },
 }
@@ -331,11 +340,24 @@ impl RegistrationRefusal {
             Self::MalformedIdentity { .. } => {
                 "restore the Secret, or delete it to register a new identity".to_owned()
             }
+            Self::EarlierInstallation { name } => earlier_installation_remedy(name, flags),
             Self::KubernetesTooOld { .. } => {
                 format!("the oldest supported version is 1.{KUBERNETES_MINOR_MIN}")
             }
         }
     }
+}
+
+/// Returns the commands that remove a spoke of an earlier version. They name its objects, because a hub, which is to
+/// stay, may run in the same namespace.
+fn earlier_installation_remedy(name: &str, flags: &str) -> String {
+    let kubectl = format!("kubectl {flags} -n {EARLIER_SPOKE_NAMESPACE} delete");
+    format!(
+        "remove it with `{kubectl} --ignore-not-found deployment/{SPOKE_NAME} serviceaccount/{SPOKE_NAME} \
+         role/{SPOKE_NAME} rolebinding/{SPOKE_NAME} secret/{JOIN_SECRET} secret/{IDENTITY_SECRET} \
+         secret/{REFUSALS_SECRET}`, `{kubectl} secret -l {RECORD_LABEL}` and `attest gitops cluster rm {name}`; the \
+         deployed objects keep running, and the new spoke takes them over with `syncOptions: [Adopt=true]`"
+    )
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use attest_common::record::custody::{JOIN_SECRET, JOIN_TOKEN_KEY};
 
-use super::{SPOKE_NAME, SYSTEM_NAMESPACE, object};
+use super::{SPOKE_NAME, SPOKE_NAMESPACE, object};
 
 const JOIN_DIRECTORY: &str = "/etc/attest/join";
 const HEALTH_PORT: u16 = 8081;
@@ -16,7 +16,7 @@ pub(super) fn join_secret(token: &str) -> Value {
     let mut data = serde_json::Map::new();
     data.insert(JOIN_TOKEN_KEY.to_owned(), token.into());
     let body = json!({"type": "Opaque", "stringData": data});
-    object(("v1", "Secret"), Some(SYSTEM_NAMESPACE), JOIN_SECRET, body)
+    object(("v1", "Secret"), Some(SPOKE_NAMESPACE), JOIN_SECRET, body)
 }
 
 pub(super) fn deployment(image: &str, hub: &str) -> Value {
@@ -32,7 +32,7 @@ pub(super) fn deployment(image: &str, hub: &str) -> Value {
         "selector": {"matchLabels": selector},
         "template": {"metadata": {"labels": labels}, "spec": pod_spec(image, hub)}
     }});
-    object(("apps/v1", "Deployment"), Some(SYSTEM_NAMESPACE), SPOKE_NAME, body)
+    object(("apps/v1", "Deployment"), Some(SPOKE_NAMESPACE), SPOKE_NAME, body)
 }
 
 fn pod_spec(image: &str, hub: &str) -> Value {

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use super::client::{ApiServer, As, path_of};
 use super::error::ApiError;
-use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
+use crate::{SPOKE_NAME, SPOKE_NAMESPACE};
 
 /// ClusterRole that the account gets in its destination namespace.
 pub const WORKLOADS_ROLE: &str = "attest-workloads";
@@ -124,7 +124,7 @@ impl Account {
     }
 
     fn read_binding(&self) -> RoleBinding {
-        self.binding(SPOKE_NAME, READ_ROLE, SYSTEM_NAMESPACE, SPOKE_NAME)
+        self.binding(SPOKE_NAME, READ_ROLE, SPOKE_NAMESPACE, SPOKE_NAME)
     }
 
     fn binding(

@@ -30,7 +30,7 @@ use super::answer;
 use super::credentials::{self, FileToken};
 use super::error::{self, ApiError, ClusterError, Details, REQUEST_TIMEOUT};
 use crate::metrics::Metrics;
-use crate::{SPOKE_NAME, SYSTEM_NAMESPACE};
+use crate::{SPOKE_NAME, SPOKE_NAMESPACE};
 
 /// Most concurrent requests under the accounts of applications. A worker makes eight of them: a few
 /// applications whose requests hang must not keep the others from healing.
@@ -407,7 +407,7 @@ impl ApiServer {
     }
 
     async fn fresh_token(&self) -> Result<String, ClusterError> {
-        let account = path_of::<ServiceAccount>(Some(SYSTEM_NAMESPACE), SPOKE_NAME);
+        let account = path_of::<ServiceAccount>(Some(SPOKE_NAMESPACE), SPOKE_NAME);
         let spec = TokenRequestSpec {
             expiration_seconds: Some(TOKEN_LIFETIME_S),
             ..TokenRequestSpec::default()
@@ -572,7 +572,7 @@ mod tests {
         let api = fake.open().await;
 
         api.get("/version").await.unwrap();
-        let secrets: Api<Secret> = Api::namespaced(api.client(), SYSTEM_NAMESPACE);
+        let secrets: Api<Secret> = Api::namespaced(api.client(), SPOKE_NAMESPACE);
         let mut watch = secrets.watch(&WatchParams::default(), "0").await.unwrap().boxed();
         let _ = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::error::ClusterError;
-use crate::SYSTEM_NAMESPACE;
+use crate::SPOKE_NAMESPACE;
 
 /// The token of a kubeconfig, in memory and in its file.
 pub(super) struct FileToken {
@@ -152,7 +152,7 @@ pub(super) fn from_service_account(directory: &Path) -> Result<Config, ClusterEr
     let uri = format!("https://{host}:{port}");
     let uri = uri.parse().map_err(|_| ClusterError::NotInCluster { missing: uri })?;
     let mut config = Config::new(uri);
-    SYSTEM_NAMESPACE.clone_into(&mut config.default_namespace);
+    SPOKE_NAMESPACE.clone_into(&mut config.default_namespace);
     config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
     config.auth_info.token_file = Some(directory.join("token").display().to_string());
     Ok(config)

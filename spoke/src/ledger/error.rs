@@ -3,7 +3,7 @@
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 
-use crate::SYSTEM_NAMESPACE;
+use crate::SPOKE_NAMESPACE;
 use crate::cluster::error::ApiError;
 
 /// Error of reading or writing the ledger.
@@ -15,7 +15,7 @@ pub enum LedgerError {
     #[error("the record was changed concurrently")]
     Overtaken,
     #[error(
-        "Secret {SYSTEM_NAMESPACE}/{secret} is not a readable record; \
+        "Secret {SPOKE_NAMESPACE}/{secret} is not a readable record; \
          restore it, or `attest spoke reset` the destination"
     )]
     Unreadable { secret: String },

@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::Secret;
 use zeroize::Zeroizing;
 
 use super::secrets::{self, Swapped, resource_version};
-use crate::SYSTEM_NAMESPACE;
+use crate::SPOKE_NAMESPACE;
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 
@@ -254,14 +254,14 @@ fn same(found: &Secret, wanted: &Secret) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    #[error("failed to read or write Secret {SYSTEM_NAMESPACE}/{SECRET}")]
+    #[error("failed to read or write Secret {SPOKE_NAMESPACE}/{SECRET}")]
     Api(#[source] ApiError),
     #[error(
-        "Secret {SYSTEM_NAMESPACE}/{SECRET} has a missing or unusable `{0}`; \
+        "Secret {SPOKE_NAMESPACE}/{SECRET} has a missing or unusable `{0}`; \
          delete the Secret and register the cluster again"
     )]
     Malformed(&'static str),
-    #[error("Secret {SYSTEM_NAMESPACE}/{SECRET} was deleted or holds another identity")]
+    #[error("Secret {SPOKE_NAMESPACE}/{SECRET} was deleted or holds another identity")]
     Overtaken,
     #[error("no randomness available from the system")]
     Randomness,

@@ -8,7 +8,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
 
-use crate::SYSTEM_NAMESPACE;
+use crate::SPOKE_NAMESPACE;
 use crate::cluster::client::{ApiServer, path_of};
 use crate::cluster::error::ApiError;
 
@@ -23,12 +23,12 @@ pub(crate) enum Swapped {
 
 /// Path of the collection.
 pub(crate) fn collection() -> String {
-    path_of::<Secret>(Some(SYSTEM_NAMESPACE), "")
+    path_of::<Secret>(Some(SPOKE_NAMESPACE), "")
 }
 
 /// Path of one Secret.
 pub(crate) fn path(name: &str) -> String {
-    path_of::<Secret>(Some(SYSTEM_NAMESPACE), name)
+    path_of::<Secret>(Some(SPOKE_NAMESPACE), name)
 }
 
 /// Returns a Secret of the spoke's namespace. An empty `version` means that it must not exist yet.
@@ -42,7 +42,7 @@ pub(crate) fn secret<V: AsRef<[u8]>>(
     Secret {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
-            namespace: Some(SYSTEM_NAMESPACE.to_owned()),
+            namespace: Some(SPOKE_NAMESPACE.to_owned()),
             resource_version: Some(version.to_owned()).filter(|version| !version.is_empty()),
             ..ObjectMeta::default()
         },

@@ -7,11 +7,11 @@ use attest_common::basics::ids::Timestamp;
 use serde::Deserialize;
 
 /// Account of every spoke.
-pub const SPOKE: &str = "system:serviceaccount:attest-system:attest-spoke";
+pub const SPOKE: &str = "system:serviceaccount:attest-spoke:attest-spoke";
 /// Prefix of every spoke's user agent.
 const SPOKE_AGENT: &str = "attest-spoke/";
 /// Namespace of the spoke's records.
-const SPOKE_NAMESPACE: &str = "attest-system";
+const SPOKE_NAMESPACE: &str = "attest-spoke";
 /// Prefix of the namespaces of application accounts.
 const APPLICATION_NAMESPACES: &str = "attest-applications";
 /// Prefix of the accounts that a spoke impersonates.
@@ -27,7 +27,7 @@ rules:
 - level: Metadata
   verbs: [create, update, patch, delete, deletecollection]
 - level: Metadata
-  userGroups: ['system:serviceaccounts:attest-system']
+  userGroups: ['system:serviceaccounts:attest-spoke']
 - level: None
 ";
 
@@ -153,7 +153,7 @@ pub struct AuditEvent {
 /// A user of an API server.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AuditUser {
-    /// Name, like `system:serviceaccount:attest-system:attest-spoke`.
+    /// Name, like `system:serviceaccount:attest-spoke:attest-spoke`.
     #[serde(default)]
     pub username: String,
     /// Groups.
@@ -277,7 +277,7 @@ mod tests {
 
     fn token(name: &str) -> Value {
         json!({"resource": "serviceaccounts", "subresource": "token",
-            "namespace": "attest-system", "name": name})
+            "namespace": "attest-spoke", "name": name})
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
             object(rbac, "rolebindings", "app", "attest-spoke"),
             object("", "serviceaccounts", "attest-applications", "web"),
             object("", "serviceaccounts", "attest-applications-shop", "web"),
-            object("", "secrets", "attest-system", "attest-identity"),
+            object("", "secrets", "attest-spoke", "attest-identity"),
             token("attest-spoke"),
         ] {
             assert_eq!(as_itself(&own).unwrap(), 0, "{own}");
@@ -300,11 +300,11 @@ mod tests {
             object(rbac, "clusterroles", "", "attest-workloads"),
             object("", "secrets", "attest-applications", "words"),
             object("", "secrets", "app", "words"),
-            object("", "configmaps", "attest-system", "web"),
+            object("", "configmaps", "attest-spoke", "web"),
             object("", "configmaps", "app", "web"),
             object("", "serviceaccounts", "app", "web"),
             object("", "namespaces", "kube-system", "kube-system"),
-            object(rbac, "rolebindings", "attest-system", "attest-spoke"),
+            object(rbac, "rolebindings", "attest-spoke", "attest-spoke"),
             token("default"),
         ] {
             assert!(as_itself(&foreign).is_err(), "{foreign}");

@@ -280,8 +280,7 @@ fn writes(site: &RealSite, mark: Mark) -> anyhow::Result<Vec<AuditEvent>> {
         event.is_mutating()
             && !event.is_dry_run()
             && event.is_of_spoke()
-            && !["attest-system", "attest-applications"]
-                .contains(&event.object().namespace.as_str())
+            && !["attest-spoke", "attest-applications"].contains(&event.object().namespace.as_str())
     });
     Ok(writes.collect())
 }
@@ -322,7 +321,7 @@ fn has_logged_a_report(fleet: &mut RealFleet, namespace: &str) -> bool {
 
 fn occurrences(site: &RealSite, reason: &str) -> usize {
     site.fakelet
-        .output("attest-system/attest-spoke")
+        .output("attest-spoke/attest-spoke")
         .matches(&format!("\"reason\":\"{reason}\""))
         .count()
 }

@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(60);
 const NEARLY_OVER: Duration = Duration::from_secs(60);
 
 fn identities(client: &Client) -> Api<Secret> {
-    Api::namespaced(client.clone(), "attest-system")
+    Api::namespaced(client.clone(), "attest-spoke")
 }
 
 /// Installs the policy and the identity of another cluster, and starts a spoke with them.
@@ -53,7 +53,7 @@ async fn start_copy(
         "-y",
     ])?;
     let client = cluster.client().await?;
-    let namespace = ObjectMeta { name: Some("attest-system".to_owned()), ..ObjectMeta::default() };
+    let namespace = ObjectMeta { name: Some("attest-spoke".to_owned()), ..ObjectMeta::default() };
     let namespace = Namespace { metadata: namespace, ..Namespace::default() };
     // The installation may have created it.
     let _ = Api::all(client.clone()).create(&PostParams::default(), &namespace).await;
@@ -85,14 +85,14 @@ async fn a_copied_identity_is_reported_and_both_holders_stay_out_until_a_rejoin(
     let stolen = identities(&client).get("attest-identity").await?;
     // The original renews its certificate.
     let issued = certify(&client, desk.hub.home(), NEARLY_OVER).await?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-spoke");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     until("the original to renew its certificate", SOON, || async {
         let data = identities(&client).get("attest-identity").await?.data.context("no data")?;
         Ok((data["tls.chain"].0 != issued.chain_pem().into_bytes()).then_some(()))
     })
     .await
-    .with_context(|| fakelet.output("attest-system/attest-spoke"))?;
+    .with_context(|| fakelet.output("attest-spoke/attest-spoke"))?;
 
     let copy = start_copy(&other, stolen, &desk, &client).await?;
 
@@ -114,7 +114,7 @@ async fn a_copied_identity_is_reported_and_both_holders_stay_out_until_a_rejoin(
     let log = desk.hub.process().output();
     assert!(log.contains("the cluster's identity was copied"), "{log}");
     until("both spokes to be rejected", SOON, || async {
-        let original = fakelet.output("attest-system/attest-spoke");
+        let original = fakelet.output("attest-spoke/attest-spoke");
         let both = [original, copy.output()];
         Ok(both.iter().all(|log| log.contains("(IdentityCopied)")).then_some(()))
     })
@@ -128,7 +128,7 @@ async fn a_copied_identity_is_reported_and_both_holders_stay_out_until_a_rejoin(
     let file = kubeconfig.display().to_string();
     let rejoin = ["gitops", "cluster", "rejoin", "staging", "--kubeconfig", &file];
     let output = desk.operator.try_attest(&rejoin)?;
-    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-system/attest-spoke"));
+    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-spoke/attest-spoke"));
     assert!(output.status.success(), "{why}");
 
     // The copy stays out and cannot exclude the original again.

@@ -215,7 +215,7 @@ impl Arena {
     }
 
     async fn record(&self) -> anyhow::Result<Option<Record>> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-spoke");
         let mine = ListParams::default().labels("attest.continuu.ms/record=destination");
         let Some(secret) = secrets.list(&mine).await?.items.into_iter().next() else {
             return Ok(None);
@@ -414,7 +414,7 @@ impl Arena {
 
     /// Number of destinations that the spoke's identity Secret counts.
     async fn counted(&self) -> anyhow::Result<String> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-spoke");
         let data = secrets.get("attest-identity").await?.data.context("no data")?;
         Ok(String::from_utf8(data.get("destinations").context("no count")?.0.clone())?)
     }
@@ -423,7 +423,7 @@ impl Arena {
     async fn count_is_behind(&mut self, point: &str) -> anyhow::Result<()> {
         self.spoke()?.kill();
         let behind = Patch::Merge(json!({"stringData": {"destinations": "0"}}));
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-system");
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "attest-spoke");
         secrets.patch("attest-identity", &PatchParams::default(), &behind).await?;
         self.restart_spoke(Some(point))?;
         self.await_spoke_exit(point).await?;

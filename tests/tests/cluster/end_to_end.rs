@@ -148,7 +148,7 @@ async fn a_spoke_reverts_drift_without_its_hub_and_after_a_kill() -> anyhow::Res
     fleet.hub().process().kill();
 
     an_edit_is_reverted(&fleet.sites()[0], "hub dead").await?;
-    let killed = fleet.sites()[0].fakelet.signal("attest-system/attest-spoke", Signal::KILL);
+    let killed = fleet.sites()[0].fakelet.signal("attest-spoke/attest-spoke", Signal::KILL);
     assert_eq!(killed, 1);
     an_edit_is_reverted(&fleet.sites()[0], "spoke killed, hub dead").await?;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use attest_common::trust::policy::Spec;
 use attest_install::apply::{apply_manifests, dry_run, prune, write_cluster_id};
-use attest_install::{FIELD_MANAGER, Installation, SPOKE_NAME, SYSTEM_NAMESPACE, SpokePlacement};
+use attest_install::{FIELD_MANAGER, Installation, SPOKE_NAME, SPOKE_NAMESPACE, SpokePlacement};
 use attest_tests::cluster::{self, Cluster};
 use attest_tests::wait::until;
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -44,7 +44,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     spoke.may("POST", accounts, &body).await?;
     let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/rolebindings";
     let to_account = json!([subject("attest-applications", ACCOUNT)]);
-    let to_spoke = json!([subject(SYSTEM_NAMESPACE, SPOKE_NAME)]);
+    let to_spoke = json!([subject(SPOKE_NAMESPACE, SPOKE_NAME)]);
     let workloads = binding("attest-web", "attest-workloads", &to_account);
     spoke.may("POST", bindings, &workloads).await?;
     let read = binding("attest-read", "attest-workloads-read", &to_spoke);
@@ -57,14 +57,14 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     .await?;
     spoke.may("GET", deployments, &Value::Null).await?;
     let own_token =
-        format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/{SPOKE_NAME}/token");
+        format!("/api/v1/namespaces/{SPOKE_NAMESPACE}/serviceaccounts/{SPOKE_NAME}/token");
     let request = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}
     });
     spoke.may("POST", &own_token, &request).await?;
     spoke.may("GET", "/api/v1/namespaces/kube-system", &Value::Null).await?;
-    spoke.may("GET", "/api/v1/namespaces/attest-system/secrets", &Value::Null).await?;
+    spoke.may("GET", "/api/v1/namespaces/attest-spoke/secrets", &Value::Null).await?;
     let policies = "/apis/attest.continuu.ms/v1/attesttrustpolicies";
     spoke.may("GET", policies, &Value::Null).await?;
     as_account.may("DELETE", &format!("{deployments}/web?dryRun=All"), &Value::Null).await?;
@@ -81,7 +81,7 @@ async fn the_spoke_may_do_what_it_needs_and_nothing_else() -> anyhow::Result<()>
     spoke.may_not("POST", bindings, &to_stranger).await?;
     let both = json!([subject("attest-applications", ACCOUNT), subject("default", "default")]);
     spoke.may_not("POST", bindings, &binding("more", "attest-workloads", &both)).await?;
-    for closed in ["kube-system", "attest-system", "attest-applications"] {
+    for closed in ["kube-system", "attest-spoke", "attest-applications"] {
         let there = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{closed}/rolebindings");
         spoke.may_not("POST", &there, &binding("more", "attest-workloads", &to_account)).await?;
     }
@@ -128,12 +128,12 @@ async fn only_own_bindings_can_be_deleted(admin: &Client, spoke: &Caller) -> any
 
     spoke.may_not("DELETE", &format!("{bindings}/theirs"), &Value::Null).await?;
     let closed = format!(
-        "/apis/rbac.authorization.k8s.io/v1/namespaces/{SYSTEM_NAMESPACE}/rolebindings/{SPOKE_NAME}"
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/{SPOKE_NAMESPACE}/rolebindings/{SPOKE_NAME}"
     );
     spoke.may_not("DELETE", &closed, &Value::Null).await?;
     spoke.may_not("DELETE", bindings, &Value::Null).await?;
     spoke.may_not("DELETE", "/api/v1/namespaces/shop", &Value::Null).await?;
-    let stranger = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/default");
+    let stranger = format!("/api/v1/namespaces/{SPOKE_NAMESPACE}/serviceaccounts/default");
     spoke.may_not("DELETE", &stranger, &Value::Null).await?;
 
     spoke.may("DELETE", &format!("{bindings}/attest-web"), &Value::Null).await?;
@@ -361,7 +361,7 @@ async fn admission_works(spoke: &Caller) -> anyhow::Result<()> {
 }
 
 async fn token(admin: &Client) -> anyhow::Result<String> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), SYSTEM_NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), SPOKE_NAMESPACE);
     let request: TokenRequest = serde_json::from_value(json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}

@@ -128,7 +128,7 @@ impl<'a> Application<'a> {
             Err(error) => {
                 let seen: Value = self.fleet.api().call("GET", &path, None).await?;
                 let site = &self.fleet.sites()[0];
-                let log = site.fakelet.output("attest-system/attest-spoke");
+                let log = site.fakelet.output("attest-spoke/attest-spoke");
                 Err(error.context(format!("{seen:#}\n{log}")))
             }
         }

@@ -156,7 +156,7 @@ async fn restrict_policy(client: &Client) -> anyhow::Result<()> {
 }
 
 async fn secret(client: &Client, name: &str) -> anyhow::Result<Option<Secret>> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-spoke");
     Ok(secrets.get_opt(name).await?)
 }
 
@@ -169,7 +169,7 @@ pub(crate) async fn join_token_deleted(client: &Client) -> anyhow::Result<()> {
 
 async fn is_untouched(client: &Client) -> anyhow::Result<bool> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    Ok(namespaces.get_opt("attest-system").await?.is_none() && policy(client).await?.is_none())
+    Ok(namespaces.get_opt("attest-spoke").await?.is_none() && policy(client).await?.is_none())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,7 +193,7 @@ async fn the_printed_command_registers_a_cluster_and_leaves_nothing_behind() -> 
     // The hub counts the process that was started from the pod template as connected.
     let started = fakelet.processes();
     assert!(
-        started.iter().any(|(pod, _)| pod.starts_with("attest-system/attest-spoke")),
+        started.iter().any(|(pod, _)| pod.starts_with("attest-spoke/attest-spoke")),
         "{started:?}"
     );
     let listed = desk.operator.json(&["gitops", "cluster", "list"])?;
@@ -263,13 +263,13 @@ async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity
         Ok((ended.not_after <= SystemTime::now()).then_some(()))
     })
     .await?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-spoke");
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     let log = until("the spoke to log the remedy", SOON, || async {
-        let log = fakelet.output("attest-system/attest-spoke");
+        let log = fakelet.output("attest-spoke/attest-spoke");
         Ok(log.contains("attest gitops cluster rejoin staging --kubeconfig F").then_some(log))
     });
-    let log = log.await.with_context(|| fakelet.output("attest-system/attest-spoke"))?;
+    let log = log.await.with_context(|| fakelet.output("attest-spoke/attest-spoke"))?;
     // The health address of the pod that logged it; other pods log too.
     let (begin, _) = log.split_once("cluster rejoin staging").context("no remedy")?;
     let health = begin.lines().rev().find_map(|line| {
@@ -290,7 +290,7 @@ async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity
     let seen = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
     assert_eq!(seen["connected"], false);
     let output = desk.operator.try_attest(&rejoin)?;
-    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-system/attest-spoke"));
+    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-spoke/attest-spoke"));
     assert!(output.status.success(), "{why}");
 
     let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
@@ -306,12 +306,12 @@ async fn a_cluster_with_an_expired_certificate_reports_it_and_keeps_its_identity
     // The same when the certificate is still valid, but the hub no longer accepts it.
     desk.operator.attest(&["gitops", "cluster", "evict", "staging", "-y"])?;
     until("the spoke to log that the hub rejected it", SOON, || async {
-        let log = fakelet.output("attest-system/attest-spoke");
+        let log = fakelet.output("attest-spoke/attest-spoke");
         Ok(log.contains("ClusterRejected").then_some(()))
     })
     .await?;
     let output = desk.operator.try_attest(&rejoin)?;
-    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-system/attest-spoke"));
+    let why = format!("{}\n{}", describe(&output), fakelet.output("attest-spoke/attest-spoke"));
     assert!(output.status.success(), "{why}");
     let after = desk.operator.json(&["gitops", "cluster", "get", "staging"])?;
     assert_eq!((&after["id"], &after["state"]), (&before["id"], &serde_json::json!("Accepted")));
@@ -325,7 +325,7 @@ pub(crate) async fn certify(client: &Client, hub: &Path, life: Duration) -> anyh
     let [certificate, key] =
         ["ca.crt", "ca.key"].map(|name| std::fs::read_to_string(hub.join(name)));
     let authority = Authority::from_pem(&certificate?, &key?)?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "attest-spoke");
     let identity = secrets.get("attest-identity").await?.data.context("no data")?;
     let id = String::from_utf8(identity["cluster-id"].0.clone())?;
     let chain = chain_from_pem(std::str::from_utf8(&identity["tls.chain"].0)?)?;
@@ -443,10 +443,10 @@ async fn a_missing_right_is_named_before_anything_changes() -> anyhow::Result<()
             "attesttrustpolicies.attest.continuu.ms/status",
         ),
         ("create", "serviceaccounts/token", "--agent external", "serviceaccounts/token in attest-"),
-        ("deletecollection", "pods", "", "pods in attest-system"),
+        ("deletecollection", "pods", "", "pods in attest-spoke"),
         ("list", "clusterroles", "", "clusterroles.rbac.authorization.k8s.io"),
         ("delete", "rolebindings", "", "rolebindings.rbac.authorization.k8s.io"),
-        ("create", "deployments", "", "deployments.apps in attest-system"),
+        ("create", "deployments", "", "deployments.apps in attest-spoke"),
     ] {
         allow_all_but(&client, "fleet", Some((verb, resource))).await?;
         let is_accepted = preflight_succeeds(&desk, &kubeconfig, more, &[REFUSED, missing]).await;
@@ -459,7 +459,7 @@ async fn a_missing_right_is_named_before_anything_changes() -> anyhow::Result<()
         let line = format!("attest spoke {line} --yes --kubeconfig {}", kubeconfig.display());
         let text = describe(&desk.run_script(&line).await?);
         let refused =
-            "required for a change of the spoke's records: update secrets in attest-system";
+            "required for a change of the spoke's records: update secrets in attest-spoke";
         assert!(text.contains(refused), "{text}");
     }
 
@@ -479,16 +479,16 @@ async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
     let client = cluster.client().await?;
     let kubeconfig = desk.install_kubeconfig(&cluster)?;
     let mut namespace =
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "attest-system"}});
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "attest-spoke"}});
 
     apply(&client, &namespace).await?;
     let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
-    assert!(text.contains("namespace attest-system was not created by an installation"), "{text}");
-    assert!(text.contains("kubectl label namespace attest-system app.kubernetes.io/"), "{text}");
+    assert!(text.contains("namespace attest-spoke was not created by an installation"), "{text}");
+    assert!(text.contains("kubectl label namespace attest-spoke app.kubernetes.io/"), "{text}");
 
     namespace["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "attest-install"});
     apply(&client, &namespace).await?;
-    let place = json!({"name": "readers", "namespace": "attest-system"});
+    let place = json!({"name": "readers", "namespace": "attest-spoke"});
     apply(&client, &json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": place,
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
@@ -501,7 +501,7 @@ async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
         &client,
         &json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": "attest-spoke", "namespace": "attest-system"}
+            "metadata": {"name": "attest-spoke", "namespace": "attest-spoke"}
         }),
     )
     .await?;
@@ -510,26 +510,41 @@ async fn namespaces_of_other_owners_are_not_adopted() -> anyhow::Result<()> {
         &json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
             "metadata": {
-                "name": "kept", "namespace": "attest-system",
+                "name": "kept", "namespace": "attest-spoke",
                 "annotations": {"kubernetes.io/service-account.name": "attest-spoke"}
             }
         }),
     )
     .await?;
     let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
-    for foreign in ["RoleBinding/attest-system/readers", "ServiceAccount/attest-system/readers"] {
+    for foreign in ["RoleBinding/attest-spoke/readers", "ServiceAccount/attest-spoke/readers"] {
         assert!(text.contains(foreign), "{foreign}: {text}");
     }
-    assert!(text.contains("Secret/attest-system/kept"), "{text}");
+    assert!(text.contains("Secret/attest-spoke/kept"), "{text}");
 
-    let system: Api<Secret> = Api::namespaced(client.clone(), "attest-system");
+    let system: Api<Secret> = Api::namespaced(client.clone(), "attest-spoke");
     system.delete("kept", &DeleteParams::default()).await?;
-    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), "attest-system");
+    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), "attest-spoke");
     bindings.delete("readers", &DeleteParams::default()).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-spoke");
     accounts.delete("readers", &DeleteParams::default()).await?;
     let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
     assert!(text.contains("cluster/staging can be registered"), "{text}");
+
+    // Earlier versions installed the spoke in the namespace that belongs to the hub now.
+    let earlier = json!({"name": "attest-spoke", "namespace": "attest-system"});
+    for manifest in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "attest-system"}}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": earlier}),
+    ] {
+        apply(&client, &manifest).await?;
+    }
+    let text = describe(&desk.add("staging", &kubeconfig, "--dry-run").await?);
+    assert!(text.contains("a spoke of an earlier version, in namespace attest-system"), "{text}");
+    assert!(
+        text.contains("-n attest-system delete --ignore-not-found deployment/attest-spoke"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -700,12 +715,12 @@ async fn a_spoke_that_moves_out_of_its_cluster_leaves_none_behind() -> anyhow::R
     let output = desk.add("staging", &kubeconfig, "").await?;
     assert!(output.status.success(), "{}", describe(&output));
     let client = cluster.client().await?;
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "attest-system");
-    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-system");
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "attest-spoke");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "attest-spoke");
 
     let rehearsed = desk.add("staging", &kubeconfig, "--agent external --dry-run").await?;
 
-    let named = "to be removed, because the spoke will run outside the cluster: Deployment/attest-system/attest-spoke";
+    let named = "to be removed, because the spoke will run outside the cluster: Deployment/attest-spoke/attest-spoke";
     assert!(describe(&rehearsed).contains(named), "{}", describe(&rehearsed));
     assert!(deployments.get_opt("attest-spoke").await?.is_some());
 
@@ -758,7 +773,7 @@ async fn a_spoke_with_a_token_waits_until_its_fingerprint_is_accepted() -> anyho
     ])?;
     // The cluster's owner runs the spoke with one of her own account tokens.
     let client = cluster.client().await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-spoke");
     let request = serde_json::from_value(serde_json::json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}

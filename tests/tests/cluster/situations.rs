@@ -9,7 +9,7 @@ use attest_common::basics::ids::Name;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::projection::digest_before_empty_fields;
 use attest_common::record::custody::{
-    CONFIRMED_KEY, Confirmed, SYSTEM_NAMESPACE, destination_secret,
+    CONFIRMED_KEY, Confirmed, SPOKE_NAMESPACE, destination_secret,
 };
 use attest_tests::cluster::audit::Mark;
 use attest_tests::real::{RealFleet, RealSite};
@@ -27,7 +27,7 @@ const NAMESPACE: &str = "shop";
 const APPLICATION: &str = "shop";
 /// Field manager of `kubectl apply`.
 const CLIENT_SIDE: &str = "kubectl-client-side-apply";
-const POD: &str = "attest-system/attest-spoke";
+const POD: &str = "attest-spoke/attest-spoke";
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 /// In every release: its reverted edit shows that the spoke has seen everything before.
 const SENTINEL: &str =
@@ -357,7 +357,7 @@ async fn record_by_the_former_rule(situation: &Situation, paths: &[String]) -> a
     }
     let (application, namespace) = (Name::new(APPLICATION)?, Name::new(NAMESPACE)?);
     let secret = format!(
-        "/api/v1/namespaces/{SYSTEM_NAMESPACE}/secrets/{}",
+        "/api/v1/namespaces/{SPOKE_NAMESPACE}/secrets/{}",
         destination_secret(&application, &namespace)
     );
     let stored = situation.get(&secret).await?;

@@ -50,7 +50,7 @@ const OTHER: &str = "other";
 const OTHER_NAMESPACE: &str = "app-other";
 const CLUSTER: &str = "staging";
 const NAMESPACE: &str = "app-staging";
-const POD: &str = "attest-system/attest-spoke";
+const POD: &str = "attest-spoke/attest-spoke";
 
 /// A cluster whose spoke is connected to a hub under the test's control.
 struct Stage {
@@ -218,9 +218,7 @@ impl Stage {
         let events = self.site()?.cluster.audit().since(mark)?.into_iter();
         let of_applications = events.filter(|event| {
             let object = event.object();
-            event.is_of_spoke()
-                && object.namespace != "attest-system"
-                && object.resource != "leases"
+            event.is_of_spoke() && object.namespace != "attest-spoke" && object.resource != "leases"
         });
         Ok(of_applications.collect())
     }
@@ -278,7 +276,7 @@ impl Stage {
     /// Sets the number of replicas of the spoke's Deployment.
     async fn replicas(&self, count: u32) -> anyhow::Result<()> {
         let deployments: Api<k8s_openapi::api::apps::v1::Deployment> =
-            Api::namespaced(self.client().await?, "attest-system");
+            Api::namespaced(self.client().await?, "attest-spoke");
         let patch = Patch::Merge(json!({"spec": {"replicas": count}}));
         deployments.patch_scale("attest-spoke", &PatchParams::default(), &patch).await?;
         Ok(())
@@ -1277,7 +1275,7 @@ async fn a_certificate_past_two_thirds_of_its_lifetime_is_renewed_and_the_new_on
         Duration::from_secs(60),
     )?;
     let old = issued.serial.to_string();
-    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-system");
+    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-spoke");
     let patch = Patch::Merge(json!({"stringData": {
         "tls.chain": issued.chain_pem(), "tls.key": request.key_pem.as_str(),
     }}));
@@ -1307,7 +1305,7 @@ async fn a_spoke_without_its_records_admits_nothing_until_an_operator_accepts_th
     stage.send(&old).await?;
     stage.reported(|report| report.phase == Phase::Synced).await?;
     stage.synced(&configs(2)).await?;
-    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-system");
+    let secrets: Api<Secret> = Api::namespaced(stage.client().await?, "attest-spoke");
     until("the number of records to be stored", WITHIN, || async {
         let data = secrets.get("attest-identity").await?.data.context("no identity")?;
         Ok(data.contains_key("destinations").then_some(()))

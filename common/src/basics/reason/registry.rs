@@ -141,7 +141,7 @@ registry! {
         RemoveNotAllowed: "the trust policy does not allow the hub to remove the application",
             "set `remove: {allow: true}` and run `attest trust install`, or remove the application with credentials for the cluster";
         StateLost: "records that the spoke has written are missing, so it cannot detect replays",
-            "find out who deleted Secrets in `attest-system`; then run `attest spoke accept-state --kubeconfig F`";
+            "find out who deleted Secrets in `attest-spoke`; then run `attest spoke accept-state --kubeconfig F`";
         OwnedByOther: "an object belongs to another application or destination of the cluster",
             "rename the object, or remove it from one of them";
         AdmissionRateLimited: "directives arrive faster, or write more, than the limits allow; the newest of each destination waits",
@@ -150,7 +150,7 @@ registry! {
             "if it persists, check that only one spoke runs";
         RecordUnreadable: "a record of the spoke cannot be read", "restore the Secret, or reset the destination with `attest spoke reset`";
         ContentLost: "stored content of a plan is missing or damaged; the spoke requests it from the hub",
-            "wait; check who deletes Secrets in `attest-system`";
+            "wait; check who deletes Secrets in `attest-spoke`";
     }
 
     "Releases, receipts and content", seen in "refusals by spokes, conditions, `attest verify`, `attest release`" {

@@ -15,7 +15,7 @@ use attest_install::permissions::registration_permissions;
 use attest_install::registration::{
     RegistrationAction, RegistrationPlan, RegistrationRequest, plan_registration, policy_changes,
 };
-use attest_install::{Installation, SYSTEM_NAMESPACE, SpokePlacement, cluster, in_cluster_only};
+use attest_install::{Installation, SPOKE_NAMESPACE, SpokePlacement, cluster, in_cluster_only};
 use attest_supply::trust_policy;
 use serde_json::Value;
 
@@ -402,7 +402,7 @@ impl Registration<'_> {
                 let has_pods = cluster::has_spoke_pods(client).await?;
                 Ok(if has_pods { Poll::Pending(String::new()) } else { Poll::Ready(()) })
             },
-            |_| format!("timed out waiting for the spoke pods in {SYSTEM_NAMESPACE} to terminate"),
+            |_| format!("timed out waiting for the spoke pods in {SPOKE_NAMESPACE} to terminate"),
         )
         .await
     }

@@ -63,6 +63,7 @@ fn facts(spoke: Spoke, pin: &str) -> ClusterFacts {
             }),
         },
         policy: Some(json!({"hub": {"caPins": [pin]}})),
+        has_earlier_spoke: false,
     }
 }
 
@@ -152,6 +153,20 @@ fn an_identity_of_another_hub_is_replaced_on_request_only() {
     assert_eq!(decide("qa", false, &[], &joined), "OtherHub");
     assert_eq!(decide("qa", true, &[], &joined), "rejoin");
     assert_eq!(decide("qa", false, &[], &absent), "install");
+}
+
+#[test]
+fn an_installation_in_the_namespace_of_the_hub_is_removed_first() {
+    let earlier = ClusterFacts { has_earlier_spoke: true, ..facts(Spoke::Absent, PIN) };
+
+    for replace in [false, true] {
+        assert_eq!(decide("qa", replace, &[], &earlier), "EarlierInstallation");
+    }
+    let remedy = RegistrationRefusal::EarlierInstallation { name: "qa".to_owned() };
+    let remedy = remedy.remedy("--kubeconfig F");
+    assert!(remedy.contains("`kubectl --kubeconfig F -n attest-system delete "), "{remedy}");
+    assert!(!remedy.contains("namespace/") && !remedy.contains("delete namespace"), "{remedy}");
+    assert!(remedy.contains("`attest gitops cluster rm qa`"), "{remedy}");
 }
 
 #[test]

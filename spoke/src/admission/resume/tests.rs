@@ -69,7 +69,7 @@ async fn of_many_destinations_that_cannot_be_loaded_one_asks_ever_more_rarely() 
         let write = |_| Ok(Some(entry(record.clone(), b"order")));
         agent.shared.ledger.update(&key, write).await.unwrap();
     }
-    fake.forbid("/api/v1/namespaces/attest-system/secrets");
+    fake.forbid("/api/v1/namespaces/attest-spoke/secrets");
     let keys: Vec<Key> =
         agent.shared.ledger.with_records(|records| records.keys().cloned().collect());
 

@@ -248,7 +248,7 @@ impl Registration {
     }
 
     fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), "attest-system")
+        Api::namespaced(self.client.clone(), "attest-spoke")
     }
 
     /// Requests a new certificate with the one that the cluster keeps.
@@ -372,7 +372,7 @@ fn text(
 }
 
 async fn account_token(client: &Client) -> anyhow::Result<String> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-system");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "attest-spoke");
     let request = serde_json::from_value(json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
         "spec": {"audiences": [], "expirationSeconds": 3600}

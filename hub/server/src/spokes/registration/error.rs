@@ -41,7 +41,7 @@ pub(crate) enum JoinError {
     #[error("this spoke is already registered as `{0}`")]
     IdentityKnown(Name),
     #[error(
-        "cluster {0} was revoked; delete its Secret attest-system/attest-identity to join with a new identity"
+        "cluster {0} was revoked; delete its Secret attest-spoke/attest-identity to join with a new identity"
     )]
     ClusterRevoked(ClusterId),
     #[error("the limit of {CLUSTERS_MAX} registered clusters is reached")]
