@@ -9,4 +9,5 @@ pub mod frames;
 pub mod log;
 pub mod metrics;
 pub mod probes;
+pub mod service_account;
 pub mod variables;

@@ -9,6 +9,7 @@ pub mod epoch;
 pub mod fleet;
 pub mod limiter;
 pub mod metrics;
+pub mod own_cluster;
 pub mod position;
 pub mod signer;
 pub mod stop;
@@ -20,6 +21,7 @@ use directory::Directory;
 use epoch::Epoch;
 use fleet::Fleet;
 use metrics::Metrics;
+use own_cluster::OwnClusterCell;
 use signer::Signer;
 use stop::Stop;
 use store::StoreError;
@@ -37,6 +39,7 @@ pub struct Core {
     pub fleet: Fleet,
     pub directory: Directory,
     pub metrics: Metrics,
+    pub own_cluster: OwnClusterCell,
     pub stop: Arc<Stop>,
 }
 
@@ -58,6 +61,7 @@ impl Core {
             fleet: Fleet::load(&records)?,
             directory: Directory::load(&records)?,
             metrics,
+            own_cluster: OwnClusterCell::default(),
             records,
             stop: Arc::default(),
         }))

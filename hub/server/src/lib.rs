@@ -1,12 +1,13 @@
 //! The hub: reads Git, verifies the signatures of CI, plans, signs, and sends directives to clusters.
 //!
-//! Each module imports only from those before it in this order: `core`, `home`, `applications`, `reconcile`,
-//! `spokes`, `api`, `process`. The flow from a commit to a directive is `reconcile::pass`.
+//! Each module imports only from those before it in this order: `core`, `home`, `kubernetes`, `applications`,
+//! `reconcile`, `spokes`, `resources`, `api`, `process`. The flow from a commit to a directive is `reconcile::pass`.
 
 mod api;
 mod applications;
 pub mod core;
 pub mod home;
+pub mod kubernetes;
 pub mod process;
 mod reconcile;
 pub mod spokes;

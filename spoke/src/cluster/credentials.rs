@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::locked::RwLocked;
 use attest_runtime::failpoint;
+use attest_runtime::service_account::ServiceAccount;
 use http::header::HeaderValue;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -135,26 +136,14 @@ pub(super) async fn from_kubeconfig(
 }
 
 pub(super) fn from_service_account(directory: &Path) -> Result<Config, ClusterError> {
-    let variable = |name: &'static str| {
-        std::env::var(name).map_err(|_| ClusterError::NotInCluster { missing: name.to_owned() })
-    };
-    let host = variable("KUBERNETES_SERVICE_HOST")?;
-    let port = variable("KUBERNETES_SERVICE_PORT")?;
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let file = |name: &str| {
-        let path = directory.join(name);
-        let text = std::fs::read_to_string(&path);
-        text.map_err(|_| ClusterError::NotInCluster { missing: path.display().to_string() })
-    };
-    let authority = attest_certs::bundle::chain_from_pem(&file("ca.crt")?)
+    let account = ServiceAccount::read(directory)?;
+    let authority = attest_certs::bundle::chain_from_pem(&account.authority_pem)
         .map_err(|source| ClusterError::KubeconfigWrite { source })?;
-    file("token")?;
-    let uri = format!("https://{host}:{port}");
-    let uri = uri.parse().map_err(|_| ClusterError::NotInCluster { missing: uri })?;
-    let mut config = Config::new(uri);
+    let uri = account.server.parse();
+    let mut config = Config::new(uri.map_err(|_| ClusterError::Address(account.server))?);
     SPOKE_NAMESPACE.clone_into(&mut config.default_namespace);
     config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
-    config.auth_info.token_file = Some(directory.join("token").display().to_string());
+    config.auth_info.token_file = Some(account.token_file.display().to_string());
     Ok(config)
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use attest_common::basics::reason::Reason;
+use attest_runtime::service_account::NotInCluster;
 use serde_json::Value;
 
 /// Longest time that a request other than a watch may take.
@@ -30,8 +31,12 @@ pub enum ClusterError {
         #[source]
         source: attest_certs::BundleError,
     },
-    #[error("not in a cluster: {missing} is missing; give --kubeconfig FILE")]
-    NotInCluster { missing: String },
+    #[error(transparent)]
+    NotInCluster(#[from] NotInCluster),
+    #[error(
+        "{0} is not the address of an API server; check KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT"
+    )]
+    Address(String),
     #[error("cannot prepare the Kubernetes client")]
     Client(#[source] Box<kube::Error>),
     #[error("the API server refused")]
@@ -46,7 +51,7 @@ impl ClusterError {
         match self {
             Self::Kubeconfig { .. } | Self::KubeconfigFile { .. } => Reason::Kubeconfig,
             Self::KubeconfigWrite { .. } => Reason::Credentials,
-            Self::NotInCluster { .. } => Reason::NotInCluster,
+            Self::NotInCluster(_) | Self::Address(_) => Reason::NotInCluster,
             Self::Client(_) => Reason::KubernetesClient,
             Self::Api(error) => error.reason(),
             Self::TokenMissing => Reason::TokenMissing,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
+use attest_runtime::service_account::SERVICE_ACCOUNT_DIRECTORY;
 use clap::Parser;
 
 /// Agent of an ATTEST fleet: verifies what its hub sends against the cluster's own trust policy,
@@ -24,7 +25,7 @@ pub struct Options {
         long,
         env = "ATTEST_SERVICE_ACCOUNT_DIR",
         value_name = "DIR",
-        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+        default_value = SERVICE_ACCOUNT_DIRECTORY
     )]
     pub service_account_dir: PathBuf,
 

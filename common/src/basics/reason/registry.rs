@@ -247,7 +247,7 @@ registry! {
     "The spoke and its cluster", seen in "the spoke's log, `attest spoke status`" {
         Kubeconfig: "the kubeconfig cannot be used", "check the path, permissions and content of `--kubeconfig`";
         Credentials: "credentials cannot be read or written", "check the permissions of the kubeconfig";
-        NotInCluster: "the spoke does not run in a cluster", "pass `--kubeconfig FILE`";
+        NotInCluster: "the spoke or the hub does not run in a cluster", "pass `--kubeconfig FILE`";
         KubernetesClient: "the Kubernetes client cannot be created", "check the kubeconfig and the certificates in it";
         TokenMissing: "the API server returned no token", "check the rights of the spoke's account";
         IdentityMalformed: "the Secret with the identity cannot be used", "delete the Secret and register the cluster again";

@@ -28,12 +28,25 @@ pub(crate) const NAMESPACE_DEFAULT: &str = "default";
 /// `targetRevision` of a manifest without one.
 pub(crate) const REVISION_DEFAULT: &str = "HEAD";
 
+/// The cluster of a destination that names none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum DefaultCluster {
+    Registered(Name),
+    /// The hub runs outside a cluster, and no cluster is registered.
+    #[default]
+    NoneRegistered,
+    /// The hub runs in a cluster that is not registered.
+    OwnNotRegistered,
+    /// The hub has not reached the API server of its cluster.
+    OwnUnknown,
+}
+
 /// Objects of the hub that a manifest may refer to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     /// Names of registered clusters.
     pub clusters: BTreeSet<Name>,
-    pub default_cluster: Option<Name>,
+    pub default_cluster: DefaultCluster,
     /// Keys by alias.
     pub keys: BTreeMap<String, KeyId>,
     pub urls: UrlPolicy,
@@ -217,12 +230,8 @@ fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, Low
 }
 
 fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, LowerError> {
-    let Some(written) = written else {
-        return known.default_cluster.clone().ok_or_else(|| {
-            let message =
-                "is missing and no cluster is registered; run `attest gitops cluster add NAME`";
-            LowerError::new(Reason::ClusterUnknown, field, message)
-        });
+    let Some(written) = written.filter(|written| !written.is_empty()) else {
+        return default_cluster(field, &known.default_cluster);
     };
     let name = parse_name(field, written)?;
     if known.clusters.contains(&name) {
@@ -231,6 +240,23 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
     let names: Vec<&str> = known.clusters.iter().map(Name::as_str).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let message = format!("`{name}` is not a registered cluster (registered: {names})");
+    Err(LowerError::new(Reason::ClusterUnknown, field, message))
+}
+
+fn default_cluster(field: &str, default: &DefaultCluster) -> Result<Name, LowerError> {
+    let message = match default {
+        DefaultCluster::Registered(name) => return Ok(name.clone()),
+        DefaultCluster::NoneRegistered => {
+            "is missing and no cluster is registered; run `attest gitops cluster add NAME`"
+        }
+        DefaultCluster::OwnNotRegistered => {
+            "is missing, and the cluster that the hub runs on is not registered; \
+             run `attest gitops cluster add NAME` with its kubeconfig"
+        }
+        DefaultCluster::OwnUnknown => {
+            "is missing, and the hub has not reached the API server of its cluster; see the log of the hub"
+        }
+    };
     Err(LowerError::new(Reason::ClusterUnknown, field, message))
 }
 

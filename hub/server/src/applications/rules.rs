@@ -13,12 +13,13 @@ use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
 use serde_json::Value;
 
-use super::lower::{self, Known, LowerError};
+use super::lower::{self, DefaultCluster, Known, LowerError};
 use crate::core::Core;
+use crate::core::own_cluster::OwnCluster;
 use crate::core::position::ReportedPolicy;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
-    self, ApplicationRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
+    self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
 };
 
 /// Most destinations named in one message.
@@ -171,18 +172,37 @@ pub(crate) fn find(core: &Core, name: &str) -> Result<ApplicationRecord, Applica
 }
 
 fn known(core: &Core, urls: &UrlPolicy) -> Result<Known, StoreError> {
-    let clusters = core.directory.all().into_iter();
-    let clusters = clusters.filter(|cluster| cluster.state != ClusterState::Revoked);
+    let all = core.directory.all();
+    let clusters = all.iter().filter(|cluster| cluster.state != ClusterState::Revoked);
     let keys: Vec<KeyRecord> = core.records.all()?;
     let keys: BTreeMap<_, _> = keys
         .into_iter()
         .filter_map(|key| Some((key.alias, PublicKey::from_pem(&key.public_key).ok()?.id())))
         .collect();
     Ok(Known {
+        default_cluster: default_cluster(core, clusters.clone().map(Arc::as_ref))?,
         clusters: clusters.map(|cluster| cluster.name.clone()).collect(),
-        default_cluster: core.records.default_cluster()?,
         keys,
         urls: urls.clone(),
+    })
+}
+
+/// Returns the cluster of a destination that names none: the hub's own, or the first that was registered.
+fn default_cluster<'a>(
+    core: &Core,
+    mut clusters: impl Iterator<Item = &'a ClusterRecord>,
+) -> Result<DefaultCluster, StoreError> {
+    Ok(match core.own_cluster.get() {
+        OwnCluster::None => core
+            .records
+            .default_cluster()?
+            .map_or(DefaultCluster::NoneRegistered, DefaultCluster::Registered),
+        OwnCluster::Unknown => DefaultCluster::OwnUnknown,
+        OwnCluster::Uid(uid) => clusters
+            .find(|cluster| cluster.kube_system_uid == uid)
+            .map_or(DefaultCluster::OwnNotRegistered, |cluster| {
+                DefaultCluster::Registered(cluster.name.clone())
+            }),
     })
 }
 

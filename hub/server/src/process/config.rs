@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
+use attest_runtime::service_account::SERVICE_ACCOUNT_DIRECTORY;
 use attest_supply::source::UrlPolicy;
 use clap::Parser;
 
 use crate::home::HOME_VARIABLE;
+use crate::kubernetes::KubernetesAccess;
 
 /// Default interval between polls of a repository, in milliseconds.
 pub(crate) const POLL_INTERVAL_DEFAULT_MS: u64 = 30_000;
@@ -37,6 +39,20 @@ pub struct Options {
     /// Interval between polls of each repository, in milliseconds.
     #[arg(long, default_value_t = POLL_INTERVAL_DEFAULT_MS, value_parser = clap::value_parser!(u64).range(POLL_INTERVAL_MIN_MS..))]
     pub poll_interval_ms: u64,
+    /// Run in a pod: AttestApplications are resources of its cluster, reached as the pod's service account.
+    #[arg(long, conflicts_with = "kubeconfig")]
+    pub in_cluster: bool,
+    /// Kubeconfig of the hub's cluster, for a hub that manages AttestApplications there and runs elsewhere.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Directory with the service account's token, ca.crt and namespace, for --in-cluster.
+    #[arg(
+        long,
+        env = "ATTEST_SERVICE_ACCOUNT_DIR",
+        value_name = "DIR",
+        default_value = SERVICE_ACCOUNT_DIRECTORY
+    )]
+    pub service_account_dir: PathBuf,
     /// Allow `file://` repositories below this directory. May be repeated.
     #[arg(long, value_name = "DIR")]
     pub allow_file_repositories: Vec<PathBuf>,
@@ -59,6 +75,17 @@ impl Options {
         UrlPolicy {
             file_directories: self.allow_file_repositories.clone(),
             allow_http: self.allow_http_repositories,
+        }
+    }
+
+    /// Returns how to reach the hub's API server; `None` for a hub without one.
+    pub(crate) fn kubernetes(&self) -> Option<KubernetesAccess> {
+        match &self.kubeconfig {
+            Some(path) => Some(KubernetesAccess::Kubeconfig(path.clone())),
+            None if self.in_cluster => {
+                Some(KubernetesAccess::ServiceAccount(self.service_account_dir.clone()))
+            }
+            None => None,
         }
     }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::bundle::write_private;
+use attest_common::basics::backoff::{Backoff, Jitter};
 use attest_common::basics::reason::Reason;
+use attest_common::basics::text::error_chain;
+use attest_runtime::clock::random;
 use attest_runtime::probes::{self, BindError};
 use attest_supply::render::{
     FileIsolation, Isolation, Kustomize, RenderCapacity, RenderError, RenderWorker,
@@ -18,16 +21,21 @@ use super::parts::{self, Parts, Settings, StartError};
 use crate::api::{self, ApiError};
 use crate::core::Core;
 use crate::core::blocking::blocking;
+use crate::core::own_cluster::OwnCluster;
 use crate::core::stop::Stop;
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, TokenRecord};
 use crate::home::{self, Home, HomeError};
+use crate::kubernetes::{HubKubernetes, KubernetesError};
 use crate::process::config::Options;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
 
 /// Interval between checks of the expiry of the hub's certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
+/// Delays between requests to an API server that does not answer.
+const API_SERVER_RETRY: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(Jitter::Full);
 /// Longest wait for requests and connections at shutdown.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,6 +62,10 @@ pub struct Running {
 /// The first failure, with a text for the person who started the hub.
 pub async fn start(options: &Options) -> Result<Running, RunError> {
     let home = home::open(&options.home)?;
+    let kubernetes = match options.kubernetes() {
+        Some(access) => Some(HubKubernetes::open(&access).await?),
+        None => None,
+    };
     let addresses_file = home.addresses();
     let tls = home.tls.clone();
     let (kustomize, probed) = renderer(options).await?;
@@ -96,6 +108,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     tasks.spawn(serving("API", stop.clone(), api::serve(api)));
     tasks.spawn(stop.clone().part("health", serve_status(core.clone(), health)));
     tasks.spawn(stop.clone().part("metrics", serve_metrics(core.clone(), metrics)));
+    if let Some(kubernetes) = kubernetes {
+        core.own_cluster.set(OwnCluster::Unknown);
+        tasks.spawn(identify_cluster(core.clone(), kubernetes));
+    }
     tracing::info!(
         target: "attest_gitops::controller",
         api = addresses.api.to_string(),
@@ -181,6 +197,24 @@ async fn serving(
     stop.part(what, served).await;
 }
 
+/// Reads, once, which cluster the hub runs on.
+async fn identify_cluster(core: Arc<Core>, kubernetes: HubKubernetes) {
+    for attempt in 0.. {
+        match kubernetes.kube_system_uid().await {
+            Ok(uid) => return core.own_cluster.set(OwnCluster::Uid(uid)),
+            Err(error) => tracing::warn!(
+                reason = Reason::ApiServerUnreachable.as_str(),
+                "Failed to identify the hub's cluster: {}",
+                error_chain(&error)
+            ),
+        }
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            () = tokio::time::sleep(API_SERVER_RETRY.delay(attempt, random())) => {}
+        }
+    }
+}
+
 /// Serves `/health` and `/ready` until the hub stops.
 async fn serve_status(core: Arc<Core>, listener: TcpListener) {
     let stop = core.stop.token();
@@ -241,6 +275,8 @@ pub enum RunError {
     #[error(transparent)]
     Home(#[from] HomeError),
     #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -265,6 +301,7 @@ impl RunError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Home(error) => error.reason(),
+            Self::Kubernetes(error) => error.reason(),
             Self::Start(error) => error.reason(),
             Self::Store(error) => error.reason(),
             Self::Link(error) => error.reason(),

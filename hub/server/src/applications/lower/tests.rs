@@ -6,7 +6,7 @@ fn known() -> Known {
     let id = "ed25519:".to_owned() + &"ab".repeat(32);
     Known {
         clusters: ["staging", "production"].map(|n| Name::new(n).unwrap()).into(),
-        default_cluster: Some(Name::new("staging").unwrap()),
+        default_cluster: DefaultCluster::Registered(Name::new("staging").unwrap()),
         keys: BTreeMap::from([("ed25519-company-ci-key".to_owned(), id.parse().unwrap())]),
         urls: UrlPolicy::default(),
     }
@@ -220,9 +220,19 @@ fn what_is_wrong_is_named_by_its_path() {
 
 #[test]
 fn without_any_cluster_the_missing_field_is_named() {
-    let known = Known { clusters: BTreeSet::new(), default_cluster: None, ..known() };
+    for (default_cluster, expected) in [
+        (DefaultCluster::NoneRegistered, "no cluster is registered"),
+        (DefaultCluster::OwnNotRegistered, "the cluster that the hub runs on is not registered"),
+        (DefaultCluster::OwnUnknown, "has not reached the API server"),
+    ] {
+        let known = Known { clusters: BTreeSet::new(), default_cluster, ..known() };
 
-    let error = lower(&product_manifest(), &known).unwrap_err();
+        let error = lower(&product_manifest(), &known).unwrap_err();
 
-    assert_eq!(error.field, "spec.destination.cluster");
+        assert_eq!(
+            (error.field.as_str(), error.reason),
+            ("spec.destination.cluster", Reason::ClusterUnknown)
+        );
+        assert!(error.message.contains(expected), "{error}");
+    }
 }
