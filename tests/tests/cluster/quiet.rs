@@ -22,7 +22,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// Interval at which another controller renews its lease in an object of the spoke.
 const RENEWAL: Duration = Duration::from_secs(2);
 const SITE: &str = "site";
-const POD: &str = "attest-system/attest-spoke";
+const POD: &str = "attest-spoke/attest-spoke";
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 /// One cluster for all situations.
