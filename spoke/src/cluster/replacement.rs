@@ -31,7 +31,8 @@ pub(super) fn is_replaceable(object: &Object, live: &Value) -> bool {
     let key = object.key();
     let health = health::verdict(&key.group, &key.kind, live).health;
     let has_ended = matches!(health, Health::Current | Health::Failed);
-    is_of_a_kind(object) && (object.may_be_replaced() == Some(true) || (is_job(object) && has_ended))
+    is_of_a_kind(object)
+        && (object.may_be_replaced() == Some(true) || (is_job(object) && has_ended))
 }
 
 /// Returns path and body of an object under a name that no other has, to try it beside the existing one.
