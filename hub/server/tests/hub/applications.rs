@@ -68,7 +68,7 @@ async fn applications_are_listed_in_pages_of_the_requested_size() {
 
 fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().unwrap().iter();
-    items.map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+    items.map(|item| item["name"].as_str().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
