@@ -10,6 +10,7 @@
 pub mod frame;
 pub mod join;
 pub mod message;
+pub mod reconnect;
 pub mod report;
 
 /// Newest supported protocol version.

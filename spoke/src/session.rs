@@ -7,7 +7,6 @@ pub mod link;
 pub mod outbox;
 pub mod push;
 pub mod quic;
-pub mod reconnect;
 mod renewal;
 #[cfg(test)]
 pub(crate) mod stubborn_hub;

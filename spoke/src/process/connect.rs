@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use attest_common::basics::text::error_chain;
 use attest_common::session::RECONNECT_MIN_MS;
+use attest_common::session::reconnect::reconnect_ms;
 use attest_runtime::clock::random;
 
 use crate::http::Readiness;
 use crate::session::join::{self, JoinEndpoint};
 use crate::session::link::Link;
 use crate::session::quic::LinkError;
-use crate::session::reconnect::reconnect_ms;
 use crate::trust::identity::Membership;
 
 /// Keeps this spoke connected to its hub: joins while it has no valid certificate, and runs sessions otherwise.

@@ -16,6 +16,7 @@ use attest_common::session::join::{self, JoinToken, TokenError};
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
+use attest_common::session::reconnect::reconnect_ms;
 use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
 use attest_runtime::clock::random;
 use attest_runtime::frames::{self, FrameReader};
@@ -24,7 +25,6 @@ use quinn::{RecvStream, SendStream, VarInt};
 use super::certificate::{Expected, certificate};
 use super::link::Link;
 use super::quic::{self, LinkError, pins};
-use super::reconnect::reconnect_ms;
 use super::token;
 use crate::cluster::client::ApiServer;
 use crate::http::Readiness;

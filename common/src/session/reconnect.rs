@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use attest_common::basics::backoff::{Backoff, Jitter};
-use attest_common::session::{RECONNECT_MAX_MS, RECONNECT_MIN_MS};
+use super::{RECONNECT_MAX_MS, RECONNECT_MIN_MS};
+use crate::basics::backoff::{Backoff, Jitter};
 
 const RECONNECT: Backoff =
     Backoff::new(Duration::from_millis(RECONNECT_MIN_MS), Duration::from_millis(RECONNECT_MAX_MS));
