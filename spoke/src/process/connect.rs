@@ -34,7 +34,7 @@ async fn sessions(link: &mut Link, endpoint: &mut JoinEndpoint) {
         let wait_ms = if matches!(error, LinkError::Renewed | LinkError::PolicyChanged) {
             RECONNECT_MIN_MS
         } else {
-            reconnect_ms(attempt, window_ms, random())
+            reconnect_ms(error.ending(), attempt, window_ms, random())
         };
         tracing::warn!(
             reason = error.reason().as_str(),

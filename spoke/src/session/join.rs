@@ -16,7 +16,7 @@ use attest_common::session::join::{self, JoinToken, TokenError};
 use attest_common::session::message::{
     JoinAnswer, JoinOutcome, JoinRefused, JoinRequest, Joined, join_proof_message,
 };
-use attest_common::session::reconnect::reconnect_ms;
+use attest_common::session::reconnect::{Ending, reconnect_ms};
 use attest_common::session::{GREETING_TIMEOUT_MS, RECONNECT_MAX_MS, RECONNECT_MIN_MS};
 use attest_runtime::clock::random;
 use attest_runtime::frames::{self, FrameReader};
@@ -86,7 +86,7 @@ pub async fn run(link: &mut Link, endpoint: &mut JoinEndpoint, readiness: &Readi
                 };
                 tracing::warn!(reason = reason.as_str(), error = %error_chain(&error), "{what}");
                 attempt += 1;
-                reconnect_ms(attempt, 0, random()).max(RECONNECT_MIN_MS)
+                reconnect_ms(Ending::Other, attempt, 0, random()).max(RECONNECT_MIN_MS)
             }
         };
         tokio::select! {

@@ -8,11 +8,13 @@ use attest_certs::Pin;
 use attest_certs::tls::HUB_SERVER_NAME;
 use attest_common::basics::reason::Reason;
 use attest_common::session::frame::FrameError;
+use attest_common::session::reconnect::Ending;
 use attest_common::session::{GREETING_TIMEOUT_MS, KEEP_ALIVE_MS, UNIDIRECTIONAL_STREAMS_MAX};
 use attest_runtime::frames::{self, STREAM_WINDOW_BYTES, StreamError};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt,
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
+    TransportConfig, TransportErrorCode, VarInt,
 };
 
 use crate::trust::policy::Loaded;
@@ -86,7 +88,7 @@ pub enum LinkError {
     #[error("timed out waiting for the hub")]
     TimedOut,
     #[error("the connection ended")]
-    Connection(#[source] quinn::ConnectionError),
+    Connection(#[source] ConnectionError),
     #[error("failed to read from the hub")]
     Read(#[source] quinn::ReadError),
     #[error("failed to write to the hub")]
@@ -136,6 +138,14 @@ impl From<StreamError> for LinkError {
 }
 
 impl LinkError {
+    /// Returns how the connection ended, for the delay before the next one.
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::Connection(error) if is_refusal(error) => Ending::Refused,
+            _ => Ending::Other,
+        }
+    }
+
     /// Returns the reason to show.
     pub fn reason(&self) -> Reason {
         match self {
@@ -160,6 +170,15 @@ impl LinkError {
             Self::PolicyChanged => Reason::PolicyChanged,
         }
     }
+}
+
+/// Returns whether a busy hub has refused the connection.
+fn is_refusal(error: &ConnectionError) -> bool {
+    matches!(
+        error,
+        ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED
+    )
 }
 
 /// Returns the CA pins of the trust policy.
