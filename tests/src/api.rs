@@ -50,6 +50,23 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<T> {
+        Ok(serde_json::from_str(&self.answer(method, path, body).await?)?)
+    }
+
+    /// Reads `path`; returns the answer as it is.
+    ///
+    /// # Errors
+    /// When the call fails; the error contains the hub's answer.
+    pub async fn get(&self, path: &str) -> anyhow::Result<String> {
+        self.answer("GET", path, None).await
+    }
+
+    async fn answer(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<String> {
         let mut request = self.client.request(method.parse()?, format!("{}{path}", self.url));
         if let Some(body) = body {
             request = request.json(body);
@@ -57,7 +74,7 @@ impl Api {
         let answer = request.send().await?;
         let (status, text) = (answer.status(), answer.text().await?);
         ensure!(status.is_success(), "{method} {path}: {status}: {text}");
-        Ok(serde_json::from_str(&text)?)
+        Ok(text)
     }
 }
 

@@ -14,5 +14,6 @@ pub mod kube_reader;
 pub mod process;
 pub mod real;
 pub mod simulator;
+pub mod testbed;
 pub mod wait;
 pub mod workload;

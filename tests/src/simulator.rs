@@ -2,7 +2,10 @@
 //! cluster.
 //!
 //! A simulated spoke joins with a real token, keeps a real session and answers every push with a report.
-//! It verifies nothing; verification is tested with real spokes.
+//! It verifies nothing; verification is tested with real spokes. [`Session`] is one session; [`spokes`] is
+//! a fleet that reconnects.
+
+pub mod spokes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,10 +21,10 @@ use attest_common::objects::health::Health;
 use attest_common::session::frame::{self, LENGTH_BYTES};
 use attest_common::session::join::{self, JoinToken};
 use attest_common::session::message::{
-    Hello, JoinAnswer, JoinOutcome, JoinRequest, NumberedReport, ToHub, ToHubBody, ToSpoke,
-    ToSpokeBody, join_proof_message,
+    Hello, JoinAnswer, JoinOutcome, JoinRequest, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke,
+    ToSpokeBody, Welcome, join_proof_message,
 };
-use attest_common::session::report::{Phase, Report, Running, Timings};
+use attest_common::session::report::{ObjectState, Phase, Report, Running, Timings};
 use attest_common::session::{
     FEATURES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
     UNIDIRECTIONAL_STREAMS_MAX,
@@ -29,7 +32,13 @@ use attest_common::session::{
 use attest_common::trust::policy::Spec;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+use crate::api::Api;
+
+/// Lifetime of a join token.
+const TOKEN_TTL_SECONDS: u64 = 900;
 
 /// Cluster id and TLS identity of one simulated spoke.
 pub struct Identity {
@@ -71,6 +80,30 @@ fn client_config(tls: rustls::ClientConfig) -> anyhow::Result<ClientConfig> {
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(Arc::new(transport));
     Ok(config)
+}
+
+/// Requests a token for a cluster called `name`, and joins the hub at `hub` with it.
+///
+/// # Errors
+/// As [`join`], and when the hub issues no token.
+pub async fn join_as(
+    api: &Api,
+    endpoint: &Endpoint,
+    hub: SocketAddr,
+    name: &str,
+) -> anyhow::Result<Identity> {
+    let token = request_token(api, name).await?;
+    join(endpoint, hub, api.pin, &token).await
+}
+
+/// Requests a join token for a cluster called `name`.
+///
+/// # Errors
+/// When the hub issues none.
+pub async fn request_token(api: &Api, name: &str) -> anyhow::Result<JoinToken> {
+    let request = json!({"cluster": name, "ttlSeconds": TOKEN_TTL_SECONDS, "autoAccept": true});
+    let issued: Value = api.call("POST", "/v1/tokens", Some(&request)).await?;
+    Ok(issued.get("token").and_then(Value::as_str).context("no token")?.parse()?)
 }
 
 /// Joins the hub at `hub` with a token.
@@ -170,24 +203,9 @@ impl Session {
             .connect_with(config, hub, attest_certs::tls::HUB_SERVER_NAME)?
             .await
             .context("connection")?;
-        let (mut send, mut receive) = connection.open_bi().await?;
-        let hello = ToHubBody::Hello(Hello {
-            protocol_min: PROTOCOL_VERSION_MIN,
-            protocol_max: PROTOCOL_VERSION,
-            cluster_id: identity.cluster.to_string(),
-            agent_version: "simulated".to_owned(),
-            nonce: vec![7; 16],
-            policy: serde_json::to_vec(policy)?,
-            destinations: Vec::new(),
-            kubernetes_version: "simulated".to_owned(),
-            features: FEATURES.map(str::to_owned).to_vec(),
-        });
-        send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
-        let first: ToSpoke =
-            read(&mut receive).await?.context("the hub closed the connection before Welcome")?;
-        let Some(ToSpokeBody::Welcome(_)) = first.body else {
-            bail!("the hub's first message is not Welcome")
-        };
+        let policy = serde_json::to_vec(policy)?;
+        let (send, mut receive, _) =
+            greet(&connection, &identity.cluster, policy, Vec::new()).await?;
         let control = match arrivals {
             Some(arrivals) => {
                 let answering = Answering {
@@ -240,7 +258,9 @@ impl Answering {
     async fn run(mut self) {
         let mut number = 0;
         while let Ok(mut stream) = self.connection.accept_uni().await {
-            let Ok((directive, bytes)) = take_push(&mut stream).await else { continue };
+            let Ok(Push { directive, bytes, .. }) = take_push(&mut stream).await else {
+                continue;
+            };
             number += 1;
             let arrival = Arrival {
                 cluster: self.cluster.clone(),
@@ -257,47 +277,92 @@ impl Answering {
     }
 
     async fn report(&mut self, number: u64, directive: &Directive) -> anyhow::Result<()> {
-        let report = Report {
-            v: 1,
-            application: directive.application.clone(),
-            namespace: directive.namespace.clone(),
-            epoch: Some(directive.epoch),
-            sequence: Some(directive.sequence),
-            phase: Phase::Synced,
-            reason: Phase::Synced.reason().into(),
-            message: "simulated".to_owned(),
-            running: directive.plan.map(|plan| Running {
-                plan,
-                release: plan,
-                content: plan,
-                version: "simulated".to_owned(),
-                counter: 1,
-                signed_commit: String::new(),
-                signers: Vec::new(),
-                since: Timestamp::now(),
-            }),
-            refusal: None,
-            health: Health::Current,
-            objects: Vec::new(),
-            objects_total: 0,
-            drifted: Vec::new(),
-            heals_total: 0,
-            timings: Timings::default(),
-            checks: Vec::new(),
-            warnings: Vec::new(),
-            observed_at: Timestamp::now(),
-        };
-        let body =
-            ToHubBody::Report(NumberedReport { number, report: serde_json::to_vec(&report)? });
-        self.control.write_all(&frame::encode(&ToHub { body: Some(body) })?).await?;
-        Ok(())
+        let report = report(directive, Vec::new(), 0);
+        send_report(&mut self.control, number, &report).await
     }
 }
 
-/// Reads one push to its end; returns its directive, unverified, and its size in bytes.
-async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)> {
+/// Opens the control stream, sends `Hello` and reads `Welcome`.
+async fn greet(
+    connection: &Connection,
+    cluster: &ClusterId,
+    policy: Vec<u8>,
+    destinations: Vec<Seen>,
+) -> anyhow::Result<(SendStream, RecvStream, Welcome)> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    let hello = ToHubBody::Hello(Hello {
+        protocol_min: PROTOCOL_VERSION_MIN,
+        protocol_max: PROTOCOL_VERSION,
+        cluster_id: cluster.to_string(),
+        agent_version: "simulated".to_owned(),
+        nonce: vec![7; 16],
+        policy,
+        destinations,
+        kubernetes_version: "simulated".to_owned(),
+        features: FEATURES.map(str::to_owned).to_vec(),
+    });
+    send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
+    let first: ToSpoke =
+        read(&mut receive).await?.context("the hub closed the connection before Welcome")?;
+    match first.body {
+        Some(ToSpokeBody::Welcome(welcome)) => Ok((send, receive, welcome)),
+        _ => bail!("the hub's first message is not Welcome"),
+    }
+}
+
+/// Returns the report of a spoke that has applied `directive`.
+fn report(directive: &Directive, objects: Vec<ObjectState>, heals_total: u64) -> Report {
+    Report {
+        v: 1,
+        application: directive.application.clone(),
+        namespace: directive.namespace.clone(),
+        epoch: Some(directive.epoch),
+        sequence: Some(directive.sequence),
+        phase: Phase::Synced,
+        reason: Phase::Synced.reason().into(),
+        message: "simulated".to_owned(),
+        running: directive.plan.map(|plan| Running {
+            plan,
+            release: plan,
+            content: plan,
+            version: "simulated".to_owned(),
+            counter: 1,
+            signed_commit: String::new(),
+            signers: Vec::new(),
+            since: Timestamp::now(),
+        }),
+        refusal: None,
+        health: Health::Current,
+        objects_total: objects.len() as u64,
+        objects,
+        drifted: Vec::new(),
+        heals_total,
+        timings: Timings::default(),
+        checks: Vec::new(),
+        warnings: Vec::new(),
+        observed_at: Timestamp::now(),
+    }
+}
+
+async fn send_report(control: &mut SendStream, number: u64, report: &Report) -> anyhow::Result<()> {
+    let body = ToHubBody::Report(NumberedReport { number, report: serde_json::to_vec(report)? });
+    control.write_all(&frame::encode(&ToHub { body: Some(body) })?).await?;
+    Ok(())
+}
+
+/// A push, unverified.
+struct Push {
+    directive: Directive,
+    /// Digest of the directive's payload.
+    digest: Digest,
+    /// Size in bytes.
+    bytes: usize,
+}
+
+/// Reads one push to its end.
+async fn take_push(stream: &mut RecvStream) -> anyhow::Result<Push> {
     let mut bytes = 0;
-    let mut directive = None;
+    let mut received = None;
     while let Some(frame) = read::<ToSpoke>(stream).await? {
         match frame.body {
             Some(ToSpokeBody::Blob(blob)) => bytes += blob.data.len(),
@@ -305,7 +370,7 @@ async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)
                 bytes += push.directive.len();
                 let (payload, _) = envelope::peek(&push.directive, envelope::DIRECTIVE_TYPE)
                     .context("the push contains no directive envelope")?;
-                directive = Some(serde_json::from_slice(&payload)?);
+                received = Some((serde_json::from_slice(&payload)?, Digest::of(&payload)));
             }
             Some(
                 ToSpokeBody::Welcome(_)
@@ -316,7 +381,8 @@ async fn take_push(stream: &mut RecvStream) -> anyhow::Result<(Directive, usize)
             | None => {}
         }
     }
-    Ok((directive.context("the push ended without a directive")?, bytes))
+    let (directive, digest) = received.context("the push ended without a directive")?;
+    Ok(Push { directive, digest, bytes })
 }
 
 /// Reads one frame, or `None` at the end of the stream.

@@ -8,8 +8,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
+use attest_common::basics::ids::Name;
+use attest_common::basics::terms::{Mode, Role};
+use attest_common::trust::policy::{
+    Entry, HubSpec, KeySpec, KindsSpec, RemoveSpec, RollbackSpec, Spec,
+};
 use serde_json::Value;
 
+/// Environment that W is signed for.
+pub const ENVIRONMENT: &str = "bench";
 /// Services in the workload; each has one object of every kind.
 pub const SERVICES: usize = 6;
 /// Objects in the workload.
@@ -45,6 +52,42 @@ pub fn deployments(repository: &Path) -> anyhow::Result<Vec<Value>> {
         deployments.extend(objects.into_iter().filter(|object| object["kind"] == "Deployment"));
     }
     Ok(deployments)
+}
+
+/// A policy that allows workload W from any repository.
+///
+/// # Errors
+/// Never for these names.
+pub fn policy_spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result<Spec> {
+    let any_value = vec!["*".to_owned()];
+    Ok(Spec {
+        cluster_name: Some(Name::new(ENVIRONMENT)?),
+        kube_system_uid: Some("simulated".to_owned()),
+        environment: Name::new(ENVIRONMENT)?,
+        hub: HubSpec { keys: vec![hub_key_pem.to_owned()], ca_pins: vec![ca_pin.to_owned()] },
+        keys: vec![KeySpec {
+            name: "ci".to_owned(),
+            public_key: ci_key_pem.to_owned(),
+            roles: Role::ALL.to_vec(),
+            environments: vec![Name::new(ENVIRONMENT)?],
+            builder_ids: None,
+        }],
+        applications: vec![Entry {
+            entry: None,
+            names: any_value.clone(),
+            repos: any_value.clone(),
+            namespaces: any_value.clone(),
+            kinds: KindsSpec::default(),
+            minimum_mode: Mode::Strict,
+            required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),
+            keys: None,
+            rollback: RollbackSpec::default(),
+            remove: RemoveSpec::default(),
+            adopt: false,
+            max_namespaces: None,
+            max_scan_age_hours: None,
+        }],
+    })
 }
 
 fn recipe(repository_url: &str, environments: &[&str]) -> String {

@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 
 use super::figures::{Figures, heading};
 use super::plain::Plain;
-use super::signed::ENVIRONMENT;
 use crate::fleet::processor_us;
 use crate::real::RealFleet;
-use crate::workload::{self, SERVICES};
+use crate::workload::{self, ENVIRONMENT, SERVICES};
 
 const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 const SYNCED_WITHIN: Duration = Duration::from_secs(120);

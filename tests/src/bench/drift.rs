@@ -12,9 +12,8 @@ use serde_json::json;
 
 use super::change::deploy;
 use super::figures::{Figures, heading};
-use super::signed::ENVIRONMENT;
 use crate::real::RealFleet;
-use crate::workload::SERVICES;
+use crate::workload::{ENVIRONMENT, SERVICES};
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
 

@@ -6,19 +6,17 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use attest_common::session::join::JoinToken;
 use futures::{StreamExt, TryStreamExt};
-use quinn::Endpoint;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::figures::{Figures, heading};
 use super::signed;
-use super::verify::spec;
 use crate::api::Api;
 use crate::fleet::{Hub, Operator, processor_us};
 use crate::real::replace_tag;
 use crate::simulator::{self, Dial, Identity, Session};
+use crate::workload::policy_spec;
 
 /// Concurrent handshakes.
 const CONCURRENT: usize = 32;
@@ -44,7 +42,7 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     let endpoint = simulator::endpoint()?;
     let names: Vec<String> = (0..spokes).map(|n| format!("bench-{n:05}")).collect();
     let identities: Vec<Identity> = futures::stream::iter(&names)
-        .map(|name| join(&api, &endpoint, address, name))
+        .map(|name| simulator::join_as(&api, &endpoint, address, name))
         .buffered(CONCURRENT)
         .try_collect()
         .await?;
@@ -54,7 +52,8 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     tokio::time::sleep(SETTLE).await;
     let before = hub.resident_bytes()?;
     let (sender, mut arrivals) = mpsc::unbounded_channel();
-    let mut policy = spec(&signed.public_key.to_pem(), &api.hub_key_pem, &api.pin.to_string())?;
+    let mut policy =
+        policy_spec(&signed.public_key.to_pem(), &api.hub_key_pem, &api.pin.to_string())?;
     let started = Instant::now();
     let mut sessions: Vec<Session> = Vec::new();
     let mut halfway = None;
@@ -103,19 +102,6 @@ pub async fn run(spokes: usize, print: &mut dyn FnMut(String)) -> anyhow::Result
     print(after.line("hub memory of a rollout, for each spoke", "KiB", ""));
     drop(sessions);
     Ok(())
-}
-
-async fn join(
-    api: &Api,
-    endpoint: &Endpoint,
-    hub: SocketAddr,
-    name: &str,
-) -> anyhow::Result<Identity> {
-    let request = json!({"cluster": name, "ttlSeconds": 900, "autoAccept": true});
-    let made: Value = api.call("POST", "/v1/tokens", Some(&request)).await?;
-    let token: JoinToken =
-        made.get("token").and_then(Value::as_str).context("no token")?.parse()?;
-    simulator::join(endpoint, hub, api.pin, &token).await
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a figure for people")]

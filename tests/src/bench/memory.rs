@@ -6,9 +6,9 @@ use anyhow::Context;
 
 use super::change::deploy;
 use super::figures::{Figures, heading};
-use super::signed::ENVIRONMENT;
 use crate::fleet::{processor_us, resident_bytes};
 use crate::real::RealFleet;
+use crate::workload::ENVIRONMENT;
 
 const QUIET: Duration = Duration::from_secs(60);
 

@@ -6,10 +6,7 @@ use anyhow::Context;
 use attest_common::basics::keys::PublicKey;
 
 use crate::fleet::{Operator, Repository, generate_key};
-use crate::workload;
-
-/// Environment that the workload is signed for.
-pub const ENVIRONMENT: &str = "bench";
+use crate::workload::{self, ENVIRONMENT};
 
 /// A signed release of W.
 #[derive(Debug)]

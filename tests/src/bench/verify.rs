@@ -5,19 +5,17 @@ use std::collections::BTreeSet;
 use anyhow::{anyhow, ensure};
 use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::basics::keys::PrivateKey;
-use attest_common::basics::terms::{Mode, Role};
+use attest_common::basics::terms::Mode;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::plan::RequestedPolicy;
 use attest_common::objects::kinds::Kinds;
-use attest_common::trust::policy::{
-    Entry, HubSpec, KeySpec, KindsSpec, Policy, RemoveSpec, RollbackSpec, Spec,
-};
+use attest_common::trust::policy::Policy;
 use attest_common::verify::{self, Ages, DestinationContext, Material};
 
 use super::figures::{Figures, heading};
-use super::signed::{self, ENVIRONMENT, Signed};
+use super::signed::{self, Signed};
 use crate::fleet::processor_us;
-use crate::workload::OBJECTS;
+use crate::workload::{ENVIRONMENT, OBJECTS, policy_spec};
 
 const ROUNDS: usize = 20;
 const BATCH: u32 = 500;
@@ -86,49 +84,10 @@ fn verify_once(release: &[u8], signed: &Signed, policy: &Policy) -> Result<usize
 }
 
 fn policy(signed: &Signed) -> anyhow::Result<Policy> {
-    Ok(spec(
+    Ok(policy_spec(
         &signed.public_key.to_pem(),
         &PrivateKey::from_seed(&[1; 32])?.public().to_pem(),
         "sha256:00",
     )?
     .load()?)
-}
-
-fn any_value() -> Vec<String> {
-    vec!["*".to_owned()]
-}
-
-/// A policy that allows workload W from any repository.
-///
-/// # Errors
-/// Never for these names.
-pub fn spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow::Result<Spec> {
-    Ok(Spec {
-        cluster_name: Some(Name::new(ENVIRONMENT)?),
-        kube_system_uid: Some("simulated".to_owned()),
-        environment: Name::new(ENVIRONMENT)?,
-        hub: HubSpec { keys: vec![hub_key_pem.to_owned()], ca_pins: vec![ca_pin.to_owned()] },
-        keys: vec![KeySpec {
-            name: "ci".to_owned(),
-            public_key: ci_key_pem.to_owned(),
-            roles: Role::ALL.to_vec(),
-            environments: vec![Name::new(ENVIRONMENT)?],
-            builder_ids: None,
-        }],
-        applications: vec![Entry {
-            entry: None,
-            names: any_value(),
-            repos: any_value(),
-            namespaces: any_value(),
-            kinds: KindsSpec::default(),
-            minimum_mode: Mode::Strict,
-            required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),
-            keys: None,
-            rollback: RollbackSpec::default(),
-            remove: RemoveSpec::default(),
-            adopt: false,
-            max_namespaces: None,
-            max_scan_age_hours: None,
-        }],
-    })
 }
