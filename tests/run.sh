@@ -2,7 +2,7 @@
 # Runs every test of the workspace against real Kubernetes control planes.
 #
 # Requires what kind-clusters/demo.sh requires, and ssh, sshd, curl and openssl. Builds kube-apiserver,
-# kube-controller-manager, kubectl, etcd, kustomize, yq and kube-reader once, into a cache outside the checkout.
+# kube-controller-manager, kubectl, etcd, kustomize, yq, helm (4 and 3) and kube-reader once, into a cache outside the checkout.
 # Fetches test vectors with pip, where there is pip.
 # Arguments are passed to `cargo test`. A test that lacks a program is skipped; with CI=true it fails.
 set -euo pipefail
@@ -15,8 +15,8 @@ export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin
 # sshd requires this directory when it runs as root; normally its service creates it.
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 
-info "looking for Kubernetes, kustomize and yq"
-directories=$(bash kind-clusters/tools/build.sh kustomize yq kube-reader)
+info "looking for Kubernetes, kustomize, yq and helm"
+directories=$(bash kind-clusters/tools/build.sh kustomize yq helm helm3 kube-reader)
 export ATTEST_KUBE_BIN=${directories%%:*}
 export PATH=$directories:$PATH
 info "Kubernetes programs in $ATTEST_KUBE_BIN"
