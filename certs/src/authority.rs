@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 
 use crate::bundle::{Bundle, chain_to_pem};
 use crate::identity::{
-    self, GENERATION_ARCS, IdentityError, Pin, Role, Serial, SpiffeId, is_trust_domain, parse, uri,
+    self, GENERATION_ARCS, IdentityError, OperatorRole, Pin, Role, Serial, SpiffeId,
+    is_trust_domain, parse, uri,
 };
 use crate::request::{RequestError, RequestedKey};
 
@@ -153,8 +154,29 @@ impl Authority {
     ///
     /// # Errors
     /// When the name is not allowed in a certificate or issuance fails.
-    pub fn issue_operator(&self, name: &str, lifetime: Duration) -> Result<Issued, AuthorityError> {
-        self.issue_with_new_key(Role::Operator, name, &[], lifetime)
+    pub fn issue_operator(
+        &self,
+        role: OperatorRole,
+        name: &str,
+        lifetime: Duration,
+    ) -> Result<Issued, AuthorityError> {
+        self.issue_with_new_key(role.into(), name, &[], lifetime)
+    }
+
+    /// Issues a certificate for an operator's own key. Only the public key of the request is used.
+    ///
+    /// # Errors
+    /// When the request does not verify, or the name is not allowed in a certificate.
+    pub fn sign_operator(
+        &self,
+        csr_der: &[u8],
+        role: OperatorRole,
+        name: &str,
+        lifetime: Duration,
+    ) -> Result<Issued, AuthorityError> {
+        let requested = RequestedKey::from_csr_der(csr_der)?;
+        let subject = Subject { role: role.into(), name, generation: 0 };
+        self.issue(subject, &[], lifetime, &requested.public_key)
     }
 
     /// Issues a certificate for a spoke's own key. Only the public key of the request is used. `generation` rises with
@@ -389,7 +411,7 @@ mod tests {
         let made = Authority::create("fleet.example").unwrap();
 
         let read = Authority::from_pem(&made.certificate_pem(), &made.key_pem()).unwrap();
-        let issued = read.issue_operator("ada", OPERATOR_LIFETIME).unwrap();
+        let issued = read.issue_operator(OperatorRole::Operator, "ada", OPERATOR_LIFETIME).unwrap();
 
         assert_eq!(read.pin(), made.pin());
         assert_eq!(read.trust_domain(), "fleet.example");
@@ -508,7 +530,9 @@ mod tests {
     fn no_certificate_outlives_its_authority() {
         let authority = Authority::create("fleet").unwrap();
 
-        let issued = authority.issue_operator("ada", 2 * AUTHORITY_LIFETIME).unwrap();
+        let issued = authority
+            .issue_operator(OperatorRole::Operator, "ada", 2 * AUTHORITY_LIFETIME)
+            .unwrap();
 
         assert!(issued.not_after <= authority.not_after);
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use attest_common::basics::reason::Reason;
 use data_encoding::HEXLOWER;
 use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x509_parser::asn1_rs::Oid;
 use x509_parser::certificate::X509Certificate;
@@ -36,8 +37,10 @@ pub enum Role {
     Hub,
     /// Acts in one cluster.
     Spoke,
-    /// A person or program that uses the hub's API.
+    /// A person or program that uses the hub's API without restrictions.
     Operator,
+    /// A person or program that reads through the hub's API and changes nothing.
+    Viewer,
 }
 
 impl Role {
@@ -46,11 +49,13 @@ impl Role {
             Self::Hub => "hub",
             Self::Spoke => "spoke",
             Self::Operator => "operator",
+            Self::Viewer => "viewer",
         }
     }
 
     fn from_segment(segment: &str) -> Option<Self> {
-        [Self::Hub, Self::Spoke, Self::Operator].into_iter().find(|role| role.segment() == segment)
+        let all = [Self::Hub, Self::Spoke, Self::Operator, Self::Viewer];
+        all.into_iter().find(|role| role.segment() == segment)
     }
 }
 
@@ -60,7 +65,53 @@ impl fmt::Display for Role {
     }
 }
 
-/// `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`. Compared whole, never by pattern.
+/// Permissions of a client of the hub's API. Part of its certificate, so that a change needs another certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperatorRole {
+    /// Reads and changes everything.
+    #[default]
+    Operator,
+    /// Reads everything and changes nothing.
+    Viewer,
+}
+
+impl OperatorRole {
+    /// Returns the role of a certificate; `None` for one that is not a client of the API.
+    pub fn of(role: Role) -> Option<Self> {
+        match role {
+            Role::Operator => Some(Self::Operator),
+            Role::Viewer => Some(Self::Viewer),
+            Role::Hub | Role::Spoke => None,
+        }
+    }
+}
+
+impl From<OperatorRole> for Role {
+    fn from(role: OperatorRole) -> Self {
+        match role {
+            OperatorRole::Operator => Self::Operator,
+            OperatorRole::Viewer => Self::Viewer,
+        }
+    }
+}
+
+impl fmt::Display for OperatorRole {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Role::from(*self).fmt(out)
+    }
+}
+
+impl FromStr for OperatorRole {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let role = Role::from_segment(text).and_then(Self::of);
+        role.ok_or_else(|| format!("`{text}` is not a role; must be operator or viewer"))
+    }
+}
+
+/// `spiffe://<trust domain>/attest/{hub|spoke|operator|viewer}/<name>`. Compared whole, never by pattern.
 ///
 /// The name of a spoke is its cluster id, not the name of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -338,7 +389,7 @@ pub enum IdentityError {
     /// Not one positive decimal number.
     #[error("the certificate's generation is not one positive decimal number")]
     Generation,
-    /// Not `spiffe://<trust domain>/attest/{hub|spoke|operator}/<name>`.
+    /// Not `spiffe://<trust domain>/attest/{hub|spoke|operator|viewer}/<name>`.
     #[error("{0:?} is not an ATTEST SPIFFE id")]
     SpiffeId(String),
     /// Not `sha256:<64 lowercase hex digits>`.

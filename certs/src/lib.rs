@@ -12,6 +12,8 @@ pub mod tls;
 
 pub use authority::{Authority, AuthorityError, Issued};
 pub use bundle::{Bundle, BundleError};
-pub use identity::{IdentityError, PeerIdentity, Pin, Role, Serial, SpiffeId, peer_identity};
+pub use identity::{
+    IdentityError, OperatorRole, PeerIdentity, Pin, Role, Serial, SpiffeId, peer_identity,
+};
 pub use request::{RequestError, SigningRequest};
 pub use tls::{TlsError, install_provider, provider};

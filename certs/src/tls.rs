@@ -68,13 +68,13 @@ pub fn hub_quic(
     server(
         own,
         authorities,
-        ClientAuthentication { role: Role::Spoke, mandatory: false },
+        ClientAuthentication { roles: &[Role::Spoke], mandatory: false },
         &alpn,
         clock(),
     )
 }
 
-/// Configuration of the hub's HTTPS API, which requires an operator's certificate of this fleet.
+/// Configuration of the hub's HTTPS API, which requires an operator's or viewer's certificate of this fleet.
 ///
 /// # Errors
 /// When `own` is not a hub's, or a certificate or key is unusable.
@@ -82,7 +82,8 @@ pub fn hub_https(
     own: &Bundle,
     authorities: &[CertificateDer<'static>],
 ) -> Result<ServerConfig, TlsError> {
-    let client = ClientAuthentication { role: Role::Operator, mandatory: true };
+    let roles = &[Role::Operator, Role::Viewer];
+    let client = ClientAuthentication { roles, mandatory: true };
     server(own, authorities, client, &HTTP_ALPN, clock())
 }
 
@@ -146,7 +147,7 @@ fn clock() -> Arc<dyn TimeProvider> {
 
 #[derive(Clone, Copy)]
 struct ClientAuthentication {
-    role: Role,
+    roles: &'static [Role],
     mandatory: bool,
 }
 
@@ -157,7 +158,7 @@ fn server(
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<ServerConfig, TlsError> {
-    let ClientAuthentication { role, mandatory } = client;
+    let ClientAuthentication { roles, mandatory } = client;
     let own_identity = peer_identity(own.chain())?;
     require_role(&own_identity, Role::Hub)?;
     let mut roots = RootCertStore::empty();
@@ -168,7 +169,8 @@ fn server(
     let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
     let chain_verifier = builder.build().map_err(TlsError::Authorities)?;
     let trust_domain = Some(own_identity.id.trust_domain().to_owned());
-    let verifier = MemberVerifier { chain_verifier, identity: IdentityRule { role, trust_domain } };
+    let verifier =
+        MemberVerifier { chain_verifier, identity: IdentityRule { roles, trust_domain } };
     let mut config = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Rustls)?
@@ -195,7 +197,7 @@ fn client(
         Some(own) => Some(peer_identity(own.chain())?.id.trust_domain().to_owned()),
         None => None,
     };
-    let identity = IdentityRule { role: Role::Hub, trust_domain };
+    let identity = IdentityRule { roles: &[Role::Hub], trust_domain };
     let verifier = HubVerifier { pins: pins.to_vec(), identity };
     let builder = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13])
@@ -238,7 +240,8 @@ pub fn refusal(error: &rustls::Error) -> Option<&IdentityError> {
 /// Identity that a peer with a valid chain must have. Both verifiers end with this check.
 #[derive(Debug)]
 struct IdentityRule {
-    role: Role,
+    /// Accepted roles; the first is named in errors.
+    roles: &'static [Role],
     /// `None` while a spoke joins and does not know its fleet yet.
     trust_domain: Option<String>,
 }
@@ -246,7 +249,10 @@ struct IdentityRule {
 impl IdentityRule {
     fn check(&self, end_entity: &CertificateDer<'_>) -> Result<(), rustls::Error> {
         let peer = peer_identity(std::slice::from_ref(end_entity)).map_err(refused)?;
-        require_role(&peer, self.role).map_err(refused)?;
+        if !self.roles.contains(&peer.id.role()) {
+            let wanted = self.roles.first().copied().unwrap_or(Role::Hub);
+            return Err(refused(IdentityError::Role { id: peer.id, wanted }));
+        }
         match &self.trust_domain {
             Some(wanted) if peer.id.trust_domain() != wanted => {
                 let wanted = wanted.clone();

@@ -16,6 +16,7 @@ use super::*;
 use crate::authority::{
     AUTHORITY_LIFETIME, Authority, HUB_LIFETIME, Host, OPERATOR_LIFETIME, SPOKE_LIFETIME,
 };
+use crate::identity::OperatorRole;
 use crate::request::SigningRequest;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -295,8 +296,11 @@ impl Fleet {
         let authority = Authority::create("fleet").unwrap();
         let hosts = [Host::parse("127.0.0.1"), Host::parse("hub.example")];
         let hub = authority.issue_hub("main", &hosts, HUB_LIFETIME).unwrap().bundle().unwrap();
-        let operator =
-            authority.issue_operator("ada", OPERATOR_LIFETIME).unwrap().bundle().unwrap();
+        let operator = authority
+            .issue_operator(OperatorRole::Operator, "ada", OPERATOR_LIFETIME)
+            .unwrap()
+            .bundle()
+            .unwrap();
         let request = SigningRequest::generate().unwrap();
         let issued = authority.issue_spoke(&request.csr_der, CLUSTER, 1, SPOKE_LIFETIME).unwrap();
         let spoke = Bundle::from_pem(&issued.chain_pem(), &request.key_pem).unwrap();
@@ -316,7 +320,7 @@ impl Fleet {
     }
 
     fn hub_quic_at(&self, at: At) -> ServerConfig {
-        let client = ClientAuthentication { role: Role::Spoke, mandatory: false };
+        let client = ClientAuthentication { roles: &[Role::Spoke], mandatory: false };
         server(&self.hub, &self.authorities(), client, &[ALPN_SESSION], Arc::new(at)).unwrap()
     }
 
@@ -332,7 +336,7 @@ impl Fleet {
     fn client_with(&self, own: &Bundle) -> ClientConfig {
         let verifier = HubVerifier {
             pins: vec![self.authority.pin()],
-            identity: IdentityRule { role: Role::Hub, trust_domain: None },
+            identity: IdentityRule { roles: &[Role::Hub], trust_domain: None },
         };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])

@@ -240,7 +240,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 
 #[cfg(test)]
 mod tests {
-    use attest_certs::Authority;
+    use attest_certs::{Authority, OperatorRole};
 
     use super::*;
 
@@ -283,7 +283,8 @@ mod tests {
         let authority = Authority::create("fleet.example").unwrap();
         let day = Duration::from_secs(24 * 60 * 60);
         let warning = |lifetime: Duration| {
-            let issued = authority.issue_operator("admin", lifetime).unwrap();
+            let issued =
+                authority.issue_operator(OperatorRole::Operator, "admin", lifetime).unwrap();
             expiry_warning(&issued.bundle().unwrap())
         };
 

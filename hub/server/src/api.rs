@@ -10,19 +10,20 @@ mod shown;
 
 use std::sync::Arc;
 
+use attest_certs::OperatorRole;
 use attest_common::basics::json::{self, OBJECT_DEPTH_MAX};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_documents::{BODY_BYTES_MAX, Failure};
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::{Extension, Router};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 
 pub use serve::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError};
@@ -50,86 +51,144 @@ pub(crate) struct Api {
     pub registration: Arc<Registration>,
 }
 
-/// A method, a path, and its handler.
-type Route = (MethodFilter, &'static str, MethodRouter<Arc<Api>>);
+/// A route of the API, with the rules that apply before its handler.
+struct Route {
+    /// Also part of `handler`, which does not reveal it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "compared with the description of the API"))]
+    method: MethodFilter,
+    path: &'static str,
+    rules: RouteRules,
+    handler: MethodRouter<Arc<Api>>,
+}
 
-/// Every route of the API. `docs/openapi.yaml` describes the same.
+/// Rules of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RouteRules {
+    effect: Effect,
+    query: QueryUse,
+}
+
+/// Effect of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// Open to every role.
+    Read,
+    /// Refused to viewers.
+    Change,
+}
+
+/// Use of the query by a handler. A query that no handler reads is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueryUse {
+    Ignored,
+    Read,
+}
+
+/// Every route of the API. `docs/openapi.yaml` describes the same, and `api/roles.txt` lists who may use it.
 fn routes() -> [Route; 23] {
     [
-        route(MethodFilter::GET, "/v1/version", settings::version),
-        route(MethodFilter::POST, "/v1/tokens", clusters::make_token),
-        route(MethodFilter::GET, "/v1/tokens", clusters::tokens),
-        route(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
-        route(MethodFilter::GET, "/v1/clusters", clusters::list),
-        route(MethodFilter::GET, "/v1/clusters/{name}", clusters::get),
-        route(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
-        route(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
-        route(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
-        route(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
-        route(MethodFilter::PUT, "/v1/applications", applications::apply),
-        route(MethodFilter::GET, "/v1/applications", applications::list),
-        route(MethodFilter::GET, "/v1/applications/{name}", applications::get),
-        route(MethodFilter::DELETE, "/v1/applications/{name}", applications::remove),
-        route(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
-        route(MethodFilter::GET, "/v1/applications/{name}/history", applications::history),
-        route(MethodFilter::GET, "/v1/applications/{name}/diff", applications::diff),
-        route(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
-        route(MethodFilter::GET, "/v1/repositories", settings::repositories),
-        route(MethodFilter::DELETE, "/v1/repositories", settings::delete_repository),
-        route(MethodFilter::PUT, "/v1/keys", settings::put_key),
-        route(MethodFilter::GET, "/v1/keys", settings::keys),
-        route(MethodFilter::DELETE, "/v1/keys/{alias}", settings::delete_key),
+        read("/v1/version", settings::version),
+        change(MethodFilter::POST, "/v1/tokens", clusters::make_token),
+        read("/v1/tokens", clusters::tokens),
+        change(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
+        read("/v1/clusters", clusters::list),
+        read("/v1/clusters/{name}", clusters::get),
+        change(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
+        change(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
+        change(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
+        change(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
+        change(MethodFilter::PUT, "/v1/applications", applications::apply).with_query(),
+        read("/v1/applications", applications::list).with_query(),
+        read("/v1/applications/{name}", applications::get).with_query(),
+        change(MethodFilter::DELETE, "/v1/applications/{name}", applications::remove),
+        change(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
+        read("/v1/applications/{name}/history", applications::history),
+        read("/v1/applications/{name}/diff", applications::diff),
+        change(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
+        read("/v1/repositories", settings::repositories),
+        change(MethodFilter::DELETE, "/v1/repositories", settings::delete_repository),
+        change(MethodFilter::PUT, "/v1/keys", settings::put_key),
+        read("/v1/keys", settings::keys),
+        change(MethodFilter::DELETE, "/v1/keys/{alias}", settings::delete_key),
     ]
 }
 
-fn route<H, T>(method: MethodFilter, path: &'static str, handler: H) -> Route
+/// A route that changes nothing.
+fn read<H, T>(path: &'static str, handler: H) -> Route
 where
     H: Handler<T, Arc<Api>>,
     T: 'static,
 {
-    (method, path, on(method, handler))
+    route(MethodFilter::GET, path, Effect::Read, handler)
+}
+
+/// A route that changes something.
+fn change<H, T>(method: MethodFilter, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Arc<Api>>,
+    T: 'static,
+{
+    route(method, path, Effect::Change, handler)
+}
+
+fn route<H, T>(method: MethodFilter, path: &'static str, effect: Effect, handler: H) -> Route
+where
+    H: Handler<T, Arc<Api>>,
+    T: 'static,
+{
+    let rules = RouteRules { effect, query: QueryUse::Ignored };
+    Route { method, path, rules, handler: on(method, handler) }
+}
+
+impl Route {
+    /// Marks a route whose handler reads the query.
+    fn with_query(mut self) -> Self {
+        self.rules.query = QueryUse::Read;
+        self
+    }
 }
 
 /// Returns the router of the API.
 pub(crate) fn router(api: Arc<Api>) -> Router {
-    routes()
-        .into_iter()
-        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
+    let mut router = Router::new();
+    for Route { path, rules, handler, .. } in routes() {
+        let checked = handler.route_layer(from_fn_with_state(rules, check_rules));
+        router = router.route(path, checked);
+    }
+    router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(from_fn(refuse_ignored))
+        .layer(from_fn(refuse_web_pages))
         .layer(from_fn_with_state(api.clone(), serve::admitted))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
 
-/// Path of the collection whose routes, and whose items, have queries.
-const PATH_WITH_QUERIES: &str = "/v1/applications";
-
-/// Returns whether the handler of a request reads its query.
-fn reads_query(request: &Request) -> bool {
-    let rest = request.uri().path().strip_prefix(PATH_WITH_QUERIES);
-    match (request.method(), rest) {
-        (&Method::GET, Some(rest)) => {
-            let item = rest.strip_prefix('/');
-            rest.is_empty() || item.is_some_and(|item| !item.contains('/'))
-        }
-        (&Method::PUT, Some(rest)) => rest.is_empty(),
-        _ => false,
+/// Refuses changes by viewers, and query parameters that the handler does not read.
+async fn check_rules(
+    State(rules): State<RouteRules>,
+    Extension(role): Extension<OperatorRole>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    if rules.effect == Effect::Change && role == OperatorRole::Viewer {
+        let message = "a viewer cannot change anything; log in as operator";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::ViewerReadOnly, message));
+    }
+    match request.uri().query() {
+        Some(query) if rules.query == QueryUse::Ignored => Err(unknown_query(query)),
+        Some(_) | None => Ok(next.run(request).await),
     }
 }
 
-/// Refuses requests of web pages, and query parameters that no handler reads.
+/// Refuses requests of web pages.
 ///
 /// A browser in which an operator's certificate is installed would authenticate requests of any page. It sends
 /// `Origin` with each of them; `attest` sends none.
-async fn refuse_ignored(request: Request, next: Next) -> Result<Response, Refusal> {
+async fn refuse_web_pages(request: Request, next: Next) -> Result<Response, Refusal> {
     if request.headers().contains_key(header::ORIGIN) {
         let message = "the API does not accept requests of web pages; remove the header Origin";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::OriginNotAllowed, message));
-    }
-    if let Some(query) = request.uri().query().filter(|_| !reads_query(&request)) {
-        return Err(unknown_query(query));
     }
     Ok(next.run(request).await)
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use attest_certs::authority::{HUB_LIFETIME, Host, OPERATOR_LIFETIME};
 use attest_certs::bundle::write_private;
-use attest_certs::{Authority, AuthorityError, Bundle, BundleError};
+use attest_certs::{Authority, AuthorityError, Bundle, BundleError, OperatorRole};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::keys::{KeyError, PrivateKey};
 use attest_common::basics::reason::Reason;
@@ -135,23 +135,33 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     store::create(&directory.join(DATABASE_FILE)).map_err(HomeError::Store)?;
     sync_directory(directory)?;
     let operators = Operators::at(directory.join(OPERATORS_DIRECTORY));
-    created(&operators, OPERATOR_NAME, advertise, &authority, &signing)
+    let subject = OperatorSubject { role: OperatorRole::Operator, name: OPERATOR_NAME };
+    created(&operators, subject, advertise, &authority, &signing)
+}
+
+/// Name and role of an operator's certificate.
+#[derive(Clone, Copy)]
+struct OperatorSubject<'a> {
+    role: OperatorRole,
+    name: &'a str,
 }
 
 fn write_file(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
     write_private(&directory.join(name), bytes).map_err(HomeError::Bundle)
 }
 
-/// Issues a certificate to the operator `name`, records it, and returns the data of its context.
+/// Issues a certificate to an operator, records it, and returns the data of its context.
 fn created(
     operators: &Operators,
-    name: &str,
+    subject: OperatorSubject<'_>,
     advertise: &Advertise,
     authority: &Authority,
     signing: &PrivateKey,
 ) -> Result<Created, HomeError> {
-    let issued = authority.issue_operator(name, OPERATOR_LIFETIME).map_err(HomeError::Authority)?;
-    let operator = operators.note(name, &issued)?;
+    let OperatorSubject { role, name } = subject;
+    let issued =
+        authority.issue_operator(role, name, OPERATOR_LIFETIME).map_err(HomeError::Authority)?;
+    let operator = operators.note(role, name, &issued)?;
     Ok(Created {
         api_url: advertise.api_url.clone(),
         spoke_address: advertise.spoke_address.clone(),
@@ -169,9 +179,14 @@ fn created(
 ///
 /// # Errors
 /// When the home is unusable, or the name is not allowed in a certificate.
-pub fn issue_operator(directory: &Path, name: &str) -> Result<Created, HomeError> {
+pub fn issue_operator(
+    directory: &Path,
+    role: OperatorRole,
+    name: &str,
+) -> Result<Created, HomeError> {
     let home = load(directory)?;
-    created(&home.operators(), name, &home.advertise, &home.authority, &home.signing)
+    let subject = OperatorSubject { role, name };
+    created(&home.operators(), subject, &home.advertise, &home.authority, &home.signing)
 }
 
 /// Returns the pin of the authority of the home `directory`.

@@ -393,6 +393,7 @@ registry! {
 
     "API and operators", seen in "API, `attest gitops`, `attest hub operator`" {
         OperatorUnknown: "no operator's certificate has this serial number", "`attest hub operator list` shows the serial numbers";
+        ViewerReadOnly: "a viewer asked for a change", "log in as operator, or ask for `attest hub operator issue NAME`";
         OperatorRevoked: "the operator's certificate is revoked", "run `attest hub operator issue NAME` on the hub's machine";
         OperatorUnreadable: "the state of the operator's certificate cannot be read",
             "change the owner of the files in the home's `operators` directory to the hub's user";

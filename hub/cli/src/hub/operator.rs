@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use attest_certs::OperatorRole;
 use attest_common::basics::ids::Timestamp;
 use attest_documents::List;
 use attest_hub::home::{self, Created};
@@ -45,6 +46,9 @@ const CONTEXT_NAME_DEFAULT: &str = "main";
 pub(super) struct IssueArgs {
     /// Name of the operator, as shown by `list`
     name: String,
+    /// operator, or viewer for one who reads and changes nothing
+    #[arg(long, value_name = "ROLE", default_value_t)]
+    role: OperatorRole,
     #[command(flatten)]
     home: HomeArgs,
     /// Name of the hub in the context; `main` by default, and with --save the name that your context has for this hub
@@ -74,7 +78,7 @@ pub(super) fn run(command: OperatorCommand, printer: &Printer) -> anyhow::Result
 }
 
 fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
-    let IssueArgs { name, home, context_name, output, save } = args;
+    let IssueArgs { name, role, home, context_name, output, save } = args;
     if output.as_ref().is_some_and(|file| file.exists()) {
         bail!("{} already exists; pass another --output", output.unwrap_or_default().display());
     }
@@ -82,9 +86,8 @@ fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
     let context = Context::load()?;
     let own = if save { Some(&context) } else { None };
     let context_name = context_name_of(context_name, own, &home::authority_pin(&home.home)?)?;
-    let created = home::issue_operator(&home.home, &name)?;
-    let issued =
-        format!("operator/{name} issued, valid for {}", until(created.operator_expires_at));
+    let created = home::issue_operator(&home.home, role, &name)?;
+    let issued = format!("{role}/{name} issued, valid for {}", until(created.operator_expires_at));
     match output {
         Some(file) => {
             write_private(&file, context_for(&context_name, created)?.as_bytes())?;
@@ -150,15 +153,16 @@ fn renewed(mut context: Context, name: &str, created: Created) -> Context {
 fn list_operators(home: &Path, output: OutputArgs, printer: &Printer) -> anyhow::Result<()> {
     let list = List::new("Operator", home::operators(home)?.all()?);
     printer.result(output.format, &list, || {
-        let mut table = TextTable::new(&["serial", "name", "state", "age", "expires"]);
+        let mut table = TextTable::new(&["serial", "name", "role", "state", "age", "expires"]);
         for operator in &list.items {
             let state = match operator.revoked_at {
                 Some(_) => "Revoked",
                 None if Timestamp::now() >= operator.expires_at => "Expired",
                 None => "Valid",
             };
+            let role = operator.role.to_string();
             let (age, expires) = (age(operator.issued_at), until(operator.expires_at));
-            table.row([&operator.serial, &operator.name, state, &age, &expires]);
+            table.row([&operator.serial, &operator.name, &role, state, &age, &expires]);
         }
         table
     })
@@ -205,7 +209,7 @@ mod tests {
             Context { current_hub: None, hubs: vec![hub_context("west", first)], keys: vec![] };
         let old = context.hubs[0].operator_chain.clone();
 
-        let next = home::issue_operator(&path, "admin").unwrap();
+        let next = home::issue_operator(&path, OperatorRole::Operator, "admin").unwrap();
         let context = renewed(context, "main", next);
 
         assert_eq!(context.hubs.len(), 1);

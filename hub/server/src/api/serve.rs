@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_certs::tls::hub_https;
-use attest_certs::{Bundle, TlsError, peer_identity};
+use attest_certs::{Bundle, OperatorRole, TlsError, peer_identity};
 use attest_common::basics::locked::RwLocked;
 use attest_common::basics::reason::Reason;
 use axum::extract::connect_info::Connected;
@@ -127,29 +127,40 @@ pub(crate) async fn serve(listening: Listening) -> io::Result<()> {
 /// The client of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Operator {
-    /// Serial of the certificate; absent when it cannot be read.
-    serial: Option<String>,
+    /// Absent when the certificate cannot be read.
+    identity: Option<OperatorIdentity>,
+}
+
+#[derive(Clone, Debug)]
+struct OperatorIdentity {
+    serial: String,
+    role: OperatorRole,
 }
 
 impl Connected<IncomingStream<'_, Ready>> for Operator {
     fn connect_info(stream: IncomingStream<'_, Ready>) -> Self {
         let (_, session) = stream.io().get_ref();
         let peer = session.peer_certificates().and_then(|chain| peer_identity(chain).ok());
-        Self { serial: peer.map(|peer| peer.serial.to_string()) }
+        let identity = peer.and_then(|peer| {
+            let role = OperatorRole::of(peer.id.role())?;
+            Some(OperatorIdentity { serial: peer.serial.to_string(), role })
+        });
+        Self { identity }
     }
 }
 
-/// Rejects requests with a revoked certificate, including those on established connections.
+/// Rejects requests with a revoked certificate, including those on established connections. Passes on the role.
 pub(super) async fn admitted(
     State(api): State<Arc<Api>>,
     ConnectInfo(operator): ConnectInfo<Operator>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let answer = blocking(&api, move |api| match operator.serial {
-        Some(serial) => api.operators.is_revoked(&serial),
-        None => Ok(true),
-    });
+    let Some(OperatorIdentity { serial, role }) = operator.identity else {
+        let message = "the certificate of this connection is not that of an operator";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::PeerRole, message));
+    };
+    let answer = blocking(&api, move |api| api.operators.is_revoked(&serial));
     let revoked = answer.await.map_err(|error| {
         let error = attest_common::basics::text::error_chain(&error);
         tracing::error!(reason = Reason::OperatorUnreadable.as_str(), "Operator rejected: {error}");
@@ -162,6 +173,7 @@ pub(super) async fn admitted(
                        `attest hub operator issue NAME`";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::OperatorRevoked, message));
     }
+    request.extensions_mut().insert(role);
     Ok(next.run(request).await)
 }
 

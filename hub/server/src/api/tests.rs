@@ -2,9 +2,11 @@ use axum::routing::MethodFilter;
 use http::Method;
 use serde_json::Value;
 
-use super::routes;
+use super::{Effect, QueryUse, routes};
 
 const DESCRIPTION: &str = include_str!("../../../../docs/openapi.yaml");
+/// One route a line: method, path, and the least role that may use it.
+const ROLES: &str = include_str!("roles.txt");
 const DOCUMENTS: &str = include_str!("../../../documents/src/lib.rs");
 
 fn description() -> Value {
@@ -22,7 +24,7 @@ fn the_description_and_the_router_name_the_same_routes() {
         }
     }
 
-    let routed = routes().map(|(method, path, _)| (path, method));
+    let routed = routes().map(|route| (route.path, route.method));
 
     let missing = |these: &[(&str, MethodFilter)], there: &[(&str, MethodFilter)]| {
         let missing = these.iter().filter(|route| !there.contains(route));
@@ -30,6 +32,40 @@ fn the_description_and_the_router_name_the_same_routes() {
     };
     assert_eq!(missing(&described, &routed), [""; 0], "described, but not routed");
     assert_eq!(missing(&routed, &described), [""; 0], "routed, but not described");
+}
+
+#[test]
+fn a_viewer_may_use_the_routes_of_the_table_and_no_other() {
+    let mut listed = Vec::new();
+    for line in ROLES.lines().filter(|line| !line.starts_with('#')) {
+        let [method, path, role] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("not METHOD PATH ROLE: {line}");
+        };
+        let effect = match role {
+            "viewer" => Effect::Read,
+            "operator" => Effect::Change,
+            other => panic!("{other} is not a role: {line}"),
+        };
+        assert_eq!(effect == Effect::Read, method == "GET", "{line}");
+        let method = MethodFilter::try_from(method.parse::<Method>().unwrap()).unwrap();
+        listed.push((path, format!("{method:?}"), effect));
+    }
+    let mut routed: Vec<_> = routes()
+        .iter()
+        .map(|route| (route.path, format!("{:?}", route.method), route.rules.effect))
+        .collect();
+    listed.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    routed.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+
+    assert_eq!(listed, routed, "roles.txt and the router differ");
+}
+
+#[test]
+fn a_query_is_read_by_the_routes_of_applications_only() {
+    for route in routes() {
+        let reads = route.rules.query == QueryUse::Read;
+        assert!(!reads || route.path.starts_with("/v1/applications"), "{}", route.path);
+    }
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Certificates of operators and their revocations: one file for each serial.
 //!
 //! `attest hub operator` writes them on the hub's machine. The API reads the file of the client at every request, so that
-//! a revocation takes effect immediately. All operators have the same rights.
+//! a revocation takes effect immediately. The role is part of the certificate; the record only shows it.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use attest_certs::Issued;
 use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
+use attest_certs::{Issued, OperatorRole};
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::text::shortened;
 use attest_runtime::clock::after;
@@ -30,6 +30,9 @@ pub const UNKNOWN_NAME: &str = "unknown";
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Operator {
     pub name: String,
+    /// Records of earlier releases have none: their certificates are those of operators.
+    #[serde(default)]
+    pub role: OperatorRole,
     /// Hexadecimal.
     pub serial: String,
     pub issued_at: Timestamp,
@@ -54,9 +57,15 @@ impl Operators {
     ///
     /// # Errors
     /// When the file cannot be written; the certificate must then not be handed out.
-    pub fn note(&self, name: &str, issued: &Issued) -> Result<Operator, HomeError> {
+    pub fn note(
+        &self,
+        role: OperatorRole,
+        name: &str,
+        issued: &Issued,
+    ) -> Result<Operator, HomeError> {
         let operator = Operator {
             name: name.to_owned(),
+            role,
             serial: issued.serial.to_string(),
             issued_at: Timestamp::now(),
             expires_at: Timestamp::try_from(issued.not_after).unwrap_or_default(),
@@ -110,6 +119,7 @@ impl Operators {
         let lifetime_ms = i64::try_from(OPERATOR_LIFETIME.as_millis()).unwrap_or(i64::MAX);
         let mut operator = self.get(serial)?.unwrap_or_else(|| Operator {
             name: UNKNOWN_NAME.to_owned(),
+            role: OperatorRole::default(),
             serial: serial.to_ascii_lowercase(),
             issued_at: now,
             expires_at: after(now, lifetime_ms),
