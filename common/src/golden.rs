@@ -15,17 +15,21 @@ use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::{self, ObjectKey};
 use crate::documents::plan::{
-    ContentBlob, Directive, Head, Operation, Plan, RequestedPolicy, SignedBlob, Strategy, Sync,
-    SyncPolicy, to_bytes,
+    ContentBlob, Directive, FinalizedBy, Head, Operation, Plan, RequestedPolicy, SignedBlob,
+    StageReference, Strategy, Sync, SyncPolicy, to_bytes,
 };
 use crate::documents::release::{NamespaceRule, RENDERING_TYPE};
 use crate::objects::health::Health;
 use crate::record::custody::{self, Confirmed, HubStatus, PackedBlobs, StoredRefusal};
 use crate::record::rollback::RollbackPoint;
+use crate::record::rollout::{Abort, Rollout, RolloutState};
 use crate::record::{Floor, Held, Owned, Record};
+use crate::session::FEATURE_ROLLOUT;
 use crate::session::frame;
 use crate::session::message::{Hello, Seen, ToHub, ToHubBody};
-use crate::session::report::{ObjectState, Phase, Refusal, Report, Running, Timings};
+use crate::session::report::{
+    ObjectState, Phase, Refusal, Report, RolloutStatus, Running, Timings,
+};
 use crate::verify::Check;
 
 fn name(text: &str) -> Name {
@@ -87,9 +91,74 @@ fn directive() -> Directive {
         cap_percent: 100,
         plan: Some(Digest::of(&to_bytes(&plan()))),
         repair: false,
+        stage: None,
+        soak_ms: None,
+        paused: false,
+        finalize: FinalizedBy::Spoke,
+        keep_failed: false,
         issued_at: time("2026-11-22T12:00:00Z"),
         expires_at: time("2026-11-23T12:00:00Z"),
     }
+}
+
+fn rollout_directive() -> Directive {
+    Directive {
+        stage: Some(StageReference { index: 1, name: name("production") }),
+        soak_ms: Some(1_800_000),
+        paused: true,
+        finalize: FinalizedBy::Hub,
+        keep_failed: true,
+        ..directive()
+    }
+}
+
+fn abort() -> Abort {
+    Abort {
+        plan: Digest::of(b"plan payload"),
+        attempt: 1,
+        reason: Reason::Unhealthy.into(),
+        message: "Deployment web exceeded its progress deadline".to_owned(),
+    }
+}
+
+fn rollout_report() -> Report {
+    let rollout = RolloutStatus {
+        generation: 7,
+        attempt: 1,
+        plan: Digest::of(b"last good plan payload"),
+        at_target: true,
+        healthy_for_ms: 600_000,
+        soak_reached: true,
+        aborted: Some(abort()),
+        good: vec![Digest::of(b"last good plan payload")],
+    };
+    Report { rollout: Some(rollout), ..report() }
+}
+
+fn rollout_record() -> Record {
+    let rollout = Rollout {
+        generation: 7,
+        attempt: 1,
+        state: RolloutState::Candidate,
+        aborts: vec![abort()],
+    };
+    let mut record =
+        Record { good: vec![held(b"older good plan")], rollout: Some(rollout), ..record() };
+    if let Some(point) = &mut record.rollback_point {
+        point.rollout = Some(RolloutState::Good);
+    }
+    record
+}
+
+fn rollout_hello() -> ToHub {
+    let mut message = hello();
+    if let Some(ToHubBody::Hello(hello)) = &mut message.body {
+        hello.features = vec![FEATURE_ROLLOUT.to_owned()];
+        for seen in &mut hello.destinations {
+            (seen.generation, seen.attempt) = (7, 1);
+        }
+    }
+    message
 }
 
 fn sync() -> Sync {
@@ -141,6 +210,7 @@ fn report() -> Report {
             sequence: Some(41),
             at: time("2026-11-22T12:00:02Z"),
         }),
+        rollout: None,
         health: Health::Failed,
         objects: vec![ObjectState {
             key: key.clone(),
@@ -173,6 +243,8 @@ fn hello() -> ToHub {
             epoch: 3,
             sequence: 42,
             directive: vec![0xaa; 32],
+            generation: 0,
+            attempt: 0,
         }],
         kubernetes_version: "v1.37.2".to_owned(),
         features: Vec::new(),
@@ -201,6 +273,39 @@ fn signed_documents_are_written_as_they_always_were() {
     keeps(&plan(), include_str!("golden/plan.json"));
     keeps(&directive(), include_str!("golden/directive.json"));
     keeps(&sync(), include_str!("golden/sync.json"));
+}
+
+#[test]
+fn what_rollouts_add_is_written_as_it_always_was() {
+    keeps(&rollout_directive(), include_str!("golden/directive-rollout.json"));
+    keeps(&rollout_report(), include_str!("golden/report-rollout.json"));
+    keeps(&rollout_record(), include_str!("golden/record-rollout.json"));
+    let frame = frame::encode(&rollout_hello()).unwrap();
+
+    assert_eq!(hexadecimal(&frame), include_str!("golden/hello-rollout.hex").trim_end());
+    let body = frame.get(frame::LENGTH_BYTES..).unwrap();
+    assert_eq!(frame::decode::<ToHub>(body).unwrap(), rollout_hello());
+}
+
+#[test]
+fn only_the_first_form_of_a_directive_is_for_every_spoke() {
+    let first = directive();
+    let removal = Directive { operation: Operation::Remove, plan: None, ..first.clone() };
+    for directive in [&first, &removal, &Directive { repair: true, ..first.clone() }] {
+        assert!(!directive.needs_rollout(), "{directive:?}");
+    }
+    let operations = [Operation::Supersede, Operation::Rollback, Operation::Finalize];
+    let ordered = operations.map(|operation| Directive { operation, ..first.clone() });
+    let fields = [
+        Directive { stage: rollout_directive().stage, ..first.clone() },
+        Directive { soak_ms: Some(0), ..first.clone() },
+        Directive { paused: true, ..first.clone() },
+        Directive { finalize: FinalizedBy::Hub, ..first.clone() },
+        Directive { keep_failed: true, ..first.clone() },
+    ];
+    for directive in ordered.iter().chain(&fields) {
+        assert!(directive.needs_rollout(), "{directive:?}");
+    }
 }
 
 #[test]
@@ -280,6 +385,7 @@ fn record() -> Record {
         floor: Some(floor.clone()),
         held: Some(held(b"plan")),
         last_good: Some(held(b"last good plan")),
+        good: Vec::new(),
         inventory: vec![owned("web", Some("uid-1"), true), owned("worker", None, false)],
         removed: false,
         recorded_at: Some(time("2026-11-22T12:00:01Z")),
@@ -293,7 +399,9 @@ fn record() -> Record {
             since: Some(time("2026-11-21T12:00:00Z")),
             removed: false,
             objects: 1,
+            rollout: None,
         })),
+        rollout: None,
     }
 }
 

@@ -1,10 +1,11 @@
 //! The durable state of one destination in its cluster, and the pure rules on it: order, binding, floor.
 //!
 //! A spoke stores it in its own cluster, before it acts. [`custody`] defines the format, [`rollback`] the return from a
-//! plan of which nothing is written.
+//! plan of which nothing is written, [`rollout`] the rollout of a plan that the hub finalizes.
 
 pub mod custody;
 pub mod rollback;
+pub mod rollout;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use crate::documents::manifest::{Object, ObjectKey};
 use crate::documents::plan::Directive;
 use crate::documents::receipt::CLOCK_SKEW_MAX_MS;
 use crate::record::rollback::RollbackPoint;
+use crate::record::rollout::Rollout;
 
 /// Most other hub keys of which a destination remembers the newest directive. A directive of a forgotten key can be
 /// replayed until it expires.
@@ -74,9 +76,12 @@ pub struct Record {
     /// The plan of the newest directive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
-    /// The last plan that was healthy.
+    /// The newest good plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<Held>,
+    /// Good plans before `last_good`, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub good: Vec<Held>,
     /// Objects that the destination has written or is about to write.
     #[serde(default)]
     pub inventory: Vec<Owned>,
@@ -92,6 +97,9 @@ pub struct Record {
     /// Rollback point; cleared before the first write of `held`.
     #[serde(rename = "former", default, skip_serializing_if = "Option::is_none")]
     pub rollback_point: Option<Box<RollbackPoint>>,
+    /// Rollout of `held`, once a directive needed the feature `rollout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
 }
 
 /// The newest admitted directive of one hub key. Each key has its own epochs and sequences, so that one hub neither blocks
@@ -150,7 +158,12 @@ impl Record {
     pub fn plans(&self) -> impl Iterator<Item = &Held> {
         let before = self.rollback_point.iter();
         let before = before.flat_map(|point| point.held.iter().chain(&point.last_good));
-        self.held.iter().chain(&self.last_good).chain(before)
+        self.held.iter().chain(self.good_plans()).chain(before)
+    }
+
+    /// Returns the good plans, the newest first.
+    pub fn good_plans(&self) -> impl Iterator<Item = &Held> {
+        self.last_good.iter().chain(&self.good)
     }
 }
 

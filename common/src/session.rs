@@ -37,6 +37,8 @@ pub const RECONNECT_MAX_MS: u64 = 30_000;
 pub const FEATURE_MANIFESTS_2: &str = "manifests-2";
 /// Directives may hold `Directive::repair`.
 pub const FEATURE_REPAIR: &str = "repair";
+/// Directives may hold the operations and fields of [`Directive::needs_rollout`](crate::documents::plan::Directive::needs_rollout).
+pub const FEATURE_ROLLOUT: &str = "rollout";
 /// Features of this build, which a spoke announces in its `Hello`. What needs one is sent only to a spoke that has it.
 pub const FEATURES: [&str; 2] = [FEATURE_MANIFESTS_2, FEATURE_REPAIR];
 /// Application code of a close: the spoke is not, or no longer, admitted.

@@ -20,8 +20,8 @@ use attest_common::basics::locked::Locked;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
-    CAP_FULL_PERCENT, ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob,
-    Strategy, SyncPolicy, to_bytes,
+    CAP_FULL_PERCENT, ContentBlob, Directive, FinalizedBy, Operation, Plan, RequestedPolicy,
+    SignedBlob, Strategy, SyncPolicy, to_bytes,
 };
 use attest_common::documents::release::{RENDERING_TYPE, Release};
 use attest_common::documents::statement::{Statement, Subject};
@@ -433,6 +433,11 @@ impl PublishedRelease {
             cap_percent: CAP_FULL_PERCENT,
             plan: None,
             repair: false,
+            stage: None,
+            soak_ms: None,
+            paused: false,
+            finalize: FinalizedBy::Spoke,
+            keep_failed: false,
             issued_at: now,
             expires_at: Timestamp::from_second(now.as_second() + DIRECTIVE_LIFETIME_S)?,
         };

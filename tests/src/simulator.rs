@@ -332,6 +332,7 @@ fn report(directive: &Directive, objects: Vec<ObjectState>, heals_total: u64) ->
             since: Timestamp::now(),
         }),
         refusal: None,
+        rollout: None,
         health: Health::Current,
         objects_total: objects.len() as u64,
         objects,

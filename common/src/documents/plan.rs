@@ -22,6 +22,8 @@ pub const SYNC_LIFETIME_MAX_MS: i64 = 10 * 60 * 1000;
 pub const RECEIPTS_MAX: usize = 64;
 /// Most heads in a sync.
 pub const HEADS_MAX: usize = 4_096;
+/// Longest soak of a directive, in milliseconds.
+pub const SOAK_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// The cap of a complete rollout, in percent.
 pub const CAP_FULL_PERCENT: u32 = 100;
 
@@ -133,9 +135,62 @@ pub struct Directive {
     /// [`FEATURE_REPAIR`](crate::session::FEATURE_REPAIR): others refuse the directive.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repair: bool,
+    /// Stage of the rollout. Shown only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageReference>,
+    /// Time at target after which the spoke reports that the soak is reached, at most [`SOAK_MAX_MS`]. Absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soak_ms: Option<u64>,
+    /// The soak stands still. What is being applied is completed, and failures still count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// The component that makes the plan a good one.
+    #[serde(default, skip_serializing_if = "FinalizedBy::is_spoke")]
+    pub finalize: FinalizedBy,
+    /// A plan that fails stays in place. Otherwise the spoke returns to the newest good plan.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_failed: bool,
     pub issued_at: Timestamp,
     /// Limits admission only: an admitted plan continues to run.
     pub expires_at: Timestamp,
+}
+
+impl Directive {
+    /// Returns whether only a spoke that announces [`FEATURE_ROLLOUT`](crate::session::FEATURE_ROLLOUT) carries the
+    /// directive out. Others refuse it.
+    pub fn needs_rollout(&self) -> bool {
+        let Self { operation, stage, soak_ms, paused, finalize, keep_failed, .. } = self;
+        let is_first_form = matches!(operation, Operation::Progress | Operation::Remove);
+        let has_fields = stage.is_some() || soak_ms.is_some() || *paused || *keep_failed;
+        !is_first_form || has_fields || !finalize.is_spoke()
+    }
+}
+
+/// A stage of a rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct StageReference {
+    /// Place among the stages of the rollout, from 0.
+    pub index: u32,
+    pub name: Name,
+}
+
+/// The component that makes a plan a good one: a plan to return to, after which objects are pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinalizedBy {
+    /// The spoke, as soon as everything is applied and healthy.
+    #[default]
+    #[serde(rename = "Local")]
+    Spoke,
+    /// The hub, by [`Operation::Finalize`].
+    Hub,
+}
+
+impl FinalizedBy {
+    /// Returns true for the spoke.
+    pub fn is_spoke(&self) -> bool {
+        *self == Self::Spoke
+    }
 }
 
 /// Operation of a directive.
@@ -143,14 +198,12 @@ pub struct Directive {
 pub enum Operation {
     /// Move towards the plan, up to the cap.
     Progress,
-    /// Abandon the rollout in favour of the named plan.
+    /// Give up the plan in hand unless it is at target: a newer rollout has begun.
     Supersede,
-    /// Return to the last good plan.
+    /// Return to this plan, which is one of the good plans of the destination.
     Rollback,
-    /// Make the plan the last good one; objects of the previous one may be deleted.
+    /// Make the plan in hand a good one as soon as it is at target; then objects may be pruned.
     Finalize,
-    /// End the rollout; keep the running plan.
-    Close,
     /// Remove the application from the destination.
     Remove,
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Floor, Held, Record};
 use crate::basics::ids::Timestamp;
+use crate::record::rollout::RolloutState;
 
 /// The state of a record before an admission of which nothing is written yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct RollbackPoint {
     pub removed: bool,
     /// Number of objects at the start of the inventory that precede the admission.
     pub objects: usize,
+    /// State of the rollout of `held`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutState>,
 }
 
 impl RollbackPoint {
@@ -43,6 +47,7 @@ impl RollbackPoint {
                 since: record.since,
                 removed: record.removed,
                 objects: record.inventory.len(),
+                rollout: record.rollout.as_ref().map(|rollout| rollout.state),
             })),
             None => Some(Box::default()),
         }
@@ -57,6 +62,9 @@ impl Record {
         let point = *self.rollback_point.take()?;
         if !keep_inventory {
             self.inventory.truncate(point.objects);
+        }
+        if let Some(rollout) = &mut self.rollout {
+            rollout.state = point.rollout.unwrap_or(RolloutState::Local);
         }
         let record = Self {
             binding: point.binding,

@@ -74,11 +74,13 @@ fn record(plan: &[u8], sequence: u64, inventory: &[&str]) -> Record {
         floor: Some(Floor { counter: sequence, release: Digest::of(plan) }),
         held: Some(held(plan)),
         last_good: None,
+        good: Vec::new(),
         inventory: inventory.iter().map(|name| owned(name)).collect(),
         removed: false,
         recorded_at: None,
         since: None,
         rollback_point: None,
+        rollout: None,
     }
 }
 

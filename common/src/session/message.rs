@@ -102,6 +102,12 @@ pub struct Seen {
     /// SHA-256 of the held directive's payload.
     #[prost(bytes = "vec", tag = "5")]
     pub directive: Vec<u8>,
+    /// Rollout number of the held directive; 0 before the first one that needs the feature `rollout`.
+    #[prost(uint64, tag = "6")]
+    pub generation: u64,
+    /// Attempt of the held directive.
+    #[prost(uint32, tag = "7")]
+    pub attempt: u32,
 }
 
 /// The hub accepts the session.

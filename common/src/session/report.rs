@@ -11,6 +11,7 @@ use crate::basics::reason::{Reason, ReportedReason};
 use crate::documents::manifest::ObjectKey;
 use crate::objects::health::Health;
 pub use crate::record::custody::Refusal;
+pub use crate::record::rollout::Abort;
 use crate::verify::Check;
 
 /// Most objects listed individually; the rest are only counted.
@@ -160,6 +161,9 @@ pub struct Report {
     /// The newest refusal, until a later directive is admitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
+    /// Rollout of the destination, once a directive needed the feature `rollout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     pub health: Health,
     #[serde(default)]
     pub objects: Vec<ObjectState>,
@@ -176,6 +180,35 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Time of the observation, by the spoke's clock, for display only.
     pub observed_at: Timestamp,
+}
+
+/// Rollout of a destination. Reported when it changes, except `healthy_for_ms`, which is reported with other changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    pub generation: u64,
+    pub attempt: u32,
+    /// Digest of the plan that the destination runs or moves to. After a return it is a good plan.
+    pub plan: Digest,
+    /// Everything is applied, every gating object is Current, and workloads, their Services and routes are as signed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_target: bool,
+    /// Time at target without interruption, by the spoke's monotonic clock.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub healthy_for_ms: u64,
+    /// `healthy_for_ms` has reached the soak of the directive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub soak_reached: bool,
+    /// The failure of the newest ordered plan. `plan` differs from its plan if the destination has returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aborted: Option<Abort>,
+    /// Digests of the good plans, the newest first.
+    #[serde(default)]
+    pub good: Vec<Digest>,
+}
+
+fn is_zero(duration_ms: &u64) -> bool {
+    *duration_ms == 0
 }
 
 /// The running plan of a destination.

@@ -65,11 +65,8 @@ pub fn directive(
         // The order was checked at admission; the record may hold a newer directive.
         Ages::Skip => DirectiveOrder::Repeated,
     };
-    match directive.operation {
-        Operation::Progress | Operation::Remove => {}
-        Operation::Supersede | Operation::Rollback | Operation::Finalize | Operation::Close => {
-            return Err(VerifyError::OperationNotSupported(directive.operation));
-        }
+    if directive.needs_rollout() {
+        return Err(VerifyError::OperationNotSupported(directive.operation));
     }
     if directive.cap_percent != CAP_FULL_PERCENT {
         return Err(VerifyError::CapNotSupported { cap_percent: directive.cap_percent });

@@ -12,8 +12,8 @@ use crate::basics::keys::PrivateKey;
 use crate::basics::terms::{self, Mode, Role};
 use crate::documents::manifest;
 use crate::documents::plan::{
-    self, ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob, Sync, SyncPolicy,
-    to_bytes,
+    self, ContentBlob, Directive, FinalizedBy, Operation, Plan, RequestedPolicy, SignedBlob, Sync,
+    SyncPolicy, to_bytes,
 };
 use crate::documents::receipt;
 use crate::documents::release::{
@@ -218,6 +218,11 @@ fn world() -> World {
             cap_percent: 100,
             plan: None,
             repair: false,
+            stage: None,
+            soak_ms: None,
+            paused: false,
+            finalize: FinalizedBy::Spoke,
+            keep_failed: false,
             issued_at: now(),
             expires_at: later(1),
         },
@@ -338,11 +343,13 @@ impl World {
             floor: Some(Floor { counter: COUNTER - 10, release: Digest::of(b"former") }),
             held: None,
             last_good: None,
+            good: Vec::new(),
             inventory: Vec::new(),
             removed: false,
             recorded_at: None,
             since: None,
             rollback_point: None,
+            rollout: None,
         }
     }
 

@@ -263,10 +263,12 @@ pub fn admitted_record(
         floor: Some(known.filter(|known| known.counter >= floor.counter).unwrap_or(floor)),
         held: Some(held.clone()),
         last_good: former.and_then(|record| record.last_good.clone()),
+        good: former.map(|record| record.good.clone()).unwrap_or_default(),
         inventory,
         removed: false,
         since: same.and_then(|record| record.since).or(Some(now)),
         rollback_point: RollbackPoint::before(before, held),
+        rollout: former.and_then(|record| record.rollout.clone()),
         ..ordered_record(&admission.ordered, former, now)
     })
 }
@@ -319,12 +321,14 @@ fn ordered_record(ordered: &Ordered, former: Option<&Record>, now: Timestamp) ->
         floor: None,
         held: None,
         last_good: None,
+        good: Vec::new(),
         inventory: Vec::new(),
         removed: false,
         // Never earlier than before, so that a clock that was set back is detected.
         recorded_at: former.and_then(|record| record.recorded_at).max(Some(now)),
         since: None,
         rollback_point: None,
+        rollout: None,
     }
 }
 

@@ -81,6 +81,7 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
         message: message(&text),
         running: None,
         refusal: situation.refusal.cloned(),
+        rollout: None,
         health: Health::Current,
         objects: Vec::new(),
         objects_total: 0,

@@ -240,6 +240,8 @@ impl Ledger {
             epoch: record.epoch,
             sequence: record.sequence,
             directive: record.directive.raw().to_vec(),
+            generation: record.rollout.as_ref().map_or(0, |rollout| rollout.generation),
+            attempt: record.rollout.as_ref().map_or(0, |rollout| rollout.attempt),
         });
         records.collect()
     }

@@ -176,6 +176,7 @@ mod tests {
             message: message.to_owned(),
             running: None,
             refusal: None,
+            rollout: None,
             health: Health::Current,
             objects: Vec::new(),
             objects_total: 0,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::{DestinationKey, Digest, Name};
 use attest_common::documents::plan::{
-    CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation,
+    CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, FinalizedBy, Operation,
 };
 use attest_runtime::clock::{after, micros_since, now};
 
@@ -160,6 +160,11 @@ fn sign(
         cap_percent: CAP_FULL_PERCENT,
         plan: planned.as_ref().map(|planned| planned.plan),
         repair: directive.repair,
+        stage: None,
+        soak_ms: None,
+        paused: false,
+        finalize: FinalizedBy::Spoke,
+        keep_failed: false,
         issued_at,
         expires_at,
     };

@@ -9,6 +9,7 @@ use attest_common::basics::rate::{KeyedRateLimiter, RateLimit};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
 use attest_common::objects::rewritten::REWRITTEN_LISTED_MAX;
+use attest_common::record::rollout::GOOD_PLANS_MAX;
 use attest_common::session::report::{OBJECTS_LISTED_MAX, Phase, Report};
 use attest_runtime::clock::now;
 use tokio::sync::mpsc;
@@ -179,6 +180,12 @@ fn sanitized(mut report: Report) -> Report {
     if let Some(refusal) = &mut report.refusal {
         text::make_message(&mut refusal.message);
     }
+    if let Some(rollout) = &mut report.rollout {
+        rollout.good.truncate(GOOD_PLANS_MAX);
+        if let Some(abort) = &mut rollout.aborted {
+            text::make_message(&mut abort.message);
+        }
+    }
     if let Some(running) = &mut report.running {
         make_word(&mut running.version);
         make_word(&mut running.signed_commit);
@@ -289,6 +296,7 @@ mod tests {
             message: "a\r\nb".repeat(10_000),
             running: None,
             refusal: None,
+            rollout: None,
             health: Health::Current,
             objects: Vec::new(),
             objects_total: 0,

@@ -249,10 +249,12 @@ fn record(
         floor: None,
         held: None,
         last_good: None,
+        good: Vec::new(),
         inventory: Vec::new(),
         removed: false,
         recorded_at: None,
         rollback_point: None,
+        rollout: None,
         since: None,
     }
 }
@@ -322,6 +324,8 @@ impl Spoke {
                     epoch: *epoch,
                     sequence: *sequence,
                     directive: directive.raw().to_vec(),
+                    generation: 0,
+                    attempt: 0,
                 })
                 .collect(),
             kubernetes_version: "v1.37.2".to_owned(),
@@ -526,6 +530,7 @@ pub(crate) fn report_of(received: &Received, phase: Phase, reason: &str) -> Repo
             sequence: Some(directive.sequence),
             at: Timestamp::now(),
         }),
+        rollout: None,
         health: Health::Current,
         objects: Vec::new(),
         objects_total: 1,

@@ -1,5 +1,5 @@
 use attest_common::basics::keys::PrivateKey;
-use attest_common::documents::plan::to_bytes;
+use attest_common::documents::plan::{FinalizedBy, to_bytes};
 use attest_common::trust::policy::Spec;
 
 use super::*;
@@ -23,6 +23,11 @@ pub(crate) fn directive_of(sequence: u64) -> Directive {
         cap_percent: 100,
         plan: Some(Digest::of(b"plan")),
         repair: false,
+        stage: None,
+        soak_ms: None,
+        paused: false,
+        finalize: FinalizedBy::Spoke,
+        keep_failed: false,
         issued_at: NOW.parse().unwrap(),
         expires_at: "2026-11-22T13:00:00Z".parse().unwrap(),
     }

@@ -31,6 +31,7 @@ pub(crate) fn record() -> Record {
         floor: None,
         held: None,
         last_good: None,
+        good: Vec::new(),
         inventory: vec![Owned {
             key: object_key("ConfigMap", "a"),
             version: "v1".to_owned(),
@@ -43,6 +44,7 @@ pub(crate) fn record() -> Record {
         recorded_at: None,
         since: None,
         rollback_point: None,
+        rollout: None,
     }
 }
 
