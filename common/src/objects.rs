@@ -6,6 +6,7 @@ pub mod difference;
 pub mod health;
 pub mod kinds;
 pub mod placement;
+pub mod pods;
 pub mod projection;
 pub mod rewritten;
 pub mod takeover;

@@ -137,13 +137,16 @@ impl Record {
         others.take(OTHER_HUB_KEYS_MAX).collect()
     }
 
-    /// Forgets epoch and sequence of a hub key, so that its next directive is admitted whatever its number. Returns the
-    /// forgotten position, or none if the key has none.
+    /// Forgets epoch, sequence, generation and attempt of a hub key, so that its next directive is admitted whatever its
+    /// numbers. Returns the forgotten position, or none if the key has none.
     pub fn forget_hub_key(&mut self, hub_key: KeyId) -> Option<Position> {
         let forgotten = self.position_of(hub_key)?;
         if self.hub_key == hub_key {
             self.epoch = 0;
             self.sequence = 0;
+            if let Some(rollout) = &mut self.rollout {
+                (rollout.generation, rollout.attempt) = (0, 0);
+            }
         }
         self.other_hub_keys.retain(|other| other.hub_key != hub_key);
         Some(forgotten)
@@ -291,13 +294,9 @@ pub fn admit_release(
     counter: u64,
     release: Digest,
 ) -> Result<(), RecordError> {
+    check_source(records, destination, repo)?;
     let (application, namespace) = destination;
     let mine = records.get(&(application.clone(), namespace.clone()));
-    if let Some(bound) = mine.and_then(|r| r.binding.as_deref())
-        && bound != repo
-    {
-        return Err(RecordError::SourceChanged { bound: bound.to_owned() });
-    }
     let own = mine.and_then(|r| r.floor.as_ref());
     let floor = own.or_else(|| highest_floor(records, application, repo));
     let Some(floor) = floor else { return Ok(()) };
@@ -307,6 +306,17 @@ pub fn admit_release(
         return Err(RecordError::CounterRegressed { got: counter, floor: floor.counter });
     }
     Ok(())
+}
+
+/// Checks the repository of a release against the binding of a destination.
+pub fn check_source(
+    records: &DestinationRecords,
+    (application, namespace): (&Name, &Name),
+    repo: &str,
+) -> Result<(), RecordError> {
+    let mine = records.get(&(application.clone(), namespace.clone()));
+    let bound = mine.and_then(|record| record.binding.as_deref()).filter(|bound| *bound != repo);
+    bound.map_or(Ok(()), |bound| Err(RecordError::SourceChanged { bound: bound.to_owned() }))
 }
 
 /// Returns the highest counter floor of an application from a repository in any namespace.
@@ -368,6 +378,29 @@ pub enum RecordError {
          `attest release --from {got}` signs the same content with a new counter"
     )]
     CounterRegressed { got: u64, floor: u64 },
+    #[error(
+        "the directive is of generation {}, attempt {}; this cluster has already seen generation {}, attempt {}: \
+         if the hub was restored from a backup, run `attest gitops rollout adopt {application}`",
+        got.0, got.1, seen.0, seen.1
+    )]
+    GenerationRegressed {
+        /// Generation and attempt.
+        got: (u64, u32),
+        seen: (u64, u32),
+        application: Name,
+    },
+    #[error(
+        "the plan failed here at attempt {attempt}: {message}; once the cause is gone, run \
+         `attest gitops rollout retry {application}`"
+    )]
+    PlanAborted { attempt: u32, message: String, application: Name },
+    #[error(
+        "the plan is none of the good plans that this destination keeps; `rollback.lastGood` in the cluster's trust \
+         policy is the number that it keeps before the newest"
+    )]
+    RollbackNotAllowed,
+    #[error("the plan of the directive is not the one that this destination runs or moves to")]
+    NotInHand,
 }
 
 impl RecordError {
@@ -379,6 +412,10 @@ impl RecordError {
             Self::SequenceEquivocation(_) => Reason::SequenceEquivocation,
             Self::SourceChanged { .. } => Reason::SourceChanged,
             Self::CounterRegressed { .. } => Reason::CounterRegressed,
+            Self::GenerationRegressed { .. } => Reason::GenerationRegressed,
+            Self::PlanAborted { .. } => Reason::PlanAborted,
+            Self::RollbackNotAllowed => Reason::RollbackNotAllowed,
+            Self::NotInHand => Reason::PlanMismatch,
         }
     }
 }

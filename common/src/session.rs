@@ -40,7 +40,7 @@ pub const FEATURE_REPAIR: &str = "repair";
 /// Directives may hold the operations and fields of [`Directive::needs_rollout`](crate::documents::plan::Directive::needs_rollout).
 pub const FEATURE_ROLLOUT: &str = "rollout";
 /// Features of this build, which a spoke announces in its `Hello`. What needs one is sent only to a spoke that has it.
-pub const FEATURES: [&str; 2] = [FEATURE_MANIFESTS_2, FEATURE_REPAIR];
+pub const FEATURES: [&str; 3] = [FEATURE_MANIFESTS_2, FEATURE_REPAIR, FEATURE_ROLLOUT];
 /// Application code of a close: the spoke is not, or no longer, admitted.
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 

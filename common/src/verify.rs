@@ -5,7 +5,7 @@
 //! applied here and no state is kept: the caller supplies records, policy and the time.
 //!
 //! [`fn@directive`] and [`fn@plan`] check what the hub signs, [`fn@release`] what CI signs, [`fn@admission`]
-//! combines the three, [`fn@object_set`] derives what is written from it, and [`fn@sync`] checks a heartbeat.
+//! combines the three, [`fn@kept`] verifies again what a record names, [`fn@object_set`] derives what is written from it, and [`fn@sync`] checks a heartbeat.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -27,7 +27,7 @@ mod plan;
 mod release;
 mod sync;
 
-pub use self::admission::{Admission, Removal, admission, removal};
+pub use self::admission::{Admission, Removal, admission, kept, removal};
 pub use self::directive::{Ordered, SpokeContext, directive};
 pub use self::error::VerifyError;
 pub use self::objects::{ObjectSet, object_set};

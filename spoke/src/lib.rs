@@ -11,9 +11,10 @@
 //! 3. `trust`: the trust policy of the cluster and the identity of this spoke.
 //! 4. `ledger`: durable state.
 //! 5. `session`: the connection to the hub.
-//! 6. `destination`: one application in one namespace.
-//! 7. `admission`: judging pushes, and passing orders to workers.
-//! 8. `process`: flags, start and tasks.
+//! 6. `rollout`: the decisions of a rollout, without clock and I/O.
+//! 7. `destination`: one application in one namespace.
+//! 8. `admission`: judging pushes, and passing orders to workers.
+//! 9. `process`: flags, start and tasks.
 
 pub mod admission;
 pub mod cluster;
@@ -23,6 +24,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod process;
 pub mod rate_limits;
+pub mod rollout;
 pub mod session;
 pub mod trust;
 

@@ -10,7 +10,7 @@ use crate::basics::ids::Digest;
 use crate::documents::plan::{Directive, Plan, SignedBlob};
 use crate::documents::release::{NamespaceRule, Release, Render};
 use crate::objects::kinds::Kinds;
-use crate::record;
+use crate::record::{self, Held, Record};
 
 /// A verified directive with its plan and its release. The objects to write follow from it by [`object_set`].
 ///
@@ -30,6 +30,40 @@ pub fn admission(
     spoke: &SpokeContext<'_>,
     kinds: &Kinds,
 ) -> Result<Verified<Admission>, VerifyError> {
+    admit_plan(ordered, plan, material, (spoke, kinds), Intent::Admit)
+}
+
+/// Verifies the content of a plan that the record of its destination names: one that is held, or was good.
+///
+/// CI's signatures are verified by today's policy in full. The signature of the hub, ages and the counter floor are not
+/// asked again: the record names the plan by digest.
+pub fn kept(
+    ordered: &Verified<Ordered>,
+    (held, plan): (&Held, &[u8]),
+    material: &Material<'_>,
+    spoke: &SpokeContext<'_>,
+    kinds: &Kinds,
+) -> Result<Verified<Admission>, VerifyError> {
+    let plan = super::plan::recorded(plan, held)?;
+    admit_plan(ordered, &plan, material, (spoke, kinds), Intent::Keep)
+}
+
+/// Purpose of the verification of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intent {
+    /// The hub orders the plan.
+    Admit,
+    /// The record names the plan.
+    Keep,
+}
+
+fn admit_plan(
+    ordered: &Verified<Ordered>,
+    plan: &Verified<Plan>,
+    material: &Material<'_>,
+    (spoke, kinds): (&SpokeContext<'_>, &Kinds),
+    intent: Intent,
+) -> Result<Verified<Admission>, VerifyError> {
     let Directive { application, namespace, .. } = &ordered.directive;
     if ordered.directive.plan.is_none() || plan.application != *application {
         return Err(VerifyError::ApplicationMismatch {
@@ -45,7 +79,7 @@ pub fn admission(
     let running = mine.filter(|record| !record.removed);
     let known =
         running.and_then(|r| r.floor.as_ref()).is_some_and(|f| f.release == plan.release.id);
-    let ages = if known { Ages::Skip } else { spoke.ages };
+    let ages = if known || intent == Intent::Keep { Ages::Skip } else { spoke.ages };
     let place = DestinationContext {
         policy: spoke.policy,
         application,
@@ -59,9 +93,18 @@ pub fn admission(
     if targeted.opened.id != plan.release.id {
         return Err(VerifyError::BlobDigest { what: "release" });
     }
-    record::admit_release(spoke.records, destination, &source.repo, *counter, targeted.opened.id)
-        .map_err(VerifyError::Record)?;
-    if let NamespaceRule::DefaultOnly { .. } = targeted.render.namespace
+    match intent {
+        Intent::Admit if !is_of_good_plan(plan, mine) => {
+            let release = targeted.opened.id;
+            record::admit_release(spoke.records, destination, &source.repo, *counter, release)
+        }
+        Intent::Admit | Intent::Keep => {
+            record::check_source(spoke.records, destination, &source.repo)
+        }
+    }
+    .map_err(VerifyError::Record)?;
+    if intent == Intent::Admit
+        && let NamespaceRule::DefaultOnly { .. } = targeted.render.namespace
         && running.is_none_or(|r| r.binding.is_none())
     {
         let others = record::other_namespaces(spoke.records, destination, &source.repo);
@@ -77,6 +120,15 @@ pub fn admission(
         plan: plan.0.clone(),
         admitted: admitted.into_inner(),
     }))
+}
+
+/// Returns whether a plan is about the release and content of the newest good plan: after a failed rollout, the counter
+/// floor is that of the release that failed.
+fn is_of_good_plan(plan: &Plan, record: Option<&Record>) -> bool {
+    let good = record.filter(|record| record.rollout.is_some()).and_then(|r| r.last_good.as_ref());
+    good.is_some_and(|good| {
+        good.release == plan.release.sha256 && good.content == plan.content.sha256
+    })
 }
 
 /// Requires that a plan repeats the facts of its release as they are signed.

@@ -1,12 +1,14 @@
-//! Verification of a directive: signature, audience, lifetime, sequence, operation.
+//! Verification of a directive: signature, audience, lifetime, sequence, generation, operation.
 
 use super::{Ages, Verified, VerifyError, check_lifetime};
 use crate::basics::envelope::{self, DIRECTIVE_TYPE, Opened};
 use crate::basics::ids::{ClusterId, Digest, Timestamp};
 use crate::basics::json;
 use crate::basics::keys::KeyId;
-use crate::documents::plan::{CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation};
-use crate::record::{self, DestinationRecords, DirectiveOrder};
+use crate::documents::plan::{
+    CAP_FULL_PERCENT, DIRECTIVE_LIFETIME_MAX_MS, Directive, Operation, SOAK_MAX_MS,
+};
+use crate::record::{self, DestinationRecords, DirectiveOrder, rollout};
 use crate::trust::policy::Policy;
 
 /// A directive with valid signature, audience, lifetime and sequence.
@@ -65,8 +67,12 @@ pub fn directive(
         // The order was checked at admission; the record may hold a newer directive.
         Ages::Skip => DirectiveOrder::Repeated,
     };
-    if directive.needs_rollout() {
-        return Err(VerifyError::OperationNotSupported(directive.operation));
+    if directive.soak_ms.is_some_and(|soak_ms| soak_ms > SOAK_MAX_MS) {
+        return Err(VerifyError::DirectiveIncomplete);
+    }
+    if order == DirectiveOrder::Newer {
+        rollout::ordered_plan(&directive, hub_key, spoke.records.get(&key))
+            .map_err(VerifyError::Record)?;
     }
     if directive.cap_percent != CAP_FULL_PERCENT {
         return Err(VerifyError::CapNotSupported { cap_percent: directive.cap_percent });

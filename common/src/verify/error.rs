@@ -6,7 +6,7 @@ use crate::basics::json::JsonError;
 use crate::basics::reason::Reason;
 use crate::basics::terms::Mode;
 use crate::documents::manifest::ManifestError;
-use crate::documents::plan::{CAP_FULL_PERCENT, Operation};
+use crate::documents::plan::CAP_FULL_PERCENT;
 use crate::documents::receipt::ReceiptError;
 use crate::documents::release::ReleaseError;
 use crate::documents::statement::StatementError;
@@ -92,10 +92,10 @@ pub enum VerifyError {
     FromFuture { what: &'static str, issued_at: Timestamp },
     #[error("the {what} expired at {expires_at}")]
     Expired { what: &'static str, expires_at: Timestamp },
-    #[error("the directive lacks a plan, has one although it must not, or has a cap above 100")]
+    #[error(
+        "the directive lacks a plan, has one although it must not, has a cap above 100, or a soak above 30 days"
+    )]
     DirectiveIncomplete,
-    #[error("this spoke does not support the operation {0:?}")]
-    OperationNotSupported(Operation),
     #[error("the plan is not the one that the directive names")]
     PlanDigest,
     #[error("the plan states {field} {planned}; the release states {signed}")]
@@ -154,7 +154,6 @@ impl VerifyError {
             Self::FromFuture { .. } => Reason::IssuedInFuture,
             Self::Expired { .. } => Reason::Expired,
             Self::DirectiveIncomplete => Reason::DocumentInvalid,
-            Self::OperationNotSupported(_) => Reason::OperationNotSupported,
             Self::PlanDigest => Reason::PlanDigest,
             Self::PlanMismatch { .. } => Reason::PlanMismatch,
             Self::HookNotAllowed => Reason::HookNotAllowed,

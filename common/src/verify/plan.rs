@@ -8,6 +8,7 @@ use crate::basics::ids::Digest;
 use crate::basics::json;
 use crate::documents::manifest;
 use crate::documents::plan::{Plan, RECEIPTS_MAX};
+use crate::record::Held;
 use crate::trust::policy::Policy;
 
 /// Verifies a plan: signed by a pinned hub key, and the one that a directive names by `digest`.
@@ -18,11 +19,24 @@ pub fn plan(
 ) -> Result<Verified<Plan>, VerifyError> {
     let opened = envelope::open(envelope, PLAN_TYPE, &policy.hub_keys)
         .map_err(|source| VerifyError::Envelope { what: "plan", source })?;
-    if Digest::of(opened.payload()) != digest {
+    read(opened.payload(), digest).map(Verified)
+}
+
+/// Reads a plan that a record names. Its signature was verified when it was admitted, perhaps by another hub key.
+pub(super) fn recorded(envelope: &[u8], held: &Held) -> Result<Verified<Plan>, VerifyError> {
+    if Digest::of(envelope) != held.plan {
+        return Err(VerifyError::BlobDigest { what: "plan" });
+    }
+    let (payload, _) = envelope::peek(envelope, PLAN_TYPE).ok_or(VerifyError::PlanDigest)?;
+    read(&payload, held.plan_digest).map(Verified)
+}
+
+fn read(payload: &[u8], digest: Digest) -> Result<Plan, VerifyError> {
+    if Digest::of(payload) != digest {
         return Err(VerifyError::PlanDigest);
     }
-    let plan: Plan = json::document(opened.payload())
-        .map_err(|source| VerifyError::Document { what: "plan", source })?;
+    let plan: Plan =
+        json::document(payload).map_err(|source| VerifyError::Document { what: "plan", source })?;
     if plan.v != 1 {
         return Err(VerifyError::Version { what: "plan", v: plan.v });
     }
@@ -33,7 +47,7 @@ pub fn plan(
         return Err(VerifyError::HookNotAllowed);
     }
     check_blobs(&plan)?;
-    Ok(Verified(plan))
+    Ok(plan)
 }
 
 /// Requires that a plan names each blob once and none larger than its kind may be: a spoke stores what

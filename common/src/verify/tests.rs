@@ -480,7 +480,7 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
             w.release.renders[1].namespace = w.release.renders[0].namespace.clone();
         }),
         ("a hook", "HookNotAllowed", |w| w.hooks.push(json!({"name": "x"}))),
-        ("an operation this spoke does not know how to do", "OperationNotSupported", |w| {
+        ("a return to a plan that was never good here", "RollbackNotAllowed", |w| {
             w.directive.operation = Operation::Rollback;
         }),
         ("a namespace nobody may use", "NamespaceNotAllowed", |w| {
@@ -775,7 +775,7 @@ fn of_two_faults_the_one_of_the_earlier_step_is_the_reason() {
             w.directive.expires_at = later(-2);
         }),
         ("directive: sequence", "SequenceReplayed", |w| w.recorded().sequence = 9),
-        ("directive: operation", "OperationNotSupported", |w| {
+        ("directive: operation", "RollbackNotAllowed", |w| {
             w.directive.operation = Operation::Rollback;
         }),
         ("directive: cap", "CapNotSupported", |w| w.directive.cap_percent = 50),

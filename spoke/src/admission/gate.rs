@@ -14,6 +14,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::documents::plan::{Directive, Operation, Plan};
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::rollback::RollbackPoint;
+use attest_common::record::rollout::{self, OrderedPlan};
 use attest_common::record::{
     DestinationRecords, DirectiveOrder, Floor, Held, INVENTORY_MAX, Owned, Position, Record,
 };
@@ -113,6 +114,18 @@ pub fn judge(
         let removal = verify::removal(&ordered, &spoke).map_err(GateError::Verify)?;
         return Ok(PushDecision::Remove(Box::new(removal)));
     }
+    let record = records.get(&key);
+    let ordered_plan = match ages {
+        // What the record holds runs, whatever its directive ordered at first.
+        Ages::Skip => record
+            .and_then(|record| record.held.as_ref())
+            .map_or(OrderedPlan::Delivered, OrderedPlan::Recorded),
+        Ages::Enforce => rollout::ordered_plan(&ordered.directive, ordered.hub_key, record)
+            .map_err(|error| GateError::Verify(VerifyError::Record(error)))?,
+    };
+    if let OrderedPlan::Recorded(held) = ordered_plan {
+        return judge_recorded(&ordered, held, blobs, view);
+    }
     let (Some(envelope_digest), Some(plan_digest)) = (plan, ordered.directive.plan) else {
         return Err(GateError::Verify(VerifyError::DirectiveIncomplete));
     };
@@ -142,6 +155,38 @@ pub fn judge(
         content: plan.content.sha256,
     };
     Ok(PushDecision::Admit(Box::new(AdmittedPush { admission, objects, held, taken })))
+}
+
+/// Judges a directive about a plan that the record names.
+fn judge_recorded(
+    ordered: &Verified<Ordered>,
+    held: &Held,
+    blobs: impl Fn(&Digest) -> Option<Bytes>,
+    view: &GateContext<'_>,
+) -> Result<PushDecision, GateError> {
+    let GateContext { policy, cluster, records, kinds, now, ages, .. } = *view;
+    let Directive { application, namespace, .. } = &ordered.directive;
+    let missing: Vec<Digest> =
+        held.blobs().filter(|digest| blobs(digest).is_none()).copied().collect();
+    if !missing.is_empty() {
+        return Ok(PushDecision::NeedBlobs((application.clone(), namespace.clone()), missing));
+    }
+    let bytes = |digest: &Digest| blobs(digest).unwrap_or_default();
+    let (plan, release, content) = (bytes(&held.plan), bytes(&held.release), bytes(&held.content));
+    let receipts: Vec<Bytes> = held.receipts.iter().map(bytes).collect();
+    let receipts: Vec<&[u8]> = receipts.iter().map(|receipt| receipt.as_ref()).collect();
+    let material = Material { release: &release, receipts: &receipts, content: &content };
+    let spoke = SpokeContext { policy, cluster, records, now, ages };
+    let admission = verify::kept(ordered, (held, &plan), &material, &spoke, kinds)
+        .map_err(GateError::Verify)?;
+    let taken = check_owners(&admission, view)?;
+    let objects = verify::object_set(None, &admission);
+    Ok(PushDecision::Admit(Box::new(AdmittedPush {
+        admission,
+        objects,
+        held: held.clone(),
+        taken,
+    })))
 }
 
 /// Checks the size of a directive, before anything else.
@@ -268,7 +313,7 @@ pub fn admitted_record(
         removed: false,
         since: same.and_then(|record| record.since).or(Some(now)),
         rollback_point: RollbackPoint::before(before, held),
-        rollout: former.and_then(|record| record.rollout.clone()),
+        rollout: rollout::rollout_after(&admission.ordered.directive, former, held),
         ..ordered_record(&admission.ordered, former, now)
     })
 }

@@ -191,6 +191,7 @@ impl Agent {
             removal: gone.map(|_| RemovalStatus { left: 0, done: true, obstacle: None }),
             frozen: None,
             refusal,
+            rollout: None,
             problem: None,
             heals_total: 0,
             now: jiff::Timestamp::now(),

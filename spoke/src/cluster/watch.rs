@@ -14,6 +14,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use attest_common::objects::autoscaling;
 use attest_common::objects::health::{self, Verdict};
+use attest_common::objects::pods::{self, NewestPods, PodState, ReplicaSetState, newest_pods};
 use attest_common::objects::{projection, rewritten, takeover};
 use futures::StreamExt;
 use kube::Api;
@@ -91,7 +92,12 @@ pub struct News {
     pub scopes: BTreeMap<Scope, Option<WatchRefusal>>,
     /// The objects that autoscalers of a namespace scale, by namespace.
     pub autoscaled: BTreeMap<String, BTreeSet<ObjectKey>>,
+    /// The newest pods of the Deployments of a namespace, by namespace.
+    pub pods: BTreeMap<String, Arc<DeploymentPods>>,
 }
+
+/// The newest pods of each Deployment of a namespace, by its name.
+pub type DeploymentPods = BTreeMap<String, NewestPods>;
 
 /// Queue of the observations of one destination.
 #[derive(Debug, Default)]
@@ -119,6 +125,10 @@ impl Inbox {
         self.change(|news| news.scopes.insert(scope.clone(), refused));
     }
 
+    fn put_pods(&self, namespace: &str, pods: &Arc<DeploymentPods>) {
+        self.change(|news| news.pods.insert(namespace.to_owned(), Arc::clone(pods)));
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut News) -> T) {
         change(&mut self.news.lock());
         self.arrived.notify_one();
@@ -144,6 +154,42 @@ struct State {
     watches: BTreeMap<Scope, AbortHandle>,
     /// The autoscalers of each followed namespace.
     autoscalers: BTreeMap<Scope, Autoscalers>,
+    /// The pods of each followed namespace.
+    pods: BTreeMap<String, NamespacePods>,
+}
+
+/// Pods and ReplicaSets of a namespace by name, and who follows them. Kept while a rollout is open.
+#[derive(Debug, Default)]
+struct NamespacePods {
+    inboxes: Vec<Arc<Inbox>>,
+    /// Absent until they are listed.
+    replica_sets: Option<BTreeMap<String, ReplicaSetState>>,
+    /// Absent until they are listed.
+    pods: Option<BTreeMap<String, PodState>>,
+    sent: Option<Arc<DeploymentPods>>,
+}
+
+impl NamespacePods {
+    /// Sends the newest pods to every inbox, if they have changed.
+    fn send_changes(&mut self, namespace: &str) {
+        let (Some(sets), Some(pods)) = (&self.replica_sets, &self.pods) else { return };
+        let newest = newest_pods(sets.values(), pods.values());
+        if self.sent.as_deref() == Some(&newest) {
+            return;
+        }
+        let newest = Arc::new(newest);
+        for inbox in &self.inboxes {
+            inbox.put_pods(namespace, &newest);
+        }
+        self.sent = Some(newest);
+    }
+}
+
+/// Pods or ReplicaSets of a list.
+#[derive(Debug, Default)]
+struct ListedPods {
+    replica_sets: BTreeMap<String, ReplicaSetState>,
+    pods: BTreeMap<String, PodState>,
 }
 
 /// The autoscalers of a namespace, and who follows them.
@@ -160,6 +206,21 @@ impl Autoscalers {
         let (Some(targets), Some(namespace)) = (&self.targets, &scope.namespace) else { return };
         let targets: BTreeSet<ObjectKey> = targets.values().cloned().collect();
         inbox.change(|news| news.autoscaled.insert(namespace.clone(), targets));
+    }
+}
+
+impl ListedPods {
+    fn add(&mut self, scope: &Scope, object: &answer::LiveObject) {
+        if scope.pods_of().is_none() {
+            return;
+        }
+        let name = object.metadata.name.clone().unwrap_or_default();
+        if scope.group.is_empty() {
+            self.pods.extend(pods::pod_state(&object.value).map(|pod| (name, pod)));
+        } else {
+            let set = pods::replica_set_state(&object.value);
+            self.replica_sets.extend(set.map(|set| (name, set)));
+        }
     }
 }
 
@@ -231,6 +292,77 @@ impl Watches {
         self.0.metrics.watches.set(i64::try_from(state.watches.len()).unwrap_or(i64::MAX));
     }
 
+    /// Sends the newest pods of the Deployments of exactly these namespaces to `inbox`, now and when they change.
+    pub fn follow_pods(&self, inbox: &Arc<Inbox>, namespaces: &BTreeSet<String>) {
+        let mut state = self.state();
+        let State { watches, pods, .. } = &mut *state;
+        for (namespace, known) in pods.iter_mut() {
+            if !namespaces.contains(namespace) {
+                known.inboxes.retain(|other| !Arc::ptr_eq(other, inbox));
+            }
+        }
+        for namespace in namespaces {
+            let known = pods.entry(namespace.clone()).or_default();
+            if known.inboxes.iter().any(|other| Arc::ptr_eq(other, inbox)) {
+                continue;
+            }
+            known.inboxes.push(Arc::clone(inbox));
+            if let Some(sent) = &known.sent {
+                inbox.put_pods(namespace, sent);
+            }
+            let is_listed = [known.replica_sets.is_some(), known.pods.is_some()];
+            for (scope, is_listed) in Scope::of_pods(namespace).into_iter().zip(is_listed) {
+                if is_listed && watches.contains_key(&scope) {
+                    continue;
+                }
+                // A watch that is open already has not listed them for this purpose.
+                if let Some(task) = watches.remove(&scope) {
+                    task.abort();
+                }
+                let task = tokio::spawn(watch(self.clone(), scope.clone()));
+                watches.insert(scope, task.abort_handle());
+            }
+        }
+        pods.retain(|_, known| !known.inboxes.is_empty());
+        close_unused(&mut state);
+        self.0.metrics.watches.set(i64::try_from(state.watches.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Notes a pod or ReplicaSet, or that it is gone.
+    fn note_pod(&self, scope: &Scope, object: &answer::LiveObject, is_gone: bool) {
+        let Some(namespace) = scope.pods_of() else { return };
+        let mut state = self.state();
+        let Some(known) = state.pods.get_mut(namespace) else { return };
+        let name = object.metadata.name.clone().unwrap_or_default();
+        if scope.group.is_empty() {
+            let Some(pods) = &mut known.pods else { return };
+            match pods::pod_state(&object.value).filter(|_| !is_gone) {
+                Some(pod) => pods.insert(name, pod),
+                None => pods.remove(&name),
+            };
+        } else {
+            let Some(sets) = &mut known.replica_sets else { return };
+            match pods::replica_set_state(&object.value).filter(|_| !is_gone) {
+                Some(set) => sets.insert(name, set),
+                None => sets.remove(&name),
+            };
+        }
+        known.send_changes(namespace);
+    }
+
+    /// Replaces the pods or ReplicaSets of a namespace by a complete list.
+    fn list_pods(&self, scope: &Scope, listed: ListedPods) {
+        let Some(namespace) = scope.pods_of() else { return };
+        let mut state = self.state();
+        let Some(known) = state.pods.get_mut(namespace) else { return };
+        if scope.group.is_empty() {
+            known.pods = Some(listed.pods);
+        } else {
+            known.replica_sets = Some(listed.replica_sets);
+        }
+        known.send_changes(namespace);
+    }
+
     /// Notes what an autoscaler scales, or that it is gone.
     fn note_autoscaler(&self, scope: &Scope, key: ObjectKey, target: Option<&ObjectKey>) {
         let mut state = self.state();
@@ -292,9 +424,10 @@ impl Watches {
 
 /// Closes the watches that nothing follows.
 fn close_unused(state: &mut State) {
-    let State { routes, watches, autoscalers } = state;
-    let used: BTreeSet<&Scope> =
-        routes.values().map(|(followed, _)| &followed.scope).chain(autoscalers.keys()).collect();
+    let State { routes, watches, autoscalers, pods } = state;
+    let of_pods: Vec<Scope> = pods.keys().flat_map(|namespace| Scope::of_pods(namespace)).collect();
+    let routed = routes.values().map(|(followed, _)| &followed.scope);
+    let used: BTreeSet<&Scope> = routed.chain(autoscalers.keys()).chain(&of_pods).collect();
     watches.retain(|scope, task| {
         let used = used.contains(scope);
         if !used {
@@ -314,6 +447,26 @@ impl Scope {
             plural: "horizontalpodautoscalers".to_owned(),
             namespace: Some(namespace.to_owned()),
         }
+    }
+
+    /// Returns the scopes of the ReplicaSets and of the pods of a namespace.
+    pub fn of_pods(namespace: &str) -> [Self; 2] {
+        [("apps", "ReplicaSet", "replicasets"), ("", "Pod", "pods")].map(|(group, kind, plural)| {
+            Self {
+                group: group.to_owned(),
+                version: "v1".to_owned(),
+                kind: kind.to_owned(),
+                plural: plural.to_owned(),
+                namespace: Some(namespace.to_owned()),
+            }
+        })
+    }
+
+    /// Returns the namespace, if this is a scope of pods or ReplicaSets.
+    fn pods_of(&self) -> Option<&str> {
+        let kind = (self.group.as_str(), self.kind.as_str());
+        let is_of_pods = matches!(kind, ("apps", "ReplicaSet") | ("", "Pod"));
+        self.namespace.as_deref().filter(|_| is_of_pods)
     }
 
     /// Returns what an object of this scope scales, if it is an autoscaler.
@@ -404,6 +557,7 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut listed = BTreeSet::new();
     let mut scaled = BTreeMap::new();
+    let mut listed_pods = ListedPods::default();
     let mut was_listed = false;
     let mut failures = 0;
     loop {
@@ -411,6 +565,7 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
             Some(Ok(watcher::Event::Init)) => {
                 listed.clear();
                 scaled.clear();
+                listed_pods = ListedPods::default();
                 continue;
             }
             Some(Ok(watcher::Event::InitApply(object))) => {
@@ -418,10 +573,12 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
                     listed.insert(key);
                 }
                 scaled.extend(scope.scaled_by(&object).map(|target| (scope.key(&object), target)));
+                listed_pods.add(scope, &object);
             }
             Some(Ok(watcher::Event::InitDone)) => {
                 watches.listed(scope, &listed);
                 watches.list_autoscalers(scope, std::mem::take(&mut scaled));
+                watches.list_pods(scope, std::mem::take(&mut listed_pods));
                 was_listed = true;
                 listed.clear();
             }
@@ -429,10 +586,12 @@ async fn watch_until_refused(watches: &Watches, scope: &Scope) -> (WatchRefusal,
                 tell(watches, scope, &object);
                 let target = scope.scaled_by(&object);
                 watches.note_autoscaler(scope, scope.key(&object), target.as_ref());
+                watches.note_pod(scope, &object, false);
             }
             Some(Ok(watcher::Event::Delete(object))) => {
                 let key = scope.key(&object);
                 watches.note_autoscaler(scope, key.clone(), None);
+                watches.note_pod(scope, &object, true);
                 if let Some((_, inbox)) = watches.route(scope, &key) {
                     let uid = object.metadata.uid.unwrap_or_default();
                     inbox.put(key, absent(scope, Live::Gone { uid }));

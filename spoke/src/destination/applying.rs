@@ -1,9 +1,10 @@
 //! An admission that is being carried out: its state, and its initial state. Pure.
 //!
-//! `advance` begins due requests, `outcomes` processes their results.
+//! `advance` begins due requests, `outcomes` processes their results, `rollout` observes the rollout.
 
 mod advance;
 mod outcomes;
+mod rollout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use attest_common::record::{Held, Owned};
 use attest_common::session::report::Timings;
 use attest_common::verify::{Admission, ObjectSet, Verified};
 
+pub(super) use self::rollout::FollowedRollout;
 use super::deleting::{self, Deleting};
 use super::event::RunOrder;
 use super::mailbox::Origin;
@@ -56,6 +58,7 @@ pub(super) struct Applying {
     timings: Timings,
     /// Failure of preparing or recording.
     problem: Option<Failure>,
+    pub(super) rollout: FollowedRollout,
 }
 
 /// State of the rollback point: the record of what ran before this plan. While it exists, nothing of the plan
@@ -152,7 +155,7 @@ enum Preparation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Working,
-    /// Everything is applied and healthy: this is the last good release.
+    /// Everything is applied and healthy: a plan that becomes good by itself is good.
     Settled,
 }
 
@@ -208,6 +211,7 @@ impl Applying {
         let watch_status = watched_before.keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let since = entry.and_then(|entry| entry.record.since);
+        let rollout = FollowedRollout::begin(&admission, &held, entry, before);
         let was_behind = before.is_some_and(|before| before.durability == Durability::Dirty);
         Self {
             since: since.unwrap_or(admission.ordered.directive.issued_at),
@@ -235,6 +239,7 @@ impl Applying {
             begun: now,
             timings,
             problem: None,
+            rollout,
         }
     }
 

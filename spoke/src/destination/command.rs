@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest_common::basics::ids::Digest;
+use attest_common::basics::reason::ReportedReason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use attest_common::record::Held;
+use attest_common::record::rollout::{Abort, AfterFailure};
 use attest_common::session::report::{Refusal, Report};
 
 use super::objects::IN_FLIGHT_MAX;
@@ -30,6 +32,8 @@ pub(super) enum Command {
         /// Scopes of autoscalers to follow as a whole.
         autoscalers: BTreeSet<Scope>,
     },
+    /// Follows the newest pods of the Deployments of exactly these namespaces.
+    FollowPods(BTreeSet<String>),
     /// Asks the agent to load what is recorded for this destination.
     Reload,
     /// Asks the agent to judge the refused plan of this destination again.
@@ -93,6 +97,8 @@ pub(super) enum Request {
     RecordRemoved,
     /// Records that a plan is refused of which nothing was written.
     Revert(Revert),
+    /// Records that a plan failed and that the newest good plan is held again.
+    Return(Box<Return>),
     /// Deletes account and bindings that were created for a plan of which nothing was written.
     Withdraw(Account),
 }
@@ -127,6 +133,13 @@ pub(super) struct Revert {
     pub(super) inventory: AddedInventory,
 }
 
+/// The plan that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Return {
+    pub(super) held: Held,
+    pub(super) abort: Abort,
+}
+
 /// Treatment of the objects that entered the inventory with a refused plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AddedInventory {
@@ -149,6 +162,12 @@ pub(super) enum Notice {
     /// Every object of a plan is written.
     PlanApplied {
         took: Duration,
+    },
+    /// A plan failed, and the newest good one is applied again, if there is one and it may.
+    PlanFailed {
+        reason: ReportedReason,
+        message: String,
+        after: AfterFailure,
     },
     Deleted,
 }

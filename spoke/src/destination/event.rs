@@ -8,6 +8,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::Held;
+use attest_common::record::rollout::RolloutView;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 
@@ -44,8 +45,9 @@ pub(super) enum Event {
     /// A request ended.
     Finished(Box<Outcome>),
     /// All events that have arrived are processed: due requests are begun, and a report is made. `position`
-    /// is epoch and sequence of the record, and `claims` names objects of this destination that others claim.
-    Tick { position: Option<(u64, u64)>, claims: Claims },
+    /// is epoch and sequence of the record, `claims` names objects of this destination that others claim, and
+    /// `rollout` is that of the record.
+    Tick { position: Option<(u64, u64)>, claims: Claims, rollout: Option<RolloutView> },
 }
 
 /// An admission to carry out, with the facts at the arrival of the order.
@@ -96,6 +98,8 @@ pub(super) enum Outcome {
     Recorded(Result<Recorded, LedgerError>),
     /// The refusal of a plan is recorded; `true` if the record holds a plan or removal to load.
     Reverted(Result<bool, LedgerError>),
+    /// The record holds the newest good plan again, or another order.
+    Returned(Result<(), LedgerError>),
     /// The rights for a refused plan are deleted, or stay for a reason that is logged.
     Withdrawn,
 }

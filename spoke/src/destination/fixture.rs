@@ -9,8 +9,8 @@ use attest_common::basics::keys::PrivateKey;
 use attest_common::basics::terms::{BUILDER_ID, Mode};
 use attest_common::documents::manifest;
 use attest_common::documents::plan::{
-    ContentBlob, Directive, Operation, Plan, RequestedPolicy, SignedBlob, Strategy, SyncPolicy,
-    to_bytes,
+    ContentBlob, Directive, FinalizedBy, Operation, Plan, RequestedPolicy, SignedBlob, Strategy,
+    SyncPolicy, to_bytes,
 };
 use attest_common::documents::receipt::{BUILD_TYPE, PROVENANCE_TYPE};
 use attest_common::documents::release::{
@@ -27,7 +27,9 @@ use serde_json::{Value, json};
 
 use super::handover::Offers;
 use crate::admission::gate::tests::directive_of;
-use crate::admission::gate::{self, AdmittedPush, GateContext, PushDecision, RepeatedDirective};
+use crate::admission::gate::{
+    self, AdmittedPush, GateContext, GateError, PushDecision, RepeatedDirective,
+};
 use crate::ledger::records::{ConfirmedPairs, Entry};
 use crate::trust::policy::tests::object;
 
@@ -41,18 +43,64 @@ pub(super) struct Admitted {
     pub(super) objects: Arc<Verified<ObjectSet>>,
     pub(super) held: Held,
     pub(super) entry: Entry,
+    /// The documents of the plan.
+    pub(super) blobs: BTreeMap<Digest, Bytes>,
 }
 
-/// Admits ConfigMaps of these names, with this text in each, after `before`.
-pub(super) fn admit(before: Option<&Entry>, names: &[&str], text: &str) -> Admitted {
+/// Admits ConfigMaps of these names as a candidate, which the hub has yet to finalize, after `before`.
+pub(super) fn admit_candidate(before: Option<&Entry>, names: &[&str], text: &str) -> Admitted {
+    let (content, sequence) = config_maps(before, names, text);
+    let ordered =
+        Directive { finalize: FinalizedBy::Hub, soak_ms: Some(60_000), ..directive_of(sequence) };
+    Delivery::sign(&content, names.len() as u64, ordered).judge(before).unwrap()
+}
+
+/// Orders an operation about a plan of the record, whose documents are `plan`'s.
+pub(super) fn order(
+    before: &Entry,
+    operation: Operation,
+    plan: &Admitted,
+) -> Result<Admitted, GateError> {
+    let ordered = Directive {
+        operation,
+        plan: Some(plan.held.plan_digest),
+        finalize: FinalizedBy::Hub,
+        ..directive_of(before.record.sequence + 1)
+    };
+    let directive = seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&key(1)]);
+    let blobs = plan.blobs.clone();
+    Delivery { directive, plan: plan.held.plan, blobs }.judge(Some(before))
+}
+
+/// Loads what `entry` holds, as after a restart, with these documents.
+pub(super) fn load(entry: &Entry, blobs: &BTreeMap<Digest, Bytes>) -> Admitted {
+    let blob = |digest: &Digest| blobs.get(digest).cloned();
+    let decision = judge(&entry.directive, None, blob, (Some(&entry.record), Ages::Skip)).unwrap();
+    let PushDecision::Admit(admitting) = decision else { panic!("not admitted") };
+    let AdmittedPush { admission, objects, held, .. } = *admitting;
+    Admitted {
+        admission: Arc::new(admission),
+        objects: Arc::new(objects),
+        held,
+        entry: entry.clone(),
+        blobs: blobs.clone(),
+    }
+}
+
+fn config_maps(before: Option<&Entry>, names: &[&str], text: &str) -> (Vec<u8>, u64) {
     let map = |name: &&str| {
         json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": name}, "data": {"text": text}})
     };
     let content = manifest::write(names.iter().map(map).collect()).unwrap();
-    let sequence = before.map_or(1, |entry| entry.record.sequence + 1);
-    let delivery = Delivery::sign(&content, names.len() as u64, sequence);
-    delivery.judge(before)
+    (content, before.map_or(1, |entry| entry.record.sequence + 1))
+}
+
+/// Admits ConfigMaps of these names, with this text in each, after `before`.
+pub(super) fn admit(before: Option<&Entry>, names: &[&str], text: &str) -> Admitted {
+    let (content, sequence) = config_maps(before, names, text);
+    let delivery = Delivery::sign(&content, names.len() as u64, directive_of(sequence));
+    delivery.judge(before).unwrap()
 }
 
 /// A removal, and what recorded it.
@@ -67,8 +115,8 @@ pub(super) fn remove(before: &Entry) -> Removed {
     let sequence = before.record.sequence + 1;
     let ordered = Directive { operation: Operation::Remove, plan: None, ..directive_of(sequence) };
     let directive = seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&key(1)]);
-    let decision = judge(&directive, None, |_| None, Some(&before.record));
-    let PushDecision::Remove(removal) = decision else { panic!("not admitted") };
+    let decision = judge(&directive, None, |_| None, (Some(&before.record), Ages::Enforce));
+    let PushDecision::Remove(removal) = decision.unwrap() else { panic!("not admitted") };
     let record = gate::removed_record(&before.record, &removal, now());
     let entry = Entry { record, directive, confirmed: before.confirmed.clone() };
     Removed { removal: *removal, entry }
@@ -78,8 +126,8 @@ fn judge(
     directive: &[u8],
     plan: Option<Digest>,
     blobs: impl Fn(&Digest) -> Option<Bytes>,
-    record: Option<&Record>,
-) -> PushDecision {
+    (record, ages): (Option<&Record>, Ages),
+) -> Result<PushDecision, GateError> {
     let keyed =
         |record: &Record| ((record.application.clone(), record.namespace.clone()), record.clone());
     let view = GateContext {
@@ -88,12 +136,12 @@ fn judge(
         records: &record.map(keyed).into_iter().collect::<DestinationRecords>(),
         kinds: &Kinds::built_in(),
         now: now(),
-        ages: Ages::Enforce,
+        ages,
         lost: None,
         repeated: RepeatedDirective::Report,
         offers: &Offers::new(),
     };
-    gate::judge(directive, plan, blobs, &view).unwrap()
+    gate::judge(directive, plan, blobs, &view)
 }
 
 struct Delivery {
@@ -103,7 +151,8 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn sign(content: &[u8], objects: u64, sequence: u64) -> Self {
+    fn sign(content: &[u8], objects: u64, ordered: Directive) -> Self {
+        let sequence = ordered.sequence;
         let (ci, hub) = (key(2), key(1));
         let subject = Subject::new("manifests/staging".to_owned(), Digest::of(content));
         let receipt = Statement::new(vec![subject.clone()], PROVENANCE_TYPE, provenance());
@@ -144,17 +193,17 @@ impl Delivery {
         };
         let plan_digest = Digest::of(&to_bytes(&plan));
         let plan = seal(PLAN_TYPE, &to_bytes(&plan), &[&hub]);
-        let ordered = Directive { plan: Some(plan_digest), ..directive_of(sequence) };
+        let ordered = Directive { plan: Some(plan_digest), ..ordered };
         let directive = seal(DIRECTIVE_TYPE, &to_bytes(&ordered), &[&hub]);
         let all = [plan.clone(), release, receipt, content.to_vec()];
         let blobs = all.into_iter().map(|bytes| (Digest::of(&bytes), Bytes::from(bytes)));
         Self { directive, plan: Digest::of(&plan), blobs: blobs.collect() }
     }
 
-    fn judge(self, before: Option<&Entry>) -> Admitted {
+    fn judge(self, before: Option<&Entry>) -> Result<Admitted, GateError> {
         let blob = |digest: &Digest| self.blobs.get(digest).cloned();
         let record = before.map(|entry| &entry.record);
-        let decision = judge(&self.directive, Some(self.plan), blob, record);
+        let decision = judge(&self.directive, Some(self.plan), blob, (record, Ages::Enforce))?;
         let PushDecision::Admit(admitting) = decision else { panic!("not admitted") };
         let AdmittedPush { admission, objects, held, taken } = *admitting;
         let known = before.map(|entry| (&entry.record, &entry.directive[..]));
@@ -162,7 +211,8 @@ impl Delivery {
         let confirmed = before.map(|entry| entry.confirmed.clone());
         let confirmed: ConfirmedPairs = confirmed.unwrap_or_default();
         let entry = Entry { record, directive: self.directive, confirmed };
-        Admitted { admission: Arc::new(admission), objects: Arc::new(objects), held, entry }
+        let (admission, objects) = (Arc::new(admission), Arc::new(objects));
+        Ok(Admitted { admission, objects, held, entry, blobs: self.blobs })
     }
 }
 

@@ -16,6 +16,7 @@ use attest_common::record::custody::Confirmed;
 use crate::cluster::apply::{self, DryRunPermit, Ownership};
 use crate::cluster::drift::{self, HealBudget, Live, Need};
 use crate::cluster::watch::{Followed, Observation, Scope};
+use crate::rollout::counts_for_target;
 
 /// Most concurrent requests of one destination.
 pub const IN_FLIGHT_MAX: usize = 8;
@@ -321,6 +322,8 @@ pub fn is_preexisting(before: bool, permit: Option<DryRunPermit>, created: bool)
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub self_heal: bool,
+    /// Workloads, their Services and routes are written if they differ, also without self-heal.
+    pub restores_workloads: bool,
     pub adopt: bool,
     /// Only heals are begun.
     pub only_heals: bool,
@@ -475,7 +478,8 @@ impl Planning<'_> {
     }
 
     fn heal(&mut self, key: &ObjectKey, tracked: &Tracked) -> Option<Step> {
-        if !self.rules.self_heal && !tracked.repair {
+        let is_restored = self.rules.restores_workloads && counts_for_target(key);
+        if !self.rules.self_heal && !tracked.repair && !is_restored {
             return None;
         }
         let ready_at = tracked.budget.ready_at(self.now);

@@ -90,6 +90,9 @@ impl Performer {
                 }
                 Outcome::Reverted(reverted)
             }),
+            Request::Return(failed) => Box::pin(async move {
+                Outcome::Returned(record::give_up(&ledger, &destination, &failed).await)
+            }),
             Request::Withdraw(account) => {
                 // A hub may repeat the order, so that the rights are created and deleted each time.
                 ledger.writes().spend(withdraw::RIGHTS_BYTES);

@@ -7,8 +7,9 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::{Held, Owned};
 
 use crate::ledger::records::{ConfirmedPairs, Entry};
+use crate::rollout::Transition;
 
-/// Changes of a record: UIDs, confirmed pairs, objects that leave the inventory, the last good release.
+/// Changes of a record: UIDs, confirmed pairs, objects that leave the inventory, the rollout.
 #[derive(Debug)]
 pub(super) struct Update {
     /// The update applies only to a record of this plan.
@@ -18,7 +19,9 @@ pub(super) struct Update {
     /// Objects that leave the inventory.
     pub(super) gone: BTreeSet<ObjectKey>,
     pub(super) rollback: RollbackUpdate,
-    pub(super) last_good: LastGood,
+    pub(super) transition: Option<Transition>,
+    /// Most good plans that are kept before the newest.
+    pub(super) good_plans_before_max: u32,
 }
 
 /// Treatment of the rollback point of the record.
@@ -26,14 +29,6 @@ pub(super) struct Update {
 pub(super) enum RollbackUpdate {
     Keep,
     GiveUp,
-}
-
-/// Treatment of the last good release of the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LastGood {
-    Keep,
-    /// Replaced by this admission.
-    Replace,
 }
 
 impl Update {
@@ -51,8 +46,8 @@ impl Update {
             entry.confirmed = former;
         }
         entry.confirmed.extend(self.pairs.clone());
-        if self.last_good == LastGood::Replace {
-            entry.record.last_good = Some(self.held.clone());
+        if let Some(transition) = &self.transition {
+            transition.apply(&mut entry.record, self.good_plans_before_max);
         }
         (entry != *before).then_some(entry)
     }

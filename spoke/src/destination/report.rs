@@ -9,7 +9,7 @@ use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::autoscaling::REPLICAS_FIELD;
 use attest_common::objects::health::{self, Health};
 use attest_common::session::report::{
-    OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, Running, Timings,
+    Abort, OBJECTS_LISTED_MAX, ObjectState, Phase, Refusal, Report, RolloutStatus, Running, Timings,
 };
 use attest_common::verify::Admission;
 
@@ -18,7 +18,7 @@ use crate::cluster::drift::Need;
 use crate::ledger::records::Key;
 
 /// Facts from which a report is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReportContext<'a> {
     pub key: &'a Key,
     pub epoch: Option<u64>,
@@ -28,6 +28,7 @@ pub struct ReportContext<'a> {
     /// Reason and message, if nothing may be changed.
     pub frozen: Option<(Reason, &'a str)>,
     pub refusal: Option<&'a Refusal>,
+    pub rollout: Option<RolloutStatus>,
     /// Failure that concerns the destination as a whole.
     pub problem: Option<&'a Failure>,
     pub heals_total: u64,
@@ -81,7 +82,7 @@ pub fn report(situation: &ReportContext<'_>) -> Report {
         message: message(&text),
         running: None,
         refusal: situation.refusal.cloned(),
-        rollout: None,
+        rollout: situation.rollout.clone(),
         health: Health::Current,
         objects: Vec::new(),
         objects_total: 0,
@@ -158,7 +159,10 @@ fn phase(situation: &ReportContext<'_>) -> (Phase, ReportedReason, String) {
             }
             None => plain(Phase::Progressing, format!("removing {left} objects")),
         },
-        (None, Some(running)) => running_phase(running),
+        (None, Some(running)) => match aborted(situation) {
+            Some(abort) => aborted_phase(abort, running),
+            None => running_phase(running),
+        },
         (None, None) => plain(Phase::Progressing, "no plan is applied yet".to_owned()),
     }
 }
@@ -171,6 +175,24 @@ fn cannot_delete(key: &ObjectKey, failure: &Failure) -> (Phase, ReportedReason, 
 /// Returns a phase whose reason is the same word.
 fn plain(phase: Phase, text: String) -> (Phase, ReportedReason, String) {
     (phase, phase.reason().into(), text)
+}
+
+/// Returns the failure that the newest directive ended with.
+fn aborted<'a>(situation: &'a ReportContext<'_>) -> Option<&'a Abort> {
+    situation.rollout.as_ref()?.aborted.as_ref()
+}
+
+/// Returns the phase of a destination whose newest plan failed, while it stays or a good plan runs instead.
+fn aborted_phase(abort: &Abort, running: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
+    let version = &running.admission.admitted.release.version;
+    let (phase, _, text) = running_phase(running);
+    let instead = match phase {
+        _ if abort.plan == running.plan => "it stays in place".to_owned(),
+        Phase::Synced => format!("{version} runs instead"),
+        _ => format!("returning to {version}: {text}"),
+    };
+    let text = format!("the plan failed: {}; {instead}", abort.message);
+    (Phase::Degraded, abort.reason.clone(), text)
 }
 
 fn running_phase(now: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
@@ -379,6 +401,7 @@ mod tests {
                 removal: Some(RemovalStatus { left: 2, done: false, obstacle: Some(obstacle) }),
                 frozen: None,
                 refusal: None,
+                rollout: None,
                 problem: None,
                 heals_total: 0,
                 now: jiff::Timestamp::UNIX_EPOCH,

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
-use attest_common::session::report::{Refusal, Report};
+use attest_common::record::rollout::RolloutView;
+use attest_common::session::report::{Refusal, Report, RolloutStatus};
 
 use super::applying::Applying;
-use super::command::{AddedInventory, Command, Commands, PhaseChange, Request, Revert};
+use super::command::{AddedInventory, Command, Commands, PhaseChange, Request, Return, Revert};
 use super::event::{Event, Moment, Outcome, Recorded, RemoveOrder, RunOrder};
 use super::handover::Claims;
 use super::mailbox::Origin;
@@ -53,6 +54,8 @@ pub(super) struct State {
     in_flight: usize,
     /// The object for which the newest plan was refused. It is watched while another plan runs.
     obstacle: Option<(ObjectKey, Followed)>,
+    /// The namespaces whose pods are followed.
+    pods_followed: BTreeSet<String>,
 }
 
 /// Current work of a destination.
@@ -64,6 +67,8 @@ pub(super) enum Work {
     /// A plan of this account was refused, and the previous plan is not loaded yet: nothing is reported until
     /// then.
     Reverting(Account),
+    /// A plan failed, and the newest good plan is not loaded yet: nothing is reported until then.
+    Returning(Suspended),
     Removing(Box<Removing>),
     /// The record holds another order since then: nothing is begun until an order arrives.
     Overtaken {
@@ -107,8 +112,8 @@ pub(super) fn next(state: &mut State, event: Event, moment: Moment) -> Vec<Comma
             commands.finished();
             state.finished(*outcome, moment, &mut commands);
         }
-        Event::Tick { position, claims } => {
-            let wake = state.tick(position, &claims, moment, &mut commands);
+        Event::Tick { position, claims, rollout } => {
+            let wake = state.tick((position, rollout), &claims, moment, &mut commands);
             commands.push(Command::WakeAt(wake));
         }
     }
@@ -128,6 +133,7 @@ impl State {
             repeat: Repeat::No,
             in_flight: 0,
             obstacle: None,
+            pods_followed: BTreeSet::new(),
         }
     }
 
@@ -219,6 +225,7 @@ impl State {
             }
             Outcome::Recorded(result) => self.recorded(result, now, commands),
             Outcome::Reverted(result) => self.reverted(result, commands),
+            Outcome::Returned(result) => self.returned(result, commands),
             Outcome::Withdrawn => {}
         }
     }
@@ -238,6 +245,7 @@ impl State {
             Outcome::Deleted(..)
             | Outcome::Recorded(_)
             | Outcome::Reverted(_)
+            | Outcome::Returned(_)
             | Outcome::Withdrawn => {}
         }
     }
@@ -324,10 +332,17 @@ impl State {
         }
     }
 
+    fn returned(&mut self, result: Result<(), LedgerError>, commands: &mut Commands) {
+        match result {
+            Ok(()) => commands.push(Command::Reload),
+            Err(error) => self.freeze(error.reason(), error_chain(&error), commands),
+        }
+    }
+
     /// Begins due requests, and reports. Returns when the next tick is due if no event arrives.
     fn tick(
         &mut self,
-        position: Option<(u64, u64)>,
+        (position, rollout): (Option<(u64, u64)>, Option<RolloutView>),
         claims: &Claims,
         moment: Moment,
         commands: &mut Commands,
@@ -344,15 +359,43 @@ impl State {
         }
         let due = match &mut self.work {
             Work::Applying(applying) => {
-                applying.hand_over(claims, commands);
-                applying.advance(now, commands)
+                let given_up = applying.follow_rollout(rollout, now, commands);
+                if let Some(given_up) = given_up {
+                    self.give_up(given_up, commands);
+                    None
+                } else {
+                    applying.hand_over(claims, commands);
+                    let due = applying.advance(now, commands);
+                    due.into_iter().chain(applying.rollout_due(now)).min()
+                }
             }
             Work::Removing(removing) => removing.advance(now, commands),
-            Work::Idle | Work::Reverting(_) | Work::Overtaken { .. } | Work::Frozen { .. } => None,
+            Work::Idle
+            | Work::Reverting(_)
+            | Work::Returning(_)
+            | Work::Overtaken { .. }
+            | Work::Frozen { .. } => None,
         };
         self.end_refusal();
+        self.follow_pods(commands);
         let report_due = self.report(position, moment, commands);
         due.into_iter().chain(report_due).fold(wake, Instant::min)
+    }
+
+    /// Follows the pods of a plan that the hub has yet to finalize, and of no other.
+    fn follow_pods(&mut self, commands: &mut Commands) {
+        let namespaces = self.work.applying().map(Applying::pod_namespaces).unwrap_or_default();
+        if namespaces != self.pods_followed {
+            commands.push(Command::FollowPods(namespaces.clone()));
+            self.pods_followed = namespaces;
+        }
+    }
+
+    /// Gives up a plan that failed: the newest good plan is recorded, then loaded and applied.
+    fn give_up(&mut self, given_up: Return, commands: &mut Commands) {
+        let suspended = self.stop(commands);
+        self.work = Work::Returning(suspended);
+        commands.request(Request::Return(Box::new(given_up)));
     }
 
     /// Drops the refusal of a plan that was tried again and is carried out now.
@@ -414,15 +457,16 @@ impl State {
         if last.phase != phase || last.reason != reason {
             return (PhaseChange::Changed, true);
         }
-        let is_urgent = self.repeat == Repeat::Asked || last.sequence != situation.sequence;
-        (PhaseChange::Same, is_urgent)
+        let is_milestone = !is_same_rollout(last.rollout.as_ref(), situation.rollout.as_ref());
+        let is_asked = self.repeat == Repeat::Asked;
+        (PhaseChange::Same, is_asked || is_milestone || last.sequence != situation.sequence)
     }
 
     /// Returns whether there is something to report: not before an order, and not while a plan is reverted or tried
     /// again.
     fn is_reported(&self) -> bool {
         match &self.work {
-            Work::Reverting(_) => false,
+            Work::Reverting(_) | Work::Returning(_) => false,
             // The refusal was reported already.
             Work::Applying(applying) if self.refusal.is_some() => !applying.is_retrying(),
             Work::Idle | Work::Overtaken { suspended: Suspended::Nothing, .. } => {
@@ -445,6 +489,7 @@ impl State {
             removal: removing.map(Removing::shown),
             frozen: self.work.frozen(),
             refusal: self.refusal.as_ref(),
+            rollout: applying.and_then(|applying| applying.rollout_status(moment.now)),
             problem: self.problem(),
             heals_total: self.heals_total,
             now: moment.wall,
@@ -465,16 +510,18 @@ impl Work {
             Self::Idle | Self::Reverting(_) => Suspended::Nothing,
             Self::Applying(applying) => Suspended::Applying(applying),
             Self::Removing(removing) => Suspended::Removing(removing),
-            Self::Overtaken { suspended, .. } | Self::Frozen { suspended, .. } => suspended,
+            Self::Returning(suspended)
+            | Self::Overtaken { suspended, .. }
+            | Self::Frozen { suspended, .. } => suspended,
         }
     }
 
     pub(super) fn applying(&self) -> Option<&Applying> {
         match self {
             Self::Applying(applying) => Some(applying),
-            Self::Overtaken { suspended, .. } | Self::Frozen { suspended, .. } => {
-                suspended.applying()
-            }
+            Self::Returning(suspended)
+            | Self::Overtaken { suspended, .. }
+            | Self::Frozen { suspended, .. } => suspended.applying(),
             Self::Idle | Self::Reverting(_) | Self::Removing(_) => None,
         }
     }
@@ -482,10 +529,12 @@ impl Work {
     fn applying_mut(&mut self) -> Option<&mut Applying> {
         match self {
             Self::Applying(applying)
+            | Self::Returning(Suspended::Applying(applying))
             | Self::Overtaken { suspended: Suspended::Applying(applying), .. }
             | Self::Frozen { suspended: Suspended::Applying(applying), .. } => Some(applying),
             Self::Idle
             | Self::Reverting(_)
+            | Self::Returning(_)
             | Self::Removing(_)
             | Self::Overtaken { .. }
             | Self::Frozen { .. } => None,
@@ -499,6 +548,7 @@ impl Work {
             | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
             Self::Idle
             | Self::Reverting(_)
+            | Self::Returning(_)
             | Self::Applying(_)
             | Self::Overtaken { .. }
             | Self::Frozen { .. } => None,
@@ -512,6 +562,7 @@ impl Work {
             | Self::Frozen { suspended: Suspended::Removing(removing), .. } => Some(removing),
             Self::Idle
             | Self::Reverting(_)
+            | Self::Returning(_)
             | Self::Applying(_)
             | Self::Overtaken { .. }
             | Self::Frozen { .. } => None,
@@ -551,12 +602,23 @@ fn is_alike(known: &Refusal, other: &Refusal) -> bool {
     *known == Refusal { at, ..other.clone() }
 }
 
-/// Returns whether two reports are equal apart from their time.
+/// Returns whether two reports are equal apart from their time and the time at target that has passed.
 fn is_same_but_time(last: &Report, report: &mut Report) -> bool {
+    if !is_same_rollout(last.rollout.as_ref(), report.rollout.as_ref()) {
+        return false;
+    }
     let observed_at = std::mem::replace(&mut report.observed_at, last.observed_at);
+    let rollout = std::mem::replace(&mut report.rollout, last.rollout.clone());
     let is_same = *last == *report;
-    report.observed_at = observed_at;
+    (report.observed_at, report.rollout) = (observed_at, rollout);
     is_same
+}
+
+/// Returns whether a rollout has reached nothing new, and lost nothing.
+fn is_same_rollout(last: Option<&RolloutStatus>, now: Option<&RolloutStatus>) -> bool {
+    let (Some(last), Some(now)) = (last, now) else { return last.is_none() && now.is_none() };
+    let healthy_for_ms = last.healthy_for_ms;
+    now.healthy_for_ms >= healthy_for_ms && *last == RolloutStatus { healthy_for_ms, ..now.clone() }
 }
 
 #[cfg(test)]

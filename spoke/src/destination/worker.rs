@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use attest_common::documents::manifest::ObjectKey;
+use attest_common::record::Record;
 use attest_common::record::custody::StoredRefusal;
+use attest_common::record::rollout::AfterFailure;
 use attest_common::session::report::{Phase, Refusal, Report};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -124,12 +126,13 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        let (position, claims) = self.shared.ledger.with_records(|records| {
+        let (position, claims, rollout) = self.shared.ledger.with_records(|records| {
             let record = records.get(&self.key);
             let position = record.map(|record| (record.epoch, record.sequence));
-            (position, self.shared.handovers.claims_on(&self.key, records))
+            let rollout = record.and_then(Record::rollout_view);
+            (position, self.shared.handovers.claims_on(&self.key, records), rollout)
         });
-        self.feed(Event::Tick { position, claims });
+        self.feed(Event::Tick { position, claims, rollout });
     }
 
     fn feed(&mut self, event: Event) {
@@ -151,6 +154,9 @@ impl Worker {
             Command::Follow { objects, relist, autoscalers } => {
                 self.shared.watches.follow(&self.inbox, &objects, &relist);
                 self.shared.watches.follow_autoscalers(&self.inbox, &autoscalers);
+            }
+            Command::FollowPods(namespaces) => {
+                self.shared.watches.follow_pods(&self.inbox, &namespaces);
             }
             Command::Reload => self.shared.reloads.request(&self.key),
             Command::Reevaluate => self.shared.reevaluations.request(&self.key),
@@ -208,6 +214,16 @@ impl Worker {
                 );
             }
             Notice::PlanApplied { took } => metrics.apply_seconds.observe(took.as_secs_f64()),
+            Notice::PlanFailed { reason, message, after } => {
+                tracing::warn!(
+                    %application, %namespace, reason = reason.as_str(), error = message,
+                    "{}",
+                    match after {
+                        AfterFailure::Return => "A plan failed; the newest good plan is applied again",
+                        AfterFailure::Stay => "A plan failed and stays in place",
+                    }
+                );
+            }
             Notice::Deleted => metrics.prunes.inc(),
         }
     }

@@ -24,7 +24,7 @@ use prost::Message;
 
 use super::error::LedgerError;
 use super::index::{CONTENT_TOTAL_BYTES_MAX, PIECE_BYTES_MAX};
-use super::records::Ledger;
+use super::records::{Entry, Key, Ledger};
 use crate::trust::secrets::{self, collection, path};
 
 /// Most uncompressed bytes of one plan's blobs.
@@ -126,6 +126,7 @@ impl Ledger {
         if !self.state().content.has_room(sizes()) {
             self.drop_unused_content().await?;
         }
+        while !self.state().content.has_room(sizes()) && self.drop_old_good_plan().await? {}
         let _turn = self.content_turn().await;
         if !self.state().content.has_room(sizes()) {
             let max = CONTENT_TOTAL_BYTES_MAX;
@@ -139,6 +140,25 @@ impl Ledger {
             .await?;
         failpoint::reach("after-content-write");
         Ok(())
+    }
+
+    /// Drops the oldest good plan of the destination that keeps the most, if one keeps any before its newest. Returns
+    /// whether one was dropped.
+    async fn drop_old_good_plan(&self) -> Result<bool, LedgerError> {
+        let Some(key) = self.with_records(keeps_most_good_plans) else { return Ok(false) };
+        let change = |entry: Option<Entry>| {
+            Ok(entry.map(|mut entry| {
+                entry.record.good.pop();
+                entry
+            }))
+        };
+        self.update(&key, change).await?;
+        tracing::warn!(
+            application = %key.0, namespace = %key.1,
+            "Dropped an old good plan, because the stored content of all plans reaches its limit"
+        );
+        self.drop_unused_content().await?;
+        Ok(true)
     }
 
     async fn store_piece(
@@ -275,6 +295,13 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// Returns the destination that keeps the most good plans before its newest, if one keeps any.
+fn keeps_most_good_plans(records: &DestinationRecords) -> Option<Key> {
+    let kept = records.iter().map(|(key, record)| (record.good.len(), key));
+    let (count, key) = kept.max_by_key(|(count, _)| *count)?;
+    (count > 0).then(|| key.clone())
 }
 
 /// Returns the packs that the records name.

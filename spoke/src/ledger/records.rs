@@ -39,6 +39,8 @@ pub const RECORDS_LISTED_MAX: usize = 32;
 pub const DESTINATIONS_MAX: usize = 4_096;
 /// Largest record as JSON, in bytes; a Secret holds 1 MiB in all.
 pub const RECORD_BYTES_MAX: usize = 700 * 1024;
+/// Bytes of a record that good plans and aborts may take in addition.
+const ROLLOUT_BYTES_MAX: usize = 150 * 1024;
 /// Largest list of confirmed pairs, compressed, in bytes; a larger one is not stored.
 pub const CONFIRMED_BYTES_MAX: usize = 256 * 1024;
 /// Largest Secret of a destination, in bytes; beyond it the confirmed pairs are omitted.
@@ -363,8 +365,8 @@ fn put(state: &mut State, entry: Entry, resource_version: String) {
     state.records.insert(key, record);
 }
 
-/// Checks that a record fits its Secret, also once all UIDs are added. Otherwise objects could be written
-/// that cannot be recorded.
+/// Checks that a record fits its Secret, also once all UIDs, good plans and aborts are added. Otherwise objects could be
+/// written that cannot be recorded.
 ///
 /// # Errors
 /// [`LedgerError::TooLarge`].
@@ -375,7 +377,12 @@ pub fn check_room(record: &Record) -> Result<(), LedgerError> {
         owned.preexisting = true;
     }
     grown.last_good = grown.last_good.or_else(|| grown.held.clone());
-    to_json(&grown).map(|_| ())
+    let json = to_json(&grown)?;
+    let reserved = grown.rollout.as_ref().map_or(0, |_| ROLLOUT_BYTES_MAX);
+    if json.len() + reserved > RECORD_BYTES_MAX {
+        return Err(LedgerError::TooLarge { objects: record.inventory.len() });
+    }
+    Ok(())
 }
 
 fn to_json(record: &Record) -> Result<Vec<u8>, LedgerError> {

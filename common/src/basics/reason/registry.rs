@@ -69,6 +69,8 @@ registry! {
         Terminating: "an object is being deleted", "wait; if it persists, see the object's finalizers";
         Failed: "an object has failed", "see the status of the object named in the message";
         Unhealthy: "an object that gates the rollout has failed", "see the object named in the message";
+        PodsFailing: "pods of the newest ReplicaSet crash, cannot pull their image, or find no node",
+            "see the pod named in the message; the destination returns to its newest good plan";
         PruneGuard: "deleting the objects that are no longer rendered would exceed `remove.maxPrunePercent`, which counts from ten \
             objects on, and 0 always",
             "raise the limit in the cluster's trust policy, or delete the objects manually";
@@ -131,11 +133,17 @@ registry! {
         ClockRollback: "the spoke's clock is behind a time that it has recorded",
             "correct the clock; if the recorded time was wrong, run `attest spoke accept-state --kubeconfig F`";
         PlanDigest: "the plan is not the one that the directive names", "find out who sent it";
-        PlanMismatch: "the plan contradicts the release that it names", "treat the hub as compromised, or update it";
+        PlanMismatch: "the plan contradicts the release that it names, or a directive is about another plan than the destination's",
+            "treat the hub as compromised, or update it";
+        GenerationRegressed: "the directive is of an older rollout or attempt than one that the spoke has carried out",
+            "`attest gitops rollout adopt` after a restore from a backup; otherwise treat the hub as compromised";
+        PlanAborted: "the plan failed at this destination before, and is not tried again at the same attempt",
+            "remove the cause, then `attest gitops rollout retry`";
+        RollbackNotAllowed: "the directive orders a return to a plan that is not among the good plans of the destination",
+            "`attest release --from COUNTER` signs an older release again; `rollback.lastGood` is the number of older plans kept";
         BlobDigest: "a blob is missing, or is not the one that the plan names", "find out who sent it";
         HookNotAllowed: "the plan has hooks, which are not supported", "use matching versions of hub and spoke";
         CapNotSupported: "the directive orders a part of a rollout, which the spoke cannot carry out", "update the spoke";
-        OperationNotSupported: "the spoke does not support the operation of the directive", "update the spoke";
         SyncNonce: "the heartbeat does not belong to this connection, or is older than one already seen", "find out who sent it";
         NothingToRemove: "the application is not deployed at the destination", "none";
         RemoveNotAllowed: "the trust policy does not allow the hub to remove the application",

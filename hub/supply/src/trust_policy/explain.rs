@@ -69,7 +69,15 @@ fn explain_entry(entry: &Entry, lines: &mut Vec<String>) {
         let kinds = described_kinds(&entry.kinds.cluster_scoped);
         lines.push(format!("! It may write {kinds} for the whole cluster."));
     }
-    lines.push("  The hub may not roll it back: `rollback.lastGood` has no effect yet.".to_owned());
+    lines.push(match entry.rollback.last_good {
+        0 => "  The hub may return it to the newest plan that was good, and to none before it."
+            .to_owned(),
+        1 => "  The hub may return it to the newest plan that was good, and to the one before it."
+            .to_owned(),
+        count => format!(
+            "  The hub may return it to the newest plan that was good, and to {count} before it."
+        ),
+    });
     lines.push(match entry.remove.allow {
         true => "  The hub may remove it; volumes, namespaces and definitions remain.".to_owned(),
         false => "  The hub may not remove it.".to_owned(),

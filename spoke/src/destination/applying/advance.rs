@@ -14,8 +14,9 @@ use crate::destination::command::{By, Command, Commands, Request};
 use crate::destination::deleting::Deleting;
 use crate::destination::handover::{Claimed, Claims};
 use crate::destination::objects::{self, Rules, Step, Tracked};
-use crate::destination::recording::{LastGood, Learnt, RollbackUpdate, Update, Written};
+use crate::destination::recording::{Learnt, RollbackUpdate, Update, Written};
 use crate::destination::report;
+use crate::rollout::Transition;
 
 impl Applying {
     /// Begins due requests. Returns when the next one is due if no event arrives.
@@ -30,6 +31,7 @@ impl Applying {
         let prepared = matches!(self.preparation, Preparation::Done { .. });
         let rules = Rules {
             self_heal: self.admission.plan.sync.self_heal,
+            restores_workloads: self.is_candidate(),
             adopt: self.adopts(),
             only_heals: !prepared && held_back.is_some(),
             rollback_possible: self.rollback != Rollback::GivenUp,
@@ -112,8 +114,8 @@ impl Applying {
         Some((target, tracked.uid_in_place().cloned()))
     }
 
-    /// Once everything is applied and healthy, marks the last good release and prunes objects that are no longer
-    /// rendered. Returns when a deletion is due again.
+    /// Once everything is applied and healthy, makes the plan a good one if it becomes so by itself, and prunes objects
+    /// that are no longer rendered. Returns when a deletion is due again.
     fn settle(&mut self, now: Instant, commands: &mut Commands) -> Option<Instant> {
         if !self.objects.values().all(Tracked::is_written)
             || !objects::is_settled(report::health_as_applied(&self.objects))
@@ -121,11 +123,12 @@ impl Applying {
             return None;
         }
         let is_as_signed = self.objects.values().all(|t| t.need() == Need::Nothing);
-        if is_as_signed && self.progress == Progress::Working {
+        if is_as_signed && self.becomes_good() && self.progress == Progress::Working {
             self.progress = Progress::Settled;
             self.durability.learnt();
         }
         if self.rollback != Rollback::GivenUp
+            || !self.may_prune()
             || self.leftovers.is_empty()
             || !self.admission.plan.sync.prune
             || self.is_guarded()
@@ -156,9 +159,11 @@ impl Applying {
     /// Offers objects that are no longer rendered to the destinations that claim them, and releases those that they
     /// have taken.
     pub(in crate::destination) fn hand_over(&mut self, claims: &Claims, commands: &mut Commands) {
+        let may_release = self.may_prune();
         let Self { leftovers, handover, durability, rollback, .. } = self;
         handover.claimed.clear();
-        if *rollback != Rollback::GivenUp {
+        // A plan that may be given up releases nothing.
+        if *rollback != Rollback::GivenUp || !may_release {
             return;
         }
         for Owned { key, uid, preexisting, .. } in leftovers {
@@ -180,11 +185,15 @@ impl Applying {
         }
     }
 
-    /// Begins a write of the record: UIDs, confirmed pairs, objects that left the inventory, the last good release.
+    /// Begins a write of the record: UIDs, confirmed pairs, objects that left the inventory, the rollout.
     fn record(&mut self, commands: &mut Commands) {
-        let settled = self.progress == Progress::Settled;
+        let settled = self.progress == Progress::Settled && self.becomes_good();
+        let transition = match self.rollout.due() {
+            Some(due) => Some(due.clone()),
+            None => settled.then_some(Transition::Finalize),
+        };
         let rollback = match self.rollback {
-            Rollback::Possible if !settled => RollbackUpdate::Keep,
+            Rollback::Possible if transition.is_none() => RollbackUpdate::Keep,
             Rollback::GivenUp => RollbackUpdate::GiveUp,
             Rollback::Possible | Rollback::GiveUpDue | Rollback::GivingUp => {
                 self.rollback = Rollback::GivingUp;
@@ -203,7 +212,8 @@ impl Applying {
                 .collect(),
             gone: gone.clone(),
             rollback,
-            last_good: if settled { LastGood::Replace } else { LastGood::Keep },
+            transition,
+            good_plans_before_max: self.admission.admitted.effective_policy.last_good,
         };
         self.durability = Durability::Writing { leaving: gone, then: Then::Clean };
         commands.request(Request::Record(Box::new(update)));

@@ -31,6 +31,7 @@ impl Applying {
         for (namespace, targets) in news.autoscaled {
             self.scale(namespace, targets);
         }
+        self.rollout.see_pods(news.pods);
         for (key, seen) in news.objects {
             let Some(tracked) = self.objects.get_mut(&key) else { continue };
             let before = tracked.confirmed.clone();

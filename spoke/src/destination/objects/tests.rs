@@ -89,7 +89,14 @@ const PASSED: Option<DryRunPermit> =
     Some(DryRunPermit { force: false, preexisting: false, takeover: false, replaces: false });
 
 fn rules(now: Instant) -> Rules {
-    Rules { self_heal: true, adopt: false, only_heals: false, rollback_possible: false, begun: now }
+    Rules {
+        self_heal: true,
+        restores_workloads: false,
+        adopt: false,
+        only_heals: false,
+        rollback_possible: false,
+        begun: now,
+    }
 }
 
 fn names(steps: &[Step]) -> Vec<String> {

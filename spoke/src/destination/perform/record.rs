@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::destination::command::{AddedInventory, Revert};
+use attest_common::record::rollout::AfterFailure;
+
+use crate::destination::command::{AddedInventory, Return, Revert};
 use crate::destination::event::Recorded;
 use crate::destination::objects::RETRY;
 use crate::destination::recording::{RollbackUpdate, Update, is_of};
@@ -46,6 +48,29 @@ pub(in crate::destination) async fn removed(
     };
     let recorded = ledger.update(key, change).await?;
     Ok(recorded.map_or(Recorded::Superseded, |_| Recorded::Done))
+}
+
+/// Records that a plan failed and that the newest good plan is held again, with retries. Does nothing if the record
+/// was changed concurrently.
+pub(in crate::destination) async fn give_up(
+    ledger: &Ledger,
+    key: &Key,
+    Return { held, abort }: &Return,
+) -> Result<(), LedgerError> {
+    let change = |entry: Option<Entry>| {
+        let mine = entry.filter(|entry| entry.record.held.as_ref() == Some(held));
+        Ok(mine.map(|mut entry| {
+            entry.record.fail(abort.clone(), AfterFailure::Return);
+            entry.record.since = Some(jiff::Timestamp::now());
+            entry
+        }))
+    };
+    loop {
+        match ledger.update(key, change).await {
+            Err(error) if error.is_transient() => tokio::time::sleep(RETRY.base).await,
+            other => return other.map(|_| ()),
+        }
+    }
 }
 
 /// Records that a plan was refused before anything of it was written, with retries. Returns whether the record

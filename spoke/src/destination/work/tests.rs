@@ -1,6 +1,7 @@
 //! The transitions of a destination, case by case.
 
 mod random;
+mod rollout;
 
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
@@ -31,6 +32,7 @@ struct Machine {
     state: State,
     moment: Moment,
     claims: Claims,
+    rollout: Option<RolloutView>,
     /// Reason of the report that was made last, until it is looked at.
     reported: Option<String>,
 }
@@ -43,6 +45,7 @@ impl Machine {
             state: State::new(key),
             moment: Moment { now: Instant::now(), wall },
             claims: Claims::new(),
+            rollout: None,
             reported: None,
         }
     }
@@ -98,7 +101,11 @@ impl Machine {
     }
 
     fn tick(&mut self) -> Vec<String> {
-        self.feed(Event::Tick { position: Some((1, 1)), claims: self.claims.clone() })
+        self.feed(Event::Tick {
+            position: Some((1, 1)),
+            claims: self.claims.clone(),
+            rollout: self.rollout.clone(),
+        })
     }
 
     fn later(&mut self, by: Duration) {
@@ -120,7 +127,10 @@ fn shown(command: &Command) -> Option<String> {
         Command::Offer { key, uid } => format!("offer {} {uid}", key.name),
         Command::TidyContent => "tidy".to_owned(),
         Command::NoteRefusal(refusal) => format!("refused {}", refusal.reason),
-        Command::Report { .. } | Command::Notice(_) | Command::WakeAt(_) => return None,
+        Command::FollowPods(_)
+        | Command::Report { .. }
+        | Command::Notice(_)
+        | Command::WakeAt(_) => return None,
     })
 }
 
@@ -139,6 +149,7 @@ fn requested(request: &Request) -> String {
         },
         Request::RecordRemoved => "record removed".to_owned(),
         Request::Revert(revert) => format!("revert {:?}", revert.inventory),
+        Request::Return(_) => "return".to_owned(),
         Request::Withdraw(_) => "withdraw".to_owned(),
     }
 }

@@ -64,7 +64,7 @@ impl World {
         for _ in 0..STEPS {
             self.step();
             let position = self.entry.as_ref().map(|e| (e.record.epoch, e.record.sequence));
-            self.feed(Event::Tick { position, claims: Claims::new() });
+            self.feed(Event::Tick { position, claims: Claims::new(), rollout: None });
             let after = self.random.below(400);
             self.machine.later(Duration::from_millis(u64::try_from(after).unwrap()));
         }
@@ -190,6 +190,7 @@ impl World {
                 Outcome::Recorded(Ok(self.write_record(&request)))
             }
             Request::Revert(revert) => Outcome::Reverted(Ok(self.write_revert(&revert))),
+            Request::Return(_) => Outcome::Returned(Ok(())),
             Request::Withdraw(_) => Outcome::Withdrawn,
         }
     }
@@ -298,6 +299,7 @@ impl World {
             | (Work::Removing(_), Request::RecordRemoved)
             | (Work::Idle, Request::Withdraw(_)) => {}
             (Work::Reverting(_), Request::Revert(_)) => self.reverts += 1,
+            (Work::Returning(_), Request::Return(_)) => {}
             (Work::Applying(_) | Work::Removing(_), Request::Delete(deletion)) => {
                 self.check_deletion(deletion);
                 self.deletions += 1;
@@ -335,6 +337,7 @@ fn about(request: &Request) -> Option<ObjectKey> {
         | Request::Record(_)
         | Request::RecordRemoved
         | Request::Revert(_)
+        | Request::Return(_)
         | Request::Withdraw(_) => None,
     }
 }

@@ -1,0 +1,221 @@
+//! A rollout through the gate, the record and the state machine of one destination, without I/O.
+
+use attest_common::documents::plan::Operation;
+use attest_common::record::rollout::{AfterFailure, RolloutState};
+
+use super::*;
+use crate::destination::fixture::{admit_candidate, load, order};
+
+/// A destination that applies every request that it makes.
+struct Spoke {
+    machine: Machine,
+    entry: Entry,
+    /// Requests since the last look.
+    requests: Vec<String>,
+    report: Option<Arc<Report>>,
+    /// Version of the object that was written or changed last.
+    version: u64,
+}
+
+impl Spoke {
+    /// One that runs `admitted` and has settled.
+    fn settled(admitted: &Admitted) -> Self {
+        let mut spoke = Self {
+            machine: Machine::new(),
+            entry: admitted.entry.clone(),
+            requests: Vec::new(),
+            report: None,
+            version: 0,
+        };
+        spoke.run(admitted, Origin::Admitted);
+        spoke.requests.clear();
+        spoke
+    }
+
+    fn run(&mut self, admitted: &Admitted, origin: Origin) {
+        self.entry = admitted.entry.clone();
+        let order = run_as_recorded(admitted, origin, &self.entry);
+        self.feed(admitted, order);
+        self.settle(admitted);
+    }
+
+    /// Ticks until nothing more is requested.
+    fn settle(&mut self, admitted: &Admitted) {
+        for _ in 0..20 {
+            self.machine.later(REPORT_EVERY);
+            let rollout = self.entry.record.rollout_view();
+            let claims = Claims::new();
+            if !self.feed(admitted, Event::Tick { position: Some((1, 1)), claims, rollout }) {
+                return;
+            }
+        }
+        panic!("it makes requests without end: {:?}", self.requests);
+    }
+
+    /// Returns whether a request was made.
+    fn feed(&mut self, admitted: &Admitted, event: Event) -> bool {
+        let commands = next(&mut self.machine.state, event, self.machine.moment);
+        let mut requested = false;
+        for command in commands {
+            match command {
+                Command::Request(request) => {
+                    requested = true;
+                    self.requests.push(super::requested(&request));
+                    let outcome = self.outcome(admitted, request);
+                    self.feed(admitted, Event::Finished(Box::new(outcome)));
+                }
+                Command::Report { report, .. } => self.report = Some(report),
+                Command::Reload => self.requests.push("reload".to_owned()),
+                _ => {}
+            }
+        }
+        requested
+    }
+
+    fn outcome(&mut self, admitted: &Admitted, request: Request) -> Outcome {
+        match request {
+            Request::Prepare(_) => Outcome::Prepared(Ok(false)),
+            Request::DryRun { key, .. } => Outcome::Checked(key, Ok(PASSED)),
+            Request::Write { key, heal, .. } => {
+                let mut outcome = wrote(admitted, &key.name, heal);
+                if let Outcome::Wrote { result: Ok(written), .. } = &mut outcome {
+                    written.observation = self.changed();
+                }
+                outcome
+            }
+            Request::Delete(deletion) => Outcome::Deleted(deletion.key, Ok(Deleted::Gone)),
+            Request::Record(update) => {
+                self.entry = update.apply(&self.entry).unwrap_or_else(|| self.entry.clone());
+                recorded()
+            }
+            Request::Return(failed) => {
+                self.entry.record.fail(failed.abort, AfterFailure::Return);
+                Outcome::Returned(Ok(()))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn see(&mut self, admitted: &Admitted, name: &str, health: Health) {
+        let mut observation = self.changed();
+        observation.verdict.health = health;
+        observation.verdict.message = "is not well".to_owned();
+        self.feed(admitted, seen(name, observation));
+        self.settle(admitted);
+    }
+
+    /// Returns a healthy object of the next version.
+    fn changed(&mut self) -> Observation {
+        self.version += 1;
+        present("uid", b"live", self.version)
+    }
+
+    fn state(&self) -> Option<RolloutState> {
+        self.entry.record.rollout.as_ref().map(|rollout| rollout.state)
+    }
+
+    fn good(&self) -> Vec<Digest> {
+        self.entry.record.good_plans().map(|good| good.plan_digest).collect()
+    }
+
+    fn requested(&mut self, what: &str) -> bool {
+        self.requests.drain(..).any(|request| request.starts_with(what))
+    }
+
+    fn report(&self) -> &Report {
+        self.report.as_ref().unwrap()
+    }
+}
+
+#[test]
+fn a_candidate_becomes_good_and_prunes_only_when_the_hub_finalizes_it() {
+    let first = admit(None, &["a", "old"], "one");
+    let mut spoke = Spoke::settled(&first);
+    let second = admit_candidate(Some(&spoke.entry), &["a", "new"], "two");
+    assert_eq!(spoke.state(), None, "nothing has needed a rollout");
+
+    spoke.run(&second, Origin::Admitted);
+    assert_eq!(spoke.state(), Some(RolloutState::Soaking));
+    assert_eq!(spoke.good(), [first.held.plan_digest]);
+    assert!(!spoke.requested("delete"));
+    let status = spoke.report().rollout.clone().unwrap();
+    assert!(status.at_target && !status.soak_reached && status.aborted.is_none());
+
+    spoke.machine.later(Duration::from_secs(60));
+    spoke.settle(&second);
+    assert!(spoke.report().rollout.as_ref().unwrap().soak_reached);
+    assert_eq!(spoke.good(), [first.held.plan_digest], "the soak alone changes nothing");
+
+    let finalized = order(&spoke.entry, Operation::Finalize, &second).unwrap();
+    spoke.run(&finalized, Origin::Admitted);
+    assert_eq!(spoke.state(), Some(RolloutState::Good));
+    assert_eq!(spoke.good(), [second.held.plan_digest, first.held.plan_digest]);
+    assert!(spoke.requested("delete old"));
+    assert!(spoke.report().rollout.as_ref().unwrap().soak_reached, "its time went on");
+}
+
+#[test]
+fn a_failed_candidate_gives_way_to_the_good_plan_and_is_not_tried_again() {
+    let first = admit(None, &["a"], "one");
+    let mut spoke = Spoke::settled(&first);
+    let second = admit_candidate(Some(&spoke.entry), &["a", "new"], "two");
+    spoke.run(&second, Origin::Admitted);
+    let floor = spoke.entry.record.floor.clone();
+    spoke.requests.clear();
+
+    spoke.see(&second, "a", Health::Failed);
+    assert_eq!(spoke.requests, ["return", "reload"]);
+    assert_eq!(spoke.entry.record.held, Some(first.held.clone()));
+
+    let loaded = load(&spoke.entry, &first.blobs);
+    spoke.run(&loaded, Origin::Loaded);
+    assert_eq!(spoke.state(), Some(RolloutState::Returned));
+    assert!(spoke.requested("write a"), "as it was");
+    let report = spoke.report();
+    assert_eq!((report.phase.as_str(), report.reason.as_str()), ("Degraded", "Unhealthy"));
+    assert_eq!(report.running.as_ref().unwrap().plan, first.held.plan_digest);
+    let rollout = report.rollout.as_ref().unwrap();
+    assert_eq!(rollout.aborted.as_ref().unwrap().plan, second.held.plan_digest);
+    assert_eq!(spoke.entry.record.floor, floor, "the floor never falls");
+    assert_eq!(spoke.good(), [first.held.plan_digest]);
+
+    let again = order(&spoke.entry, Operation::Progress, &second);
+    assert_eq!(again.unwrap_err().reason(), Reason::PlanAborted);
+    let finalize = order(&spoke.entry, Operation::Finalize, &second);
+    assert_eq!(finalize.unwrap_err().reason(), Reason::PlanMismatch);
+}
+
+#[test]
+fn what_a_failed_candidate_added_is_deleted_once_the_good_plan_is_settled() {
+    let first = admit(None, &["a"], "one");
+    let mut spoke = Spoke::settled(&first);
+    let second = admit_candidate(Some(&spoke.entry), &["a", "new"], "two");
+    spoke.run(&second, Origin::Admitted);
+    spoke.see(&second, "a", Health::Failed);
+    spoke.requests.clear();
+
+    let loaded = load(&spoke.entry, &first.blobs);
+    spoke.run(&loaded, Origin::Loaded);
+
+    assert_eq!(spoke.requests.last().map(String::as_str), Some("record give-up"));
+    assert!(spoke.requested("delete new"));
+}
+
+#[test]
+fn the_hub_returns_a_destination_to_a_good_plan_only() {
+    let first = admit(None, &["a"], "one");
+    let mut spoke = Spoke::settled(&first);
+    let second = admit_candidate(Some(&spoke.entry), &["a"], "two");
+    spoke.run(&second, Origin::Admitted);
+
+    let never = order(&spoke.entry, Operation::Rollback, &second);
+    assert_eq!(never.unwrap_err().reason(), Reason::RollbackNotAllowed);
+    let returned = order(&spoke.entry, Operation::Rollback, &first).unwrap();
+    spoke.run(&returned, Origin::Admitted);
+
+    assert_eq!(spoke.state(), Some(RolloutState::Good));
+    assert_eq!(spoke.report().running.as_ref().unwrap().plan, first.held.plan_digest);
+    assert_eq!(spoke.report().reason.as_str(), "Synced");
+    let superseded = order(&spoke.entry, Operation::Supersede, &second);
+    assert_eq!(superseded.unwrap_err().reason(), Reason::PlanMismatch, "no longer in hand");
+}
