@@ -100,6 +100,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
             "core",
             "home",
             "kubernetes",
+            "rollouts",
             "applications",
             "reconcile",
             "spokes",

@@ -5,11 +5,13 @@ mod add;
 mod join_token;
 mod rejoin;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
 use attest_common::basics::ids::Timestamp;
-use attest_documents::{Cluster, List, RevokeRequest};
+use attest_common::basics::labels::{self, LabelError, Selector};
+use attest_documents::{Cluster, LabelsRequest, List, RevokeRequest};
 use attest_install::SPOKE_NAMESPACE;
 use attest_install::registration::HubEntry;
 use clap::Subcommand;
@@ -18,7 +20,7 @@ use reqwest::Method;
 use crate::client::{Client, block_on, is_not_found};
 use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, duration, or_none, until};
-use crate::input::segment;
+use crate::input::{query_value, segment};
 use crate::printer::{Format, Printer, TextTable, WatchArgs, field};
 use crate::target::ANY_KUBECONFIG;
 use crate::watch::{print_list, print_watched};
@@ -37,7 +39,20 @@ enum ClusterCommand {
     Add(Box<add::ClusterAddArgs>),
     /// List clusters
     #[command(visible_alias = "ls")]
-    List(WatchArgs),
+    List {
+        /// Only clusters with these labels: KEY=VALUE, KEY!=VALUE, `KEY in (A,B)`, KEY or !KEY, separated by commas
+        #[arg(short = 'l', long, value_name = "LABELS", value_parser = label_selector)]
+        selector: Option<String>,
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
+    /// Add, change and remove labels of a cluster; they choose destinations and stages, and grant nothing
+    Label {
+        name: String,
+        /// KEY=VALUE to add or change a label, KEY- to remove one
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        changes: Vec<LabelChange>,
+    },
     /// Show one cluster
     Get {
         name: String,
@@ -81,9 +96,15 @@ enum ClusterCommand {
 pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         ClusterCommand::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
-        ClusterCommand::List(watch) => {
-            print_list("/v1/clusters", watch, hub, printer, cluster_table)
+        ClusterCommand::List { selector, watch } => {
+            let path = list_path(selector.as_deref());
+            print_list(&path, watch, hub, printer, cluster_table)
         }
+        ClusterCommand::Label { name, changes } => block_on(async {
+            label(&hub.client()?, &name, &changes).await?;
+            printer.line(&format!("cluster/{name} labelled"));
+            Ok(())
+        }),
         ClusterCommand::Get { name, watch } => block_on(get(&name, watch, hub, printer)),
         ClusterCommand::Rm { name, yes } => block_on(remove(&name, yes, hub, printer)),
         ClusterCommand::Accept(args) => block_on(Box::pin(accept::accept(args, hub, printer))),
@@ -107,6 +128,65 @@ pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow
         ClusterCommand::Rejoin(args) => block_on(Box::pin(rejoin::rejoin(args, hub, printer))),
         ClusterCommand::Token(command) => block_on(join_token::run(command, hub, printer)),
     }
+}
+
+/// A change of a label on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LabelChange {
+    Set(String, String),
+    Remove(String),
+}
+
+impl From<(String, String)> for LabelChange {
+    fn from((key, value): (String, String)) -> Self {
+        Self::Set(key, value)
+    }
+}
+
+impl std::str::FromStr for LabelChange {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        match text.strip_suffix('-').filter(|key| !key.contains('=')) {
+            Some(key) => labels::check_key(key).map(|()| Self::Remove(key.to_owned())),
+            None => labels::parse_pair(text).map(|(key, value)| Self::Set(key, value)),
+        }
+    }
+}
+
+/// Changes the labels of a cluster.
+async fn label(client: &Client, name: &str, changes: &[LabelChange]) -> anyhow::Result<()> {
+    let mut request = LabelsRequest::default();
+    for change in changes.iter().cloned() {
+        match change {
+            LabelChange::Set(key, value) => {
+                request.set.insert(key, value);
+            }
+            LabelChange::Remove(key) => request.remove.push(key),
+        }
+    }
+    let path = format!("{}/labels", cluster_path(name));
+    client.send_only(Method::POST, &path, Some(&request)).await
+}
+
+fn label_selector(text: &str) -> Result<String, LabelError> {
+    Selector::parse(text).map(|_| text.to_owned())
+}
+
+fn list_path(selector: Option<&str>) -> String {
+    match selector {
+        Some(selector) => format!("/v1/clusters?labelSelector={}", query_value(selector)),
+        None => "/v1/clusters".to_owned(),
+    }
+}
+
+/// Returns labels as they are written on the command line.
+fn label_text(labels: &BTreeMap<String, String>) -> String {
+    if labels.is_empty() {
+        return NONE.to_owned();
+    }
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
 }
 
 fn cluster_path(name: &str) -> String {
@@ -177,7 +257,7 @@ fn cluster_table(clusters: &[Cluster], format: Format) -> TextTable {
     let mut header = vec!["name", "state", "default", "environment", "last seen", "kubernetes"];
     header.extend(["apps", "age"]);
     if wide {
-        header.extend(["id", "agent", "certificate expires", "fingerprint"]);
+        header.extend(["labels", "id", "agent", "certificate expires", "fingerprint"]);
     }
     let mut table = TextTable::new(&header);
     for cluster in clusters {
@@ -193,6 +273,7 @@ fn cluster_table(clusters: &[Cluster], format: Format) -> TextTable {
         ];
         if wide {
             row.extend([
+                label_text(&cluster.labels),
                 cluster.id.to_string(),
                 or_none(cluster.agent_version.as_ref()),
                 or_none(cluster.certificate_expires_at.map(until)),
@@ -232,6 +313,7 @@ async fn get(name: &str, watch: WatchArgs, hub: &HubArgs, printer: &Printer) -> 
         ("State", state_text(&cluster)),
         ("Default", if cluster.default { "yes" } else { "no" }.to_owned()),
         ("Environment", or_none(cluster.environment.as_ref())),
+        ("Labels", label_text(&cluster.labels)),
         ("Last seen", last_seen(&cluster)),
         ("Agent", or_none(cluster.agent_version.as_ref())),
         ("Kubernetes", or_none(cluster.kubernetes_version.as_ref())),
@@ -321,6 +403,16 @@ mod tests {
             "kubeSystemUid": uid
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn labels_are_written_as_for_kubectl() {
+        let change = |text: &str| text.parse::<LabelChange>();
+        assert_eq!(change("env=prod"), Ok(LabelChange::Set("env".into(), "prod".into())));
+        assert_eq!(change("env-"), Ok(LabelChange::Remove("env".into())));
+        assert!(change("env").is_err() && change("env=prod-").is_err() && change("-").is_err());
+        let path = list_path(Some("env in (a, b),!x"));
+        assert_eq!(path, "/v1/clusters?labelSelector=env%20in%20%28a%2C%20b%29%2C%21x");
     }
 
     #[test]

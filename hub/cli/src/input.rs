@@ -30,6 +30,19 @@ pub(crate) fn segment(name: &str) -> String {
         .collect()
 }
 
+/// A text as the value of a query parameter.
+pub(crate) fn query_value(text: &str) -> String {
+    let mut value = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            value.push(char::from(byte));
+        } else {
+            value.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    value
+}
+
 /// Reads a file of at most [`SMALL_FILE_BYTES_MAX`].
 pub(crate) fn read_small(file: &Path) -> anyhow::Result<String> {
     read_text(file, SMALL_FILE_BYTES_MAX)

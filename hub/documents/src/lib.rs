@@ -156,6 +156,30 @@ pub struct Cluster {
     pub default: bool,
     pub registered_at: Timestamp,
     pub kube_system_uid: String,
+    /// Labels that operators gave the cluster.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Query of `GET /v1/clusters`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterQuery {
+    /// Only clusters with these labels, as in `kubectl get -l`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_selector: Option<String>,
+}
+
+/// `POST /v1/clusters/NAME/labels`: changes the labels of a cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LabelsRequest {
+    /// Labels to add or replace.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Keys of labels to remove.
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 /// `POST /v1/clusters/NAME/accept`.

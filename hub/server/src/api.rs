@@ -85,18 +85,19 @@ enum QueryUse {
 }
 
 /// Every route of the API. `docs/openapi.yaml` describes the same, and `api/roles.txt` lists who may use it.
-fn routes() -> [Route; 23] {
+fn routes() -> [Route; 24] {
     [
         read("/v1/version", settings::version),
         change(MethodFilter::POST, "/v1/tokens", clusters::make_token),
         read("/v1/tokens", clusters::tokens),
         change(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),
-        read("/v1/clusters", clusters::list),
+        read("/v1/clusters", clusters::list).with_query(),
         read("/v1/clusters/{name}", clusters::get),
         change(MethodFilter::DELETE, "/v1/clusters/{name}", clusters::remove),
         change(MethodFilter::POST, "/v1/clusters/{name}/accept", clusters::accept),
         change(MethodFilter::POST, "/v1/clusters/{name}/revoke", clusters::revoke),
         change(MethodFilter::POST, "/v1/clusters/{name}/evict", clusters::evict),
+        change(MethodFilter::POST, "/v1/clusters/{name}/labels", clusters::label),
         change(MethodFilter::PUT, "/v1/applications", applications::apply).with_query(),
         read("/v1/applications", applications::list).with_query(),
         read("/v1/applications/{name}", applications::get).with_query(),

@@ -1,6 +1,8 @@
 //! Applications: manifest, resolution of references and defaults, rules of applying and removing, and status.
 
 pub(crate) mod crd;
+mod delivery;
+mod durations;
 pub(crate) mod facts;
 pub(crate) mod lower;
 pub(crate) mod rules;

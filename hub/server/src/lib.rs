@@ -1,6 +1,6 @@
 //! The hub: reads Git, verifies the signatures of CI, plans, signs, and sends directives to clusters.
 //!
-//! Each module imports only from those before it in this order: `core`, `home`, `kubernetes`, `applications`,
+//! Each module imports only from those before it in this order: `core`, `home`, `kubernetes`, `rollouts`, `applications`,
 //! `reconcile`, `spokes`, `resources`, `api`, `process`. The flow from a commit to a directive is `reconcile::pass`.
 
 mod api;
@@ -10,6 +10,7 @@ pub mod home;
 pub mod kubernetes;
 pub mod process;
 mod reconcile;
+mod rollouts;
 pub mod spokes;
 
 pub use api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError};

@@ -417,6 +417,16 @@ registry! {
         OriginNotAllowed: "a web page sent the request", "use `attest` or another client outside a browser";
         QueryUnknown: "the request has a query parameter that the path does not support", "remove it";
         FieldInvalid: "a field has an invalid value; the message names it", "correct the field";
+        LabelInvalid: "a label or a label selector is not valid", "use the form in the message";
+        DurationInvalid: "a duration is not valid", "write it with units, as in `10m` or `1h30m`";
+        StageCount: "there are more than 31 stages", "remove some";
+        StageDuplicate: "two stages have one name", "use another name";
+        StageWeightRange: "the weight of a stage is not a whole number from 1 to 100", "correct the weight";
+        StageWeightOrder: "a stage does not raise the weight that an earlier stage gave a destination", "use a higher weight";
+        StageClusterUnknown: "a stage names a cluster that is not a destination of the application",
+            "correct the name, or add the cluster to `destinations`";
+        StageEmpty: "a stage has no members", "correct its name, or set `clusters` or `clusterSelector`";
+        DestinationNeverFull: "no stage brings a destination to weight 100", "add a stage that selects it, or set its `stage`";
         FieldUnknown: "a field is unknown", "correct its name, or remove it";
         FeatureNotAvailable: "a field is not supported by this version", "remove it";
         ApplicationUnknown: "no application has this name", "`attest gitops app list` shows the applications";

@@ -20,7 +20,7 @@ use attest_supply::trust_policy;
 use serde_json::Value;
 
 use super::join_token::JoinToken;
-use super::{POLL_EVERY, hub_entries, registered};
+use super::{LabelChange, POLL_EVERY, hub_entries, registered};
 use crate::client::Client;
 use crate::context::{self, Context, HubContext};
 use crate::hub_args::HubArgs;
@@ -55,6 +55,9 @@ pub(crate) struct ClusterAddArgs {
     environment: Option<Name>,
     #[command(flatten)]
     policy_options: PolicyOptions,
+    /// Label of the cluster at the hub, KEY=VALUE; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = attest_common::basics::labels::parse_pair)]
+    labels: Vec<(String, String)>,
     /// Location of the spoke
     #[arg(long, value_enum, default_value_t = AgentPlace::InCluster)]
     agent: AgentPlace,
@@ -344,11 +347,22 @@ impl Registration<'_> {
         apply::write_cluster_id(&cluster.client, id.as_str()).await?;
         printer.note(&format!("[join] cluster id {id} written to the trust policy"));
         self.wait_connected(&id, &wait).await?;
+        self.label(&id).await?;
         printer.line(&format!("cluster/{name} registered"));
         printer.note(&format!("{name} is connected as {id}, after {}", wait.elapsed()));
         printer.note("next:");
         printer.note("  attest gitops app apply -f APPLICATION.yaml");
         Ok(())
+    }
+
+    /// Gives the cluster the labels of the command line, beside those that it has.
+    async fn label(&self, id: &ClusterId) -> anyhow::Result<()> {
+        let changes: Vec<LabelChange> =
+            self.args.labels.iter().cloned().map(LabelChange::from).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        super::label(self.client, id.as_str(), &changes).await
     }
 
     async fn issue_token(&self) -> anyhow::Result<JoinToken> {

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::labels::{self, LabelError, Selector};
 use attest_common::basics::reason::Reason;
-use attest_documents::{AcceptRequest, Cluster, List, RevokeRequest, Token, TokenRequest};
+use attest_documents::{
+    AcceptRequest, Cluster, ClusterQuery, LabelsRequest, List, RevokeRequest, Token, TokenRequest,
+};
 use attest_runtime::clock::now;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 
-use super::{Api, Body, Refusal};
+use super::{Api, Body, Parameters, Refusal};
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::records::Application;
@@ -43,9 +46,16 @@ impl From<JoinError> for Refusal {
             | JoinError::IdentityKnown(_)
             | JoinError::OtherIdentity
             | JoinError::TooMany
+            | JoinError::Label(_)
             | JoinError::Lifetime => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.reason(), attest_common::basics::text::error_chain(&error))
+    }
+}
+
+impl From<LabelError> for Refusal {
+    fn from(error: LabelError) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.reason(), error.to_string())
     }
 }
 
@@ -118,9 +128,14 @@ pub(super) async fn revoke_token(
     Ok(Json(shown_token(&revoking.await?)))
 }
 
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<List<Cluster>> {
-    let listing = blocking(&api.core, |core| {
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Parameters(query): Parameters<ClusterQuery>,
+) -> Answer<List<Cluster>> {
+    let selector = Selector::parse(query.label_selector.as_deref().unwrap_or_default())?;
+    let listing = blocking(&api.core, move |core| {
         let mut all = core.directory.all();
+        all.retain(|record| selector.matches(&record.labels));
         all.sort_by(|a, b| (&a.name, a.registered_at).cmp(&(&b.name, b.registered_at)));
         let listing = Listing::read(core)?;
         all.iter().map(|record| listing.shown(core, record)).collect::<Result<_, Refusal>>()
@@ -202,6 +217,7 @@ impl Listing {
             default: self.default_cluster.as_ref() == Some(&record.name),
             registered_at: record.registered_at,
             kube_system_uid: record.kube_system_uid.clone(),
+            labels: record.labels.clone(),
         })
     }
 }
@@ -235,6 +251,20 @@ pub(super) async fn revoke(
     Body(asked): Body<RevokeRequest>,
 ) -> Answer<Cluster> {
     decide(api, cluster, Decision::Revoke { because: asked.reason }).await
+}
+
+pub(super) async fn label(
+    State(api): State<Arc<Api>>,
+    Path(cluster): Path<String>,
+    Body(asked): Body<LabelsRequest>,
+) -> Answer<Cluster> {
+    labels::check(&asked.set)?;
+    let labelling = blocking(&api, move |api| {
+        let named = find(&api.core, &cluster)?;
+        let record = api.registration.label(&named, &asked.set, &asked.remove)?;
+        Listing::read(&api.core)?.shown(&api.core, &record)
+    });
+    Ok(Json(labelling.await?))
 }
 
 pub(super) async fn evict(

@@ -45,8 +45,7 @@ pub(crate) struct Spec {
     pub verification: Option<Verification>,
     pub receipt_verification: Option<ReceiptVerification>,
     pub sync_policy: Option<SyncPolicy>,
-    /// Rejected: not supported yet.
-    pub progressive_delivery: Option<Value>,
+    pub progressive_delivery: Option<ProgressiveDelivery>,
     /// `RollingUpdate`, which is the default; others are rejected, because they are not supported yet.
     pub strategy: Option<Value>,
 }
@@ -66,8 +65,68 @@ pub(crate) struct Source {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Destination {
     pub cluster: Option<String>,
+    /// In place of `cluster`: every registered cluster with these labels.
+    pub cluster_selector: Option<ClusterSelector>,
     pub namespace: String,
     pub path: Option<String>,
+    /// Home stage in place of the one that label, name or environment of the cluster give.
+    pub stage: Option<String>,
+}
+
+/// A label selector as in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ClusterSelector {
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub match_expressions: Vec<MatchExpression>,
+}
+
+/// An entry of `matchExpressions`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MatchExpression {
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    pub operator: String,
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// `spec.progressiveDelivery`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ProgressiveDelivery {
+    pub enabled: bool,
+    #[serde(default)]
+    pub stages: Vec<Stage>,
+}
+
+/// An entry of `spec.progressiveDelivery.stages`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Stage {
+    pub name: String,
+    pub weight: Option<Value>,
+    pub duration: Option<Value>,
+    pub clusters: Option<Vec<String>>,
+    pub cluster_selector: Option<ClusterSelector>,
+    pub max_concurrency: Option<Value>,
+    pub max_failures: Option<Value>,
+    pub approval: Option<Approval>,
+    pub progress_deadline: Option<Value>,
+    /// `Wait`, which is the default.
+    pub unreachable: Option<Value>,
+    /// Rejected: not supported yet.
+    pub success_criteria: Option<Value>,
+}
+
+/// `approval` of a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Approval {
+    pub required: bool,
 }
 
 /// `spec.verification`.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::KeyId;
+use attest_common::basics::labels::Labels;
 use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::annotations::OWN_PREFIX;
@@ -17,7 +18,8 @@ use serde_json::Value;
 use attest_supply::source::{REVISION_BYTES_MAX, RepositoryUrl, UrlPolicy, clean_directory};
 
 use super::crd::{self, API_VERSION, APPLICATION_KIND, Manifest};
-use crate::core::store::records::{Application, Destination};
+use super::delivery;
+use crate::core::store::records::{Application, Destination, SelectedDestinations};
 
 /// Most destinations of one application.
 pub(crate) const DESTINATIONS_MAX: usize = 10_000;
@@ -44,12 +46,20 @@ pub(crate) enum DefaultCluster {
 /// Objects of the hub that a manifest may refer to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
-    /// Names of registered clusters.
-    pub clusters: BTreeSet<Name>,
+    /// Registered clusters by name.
+    pub clusters: BTreeMap<Name, KnownCluster>,
     pub default_cluster: DefaultCluster,
     /// Keys by alias.
     pub keys: BTreeMap<String, KeyId>,
     pub urls: UrlPolicy,
+}
+
+/// A registered cluster, as far as a manifest depends on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KnownCluster {
+    pub labels: Labels,
+    /// Environment of its trust policy; absent until it has connected.
+    pub environment: Option<String>,
 }
 
 /// Reason that a manifest is rejected.
@@ -63,7 +73,11 @@ pub(crate) struct LowerError {
 }
 
 impl LowerError {
-    fn new(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn new(
+        reason: Reason,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
         Self { reason, field: field.into(), message: message.into() }
     }
 
@@ -110,13 +124,18 @@ pub(crate) fn lower(manifest: &Value, known: &Known) -> Result<Application, Lowe
         return Err(LowerError::new(Reason::FieldInvalid, "spec.source.targetRevision", message));
     }
     let (sync, automated) = sync_policy(written.spec.sync_policy.as_ref())?;
+    let (destinations, selectors) = destinations(&written.spec, known)?;
+    let delivery =
+        delivery::lower(written.spec.progressive_delivery.as_ref(), &destinations, known)?;
     Ok(Application {
         name,
         namespace,
         repo_url: repo_url.clone(),
         revision: revision.to_owned(),
         path,
-        destinations: destinations(&written.spec, known)?,
+        destinations,
+        selectors,
+        delivery,
         asked: asked(&written.spec, known)?,
         receipts_required: receipts(&written.spec)?.1.and_then(|r| r.required).unwrap_or(false),
         sync,
@@ -144,7 +163,6 @@ fn check_type(manifest: &Value) -> Result<(), LowerError> {
 fn check_supported(spec: &crd::Spec) -> Result<(), LowerError> {
     let verification = spec.verification.as_ref();
     let fields = [
-        ("spec.progressiveDelivery", spec.progressive_delivery.is_some()),
         ("spec.strategy", spec.strategy.as_ref().is_some_and(|s| !is_rolling_update(s))),
         (
             "spec.verification.policyValidation",
@@ -178,55 +196,101 @@ fn is_rolling_update(strategy: &Value) -> bool {
     name == Some("RollingUpdate")
 }
 
-fn feature(field: &str, what: &str) -> LowerError {
+pub(super) fn feature(field: &str, what: &str) -> LowerError {
     let message = format!("{what} is not available in this version; remove it");
     LowerError::new(Reason::FeatureNotAvailable, field, message)
 }
 
-fn destinations(spec: &crd::Spec, known: &Known) -> Result<Vec<Destination>, LowerError> {
-    let (written, single) = match (&spec.destination, &spec.destinations) {
-        (Some(one), None) => (std::slice::from_ref(one), true),
-        (None, Some(list)) if !list.is_empty() => (list.as_slice(), false),
-        (Some(_), Some(_)) => {
-            let message = "is present together with spec.destination; keep one";
-            return Err(LowerError::new(Reason::FieldInvalid, "spec.destinations", message));
-        }
-        (None, Some(_) | None) => {
-            let message =
-                "is missing; set a namespace, and a cluster from `attest gitops cluster list`";
-            return Err(LowerError::new(Reason::FieldInvalid, "spec.destination", message));
-        }
-    };
-    if written.len() > DESTINATIONS_MAX {
-        let message = format!("lists more than {DESTINATIONS_MAX} destinations");
-        return Err(LowerError::new(Reason::Limit, "spec.destinations", message));
-    }
+/// Returns every destination, and the selectors that some of them come from.
+fn destinations(
+    spec: &crd::Spec,
+    known: &Known,
+) -> Result<(Vec<Destination>, Vec<SelectedDestinations>), LowerError> {
+    let (written, single) = written_destinations(spec)?;
     let mut places = BTreeSet::new();
     let mut found = Vec::new();
+    let mut selectors = Vec::new();
     for (index, destination) in written.iter().enumerate() {
         let at = if single {
             "spec.destination".to_owned()
         } else {
             format!("spec.destinations[{index}]")
         };
-        let cluster = cluster(&format!("{at}.cluster"), destination.cluster.as_deref(), known)?;
-        let namespace = parse_name(&format!("{at}.namespace"), &destination.namespace)?;
-        if is_closed(&namespace) {
-            let message = format!(
-                "`{namespace}` is reserved in every cluster, as are all of kube-* and attest-*"
-            );
-            let field = format!("{at}.namespace");
-            return Err(LowerError::new(Reason::NamespaceNotAllowed, field, message));
+        let (all, selector) = destination_at(&at, destination, known)?;
+        selectors.extend(selector);
+        for one in all {
+            let Destination { cluster, namespace, .. } = &one;
+            if !places.insert((cluster.clone(), namespace.clone())) {
+                let message = format!("namespace {namespace} of cluster {cluster} is listed twice");
+                return Err(LowerError::new(Reason::DestinationDuplicate, at, message));
+            }
+            found.push(one);
         }
-        let path = destination.path.as_deref();
-        let path = path.map(|path| directory(&format!("{at}.path"), path)).transpose()?;
-        if !places.insert((cluster.clone(), namespace.clone())) {
-            let message = format!("namespace {namespace} of cluster {cluster} is listed twice");
-            return Err(LowerError::new(Reason::DestinationDuplicate, at, message));
-        }
-        found.push(Destination { cluster, namespace, path });
     }
-    Ok(found)
+    if found.len() > DESTINATIONS_MAX {
+        let message = format!("lists more than {DESTINATIONS_MAX} destinations");
+        return Err(LowerError::new(Reason::Limit, "spec.destinations", message));
+    }
+    if found.is_empty() {
+        let message = "no registered cluster has these labels; see them with `attest gitops cluster list -o wide`";
+        let at = if single { "spec.destination" } else { "spec.destinations" };
+        return Err(LowerError::new(Reason::ClusterUnknown, at, message));
+    }
+    Ok((found, selectors))
+}
+
+fn written_destinations(spec: &crd::Spec) -> Result<(&[crd::Destination], bool), LowerError> {
+    match (&spec.destination, &spec.destinations) {
+        (Some(one), None) => Ok((std::slice::from_ref(one), true)),
+        (None, Some(list)) if list.len() > DESTINATIONS_MAX => {
+            let message = format!("lists more than {DESTINATIONS_MAX} destinations");
+            Err(LowerError::new(Reason::Limit, "spec.destinations", message))
+        }
+        (None, Some(list)) if !list.is_empty() => Ok((list.as_slice(), false)),
+        (Some(_), Some(_)) => {
+            let message = "is present together with spec.destination; keep one";
+            Err(LowerError::new(Reason::FieldInvalid, "spec.destinations", message))
+        }
+        (None, Some(_) | None) => {
+            let message =
+                "is missing; set a namespace, and a cluster from `attest gitops cluster list`";
+            Err(LowerError::new(Reason::FieldInvalid, "spec.destination", message))
+        }
+    }
+}
+
+/// Returns the destinations of one entry, and its selector if it has one.
+fn destination_at(
+    at: &str,
+    written: &crd::Destination,
+    known: &Known,
+) -> Result<(Vec<Destination>, Option<SelectedDestinations>), LowerError> {
+    let namespace = parse_name(&format!("{at}.namespace"), &written.namespace)?;
+    if is_closed(&namespace) {
+        let message = format!(
+            "`{namespace}` is reserved in every cluster, as are all of kube-* and attest-*"
+        );
+        let field = format!("{at}.namespace");
+        return Err(LowerError::new(Reason::NamespaceNotAllowed, field, message));
+    }
+    let path = written.path.as_deref();
+    let path = path.map(|path| directory(&format!("{at}.path"), path)).transpose()?;
+    let stage = written.stage.clone();
+    let Some(selector) = &written.cluster_selector else {
+        let cluster = cluster(&format!("{at}.cluster"), written.cluster.as_deref(), known)?;
+        return Ok((vec![Destination { cluster, namespace, path, stage }], None));
+    };
+    let field = format!("{at}.clusterSelector");
+    if written.cluster.is_some() {
+        let message = format!("is present together with {at}.cluster; keep one");
+        return Err(LowerError::new(Reason::FieldInvalid, field, message));
+    }
+    let selector = delivery::selector(&field, selector)?;
+    let selected = SelectedDestinations { selector, namespace, path, stage };
+    let matching =
+        known.clusters.iter().filter(|(_, cluster)| selected.selector.matches(&cluster.labels));
+    let all = matching.map(|(name, _)| selected.at(name)).collect();
+    Ok((all, Some(selected)))
 }
 
 fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, LowerError> {
@@ -234,10 +298,10 @@ fn cluster(field: &str, written: Option<&str>, known: &Known) -> Result<Name, Lo
         return default_cluster(field, &known.default_cluster);
     };
     let name = parse_name(field, written)?;
-    if known.clusters.contains(&name) {
+    if known.clusters.contains_key(&name) {
         return Ok(name);
     }
-    let names: Vec<&str> = known.clusters.iter().map(Name::as_str).collect();
+    let names: Vec<&str> = known.clusters.keys().map(Name::as_str).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let message = format!("`{name}` is not a registered cluster (registered: {names})");
     Err(LowerError::new(Reason::ClusterUnknown, field, message))
@@ -372,7 +436,7 @@ fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), 
     Ok((policy, automated.is_some()))
 }
 
-fn parse_name(field: &str, text: &str) -> Result<Name, LowerError> {
+pub(super) fn parse_name(field: &str, text: &str) -> Result<Name, LowerError> {
     Name::new(text).map_err(|error| LowerError::new(error.reason(), field, error.to_string()))
 }
 

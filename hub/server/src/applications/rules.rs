@@ -13,13 +13,14 @@ use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
 use serde_json::Value;
 
-use super::lower::{self, DefaultCluster, Known, LowerError};
+use super::lower::{self, DESTINATIONS_MAX, DefaultCluster, Known, KnownCluster, LowerError};
 use crate::core::Core;
 use crate::core::own_cluster::OwnCluster;
 use crate::core::position::ReportedPolicy;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
-    self, ApplicationRecord, ClusterRecord, ClusterState, KeyRecord, LedgerEntry, ReportRecord,
+    self, Application, ApplicationRecord, ClusterRecord, ClusterState, Destination, KeyRecord,
+    LedgerEntry, ReportRecord,
 };
 
 /// Most destinations named in one message.
@@ -181,7 +182,9 @@ fn known(core: &Core, urls: &UrlPolicy) -> Result<Known, StoreError> {
         .collect();
     Ok(Known {
         default_cluster: default_cluster(core, clusters.clone().map(Arc::as_ref))?,
-        clusters: clusters.map(|cluster| cluster.name.clone()).collect(),
+        clusters: clusters
+            .map(|cluster| (cluster.name.clone(), known_cluster(core, cluster)))
+            .collect(),
         keys,
         urls: urls.clone(),
     })
@@ -204,6 +207,68 @@ fn default_cluster<'a>(
                 DefaultCluster::Registered(cluster.name.clone())
             }),
     })
+}
+
+fn known_cluster(core: &Core, cluster: &ClusterRecord) -> KnownCluster {
+    let reported = core.fleet.reported_policy(&cluster.id);
+    KnownCluster {
+        labels: cluster.labels.clone(),
+        environment: reported.map(|reported| reported.policy.environment.to_string()),
+    }
+}
+
+/// Adds the destinations in clusters that an application's selectors match and that it does not have yet. Those that
+/// no longer match stay until the manifest is applied again, which asks for confirmation. Returns the record if it
+/// changed.
+///
+/// # Errors
+/// When the store cannot be read or written, or the record was changed concurrently.
+pub(crate) fn expand(
+    core: &Core,
+    record: &ApplicationRecord,
+) -> Result<Option<ApplicationRecord>, StoreError> {
+    let application = &record.application;
+    if application.selectors.is_empty() || record.deleting {
+        return Ok(None);
+    }
+    let clusters = core.directory.all();
+    let added = added_destinations(application, &clusters);
+    if added.is_empty() {
+        return Ok(None);
+    }
+    let Some(stored) = core.records.stored::<ApplicationRecord>(application.name.as_str())? else {
+        return Ok(None);
+    };
+    if stored.value != *record {
+        return Err(StoreError::Conflict { what: format!("application `{}`", application.name) });
+    }
+    let mut expanded = record.clone();
+    expanded.application.destinations.extend(added);
+    expanded.generation += 1;
+    core.records.commit("application", &[records::replace(&stored, &expanded)])?;
+    Ok(Some(expanded))
+}
+
+/// Returns the destinations in matching clusters that an application does not have yet.
+fn added_destinations(
+    application: &Application,
+    clusters: &[Arc<ClusterRecord>],
+) -> Vec<Destination> {
+    let known = application.destinations.iter();
+    let mut places: BTreeSet<(Name, Name)> =
+        known.map(|one| (one.cluster.clone(), one.namespace.clone())).collect();
+    let mut added = Vec::new();
+    for selected in &application.selectors {
+        for cluster in clusters.iter().filter(|cluster| cluster.state != ClusterState::Revoked) {
+            let place = (cluster.name.clone(), selected.namespace.clone());
+            let fits =
+                places.len() < DESTINATIONS_MAX && selected.selector.matches(&cluster.labels);
+            if fits && places.insert(place) {
+                added.push(selected.at(&cluster.name));
+            }
+        }
+    }
+    added
 }
 
 /// A destination that an application leaves.

@@ -16,6 +16,7 @@ use super::publish::{Outputs, PublishedCache, log_failure, publish};
 use super::publish_status::{StatusCache, publish_changed, publish_whole};
 use super::schedule::schedule;
 use super::task::{PassRequest, Poll, Task};
+use crate::applications::rules;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 
@@ -47,10 +48,13 @@ pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache:
         // Not every destination is known.
         Task::Status(_) => PassRequest { poll: Poll::No, asked_for: false },
     };
-    let record = match outputs.core.records.get::<ApplicationRecord>(name) {
+    let record = match current_record(outputs, name) {
         Ok(Some(record)) => Arc::new(record),
         Ok(None) => return deletion::vanished(outputs, name),
-        Err(error) => return log_failure(name, &error),
+        Err(error) => {
+            log_failure(name, &error);
+            return outputs.waker.wake_later(name);
+        }
     };
     outputs.core.metrics.reconciles.inc();
     if let Err(error) = pass(context, &record, request, cache) {
@@ -60,6 +64,17 @@ pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache:
             deletion::start_over(outputs, &record.application.name);
         }
     }
+}
+
+/// Returns the record of an application, with the destinations that its selectors match now.
+fn current_record(
+    outputs: Outputs<'_>,
+    name: &str,
+) -> Result<Option<ApplicationRecord>, StoreError> {
+    let Some(record) = outputs.core.records.get::<ApplicationRecord>(name)? else {
+        return Ok(None);
+    };
+    Ok(Some(rules::expand(outputs.core, &record)?.unwrap_or(record)))
 }
 
 fn pass(

@@ -5,7 +5,9 @@ use super::*;
 fn known() -> Known {
     let id = "ed25519:".to_owned() + &"ab".repeat(32);
     Known {
-        clusters: ["staging", "production"].map(|n| Name::new(n).unwrap()).into(),
+        clusters: ["staging", "production"]
+            .map(|n| (Name::new(n).unwrap(), KnownCluster::default()))
+            .into(),
         default_cluster: DefaultCluster::Registered(Name::new("staging").unwrap()),
         keys: BTreeMap::from([("ed25519-company-ci-key".to_owned(), id.parse().unwrap())]),
         urls: UrlPolicy::default(),
@@ -159,9 +161,12 @@ fn what_is_wrong_is_named_by_its_path() {
         ),
         (|m| m["spec"]["destination"]["path"] = json!("/k8s"), "spec.destination.path", "TreePath"),
         (
-            |m| m["spec"]["progressiveDelivery"] = json!({"enabled": true}),
-            "spec.progressiveDelivery",
-            "FeatureNotAvailable",
+            |m| {
+                m["spec"]["destination"]["clusterSelector"] =
+                    json!({"matchLabels": {"env": "prod"}})
+            },
+            "spec.destination",
+            "ClusterUnknown",
         ),
         (
             |m| m["spec"]["verification"]["customHooks"] = json!([]),
@@ -225,7 +230,7 @@ fn without_any_cluster_the_missing_field_is_named() {
         (DefaultCluster::OwnNotRegistered, "the cluster that the hub runs on is not registered"),
         (DefaultCluster::OwnUnknown, "has not reached the API server"),
     ] {
-        let known = Known { clusters: BTreeSet::new(), default_cluster, ..known() };
+        let known = Known { clusters: BTreeMap::new(), default_cluster, ..known() };
 
         let error = lower(&product_manifest(), &known).unwrap_err();
 

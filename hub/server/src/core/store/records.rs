@@ -1,5 +1,6 @@
 //! Typed records of the store: clusters, tokens, applications, ledger entries, reports. Types and access, no rules.
 
+mod rollouts;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,10 +12,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use rollouts::{ProgressiveDelivery, ResolvedStage, Share, Stage};
 pub use types::{
     Application, ApplicationRecord, ChangeTimings, ClusterRecord, ClusterState, Destination,
     KeyRecord, LedgerEntry, Planned, PolicyRecord, ReportRecord, RepositoryRecord, ResultRecord,
-    TokenRecord, TokenUse,
+    SelectedDestinations, TokenRecord, TokenUse,
 };
 
 pub use super::Change;

@@ -151,7 +151,10 @@ impl World {
                     cluster: name("staging"),
                     namespace: name("app-staging"),
                     path: None,
+                    stage: None,
                 }],
+                selectors: Vec::new(),
+                delivery: None,
                 asked: RequestedPolicy {
                     mode: Mode::Strict,
                     required_attestations: Default::default(),

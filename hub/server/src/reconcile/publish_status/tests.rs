@@ -27,6 +27,7 @@ fn cluster(number: u8) -> ClusterRecord {
         kubernetes_version: None,
         revoked_because: None,
         removed: false,
+        labels: Default::default(),
     }
 }
 
@@ -37,6 +38,7 @@ fn application(namespace: &Name) -> ApplicationRecord {
         cluster: cluster(number).name,
         namespace: namespace.clone(),
         path: None,
+        stage: None,
     };
     record.application.destinations = (0..DESTINATIONS).map(place).collect();
     record

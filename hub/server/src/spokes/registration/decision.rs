@@ -1,5 +1,6 @@
 //! Decisions of operators about registered clusters: accept, revoke, evict, remove. Blocks.
 
+use attest_common::basics::labels::{self, Labels};
 use attest_common::basics::reason::Reason;
 use attest_common::session::join::fingerprint;
 
@@ -53,6 +54,39 @@ impl Decision {
 }
 
 impl Registration {
+    /// Changes the labels of a cluster.
+    ///
+    /// # Errors
+    /// When the cluster is not found, has too many labels, or the write fails. Blocks.
+    pub(crate) fn label(
+        &self,
+        named: &ClusterRecord,
+        set: &Labels,
+        remove: &[String],
+    ) -> Result<ClusterRecord, JoinError> {
+        let core = &*self.core;
+        let guard = core.directory.write();
+        let stored = core.records.stored::<ClusterRecord>(named.id.as_str())?;
+        let stored = stored.ok_or_else(|| JoinError::NoCluster(named.name.clone()))?;
+        let mut changed = stored.value.clone();
+        changed.labels.retain(|key, _| !remove.contains(key));
+        changed.labels.extend(set.clone());
+        labels::check(&changed.labels)?;
+        if changed == stored.value {
+            return Ok(changed);
+        }
+        core.records.commit("labels", &[records::replace(&stored, &changed)])?;
+        guard.note(&changed);
+        drop(guard);
+        self.waker.wake_all();
+        tracing::info!(
+            cluster = changed.id.as_str(),
+            name = changed.name.as_str(),
+            "Cluster labelled"
+        );
+        Ok(changed)
+    }
+
     /// Applies a decision. A connection that it ends is closed before this returns.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use attest_certs::{AuthorityError, RequestError};
 use attest_common::basics::ids::{ClusterId, Name};
+use attest_common::basics::labels::LabelError;
 use attest_common::basics::reason::Reason;
 use attest_common::session::join::TOKEN_LIFETIME_MAX_S;
 
@@ -71,6 +72,8 @@ pub(crate) enum JoinError {
     #[error("the operating system provides no random bytes")]
     Randomness(#[source] getrandom::Error),
     #[error(transparent)]
+    Label(#[from] LabelError),
+    #[error(transparent)]
     Store(#[from] StoreError),
 }
 
@@ -98,6 +101,7 @@ impl JoinError {
             Self::Fingerprint { .. } => Reason::FingerprintMismatch,
             Self::Authority(error) => error.reason(),
             Self::Randomness(_) => Reason::Randomness,
+            Self::Label(error) => error.reason(),
             Self::Store(error) => error.reason(),
         }
     }

@@ -229,7 +229,8 @@ fn first_use(
         core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, Reason::CertificateReplaced);
     }
     core.directory.measure(&core.metrics);
-    registration.waker.wake_cluster(&record.name);
+    // Applications that select clusters by label are not concerned by its name.
+    registration.waker.wake_all();
     tracing::info!(
         cluster = record.id.as_str(),
         name = record.name.as_str(),
@@ -296,6 +297,7 @@ fn joining(
         kubernetes_version: None,
         revoked_because: None,
         removed: false,
+        labels: previous.map(|previous| previous.labels.clone()).unwrap_or_default(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
+use attest_common::basics::labels::{Labels, Selector};
 use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
 use attest_common::session::report::{Phase, Report, Timings};
@@ -10,6 +11,7 @@ use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use super::rollouts::ProgressiveDelivery;
 use crate::core::certificates::Certificates;
 use crate::core::store::{Table, result_key};
 
@@ -63,6 +65,9 @@ pub struct ClusterRecord {
     /// Removed after it was revoked: kept to reject it, and not shown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
+    /// Labels that operators gave it. They choose destinations and stages, and grant nothing.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl Record for ClusterRecord {
@@ -126,8 +131,13 @@ pub struct Application {
     pub revision: String,
     /// Clean, relative to the repository's root.
     pub path: String,
-    /// Never empty.
+    /// Never empty. With those of `selectors` for the clusters that are known.
     pub destinations: Vec<Destination>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<SelectedDestinations>,
+    /// Stages of its rollouts; without them, every destination is ordered immediately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<ProgressiveDelivery>,
     pub asked: RequestedPolicy,
     /// True when at least one receipt must be required, by the application or by the policy of the cluster.
     #[serde(default)]
@@ -155,6 +165,28 @@ pub struct Destination {
     pub cluster: Name,
     pub namespace: Name,
     pub path: Option<String>,
+    /// Home stage, when the destination names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+}
+
+/// A destination in every registered cluster with some labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelectedDestinations {
+    pub selector: Selector,
+    pub namespace: Name,
+    pub path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+}
+
+impl SelectedDestinations {
+    /// Returns the destination in a cluster.
+    pub(crate) fn at(&self, cluster: &Name) -> Destination {
+        let Self { namespace, path, stage, .. } = self.clone();
+        Destination { cluster: cluster.clone(), namespace, path, stage }
+    }
 }
 
 /// An applied application.
@@ -177,7 +209,7 @@ impl ApplicationRecord {
     pub(crate) fn sample(name: &str, url: &str) -> Self {
         let name: Name = name.parse().unwrap();
         let destination =
-            Destination { cluster: name.clone(), namespace: name.clone(), path: None };
+            Destination { cluster: name.clone(), namespace: name.clone(), path: None, stage: None };
         let asked = RequestedPolicy {
             mode: attest_common::basics::terms::Mode::Strict,
             required_attestations: BTreeSet::new(),
@@ -190,6 +222,8 @@ impl ApplicationRecord {
             revision: "main".into(),
             path: "k8s".into(),
             destinations: vec![destination],
+            selectors: Vec::new(),
+            delivery: None,
             asked,
             sync: SyncPolicy::default(),
             receipts_required: false,
