@@ -20,7 +20,7 @@ use crate::documents::plan::{
 };
 use crate::documents::release::{NamespaceRule, RENDERING_TYPE};
 use crate::objects::health::Health;
-use crate::record::custody::{self, Confirmed, HubStatus, PackedBlobs, StoredRefusal};
+use crate::record::custody::{self, Confirmed, HubStatus, PackedBlobs, StoredRefusal, StoredSoak};
 use crate::record::rollback::RollbackPoint;
 use crate::record::rollout::{Abort, Rollout, RolloutState};
 use crate::record::{Floor, Held, Owned, Record};
@@ -100,6 +100,9 @@ fn directive() -> Directive {
         expires_at: time("2026-11-23T12:00:00Z"),
     }
 }
+
+/// Name and key of the Secret with the soak of web-app in app-production.
+const PROGRESS_SECRET: (&str, &str) = ("attest-progress-c2cc60dc61c54ccf", "progress.json");
 
 fn rollout_directive() -> Directive {
     Directive {
@@ -280,6 +283,14 @@ fn what_rollouts_add_is_written_as_it_always_was() {
     keeps(&rollout_directive(), include_str!("golden/directive-rollout.json"));
     keeps(&rollout_report(), include_str!("golden/report-rollout.json"));
     keeps(&rollout_record(), include_str!("golden/record-rollout.json"));
+    let soak = StoredSoak {
+        plan: Digest::of(b"plan payload"),
+        healthy_for_ms: 600_000,
+        pods: Digest::of(b"pods"),
+    };
+    keeps(&soak, include_str!("golden/progress.json"));
+    let secret = custody::progress_secret(&name("web-app"), &name("app-production"));
+    assert_eq!((secret.as_str(), custody::PROGRESS_KEY), PROGRESS_SECRET);
     let frame = frame::encode(&rollout_hello()).unwrap();
 
     assert_eq!(hexadecimal(&frame), include_str!("golden/hello-rollout.hex").trim_end());

@@ -3,5 +3,6 @@
 pub mod content;
 pub mod error;
 pub mod index;
+pub mod progress;
 pub mod records;
 pub mod refusals;

@@ -61,6 +61,14 @@ pub enum Transition {
 }
 
 impl Transition {
+    /// Returns whether the soak of the held plan is over with it.
+    pub fn ends_soak(&self) -> bool {
+        match self {
+            Self::ReachTarget => false,
+            Self::Finalize | Self::Fail(..) => true,
+        }
+    }
+
     /// Changes a record. Does nothing if the state of its rollout no longer allows the change. Keeps at most
     /// `good_plans_before_max` good plans before the newest.
     pub fn apply(&self, record: &mut Record, good_plans_before_max: u32) {
@@ -141,6 +149,11 @@ impl RolloutProgress {
     /// Returns the time at target without interruption.
     pub fn healthy_for(&self, now: Instant) -> Duration {
         self.soak.counted(now)
+    }
+
+    /// Returns whether time at target is being counted.
+    pub fn is_counting(&self) -> bool {
+        self.soak.since.is_some()
     }
 
     /// Returns when the soak is reached if nothing changes.

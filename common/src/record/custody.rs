@@ -10,6 +10,7 @@
 //! | [`destination_secret`] | [`RECORD_KEY`] | JSON of a [`Record`](super::Record) |
 //! | | [`DIRECTIVE_KEY`] | the envelope of the directive in effect |
 //! | | [`CONFIRMED_KEY`] | zstd of a JSON list of ([`ObjectKey`](crate::documents::manifest::ObjectKey), [`Confirmed`]) |
+//! | [`progress_secret`] | [`PROGRESS_KEY`] | JSON of a [`StoredSoak`] |
 //! | [`content_secret`] | [`PIECE_KEY`] | one piece of the zstd of a [`PackedBlobs`] |
 //! | [`REFUSALS_SECRET`] | [`REFUSALS_KEY`] | JSON list of [`StoredRefusal`] |
 //! | | [`HUB_STATUS_KEY`] | JSON of a [`HubStatus`] |
@@ -65,6 +66,9 @@ pub const CONFIRMED_KEY: &str = "confirmed";
 /// Hexadecimal digits of a digest in the name of a destination's Secret.
 const DESTINATION_DIGITS: usize = 16;
 
+/// Soak of the held plan, JSON.
+pub const PROGRESS_KEY: &str = "progress.json";
+
 /// One piece of packed content.
 pub const PIECE_KEY: &str = "piece";
 /// Annotation with the number of pieces of a pack, in decimal.
@@ -85,6 +89,12 @@ pub const HUB_STATUS_KEY: &str = "hub.json";
 pub fn destination_secret(application: &Name, namespace: &Name) -> String {
     let digest = Digest::of(format!("{application}/{namespace}").as_bytes());
     format!("attest-destination-{}", first_digits(digest, DESTINATION_DIGITS))
+}
+
+/// Returns the name of the Secret with the soak of a destination's plan.
+pub fn progress_secret(application: &Name, namespace: &Name) -> String {
+    let digest = Digest::of(format!("{application}/{namespace}").as_bytes());
+    format!("attest-progress-{}", first_digits(digest, DESTINATION_DIGITS))
 }
 
 /// Returns the common part of the names of the Secrets of one pack: all but the index of the piece.
@@ -112,6 +122,17 @@ pub struct Confirmed {
     /// Fields that admission has rewritten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rewritten: Vec<String>,
+}
+
+/// The soak of a plan when it was last stored. A restart loses what was counted since then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredSoak {
+    /// SHA-256 of the plan's signed payload.
+    pub plan: Digest,
+    pub healthy_for_ms: u64,
+    /// Digest of the newest ReplicaSets of the plan's Deployments and of the restarts of their pods.
+    pub pods: Digest,
 }
 
 /// Blobs that are stored together.

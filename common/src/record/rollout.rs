@@ -89,39 +89,38 @@ pub fn ordered_plan<'a>(
             application: directive.application.clone(),
         });
     }
-    let is_ordered = |held: &&Held| Some(held.plan_digest) == directive.plan;
     match directive.operation {
-        Operation::Progress => {
-            let mut aborts = rollout.into_iter().flat_map(|rollout| &rollout.aborts);
-            let is_tried = |abort: &&Abort| {
-                Some(abort.plan) == directive.plan && abort.attempt >= directive.attempt
-            };
-            match aborts.find(is_tried) {
-                Some(Abort { attempt, message, .. }) => Err(RecordError::PlanAborted {
-                    attempt: *attempt,
-                    message: message.clone(),
-                    application: directive.application.clone(),
-                }),
-                None => Ok(OrderedPlan::Delivered),
-            }
-        }
+        Operation::Progress => match rollout.and_then(|rollout| rollout.abort_of(directive)) {
+            Some(Abort { attempt, message, .. }) => Err(RecordError::PlanAborted {
+                attempt: *attempt,
+                message: message.clone(),
+                application: directive.application.clone(),
+            }),
+            None => Ok(OrderedPlan::Delivered),
+        },
         Operation::Rollback => {
-            let good = record.and_then(|record| record.good_plans().find(is_ordered));
+            let mut good = record.into_iter().flat_map(Record::good_plans);
+            let good = good.find(|good| Some(good.plan_digest) == directive.plan);
             good.map(OrderedPlan::Recorded).ok_or(RecordError::RollbackNotAllowed)
         }
-        Operation::Finalize => {
-            let held = record.and_then(|record| record.held.as_ref()).filter(is_ordered);
-            held.map(OrderedPlan::Recorded).ok_or(RecordError::NotInHand)
-        }
+        Operation::Finalize => plan_in_hand(directive, record).map(OrderedPlan::Recorded),
         Operation::Supersede => {
-            let held = record.and_then(|record| record.held.as_ref()).filter(is_ordered);
-            let held = held.ok_or(RecordError::NotInHand)?;
+            let held = plan_in_hand(directive, record)?;
             let is_unproven = rollout.is_some_and(|rollout| rollout.state.is_unproven());
             let good = record.and_then(|record| record.last_good.as_ref());
             Ok(OrderedPlan::Recorded(good.filter(|_| is_unproven).unwrap_or(held)))
         }
         Operation::Remove => Ok(OrderedPlan::Delivered),
     }
+}
+
+fn plan_in_hand<'a>(
+    directive: &Directive,
+    record: Option<&'a Record>,
+) -> Result<&'a Held, RecordError> {
+    let held = record.and_then(|record| record.held.as_ref());
+    let held = held.filter(|held| Some(held.plan_digest) == directive.plan);
+    held.ok_or(RecordError::NotInHand)
 }
 
 /// Returns the rollout after a directive is admitted that makes `held` the plan of the destination; none before the
@@ -135,14 +134,15 @@ pub fn rollout_after(
     if rollout.is_none() && !directive.needs_rollout() {
         return None;
     }
-    let is_plan = |plan: &&Held| plan.plan_digest == held.plan_digest;
-    let good = before.and_then(|record| record.last_good.as_ref()).filter(is_plan);
-    let same = before.and_then(|record| record.held.as_ref()).filter(is_plan);
+    let good = before.and_then(|record| record.last_good.as_ref());
+    let is_good = good.is_some_and(|good| good.plan_digest == held.plan_digest);
+    let same = before.and_then(|record| record.held.as_ref());
+    let same = same.filter(|same| same.plan_digest == held.plan_digest);
     let state = same.and(rollout).map(|rollout| rollout.state);
     Some(Rollout {
         generation: directive.generation,
         attempt: directive.attempt,
-        state: if good.is_some() { RolloutState::Good } else { state_after(directive, state) },
+        state: if is_good { RolloutState::Good } else { state_after(directive, state) },
         aborts: rollout.map(|rollout| rollout.aborts.clone()).unwrap_or_default(),
     })
 }
@@ -164,6 +164,14 @@ fn state_after(directive: &Directive, before: Option<RolloutState>) -> RolloutSt
                 RolloutState::Candidate
             }
         }
+    }
+}
+
+impl Rollout {
+    /// Returns the abort for which the plan of a directive is not tried again at its attempt.
+    fn abort_of(&self, directive: &Directive) -> Option<&Abort> {
+        let mut aborts = self.aborts.iter().filter(|abort| Some(abort.plan) == directive.plan);
+        aborts.find(|abort| abort.attempt >= directive.attempt)
     }
 }
 
@@ -215,7 +223,7 @@ impl RolloutView {
     }
 }
 
-/// What follows the failure of a plan.
+/// Consequence of the failure of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterFailure {
     /// The newest good plan runs again.
@@ -255,11 +263,12 @@ impl Record {
             return;
         }
         let Some(held) = self.held.clone() else { return };
-        let is_replaced =
-            |plan: &Held| plan.plan_digest == held.plan_digest || plan.content == held.content;
-        let former = self.last_good.take().filter(|former| !is_replaced(former));
+        let newest = self.last_good.take();
+        let newest = newest.filter(|newest| {
+            newest.plan_digest != held.plan_digest && newest.content != held.content
+        });
         self.good.retain(|plan| plan.plan_digest != held.plan_digest);
-        self.good.splice(0..0, former);
+        self.good.splice(0..0, newest);
         self.good.truncate((older_max as usize).min(GOOD_PLANS_MAX - 1));
         self.last_good = Some(held);
         if let Some(rollout) = &mut self.rollout {

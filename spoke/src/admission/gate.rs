@@ -171,9 +171,9 @@ fn judge_recorded(
     if !missing.is_empty() {
         return Ok(PushDecision::NeedBlobs((application.clone(), namespace.clone()), missing));
     }
-    let bytes = |digest: &Digest| blobs(digest).unwrap_or_default();
-    let (plan, release, content) = (bytes(&held.plan), bytes(&held.release), bytes(&held.content));
-    let receipts: Vec<Bytes> = held.receipts.iter().map(bytes).collect();
+    let [plan, release, content] =
+        [held.plan, held.release, held.content].map(|digest| blobs(&digest).unwrap_or_default());
+    let receipts: Vec<Bytes> = held.receipts.iter().filter_map(&blobs).collect();
     let receipts: Vec<&[u8]> = receipts.iter().map(|receipt| receipt.as_ref()).collect();
     let material = Material { release: &release, receipts: &receipts, content: &content };
     let spoke = SpokeContext { policy, cluster, records, now, ages };
@@ -308,12 +308,16 @@ pub fn admitted_record(
         floor: Some(known.filter(|known| known.counter >= floor.counter).unwrap_or(floor)),
         held: Some(held.clone()),
         last_good: former.and_then(|record| record.last_good.clone()),
-        good: former.map(|record| record.good.clone()).unwrap_or_default(),
+        good: before.map(|(record, _)| record.good.clone()).unwrap_or_default(),
         inventory,
         removed: false,
         since: same.and_then(|record| record.since).or(Some(now)),
         rollback_point: RollbackPoint::before(before, held),
-        rollout: rollout::rollout_after(&admission.ordered.directive, former, held),
+        rollout: rollout::rollout_after(
+            &admission.ordered.directive,
+            before.map(|(record, _)| record),
+            held,
+        ),
         ..ordered_record(&admission.ordered, former, now)
     })
 }

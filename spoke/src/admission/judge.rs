@@ -335,7 +335,8 @@ impl Agent {
         self.know_inventory(&key, &admission.admitted.objects).await;
         self.unresumed.remove(&key);
         let repair = is_new_release || admission.ordered.directive.repair;
-        let run = Run { admission, objects, held, origin, repair, timings, checks };
+        let soak = None;
+        let run = Run { admission, objects, held, origin, repair, timings, soak, checks };
         self.worker(&key).order(Order::Run(Box::new(run)));
         if origin == Origin::Retried {
             // The hub may have sent it again and waits for the outcome.

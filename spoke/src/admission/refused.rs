@@ -72,7 +72,11 @@ pub(super) fn is_judged_again(reason: Reason) -> bool {
             | Reason::BlobDigest
             | Reason::ContentDigest
             | Reason::Expired
+            | Reason::GenerationRegressed
+            | Reason::PlanAborted
             | Reason::PlanDigest
+            | Reason::PlanMismatch
+            | Reason::RollbackNotAllowed
             | Reason::SequenceEquivocation
             | Reason::SequenceReplayed
     )
@@ -94,6 +98,7 @@ mod tests {
             (Reason::Expired, false),
             (Reason::SequenceReplayed, false),
             (Reason::ContentDigest, false),
+            (Reason::PlanAborted, false),
         ] {
             assert_eq!(is_judged_again(reason), expected, "{reason:?}");
         }

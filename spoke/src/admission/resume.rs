@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::{error_chain, message};
+use attest_common::record::custody::StoredSoak;
 use attest_common::record::{Held, Record};
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::Ages;
@@ -20,6 +21,7 @@ use crate::destination::report::{self, RemovalStatus, ReportContext};
 use crate::destination::speculative::SpeculativeDryRuns;
 use crate::ledger::error::LedgerError;
 use crate::ledger::index::PIECE_BYTES_MAX;
+use crate::ledger::progress;
 use crate::ledger::records::{Entry, Key};
 
 /// Interval of requests to the hub for recorded content that is no longer stored. A request can be lost with
@@ -136,6 +138,9 @@ impl Agent {
                 let AdmittedPush { admission, objects, held, .. } = *admitting;
                 self.blobs.remove(held.blobs());
                 self.know_inventory(key, &admission.admitted.objects).await;
+                let is_open =
+                    record.rollout.as_ref().is_some_and(|rollout| rollout.state.is_open());
+                let soak = if is_open { self.stored_soak(key).await } else { None };
                 Order::Run(Box::new(Run {
                     admission: Arc::new(admission),
                     objects: Arc::new(objects),
@@ -144,6 +149,7 @@ impl Agent {
                     // An earlier process has repaired it, and later differences are not its concern.
                     repair: false,
                     timings: Timings::default(),
+                    soak,
                     checks: SpeculativeDryRuns::default(),
                 }))
             }
@@ -157,6 +163,21 @@ impl Agent {
             }
         };
         Ok(Some(order))
+    }
+
+    /// Returns the stored soak of a destination. Without it the soak begins again.
+    async fn stored_soak(&self, key: &Key) -> Option<StoredSoak> {
+        match progress::stored_soak(&self.shared.api, key).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::warn!(
+                    application = %key.0, namespace = %key.1,
+                    reason = error.reason().as_str(), error = %error_chain(&error),
+                    "Failed to read the soak of a plan; it begins again"
+                );
+                None
+            }
+        }
     }
 
     fn judge_held(&self, entry: &Entry) -> Result<PushDecision, GateError> {

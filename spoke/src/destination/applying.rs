@@ -155,7 +155,7 @@ enum Preparation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Working,
-    /// Everything is applied and healthy: a plan that becomes good by itself is good.
+    /// Everything is applied and healthy, and the plan is no candidate: one that becomes good by itself is good.
     Settled,
 }
 
@@ -167,8 +167,17 @@ impl Applying {
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let RunOrder { admission, objects: rendered, held, origin, repair, timings, facts, .. } =
-            order;
+        let RunOrder {
+            admission,
+            objects: rendered,
+            held,
+            origin,
+            repair,
+            timings,
+            soak,
+            facts,
+            ..
+        } = order;
         let (application, namespace) = key;
         let accounts_namespace = &admission.admitted.effective_policy.accounts_namespace;
         let account = Account::new(application, namespace, accounts_namespace);
@@ -211,7 +220,7 @@ impl Applying {
         let watch_status = watched_before.keep(&used);
         let was_written = objects.values().any(|tracked| tracked.confirmed.is_some());
         let since = entry.and_then(|entry| entry.record.since);
-        let rollout = FollowedRollout::begin(&admission, &held, entry, before);
+        let rollout = FollowedRollout::begin((&admission, &held), entry, before, soak);
         let was_behind = before.is_some_and(|before| before.durability == Durability::Dirty);
         Self {
             since: since.unwrap_or(admission.ordered.directive.issued_at),

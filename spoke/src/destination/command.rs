@@ -9,6 +9,7 @@ use attest_common::basics::reason::ReportedReason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use attest_common::record::Held;
+use attest_common::record::custody::StoredSoak;
 use attest_common::record::rollout::{Abort, AfterFailure};
 use attest_common::session::report::{Refusal, Report};
 
@@ -99,6 +100,8 @@ pub(super) enum Request {
     Revert(Revert),
     /// Records that a plan failed and that the newest good plan is held again.
     Return(Box<Return>),
+    /// Stores the soak of the plan.
+    StoreSoak(StoredSoak),
     /// Deletes account and bindings that were created for a plan of which nothing was written.
     Withdraw(Account),
 }

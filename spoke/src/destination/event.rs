@@ -8,6 +8,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::kinds::Kinds;
 use attest_common::record::Held;
+use attest_common::record::custody::StoredSoak;
 use attest_common::record::rollout::RolloutView;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
@@ -60,6 +61,8 @@ pub(super) struct RunOrder {
     /// Every object that differs is written once, also without self-heal.
     pub(super) repair: bool,
     pub(super) timings: Timings,
+    /// Soak before a restart.
+    pub(super) soak: Option<StoredSoak>,
     /// Objects and ownership of the speculative dry runs in flight.
     pub(super) asked: Vec<(ObjectKey, Ownership)>,
     pub(super) facts: Facts,
@@ -100,6 +103,8 @@ pub(super) enum Outcome {
     Reverted(Result<bool, LedgerError>),
     /// The record holds the newest good plan again, or another order.
     Returned(Result<(), LedgerError>),
+    /// The soak is stored, or was not stored for a reason that is logged.
+    SoakStored,
     /// The rights for a refused plan are deleted, or stay for a reason that is logged.
     Withdrawn,
 }

@@ -74,8 +74,9 @@ pub(super) fn order(
 
 /// Loads what `entry` holds, as after a restart, with these documents.
 pub(super) fn load(entry: &Entry, blobs: &BTreeMap<Digest, Bytes>) -> Admitted {
-    let blob = |digest: &Digest| blobs.get(digest).cloned();
-    let decision = judge(&entry.directive, None, blob, (Some(&entry.record), Ages::Skip)).unwrap();
+    let recorded = (Some(&entry.record), Ages::Skip);
+    let decision = judge(&entry.directive, None, |digest| blobs.get(digest).cloned(), recorded);
+    let decision = decision.unwrap();
     let PushDecision::Admit(admitting) = decision else { panic!("not admitted") };
     let AdmittedPush { admission, objects, held, .. } = *admitting;
     Admitted {

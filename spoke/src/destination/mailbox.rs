@@ -8,6 +8,7 @@ use attest_common::basics::locked::Locked;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::record::Held;
+use attest_common::record::custody::StoredSoak;
 use attest_common::session::report::{Refusal, Timings};
 use attest_common::verify::{Admission, ObjectSet, Removal, Verified};
 use tokio::sync::Notify;
@@ -69,6 +70,8 @@ pub struct Run {
     /// Every object that differs is written once, also without self-heal.
     pub repair: bool,
     pub timings: Timings,
+    /// Soak before a restart, if it was loaded.
+    pub soak: Option<StoredSoak>,
     /// Dry runs of it that are in flight already.
     pub checks: SpeculativeDryRuns,
 }

@@ -5,6 +5,7 @@ mod record;
 pub(super) mod withdraw;
 
 use attest_common::basics::rate::{RateLimit, RateLimiter};
+use attest_common::basics::text::error_chain;
 use attest_common::documents::manifest::ObjectKey;
 use attest_common::objects::absent::EmptyFields;
 use futures::future::BoxFuture;
@@ -18,6 +19,7 @@ use crate::cluster::apply::{self, ApplyError};
 use crate::cluster::client::ApiServer;
 use crate::cluster::error::ApiError;
 use crate::cluster::watch::{Observation, observe};
+use crate::ledger::progress;
 use crate::ledger::records::Key;
 
 /// A request in flight.
@@ -92,6 +94,16 @@ impl Performer {
             }),
             Request::Return(failed) => Box::pin(async move {
                 Outcome::Returned(record::give_up(&ledger, &destination, &failed).await)
+            }),
+            Request::StoreSoak(soak) => Box::pin(async move {
+                if let Err(error) = progress::store_soak(&api, &destination, &soak).await {
+                    tracing::warn!(
+                        application = %destination.0, namespace = %destination.1,
+                        reason = error.reason().as_str(), error = %error_chain(&error),
+                        "Failed to store the soak of a plan; a restart would begin it again"
+                    );
+                }
+                Outcome::SoakStored
             }),
             Request::Withdraw(account) => {
                 // A hub may repeat the order, so that the rights are created and deleted each time.

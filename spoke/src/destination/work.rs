@@ -226,7 +226,7 @@ impl State {
             Outcome::Recorded(result) => self.recorded(result, now, commands),
             Outcome::Reverted(result) => self.reverted(result, commands),
             Outcome::Returned(result) => self.returned(result, commands),
-            Outcome::Withdrawn => {}
+            Outcome::SoakStored | Outcome::Withdrawn => {}
         }
     }
 
@@ -246,6 +246,7 @@ impl State {
             | Outcome::Recorded(_)
             | Outcome::Reverted(_)
             | Outcome::Returned(_)
+            | Outcome::SoakStored
             | Outcome::Withdrawn => {}
         }
     }
@@ -365,6 +366,7 @@ impl State {
                     None
                 } else {
                     applying.hand_over(claims, commands);
+                    applying.store_soak(now, commands);
                     let due = applying.advance(now, commands);
                     due.into_iter().chain(applying.rollout_due(now)).min()
                 }

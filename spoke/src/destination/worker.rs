@@ -109,12 +109,13 @@ impl Worker {
     }
 
     fn take_run(&mut self, run: Run) {
-        let Run { admission, objects, held, origin, repair, timings, checks } = run;
+        let Run { admission, objects, held, origin, repair, timings, soak, checks } = run;
         let asked = checks.each.iter().map(|early| (early.key.clone(), early.ownership.clone()));
         let asked = asked.collect();
         self.early = checks.each.into_iter().map(|early| (early.key.clone(), early)).collect();
         let facts = self.facts();
-        let order = RunOrder { admission, objects, held, origin, repair, timings, asked, facts };
+        let order =
+            RunOrder { admission, objects, held, origin, repair, timings, soak, asked, facts };
         self.feed(Event::Run(Box::new(order)));
         // Dry runs that do not match the due ones end here.
         self.early.clear();

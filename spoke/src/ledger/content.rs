@@ -146,13 +146,7 @@ impl Ledger {
     /// whether one was dropped.
     async fn drop_old_good_plan(&self) -> Result<bool, LedgerError> {
         let Some(key) = self.with_records(keeps_most_good_plans) else { return Ok(false) };
-        let change = |entry: Option<Entry>| {
-            Ok(entry.map(|mut entry| {
-                entry.record.good.pop();
-                entry
-            }))
-        };
-        self.update(&key, change).await?;
+        self.update(&key, |entry| Ok(entry.map(without_oldest_good_plan))).await?;
         tracing::warn!(
             application = %key.0, namespace = %key.1,
             "Dropped an old good plan, because the stored content of all plans reaches its limit"
@@ -302,6 +296,11 @@ fn keeps_most_good_plans(records: &DestinationRecords) -> Option<Key> {
     let kept = records.iter().map(|(key, record)| (record.good.len(), key));
     let (count, key) = kept.max_by_key(|(count, _)| *count)?;
     (count > 0).then(|| key.clone())
+}
+
+fn without_oldest_good_plan(mut entry: Entry) -> Entry {
+    entry.record.good.pop();
+    entry
 }
 
 /// Returns the packs that the records name.

@@ -123,7 +123,7 @@ impl Applying {
             return None;
         }
         let is_as_signed = self.objects.values().all(|t| t.need() == Need::Nothing);
-        if is_as_signed && self.becomes_good() && self.progress == Progress::Working {
+        if is_as_signed && !self.is_candidate() && self.progress == Progress::Working {
             self.progress = Progress::Settled;
             self.durability.learnt();
         }
@@ -187,13 +187,13 @@ impl Applying {
 
     /// Begins a write of the record: UIDs, confirmed pairs, objects that left the inventory, the rollout.
     fn record(&mut self, commands: &mut Commands) {
-        let settled = self.progress == Progress::Settled && self.becomes_good();
+        let settled = self.progress == Progress::Settled;
         let transition = match self.rollout.due() {
             Some(due) => Some(due.clone()),
-            None => settled.then_some(Transition::Finalize),
+            None => (settled && self.becomes_good()).then_some(Transition::Finalize),
         };
         let rollback = match self.rollback {
-            Rollback::Possible if transition.is_none() => RollbackUpdate::Keep,
+            Rollback::Possible if !settled && transition.is_none() => RollbackUpdate::Keep,
             Rollback::GivenUp => RollbackUpdate::GiveUp,
             Rollback::Possible | Rollback::GiveUpDue | Rollback::GivingUp => {
                 self.rollback = Rollback::GivingUp;

@@ -2,14 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use attest_common::record::rollout::AfterFailure;
+use attest_common::record::Held;
+use attest_common::record::rollout::{Abort, AfterFailure};
 
 use crate::destination::command::{AddedInventory, Return, Revert};
 use crate::destination::event::Recorded;
 use crate::destination::objects::RETRY;
 use crate::destination::recording::{RollbackUpdate, Update, is_of};
 use crate::ledger::error::LedgerError;
+use crate::ledger::progress;
 use crate::ledger::records::{Entry, Key, Ledger};
+use crate::rollout::Transition;
 
 /// Writes an update, unless the record holds another order by now.
 pub(in crate::destination) async fn record(
@@ -29,8 +32,18 @@ pub(in crate::destination) async fn record(
     if update.rollback == RollbackUpdate::GiveUp && recorded.is_some() {
         ledger.tidy_content();
     }
+    if recorded.is_some() && update.transition.as_ref().is_some_and(Transition::ends_soak) {
+        forget_soak(ledger, key).await;
+    }
     let superseded = superseded.load(Ordering::Relaxed);
     Ok(if superseded { Recorded::Superseded } else { Recorded::Done })
+}
+
+/// Deletes the stored soak of a plan that is no longer a candidate. What is left behind is of no plan that runs.
+async fn forget_soak(ledger: &Ledger, key: &Key) {
+    if let Err(error) = progress::drop_soak(ledger.api(), key).await {
+        tracing::debug!(reason = error.reason().as_str(), "Failed to delete a stored soak");
+    }
 }
 
 /// Empties the inventory of a removal that has deleted everything.
@@ -57,20 +70,22 @@ pub(in crate::destination) async fn give_up(
     key: &Key,
     Return { held, abort }: &Return,
 ) -> Result<(), LedgerError> {
-    let change = |entry: Option<Entry>| {
-        let mine = entry.filter(|entry| entry.record.held.as_ref() == Some(held));
-        Ok(mine.map(|mut entry| {
-            entry.record.fail(abort.clone(), AfterFailure::Return);
-            entry.record.since = Some(jiff::Timestamp::now());
-            entry
-        }))
-    };
-    loop {
-        match ledger.update(key, change).await {
+    let recorded = loop {
+        match ledger.update(key, |entry| Ok(returned(entry, held, abort))).await {
             Err(error) if error.is_transient() => tokio::time::sleep(RETRY.base).await,
-            other => return other.map(|_| ()),
+            other => break other,
         }
-    }
+    };
+    forget_soak(ledger, key).await;
+    recorded.map(|_| ())
+}
+
+/// Returns the entry after `held` failed, if the record still holds it.
+fn returned(entry: Option<Entry>, held: &Held, abort: &Abort) -> Option<Entry> {
+    let mut entry = entry.filter(|entry| entry.record.held.as_ref() == Some(held))?;
+    entry.record.fail(abort.clone(), AfterFailure::Return);
+    entry.record.since = Some(jiff::Timestamp::now());
+    Some(entry)
 }
 
 /// Records that a plan was refused before anything of it was written, with retries. Returns whether the record

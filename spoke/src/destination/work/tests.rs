@@ -150,6 +150,7 @@ fn requested(request: &Request) -> String {
         Request::RecordRemoved => "record removed".to_owned(),
         Request::Revert(revert) => format!("revert {:?}", revert.inventory),
         Request::Return(_) => "return".to_owned(),
+        Request::StoreSoak(_) => "store-soak".to_owned(),
         Request::Withdraw(_) => "withdraw".to_owned(),
     }
 }
@@ -170,6 +171,7 @@ fn run_as_recorded(admitted: &Admitted, origin: Origin, entry: &Entry) -> Event 
         origin,
         repair: false,
         timings: Timings::default(),
+        soak: None,
         asked: Vec::new(),
         facts: facts(entry),
     }))

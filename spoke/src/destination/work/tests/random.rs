@@ -191,6 +191,7 @@ impl World {
             }
             Request::Revert(revert) => Outcome::Reverted(Ok(self.write_revert(&revert))),
             Request::Return(_) => Outcome::Returned(Ok(())),
+            Request::StoreSoak(_) => Outcome::SoakStored,
             Request::Withdraw(_) => Outcome::Withdrawn,
         }
     }
@@ -338,6 +339,7 @@ fn about(request: &Request) -> Option<ObjectKey> {
         | Request::RecordRemoved
         | Request::Revert(_)
         | Request::Return(_)
+        | Request::StoreSoak(_)
         | Request::Withdraw(_) => None,
     }
 }

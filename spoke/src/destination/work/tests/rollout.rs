@@ -92,6 +92,7 @@ impl Spoke {
                 self.entry.record.fail(failed.abort, AfterFailure::Return);
                 Outcome::Returned(Ok(()))
             }
+            Request::StoreSoak(_) => Outcome::SoakStored,
             other => panic!("{other:?}"),
         }
     }
@@ -144,6 +145,7 @@ fn a_candidate_becomes_good_and_prunes_only_when_the_hub_finalizes_it() {
     spoke.machine.later(Duration::from_secs(60));
     spoke.settle(&second);
     assert!(spoke.report().rollout.as_ref().unwrap().soak_reached);
+    assert!(spoke.requested("store-soak"), "for a restart");
     assert_eq!(spoke.good(), [first.held.plan_digest], "the soak alone changes nothing");
 
     let finalized = order(&spoke.entry, Operation::Finalize, &second).unwrap();
