@@ -31,7 +31,7 @@ pub use self::runner::Runner;
 use crate::cluster::{Cluster, client_from};
 use crate::process::signal_group;
 
-/// Annotation of a pod: `now`, `never`, `after=2s`, `flap=500ms` or `fail`. Takes precedence over the
+/// Annotation of a pod: `now`, `never`, `after=2s`, `flap=500ms`, `fail` or `crash-loop`. Takes precedence over the
 /// script of its image.
 pub const READY_ANNOTATION: &str = "attest.test/ready";
 
@@ -51,6 +51,8 @@ pub enum Readiness {
     Flapping(Duration),
     /// Its container fails and is not restarted.
     Fails,
+    /// Its container fails and waits to be restarted.
+    CrashLoops,
 }
 
 impl Readiness {
@@ -60,6 +62,7 @@ impl Readiness {
             None if text == "now" => Some(Self::After(Duration::ZERO)),
             None if text == "never" => Some(Self::Never),
             None if text == "fail" => Some(Self::Fails),
+            None if text == "crash-loop" => Some(Self::CrashLoops),
             Some(("after", time)) => parse_duration(time).map(Self::After),
             Some(("flap", time)) => parse_duration(time).map(Self::Flapping),
             Some(_) | None => None,
@@ -398,6 +401,9 @@ async fn simulate(pod: &NodePod, readiness: Readiness) {
         Readiness::Fails => {
             pod.write_status(Condition::Failed).await;
         }
+        Readiness::CrashLoops => {
+            pod.write_status(Condition::CrashLoop).await;
+        }
         Readiness::Never => {
             pod.write_status(Condition::Unready { restarts: 0 }).await;
         }
@@ -434,6 +440,7 @@ enum Condition {
     Unready { restarts: u32 },
     Succeeded,
     Failed,
+    CrashLoop,
 }
 
 impl Condition {
@@ -460,9 +467,12 @@ impl NodePod {
             Condition::Unready { restarts } => ("Running", false, restarts),
             Condition::Succeeded => ("Succeeded", false, 0),
             Condition::Failed => ("Failed", false, 0),
+            Condition::CrashLoop => ("Running", false, 1),
         };
         let running = phase == "Running";
-        let state = if running {
+        let state = if matches!(condition, Condition::CrashLoop) {
+            json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}})
+        } else if running {
             json!({"running": {"startedAt": self.started}})
         } else {
             let code = i32::from(phase == "Failed");
@@ -513,6 +523,7 @@ mod tests {
             ("now", Some(Readiness::After(Duration::ZERO))),
             ("never", Some(Readiness::Never)),
             ("fail", Some(Readiness::Fails)),
+            ("crash-loop", Some(Readiness::CrashLoops)),
             ("after=2s", Some(Readiness::After(Duration::from_secs(2)))),
             ("flap=500ms", Some(Readiness::Flapping(Duration::from_millis(500)))),
             ("after=soon", None),

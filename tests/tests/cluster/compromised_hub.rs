@@ -6,6 +6,8 @@
 //! sequence advances. At the end an honest directive, sent the same way, is carried out: the refusals
 //! had no other cause, such as a lost connection.
 
+mod rollouts;
+
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -34,6 +36,7 @@ struct Stage {
     fleet: RealFleet,
     hub: CompromisedHub,
     peer: Peer,
+    staging: Peer,
     /// The previous release, as read from the repository's history.
     older: PublishedRelease,
     newest: PublishedRelease,
@@ -75,12 +78,12 @@ impl Stage {
         let home = fleet.hub().home().to_owned();
         fleet.hub().process().kill();
         let hub = CompromisedHub::take_over(&home, address).await?;
-        hub.connected("staging").await?;
+        let staging = hub.connected("staging").await?;
         let peer = hub.connected("production").await?;
         let older = PublishedRelease::read(&history, "web-app", None)?;
         let newest = PublishedRelease::read(fleet.repository().tree(), "web-app", None)?;
         let ci = PrivateKey::from_pem(&std::fs::read_to_string(fleet.key())?)?;
-        Ok(Some(Self { fleet, hub, peer, older, newest, other, ci }))
+        Ok(Some(Self { fleet, hub, peer, staging, older, newest, other, ci }))
     }
 
     fn site(&self, name: &str) -> anyhow::Result<&RealSite> {
@@ -194,9 +197,9 @@ impl Stage {
         self,
         shows: impl Fn(&mut RealFleet) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Self> {
-        let Self { mut fleet, hub, peer, .. } = self;
+        let Self { mut fleet, hub, peer, staging, .. } = self;
         // An open connection keeps the address in use.
-        drop(peer);
+        drop((peer, staging));
         hub.end().await?;
         fleet.hub().restart().await?;
         let shown = std::sync::Mutex::new(&mut fleet);
@@ -219,7 +222,8 @@ impl Stage {
         let home = fleet.hub().home().to_owned();
         let hub = CompromisedHub::take_over(&home, address).await?;
         let peer = hub.connected("production").await?;
-        Ok(Self { fleet, hub, peer, ..self })
+        let staging = hub.connected("staging").await?;
+        Ok(Self { fleet, hub, peer, staging, ..self })
     }
 }
 
@@ -477,6 +481,12 @@ async fn a_compromised_hub_cannot_deploy() -> anyhow::Result<()> {
         Ok((!writes(stage.production()?, mark)?.is_empty()).then_some(()))
     })
     .await?;
+    until("the honest plan to be good", WITHIN, || async {
+        let recorded = record(&stage.fleet, "production", "web-app", NAMESPACE)?;
+        Ok(recorded.filter(|record| record.last_good == record.held))
+    })
+    .await?;
+    rollouts::refuse_forged_orders(&stage, &sent).await?;
     stage.fleet.check_spoke_requests()?;
     Ok(())
 }
