@@ -383,6 +383,8 @@ impl Spoke {
             epoch: directive.epoch,
             sequence: directive.sequence,
             directive: push.digest.raw().to_vec(),
+            generation: 0,
+            attempt: 0,
         };
         self.held.insert(key, Held { position, directive: directive.clone() });
         self.shared.observed.lock().pushed_at.push(Instant::now());
