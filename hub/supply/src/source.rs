@@ -7,6 +7,7 @@ mod cache;
 mod commit;
 mod credentials;
 mod error;
+mod listing;
 mod messages;
 mod push;
 mod revision;
@@ -39,6 +40,7 @@ pub use url::{RepositoryUrl, Scheme, URL_BYTES_MAX, UrlError, UrlPolicy};
 pub use worktree::WorkTree;
 
 use cache::RepositoryCache;
+use listing::Listings;
 use transport::{GitConnection, GitExchange, size_of_files};
 
 /// Default time limit of one call, in seconds.
@@ -74,6 +76,7 @@ enum RevisionRequest {
 #[derive(Debug)]
 pub struct GitSource {
     cache: RepositoryCache,
+    listings: Listings,
     source_root_of: SourceRootOf,
     limits: RepositoryLimits,
     timeout: Duration,
@@ -85,6 +88,7 @@ impl GitSource {
     pub fn new(cache_directory: impl Into<PathBuf>, source_root_of: SourceRootOf) -> Self {
         Self {
             cache: RepositoryCache::new(cache_directory.into()),
+            listings: Listings::default(),
             source_root_of,
             limits: RepositoryLimits::default(),
             timeout: Duration::from_secs(TIMEOUT_SECONDS_DEFAULT),
@@ -123,6 +127,8 @@ impl GitSource {
 
     /// Resolves `revision` as [`GitSource::poll`] does, and receives a new commit of a reference on the same connection,
     /// so that [`GitSource::fetch`] finds it in the cache. `fetch` requests a commit that was not received this way.
+    ///
+    /// While an https server lists the same commit, a poll is one request on a connection that is kept.
     ///
     /// # Errors
     /// [`SourceError`], also for a commit that is too large or takes too long.
@@ -188,6 +194,28 @@ impl GitSource {
     ) -> Result<Resolved, SourceError> {
         revision::check_revision(revision)?;
         let candidates = revision::reference_candidates(revision);
+        if request == RevisionRequest::Commit
+            && let Some(resolved) = self.listings.unchanged(remote, revision, &candidates)
+        {
+            return Ok(resolved);
+        }
+        let mut exchange = GitExchange::start(&remote.url, self.timeout, interrupt);
+        let resolved = self.exchange(remote, revision, &candidates, request, &mut exchange)?;
+        if request == RevisionRequest::Commit {
+            self.listings.note(remote, exchange.address(), revision, &resolved);
+        }
+        Ok(resolved)
+    }
+
+    /// Resolves `revision` by a complete exchange, and receives its commit on request.
+    fn exchange(
+        &self,
+        remote: &Remote,
+        revision: &str,
+        candidates: &[String],
+        request: RevisionRequest,
+        exchange: &mut GitExchange,
+    ) -> Result<Resolved, SourceError> {
         let path = self.cache.path_of(&remote.url.address());
         let lock = self.cache.write_lock(&path);
         let repository = {
@@ -195,11 +223,10 @@ impl GitSource {
             let _write_guard = lock.lock();
             self.cache.open_or_create(&path)?
         };
-        let mut exchange = GitExchange::start(&remote.url, self.timeout, interrupt);
         let specs: Vec<String> = candidates.iter().map(|name| fetch_refspec(name, name)).collect();
-        let prepared = prepare_fetch(&repository, remote, &specs, &mut exchange)?;
+        let prepared = prepare_fetch(&repository, remote, &specs, exchange)?;
         let listed = listed_references(&prepared);
-        let resolved = revision::resolve_revision(&remote.url, revision, &candidates, listed)?;
+        let resolved = revision::resolve_revision(&remote.url, revision, candidates, listed)?;
         if request == RevisionRequest::Reference || resolved.reference.is_none() {
             return Ok(resolved);
         }
@@ -210,7 +237,7 @@ impl GitSource {
         {
             return Ok(resolved);
         }
-        match self.receive(prepared, &repository, &resolved, &mut exchange) {
+        match self.receive(prepared, &repository, &resolved, exchange) {
             // `fetch` requests the commit by its id, and recreates the cache if necessary.
             Err(
                 SourceError::Files { .. }

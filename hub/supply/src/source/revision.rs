@@ -100,7 +100,8 @@ pub(super) fn object_id(commit: &str) -> Result<gix::ObjectId, SourceError> {
     })
 }
 
-fn is_commit_id(revision: &str) -> bool {
+/// Returns whether a text is a full commit id.
+pub(super) fn is_commit_id(revision: &str) -> bool {
     matches!(revision.len(), 40 | 64) && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

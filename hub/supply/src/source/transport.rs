@@ -4,6 +4,7 @@
 //! over. Which objects are requested is decided by the caller.
 
 mod address;
+mod clients;
 mod http;
 mod program;
 mod watchdog;
@@ -27,6 +28,7 @@ use super::url::{RepositoryUrl, Scheme};
 use crate::text::one_line;
 use watchdog::{Termination, Watchdog};
 
+pub(crate) use clients::KeptClients;
 pub(crate) use http::configure_client;
 pub(crate) use program::GitService;
 pub(crate) use watchdog::size_of_files;
@@ -76,6 +78,11 @@ impl GitExchange {
         &self.url
     }
 
+    /// Returns the address of the repository, after a redirect on the same host.
+    pub(crate) fn address(&self) -> String {
+        self.redirected.clone().unwrap_or_else(|| self.url.address())
+    }
+
     /// Ends the exchange when the files in `directory` exceed `bytes_max` bytes.
     pub(crate) fn limit_growth(&mut self, directory: PathBuf, bytes_max: u64) {
         self.growth_bytes_max = bytes_max;
@@ -98,8 +105,7 @@ impl GitExchange {
         match self.url.scheme() {
             Scheme::Https | Scheme::Http => {
                 self.check_address(remote)?;
-                let address = self.redirected.clone().unwrap_or_else(|| self.url.address());
-                let address = gix::url::parse(address.as_str())
+                let address = gix::url::parse(self.address().as_str())
                     .map_err(|error| self.classify_error(&error))?;
                 let options = connect::Options { version: Protocol::V2, ..Default::default() };
                 let connection = connect::connect(address, options)

@@ -52,6 +52,59 @@ fn a_branch_a_tag_head_and_a_commit_are_resolved_by_listing_references_only() {
 }
 
 #[test]
+fn polls_without_a_new_commit_are_one_request_each_on_one_connection() {
+    const POLLS: usize = 10;
+    let repository = Repository::sample();
+    let web = Web::serve(repository.root().to_owned());
+    let cached = cached();
+    let remotes = [reader_of(&web), {
+        let url = web.url(&format!("{MOVED}/origin.git"));
+        remote(&url, &UrlPolicy::default(), credentials(&web, READER))
+    }];
+    let poll = |remote: &Remote| {
+        cached.source.poll_and_receive(remote, "main", &no_interrupt()).unwrap().commit
+    };
+    let first = poll(&remotes[0]);
+    assert_eq!(poll(&remotes[1]), first);
+    web.requests();
+    let connections = web.connections();
+
+    for remote in remotes.iter().cycle().take(POLLS) {
+        assert_eq!(poll(remote), first);
+    }
+
+    assert_eq!(web.requests(), ["POST /origin.git/git-upload-pack"; POLLS]);
+    assert_eq!(web.connections() - connections, 1);
+    repository.write("k8s/deployment.yaml", "kind: Deployment # 2\n");
+    let second = repository.commit_and_push("second");
+    assert_eq!(poll(&remotes[0]), second);
+    assert_eq!(poll(&remotes[0]), second);
+}
+
+#[test]
+fn a_poll_without_a_new_commit_checks_credentials_address_and_authority() {
+    let repository = Repository::sample();
+    let web = Web::serve(repository.root().to_owned());
+    let other = Web::serve(repository.root().to_owned());
+    let cached = cached();
+    let valid = reader_of(&web);
+    let poll = |remote: &Remote| cached.source.poll_and_receive(remote, "main", &no_interrupt());
+    let without_login = Credentials { login: None, ..valid.credentials.clone() };
+    let other_authority = Credentials { ca_pem: Some(other.ca_pem), ..valid.credentials.clone() };
+
+    for (remote, reason) in [
+        (Remote { credentials: without_login, ..valid.clone() }, "AuthenticationFailed"),
+        (Remote { credentials: other_authority, ..valid.clone() }, "CertificateRefused"),
+        (Remote { allow_loopback: false, ..valid.clone() }, "RepositoryAddress"),
+    ] {
+        poll(&valid).unwrap();
+        assert_error(poll(&remote), reason, "");
+    }
+    std::fs::rename(repository.root().join("origin.git"), repository.root().join("a")).unwrap();
+    assert_error(poll(&valid), "RepositoryNotFound", "");
+}
+
+#[test]
 fn a_commit_is_fetched_once_and_without_its_history() {
     let repository = Repository::sample();
     for number in 0..5 {

@@ -1,11 +1,11 @@
 //! An https server in front of `git http-backend`: TLS with a private authority, Basic authentication, one CGI process
-//! per request. It records its requests.
+//! per request. It keeps connections open, and records connections and requests.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ pub(crate) struct Web {
     pub(crate) port: u16,
     pub(crate) ca_pem: Vec<u8>,
     requests: Arc<Mutex<Vec<String>>>,
+    connections: Arc<AtomicUsize>,
     silent: Arc<AtomicBool>,
 }
 
@@ -38,10 +39,13 @@ impl Web {
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&requests);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let accepted = Arc::clone(&connections);
         let silent = Arc::new(AtomicBool::new(false));
         let is_silent = Arc::clone(&silent);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                accepted.fetch_add(1, Ordering::SeqCst);
                 let config = Arc::clone(&config);
                 let (projects, written) = (projects.clone(), Arc::clone(&written));
                 let is_silent = Arc::clone(&is_silent);
@@ -49,11 +53,17 @@ impl Web {
                     while is_silent.load(Ordering::SeqCst) {
                         std::thread::park();
                     }
-                    answer(stream, config, &projects, &written);
+                    serve_connection(stream, config, &projects, &written);
                 });
             }
         });
-        Self { port, ca_pem: authority.certificate_pem().into_bytes(), requests, silent }
+        Self {
+            port,
+            ca_pem: authority.certificate_pem().into_bytes(),
+            requests,
+            connections,
+            silent,
+        }
     }
 
     /// Accepts connections from now on without an answer.
@@ -65,13 +75,18 @@ impl Web {
         format!("https://localhost:{}/{path}", self.port)
     }
 
+    /// Number of connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     /// Requests since the last time, as `METHOD TARGET`.
     pub(crate) fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.requests.lock().unwrap())
     }
 }
 
-fn answer(
+fn serve_connection(
     stream: TcpStream,
     config: Arc<rustls::ServerConfig>,
     projects: &PathBuf,
@@ -79,13 +94,14 @@ fn answer(
 ) {
     let connection = rustls::ServerConnection::new(config).unwrap();
     let mut reader = BufReader::new(rustls::StreamOwned::new(connection, stream));
-    let Some(request) = read_request(&mut reader) else { return };
-    written.lock().unwrap().push(format!("{} {}", request.method, request.target));
-    let response = respond(&request, projects);
-    let tls = reader.get_mut();
-    let _ = tls.write_all(&response);
-    tls.conn.send_close_notify();
-    let _ = tls.flush();
+    while let Some(request) = read_request(&mut reader) {
+        written.lock().unwrap().push(format!("{} {}", request.method, request.target));
+        let response = respond(&request, projects);
+        let tls = reader.get_mut();
+        if tls.write_all(&response).and_then(|()| tls.flush()).is_err() {
+            return;
+        }
+    }
 }
 
 struct Request {
@@ -147,7 +163,7 @@ fn redirect(target: &str) -> Option<Vec<u8>> {
         _ => return None,
     };
     let response = format!(
-        "HTTP/1.1 301 Moved Permanently\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "HTTP/1.1 301 Moved Permanently\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
     );
     Some(response.into_bytes())
 }
@@ -164,7 +180,7 @@ fn respond(request: &Request, projects: &PathBuf) -> Vec<u8> {
     let may_write = given == basic(WRITER);
     if !may_write && given != basic(READER) {
         return b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\n\
-            Content-Length: 0\r\nConnection: close\r\n\r\n"
+            Content-Length: 0\r\n\r\n"
             .to_vec();
     }
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
@@ -197,7 +213,7 @@ fn respond(request: &Request, projects: &PathBuf) -> Vec<u8> {
     for header in head.lines().filter(|line| !line.starts_with("Status: ")) {
         response.push_str(&format!("{header}\r\n"));
     }
-    response.push_str(&format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()));
+    response.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
     let mut response = response.into_bytes();
     response.extend_from_slice(body);
     response
