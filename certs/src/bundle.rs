@@ -177,7 +177,7 @@ fn paths(directory: &Path, stem: &str) -> (PathBuf, PathBuf) {
     (directory.join(format!("{stem}.crt")), directory.join(format!("{stem}.key")))
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let encoded = Zeroizing::new(BASE64.encode(der));
     let mut out = String::with_capacity(encoded.len() + encoded.len() / 32 + 2 * label.len() + 40);
     out.push_str(&format!("-----BEGIN {label}-----\n"));

@@ -11,6 +11,7 @@ use x509_parser::oid_registry::OID_SIG_ED25519;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
+use crate::bundle::pem;
 use crate::identity::Pin;
 
 /// Maximum size of a request, in bytes.
@@ -39,6 +40,18 @@ impl SigningRequest {
             csr_der: request.der().as_ref().to_vec(),
         })
     }
+}
+
+impl SigningRequest {
+    /// PKCS#10 PEM, for the API server of a cluster.
+    pub fn csr_pem(&self) -> String {
+        csr_pem(&self.csr_der)
+    }
+}
+
+/// Returns the PEM of a request in DER.
+pub fn csr_pem(csr_der: &[u8]) -> String {
+    pem("CERTIFICATE REQUEST", csr_der)
 }
 
 impl std::fmt::Debug for SigningRequest {

@@ -225,6 +225,11 @@ impl Cluster {
         Ok(self.pki.kubeconfig(&self.server, &self.context, &self.pki.client(user, group)?))
     }
 
+    /// Creates a kubeconfig for the holder of a token.
+    pub fn kubeconfig_with_token(&self, token: &str) -> String {
+        self.pki.kubeconfig_with_token(&self.server, &self.context, token)
+    }
+
     /// Writes the administrator's kubeconfig to another file, with another context and mode 0600.
     ///
     /// # Errors

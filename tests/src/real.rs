@@ -259,18 +259,7 @@ impl RealFleet {
     /// # Errors
     /// When a file cannot be written.
     pub fn write_sample(&self) -> anyhow::Result<()> {
-        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
-        let tree = self.repository.tree();
-        crate::workload::copy_tree(&sample, tree, &["out"])?;
-        let recipe = std::fs::read_to_string(tree.join("attest.yaml"))?;
-        let lines = recipe.lines().map(|line| {
-            let ours = format!("repository: {}", self.repository.url());
-            if line.starts_with("repository:") { ours } else { line.to_owned() }
-        });
-        let recipe: Vec<String> = lines.collect();
-        std::fs::write(tree.join("attest.yaml"), recipe.join("\n") + "\n")?;
-        std::fs::write(tree.join(".gitignore"), "out/\n")?;
-        Ok(())
+        self.ci().write_sample()
     }
 
     /// Signs the content of the repository as `tag`, commits and pushes; returns the commit.
@@ -291,11 +280,7 @@ impl RealFleet {
 
     /// The CI of the repository, as a value that does not borrow the fleet.
     pub fn ci(&self) -> Ci {
-        Ci {
-            repository: self.repository.clone(),
-            operator: self.operator.clone(),
-            key: self.key.clone(),
-        }
+        Ci::new(&self.repository, &self.operator, &self.key)
     }
 
     /// Waits until an application is Synced at every destination.
@@ -395,6 +380,30 @@ pub struct Ci {
 }
 
 impl Ci {
+    /// Signs releases of `repository` with the key file `key`.
+    pub fn new(repository: &Repository, operator: &Operator, key: &Path) -> Self {
+        Self { repository: repository.clone(), operator: operator.clone(), key: key.to_owned() }
+    }
+
+    /// Like [`RealFleet::write_sample`].
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_sample(&self) -> anyhow::Result<()> {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
+        let tree = self.repository.tree();
+        crate::workload::copy_tree(&sample, tree, &["out"])?;
+        let recipe = std::fs::read_to_string(tree.join("attest.yaml"))?;
+        let lines = recipe.lines().map(|line| {
+            let ours = format!("repository: {}", self.repository.url());
+            if line.starts_with("repository:") { ours } else { line.to_owned() }
+        });
+        let recipe: Vec<String> = lines.collect();
+        std::fs::write(tree.join("attest.yaml"), recipe.join("\n") + "\n")?;
+        std::fs::write(tree.join(".gitignore"), "out/\n")?;
+        Ok(())
+    }
+
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository

@@ -93,7 +93,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
             "permissions",
         ],
     ),
-    ("hub/documents", &[]),
+    ("hub/documents", &["login"]),
     (
         "hub/server",
         &[
@@ -104,6 +104,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
             "applications",
             "reconcile",
             "spokes",
+            "in_cluster",
             "resources",
             "api",
             "process",

@@ -27,6 +27,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(crate) struct Client {
     http: reqwest::Client,
     hub: HubContext,
+    /// `https://HOST:PORT` of the API.
+    base_url: String,
     /// End of the command: no request continues past it.
     deadline: Option<Instant>,
 }
@@ -52,9 +54,12 @@ impl Client {
         let pin: Pin = hub.ca_pin.parse().with_context(|| invalid_field(hub, "caPin"))?;
         let operator = Bundle::from_pem(&hub.operator_chain, &hub.operator_key)
             .with_context(|| invalid_field(hub, "operatorChain or operatorKey"))?;
-        if let Some(warning) = expiry_warning(&operator)? {
+        if let Some(warning) = expiry_warning(hub, &operator)? {
             Printer::new().warning(&warning);
         }
+        let base_url = hub.api_url.clone().context(
+            "the context has no address of the hub's API; set `api.url` of the chart and log in again",
+        )?;
         let tls = tls::operator_https(&[pin], &operator)
             .with_context(|| invalid_field(hub, "operatorChain"))?;
         let http = reqwest::Client::builder()
@@ -63,7 +68,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .context("failed to create the HTTP client")?;
-        Ok(Self { http, hub: hub.clone(), deadline: None })
+        Ok(Self { http, hub: hub.clone(), base_url, deadline: None })
     }
 
     /// A client for the same hub whose requests end at `deadline`.
@@ -124,7 +129,7 @@ impl Client {
         path: &str,
         body: Option<&(impl Serialize + Sync)>,
     ) -> anyhow::Result<Vec<u8>> {
-        let url = format!("{}{path}", self.hub.api_url.trim_end_matches('/'));
+        let url = format!("{}{path}", self.base_url.trim_end_matches('/'));
         let timeout = request_timeout(self.deadline, Instant::now());
         let mut request = self.http.request(method, url).timeout(timeout);
         if let Some(body) = body {
@@ -147,7 +152,7 @@ impl Client {
 
     /// The error of a request that got no answer, with the address of the hub.
     fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
-        let HubContext { name, api_url, .. } = &self.hub;
+        let (name, api_url) = (&self.hub.name, self.hub.shown_address());
         let hint = if error.is_timeout() {
             "the request timed out"
         } else if error.is_connect() {
@@ -176,13 +181,14 @@ fn request_timeout(deadline: Option<Instant>, now: Instant) -> Duration {
 ///
 /// # Errors
 /// When it has expired: the hub would only close the connection.
-fn expiry_warning(operator: &Bundle) -> anyhow::Result<Option<String>> {
-    let remedy = "renew it with `attest hub operator issue NAME --save` on the hub's machine";
+fn expiry_warning(hub: &HubContext, operator: &Bundle) -> anyhow::Result<Option<String>> {
+    let remedy = format!("renew it with {}", hub.renewal_command());
     let identity =
         peer_identity(operator.chain()).context("invalid operatorChain in the context")?;
     match identity.not_after.duration_since(SystemTime::now()) {
         Err(_) => bail!("the operator's certificate has expired; {remedy}"),
-        Ok(left) if left < EXPIRY_WARNING => {
+        // A certificate of `attest hub login` lives for hours, and is renewed by one command.
+        Ok(left) if left < EXPIRY_WARNING && hub.forward.is_none() => {
             let days = left.as_secs() / (24 * 60 * 60);
             Ok(Some(format!("the operator's certificate expires in {days} days; {remedy}")))
         }
@@ -281,11 +287,15 @@ mod tests {
     #[test]
     fn a_certificate_that_nears_its_end_is_spoken_of_and_one_past_it_is_not_used() {
         let authority = Authority::create("fleet.example").unwrap();
+        let hub: HubContext = serde_json::from_value(serde_json::json!({
+            "name": "main", "caPin": "", "hubKeyId": "", "hubKey": "", "operatorChain": "", "operatorKey": "",
+        }))
+        .unwrap();
         let day = Duration::from_secs(24 * 60 * 60);
         let warning = |lifetime: Duration| {
             let issued =
                 authority.issue_operator(OperatorRole::Operator, "admin", lifetime).unwrap();
-            expiry_warning(&issued.bundle().unwrap())
+            expiry_warning(&hub, &issued.bundle().unwrap())
         };
 
         assert!(warning(31 * day).unwrap().is_none());

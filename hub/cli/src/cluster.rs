@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::bail;
 use attest_common::basics::ids::Timestamp;
 use attest_common::basics::labels::{self, LabelError, Selector};
-use attest_documents::{Cluster, LabelsRequest, List, RevokeRequest};
+use attest_common::basics::reason::Reason;
+use attest_documents::{Addresses, Cluster, LabelsRequest, List, RevokeRequest};
 use attest_install::SPOKE_NAMESPACE;
 use attest_install::registration::HubEntry;
 use clap::Subcommand;
@@ -91,6 +92,31 @@ enum ClusterCommand {
     /// Manage join tokens, for clusters registered without `cluster add`
     #[command(subcommand)]
     Token(join_token::TokenCommand),
+}
+
+/// The address that the spoke of a cluster dials, as the hub reports it.
+///
+/// # Errors
+/// When the hub has none yet.
+async fn spoke_address(client: &Client, kube_system_uid: &str) -> anyhow::Result<String> {
+    let reported: anyhow::Result<Addresses> = client.get("/v1/addresses").await;
+    let Addresses { spokes, own_cluster } = match reported {
+        Ok(addresses) => addresses,
+        // An older hub: the address is part of the operator's context.
+        Err(error) if is_not_found(&error) => {
+            Addresses { spokes: client.hub().spoke_address.clone(), own_cluster: None }
+        }
+        Err(error) => return Err(error),
+    };
+    let own = own_cluster.filter(|own| own.kube_system_uid == kube_system_uid);
+    match own.and_then(|own| own.spokes).or(spokes) {
+        Some(address) => Ok(address),
+        None => bail!(
+            "the hub has no address for spokes of other clusters ({}); set `spokes.address` of the chart to a HOST:PORT \
+             that forwards UDP to Service attest-gitops-spokes, or wait until its load balancer has an address",
+            Reason::SpokeAddressUnknown
+        ),
+    }
 }
 
 pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {

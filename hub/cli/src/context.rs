@@ -10,6 +10,8 @@ use attest_common::basics::ids::Name;
 use attest_common::basics::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::human::quoted;
+
 /// Environment variable that names another file.
 const PATH_VARIABLE: &str = "ATTEST_CONFIG";
 /// Maximum size of the context file, in bytes.
@@ -33,10 +35,15 @@ pub(crate) struct Context {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct HubContext {
     pub(crate) name: String,
-    /// `https://HOST:PORT` of the API.
-    pub(crate) api_url: String,
-    /// `HOST:PORT` of the listener for spokes.
-    pub(crate) spoke_address: String,
+    /// `https://HOST:PORT` of the API; absent for a hub that is reached through a port-forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) api_url: Option<String>,
+    /// The cluster that the hub runs in: where to log in, and to open a port-forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) forward: Option<ForwardTarget>,
+    /// `HOST:PORT` of the listener for spokes, for hubs that do not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spoke_address: Option<String>,
     /// `sha256:<hex>` of the certificate authority's public key.
     pub(crate) ca_pin: String,
     pub(crate) hub_key_id: String,
@@ -46,6 +53,46 @@ pub(crate) struct HubContext {
     pub(crate) operator_chain: String,
     /// PEM of the operator's private key.
     pub(crate) operator_key: String,
+}
+
+/// The cluster and namespace of a hub.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ForwardTarget {
+    /// Kubeconfig file; the default one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    pub(crate) context: String,
+    pub(crate) namespace: String,
+}
+
+impl HubContext {
+    /// The address of the API, as shown to people.
+    pub(crate) fn shown_address(&self) -> String {
+        match (&self.api_url, &self.forward) {
+            (Some(url), _) => url.clone(),
+            (None, Some(ForwardTarget { context, namespace, .. })) => {
+                format!("port-forward to {namespace} of {context}")
+            }
+            (None, None) => "<none>".to_owned(),
+        }
+    }
+
+    /// The command that renews the operator's certificate.
+    pub(crate) fn renewal_command(&self) -> String {
+        match &self.forward {
+            Some(ForwardTarget { kubeconfig, context, namespace }) => {
+                let kubeconfig = kubeconfig
+                    .as_ref()
+                    .map(|file| format!(" --kubeconfig {}", quoted(file)))
+                    .unwrap_or_default();
+                let context = quoted(Path::new(context));
+                format!("`attest hub login{kubeconfig} --context {context} -n {namespace}`")
+            }
+            None => "`attest hub operator issue NAME --save` on the hub's machine".to_owned(),
+        }
+    }
 }
 
 impl std::fmt::Debug for HubContext {
@@ -197,8 +244,9 @@ mod tests {
     fn hub(name: &str) -> HubContext {
         HubContext {
             name: name.to_owned(),
-            api_url: "https://127.0.0.1:8443".to_owned(),
-            spoke_address: "127.0.0.1:4433".to_owned(),
+            api_url: Some("https://127.0.0.1:8443".to_owned()),
+            forward: None,
+            spoke_address: Some("127.0.0.1:4433".to_owned()),
             ca_pin: "sha256:00".to_owned(),
             hub_key_id: "ed25519:00".to_owned(),
             hub_key: "PEM\nPEM\n".to_owned(),

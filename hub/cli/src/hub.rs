@@ -1,5 +1,6 @@
 //! `attest hub …`: hubs of this operator.
 
+mod login;
 mod operator;
 
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::context::{Context, HubContext, path as context_path};
+use crate::human::NONE;
 use crate::printer::{OutputArgs, Printer, TextTable};
 
 /// Default port of the API for operators.
@@ -32,6 +34,8 @@ pub(crate) struct HubCommandArgs {
 enum HubCommand {
     /// Create a hub: its certificate authority, its signing key and the operator's credentials
     Init(HubInitArgs),
+    /// Get credentials for a hub in a cluster, with the permissions of a kubeconfig
+    Login(login::LoginArgs),
     /// Manage the operators of a hub
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
@@ -60,8 +64,9 @@ struct HubInitArgs {
 #[serde(rename_all = "camelCase")]
 struct HubDocument<'a> {
     name: &'a str,
-    api_url: &'a str,
-    spoke_address: &'a str,
+    api_url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spoke_address: Option<&'a str>,
     ca_pin: &'a str,
     hub_key_id: &'a str,
     current: bool,
@@ -73,6 +78,7 @@ pub(crate) fn run(args: HubCommandArgs, printer: &Printer) -> anyhow::Result<()>
     }
     match args.command {
         HubCommand::Init(args) => init(args, printer),
+        HubCommand::Login(args) => login::login(&args, printer),
         HubCommand::Operator(command) => operator::run(command, printer),
         HubCommand::List(output) => list_hubs(output, printer),
     }
@@ -123,8 +129,9 @@ fn is_loopback(host: &str) -> bool {
 fn hub_context(name: &str, created: Created) -> HubContext {
     HubContext {
         name: name.to_owned(),
-        api_url: created.api_url,
-        spoke_address: created.spoke_address,
+        api_url: Some(created.api_url),
+        forward: None,
+        spoke_address: Some(created.spoke_address),
         ca_pin: created.ca_pin,
         hub_key_id: created.hub_key_id,
         hub_key: created.hub_key_pem,
@@ -141,8 +148,8 @@ pub(crate) fn list_hubs(output: OutputArgs, printer: &Printer) -> anyhow::Result
         .iter()
         .map(|hub| HubDocument {
             name: &hub.name,
-            api_url: &hub.api_url,
-            spoke_address: &hub.spoke_address,
+            api_url: hub.shown_address(),
+            spoke_address: hub.spoke_address.as_deref(),
             ca_pin: &hub.ca_pin,
             hub_key_id: &hub.hub_key_id,
             current: current.as_ref() == Some(&hub.name),
@@ -155,8 +162,8 @@ pub(crate) fn list_hubs(output: OutputArgs, printer: &Printer) -> anyhow::Result
             table.row([
                 hub.name,
                 if hub.current { "*" } else { "" },
-                hub.api_url,
-                hub.spoke_address,
+                &hub.api_url,
+                hub.spoke_address.unwrap_or(NONE),
             ]);
         }
         table

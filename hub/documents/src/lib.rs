@@ -3,6 +3,8 @@
 //! Lists are versioned (`apiVersion`, `kind`, `items`), so that `-o json` is a stable interface.
 //! `docs/openapi.yaml` describes the same documents; a test keeps the two equal.
 
+pub mod login;
+
 use std::collections::BTreeMap;
 
 use attest_common::basics::ids::{ClusterId, Timestamp};
@@ -99,6 +101,29 @@ pub struct Version {
     pub version: String,
     pub protocol: u32,
     pub hub_key_id: String,
+}
+
+/// `GET /v1/addresses`: where spokes reach the hub.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Addresses {
+    /// `HOST:PORT` that spokes of other clusters dial, over UDP; absent while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spokes: Option<String>,
+    /// The cluster that the hub runs on; absent outside a cluster, and while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_cluster: Option<OwnClusterAddress>,
+}
+
+/// Identity of the hub's own cluster, and the address for its spoke.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnClusterAddress {
+    /// UID of the namespace `kube-system`.
+    pub kube_system_uid: String,
+    /// `HOST:PORT` that the spoke of this cluster dials, over UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spokes: Option<String>,
 }
 
 /// `POST /v1/tokens`: creates a single-use join token.

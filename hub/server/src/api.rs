@@ -88,6 +88,7 @@ enum QueryUse {
 fn routes() -> [Route; 24] {
     [
         read("/v1/version", settings::version),
+        read("/v1/addresses", settings::addresses),
         change(MethodFilter::POST, "/v1/tokens", clusters::make_token),
         read("/v1/tokens", clusters::tokens),
         change(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),

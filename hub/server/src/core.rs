@@ -2,6 +2,7 @@
 //!
 //! It does not depend on HTTP, on the sessions of spokes, or on reconciliation.
 
+pub mod addresses;
 pub mod blocking;
 pub mod certificates;
 pub mod directory;
@@ -17,6 +18,7 @@ pub mod store;
 
 use std::sync::Arc;
 
+use addresses::SpokeAddressesCell;
 use directory::Directory;
 use epoch::Epoch;
 use fleet::Fleet;
@@ -40,6 +42,7 @@ pub struct Core {
     pub directory: Directory,
     pub metrics: Metrics,
     pub own_cluster: OwnClusterCell,
+    pub addresses: SpokeAddressesCell,
     pub stop: Arc<Stop>,
 }
 
@@ -62,6 +65,7 @@ impl Core {
             directory: Directory::load(&records)?,
             metrics,
             own_cluster: OwnClusterCell::default(),
+            addresses: SpokeAddressesCell::default(),
             records,
             stop: Arc::default(),
         }))

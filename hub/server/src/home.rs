@@ -90,7 +90,33 @@ pub struct Home {
 /// # Errors
 /// [`HomeError::Exists`] when `directory` exists and is not an empty directory. A failure leaves nothing behind.
 pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeError> {
-    let hosts = hosts_of(advertise)?;
+    let subject = OperatorSubject { role: OperatorRole::Operator, name: OPERATOR_NAME };
+    place(directory, |unfinished| {
+        let (authority, signing) = fill(unfinished, advertise)?;
+        let operators = Operators::at(unfinished.join(OPERATORS_DIRECTORY));
+        created(&operators, subject, advertise, &authority, &signing)
+    })
+}
+
+/// Creates the home `directory` as [`create`] does, without an operator: those of a hub in a cluster log in through its
+/// API server.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_without_operator(directory: &Path, advertise: &Advertise) -> Result<(), HomeError> {
+    place(directory, |unfinished| fill(unfinished, advertise).map(drop))
+}
+
+/// Returns whether `directory` contains a home.
+pub fn exists(directory: &Path) -> bool {
+    directory.join(SETTINGS_FILE).exists()
+}
+
+/// Creates `directory` with the content that `fill` writes, in one step.
+fn place<T>(
+    directory: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, HomeError>,
+) -> Result<T, HomeError> {
     if !is_free(directory)? {
         return Err(HomeError::Exists(directory.to_path_buf()));
     }
@@ -101,7 +127,7 @@ pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeEr
         .prefix(".attest-hub-")
         .tempdir_in(&parent)
         .map_err(|source| file_error(&parent, source))?;
-    let created = fill(unfinished.path(), advertise, &hosts)?;
+    let created = fill(unfinished.path())?;
     fs::rename(unfinished.path(), directory).map_err(|source| file_error(directory, source))?;
     // The directory was moved: the guard must not remove its old path.
     let _moved = unfinished.keep();
@@ -109,9 +135,10 @@ pub fn create(directory: &Path, advertise: &Advertise) -> Result<Created, HomeEr
     Ok(created)
 }
 
-fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Created, HomeError> {
+fn fill(directory: &Path, advertise: &Advertise) -> Result<(Authority, PrivateKey), HomeError> {
     use std::os::unix::fs::PermissionsExt as _;
 
+    let hosts = hosts_of(advertise)?;
     let private = fs::Permissions::from_mode(DIRECTORY_MODE);
     fs::set_permissions(directory, private).map_err(|source| file_error(directory, source))?;
     let authority = Authority::create(&trust_domain()?).map_err(HomeError::Authority)?;
@@ -119,7 +146,7 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     write_file(directory, ".gitignore", b"*\n")?;
     write_file(directory, AUTHORITY_CERTIFICATE_FILE, authority.certificate_pem().as_bytes())?;
     write_file(directory, AUTHORITY_KEY_FILE, authority.key_pem().as_bytes())?;
-    issue_tls(&authority, hosts)?.save(directory, TLS_STEM).map_err(HomeError::Bundle)?;
+    issue_tls(&authority, &hosts)?.save(directory, TLS_STEM).map_err(HomeError::Bundle)?;
     let seed = random()?;
     let signing = PrivateKey::from_seed(&seed).map_err(HomeError::SigningKey)?;
     write_file(
@@ -134,9 +161,7 @@ fn fill(directory: &Path, advertise: &Advertise, hosts: &[Host]) -> Result<Creat
     fs::create_dir(&git).map_err(|source| file_error(&git, source))?;
     store::create(&directory.join(DATABASE_FILE)).map_err(HomeError::Store)?;
     sync_directory(directory)?;
-    let operators = Operators::at(directory.join(OPERATORS_DIRECTORY));
-    let subject = OperatorSubject { role: OperatorRole::Operator, name: OPERATOR_NAME };
-    created(&operators, subject, advertise, &authority, &signing)
+    Ok((authority, signing))
 }
 
 /// Name and role of an operator's certificate.

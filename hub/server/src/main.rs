@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use attest_hub::home;
 use attest_hub::process::config::Options;
+use attest_hub::process::ready::ReadinessCheck;
 use attest_hub::process::run;
 use attest_runtime::log;
 use attest_supply::render::run_as_worker;
@@ -21,6 +22,15 @@ const EXIT_FAILED: u8 = 1;
 fn main() -> ExitCode {
     if let Some(code) = run_as_worker() {
         return code;
+    }
+    if let Some(check) = ReadinessCheck::requested() {
+        return match check.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                print_diagnostic(&format!("attest-hub: {error}"));
+                ExitCode::from(EXIT_FAILED)
+            }
+        };
     }
     attest_certs::install_provider();
     let options = Options::parse();

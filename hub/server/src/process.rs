@@ -2,6 +2,7 @@
 
 pub mod config;
 pub(crate) mod parts;
+pub mod ready;
 pub mod run;
 
 pub use parts::StartError;

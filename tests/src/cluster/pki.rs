@@ -86,6 +86,20 @@ impl Pki {
 
     /// Creates a kubeconfig with one context and embedded credentials.
     pub(super) fn kubeconfig(&self, server: &str, context: &str, user: &Pair) -> String {
+        let credentials = format!(
+            "client-certificate-data: {}\n    client-key-data: {}",
+            BASE64.encode(user.certificate.as_bytes()),
+            BASE64.encode(user.key.as_bytes()),
+        );
+        self.kubeconfig_of(server, context, &credentials)
+    }
+
+    /// Creates a kubeconfig with one context and a token.
+    pub(super) fn kubeconfig_with_token(&self, server: &str, context: &str, token: &str) -> String {
+        self.kubeconfig_of(server, context, &format!("token: {token}"))
+    }
+
+    fn kubeconfig_of(&self, server: &str, context: &str, credentials: &str) -> String {
         format!(
             "apiVersion: v1\n\
              kind: Config\n\
@@ -98,16 +112,13 @@ impl Pki {
              users:\n\
              - name: {context}-user\n  \
                user:\n    \
-                 client-certificate-data: {certificate}\n    \
-                 client-key-data: {key}\n\
+                 {credentials}\n\
              contexts:\n\
              - name: {context}\n  \
                context:\n    \
                  cluster: {context}\n    \
                  user: {context}-user\n",
             authority = BASE64.encode(self.authority_pem().as_bytes()),
-            certificate = BASE64.encode(user.certificate.as_bytes()),
-            key = BASE64.encode(user.key.as_bytes()),
         )
     }
 }

@@ -13,6 +13,7 @@ mod crashes;
 mod documents;
 mod end_to_end;
 mod harness;
+mod in_cluster;
 mod install;
 mod operator;
 mod product;

@@ -401,6 +401,10 @@ registry! {
 
     "API and operators", seen in "API, `attest gitops`, `attest hub operator`" {
         OperatorUnknown: "no operator's certificate has this serial number", "`attest hub operator list` shows the serial numbers";
+        RequestLifetime: "a request for an operator's certificate asks for a lifetime outside the limits", "ask for 10 minutes to 30 days";
+        RequestUsername: "the user name of a request for an operator's certificate is empty or too long", "log in as another user";
+        SpokeAddressUnknown: "the hub has no address for spokes of other clusters",
+            "set `spokes.address` of the chart, or wait for the address of the load balancer";
         ViewerReadOnly: "a viewer asked for a change", "log in as operator, or ask for `attest hub operator issue NAME`";
         OperatorRevoked: "the operator's certificate is revoked", "run `attest hub operator issue NAME` on the hub's machine";
         OperatorUnreadable: "the state of the operator's certificate cannot be read",

@@ -20,7 +20,7 @@ use attest_supply::trust_policy;
 use serde_json::Value;
 
 use super::join_token::JoinToken;
-use super::{LabelChange, POLL_EVERY, hub_entries, registered};
+use super::{LabelChange, POLL_EVERY, hub_entries, registered, spoke_address};
 use crate::client::Client;
 use crate::context::{self, Context, HubContext};
 use crate::hub_args::HubArgs;
@@ -122,6 +122,7 @@ pub(super) async fn add(
         .map_err(|refusal| refusal_error(&refusal, &cluster.flags))?;
     printer.note(&format!("[preflight] {}", describe_plan(&plan, &args.name, &hub.name)));
 
+    let spoke_address = spoke_address(&client, &facts.kube_system_uid).await?;
     let policy_changes = match &facts.policy {
         Some(installed) => policy_changes(installed, &policy)?,
         None => Vec::new(),
@@ -137,7 +138,7 @@ pub(super) async fn add(
         action: &plan.action,
         policy: &policy,
         superseded,
-        hub: &hub.spoke_address,
+        hub: &spoke_address,
         client: &client,
         cluster: &cluster,
         printer,

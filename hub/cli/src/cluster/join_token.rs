@@ -8,6 +8,7 @@ use attest_documents::{List, Token, TokenRequest};
 use clap::Subcommand;
 use reqwest::Method;
 
+use super::spoke_address;
 use crate::client::Client;
 use crate::hub_args::HubArgs;
 use crate::human::until;
@@ -60,7 +61,7 @@ pub(super) async fn run(
                 Some(file) => token.write(&file, printer)?,
                 None => printer.line(&token.secret),
             }
-            let address = &client.hub().spoke_address;
+            let address = spoke_address(&client, "").await?;
             printer.note(&format!("single-use, valid for {}; next:", until(token.expires_at)));
             printer.note(&format!(
                 "  attest-spoke --hub {address} --join-token-file FILE   (in the cluster)"

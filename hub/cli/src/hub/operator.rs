@@ -10,7 +10,7 @@ use attest_hub::home::{self, Created};
 use clap::Subcommand;
 
 use super::{HOME_DEFAULT, hub_context};
-use crate::context::{Context, path as context_path};
+use crate::context::{Context, HubContext, path as context_path};
 use crate::human::{age, confirm_loss, until};
 use crate::printer::{OutputArgs, Printer, TextTable};
 use crate::target::write_private;
@@ -95,7 +95,7 @@ fn issue(args: IssueArgs, printer: &Printer) -> anyhow::Result<()> {
             printer.note(&format!("next, for {name}: ATTEST_CONFIG={}", file.display()));
         }
         None if save => {
-            renewed(context, &context_name, created).save()?;
+            renewed(context, hub_context(&context_name, created)).save()?;
             printer.line(&issued);
             printer.note(&format!("saved in {}", context_path()?.display()));
         }
@@ -118,7 +118,7 @@ fn context_for(name: &str, created: Created) -> anyhow::Result<String> {
 
 /// Returns the name of the hub in a new context, or in the operator's own. Rejects a name that the context uses for
 /// another hub, and another name for a hub that the context knows.
-fn context_name_of(
+pub(super) fn context_name_of(
     requested: Option<String>,
     own: Option<&Context>,
     ca_pin: &str,
@@ -140,13 +140,17 @@ fn context_name_of(
 }
 
 /// The context with this certificate for the hub of the same certificate authority, or with an additional hub.
-fn renewed(mut context: Context, name: &str, created: Created) -> Context {
-    if let Some(hub) = context.hubs.iter_mut().find(|hub| hub.ca_pin == created.ca_pin) {
-        *hub = hub_context(&hub.name.clone(), created);
-        return context;
+pub(super) fn renewed(mut context: Context, hub: HubContext) -> Context {
+    match context.hubs.iter_mut().find(|known| known.ca_pin == hub.ca_pin) {
+        Some(known) => {
+            let name = known.name.clone();
+            *known = HubContext { name, ..hub };
+        }
+        None => {
+            context.current_hub.get_or_insert_with(|| hub.name.clone());
+            context.hubs.push(hub);
+        }
     }
-    context.current_hub.get_or_insert_with(|| name.to_owned());
-    context.hubs.push(hub_context(name, created));
     context
 }
 
@@ -210,7 +214,7 @@ mod tests {
         let old = context.hubs[0].operator_chain.clone();
 
         let next = home::issue_operator(&path, OperatorRole::Operator, "admin").unwrap();
-        let context = renewed(context, "main", next);
+        let context = renewed(context, hub_context("main", next));
 
         assert_eq!(context.hubs.len(), 1);
         assert_eq!(context.hubs[0].name, "west");

@@ -7,8 +7,8 @@ use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_common::session::PROTOCOL_VERSION;
 use attest_documents::{
-    Condition, Failure, Key, KeyRequest, List, Repository, RepositoryRemoval, RepositoryRequest,
-    Version,
+    Addresses, Condition, Failure, Key, KeyRequest, List, OwnClusterAddress, Repository,
+    RepositoryRemoval, RepositoryRequest, Version,
 };
 use attest_runtime::clock::now;
 use attest_supply::source::{RepositoryUrl, Scheme};
@@ -18,6 +18,7 @@ use http::StatusCode;
 
 use super::{Api, Body, Refusal};
 use crate::core::blocking::blocking;
+use crate::core::own_cluster::OwnCluster;
 use crate::core::store::records::{self, KeyRecord, RepositoryRecord};
 use crate::reconcile::repositories::remote;
 
@@ -32,6 +33,18 @@ pub(super) async fn version(State(api): State<Arc<Api>>) -> Json<Version> {
         protocol: PROTOCOL_VERSION,
         hub_key_id: api.core.signer.public().id().to_string(),
     })
+}
+
+pub(super) async fn addresses(State(api): State<Arc<Api>>) -> Json<Addresses> {
+    let addresses = api.core.addresses.get();
+    let own_cluster = match api.core.own_cluster.get() {
+        OwnCluster::Uid(kube_system_uid) => {
+            let spokes = addresses.internal().map(str::to_owned);
+            Some(OwnClusterAddress { kube_system_uid, spokes })
+        }
+        OwnCluster::None | OwnCluster::Unknown => None,
+    };
+    Json(Addresses { spokes: addresses.external().map(str::to_owned), own_cluster })
 }
 
 fn field(reason: Reason, field: &str, message: impl Into<String>) -> Refusal {

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use attest_certs::authority::OPERATOR_LIFETIME;
 use attest_certs::bundle::write_private;
@@ -20,6 +21,8 @@ use super::{HomeError, file_error, read};
 
 /// Most listed certificates.
 pub(crate) const OPERATORS_MAX: usize = 10_000;
+/// Time for which the record of an expired certificate is kept. Certificates of `attest hub login` live for hours.
+const EXPIRED_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Longest serial number in hexadecimal digits.
 const SERIAL_DIGITS_MAX: usize = 40;
 /// Name of a revoked certificate that was not recorded here.
@@ -108,6 +111,22 @@ impl Operators {
         }
         all.sort_by(|a, b| (&a.name, a.issued_at).cmp(&(&b.name, b.issued_at)));
         Ok(all)
+    }
+
+    /// Removes the records of certificates that expired [`EXPIRED_KEPT`] ago.
+    ///
+    /// # Errors
+    /// When a file cannot be read or removed.
+    pub(crate) fn remove_expired(&self, now: Timestamp) -> Result<(), HomeError> {
+        let kept_ms = i64::try_from(EXPIRED_KEPT.as_millis()).unwrap_or(i64::MAX);
+        for operator in self.all()? {
+            if after(operator.expires_at, kept_ms) < now
+                && let Some(path) = self.file(&operator.serial)
+            {
+                fs::remove_file(&path).map_err(|source| file_error(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Revokes a certificate, also for open connections. The certificate need not be recorded: it may have been issued by

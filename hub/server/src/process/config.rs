@@ -21,20 +21,40 @@ pub(crate) const POLL_INTERVAL_MIN_MS: u64 = 100;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "attest-hub", version)]
 pub struct Options {
-    /// Home directory, created by `attest hub init`.
+    /// Home directory, created by `attest hub init`; with --in-cluster, by this program.
     #[arg(long, env = HOME_VARIABLE)]
     pub home: PathBuf,
     /// Listen address for spokes (UDP). Port 0 selects a free port.
-    #[arg(long, default_value = "0.0.0.0:4433", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_SPOKES",
+        default_value = "0.0.0.0:4433",
+        value_name = "ADDRESS:PORT"
+    )]
     pub listen_spokes: ListenAddress,
     /// Listen address of the API for operators (HTTPS).
-    #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_API",
+        default_value = "127.0.0.1:8443",
+        value_name = "ADDRESS:PORT"
+    )]
     pub listen_api: ListenAddress,
     /// Listen address of `/health` and `/ready`.
-    #[arg(long, default_value = ":8081", value_name = "[ADDRESS]:PORT")]
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_HEALTH",
+        default_value = ":8081",
+        value_name = "[ADDRESS]:PORT"
+    )]
     pub listen_health: ListenAddress,
     /// Listen address of `/metrics`.
-    #[arg(long, default_value = ":8080", value_name = "[ADDRESS]:PORT")]
+    #[arg(
+        long,
+        env = "ATTEST_LISTEN_METRICS",
+        default_value = ":8080",
+        value_name = "[ADDRESS]:PORT"
+    )]
     pub listen_metrics: ListenAddress,
     /// Interval between polls of each repository, in milliseconds.
     #[arg(long, default_value_t = POLL_INTERVAL_DEFAULT_MS, value_parser = clap::value_parser!(u64).range(POLL_INTERVAL_MIN_MS..))]
@@ -53,6 +73,12 @@ pub struct Options {
         default_value = SERVICE_ACCOUNT_DIRECTORY
     )]
     pub service_account_dir: PathBuf,
+    /// Address that spokes dial; by default that of the home, in a cluster that of the load balancer.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// `https://HOST:PORT` of the API for operators of a hub in a cluster; without it, `attest` opens a port-forward.
+    #[arg(long, value_name = "URL")]
+    pub api_url: Option<String>,
     /// Allow `file://` repositories below this directory. May be repeated.
     #[arg(long, value_name = "DIR")]
     pub allow_file_repositories: Vec<PathBuf>,

@@ -8,6 +8,7 @@ use attest_certs::bundle::write_private;
 use attest_common::basics::backoff::{Backoff, Jitter};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
+use attest_documents::login::{API_PORT, HubFacts};
 use attest_runtime::clock::random;
 use attest_runtime::probes::{self, BindError};
 use attest_supply::render::{
@@ -25,12 +26,15 @@ use crate::core::own_cluster::OwnCluster;
 use crate::core::stop::Stop;
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, TokenRecord};
-use crate::home::{self, Home, HomeError};
+use crate::home::{self, Advertise, Home, HomeError};
+use crate::in_cluster::{LoginSigner, follow_service, publish};
 use crate::kubernetes::{HubKubernetes, KubernetesError};
 use crate::process::config::Options;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
 
+/// Port of the Service for spokes.
+const SPOKES_PORT: u16 = 4433;
 /// Interval between checks of the expiry of the hub's certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
 /// Delays between requests to an API server that does not answer.
@@ -61,11 +65,16 @@ pub struct Running {
 /// # Errors
 /// The first failure, with a text for the person who started the hub.
 pub async fn start(options: &Options) -> Result<Running, RunError> {
-    let home = home::open(&options.home)?;
     let kubernetes = match options.kubernetes() {
         Some(access) => Some(HubKubernetes::open(&access).await?),
         None => None,
     };
+    if let Some(kubernetes) = kubernetes.as_ref().filter(|_| options.in_cluster) {
+        create_home(options, &kubernetes.namespace)?;
+    }
+    let home = home::open(&options.home)?;
+    let facts = facts_of(&home, options);
+    let advertised = home.advertise.spoke_address.clone();
     let addresses_file = home.addresses();
     let tls = home.tls.clone();
     let (kustomize, probed) = renderer(options).await?;
@@ -82,7 +91,9 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         .await
         .map_err(|_| RunError::Ended)??;
     let Parts { core, waker, reconciler, registration, api: state } = parts;
-    let opened = SpokeListener::open(core.clone(), waker.clone(), registration, &tls, spokes)?;
+    let operators = state.operators.clone();
+    let opened =
+        SpokeListener::open(core.clone(), waker.clone(), registration.clone(), &tls, spokes)?;
     let spokes = Arc::new(opened);
     let api = api::listen(state, &tls, api)?;
     let addresses = Addresses {
@@ -108,8 +119,17 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     tasks.spawn(serving("API", stop.clone(), api::serve(api)));
     tasks.spawn(stop.clone().part("health", serve_status(core.clone(), health)));
     tasks.spawn(stop.clone().part("metrics", serve_metrics(core.clone(), metrics)));
+    let advertised = Some(advertised).filter(|_| !options.in_cluster);
+    let configured = options.advertise.clone().or(advertised);
+    core.addresses.update(|addresses| addresses.configured = configured);
     if let Some(kubernetes) = kubernetes {
         core.own_cluster.set(OwnCluster::Unknown);
+        let signer = LoginSigner::new(core.clone(), registration, operators, kubernetes.clone());
+        tasks.spawn(stop.clone().part("login", Arc::new(signer).run()));
+        let published = publish(core.clone(), kubernetes.clone(), facts);
+        tasks.spawn(stop.clone().part("published data", published));
+        let service = follow_service(core.clone(), kubernetes.clone());
+        tasks.spawn(stop.clone().part("addresses", service));
         tasks.spawn(identify_cluster(core.clone(), kubernetes));
     }
     tracing::info!(
@@ -123,6 +143,34 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     );
     log_isolation(&probed, capacity);
     Ok(Running { core, addresses, tasks })
+}
+
+/// Creates the home of a hub in a cluster at its first start.
+fn create_home(options: &Options, namespace: &str) -> Result<(), HomeError> {
+    if home::exists(&options.home) {
+        return Ok(());
+    }
+    let spokes = format!("attest-gitops-spokes.{namespace}.svc:{SPOKES_PORT}");
+    let api = format!("https://attest-gitops-api.{namespace}.svc:{API_PORT}");
+    let advertise = Advertise {
+        spoke_address: options.advertise.clone().unwrap_or(spokes),
+        api_url: options.api_url.clone().unwrap_or(api),
+    };
+    home::create_without_operator(&options.home, &advertise)?;
+    tracing::info!(home = options.home.display().to_string(), "Home created");
+    Ok(())
+}
+
+/// Public data of the hub, without the address for spokes.
+fn facts_of(home: &Home, options: &Options) -> HubFacts {
+    HubFacts {
+        ca_certificate: home.authority.certificate_pem(),
+        ca_pin: home.authority.pin().to_string(),
+        hub_key: home.signing.public().to_pem(),
+        hub_key_id: home.signing.public().id().to_string(),
+        api_url: options.api_url.clone(),
+        spoke_address: None,
+    }
 }
 
 /// Finds kustomize and checks that rendering is isolated.

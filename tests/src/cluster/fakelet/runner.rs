@@ -2,21 +2,25 @@
 //! Secrets, ConfigMaps and account tokens.
 //!
 //! Nothing can be mounted at a path inside a pod here, so each volume becomes a directory, and arguments
-//! and variables that name a path below a mount are rewritten to it. `ATTEST_SERVICE_ACCOUNT_DIR` names
+//! and variables that name a path below a mount are rewritten to it. A claim's directory outlives its pods.
+//! No address of the cluster exists on this machine either: `HOST:PORT` of a Service is rewritten to where
+//! the process of its pod listens. `ATTEST_SERVICE_ACCOUNT_DIR` names
 //! the account's directory, whose path is fixed in a real pod.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, KeyToPath, ObjectFieldSelector, ProjectedVolumeSource,
-    Secret, ServiceAccount, ServiceAccountTokenProjection,
+    ConfigMap, Container, EnvVarSource, KeyToPath, ObjectFieldSelector, Pod, ProjectedVolumeSource,
+    Secret, Service, ServiceAccount, ServiceAccountTokenProjection,
 };
-use kube::api::PostParams;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
@@ -27,6 +31,10 @@ use crate::process::{Process, Spec};
 pub const SERVICE_ACCOUNT_VARIABLE: &str = "ATTEST_SERVICE_ACCOUNT_DIR";
 
 const SERVICE_ACCOUNT_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Directory of the claims, below that of the node.
+const CLAIMS: &str = "claims";
+/// Beginning of the addresses of Services.
+const SERVICE_ADDRESSES: &str = "10.96.";
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3607);
 /// Share of its lifetime after which a kubelet renews a token.
 const TOKEN_RENEWAL_PERCENT: u32 = 80;
@@ -42,13 +50,20 @@ pub struct Runner {
     image: String,
     program: PathBuf,
     environment: Vec<(OsString, OsString)>,
+    /// Container port → address of this machine.
+    listens: BTreeMap<u16, String>,
 }
 
 impl Runner {
     /// Runs `program` for containers whose image is named `image`, in any registry and with any tag or
     /// digest.
     pub fn new(image: &str, program: impl Into<PathBuf>) -> Self {
-        Self { image: image.to_owned(), program: program.into(), environment: Vec::new() }
+        Self {
+            image: image.to_owned(),
+            program: program.into(),
+            environment: Vec::new(),
+            listens: BTreeMap::new(),
+        }
     }
 
     /// Sets a variable in addition to those of the pod.
@@ -56,6 +71,18 @@ impl Runner {
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
+    }
+
+    /// The process listens on `address` for the container port `port`, because `variable` says so.
+    #[must_use]
+    pub fn listen(mut self, port: u16, variable: &str, address: &str) -> Self {
+        self.listens.insert(port, address.to_owned());
+        self.env(variable, address)
+    }
+
+    /// Address of this machine for a container port.
+    pub(super) fn address(&self, port: u16) -> Option<&str> {
+        self.listens.get(&port).map(String::as_str)
     }
 
     pub(super) fn runs(&self, image: &str) -> bool {
@@ -83,8 +110,14 @@ pub(super) async fn supervise(
         }
         let started = Instant::now();
         // Like a kubelet, retry when a Secret is missing.
-        if job.run_once(restarts).await.is_ok() {
-            restarts += 1;
+        match job.run_once(restarts).await {
+            Ok(status) if job.runs_once() => {
+                let end = if status.success() { Condition::Succeeded } else { Condition::Failed };
+                pod.write_status(end).await;
+                return;
+            }
+            Ok(_) => restarts += 1,
+            Err(_) => {}
         }
         delay = if started.elapsed() > RESTART_DELAY_MAX {
             RESTART_DELAY
@@ -105,7 +138,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn run_once(&self, restarts: u32) -> anyhow::Result<()> {
+    fn runs_once(&self) -> bool {
+        let policy = self.pod.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+        policy == Some("Never")
+    }
+
+    async fn run_once(&self, restarts: u32) -> anyhow::Result<ExitStatus> {
         let directory = self.directory();
         let mounts = self.mount(&directory).await?;
         let spec = self.spec(&directory, &mounts).await?;
@@ -116,10 +154,10 @@ impl Job<'_> {
         let mut token_age = Instant::now();
         let mut is_reported = false;
         loop {
-            if running.process.ended()?.is_some() {
-                return Ok(());
+            if let Some(status) = running.process.ended()? {
+                return Ok(status);
             }
-            if !is_reported && started.elapsed() >= ALIVE_AFTER {
+            if !is_reported && started.elapsed() >= ALIVE_AFTER && self.is_ready().await {
                 is_reported = self.pod.write_status(Condition::Ready { restarts }).await;
             }
             if token_age.elapsed() > TOKEN_LIFETIME * TOKEN_RENEWAL_PERCENT / 100 {
@@ -130,6 +168,57 @@ impl Job<'_> {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Asks the process as its readiness probe says, where it is known where it listens.
+    async fn is_ready(&self) -> bool {
+        let probe =
+            self.container.readiness_probe.as_ref().and_then(|probe| probe.http_get.as_ref());
+        let address = probe
+            .and_then(|probe| self.runner.address(container_port(self.container, &probe.port)?));
+        let (Some(probe), Some(address)) = (probe, address) else { return true };
+        let path = probe.path.as_deref().unwrap_or("/");
+        let Ok(client) = reqwest::Client::builder().no_proxy().build() else { return false };
+        let answer = client.get(format!("http://{address}{path}")).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Rewrites `HOST:PORT` of a Service, alone or as the value of a `--flag=`.
+    async fn resolve(&self, text: &str) -> String {
+        let (flag, value) = match text.split_once('=') {
+            Some((flag, value)) if flag.starts_with('-') => (Some(flag), value),
+            Some(_) | None => (None, text),
+        };
+        let found = self.service_address(value).await.unwrap_or_default();
+        let resolved = found.unwrap_or_else(|| value.to_owned());
+        flag.map_or_else(|| resolved.clone(), |flag| format!("{flag}={resolved}"))
+    }
+
+    /// The address on this machine of a Service's `HOST:PORT`.
+    async fn service_address(&self, text: &str) -> anyhow::Result<Option<String>> {
+        let Some((host, port)) = text.rsplit_once(':') else { return Ok(None) };
+        let Ok(port) = port.parse::<i32>() else { return Ok(None) };
+        if !host.ends_with(".svc") && !host.starts_with(SERVICE_ADDRESSES) {
+            return Ok(None);
+        }
+        let services: Api<Service> = Api::all(self.client.clone());
+        let services = services.list(&ListParams::default()).await?;
+        let service = services.items.iter().find(|service| is_at(service, host));
+        let Some(service) = service else { return Ok(None) };
+        let spec = service.spec.as_ref().context("a Service without spec")?;
+        let selector = spec.selector.iter().flatten();
+        let labels: Vec<String> = selector.map(|(key, value)| format!("{key}={value}")).collect();
+        let pods: Api<Pod> =
+            Api::namespaced(self.client.clone(), &service.namespace().unwrap_or_default());
+        let pods = pods.list(&ListParams::default().labels(&labels.join(","))).await?;
+        let ports = spec.ports.iter().flatten();
+        let target =
+            ports.filter(|known| known.port == port).find_map(|known| known.target_port.clone());
+        let Some(target) = target else { return Ok(None) };
+        Ok(pods.items.iter().find_map(|pod| {
+            let (runner, container) = self.node.runner(pod)?;
+            Some(runner.address(container_port(&container, &target)?)?.to_owned())
+        }))
     }
 
     fn pod_path(&self) -> String {
@@ -152,7 +241,8 @@ impl Job<'_> {
                 (None, Some(source)) => self.variable(source).await?.unwrap_or_default(),
                 (None, None) => String::new(),
             };
-            variables.insert(variable.name.clone(), mounts.rewrite(&value));
+            let value = self.resolve(&mounts.rewrite(&value)).await;
+            variables.insert(variable.name.clone(), value);
         }
         let (host, port) = self
             .server
@@ -162,10 +252,13 @@ impl Job<'_> {
 
         let command = self.container.command.iter().flatten().skip(1);
         let arguments = command.chain(self.container.args.iter().flatten());
-        let arguments: Vec<String> =
-            arguments.map(|argument| mounts.rewrite(&expand(argument, &variables))).collect();
+        let mut resolved = Vec::new();
+        for argument in arguments {
+            let argument = mounts.rewrite(&expand(argument, &variables));
+            resolved.push(self.resolve(&argument).await);
+        }
         let log = directory.with_extension("log");
-        let mut spec = Spec::new(&self.runner.program, log).args(arguments);
+        let mut spec = Spec::new(&self.runner.program, log).args(resolved);
         // As in a container, nothing is inherited from this process.
         spec.inherit_environment = false;
         spec.environment
@@ -234,7 +327,14 @@ impl Job<'_> {
         let volumes = self.pod.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let mut places: BTreeMap<&str, PathBuf> = BTreeMap::new();
         for volume in volumes {
-            let place = directory.join(&volume.name);
+            let place = match (&volume.persistent_volume_claim, &volume.host_path) {
+                (Some(claim), _) => {
+                    let name = format!("{}_{}", self.namespace(), claim.claim_name);
+                    self.node.directory.join(CLAIMS).join(name)
+                }
+                (None, Some(host)) => PathBuf::from(&host.path),
+                (None, None) => directory.join(&volume.name),
+            };
             std::fs::create_dir_all(&place)?;
             if let Some(secret) = &volume.secret {
                 let name = secret.secret_name.as_deref().unwrap_or_default();
@@ -370,6 +470,25 @@ impl Drop for Running<'_> {
             std::thread::sleep(LOOK_EVERY);
         }
     }
+}
+
+/// The number of a container's port, which may be given by its name.
+fn container_port(container: &Container, port: &IntOrString) -> Option<u16> {
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(name) => {
+            let ports = container.ports.iter().flatten();
+            let mut named = ports.filter(|port| port.name.as_deref() == Some(name));
+            u16::try_from(named.next()?.container_port).ok()
+        }
+    }
+}
+
+/// Returns whether a Service has this cluster IP, or the name `NAME.NAMESPACE.svc`.
+fn is_at(service: &Service, host: &str) -> bool {
+    let ip = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
+    let name = format!("{}.{}.svc", service.name_any(), service.namespace().unwrap_or_default());
+    ip == Some(host) || name == host
 }
 
 fn put_all<'a>(
