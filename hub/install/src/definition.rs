@@ -3,10 +3,14 @@
 //! The schema names and bounds every field, so that the API server rejects a misspelt one. The meaning of the
 //! fields and their contradictions are decided by `attest_common::trust::policy`.
 
+mod application;
+
 use attest_common::trust::policy::{ENTRIES_MAX, KEYS_MAX, POLICY_NAME, Spec};
 use serde_json::{Value, json};
 
 use super::object;
+
+pub use application::application_definition;
 
 /// Maximum number of names or patterns in a list.
 const TEXTS_MAX: usize = 256;
@@ -25,7 +29,8 @@ pub(super) fn trust_policy(policy: &Spec) -> Value {
     )
 }
 
-pub(super) fn trust_policy_definition() -> Value {
+/// Returns the CustomResourceDefinition of `AttestTrustPolicy`.
+pub fn trust_policy_definition() -> Value {
     let names = json!({
         "plural": "attesttrustpolicies", "singular": "attesttrustpolicy",
         "kind": "AttestTrustPolicy", "listKind": "AttestTrustPolicyList",

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use attest_common::record::custody::{SPOKE_NAME, SPOKE_NAMESPACE};
 use attest_common::trust::policy::{Entry, GroupResource, Spec, accounts_namespace};
+pub use definition::{application_definition, trust_policy_definition};
 use serde_json::{Map, Value, json};
 
 /// User name of the spoke's ServiceAccount.
@@ -65,7 +66,7 @@ impl Installation<'_> {
         let mut all = vec![namespace(SPOKE_NAMESPACE, true)];
         all.extend(kinds.by_accounts.keys().map(|name| namespace(name, true)));
         all.extend(kinds.bound_namespaces().iter().map(|name| namespace(name, false)));
-        all.push(definition::trust_policy_definition());
+        all.push(trust_policy_definition());
         all.extend(rbac::manifests(&kinds));
         all.extend(admission::manifests(&kinds));
         all.push(definition::trust_policy(self.policy));

@@ -56,6 +56,31 @@ fn the_default_policy_installs_exactly_these_objects() {
 }
 
 #[test]
+fn the_files_of_definitions_are_what_the_programs_use() {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
+    for (name, mut definition) in [
+        ("attestapplications", application_definition()),
+        ("attesttrustpolicies", trust_policy_definition()),
+    ] {
+        // Says that `attest` installs the object.
+        let labels = definition.pointer_mut("/metadata/labels").and_then(Value::as_object_mut);
+        labels.unwrap().remove(MANAGED_BY_LABEL);
+        let text = serde_saphyr::to_string(&definition).unwrap();
+        let path = files.join(format!("{name}.yaml"));
+        if std::env::var("ATTEST_GOLDEN").is_ok_and(|value| value == "update") {
+            std::fs::create_dir_all(&files).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        let read = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            read == text,
+            "{} is not the definition; run with ATTEST_GOLDEN=update",
+            path.display()
+        );
+    }
+}
+
+#[test]
 fn kinds_of_the_policy_become_roles_for_the_accounts_of_their_entry_only() {
     let policy = policy(&json!([
         entry(&json!({

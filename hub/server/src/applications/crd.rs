@@ -173,3 +173,6 @@ pub(crate) struct Automated {
     #[serde(default, alias = "selfheal")]
     pub self_heal: bool,
 }
+
+#[cfg(test)]
+mod tests;
