@@ -83,6 +83,30 @@ pub enum Agents {
     External,
 }
 
+/// How a fleet differs from the usual one.
+#[derive(Clone, Copy, Debug)]
+struct Setup<'a> {
+    agents: Agents,
+    /// Variables of the API servers.
+    api_environment: &'a [(&'static str, &'static str)],
+    /// Applications are resources of the first cluster.
+    resources: bool,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { agents: Agents::InCluster, api_environment: &[], resources: false }
+    }
+}
+
+/// Applies the definition of AttestApplication, as its file is.
+async fn define_applications(cluster: &Cluster) -> anyhow::Result<()> {
+    let definition =
+        serde_saphyr::from_str(include_str!("../../deploy/crds/attestapplications.yaml"))?;
+    attest_install::apply::apply_manifests(&cluster.client().await?, &[definition]).await?;
+    Ok(())
+}
+
 /// A fleet. All processes are ended and all files removed on drop.
 #[derive(Debug)]
 pub struct RealFleet {
@@ -107,6 +131,15 @@ impl RealFleet {
         Self::start_with(clusters, Agents::InCluster, &mut |_| {}).await
     }
 
+    /// Like [`Self::start`], with a hub whose applications are resources of the first cluster.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with_resources(clusters: &[(&str, &str)]) -> anyhow::Result<Option<Self>> {
+        let setup = Setup { resources: true, ..Setup::default() };
+        Self::start_all(clusters, setup, &mut |_| {}).await
+    }
+
     /// Like [`Self::start`], with variables for the API servers.
     ///
     /// # Errors
@@ -115,7 +148,8 @@ impl RealFleet {
         clusters: &[(&str, &str)],
         api_environment: &[(&'static str, &'static str)],
     ) -> anyhow::Result<Option<Self>> {
-        Self::start_all(clusters, (Agents::InCluster, api_environment), &mut |_| {}).await
+        let setup = Setup { api_environment, ..Setup::default() };
+        Self::start_all(clusters, setup, &mut |_| {}).await
     }
 
     /// Like [`Self::start`], with spokes inside or outside the clusters. Calls `progress` with a line for
@@ -128,14 +162,15 @@ impl RealFleet {
         agents: Agents,
         progress: &mut dyn FnMut(String),
     ) -> anyhow::Result<Option<Self>> {
-        Self::start_all(clusters, (agents, &[]), progress).await
+        Self::start_all(clusters, Setup { agents, ..Setup::default() }, progress).await
     }
 
     async fn start_all(
         clusters: &[(&str, &str)],
-        (agents, api_environment): (Agents, &[(&'static str, &'static str)]),
+        setup: Setup<'_>,
         progress: &mut dyn FnMut(String),
     ) -> anyhow::Result<Option<Self>> {
+        let Setup { agents, api_environment, resources } = setup;
         let directory = tempfile::Builder::new().prefix("attest-fleet-").tempdir()?;
         remove_at_end(directory.path());
         let starting = clusters.iter().map(|(name, _)| {
@@ -168,9 +203,14 @@ impl RealFleet {
         let home = directory.path().join("hub");
         let ports = Hub::init(&operator, &home)?;
         let repository = Repository::create(&directory.path().join("repository"))?;
-        let allow =
-            ["--allow-file-repositories".to_owned(), directory.path().display().to_string()];
-        let hub = Hub::start(&home, ports, &allow).await?;
+        let allowed = directory.path().display().to_string();
+        let mut flags = vec!["--allow-file-repositories".to_owned(), allowed];
+        if let Some(own) = sites.first().filter(|_| resources) {
+            define_applications(&own.cluster).await?;
+            let kubeconfig = own.cluster.kubeconfig().display().to_string();
+            flags.extend(["--kubeconfig".to_owned(), kubeconfig]);
+        }
+        let hub = Hub::start(&home, ports, &flags).await?;
         let addresses = hub.addresses();
         progress(format!("hub: API at {}, spokes at {}", addresses.api, addresses.spokes));
         let key = directory.path().join("ci.key");

@@ -1,5 +1,6 @@
 //! Applications: manifest, resolution of references and defaults, rules of applying and removing, and status.
 
+pub(crate) mod changes;
 pub(crate) mod crd;
 mod delivery;
 mod durations;

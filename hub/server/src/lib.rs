@@ -12,6 +12,7 @@ mod in_cluster;
 pub mod kubernetes;
 pub mod process;
 mod reconcile;
+mod resources;
 mod rollouts;
 pub mod spokes;
 

@@ -20,6 +20,7 @@ mod product;
 mod quiet;
 mod refusals_reevaluated;
 mod registration;
+mod resources;
 mod schema;
 mod situations;
 mod spoke;

@@ -14,11 +14,15 @@ use kube::Api;
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
-const SINGLE: &str = include_str!("../../sample/product/3.1-application.yaml");
+pub(crate) const SINGLE: &str = include_str!("../../sample/product/3.1-application.yaml");
 const SEVERAL: &str = include_str!("../../sample/product/9.2-multi-cluster.yaml");
 
 /// Fills a repository with parts of the sample, as an application of this name.
-fn check_in(repository: &Repository, application: &str, parts: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn check_in(
+    repository: &Repository,
+    application: &str,
+    parts: &[&str],
+) -> anyhow::Result<()> {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample");
     for part in parts {
         copy_tree(&samples.join(part), repository.tree(), &["out"])?;
@@ -34,7 +38,7 @@ fn check_in(repository: &Repository, application: &str, parts: &[&str]) -> anyho
 }
 
 /// Releases the content of a repository as CI would: sign, set the image in Git, push.
-fn release(fleet: &RealFleet, repository: &Repository, tag: &str) -> anyhow::Result<()> {
+pub(crate) fn release(fleet: &RealFleet, repository: &Repository, tag: &str) -> anyhow::Result<()> {
     let variables = [("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
     repository.sign(fleet.operator(), fleet.key(), &variables)?;
     let mut changed = 0;
@@ -60,7 +64,11 @@ fn apply(fleet: &RealFleet, file: &str, manifest: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn image(fleet: &RealFleet, site: usize, namespace: &str) -> anyhow::Result<String> {
+pub(crate) async fn image(
+    fleet: &RealFleet,
+    site: usize,
+    namespace: &str,
+) -> anyhow::Result<String> {
     let client = fleet.sites()[site].cluster.client().await?;
     let found = Api::<Deployment>::namespaced(client, namespace).get("web-app").await?;
     let pod = found.spec.template.spec;
@@ -145,7 +153,7 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
 }
 
 /// Copies the steps that both layouts of the sample share.
-fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
+pub(crate) fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository.tree(), &["k8s", "attest.yaml", "out"])
 }

@@ -435,8 +435,15 @@ registry! {
         FeatureNotAvailable: "a field is not supported by this version", "remove it";
         ApplicationUnknown: "no application has this name", "`attest gitops app list` shows the applications";
         DestinationDuplicate: "a destination is listed twice", "remove one of the two";
+        Accepted: "the hub uses the newest version of the resource", "none";
+        OtherHub: "another hub manages the resource",
+            "uninstall one of the hubs; to hand a resource over, clear `status.hub` with `kubectl patch --subresource=status`";
+        RemovalRefused: "the resource is deleted, and the trust policy of a cluster does not allow the hub to remove the application",
+            "allow it in that policy, or set the annotation `attest.continuu.ms/orphan: \"true\"` to leave everything running";
+        ResourcesUnavailable: "the hub cannot watch AttestApplications",
+            "`kubectl apply -f deploy/crds/`; check the API server and the rights of the hub's account";
         RemovalUnconfirmed: "`app apply` would remove the application from destinations that the manifest no longer names",
-            "`attest gitops app apply --yes`; over the API `PUT /v1/applications?remove=true`";
+            "`attest gitops app apply --yes`; `PUT /v1/applications?remove=true`; on a resource, `attest.continuu.ms/confirm-removal`";
     }
 
     "Repositories", seen in "conditions, the hub's log and metrics, `attest gitops repo`, `attest run`" {

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::{Api, Body, Parameters, Refusal, shown, status_of, unknown_query};
 use crate::applications::facts::{self, Detail, deployed_commit};
-use crate::applications::rules::{self, ApplicationError, Removal};
+use crate::applications::rules::{self, ApplicationError, ApplyRequest, Removal};
 use crate::applications::status;
 use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
@@ -83,7 +83,8 @@ pub(super) async fn apply(
     };
     let applying = blocking(&api, move |api| {
         let urls = &api.repositories.urls;
-        let (record, outcome) = rules::apply(&api.core, urls, manifest, removal)?;
+        let (record, outcome) =
+            rules::apply(&api.core, urls, ApplyRequest { manifest, removal, uid: None })?;
         api.waker.request(record.application.name.as_str(), false);
         let shown = shown::shortened(show(api, &record));
         Ok::<_, Refusal>(Application { outcome: Some(outcome.as_str().to_owned()), ..shown })

@@ -27,12 +27,23 @@ use crate::core::store::records::{
 const PLACES_NAMED_MAX: usize = 10;
 
 /// Permission to remove an application from destinations that its manifest no longer names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
     /// The operator confirmed the removal.
     Confirmed,
+    /// The operator confirmed the removal from these destinations, `CLUSTER/NAMESPACE`.
+    ConfirmedFor(BTreeSet<String>),
     /// The manifest is rejected with a list of the removals.
     Unconfirmed,
+}
+
+/// A manifest to apply.
+#[derive(Clone, Debug)]
+pub(crate) struct ApplyRequest {
+    pub manifest: Value,
+    pub removal: Removal,
+    /// UID of the custom resource; the caller has checked that it has the name. Absent where there are no resources.
+    pub uid: Option<String>,
 }
 
 /// Result of applying a manifest.
@@ -111,23 +122,20 @@ impl ApplicationError {
 pub(crate) fn apply(
     core: &Core,
     urls: &UrlPolicy,
-    manifest: Value,
-    removal: Removal,
+    request: ApplyRequest,
 ) -> Result<(ApplicationRecord, Outcome), ApplicationError> {
+    let ApplyRequest { manifest, removal, uid } = request;
     let application = lower::lower(&manifest, &known(core, urls)?)?;
     let stored = core.records.stored::<ApplicationRecord>(application.name.as_str())?;
     let current = stored.as_ref().map(|stored| &stored.value);
-    if let Some(other) =
-        current.filter(|other| other.application.namespace != application.namespace)
-    {
+    let is_elsewhere = current.filter(|other| other.application.namespace != application.namespace);
+    if let Some(other) = is_elsewhere.filter(|_| uid.is_none()) {
         let namespace = other.application.namespace.clone();
         return Err(ApplicationError::NameTaken { name: application.name, namespace });
     }
     let leaving = leaving(core, &application.name, &core.directory.places(&application));
     check_removal(&leaving)?;
-    if removal == Removal::Unconfirmed
-        && let Some(losses) = losses(&leaving)
-    {
+    if let Some(losses) = losses(&leaving, &removal) {
         return Err(ApplicationError::RemovalUnconfirmed { name: application.name, losses });
     }
     let record = ApplicationRecord {
@@ -138,6 +146,7 @@ pub(crate) fn apply(
         application,
         manifest,
         deleting: false,
+        uid,
     };
     let (outcome, change) = match &stored {
         Some(stored) if stored.value == record => return Ok((record, Outcome::Unchanged)),
@@ -161,6 +170,18 @@ pub(crate) fn remove(core: &Core, name: &str) -> Result<ApplicationRecord, Appli
         core.records.commit("application", &[records::replace(&stored, &deleting)])?;
     }
     Ok(deleting)
+}
+
+/// Forgets an application and leaves everything running. Nothing is ordered: the destinations keep their directives, and
+/// an application of the same name continues them.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub(crate) fn release(core: &Core, name: &str) -> Result<(), StoreError> {
+    match core.records.stored::<ApplicationRecord>(name)? {
+        Some(stored) => core.records.commit("application", &[records::delete_exactly(&stored)]),
+        None => Ok(()),
+    }
 }
 
 /// Returns the application of this name.
@@ -271,6 +292,19 @@ fn added_destinations(
     added
 }
 
+impl Removal {
+    fn confirms(&self, leaving: &Leaving) -> bool {
+        let Leaving { cluster, destination, .. } = leaving;
+        match self {
+            Self::Confirmed => true,
+            Self::ConfirmedFor(places) => {
+                places.contains(&format!("{cluster}/{}", destination.namespace))
+            }
+            Self::Unconfirmed => false,
+        }
+    }
+}
+
 /// A destination that an application leaves.
 struct Leaving {
     destination: DestinationKey,
@@ -307,25 +341,36 @@ fn runs_nothing(report: &Report) -> bool {
 
 /// Rejects removals that the trust policy of a cluster would refuse permanently.
 fn check_removal(leaving: &[Leaving]) -> Result<(), ApplicationError> {
-    for Leaving { destination, cluster, head, policy, .. } in leaving {
-        let (Some(planned), Some(reported)) = (&head.planned, policy) else { continue };
-        let DestinationKey { application, namespace, .. } = destination;
-        let effective = reported.policy.effective(application, &planned.repo, namespace);
-        if !effective.is_ok_and(|effective| effective.remove_allowed) {
-            return Err(ApplicationError::RemoveNotAllowed {
-                cluster: cluster.clone(),
-                application: application.clone(),
-                namespace: namespace.clone(),
-            });
-        }
-    }
-    Ok(())
+    let mut refusing = leaving.iter().filter(|leaving| !leaving.is_removal_allowed()).peekable();
+    let Some(first) = refusing.peek().copied() else { return Ok(()) };
+    let clusters: BTreeSet<&str> = refusing.map(|leaving| leaving.cluster.as_str()).collect();
+    let named: Vec<&str> = clusters.into_iter().take(PLACES_NAMED_MAX).collect();
+    Err(ApplicationError::RemoveNotAllowed {
+        cluster: named.join(", "),
+        application: first.destination.application.clone(),
+        namespace: first.destination.namespace.clone(),
+    })
 }
 
-/// Describes the destinations that the application leaves and its objects there, for the confirmation.
-fn losses(leaving: &[Leaving]) -> Option<String> {
-    let named: Vec<String> = leaving.iter().take(PLACES_NAMED_MAX).map(loss).collect();
-    let more = leaving.len().saturating_sub(named.len());
+impl Leaving {
+    /// Returns true unless the cluster's trust policy forbids the removal. One that is not known is not asked.
+    fn is_removal_allowed(&self) -> bool {
+        let (Some(planned), Some(reported)) = (&self.head.planned, &self.policy) else {
+            return true;
+        };
+        let DestinationKey { application, namespace, .. } = &self.destination;
+        let effective = reported.policy.effective(application, &planned.repo, namespace);
+        effective.is_ok_and(|effective| effective.remove_allowed)
+    }
+}
+
+/// Describes the destinations that the application leaves without confirmation, and its objects there.
+fn losses(leaving: &[Leaving], removal: &Removal) -> Option<String> {
+    let unconfirmed: Vec<&Leaving> =
+        leaving.iter().filter(|leaving| !removal.confirms(leaving)).collect();
+    let named: Vec<String> =
+        unconfirmed.iter().take(PLACES_NAMED_MAX).map(|leaving| loss(leaving)).collect();
+    let more = unconfirmed.len().saturating_sub(named.len());
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     (!named.is_empty()).then(|| named.join(", ") + &more)
 }

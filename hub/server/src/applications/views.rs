@@ -8,6 +8,7 @@ use attest_common::basics::ids::{Name, Timestamp};
 use attest_common::basics::locked::Locked;
 use attest_common::session::report::ApplicationPhase;
 
+use super::changes::Changes;
 use super::status::Condition;
 use super::view::{View, Waiting};
 use crate::core::metrics::Metrics;
@@ -15,6 +16,7 @@ use crate::core::metrics::Metrics;
 /// State of each application for readers.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
+    pub(crate) changes: Changes,
     state: Locked<State>,
     transitions: Transitions,
     phases: Phases,
@@ -67,6 +69,7 @@ impl Views {
         let mut state = self.state();
         let view = state.by_application.entry(application.to_owned()).or_default();
         Arc::make_mut(view).problem = Some(problem);
+        self.changes.note(application);
     }
 
     /// Returns the applications that wait for `cluster` or run there.
@@ -93,9 +96,10 @@ impl Views {
         self.transitions.note(application, statuses, now);
     }
 
-    /// Updates the metrics by the phase of an application.
+    /// Updates the metrics by the phase of an application, and announces that its status may have changed.
     pub(crate) fn note_phase(&self, metrics: &Metrics, application: &str, phase: ApplicationPhase) {
         self.phases.note(metrics, application, Some(phase));
+        self.changes.note(application);
     }
 
     /// Forgets a deleted application.
@@ -103,6 +107,7 @@ impl Views {
         self.state().remove(application);
         self.transitions.forget(application);
         self.phases.note(metrics, application, None);
+        self.changes.note(application);
     }
 }
 

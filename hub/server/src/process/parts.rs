@@ -17,9 +17,11 @@ use crate::core::signer::Signer;
 use crate::core::store::records::Records;
 use crate::core::store::{RedbStore, StoreError};
 use crate::home::{Home, HomeError};
+use crate::kubernetes::HubKubernetes;
 use crate::reconcile::reconciler::Reconciler;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
+use crate::resources::custodian::Custodian;
 use crate::spokes::registration::Registration;
 
 /// Longest wait at startup for a store that is in use.
@@ -33,6 +35,7 @@ pub(crate) struct Settings {
     pub urls: UrlPolicy,
     pub poll_interval: Duration,
     pub kustomize: Kustomize,
+    pub kubernetes: Option<HubKubernetes>,
 }
 
 /// The parts of one hub.
@@ -43,6 +46,8 @@ pub(crate) struct Parts {
     pub reconciler: Arc<Reconciler>,
     pub registration: Arc<Registration>,
     pub api: Arc<Api>,
+    /// Present where AttestApplications are custom resources.
+    pub custodian: Option<Arc<Custodian>>,
 }
 
 /// Opens the store of `home` and begins a new epoch. Blocks.
@@ -50,7 +55,7 @@ pub(crate) struct Parts {
 /// # Errors
 /// When the store cannot be opened or written.
 pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError> {
-    let Settings { urls, poll_interval, kustomize } = settings;
+    let Settings { urls, poll_interval, kustomize, kubernetes } = settings;
     let records = Records::new(Arc::new(open_store(&home.database())?));
     home.empty_temporary()?;
     let source = GitSource::new(home.git(), declared_source_root);
@@ -69,6 +74,11 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
         kustomize,
         poll_interval,
     ));
+    let custodian = kubernetes.map(|kubernetes| {
+        let client = kubernetes.client;
+        let (views, waker) = (views.clone(), waker.clone());
+        Arc::new(Custodian::new(core.clone(), views, waker, repositories.clone(), client))
+    });
     let api = Arc::new(Api {
         core: core.clone(),
         operators,
@@ -77,7 +87,7 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
         repositories,
         registration: registration.clone(),
     });
-    Ok(Parts { core, waker, reconciler, registration, api })
+    Ok(Parts { core, waker, reconciler, registration, api, custodian })
 }
 
 /// Opens the store. A process that a killed hub had just started may hold it briefly.

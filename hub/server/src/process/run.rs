@@ -30,6 +30,7 @@ use crate::home::{self, Advertise, Home, HomeError};
 use crate::in_cluster::{LoginSigner, follow_service, publish};
 use crate::kubernetes::{HubKubernetes, KubernetesError};
 use crate::process::config::Options;
+use crate::resources;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
 
@@ -79,8 +80,12 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let tls = home.tls.clone();
     let (kustomize, probed) = renderer(options).await?;
     let capacity = kustomize.worker().capacity();
-    let settings =
-        Settings { urls: options.urls(), poll_interval: options.poll_interval(), kustomize };
+    let settings = Settings {
+        urls: options.urls(),
+        poll_interval: options.poll_interval(),
+        kustomize,
+        kubernetes: kubernetes.clone(),
+    };
     // Before the store is opened: a hub that cannot listen begins no epoch.
     let spokes = listener::bind(options.listen_spokes.0)?;
     let api = api::bind(options.listen_api.0).await?;
@@ -90,7 +95,7 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let parts = tokio::task::spawn_blocking(move || parts::start(home, settings))
         .await
         .map_err(|_| RunError::Ended)??;
-    let Parts { core, waker, reconciler, registration, api: state } = parts;
+    let Parts { core, waker, reconciler, registration, api: state, custodian } = parts;
     let operators = state.operators.clone();
     let opened =
         SpokeListener::open(core.clone(), waker.clone(), registration.clone(), &tls, spokes)?;
@@ -131,6 +136,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         let service = follow_service(core.clone(), kubernetes.clone());
         tasks.spawn(stop.clone().part("addresses", service));
         tasks.spawn(identify_cluster(core.clone(), kubernetes));
+    }
+    if let Some(custodian) = custodian {
+        let part = "watch of AttestApplications";
+        tasks.spawn(stop.clone().part(part, resources::controller::run(custodian)));
     }
     tracing::info!(
         target: "attest_gitops::controller",

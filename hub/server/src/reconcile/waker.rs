@@ -48,6 +48,7 @@ impl Waker {
     /// Anything about every application may have changed.
     pub(crate) fn wake_all(&self) {
         self.queue().wake_all();
+        self.views.changes.note_references();
         self.changed.notify_one();
     }
 
@@ -57,6 +58,7 @@ impl Waker {
         let mut queue = self.queue();
         concerned.iter().for_each(|application| queue.wake(application));
         drop(queue);
+        self.views.changes.note_references();
         self.changed.notify_one();
     }
 

@@ -81,6 +81,7 @@ pub(crate) fn parts(directory: &Path) -> Parts {
         urls: UrlPolicy { allow_http: true, ..UrlPolicy::default() },
         poll_interval: Duration::from_secs(300),
         kustomize: Kustomize::none(),
+        kubernetes: None,
     };
     parts::start(home::open(&path).unwrap(), settings).unwrap()
 }

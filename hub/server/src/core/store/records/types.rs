@@ -201,6 +201,9 @@ pub struct ApplicationRecord {
     pub created_at: Timestamp,
     /// Deletion was requested: the application is being removed from every destination.
     pub deleting: bool,
+    /// UID of the custom resource whose version this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
 }
 
 #[cfg(test)]
@@ -235,6 +238,7 @@ impl ApplicationRecord {
             generation: 1,
             created_at: Timestamp::UNIX_EPOCH,
             deleting: false,
+            uid: None,
         }
     }
 }

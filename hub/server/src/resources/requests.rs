@@ -1,0 +1,111 @@
+//! Requests for AttestApplications to the API server. No rules.
+
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
+use kube::{Client, Error};
+use serde_json::{Value, json};
+
+use super::observed::{FINALIZER, ObservedResource, application_resource};
+use crate::applications::crd::{API_VERSION, APPLICATION_KIND};
+
+/// Field manager of statuses.
+const STATUS_MANAGER: &str = "attest-gitops";
+
+/// Requests for AttestApplications.
+#[derive(Clone)]
+pub(super) struct Requests {
+    client: Client,
+    resource: ApiResource,
+}
+
+impl Requests {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, resource: application_resource() }
+    }
+
+    /// Returns the API of all namespaces.
+    pub(super) fn all(&self) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &self.resource)
+    }
+
+    fn within(&self, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &self.resource)
+    }
+
+    /// Adds or removes the finalizer of the hub. Returns the resource as it is then; `None` when it is gone.
+    ///
+    /// # Errors
+    /// A conflict when the resource has changed since it was observed.
+    pub(super) async fn set_finalizer(
+        &self,
+        resource: &ObservedResource,
+        is_wanted: bool,
+    ) -> Result<Option<ObservedResource>, Error> {
+        let others = resource.finalizers.iter().filter(|name| *name != FINALIZER).cloned();
+        let all: Vec<String> = others.chain(is_wanted.then(|| FINALIZER.to_owned())).collect();
+        let patch = json!({"metadata": {
+            "resourceVersion": resource.resource_version, "finalizers": all,
+        }});
+        let parameters = PatchParams {
+            field_manager: Some(STATUS_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.within(&resource.namespace);
+        match api.patch(&resource.name, &parameters, &Patch::Merge(&patch)).await {
+            Ok(patched) => Ok(Some(ObservedResource::read(&patched))),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the status of a resource.
+    ///
+    /// # Errors
+    /// When the API server rejects it. A resource that is gone is not an error.
+    pub(super) async fn write_status(
+        &self,
+        resource: &ObservedResource,
+        status: &Value,
+    ) -> Result<(), Error> {
+        // With the UID, so that a resource that replaced this one keeps its own status.
+        let patch = json!({
+            "apiVersion": API_VERSION, "kind": APPLICATION_KIND,
+            "metadata": {"name": resource.name, "namespace": resource.namespace, "uid": resource.uid},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(STATUS_MANAGER).force();
+        let api = self.within(&resource.namespace);
+        match api.patch_status(&resource.name, &parameters, &Patch::Apply(&patch)).await {
+            Err(error) if !is_not_found(&error) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Creates an event. One of its name that exists is the same event.
+    ///
+    /// # Errors
+    /// When the API server rejects it.
+    pub(super) async fn create_event(&self, namespace: &str, event: Value) -> Result<(), Error> {
+        let event: Event = serde_json::from_value(event).map_err(Error::SerdeError)?;
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        match api.create(&PostParams::default(), &event).await {
+            Err(Error::Api(status)) if status.code == 409 => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+impl std::fmt::Debug for Requests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Requests").finish_non_exhaustive()
+    }
+}
+
+pub(super) fn is_not_found(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 404)
+}
+
+pub(super) fn is_conflict(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 409)
+}
