@@ -3,6 +3,7 @@
 mod accept;
 mod add;
 mod join_token;
+mod manifests;
 mod rejoin;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub(crate) struct ClusterArgs {
 enum ClusterCommand {
     /// Register a cluster: install the spoke and its trust policy, and wait until it is connected
     Add(Box<add::ClusterAddArgs>),
+    /// Print what `cluster add` installs, for a cluster that manages itself by GitOps
+    Manifests(Box<manifests::ManifestsArgs>),
     /// List clusters
     #[command(visible_alias = "ls")]
     List {
@@ -122,6 +125,9 @@ async fn spoke_address(client: &Client, kube_system_uid: &str) -> anyhow::Result
 pub(crate) fn run(args: ClusterArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
     match args.command {
         ClusterCommand::Add(args) => block_on(Box::pin(add::add(*args, hub, printer))),
+        ClusterCommand::Manifests(args) => {
+            block_on(Box::pin(manifests::manifests(*args, hub, printer)))
+        }
         ClusterCommand::List { selector, watch } => {
             let path = list_path(selector.as_deref());
             print_list(&path, watch, hub, printer, cluster_table)

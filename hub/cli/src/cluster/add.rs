@@ -36,7 +36,7 @@ const TOKEN_SPARE_S: u64 = 300;
 const ACCOUNT_TOKEN_S: i64 = 24 * 60 * 60;
 
 /// The default image of the spoke, determined when this program is built.
-const SPOKE_IMAGE: &str = match option_env!("ATTEST_SPOKE_IMAGE") {
+pub(super) const SPOKE_IMAGE: &str = match option_env!("ATTEST_SPOKE_IMAGE") {
     Some(image) => image,
     None => concat!("ghcr.io/attest-ci/attest-spoke:", env!("CARGO_PKG_VERSION")),
 };
@@ -224,7 +224,7 @@ fn requested_policy(
 }
 
 /// Checks that the policy is for this hub: otherwise the cluster would reject everything that the hub sends.
-fn check_policy(
+pub(super) fn check_policy(
     policy: &Spec,
     hub: &HubContext,
     from_file: bool,
