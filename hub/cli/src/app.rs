@@ -11,11 +11,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use attest_common::basics::reason::Reason;
 use attest_common::session::report::ApplicationPhase;
-use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED};
+use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED, Released};
 use attest_supply::yaml;
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::page::{
     PageDetail, application_page, application_table, describe_problem, destination_table,
@@ -82,6 +82,12 @@ enum AppCommand {
     },
     /// Reconcile now
     Sync(sync::SyncArgs),
+    /// Let the resources of all applications go, before a hub in a cluster is uninstalled; everything keeps running
+    Release {
+        /// Confirms that all applications are released
+        #[arg(long, required = true)]
+        all: bool,
+    },
     /// Remove an application from all clusters whose policies allow it
     Delete {
         name: String,
@@ -108,6 +114,7 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
         }
         AppCommand::History { name, output } => history(&name, output, hub, printer),
         AppCommand::Diff { name, output } => diff::run(&name, output, hub, printer),
+        AppCommand::Release { all: _ } => block_on(release(hub, printer)),
         AppCommand::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
         AppCommand::Delete { name, yes, wait, timeout } => {
             confirm_loss(
@@ -119,6 +126,17 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
             block_on(Box::pin(delete(&name, seconds, hub, printer)))
         }
     }
+}
+
+async fn release(hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+    let client = hub.client()?;
+    let released: Released = client.post("/v1/resources/release", &json!({})).await?;
+    let count = match released.resources {
+        1 => "1 resource".to_owned(),
+        count => format!("{count} resources"),
+    };
+    printer.line(&format!("{count} released; the hub leaves them alone until it starts again"));
+    Ok(())
 }
 
 fn application_path(name: &str) -> String {

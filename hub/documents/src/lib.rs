@@ -339,6 +339,14 @@ pub struct Application {
     pub outcome: Option<String>,
 }
 
+/// `POST /v1/resources/release`: the hub has let go of its resources.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Released {
+    /// Number of resources that the hub managed.
+    pub resources: usize,
+}
+
 /// One destination of an application.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -35,6 +35,7 @@ use crate::core::store::StoreError;
 use crate::home::Operators;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
+use crate::resources::custodian::Custodian;
 use crate::spokes::registration::Registration;
 
 /// Longest query shown in an error, in characters.
@@ -49,6 +50,8 @@ pub(crate) struct Api {
     pub views: Arc<Views>,
     pub repositories: Arc<Repositories>,
     pub registration: Arc<Registration>,
+    /// Present where applications are custom resources.
+    pub custodian: Option<Arc<Custodian>>,
 }
 
 /// A route of the API, with the rules that apply before its handler.
@@ -85,7 +88,7 @@ enum QueryUse {
 }
 
 /// Every route of the API. `docs/openapi.yaml` describes the same, and `api/roles.txt` lists who may use it.
-fn routes() -> [Route; 24] {
+fn routes() -> [Route; 26] {
     [
         read("/v1/version", settings::version),
         read("/v1/addresses", settings::addresses),
@@ -106,6 +109,7 @@ fn routes() -> [Route; 24] {
         change(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
         read("/v1/applications/{name}/history", applications::history),
         read("/v1/applications/{name}/diff", applications::diff),
+        change(MethodFilter::POST, "/v1/resources/release", applications::release),
         change(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
         read("/v1/repositories", settings::repositories),
         change(MethodFilter::DELETE, "/v1/repositories", settings::delete_repository),

@@ -9,4 +9,5 @@ mod decision;
 mod document;
 mod events;
 mod observed;
+pub(crate) mod operator;
 mod requests;

@@ -13,16 +13,14 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use serde_json::{Value, json};
 
+use crate::resources::{check_life_as_a_resource, check_removals_of_a_resource};
+
 const WITHIN: Duration = Duration::from_secs(60);
 pub(crate) const SINGLE: &str = include_str!("../../sample/product/3.1-application.yaml");
 const SEVERAL: &str = include_str!("../../sample/product/9.2-multi-cluster.yaml");
 
 /// Fills a repository with parts of the sample, as an application of this name.
-pub(crate) fn check_in(
-    repository: &Repository,
-    application: &str,
-    parts: &[&str],
-) -> anyhow::Result<()> {
+fn check_in(repository: &Repository, application: &str, parts: &[&str]) -> anyhow::Result<()> {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample");
     for part in parts {
         copy_tree(&samples.join(part), repository.tree(), &["out"])?;
@@ -38,7 +36,7 @@ pub(crate) fn check_in(
 }
 
 /// Releases the content of a repository as CI would: sign, set the image in Git, push.
-pub(crate) fn release(fleet: &RealFleet, repository: &Repository, tag: &str) -> anyhow::Result<()> {
+fn release(fleet: &RealFleet, repository: &Repository, tag: &str) -> anyhow::Result<()> {
     let variables = [("GITHUB_SHA", tag), ("GITHUB_REF_NAME", tag)];
     repository.sign(fleet.operator(), fleet.key(), &variables)?;
     let mut changed = 0;
@@ -78,24 +76,21 @@ pub(crate) async fn image(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Result<()> {
     let clusters = [("staging", "staging"), ("production", "production")];
-    let Some(fleet) = RealFleet::start(&clusters).await? else { return Ok(()) };
+    let Some(mut fleet) = RealFleet::start_with_resources(&clusters).await? else {
+        return Ok(());
+    };
     let public = fleet.key().with_extension("pub").display().to_string();
 
-    // 3.1: one destination, at a tag, with a key by name.
+    // 3.1: one destination, at a tag, with a key by name; as a resource of the hub's cluster.
     let single = Repository::create(&fleet.directory().join("single"))?;
     copy_steps(&single)?;
     check_in(&single, "web-app", &["flat"])?;
     release(&fleet, &single, "1.2.3")?;
     single.git(&["tag", "v1.2.3"])?;
     single.git(&["push", "-q", "origin", "v1.2.3"])?;
-    fleet.operator().attest(&["gitops", "key", "add", "ed25519-company-ci-key", &public])?;
-    let manifest = SINGLE.replace("https://github.com/company/web-app", &single.url());
-    apply(&fleet, "single.yaml", &manifest)?;
-    fleet.wait_synced("web-app", WITHIN).await?;
-    let ran = image(&fleet, 0, "web-app").await?;
-    assert!(ran.starts_with("myapp:1.2.3@sha256:"), "{ran}");
+    check_life_as_a_resource(&mut fleet, &single, &public).await?;
 
-    // 9.2: two destinations, each with its overlay.
+    // 9.2: two destinations, each with its overlay; by the other interface.
     check_in(fleet.repository(), "multi-cluster-app", &["web-app"])?;
     release(&fleet, fleet.repository(), "v1")?;
     let manifest = SEVERAL.replace("https://github.com/company/app", &fleet.repository().url());
@@ -148,12 +143,13 @@ async fn the_product_documents_applications_deploy_as_printed() -> anyhow::Resul
         remove_ages(document);
     }
     assert_eq!(yaml, json);
+    check_removals_of_a_resource(&fleet).await?;
     fleet.check_spoke_requests()?;
     Ok(())
 }
 
 /// Copies the steps that both layouts of the sample share.
-pub(crate) fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
+fn copy_steps(repository: &Repository) -> anyhow::Result<()> {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/web-app");
     copy_tree(&sample, repository.tree(), &["k8s", "attest.yaml", "out"])
 }

@@ -3,13 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use attest_tests::fleet::Repository;
 use attest_tests::real::RealFleet;
 use attest_tests::wait::until;
 use serde_json::Value;
 
-use crate::product::{SINGLE, check_in, copy_steps, image, release};
+use crate::product::{SINGLE, image};
 
 const WITHIN: Duration = Duration::from_secs(60);
 const WITHIN_FLAG: &str = "--timeout=60s";
@@ -39,9 +39,12 @@ fn apply(fleet: &RealFleet, manifest: &str) -> anyhow::Result<String> {
 }
 
 /// Returns the application as the API server has it.
-fn resource(fleet: &RealFleet) -> anyhow::Result<Value> {
-    let text = kubectl(fleet, "get attestapplication web-app -n production -o json")?;
-    Ok(serde_json::from_str(&text)?)
+fn resource(fleet: &RealFleet, name: &str) -> anyhow::Result<Value> {
+    let text = kubectl(fleet, "get attestapplications -A -o json")?;
+    let mut all: Value = serde_json::from_str(&text)?;
+    let all = all["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let mut named = all.into_iter().filter(|resource| resource["metadata"]["name"] == name);
+    named.next().with_context(|| format!("no resource {name}"))
 }
 
 /// Returns `STATUS REASON MESSAGE` of a condition.
@@ -53,13 +56,18 @@ fn condition(resource: &Value, kind: &str) -> String {
         .join(" ")
 }
 
-async fn condition_becomes(fleet: &RealFleet, kind: &str, expected: &str) -> anyhow::Result<()> {
+async fn condition_becomes(
+    fleet: &RealFleet,
+    name: &str,
+    kind: &str,
+    expected: &str,
+) -> anyhow::Result<()> {
     let waited = until("a condition", WITHIN, || async {
-        Ok(condition(&resource(fleet)?, kind).starts_with(expected).then_some(()))
+        Ok(condition(&resource(fleet, name)?, kind).starts_with(expected).then_some(()))
     });
     let found = waited.await;
     found.map_err(|error| {
-        error.context(format!("{kind} {expected}: {:#}", resource(fleet).unwrap_or_default()))
+        error.context(format!("{kind} {expected}: {:#}", resource(fleet, name).unwrap_or_default()))
     })
 }
 
@@ -73,23 +81,14 @@ fn hub_writes(
     Ok(ours.map(|event| format!("{} {:?}", event.verb, event.object())).collect())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_application_lives_as_a_resource_from_apply_to_delete() -> anyhow::Result<()> {
-    let Some(mut fleet) = RealFleet::start_with_resources(&[("staging", "staging")]).await? else {
-        return Ok(());
-    };
-    let public = fleet.key().with_extension("pub").display().to_string();
-    // The recipe signs for both environments.
-    let key = ["trust", "key", "add", "ci", &public, "--environment", "production"];
-    fleet.operator().attest(&key)?;
-    let single = Repository::create(&fleet.directory().join("single"))?;
-    copy_steps(&single)?;
-    check_in(&single, "web-app", &["flat"])?;
-    release(&fleet, &single, "1.2.3")?;
-    single.git(&["tag", "v1.2.3"])?;
-    single.git(&["push", "-q", "origin", "v1.2.3"])?;
+/// The life of the product document's first application, from `kubectl apply` to `kubectl delete`.
+pub(crate) async fn check_life_as_a_resource(
+    fleet: &mut RealFleet,
+    single: &Repository,
+    public_key: &str,
+) -> anyhow::Result<()> {
     let manifest = SINGLE.replace("https://github.com/company/web-app", &single.url());
-    kubectl(&fleet, "create namespace production")?;
+    kubectl(fleet, "create namespace production")?;
 
     // Contradictions and unknown fields are refused by the API server.
     for (edit, refusal) in [
@@ -101,47 +100,57 @@ async fn an_application_lives_as_a_resource_from_apply_to_delete() -> anyhow::Re
         (("    path: k8s\n", "    path: k8s\n    pth: k8s\n"), "unknown field \"spec.source.pth\""),
     ] {
         assert!(manifest.contains(edit.0), "{edit:?}");
-        let error = apply(&fleet, &manifest.replace(edit.0, edit.1)).unwrap_err().to_string();
+        let error = apply(fleet, &manifest.replace(edit.0, edit.1)).unwrap_err().to_string();
         assert!(error.contains(refusal), "{error}");
     }
 
     // What the hub does not know, or cannot do yet, is named; it is accepted when the hub knows it.
     let staged = manifest.clone() + "  progressiveDelivery: {enabled: true, stages: []}\n";
-    apply(&fleet, &staged)?;
-    condition_becomes(&fleet, "Accepted", "False FeatureNotAvailable spec.progressiveDelivery")
-        .await?;
-    apply(&fleet, &manifest)?;
-    condition_becomes(&fleet, "Accepted", "False KeyUnknown spec.verification.trustedKeys[0]")
-        .await?;
-    fleet.operator().attest(&["gitops", "key", "add", "ed25519-company-ci-key", &public])?;
-    condition_becomes(&fleet, "Accepted", "True Accepted").await?;
+    apply(fleet, &staged)?;
+    condition_becomes(
+        fleet,
+        "web-app",
+        "Accepted",
+        "False FeatureNotAvailable spec.progressiveDelivery",
+    )
+    .await?;
+    apply(fleet, &manifest)?;
+    condition_becomes(
+        fleet,
+        "web-app",
+        "Accepted",
+        "False KeyUnknown spec.verification.trustedKeys[0]",
+    )
+    .await?;
+    fleet.operator().attest(&["gitops", "key", "add", "ed25519-company-ci-key", public_key])?;
+    condition_becomes(fleet, "web-app", "Accepted", "True Accepted").await?;
     kubectl(
-        &fleet,
+        fleet,
         &format!(
             "wait --for=condition=Ready attestapplication/web-app -n production {WITHIN_FLAG}"
         ),
     )?;
-    let ran = image(&fleet, 0, "web-app").await?;
+    let ran = image(fleet, 0, "web-app").await?;
     assert!(ran.starts_with("myapp:1.2.3@sha256:"), "{ran}");
 
-    let table = kubectl(&fleet, "get attestapplications -A")?;
+    let table = kubectl(fleet, "get attestapplications -A")?;
     let rows: Vec<Vec<&str>> =
         table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
         rows[0],
         ["NAMESPACE", "NAME", "PHASE", "READY", "REVISION", "STAGE", "VERIFIED", "CLUSTERS", "AGE"]
     );
-    let shown = resource(&fleet)?;
+    let shown = resource(fleet, "web-app")?;
     let short = shown["status"]["shortRevision"].as_str().unwrap();
     assert_eq!(rows[1][..7], ["production", "web-app", "Synced", "True", short, "True", "1/1"]);
     assert_eq!(shown["status"]["destinations"][0]["cluster"], "staging");
     assert_eq!(shown["status"]["observedGeneration"], shown["metadata"]["generation"]);
-    let described = kubectl(&fleet, "describe attestapplication web-app -n production")?;
+    let described = kubectl(fleet, "describe attestapplication web-app -n production")?;
     for part in ["Normal   Ready", "Warning  KeyUnknown", "all destinations run the signed commit"]
     {
         assert!(described.contains(part), "{part}: {described}");
     }
-    let explained = kubectl(&fleet, "explain attestapplication.spec.destinations")?;
+    let explained = kubectl(fleet, "explain attestapplication.spec.destinations")?;
     assert!(explained.contains("RemovalUnconfirmed"), "{explained}");
 
     // A hub that starts again finds everything as it was and writes nothing.
@@ -155,27 +164,88 @@ async fn an_application_lives_as_a_resource_from_apply_to_delete() -> anyhow::Re
         Ok((is_back && epoch(&shown) == epoch(&before)).then_some(()))
     })
     .await?;
-    let marker = kubectl(&fleet, "create configmap idle -n production")?;
+    let marker = kubectl(fleet, "create configmap idle -n production")?;
     assert!(marker.contains("created"));
     until("the audit log to have what came after", WITHIN, || async {
         let events = fleet.sites()[0].cluster.audit().since(quiet)?;
         Ok(events.iter().any(|event| event.object().name == "idle").then_some(()))
     })
     .await?;
-    assert_eq!(hub_writes(&fleet, quiet)?, Vec::<String>::new());
+    assert_eq!(hub_writes(fleet, quiet)?, Vec::<String>::new());
 
     // Deleted while the hub is away: it removes the application when it is back.
     fleet.hub().process().kill();
-    kubectl(&fleet, "delete attestapplication web-app -n production --wait=false")?;
+    kubectl(fleet, "delete attestapplication web-app -n production --wait=false")?;
     fleet.hub().restart().await?;
     kubectl(
-        &fleet,
+        fleet,
         &format!("wait --for=delete attestapplication/web-app -n production {WITHIN_FLAG}"),
     )?;
-    let left = kubectl(&fleet, "get deployments -n web-app -o name")?;
+    let left = kubectl(fleet, "get deployments -n web-app -o name")?;
     assert_eq!(left, "");
     let listed = fleet.operator().json(&["gitops", "app", "list"])?;
     assert_eq!(listed["items"], serde_json::json!([]));
-    fleet.check_spoke_requests()?;
+
+    // The other interface writes the same resource. Released, it leaves everything running.
+    let file = fleet.directory().join("application.yaml").display().to_string();
+    fleet.operator().attest(&["gitops", "app", "apply", "-f", &file])?;
+    kubectl(
+        fleet,
+        &format!(
+            "wait --for=condition=Ready attestapplication/web-app -n production {WITHIN_FLAG}"
+        ),
+    )?;
+    let managers = kubectl(
+        fleet,
+        "get attestapplication web-app -n production -o json --show-managed-fields",
+    )?;
+    assert!(managers.contains("attest-cli") && managers.contains("attest-gitops"), "{managers}");
+    let released = fleet.operator().attest(&["gitops", "app", "release", "--all"])?;
+    assert!(released.contains("1 resource"), "{released}");
+    let shown = resource(fleet, "web-app")?;
+    assert_eq!(
+        (&shown["metadata"]["finalizers"], &shown["status"]["hub"]),
+        (&Value::Null, &Value::Null)
+    );
+    kubectl(fleet, "delete attestapplication web-app -n production")?;
+    let left = kubectl(fleet, "get deployments -n web-app -o name")?;
+    assert_eq!(left.trim(), "deployment.apps/web-app");
+    // It manages resources again when it starts again.
+    fleet.hub().kill_and_restart().await?;
+    Ok(())
+}
+
+/// A destination leaves a resource after a confirmation, and another whose policy forbids the removal keeps the resource
+/// until its author lets everything run.
+pub(crate) async fn check_removals_of_a_resource(fleet: &RealFleet) -> anyhow::Result<()> {
+    let name = "multi-cluster-app";
+    let patch = r#"[{"op": "remove", "path": "/spec/destinations/0"}]"#;
+    kubectl_with(fleet, &["patch", "attestapplication", name, "--type=json", "-p", patch])?;
+    condition_becomes(fleet, name, "Accepted", "False RemovalUnconfirmed this change removes")
+        .await?;
+    let confirm = "attest.continuu.ms/confirm-removal=staging/app-staging";
+    kubectl_with(fleet, &["annotate", "attestapplication", name, confirm])?;
+    condition_becomes(fleet, name, "Accepted", "True").await?;
+    until("the application to leave", WITHIN, || async {
+        let left = kubectl(fleet, "get deployments -n app-staging -o name")?;
+        Ok(left.is_empty().then_some(()))
+    })
+    .await?;
+
+    kubectl_with(fleet, &["delete", "attestapplication", name, "--wait=false"])?;
+    condition_becomes(
+        fleet,
+        name,
+        "Deleting",
+        "False RemovalRefused the trust policy of cluster production",
+    )
+    .await?;
+    kubectl_with(
+        fleet,
+        &["annotate", "attestapplication", name, "attest.continuu.ms/orphan=true"],
+    )?;
+    kubectl(fleet, &format!("wait --for=delete attestapplication/{name} {WITHIN_FLAG}"))?;
+    let ran = image(fleet, 1, "app-production").await?;
+    assert!(ran.starts_with("myapp:"), "{ran}");
     Ok(())
 }

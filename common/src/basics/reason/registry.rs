@@ -440,6 +440,7 @@ registry! {
             "uninstall one of the hubs; to hand a resource over, clear `status.hub` with `kubectl patch --subresource=status`";
         RemovalRefused: "the resource is deleted, and the trust policy of a cluster does not allow the hub to remove the application",
             "allow it in that policy, or set the annotation `attest.continuu.ms/orphan: \"true\"` to leave everything running";
+        ResourceRejected: "the API server of the hub rejected a resource; the message states why", "correct the manifest";
         ResourcesUnavailable: "the hub cannot watch AttestApplications",
             "`kubectl apply -f deploy/crds/`; check the API server and the rights of the hub's account";
         RemovalUnconfirmed: "`app apply` would remove the application from destinations that the manifest no longer names",

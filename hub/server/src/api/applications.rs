@@ -10,7 +10,7 @@ use attest_common::objects::difference::{Difference, differences};
 use attest_common::session::report::{ApplicationPhase, Running};
 use attest_documents::{
     Application, ApplicationSummary, DetailQuery, Diff, Failure, HistoryEntry, List, ListMetadata,
-    PAGE_ITEMS_MAX, PageQuery, REMOVAL_ALLOWED,
+    PAGE_ITEMS_MAX, PageQuery, REMOVAL_ALLOWED, Released,
 };
 use attest_runtime::clock::now;
 use axum::Json;
@@ -27,6 +27,7 @@ use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
+use crate::resources::operator::OperatorError;
 
 /// Longest wait of `sync` for a pass.
 const PASS_WAIT_MAX: Duration = Duration::from_secs(45);
@@ -62,6 +63,22 @@ impl From<ApplicationError> for Refusal {
     }
 }
 
+impl From<OperatorError> for Refusal {
+    fn from(error: OperatorError) -> Self {
+        let reason = error.reason();
+        match error {
+            OperatorError::Application(error) => error.into(),
+            OperatorError::Request(kube::Error::Api(status)) => {
+                let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::BAD_GATEWAY);
+                Self::new(code, reason, status.message)
+            }
+            OperatorError::Request(error) => {
+                Self::new(StatusCode::BAD_GATEWAY, reason, error_chain(&error))
+            }
+        }
+    }
+}
+
 /// Returns the document of an application. Blocks.
 fn show(api: &Api, record: &ApplicationRecord) -> Application {
     let name = record.application.name.as_str();
@@ -81,15 +98,21 @@ pub(super) async fn apply(
         Some(REMOVAL_ALLOWED) => Removal::Confirmed,
         Some(query) => return Err(unknown_query(query)),
     };
-    let applying = blocking(&api, move |api| {
-        let urls = &api.repositories.urls;
-        let (record, outcome) =
-            rules::apply(&api.core, urls, ApplyRequest { manifest, removal, uid: None })?;
+    let (record, outcome) = match &api.custodian {
+        Some(custodian) => custodian.apply_manifest(manifest, removal).await?,
+        None => {
+            let request = ApplyRequest { manifest, removal, uid: None };
+            let applying =
+                blocking(&api, |api| rules::apply(&api.core, &api.repositories.urls, request));
+            applying.await?
+        }
+    };
+    let showing = blocking(&api, move |api| {
         api.waker.request(record.application.name.as_str(), false);
-        let shown = shown::shortened(show(api, &record));
-        Ok::<_, Refusal>(Application { outcome: Some(outcome.as_str().to_owned()), ..shown })
+        shown::shortened(show(api, &record))
     });
-    Ok(Json(applying.await?))
+    let outcome = Some(outcome.as_str().to_owned());
+    Ok(Json(Application { outcome, ..showing.await }))
 }
 
 pub(super) async fn list(
@@ -141,13 +164,29 @@ pub(super) async fn remove(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
 ) -> Answer<Application> {
-    let removing = blocking(&api, move |api| {
-        let record = rules::remove(&api.core, &name)?;
+    let record = match &api.custodian {
+        Some(custodian) => custodian.delete_application(&name).await?,
+        None => {
+            let removed = name.clone();
+            blocking(&api.core, move |core| rules::remove(core, &removed)).await?
+        }
+    };
+    let showing = blocking(&api, move |api| {
         let shown = shown::shortened(show(api, &record));
         api.waker.request(&name, true);
-        Ok::<_, Refusal>(shown)
+        shown
     });
-    Ok(Json(removing.await?))
+    Ok(Json(showing.await))
+}
+
+/// Lets every resource go, before the hub is uninstalled.
+pub(super) async fn release(State(api): State<Arc<Api>>) -> Answer<Released> {
+    let Some(custodian) = &api.custodian else {
+        let message = "the hub manages no resources; it runs without --in-cluster and --kubeconfig";
+        return Err(Refusal::new(StatusCode::CONFLICT, Reason::NotInCluster, message));
+    };
+    let resources = custodian.release_all().await?;
+    Ok(Json(Released { resources }))
 }
 
 /// Answers after a pass has polled the repository and issued new directives, so that a waiting client does not read the

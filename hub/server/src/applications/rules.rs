@@ -20,7 +20,7 @@ use crate::core::position::ReportedPolicy;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
     self, Application, ApplicationRecord, ClusterRecord, ClusterState, Destination, KeyRecord,
-    LedgerEntry, ReportRecord,
+    LedgerEntry, ReportRecord, Stored,
 };
 
 /// Most destinations named in one message.
@@ -124,20 +124,9 @@ pub(crate) fn apply(
     urls: &UrlPolicy,
     request: ApplyRequest,
 ) -> Result<(ApplicationRecord, Outcome), ApplicationError> {
-    let ApplyRequest { manifest, removal, uid } = request;
-    let application = lower::lower(&manifest, &known(core, urls)?)?;
-    let stored = core.records.stored::<ApplicationRecord>(application.name.as_str())?;
+    let Prepared { application, stored, leaving: _ } = prepare(core, urls, &request)?;
+    let ApplyRequest { manifest, removal: _, uid } = request;
     let current = stored.as_ref().map(|stored| &stored.value);
-    let is_elsewhere = current.filter(|other| other.application.namespace != application.namespace);
-    if let Some(other) = is_elsewhere.filter(|_| uid.is_none()) {
-        let namespace = other.application.namespace.clone();
-        return Err(ApplicationError::NameTaken { name: application.name, namespace });
-    }
-    let leaving = leaving(core, &application.name, &core.directory.places(&application));
-    check_removal(&leaving)?;
-    if let Some(losses) = losses(&leaving, &removal) {
-        return Err(ApplicationError::RemovalUnconfirmed { name: application.name, losses });
-    }
     let record = ApplicationRecord {
         generation: current.map_or(1, |current| {
             current.generation + u64::from(current.application != application)
@@ -157,19 +146,93 @@ pub(crate) fn apply(
     Ok((record, outcome))
 }
 
+/// A manifest that may be applied.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub name: Name,
+    pub namespace: String,
+    /// Destinations that the application leaves, `CLUSTER/NAMESPACE`.
+    pub leaving: BTreeSet<String>,
+    pub previous: Option<ApplicationRecord>,
+}
+
+/// Checks a manifest as [`apply`] does, and changes nothing.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn check(
+    core: &Core,
+    urls: &UrlPolicy,
+    request: &ApplyRequest,
+) -> Result<Checked, ApplicationError> {
+    let Prepared { application, stored, leaving } = prepare(core, urls, request)?;
+    Ok(Checked {
+        name: application.name,
+        namespace: application.namespace,
+        leaving: leaving.iter().map(Leaving::place).collect(),
+        previous: stored.map(|stored| stored.value),
+    })
+}
+
+struct Prepared {
+    application: Application,
+    stored: Option<Stored<ApplicationRecord>>,
+    leaving: Vec<Leaving>,
+}
+
+/// Resolves a manifest and checks what it changes.
+fn prepare(
+    core: &Core,
+    urls: &UrlPolicy,
+    request: &ApplyRequest,
+) -> Result<Prepared, ApplicationError> {
+    let application = lower::lower(&request.manifest, &known(core, urls)?)?;
+    let stored = core.records.stored::<ApplicationRecord>(application.name.as_str())?;
+    let current = stored.as_ref().map(|stored| &stored.value);
+    let is_elsewhere = current.filter(|other| other.application.namespace != application.namespace);
+    if let Some(other) = is_elsewhere.filter(|_| request.uid.is_none()) {
+        let namespace = other.application.namespace.clone();
+        return Err(ApplicationError::NameTaken { name: application.name, namespace });
+    }
+    let leaving = leaving(core, &application.name, &core.directory.places(&application));
+    check_removal(&leaving)?;
+    match losses(&leaving, &request.removal) {
+        Some(losses) => {
+            Err(ApplicationError::RemovalUnconfirmed { name: application.name, losses })
+        }
+        None => Ok(Prepared { application, stored, leaving }),
+    }
+}
+
 /// Marks an application as being removed from all of its destinations.
 ///
 /// # Errors
-/// When the application does not exist, or may not be removed.
+/// As [`removable`].
 pub(crate) fn remove(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
-    let stored = core.records.stored::<ApplicationRecord>(name)?;
-    let stored = stored.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))?;
-    check_removal(&leaving(core, &stored.value.application.name, &BTreeSet::new()))?;
+    let stored = stored_removable(core, name)?;
     let deleting = ApplicationRecord { deleting: true, ..stored.value.clone() };
     if deleting != stored.value {
         core.records.commit("application", &[records::replace(&stored, &deleting)])?;
     }
     Ok(deleting)
+}
+
+/// Returns the application of this name, which may be removed from all of its destinations.
+///
+/// # Errors
+/// When the application does not exist, or may not be removed.
+pub(crate) fn removable(core: &Core, name: &str) -> Result<ApplicationRecord, ApplicationError> {
+    Ok(stored_removable(core, name)?.value)
+}
+
+fn stored_removable(
+    core: &Core,
+    name: &str,
+) -> Result<Stored<ApplicationRecord>, ApplicationError> {
+    let stored = core.records.stored::<ApplicationRecord>(name)?;
+    let stored = stored.ok_or_else(|| ApplicationError::Unknown(name.to_owned()))?;
+    check_removal(&leaving(core, &stored.value.application.name, &BTreeSet::new()))?;
+    Ok(stored)
 }
 
 /// Forgets an application and leaves everything running. Nothing is ordered: the destinations keep their directives, and
@@ -294,12 +357,9 @@ fn added_destinations(
 
 impl Removal {
     fn confirms(&self, leaving: &Leaving) -> bool {
-        let Leaving { cluster, destination, .. } = leaving;
         match self {
             Self::Confirmed => true,
-            Self::ConfirmedFor(places) => {
-                places.contains(&format!("{cluster}/{}", destination.namespace))
-            }
+            Self::ConfirmedFor(places) => places.contains(&leaving.place()),
             Self::Unconfirmed => false,
         }
     }
@@ -353,6 +413,11 @@ fn check_removal(leaving: &[Leaving]) -> Result<(), ApplicationError> {
 }
 
 impl Leaving {
+    /// Returns `CLUSTER/NAMESPACE`.
+    fn place(&self) -> String {
+        format!("{}/{}", self.cluster, self.destination.namespace)
+    }
+
     /// Returns true unless the cluster's trust policy forbids the removal. One that is not known is not asked.
     fn is_removal_allowed(&self) -> bool {
         let (Some(planned), Some(reported)) = (&self.head.planned, &self.policy) else {
@@ -381,5 +446,5 @@ fn loss(leaving: &Leaving) -> String {
         Some(count) => format!("{count} objects"),
         None => "nothing reported yet".to_owned(),
     };
-    format!("{}/{} ({objects})", leaving.cluster, leaving.destination.namespace)
+    format!("{} ({objects})", leaving.place())
 }

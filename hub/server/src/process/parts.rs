@@ -86,6 +86,7 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
         views,
         repositories,
         registration: registration.clone(),
+        custodian: custodian.clone(),
     });
     Ok(Parts { core, waker, reconciler, registration, api, custodian })
 }

@@ -10,6 +10,7 @@ use attest_common::basics::locked::Locked;
 use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::basics::text::error_chain;
 use attest_runtime::clock::now;
+use attest_supply::source::UrlPolicy;
 use kube::Client;
 use serde_json::Value;
 
@@ -114,6 +115,20 @@ impl Custodian {
             is_released: AtomicBool::new(false),
             memories: Locked::default(),
         }
+    }
+
+    /// Returns the key id of the hub.
+    pub(super) fn hub(&self) -> &str {
+        &self.hub
+    }
+
+    pub(super) fn urls(&self) -> &UrlPolicy {
+        &self.repositories.urls
+    }
+
+    /// Leaves resources alone until the hub starts again.
+    pub(super) fn set_released(&self) {
+        self.is_released.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn core(&self) -> &Core {

@@ -1,7 +1,7 @@
 //! Requests for AttestApplications to the API server. No rules.
 
 use k8s_openapi::api::core::v1::Event;
-use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Error};
 use serde_json::{Value, json};
@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use super::observed::{FINALIZER, ObservedResource, application_resource};
 use crate::applications::crd::{API_VERSION, APPLICATION_KIND};
 
+/// Field manager of manifests that operators apply through the API of the hub.
+const OPERATOR_MANAGER: &str = "attest-cli";
 /// Field manager of statuses.
 const STATUS_MANAGER: &str = "attest-gitops";
 
@@ -59,6 +61,35 @@ impl Requests {
         }
     }
 
+    /// Removes the finalizer of the hub, also from a resource that has changed since it was observed.
+    ///
+    /// # Errors
+    /// When the API server rejects it.
+    pub(super) async fn remove_finalizer(&self, resource: &ObservedResource) -> Result<(), Error> {
+        let api = self.within(&resource.namespace);
+        let mut current = Some(resource.clone());
+        while let Some(observed) = current {
+            match self.set_finalizer(&observed, false).await {
+                Err(error) if is_conflict(&error) => {
+                    let found = api.get_opt(&resource.name).await?;
+                    let found = found.map(|object| ObservedResource::read(&object));
+                    current = found.filter(ObservedResource::has_finalizer);
+                }
+                other => return other.map(drop),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns every resource.
+    ///
+    /// # Errors
+    /// When the API server rejects it.
+    pub(super) async fn list(&self) -> Result<Vec<ObservedResource>, Error> {
+        let all = self.all().list(&ListParams::default()).await?;
+        Ok(all.iter().map(ObservedResource::read).collect())
+    }
+
     /// Writes the status of a resource.
     ///
     /// # Errors
@@ -92,6 +123,36 @@ impl Requests {
         match api.create(&PostParams::default(), &event).await {
             Err(Error::Api(status)) if status.code == 409 => Ok(()),
             other => other.map(drop),
+        }
+    }
+
+    /// Applies a manifest as the operator's. Returns the resource.
+    ///
+    /// # Errors
+    /// When the API server rejects it: an unknown field, or a contradiction.
+    pub(super) async fn apply(
+        &self,
+        manifest: &Value,
+        namespace: &str,
+        name: &str,
+    ) -> Result<ObservedResource, Error> {
+        let parameters = PatchParams {
+            field_validation: Some(kube::api::ValidationDirective::Strict),
+            ..PatchParams::apply(OPERATOR_MANAGER).force()
+        };
+        let applied =
+            self.within(namespace).patch(name, &parameters, &Patch::Apply(manifest)).await?;
+        Ok(ObservedResource::read(&applied))
+    }
+
+    /// Deletes a resource; its finalizer keeps it until the application is removed. One that is gone is not an error.
+    ///
+    /// # Errors
+    /// When the API server rejects it.
+    pub(super) async fn delete(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        match self.within(namespace).delete(name, &DeleteParams::default()).await {
+            Err(error) if !is_not_found(&error) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }
