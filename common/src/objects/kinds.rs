@@ -47,7 +47,7 @@ pub const WORKLOAD_KINDS: [(&str, &str, &str); 19] = [
 ];
 
 /// Other built-in kinds whose scope is known everywhere; deploying them needs a policy line.
-const OTHER_KINDS: [(&str, &str, &str, bool); 21] = [
+const OTHER_KINDS: [(&str, &str, &str, bool); 23] = [
     ("", "Namespace", "namespaces", false),
     ("", "Node", "nodes", false),
     ("", "PersistentVolume", "persistentvolumes", false),
@@ -79,6 +79,8 @@ const OTHER_KINDS: [(&str, &str, &str, bool); 21] = [
     ),
     ("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", false),
     ("apiregistration.k8s.io", "APIService", "apiservices", false),
+    ("attest.continuu.ms", "AttestApplication", "attestapplications", true),
+    ("attest.continuu.ms", "AttestDeployment", "attestdeployments", true),
     ("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests", false),
     ("coordination.k8s.io", "Lease", "leases", true),
     ("networking.k8s.io", "IngressClass", "ingressclasses", false),

@@ -93,7 +93,9 @@ fn place_object(
     warnings: &mut Vec<String>,
 ) -> Result<Object, PlacementError> {
     let key = object.key().clone();
-    if key.group == "attest.continuu.ms" {
+    // Applications of applications do not change who is trusted: each is verified by the cluster that it reaches.
+    let is_application = matches!(key.kind.as_str(), "AttestApplication" | "AttestDeployment");
+    if key.group == "attest.continuu.ms" && !is_application {
         return Err(PlacementError::KindNeverAllowed(key));
     }
     // The destination's own Namespace object may carry labels and annotations for it.
