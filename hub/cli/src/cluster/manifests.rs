@@ -10,6 +10,7 @@ use attest_install::{Installation, SPOKE_NAMESPACE, SpokePlacement};
 use attest_supply::trust_policy;
 
 use super::add::{SPOKE_IMAGE, check_policy};
+use super::spoke_address;
 use crate::context::Context;
 use crate::hub_args::HubArgs;
 use crate::printer::Printer;
@@ -37,18 +38,18 @@ pub(crate) struct ManifestsArgs {
     /// Image of the spoke; the image of this release by default
     #[arg(long, value_name = "REF")]
     spoke_image: Option<String>,
-    /// Address that the spoke dials; the context's by default
+    /// Address that the spoke dials; that of the hub by default
     #[arg(long, value_name = "HOST:PORT")]
     hub_address: Option<String>,
 }
 
 pub(super) async fn manifests(
     args: ManifestsArgs,
-    hub: &HubArgs,
+    hub_args: &HubArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let context = Context::load()?;
-    let hub = context.hub(hub.hub.as_deref())?;
+    let hub = context.hub(hub_args.hub.as_deref())?;
     let requested = match &args.trust_policy {
         Some(file) => read_policy(file)?,
         None => {
@@ -60,11 +61,15 @@ pub(super) async fn manifests(
         Some(uid) => uid,
         None => TargetCluster::open(&args.target).await?.facts().await?.kube_system_uid,
     };
+    let address = match args.hub_address {
+        Some(address) => address,
+        None => spoke_address(&hub_args.client()?, &uid).await?,
+    };
     let policy = trust_policy::complete(requested, Some(&args.name), &uid)?;
     check_policy(&policy, hub, args.trust_policy.is_some(), printer)?;
     let placement = SpokePlacement::InCluster {
         image: args.spoke_image.as_deref().unwrap_or(SPOKE_IMAGE),
-        hub: args.hub_address.as_deref().unwrap_or(&hub.spoke_address),
+        hub: &address,
         token: None,
     };
     let manifests = Installation { policy: &policy, placement }.manifests();
