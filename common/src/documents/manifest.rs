@@ -421,12 +421,15 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// Go tools print `creationTimestamp: null` in metadata and in pod templates' metadata.
+/// Go tools print `creationTimestamp: null` in metadata and in pod templates' metadata. Elsewhere the name is an
+/// author's, such as that of an entry of a ConfigMap, whose null is an empty text.
 fn drop_null_creation_timestamps(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            if fields.get("creationTimestamp").is_some_and(Value::is_null) {
-                fields.remove("creationTimestamp");
+            if let Some(Value::Object(metadata)) = fields.get_mut("metadata")
+                && metadata.get("creationTimestamp").is_some_and(Value::is_null)
+            {
+                metadata.remove("creationTimestamp");
             }
             fields.values_mut().for_each(drop_null_creation_timestamps);
         }
@@ -614,6 +617,34 @@ mod tests {
             "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\",\"z\":\"1\"},\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"a\"}}\n\
              {\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"b\"}}\n"
         );
+    }
+
+    #[test]
+    fn a_null_creation_timestamp_is_dropped_from_metadata_only() {
+        let metadata = json!({"name": "a", "creationTimestamp": null});
+        let empty = json!({"creationTimestamp": null});
+        for (object, expected) in [
+            (
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": empty}),
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": empty}),
+            ),
+            (
+                json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
+                    "spec": {"template": {"metadata": empty}}}),
+                json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
+                    "spec": {"template": {"metadata": {}}}}),
+            ),
+            (
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata,
+                    "spec": {"volumeClaimTemplates": [{"metadata": metadata}]}}),
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "a"},
+                    "spec": {"volumeClaimTemplates": [{"metadata": {"name": "a"}}]}}),
+            ),
+        ] {
+            let bytes = write(vec![object]).unwrap();
+
+            assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -109,7 +109,9 @@ fn without_empty_metadata(mut value: Value) -> Value {
 fn drop_null_creation_timestamps(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            fields.retain(|name, value| name != "creationTimestamp" || !value.is_null());
+            if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.retain(|name, value| name != "creationTimestamp" || !value.is_null());
+            }
             fields.values_mut().for_each(drop_null_creation_timestamps);
         }
         Value::Array(items) => items.iter_mut().for_each(drop_null_creation_timestamps),
