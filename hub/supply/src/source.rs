@@ -65,6 +65,9 @@ pub type SourceRootOf = fn(&[u8]) -> Option<String>;
 /// A connection whose server has listed its references and can send objects.
 type PreparedFetch<'r> = gix::remote::fetch::Prepare<'static, 'r, GitConnection>;
 
+/// The hash function that names the objects of a repository.
+pub type ObjectFormat = gix::hash::Kind;
+
 /// Part of a revision that is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RevisionRequest {
@@ -155,17 +158,18 @@ impl GitSource {
         directories: &[&str],
         interrupt: &Arc<AtomicBool>,
     ) -> Result<Tree, SourceError> {
-        let path = self.cache.path_of(&remote.url.address());
+        let format = revision::object_id(&resolved.commit)?.kind();
+        let path = self.cache.path_of(&remote.url.address(), format);
         let lock = self.cache.write_lock(&path);
         let _write_guard = lock.lock();
         if self.is_cache_oversized(&path) {
-            self.cache.recreate(&path)?;
+            self.cache.recreate(&path, format)?;
         }
         let had_content = self.cache.has_content(&path);
         match self.fetch_into(&path, remote, resolved, directories, interrupt) {
             // A full disk or a killed process leaves an incomplete cache: repeat with an empty one.
             Err(SourceError::Files { .. } | SourceError::Protocol { .. }) if had_content => {
-                self.cache.recreate(&path)?;
+                self.cache.recreate(&path, format)?;
                 self.fetch_into(&path, remote, resolved, directories, interrupt)
             }
             result => result,
@@ -193,6 +197,29 @@ impl GitSource {
         interrupt: &Arc<AtomicBool>,
     ) -> Result<Resolved, SourceError> {
         revision::check_revision(revision)?;
+        let address = remote.url.address();
+        let expected = self.cache.format_of(&address);
+        match self.resolve_in(expected, remote, revision, request, interrupt) {
+            Err(SourceError::ObjectFormat { format, .. }) => {
+                self.cache.set_format(&address, format);
+                self.resolve_in(format, remote, revision, request, interrupt)
+            }
+            result => result,
+        }
+    }
+
+    /// Resolves `revision` with the cached repository of this object format.
+    ///
+    /// # Errors
+    /// [`SourceError::ObjectFormat`] if the server has another one.
+    fn resolve_in(
+        &self,
+        format: ObjectFormat,
+        remote: &Remote,
+        revision: &str,
+        request: RevisionRequest,
+        interrupt: &Arc<AtomicBool>,
+    ) -> Result<Resolved, SourceError> {
         let candidates = revision::reference_candidates(revision);
         if request == RevisionRequest::Commit
             && let Some(resolved) = self.listings.unchanged(remote, revision, &candidates)
@@ -200,7 +227,8 @@ impl GitSource {
             return Ok(resolved);
         }
         let mut exchange = GitExchange::start(&remote.url, self.timeout, interrupt);
-        let resolved = self.exchange(remote, revision, &candidates, request, &mut exchange)?;
+        let resolved =
+            self.exchange(format, (remote, revision), &candidates, request, &mut exchange)?;
         if request == RevisionRequest::Commit {
             self.listings.note(remote, exchange.address(), revision, &resolved);
         }
@@ -210,31 +238,37 @@ impl GitSource {
     /// Resolves `revision` by a complete exchange, and receives its commit on request.
     fn exchange(
         &self,
-        remote: &Remote,
-        revision: &str,
+        format: ObjectFormat,
+        (remote, revision): (&Remote, &str),
         candidates: &[String],
         request: RevisionRequest,
         exchange: &mut GitExchange,
     ) -> Result<Resolved, SourceError> {
-        let path = self.cache.path_of(&remote.url.address());
+        let path = self.cache.path_of(&remote.url.address(), format);
         let lock = self.cache.write_lock(&path);
         let repository = {
             // Opening may recreate the repository, which must not happen during a fetch into it.
             let _write_guard = lock.lock();
-            self.cache.open_or_create(&path)?
+            self.cache.open_or_create(&path, format)?
         };
         let specs: Vec<String> = candidates.iter().map(|name| fetch_refspec(name, name)).collect();
         let prepared = prepare_fetch(&repository, remote, &specs, exchange)?;
         let listed = listed_references(&prepared);
         let resolved = revision::resolve_revision(&remote.url, revision, candidates, listed)?;
+        let commit = revision::object_id(&resolved.commit)?;
+        if commit.kind() != format {
+            return Err(SourceError::CommitNotFound {
+                url: remote.url.to_string(),
+                commit: resolved.commit,
+                detail: format!("its objects are named by {format}"),
+            });
+        }
         if request == RevisionRequest::Reference || resolved.reference.is_none() {
             return Ok(resolved);
         }
         // Another writer may be receiving this commit. `fetch` waits for it, but a connection must not.
         let Some(_write_guard) = lock.try_lock() else { return Ok(resolved) };
-        if repository.has_object(revision::object_id(&resolved.commit)?)
-            || self.is_cache_oversized(&path)
-        {
+        if repository.has_object(commit) || self.is_cache_oversized(&path) {
             return Ok(resolved);
         }
         match self.receive(prepared, &repository, &resolved, exchange) {
@@ -257,7 +291,7 @@ impl GitSource {
         interrupt: &Arc<AtomicBool>,
     ) -> Result<Tree, SourceError> {
         let commit = revision::object_id(&resolved.commit)?;
-        let repository = self.cache.open_or_create(path)?;
+        let repository = self.cache.open_or_create(path, commit.kind())?;
         if !repository.has_object(commit) {
             self.fetch_commit(&repository, remote, resolved, interrupt)?;
         }
@@ -378,9 +412,14 @@ fn prepare_fetch_once<'r>(
     if let Some(options) = options {
         request.set_transport_options(options);
     }
-    request
+    let prepared = request
         .prepare_fetch(Discard, Default::default())
-        .map_err(|error| exchange.classify_error(&error))
+        .map_err(|error| exchange.classify_error(&error))?;
+    let format = prepared.ref_map().object_hash;
+    if format == repository.object_hash() {
+        return Ok(prepared);
+    }
+    Err(SourceError::ObjectFormat { url: remote.url.to_string(), format })
 }
 
 /// Returns name and commit of each listed reference. A tag is followed to its commit.

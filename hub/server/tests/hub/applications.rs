@@ -48,6 +48,30 @@ async fn removal_that_a_clusters_policy_forbids_is_refused_before_anything_is_or
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn case_21_sha256_repository() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create_in_format("sha256", &fixture.repositories(), "web-app");
+    let commit = repository.release(&fixture.ci, "v1", 100);
+    assert_eq!(commit.len(), 64);
+    let (mut spoke, _) = Spoke::new(&fixture, "staging", 1).await;
+
+    fixture.applies(&repository).await;
+
+    let received = spoke.receive().await;
+    spoke.report(&received, Phase::Synced, "Synced").await;
+    let is_synced = |seen: &Value| seen["phase"] == "Synced";
+    let seen = fixture.until(APPLICATION, is_synced).await;
+    assert_eq!(seen["revision"], json!(commit), "{seen}");
+
+    // A commit id of the other object format.
+    let mut manifest = repository.manifest(None);
+    manifest["spec"]["source"]["targetRevision"] = json!("0".repeat(40));
+    fixture.call("PUT", "/v1/applications", Some(manifest)).await;
+    let seen = fixture.until(APPLICATION, |seen| source_read(seen) == "False").await;
+    assert!(seen.to_string().contains("CommitNotFound"), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn applications_are_listed_in_pages_of_the_requested_size() {
     let fixture = Fixture::start().await;
     let repository = Repository::create(&fixture.repositories(), "web-app");

@@ -27,10 +27,15 @@ pub(crate) struct Repository {
 
 impl Repository {
     pub(crate) fn create(directory: &Path, application: &str) -> Self {
+        Self::create_in_format("sha1", directory, application)
+    }
+
+    /// Creates a repository whose objects are named by this hash function.
+    pub(crate) fn create_in_format(format: &str, directory: &Path, application: &str) -> Self {
         let path = directory.join(application);
         std::fs::create_dir_all(path.join("k8s")).unwrap();
         let this = Self { path, application: application.to_owned() };
-        this.git(&["init", "-q", "-b", "main"]);
+        this.git(&["init", "-q", "-b", "main", &format!("--object-format={format}")]);
         let recipe = format!(
             "application: {application}\nrepository: {}\nsourceRoot: k8s\nrenders:\n\
              - {{name: staging, path: k8s, environments: [staging], namespace: {{mode: default-only, pattern: \"app-*\"}}}}\n\

@@ -1,4 +1,4 @@
-//! Cache of fetched commits: one bare repository per remote address.
+//! Cache of fetched commits: one bare repository per remote address and object format.
 //!
 //! The cache can be lost at any time; missing commits are fetched again. A repository with too many packs is
 //! recreated instead of repacked.
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use attest_common::basics::locked::Locked;
 use sha2::{Digest as _, Sha256};
 
+use super::ObjectFormat;
 use super::error::{SourceError, files_error};
 use super::transport::size_of_files;
 use crate::text::one_line;
@@ -24,17 +25,33 @@ const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(crate) struct RepositoryCache {
     directory: PathBuf,
     locks: Locked<BTreeMap<PathBuf, Arc<Locked<()>>>>,
+    /// Object formats by address, of servers that have answered.
+    formats: Locked<BTreeMap<String, ObjectFormat>>,
 }
 
 impl RepositoryCache {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, locks: Locked::default() }
+        Self { directory, locks: Locked::default(), formats: Locked::default() }
     }
 
-    /// Returns the path of the repository of `address`.
-    pub(crate) fn path_of(&self, address: &str) -> PathBuf {
+    /// Returns the object format in which the server at `address` last answered; SHA-1 if it has not answered yet.
+    pub(crate) fn format_of(&self, address: &str) -> ObjectFormat {
+        self.formats.lock().get(address).copied().unwrap_or(ObjectFormat::Sha1)
+    }
+
+    /// Records the object format in which the server at `address` answers.
+    pub(crate) fn set_format(&self, address: &str, format: ObjectFormat) {
+        self.formats.lock().insert(address.to_owned(), format);
+    }
+
+    /// Returns the path of the repository of `address` with this object format.
+    pub(crate) fn path_of(&self, address: &str, format: ObjectFormat) -> PathBuf {
         let name = data_encoding::HEXLOWER.encode(&Sha256::digest(address.as_bytes()));
-        self.directory.join(format!("{}.git", name.get(..32).unwrap_or(&name)))
+        let name = name.get(..32).unwrap_or(&name);
+        self.directory.join(match format {
+            ObjectFormat::Sha1 => format!("{name}.git"),
+            other => format!("{name}.{other}.git"),
+        })
     }
 
     /// Returns the lock that a writer to the repository at `path` holds.
@@ -43,24 +60,33 @@ impl RepositoryCache {
         Arc::clone(locks.entry(path.to_owned()).or_default())
     }
 
-    /// Opens the repository at `path`; creates it if it is missing or unusable.
+    /// Opens the repository at `path`; creates it if it is missing, unusable or of another object format.
     ///
     /// # Errors
     /// [`SourceError::Files`] if it cannot be created.
-    pub(crate) fn open_or_create(&self, path: &Path) -> Result<gix::Repository, SourceError> {
+    pub(crate) fn open_or_create(
+        &self,
+        path: &Path,
+        format: ObjectFormat,
+    ) -> Result<gix::Repository, SourceError> {
         if path.join("HEAD").is_file()
             && let Ok(repository) = gix::open_opts(path, isolated_options())
+            && repository.object_hash() == format
         {
             return Ok(repository);
         }
-        self.recreate(path)
+        self.recreate(path, format)
     }
 
     /// Removes the repository at `path` and creates an empty one.
     ///
     /// # Errors
     /// [`SourceError::Files`] if it cannot be removed or created.
-    pub(crate) fn recreate(&self, path: &Path) -> Result<gix::Repository, SourceError> {
+    pub(crate) fn recreate(
+        &self,
+        path: &Path,
+        format: ObjectFormat,
+    ) -> Result<gix::Repository, SourceError> {
         match std::fs::remove_dir_all(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(files_error("remove", path, error));
@@ -69,7 +95,8 @@ impl RepositoryCache {
         }
         std::fs::create_dir_all(path).map_err(|error| files_error("create", path, error))?;
         let kind = gix::create::Kind::Bare;
-        let options = gix::create::Options::default();
+        let options =
+            gix::create::Options { object_hash: Some(format), ..gix::create::Options::default() };
         gix::ThreadSafeRepository::init_opts(path, kind, options, isolated_options())
             .map(Into::into)
             .map_err(|error| {

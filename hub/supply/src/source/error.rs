@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use super::ObjectFormat;
 use super::url::UrlError;
 use attest_common::basics::reason::Reason;
 
@@ -56,6 +57,16 @@ pub enum SourceError {
         commit: String,
         /// Message of the server.
         detail: String,
+    },
+    /// The objects of the repository are named by another hash function than those of the commit.
+    #[error(
+        "the objects of {url} are named by {format}, the requested commit is not; name a branch or tag"
+    )]
+    ObjectFormat {
+        /// Address of the repository.
+        url: String,
+        /// Object format of the server.
+        format: ObjectFormat,
     },
     /// The object with this id is not a well-formed commit.
     #[error(
@@ -273,7 +284,7 @@ impl SourceError {
             Self::RevisionMalformed { .. } => Reason::RevisionMalformed,
             Self::ReferenceNotFound { .. } => Reason::ReferenceNotFound,
             Self::ReferenceAmbiguous { .. } => Reason::ReferenceAmbiguous,
-            Self::CommitNotFound { .. } => Reason::CommitNotFound,
+            Self::CommitNotFound { .. } | Self::ObjectFormat { .. } => Reason::CommitNotFound,
             Self::CommitStructure { .. } => Reason::CommitStructure,
             Self::AuthenticationFailed { .. } => Reason::AuthenticationFailed,
             Self::SshKeyMissing { .. } => Reason::SshKeyMissing,

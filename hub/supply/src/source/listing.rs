@@ -90,7 +90,7 @@ impl Listings {
         if known.remote != *remote || !known.lists {
             return None;
         }
-        match self.list(remote, &known.address, candidates) {
+        match self.list(remote, &known, candidates) {
             Listing::References(listed) => {
                 let found =
                     revision::resolve_revision(&remote.url, revision, candidates, listed).ok()?;
@@ -108,17 +108,17 @@ impl Listings {
         }
     }
 
-    fn list(&self, remote: &Remote, address: &str, candidates: &[String]) -> Listing {
+    fn list(&self, remote: &Remote, known: &Polled, candidates: &[String]) -> Listing {
         let limit = Duration::from_secs(LISTING_SECONDS_MAX);
         let Ok(client) = self.clients.client(remote, limit, Instant::now()) else {
             return Listing::Failed;
         };
         let request = client
-            .post(format!("{address}/git-upload-pack"))
+            .post(format!("{}/git-upload-pack", known.address))
             .header("Content-Type", REQUEST_TYPE)
             .header("Accept", "application/x-git-upload-pack-result")
             .header("Git-Protocol", "version=2")
-            .body(request_body(candidates));
+            .body(request_body(&known.resolved.commit, candidates));
         let request = match &remote.credentials.login {
             Some(login) => request.basic_auth(&login.username, Some(&login.password)),
             None => request,
@@ -140,9 +140,13 @@ impl Listings {
     }
 }
 
-/// Returns the request for the references whose names begin with a candidate.
-fn request_body(candidates: &[String]) -> Vec<u8> {
-    let mut body = packet("command=ls-refs\n") + "0001" + &packet("peel\n");
+/// Returns the request for the references whose names begin with a candidate, in the object format of a known commit.
+fn request_body(commit: &str, candidates: &[String]) -> Vec<u8> {
+    let format = match commit.len() {
+        SHA256_DIGITS => packet("object-format=sha256\n"),
+        _ => String::new(),
+    };
+    let mut body = packet("command=ls-refs\n") + &format + "0001" + &packet("peel\n");
     for candidate in candidates {
         body += &packet(&format!("ref-prefix {candidate}\n"));
     }
@@ -154,6 +158,8 @@ fn packet(line: &str) -> String {
     format!("{:04x}{line}", line.len() + LENGTH_BYTES)
 }
 
+/// Digits of a commit's name in a repository of object format `sha256`. The format `sha1` need not be named.
+const SHA256_DIGITS: usize = 64;
 /// Size of the length of a packet, which counts itself.
 const LENGTH_BYTES: usize = 4;
 
@@ -195,13 +201,15 @@ mod tests {
 
     #[test]
     fn a_request_asks_for_the_candidates_only() {
-        let body = request_body(&["refs/heads/main".to_owned(), "refs/tags/main".to_owned()]);
+        let candidates = ["refs/heads/main".to_owned(), "refs/tags/main".to_owned()];
+        let rest = "00010009peel\n001fref-prefix refs/heads/main\n001eref-prefix refs/tags/main\n0000";
 
-        assert_eq!(
-            String::from_utf8(body).unwrap(),
-            "0014command=ls-refs\n00010009peel\n001fref-prefix refs/heads/main\n\
-             001eref-prefix refs/tags/main\n0000"
-        );
+        for (commit, format) in
+            [(COMMIT.to_owned(), ""), ("a".repeat(SHA256_DIGITS), "0019object-format=sha256\n")]
+        {
+            let body = String::from_utf8(request_body(&commit, &candidates)).unwrap();
+            assert_eq!(body, format!("0014command=ls-refs\n{format}{rest}"));
+        }
     }
 
     #[test]

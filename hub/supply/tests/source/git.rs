@@ -10,9 +10,15 @@ pub(crate) struct Repository {
 
 impl Repository {
     pub(crate) fn new() -> Self {
+        Self::of_format("sha1")
+    }
+
+    fn of_format(format: &str) -> Self {
         let made = Self { directory: tempfile::tempdir().unwrap() };
-        git(made.directory.path(), &["init", "--quiet", "--bare", "-b", "main", "origin.git"]);
-        git(made.directory.path(), &["init", "--quiet", "-b", "main", "work"]);
+        let format = format!("--object-format={format}");
+        let init = ["init", "--quiet", "-b", "main", &format];
+        git(made.directory.path(), &[&init[..], &["--bare", "origin.git"]].concat());
+        git(made.directory.path(), &[&init[..], &["work"]].concat());
         let bare = made.bare();
         git(&made.work(), &["remote", "add", "origin", bare.to_str().unwrap()]);
         made
@@ -20,14 +26,22 @@ impl Repository {
 
     /// Creates the repository that most tests read.
     pub(crate) fn sample() -> Self {
-        let made = Self::new();
-        made.write("attest.yaml", RECIPE);
-        made.write("k8s/deployment.yaml", "kind: Deployment\n");
-        made.write("k8s/deep/er/service.yaml", "kind: Service\n");
-        made.write("src/main.c", "int main;\n");
-        made.write(".attest/receipts/web/7/release.json", "{}");
-        made.commit_and_push("first");
-        made
+        Self::new().filled()
+    }
+
+    /// Creates the same repository with objects that are named by SHA-256.
+    pub(crate) fn sample_of_sha256() -> Self {
+        Self::of_format("sha256").filled()
+    }
+
+    fn filled(self) -> Self {
+        self.write("attest.yaml", RECIPE);
+        self.write("k8s/deployment.yaml", "kind: Deployment\n");
+        self.write("k8s/deep/er/service.yaml", "kind: Service\n");
+        self.write("src/main.c", "int main;\n");
+        self.write(".attest/receipts/web/7/release.json", "{}");
+        self.commit_and_push("first");
+        self
     }
 
     /// Creates the sample with tag `v1` at its first commit and a second commit on `main`; returns both commits.

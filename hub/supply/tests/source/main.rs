@@ -12,6 +12,7 @@ mod contents;
 mod file;
 mod git;
 mod https;
+mod object_format;
 mod receive;
 mod ssh;
 mod sshd;
