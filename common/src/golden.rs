@@ -251,6 +251,7 @@ fn hello() -> ToHub {
         }],
         kubernetes_version: "v1.37.2".to_owned(),
         features: Vec::new(),
+        process_id: Vec::new(),
     });
     ToHub { body: Some(body) }
 }

@@ -41,6 +41,8 @@ pub const FEATURE_REPAIR: &str = "repair";
 pub const FEATURE_ROLLOUT: &str = "rollout";
 /// Features of this build, which a spoke announces in its `Hello`. What needs one is sent only to a spoke that has it.
 pub const FEATURES: [&str; 3] = [FEATURE_MANIFESTS_2, FEATURE_REPAIR, FEATURE_ROLLOUT];
+/// Bytes of the id of a spoke's process.
+pub const PROCESS_ID_BYTES: usize = 16;
 /// Application code of a close: the spoke is not, or no longer, admitted.
 pub const CLOSE_NOT_ADMITTED: u32 = 2;
 

@@ -300,6 +300,7 @@ async fn greet(
         destinations,
         kubernetes_version: "simulated".to_owned(),
         features: FEATURES.map(str::to_owned).to_vec(),
+        process_id: Vec::new(),
     });
     send.write_all(&frame::encode(&ToHub { body: Some(hello) })?).await?;
     let first: ToSpoke =

@@ -86,6 +86,10 @@ pub struct Hello {
     /// Features of this spoke beyond the first form of the signed documents; see `session::FEATURES`.
     #[prost(string, repeated, tag = "9")]
     pub features: Vec<String>,
+    /// [`PROCESS_ID_BYTES`](super::PROCESS_ID_BYTES) random bytes that the process chose at its start; empty for an older
+    /// spoke. Two processes that alternate on one certificate show that the identity was copied.
+    #[prost(bytes = "vec", tag = "10")]
+    pub process_id: Vec<u8>,
 }
 
 /// The directive that a spoke durably holds for a destination.

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod directory;
 pub mod epoch;
 pub mod fleet;
+mod holders;
 pub mod limiter;
 pub mod metrics;
 pub mod own_cluster;

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::rate_limits::{REFUSALS, SESSIONS};
 use crate::session::freshness::Freshness;
 use crate::session::join::JoinEndpoint;
-use crate::session::link::{Link, PUSHES_MAX, SeenSource};
+use crate::session::link::{Link, PUSHES_MAX, SeenSource, new_process_id};
 use crate::session::outbox::Outbox;
 use crate::session::push::Room;
 use crate::trust::identity::{Identity, IdentityError};
@@ -106,6 +106,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         hub,
         api,
         identity,
+        process_id: new_process_id(),
         trust,
         outbox,
         pushes,

@@ -16,8 +16,8 @@ use attest_common::session::message::{
     Hello, Need, NumberedReport, Seen, ToHub, ToHubBody, ToSpoke, ToSpokeBody, Welcome,
 };
 use attest_common::session::{
-    CLOSE_NOT_ADMITTED, FEATURES, GREETING_TIMEOUT_MS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-    negotiate,
+    CLOSE_NOT_ADMITTED, FEATURES, GREETING_TIMEOUT_MS, PROCESS_ID_BYTES, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, negotiate,
 };
 use attest_common::verify::{self, Ages};
 use attest_runtime::frames::{self, FrameReader};
@@ -60,6 +60,8 @@ pub struct Link {
     pub hub: String,
     pub api: ApiServer,
     pub identity: Identity,
+    /// Random bytes that tell this process from another with a copy of its identity.
+    pub process_id: Vec<u8>,
     pub trust: watch::Receiver<Trust>,
     pub outbox: Outbox,
     pub pushes: mpsc::Sender<Pushed>,
@@ -242,6 +244,7 @@ impl Link {
             destinations: self.seen.get(),
             kubernetes_version: self.kubernetes_version.clone(),
             features: FEATURES.map(str::to_owned).to_vec(),
+            process_id: self.process_id.clone(),
         }
     }
 
@@ -427,6 +430,12 @@ fn nonce() -> [u8; 16] {
     // Without randomness no sync is accepted, which is safe.
     let _ = getrandom::fill(&mut nonce);
     nonce
+}
+
+/// Returns random bytes for [`Link::process_id`]; empty without randomness, so that no two processes look like one.
+pub fn new_process_id() -> Vec<u8> {
+    let mut id = vec![0; PROCESS_ID_BYTES];
+    if getrandom::fill(&mut id).is_ok() { id } else { Vec::new() }
 }
 
 #[cfg(test)]

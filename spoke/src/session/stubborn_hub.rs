@@ -97,6 +97,7 @@ pub(crate) async fn member(hub: &StubbornHub) -> (Link, watch::Sender<Trust>, Fa
         hub: hub.address.clone(),
         api,
         identity,
+        process_id: Vec::new(),
         trust,
         outbox: Outbox::default(),
         pushes: mpsc::channel(PUSHES_MAX).0,

@@ -308,7 +308,8 @@ registry! {
             "none; if unexpected, find out who has the identity key";
         CertificateNotCurrent: "the certificate is from before the cluster was evicted or joined again",
             "`attest gitops cluster rejoin NAME --kubeconfig F`, unless the cluster is connected: then find out who holds the certificate";
-        IdentityCopied: "a certificate was presented after a newer one: two spokes have the cluster's identity, and neither is admitted",
+        IdentityCopied: "a certificate was presented after a newer one, or two processes alternate on it: two spokes have one identity, \
+            and neither is admitted",
             "find out who has the identity, then `attest gitops cluster rejoin NAME --kubeconfig F`";
         CertificateChain: "the issued certificate is not signed by a pinned authority",
             "find out which server responds at the hub's address";

@@ -15,6 +15,7 @@ use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
 use tokio::sync::Notify;
 
+use super::holders::{Holders, Holding};
 use super::position::{ReportedPolicy, SpokePosition, is_overtaken};
 use crate::core::store::StoreError;
 use crate::core::store::records::{
@@ -68,6 +69,8 @@ struct State {
     /// Destinations whose newest directive was sent again and that have not reported since.
     resent: BTreeMap<DestinationKey, Instant>,
     policies: BTreeMap<ClusterId, Arc<ReportedPolicy>>,
+    /// Processes that connected with the newest certificate of a cluster.
+    holders: BTreeMap<ClusterId, Holders>,
     session_number: u64,
 }
 
@@ -178,6 +181,14 @@ impl Fleet {
         Connected { number, wake, replaced: replaced.map(|previous| previous.connection) }
     }
 
+    /// Records the process that opens a session, and returns whether the sessions of the certificate with this serial
+    /// number prove that it was copied.
+    pub(crate) fn is_copied(&self, cluster: &ClusterId, serial: &str, process: &[u8]) -> bool {
+        let mut state = self.state();
+        let holders = state.holders.entry(cluster.clone()).or_default();
+        holders.open(serial, process) == Holding::Copied
+    }
+
     /// Removes a session, unless a newer one has replaced it.
     pub(crate) fn disconnect(&self, cluster: &ClusterId, number: u64) {
         let mut state = self.state();
@@ -198,6 +209,7 @@ impl Fleet {
     pub fn forget(&self, cluster: &ClusterId) {
         let mut state = self.state();
         state.policies.remove(cluster);
+        state.holders.remove(cluster);
         state.last_contact.remove(cluster);
         state.reports.retain(|destination, _| destination.cluster != *cluster);
         state.resent.retain(|destination, _| destination.cluster != *cluster);

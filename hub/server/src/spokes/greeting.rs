@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use attest_certs::PeerIdentity;
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest};
 use attest_common::basics::reason::Reason;
 use attest_common::session::frame::FRAME_BYTES_MAX;
 use attest_common::session::message::{Hello, Seen, ToHub, ToHubBody, ToSpokeBody, Welcome};
-use attest_common::session::negotiate;
+use attest_common::session::{PROCESS_ID_BYTES, negotiate};
 use attest_common::trust::policy;
 use attest_runtime::frames::{self, FrameReader};
 use quinn::{Connection, SendStream};
@@ -45,10 +46,10 @@ pub(super) struct Greeting {
 /// When the greeting is invalid or times out.
 pub(super) async fn greet(
     shared: &Arc<Shared>,
-    cluster: &ClusterId,
+    (peer, cluster): (&PeerIdentity, &ClusterId),
     connection: &Connection,
 ) -> Result<Greeting, LinkError> {
-    let greeting = exchange(shared, cluster, connection);
+    let greeting = exchange(shared, (peer, cluster), connection);
     tokio::time::timeout(greeting_timeout(), greeting)
         .await
         .map_err(|_| LinkError::HandshakeTimedOut)?
@@ -56,7 +57,7 @@ pub(super) async fn greet(
 
 async fn exchange(
     shared: &Arc<Shared>,
-    cluster: &ClusterId,
+    (peer, cluster): (&PeerIdentity, &ClusterId),
     connection: &Connection,
 ) -> Result<Greeting, LinkError> {
     let (mut control, receive) = connection.accept_bi().await.map_err(LinkError::Connection)?;
@@ -68,6 +69,7 @@ async fn exchange(
     let (claimed, nonce) = read_hello(cluster, &hello)?;
     let protocol = negotiate(hello.protocol_min, hello.protocol_max)
         .ok_or(LinkError::ProtocolVersion(hello.protocol_min, hello.protocol_max))?;
+    admit_process(shared, peer, &hello).await?;
     let held = plausible(shared, cluster, claimed).await?;
     let is_policy_new = introduce(shared, cluster, hello).await?;
     let welcome = Welcome {
@@ -77,6 +79,16 @@ async fn exchange(
     };
     frames::write(&mut control, &to_spoke(ToSpokeBody::Welcome(welcome))).await?;
     Ok(Greeting { control, reader, held, nonce, is_policy_new })
+}
+
+async fn admit_process(
+    shared: &Arc<Shared>,
+    peer: &PeerIdentity,
+    hello: &Hello,
+) -> Result<(), LinkError> {
+    let (peer, process) = (peer.clone(), hello.process_id.clone());
+    let registration = &shared.registration;
+    blocking(registration, move |registration| registration.admit_process(&peer, &process)).await
 }
 
 fn reconnect_window_ms(connected: usize) -> u64 {
@@ -92,6 +104,9 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
     }
     if hello.nonce.len() != 16 {
         return Err(LinkError::HelloInvalid("nonce"));
+    }
+    if !matches!(hello.process_id.len(), 0 | PROCESS_ID_BYTES) {
+        return Err(LinkError::HelloInvalid("process_id"));
     }
     if hello.features.iter().any(|feature| feature.len() > FEATURE_BYTES_MAX) {
         return Err(LinkError::HelloInvalid("features"));

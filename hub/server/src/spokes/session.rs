@@ -71,7 +71,7 @@ async fn run_session(
     let core = &shared.core;
     let cluster = cluster_id(peer)?;
     let Greeting { control, mut reader, held, nonce, is_policy_new } =
-        greet(shared, &cluster, connection).await?;
+        greet(shared, (peer, &cluster), connection).await?;
     let Connected { number, wake, replaced } =
         core.fleet.connect(&cluster, connection.clone(), held);
     if let Some(previous) = replaced {

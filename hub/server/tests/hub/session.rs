@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use attest_common::basics::ids::Digest;
 use attest_common::basics::keys::PrivateKey;
 use attest_common::documents::plan::{Operation, Sync};
-use attest_common::session::FEATURE_REPAIR;
 use attest_common::session::message::{Hello, Renewed, ToHubBody, ToSpokeBody};
 use attest_common::session::report::{Phase, Report};
+use attest_common::session::{FEATURE_REPAIR, PROCESS_ID_BYTES};
 use attest_common::trust::policy::Spec;
 use attest_common::verify::{self, Ages, SpokeContext};
 use attest_hub::core::store::records::{PolicyRecord, ReportRecord};
@@ -567,6 +567,53 @@ async fn a_renewed_certificate_ends_the_former_one_when_it_is_first_used() {
     assert!(error.contains("IdentityCopied"), "{error}");
     let error = Spoke::connect(&fixture, "staging", &cluster, &new, &[]).await.err().unwrap();
     assert!(error.contains("IdentityCopied"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_alternate_on_one_certificate_are_a_copied_identity() {
+    let fixture = Fixture::start().await;
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let cluster = &spoke.cluster;
+    let connect = async |process: u8| {
+        let bend = |hello: &mut Hello| hello.process_id = vec![process; PROCESS_ID_BYTES];
+        Spoke::connect_saying(&fixture, "staging", cluster, &bundle, &[], bend).await
+    };
+
+    // Pods that replace each other, of which one returns before it ends.
+    for process in [1, 1, 2, 1, 2, 3, 3, 4] {
+        connect(process).await.map(drop).unwrap();
+    }
+    let mut refused = None;
+    for process in [5, 6].into_iter().cycle().take(20) {
+        refused = connect(process).await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+
+    let refused = refused.expect("two holders are admitted");
+    assert!(refused.contains("IdentityCopied"), "{refused}");
+    for process in [5, 6] {
+        let error = connect(process).await.err().unwrap();
+        assert!(error.contains("IdentityCopied"), "{error}");
+    }
+    let seen = fixture.get("/v1/clusters/staging").await;
+    assert_eq!(seen["state"], "IdentityCopied", "{seen}");
+    let metrics = fixture.metrics().await;
+    assert!(metrics.contains("attest_fleet_identity_copies_total 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_id_of_another_length_is_refused() {
+    let fixture = Fixture::start().await;
+    let (spoke, bundle) = Spoke::new(&fixture, "staging", 1).await;
+    let bend = |hello: &mut Hello| hello.process_id = vec![1; PROCESS_ID_BYTES + 1];
+
+    let refused =
+        Spoke::connect_saying(&fixture, "staging", &spoke.cluster, &bundle, &[], bend).await;
+
+    let error = refused.err().unwrap();
+    assert!(error.contains("HelloInvalid"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -330,6 +330,7 @@ impl Spoke {
                 .collect(),
             kubernetes_version: "v1.37.2".to_owned(),
             features: vec![FEATURE_MANIFESTS_2.to_owned()],
+            process_id: Vec::new(),
         };
         bend(&mut hello);
         let hello = ToHub { body: Some(ToHubBody::Hello(hello)) };

@@ -10,7 +10,13 @@ use super::super::close::CLOSE_NOT_ADMITTED;
 use super::super::error::LinkError;
 use super::{JoinError, Registration};
 use crate::core::certificates::Presentation;
-use crate::core::store::records::{self, ClusterRecord, ClusterState};
+use crate::core::directory::WriteGuard;
+use crate::core::store::records::{self, ClusterRecord, ClusterState, Stored};
+
+/// Evidence of a copy: a certificate that a newer one has replaced.
+const REPLACED: &str = "a spoke presented a certificate that a newer one has replaced";
+/// Evidence of a copy: two living holders of one certificate.
+const ALTERNATING: &str = "two processes alternate on one certificate";
 
 impl Registration {
     /// Issues the next certificate of a cluster and writes it into `record`.
@@ -66,20 +72,51 @@ impl Registration {
                 guard.note(&used);
                 Ok(())
             }
-            Presentation::Copied => {
-                let copied =
-                    ClusterRecord { state: ClusterState::IdentityCopied, ..record.clone() };
-                self.core.records.commit("copy", &[records::replace(&stored, &copied)])?;
-                guard.note(&copied);
-                drop(guard);
-                self.report_copy(&copied, peer);
-                Err(LinkError::IdentityCopied(id))
-            }
+            Presentation::Copied => Err(self.exclude(&stored, guard, (peer, REPLACED))),
         }
     }
 
+    /// Admits a process of the spoke that has greeted the hub with a certificate that [`Registration::admit`] admits.
+    /// If processes alternate on it, the identity was copied, with the same consequences. Blocks.
+    ///
+    /// # Errors
+    /// When the cluster is not accepted or its identity was copied.
+    pub(crate) fn admit_process(
+        &self,
+        peer: &PeerIdentity,
+        process: &[u8],
+    ) -> Result<(), LinkError> {
+        let id = cluster_id(peer)?;
+        if !self.core.fleet.is_copied(&id, &peer.serial.to_string(), process) {
+            return Ok(());
+        }
+        let guard = self.core.directory.write();
+        let stored = self.core.records.stored::<ClusterRecord>(id.as_str())?;
+        let Some(stored) = stored else { return Err(LinkError::ClusterUnknown(id)) };
+        check_accepted(&stored.value)?;
+        Err(self.exclude(&stored, guard, (peer, ALTERNATING)))
+    }
+
+    /// Excludes every holder of a cluster's identity until the cluster rejoins. Returns the error for the session.
+    fn exclude(
+        &self,
+        stored: &Stored<ClusterRecord>,
+        guard: WriteGuard<'_>,
+        (peer, evidence): (&PeerIdentity, &'static str),
+    ) -> LinkError {
+        let record = &stored.value;
+        let copied = ClusterRecord { state: ClusterState::IdentityCopied, ..record.clone() };
+        if let Err(error) = self.core.records.commit("copy", &[records::replace(stored, &copied)]) {
+            return error.into();
+        }
+        guard.note(&copied);
+        drop(guard);
+        self.report_copy(&copied, peer, evidence);
+        LinkError::IdentityCopied(copied.id)
+    }
+
     /// Ends the session of a cluster whose identity was copied, and makes the copy visible.
-    fn report_copy(&self, record: &ClusterRecord, peer: &PeerIdentity) {
+    fn report_copy(&self, record: &ClusterRecord, peer: &PeerIdentity, evidence: &'static str) {
         let core = &self.core;
         core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, Reason::IdentityCopied);
         core.metrics.identity_copies.inc();
@@ -91,8 +128,9 @@ impl Registration {
             reason = Reason::IdentityCopied.as_str(),
             generation = peer.generation,
             serial = peer.serial.to_string(),
-            "A spoke presented a certificate that a newer one has replaced: the cluster's identity was copied, or \
-             restored from a backup; the cluster is not admitted until `attest gitops cluster rejoin`"
+            evidence,
+            "A spoke was not admitted, because the cluster's identity was copied or restored from a backup; find out \
+             who has it, then run `attest gitops cluster rejoin`"
         );
     }
 }
