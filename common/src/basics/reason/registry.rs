@@ -371,6 +371,8 @@ registry! {
         ClaimRateLimited: "a spoke repeatedly reports directives that this hub does not know; its claims are temporarily ignored",
             "check the spoke";
         MetadataRateLimited: "the metadata of a spoke changes too often; it is temporarily not stored", "check the spoke";
+        SequenceUsedUp: "the hub's key has used every sequence at a destination",
+            "create a hub with another key (`attest hub init`), pin it with `attest trust install`, and join the clusters to it";
         EpochRaised: "a spoke holds directives of a later epoch; the hub starts a new one",
             "none after a restore from a backup; otherwise, find out who has the hub's key";
     }

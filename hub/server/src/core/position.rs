@@ -14,6 +14,15 @@ pub(crate) const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 /// Most sequences that a spoke may be ahead of its ledger: directives between a backup and the loss.
 pub(crate) const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 
+/// Highest sequence of a directive: the highest integer of a signed document.
+pub(crate) const SEQUENCE_MAX: u64 = i64::MAX as u64;
+
+/// Returns the sequence after the last one of a ledger and the one that its spoke holds, which may be above it. `None`
+/// when the hub's key has used all of them.
+pub(crate) fn next_sequence(last: u64, seen: u64) -> Option<u64> {
+    last.max(seen).checked_add(1).filter(|next| *next <= SEQUENCE_MAX)
+}
+
 /// The trust policy that a cluster reports, loaded. Not authoritative: the spoke enforces its own copy.
 #[derive(Clone, Debug)]
 pub struct ReportedPolicy {

@@ -12,6 +12,9 @@ use attest_common::basics::reason::Reason;
 
 pub use file::RedbStore;
 
+/// Remedy when the sequences of a ledger are used up: spokes keep them for each pinned hub key.
+pub(crate) const NEW_KEY_NEEDED: &str = "create a hub with another key (`attest hub init`), pin it in the clusters with \
+     `attest trust install`, and join them to it";
 /// Longest key of a table in bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 4096;
 
@@ -220,6 +223,8 @@ pub enum StoreError {
     Commit(#[source] Box<redb::Error>),
     #[error("the outcome of a write to the hub's database is unknown")]
     Unknown(#[source] Box<Self>),
+    #[error("the hub's key has used every sequence at {ledger}; {}", NEW_KEY_NEEDED)]
+    SequenceUsedUp { ledger: String },
     #[error("{what} was modified concurrently; re-read and retry")]
     Conflict { what: String },
     #[error(
@@ -241,6 +246,7 @@ impl StoreError {
             Self::Commit(_) => Reason::StoreCommit,
             Self::Unknown(cause) if matches!(**cause, Self::DiskFull { .. }) => cause.reason(),
             Self::Unknown(_) => Reason::StoreUnknown,
+            Self::SequenceUsedUp { .. } => Reason::SequenceUsedUp,
             Self::Conflict { .. } => Reason::Conflict,
             Self::Format { .. } => Reason::StoreFormat,
         }

@@ -12,6 +12,7 @@ use attest_runtime::clock::{after, micros_since, now};
 
 use super::plan::{Content, NewPlan, PlannedDirective};
 use crate::core::Core;
+use crate::core::position::next_sequence;
 use crate::core::signer::Signer;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
@@ -146,7 +147,9 @@ fn sign(
     };
     // A spoke may have seen more than this hub remembers: go on above both.
     let seen = core.fleet.position(&directive.destination).map_or(0, |position| position.sequence);
-    let sequence = last.max(seen).saturating_add(1);
+    let next = next_sequence(last, seen);
+    let sequence = next
+        .ok_or_else(|| StoreError::SequenceUsedUp { ledger: directive.destination.to_string() })?;
     let order = Directive {
         v: 1,
         cluster,

@@ -22,7 +22,8 @@ use bytes::Bytes;
 
 use super::evidence::{Candidate, Evidence};
 use crate::applications::view::{Rendered, Waiting};
-use crate::core::position::{ReportedPolicy, SpokePosition, needs_reissue};
+use crate::core::position::{ReportedPolicy, SpokePosition, needs_reissue, next_sequence};
+use crate::core::store::NEW_KEY_NEEDED;
 use crate::core::store::records::{Application, LedgerEntry, Planned};
 
 /// Most differences named in one message.
@@ -71,9 +72,23 @@ pub(crate) enum Decision {
 /// Decides about one destination of an application that is to run there.
 pub(crate) fn decide(situation: &Situation<'_>) -> Decision {
     match choose(situation) {
-        Ok(candidate) => judge(situation, candidate),
+        Ok(candidate) => numbered(situation, judge(situation, candidate)),
         Err(waiting) => Decision::Waiting(waiting),
     }
+}
+
+/// Returns the decision, unless there is no sequence left for a new directive.
+fn numbered(situation: &Situation<'_>, decision: Decision) -> Decision {
+    let last = situation.head.map_or(0, |head| head.sequence);
+    let seen = situation.position.map_or(0, |position| position.sequence);
+    if !matches!(decision, Decision::New(_)) || next_sequence(last, seen).is_some() {
+        return decision;
+    }
+    let message = format!(
+        "commit {} is not deployed: the hub's key has used every sequence here; {NEW_KEY_NEEDED}",
+        situation.commit
+    );
+    Decision::Waiting(Waiting::refused(Reason::SequenceUsedUp, message))
 }
 
 /// Returns the verified release whose rendering for this destination equals that of the commit.

@@ -3,9 +3,11 @@ use std::sync::Arc;
 
 use attest_common::basics::ids::ClusterId;
 use attest_common::basics::keys::PrivateKey;
+use attest_common::basics::reason::Reason;
 
 use super::*;
 use crate::core::metrics::Metrics;
+use crate::core::position::SEQUENCE_MAX;
 use crate::core::store::records::Records;
 use crate::core::store::{self, RedbStore};
 
@@ -51,6 +53,21 @@ fn a_generation_is_never_given_again_after_its_destination_is_gone() {
     assert!(second.sequence > first.sequence);
     let of_another = next_generation(&core, &name("api")).unwrap();
     assert_eq!(of_another, 1, "each application has its own");
+}
+
+#[test]
+fn nothing_is_signed_beyond_the_last_sequence() {
+    let directory = tempfile::tempdir().unwrap();
+    let core = core(directory.path());
+    let (_, entry) = order(&core, "a");
+    let last = LedgerEntry { sequence: SEQUENCE_MAX, ..entry };
+    let removal = PlannedDirective { head: Some(Arc::new(last)), ..removal("a") };
+
+    let refused = commit(&core, &name("web"), &[&removal], ChangeTimings::default());
+
+    let error = refused.unwrap_err();
+    assert_eq!(error.reason(), Reason::SequenceUsedUp);
+    assert!(error.to_string().contains("`attest hub init`"), "{error}");
 }
 
 #[test]

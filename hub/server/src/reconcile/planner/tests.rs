@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::*;
 use crate::core::position::{
-    EPOCHS_AHEAD_MAX, SEQUENCES_AHEAD_MAX, is_from_unknown_epoch, is_plausible,
+    EPOCHS_AHEAD_MAX, SEQUENCE_MAX, SEQUENCES_AHEAD_MAX, is_from_unknown_epoch, is_plausible,
 };
 use crate::core::store::records::Destination;
 
@@ -291,6 +291,24 @@ impl World {
             timings: Default::default(),
         });
     }
+}
+
+#[test]
+fn a_ledger_without_another_sequence_is_named_with_the_remedy_and_what_runs_stands() {
+    let mut world = World::new();
+    world.order();
+    world.head.as_mut().unwrap().sequence = SEQUENCE_MAX;
+    assert_eq!(world.word(), "Nothing");
+
+    world.files = signed(&key(1), "v2", 200, "staging");
+    world.rendered = rendered("v2");
+
+    assert_eq!(world.word(), "SequenceUsedUp");
+    let message = world.waiting().message;
+    assert!(message.contains("`attest hub init`"), "{message}");
+    assert!(message.contains("`attest trust install`"), "{message}");
+    world.head.as_mut().unwrap().sequence -= 1;
+    assert_eq!(world.word(), "New");
 }
 
 #[test]
