@@ -6,8 +6,10 @@
 pub mod change;
 pub mod drift;
 pub mod figures;
+pub mod fuzz;
 pub mod idle;
 pub mod memory;
 pub mod plain;
 pub mod signed;
+pub mod soak;
 pub mod verify;

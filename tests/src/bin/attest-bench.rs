@@ -10,7 +10,7 @@ struct Arguments {
     figure: Figure,
 }
 
-#[derive(Clone, Copy, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 enum Figure {
     /// Verification of one application
     Verify,
@@ -33,6 +33,25 @@ enum Figure {
     },
     /// Resident memory of a spoke
     Memory,
+    /// A hub with 512 MiB of memory beside hostile repositories (not part of `all`)
+    Soak {
+        #[arg(long, default_value_t = 50)]
+        applications: usize,
+        /// Time without hostile repositories; twice as long with them
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
+    /// Inputs that make a reader panic: mutations of seeds, for a time (not part of `all`)
+    Fuzz {
+        /// Name of a target; every target without it
+        target: Option<String>,
+        /// Time for each target
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// Start of the sequence of mutations
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Every figure in turn
     All,
 }
@@ -51,6 +70,12 @@ async fn main() -> anyhow::Result<()> {
         }
         Figure::Drift { edits } => bench::drift::run(edits, &mut print).await,
         Figure::Memory => bench::memory::run(&mut print).await,
+        Figure::Soak { applications, seconds } => {
+            bench::soak::run((applications, seconds), &mut print).await
+        }
+        Figure::Fuzz { target, seconds, seed } => {
+            bench::fuzz::run(target.as_deref(), (seconds, seed), &mut print)
+        }
         Figure::All => {
             bench::verify::run(&mut print)?;
             bench::idle::run(1_000, &mut print).await?;

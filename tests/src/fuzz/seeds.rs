@@ -178,9 +178,16 @@ pub(super) fn git_answers() -> Vec<Vec<u8>> {
     );
     let pack = b"000dpackfile\n002a\x01PACK\0\0\0\x02\0\0\0\0\
         \x02\x9d\x08\x82\x3b\xd8\xa8\xea\xb5\x10\xad\x6a\xc7\x5c\x82\x3c\xfd\x3e\xd3\x1e0000";
-    let answers: [(u8, &[u8]); 9] = [
+    let advertised = String::from_utf8_lossy(ADVERTISEMENT).into_owned();
+    let sha256 = advertised.replace("0017object-format=sha1", "0019object-format=sha256");
+    let unknown = advertised.replace("0017object-format=sha1", "0016object-format=md5");
+    let refs_of_sha256 = format!("0055{} refs/heads/main\n0000", "12".repeat(32));
+    let answers: [(u8, &[u8]); 12] = [
         (0, refs.as_bytes()),
         (2, refs.as_bytes()),
+        (1, sha256.as_bytes()),
+        (1, unknown.as_bytes()),
+        (0, refs_of_sha256.as_bytes()),
         (0, head.as_bytes()),
         (1, ADVERTISEMENT),
         (1, old.as_bytes()),
