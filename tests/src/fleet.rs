@@ -302,12 +302,21 @@ impl Repository {
     /// # Errors
     /// When Git fails.
     pub fn create(directory: &Path) -> anyhow::Result<Self> {
+        Self::create_in_format(directory, "sha1")
+    }
+
+    /// Creates an empty pair of repositories in `directory` whose objects are named by `format`, `sha1` or `sha256`.
+    ///
+    /// # Errors
+    /// When Git fails.
+    pub fn create_in_format(directory: &Path, format: &str) -> anyhow::Result<Self> {
         let (tree, origin) = (directory.join("tree"), directory.join("origin.git"));
         std::fs::create_dir_all(&tree)?;
         let made = Self { tree, origin };
         let origin = made.origin.display().to_string();
-        made.git(&["init", "-q", "--bare", "-b", "main", &origin])?;
-        made.git(&["init", "-q", "-b", "main", "."])?;
+        let format = format!("--object-format={format}");
+        made.git(&["init", "-q", &format, "--bare", "-b", "main", &origin])?;
+        made.git(&["init", "-q", &format, "-b", "main", "."])?;
         made.git(&["config", "user.name", "CI"])?;
         made.git(&["config", "user.email", "ci@git.example"])?;
         made.git(&["remote", "add", "origin", &origin])?;

@@ -50,6 +50,7 @@ impl Site {
             "extra": [
                 kind("", "secrets"), kind("rbac.authorization.k8s.io", "roles"),
                 kind("big.example.com", "routes"), kind("any.example.com", "anies"),
+                kind("late.example.com", "lates"),
             ],
             "clusterScoped": [
                 kind("apiextensions.k8s.io", "customresourcedefinitions"),
@@ -153,6 +154,14 @@ impl<'a> Application<'a> {
 
     fn create_in(site: &'a Site, name: &'a str, namespace: &'a str) -> anyhow::Result<Self> {
         let repository = Repository::create(&site.fleet.directory().join(name))?;
+        Self::with_repository(site, (name, namespace), repository)
+    }
+
+    fn with_repository(
+        site: &'a Site,
+        (name, namespace): (&'a str, &'a str),
+        repository: Repository,
+    ) -> anyhow::Result<Self> {
         let recipe = format!(
             "application: {name}\nrepository: {}\nsourceRoot: k8s\nrenders:\n\
              - {{name: all, path: k8s, environments: [test], namespace: {{mode: fixed, value: {namespace}}}}}\n\
@@ -198,8 +207,12 @@ impl<'a> Application<'a> {
     }
 
     async fn apply_as(&self, name: &str, self_heal: bool, adopt: bool) -> anyhow::Result<()> {
+        self.put(&self.manifest(name, self_heal, adopt)).await
+    }
+
+    fn manifest(&self, name: &str, self_heal: bool, adopt: bool) -> Value {
         let options = if adopt { json!(["Adopt=true"]) } else { json!([]) };
-        let manifest = json!({
+        json!({
             "apiVersion": "attest.continuu.ms/v1", "kind": "AttestApplication",
             "metadata": {"name": name},
             "spec": {
@@ -209,9 +222,12 @@ impl<'a> Application<'a> {
                     "automated": {"prune": true, "selfHeal": self_heal}, "syncOptions": options,
                 },
             },
-        });
+        })
+    }
+
+    async fn put(&self, manifest: &Value) -> anyhow::Result<()> {
         let api = self.site.fleet.api();
-        let _: Value = api.call("PUT", "/v1/applications", Some(&manifest)).await?;
+        let _: Value = api.call("PUT", "/v1/applications", Some(manifest)).await?;
         Ok(())
     }
 
@@ -234,19 +250,31 @@ impl<'a> Application<'a> {
 
     /// Waits until the newest commit has this phase.
     async fn reaches(&self, phase: &str) -> anyhow::Result<()> {
-        let head = self.repository.git(&["rev-parse", "HEAD"])?;
         self.sync().await?;
+        self.becomes(phase).await
+    }
+
+    /// Like [`Self::reaches`], without a sync.
+    async fn becomes(&self, phase: &str) -> anyhow::Result<()> {
+        let head = self.repository.git(&["rev-parse", "HEAD"])?;
         let awaited = format!("{} to be {phase}", self.name);
         let waited = until(&awaited, WITHIN, || async {
             let seen = self.seen(self.name).await?;
             let is_it = seen["revision"] == head.as_str();
-            Ok((is_it && seen["destinations"][0]["phase"] == phase).then_some(()))
+            let destination = &seen["destinations"][0];
+            Ok((is_it && destination["phase"] == phase).then_some(()))
         });
         if let Err(error) = waited.await {
             let log = self.site.fleet.sites()[0].fakelet.output(POD);
             return Err(error.context(format!("{:#}\n{log}", self.seen(self.name).await?)));
         }
         Ok(())
+    }
+
+    /// Sequence of the newest directive.
+    async fn sequence(&self) -> anyhow::Result<u64> {
+        let seen = self.seen(self.name).await?;
+        seen["destinations"][0]["sequence"].as_u64().with_context(|| format!("{seen:#}"))
     }
 
     async fn shows(&self, name: &str, text: &str) -> anyhow::Result<()> {
@@ -433,6 +461,46 @@ async fn case_17_yaml_scalars(site: &Site) -> anyhow::Result<()> {
     Application::create(site, "c17")?.deploy(any).await
 }
 
+async fn case_21_sha256_repository(site: &Site) -> anyhow::Result<()> {
+    let directory = site.fleet.directory().join("c21");
+    let repository = Repository::create_in_format(&directory, "sha256")?;
+    let application = Application::with_repository(site, ("c21", "c21"), repository)?;
+    application.deploy(&config("settings", "1")).await?;
+    ensure!(application.repository.git(&["rev-parse", "HEAD"])?.len() == 64);
+    let live = site.get(&application.config_map("settings")).await?;
+    ensure!(live["data"] == json!({"a": "1"}), "{live}");
+
+    // A commit id of SHA-256 in an ordinary repository.
+    let other = Application::create(site, "c21-other")?;
+    other.release(&config("settings", "1"))?;
+    let mut manifest = other.manifest("c21-other", true, false);
+    manifest["spec"]["source"]["targetRevision"] = json!("0".repeat(64));
+    other.put(&manifest).await?;
+    other.shows("c21-other", "CommitNotFound").await
+}
+
+/// The kind of an object is defined after its release was admitted, by another party.
+async fn a_kind_that_is_served_later(site: &Site) -> anyhow::Result<()> {
+    let application = Application::create(site, "late")?;
+    let late =
+        "---\n{apiVersion: late.example.com/v1, kind: Late, metadata: {name: one}, spec: {a: 1}}\n";
+    application.release(&(config("beside", "1") + late))?;
+    application.apply(true, false).await?;
+    application.shows("late", "KindUnknown").await?;
+    let ordered = application.sequence().await?;
+
+    let definition = definition("late.example.com", "Late", "lates", "Namespaced");
+    let definition: Value = serde_saphyr::from_str(definition.trim_start_matches("---\n"))?;
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    site.create(definitions, "admin", &definition).await?;
+
+    application.becomes("Synced").await?;
+    ensure!(application.sequence().await? == ordered);
+    let path = "/apis/late.example.com/v1/namespaces/late/lates/one";
+    ensure!(site.get(path).await?["spec"] == json!({"a": 1}));
+    Ok(())
+}
+
 async fn case_27_self_heal_off(site: &Site) -> anyhow::Result<()> {
     let application = Application::create(site, "c27")?;
     application.release(&config("settings", "info"))?;
@@ -530,6 +598,7 @@ async fn a_minute_after_every_situation_nothing_is_written() -> anyhow::Result<(
         Box::pin(case_15_finalizers(&site)),
         Box::pin(case_16_namespace_null(&site)),
         Box::pin(case_17_yaml_scalars(&site)),
+        Box::pin(case_21_sha256_repository(&site)),
         Box::pin(case_27_self_heal_off(&site)),
         Box::pin(case_30_adopted_from_kubectl(&site)),
         Box::pin(case_36_conflict_gone(&site)),
@@ -537,6 +606,7 @@ async fn a_minute_after_every_situation_nothing_is_written() -> anyhow::Result<(
         Box::pin(case_45_other_name(&site)),
         Box::pin(case_46_image_in_custom_kind(&site)),
         Box::pin(case_47_helm_hooks(&site)),
+        Box::pin(a_kind_that_is_served_later(&site)),
     ];
     try_join_all(situations).await?;
     site.settled().await?;

@@ -17,8 +17,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
-/// Interval in which a settled cluster is checked for writes.
-const QUIET_FOR: Duration = Duration::from_secs(5);
+/// Interval in which a settled cluster is checked for writes that follow immediately. `quiet` counts for a minute.
+const QUIET_FOR: Duration = Duration::from_secs(1);
 const SITE: &str = "staging";
 const NAMESPACE: &str = "app";
 
@@ -234,6 +234,20 @@ async fn case_36_conflict_gone() -> anyhow::Result<()> {
     configs(&fleet).await?.delete("late", &DeleteParams::default()).await?;
     application.synced().await?;
     assert_eq!(value(&fleet, "late", "a").await?.as_deref(), Some("1"));
+    check_quiet(&fleet).await?;
+
+    // The policy of the cluster forbids to adopt an object, and then permits it: no sync, and no new directive.
+    create_config(&fleet, "kept", "other").await?;
+    let adopting = Application::create(&fleet, "adopting")?;
+    adopting.release(&[&X.replace("name: x", "name: kept")])?;
+    adopting.apply(&json!({
+        "automated": {"prune": true, "selfHeal": true}, "syncOptions": ["Adopt=true"],
+    }))?;
+    let refused = adopting.reaches("Refused", "FieldConflict").await?;
+    fleet.sites()[0].set_adopt(true).await?;
+    let synced = adopting.synced().await?;
+    assert_eq!(value(&fleet, "kept", "a").await?.as_deref(), Some("1"));
+    ensure!(synced["sequence"].is_u64() && synced["sequence"] == refused["sequence"], "{synced:#}");
     check_quiet(&fleet).await
 }
 
