@@ -105,6 +105,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
             "reconcile",
             "spokes",
             "in_cluster",
+            "webhooks",
             "resources",
             "api",
             "process",
@@ -113,9 +114,9 @@ const ORDERS: [(&str, &[&str]); 9] = [
     (
         "hub/cli",
         &[
-            "printer", "exit", "human", "context", "client", "hub_args", "input", "wait", "watch",
-            "target", "renderer", "key", "init", "verify", "run", "release", "version", "trust",
-            "spoke", "hub", "repo", "app", "cluster", "gitops",
+            "printer", "exit", "human", "context", "target", "forward", "client", "hub_args",
+            "input", "wait", "watch", "renderer", "key", "init", "verify", "run", "release",
+            "version", "trust", "spoke", "hub", "repo", "app", "cluster", "gitops",
         ],
     ),
 ];

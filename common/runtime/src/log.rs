@@ -4,13 +4,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -57,6 +58,12 @@ fn is_level(part: &str) -> bool {
     !part.is_empty() && part.parse::<LevelFilter>().is_ok()
 }
 
+impl fmt::Display for LogLevel {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
 impl LogLevel {
     fn filter(&self) -> EnvFilter {
         // `off` applies to the libraries, too.
@@ -80,12 +87,36 @@ pub struct LogLevelError(String);
 /// When the old variable `ATTEST_LOG` is set, or logging is already started.
 pub fn start(arguments: &LogArgs) -> Result<(), LogError> {
     reject_old_name(LEVEL_VARIABLE_OLD, LEVEL_VARIABLE)?;
-    tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(arguments.log_level.filter())
-        .with_writer(std::io::stderr)
+        .with_writer(std::io::stderr as fn() -> std::io::Stderr)
         .event_format(JsonLines)
-        .try_init()
-        .map_err(|_| LogError::Started)
+        .with_filter_reloading();
+    let started = Started { level: arguments.log_level.clone(), filter: builder.reload_handle() };
+    builder.try_init().map_err(|_| LogError::Started)?;
+    STARTED.set(started).map_err(|_| LogError::Started)
+}
+
+/// The running log of this process.
+struct Started {
+    /// Level of the command line.
+    level: LogLevel,
+    filter: FilterHandle,
+}
+
+type FilterHandle = tracing_subscriber::reload::Handle<
+    EnvFilter,
+    tracing_subscriber::fmt::Formatter<DefaultFields, JsonLines, fn() -> std::io::Stderr>,
+>;
+
+static STARTED: OnceLock<Started> = OnceLock::new();
+
+/// Changes the level of the running log; `None` returns to that of the command line. Without a log, nothing happens.
+pub fn set_level(level: Option<&LogLevel>) {
+    if let Some(started) = STARTED.get() {
+        // Fails only when the subscriber is gone, and the log with it.
+        let _ = started.filter.reload(level.unwrap_or(&started.level).filter());
+    }
 }
 
 /// Failure to start logging.

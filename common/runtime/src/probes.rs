@@ -67,7 +67,7 @@ where
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     };
     let router = Router::new().route("/health", get(async || OK)).route("/ready", get(answer));
-    serve(listener, router).await;
+    serve_router(listener, router).await;
 }
 
 /// Serves `/metrics` with what `text` returns, in the Prometheus text format. Does not return.
@@ -76,12 +76,14 @@ where
     T: Fn() -> String + Clone + Send + Sync + 'static,
 {
     let answer = async move || ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text());
-    serve(listener, Router::new().route("/metrics", get(answer))).await;
+    serve_router(listener, Router::new().route("/metrics", get(answer))).await;
 }
 
+/// Serves `router`. Does not return.
+///
 /// Answers one request per connection. Evicts the oldest connection when full, so that idle clients cannot block
 /// probes.
-async fn serve(mut listener: TcpListener, router: Router) {
+pub async fn serve_router(mut listener: TcpListener, router: Router) {
     let mut connections = VecDeque::new();
     loop {
         // Waits when accepting fails.

@@ -1,5 +1,6 @@
 //! `attest hub …`: hubs of this operator.
 
+mod config;
 mod login;
 mod operator;
 
@@ -36,6 +37,8 @@ enum HubCommand {
     Init(HubInitArgs),
     /// Get credentials for a hub in a cluster, with the permissions of a kubeconfig
     Login(login::LoginArgs),
+    /// Show the settings of a hub in force, and where each comes from
+    Config(config::ConfigArgs),
     /// Manage the operators of a hub
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
@@ -79,6 +82,7 @@ pub(crate) fn run(args: HubCommandArgs, printer: &Printer) -> anyhow::Result<()>
     match args.command {
         HubCommand::Init(args) => init(args, printer),
         HubCommand::Login(args) => login::login(&args, printer),
+        HubCommand::Config(args) => config::show(args, printer),
         HubCommand::Operator(command) => operator::run(command, printer),
         HubCommand::List(output) => list_hubs(output, printer),
     }

@@ -126,6 +126,36 @@ pub struct OwnClusterAddress {
     pub spokes: Option<String>,
 }
 
+/// `GET /v1/configuration`: the settings in force, and where each comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HubConfiguration {
+    pub settings: Vec<Setting>,
+    /// Problems of the ConfigMap; with `refused`, it is not in force, and the one before it is.
+    pub problems: Vec<SettingProblem>,
+}
+
+/// One setting. Values of secrets are not shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Setting {
+    pub name: String,
+    pub value: String,
+    /// `ConfigMap`, `flags` or `default`.
+    pub source: String,
+}
+
+/// A key of the ConfigMap that is refused or has no effect.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingProblem {
+    pub field: String,
+    pub reason: ReportedReason,
+    pub message: String,
+    /// The whole ConfigMap is refused because of it.
+    pub refused: bool,
+}
+
 /// `POST /v1/tokens`: creates a single-use join token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

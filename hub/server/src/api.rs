@@ -4,11 +4,13 @@
 
 mod applications;
 mod clusters;
+mod configuration;
 mod serve;
 mod settings;
 mod shown;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use attest_certs::OperatorRole;
 use attest_common::basics::json::{self, OBJECT_DEPTH_MAX};
@@ -46,6 +48,8 @@ const QUERY_SHOWN_CHARACTERS_MAX: usize = 120;
 pub(crate) struct Api {
     pub core: Arc<Core>,
     pub(crate) operators: Operators,
+    /// Interval between polls of a repository by the command line.
+    pub(crate) poll_interval: Duration,
     pub waker: Arc<Waker>,
     pub views: Arc<Views>,
     pub repositories: Arc<Repositories>,
@@ -88,10 +92,11 @@ enum QueryUse {
 }
 
 /// Every route of the API. `docs/openapi.yaml` describes the same, and `api/roles.txt` lists who may use it.
-fn routes() -> [Route; 26] {
+fn routes() -> [Route; 27] {
     [
         read("/v1/version", settings::version),
         read("/v1/addresses", settings::addresses),
+        read("/v1/configuration", configuration::get),
         change(MethodFilter::POST, "/v1/tokens", clusters::make_token),
         read("/v1/tokens", clusters::tokens),
         change(MethodFilter::DELETE, "/v1/tokens/{id}", clusters::revoke_token),

@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod blocking;
 pub mod certificates;
+pub mod configuration;
 pub mod directory;
 pub mod epoch;
 pub mod fleet;
@@ -20,6 +21,7 @@ pub mod store;
 use std::sync::Arc;
 
 use addresses::SpokeAddressesCell;
+use configuration::ConfigurationCell;
 use directory::Directory;
 use epoch::Epoch;
 use fleet::Fleet;
@@ -44,6 +46,7 @@ pub struct Core {
     pub metrics: Metrics,
     pub own_cluster: OwnClusterCell,
     pub addresses: SpokeAddressesCell,
+    pub configuration: ConfigurationCell,
     pub stop: Arc<Stop>,
 }
 
@@ -67,6 +70,7 @@ impl Core {
             metrics,
             own_cluster: OwnClusterCell::default(),
             addresses: SpokeAddressesCell::default(),
+            configuration: ConfigurationCell::default(),
             records,
             stop: Arc::default(),
         }))

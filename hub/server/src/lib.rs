@@ -1,8 +1,8 @@
 //! The hub: reads Git, verifies the signatures of CI, plans, signs, and sends directives to clusters.
 //!
 //! Each module imports only from those before it in this order: `core`, `home`, `kubernetes`, `rollouts`, `applications`,
-//! `reconcile`, `spokes`, `in_cluster`, `resources`, `api`, `process`. The flow from a commit to a directive is
-//! `reconcile::pass`.
+//! `reconcile`, `spokes`, `in_cluster`, `webhooks`, `resources`, `api`, `process`. The flow from a commit to a directive
+//! is `reconcile::pass`.
 
 mod api;
 mod applications;
@@ -15,5 +15,6 @@ mod reconcile;
 mod resources;
 mod rollouts;
 pub mod spokes;
+mod webhooks;
 
 pub use api::{API_HANDSHAKE_TIMEOUT, API_HANDSHAKES_MAX, ApiError};

@@ -4,6 +4,7 @@
 
 mod answers;
 mod commit;
+mod configured;
 mod deletion;
 mod evidence;
 mod observe;

@@ -408,6 +408,13 @@ registry! {
         RequestUsername: "the user name of a request for an operator's certificate is empty or too long", "log in as another user";
         SpokeAddressUnknown: "the hub has no address for spokes of other clusters",
             "set `spokes.address` of the chart, or wait for the address of the load balancer";
+        VerificationRequired: "the configuration would switch verification off",
+            "remove `verificationEnabled: false`; relax the trust policy of a cluster instead";
+        WebhookUnsigned: "a webhook carries no signature of the configured key",
+            "set the same key at the Git server and in Secret attest-gitops-webhook";
+        SecretInConfigMap: "a secret stands in a ConfigMap, which more people may read than Secrets", "mount Secret attest-gitops-webhook";
+        PolicyUnavailable: "policy bundles are configured, and this version evaluates none; nothing new is deployed",
+            "remove `policies.bundle` from ConfigMap attest-gitops-config";
         ViewerReadOnly: "a viewer asked for a change", "log in as operator, or ask for `attest hub operator issue NAME`";
         OperatorRevoked: "the operator's certificate is revoked", "run `attest hub operator issue NAME` on the hub's machine";
         OperatorUnreadable: "the state of the operator's certificate cannot be read",

@@ -56,6 +56,12 @@ pub struct Options {
         value_name = "[ADDRESS]:PORT"
     )]
     pub listen_metrics: ListenAddress,
+    /// Listen address of the receiver for webhooks of Git servers (HTTP, at any path). Not served by default.
+    #[arg(long, env = "ATTEST_LISTEN_WEBHOOKS", value_name = "[ADDRESS]:PORT")]
+    pub listen_webhooks: Option<ListenAddress>,
+    /// File with the key that Git servers sign webhooks with.
+    #[arg(long, value_name = "FILE", requires = "listen_webhooks")]
+    pub webhook_secret_file: Option<PathBuf>,
     /// Interval between polls of each repository, in milliseconds.
     #[arg(long, default_value_t = POLL_INTERVAL_DEFAULT_MS, value_parser = clap::value_parser!(u64).range(POLL_INTERVAL_MIN_MS..))]
     pub poll_interval_ms: u64,

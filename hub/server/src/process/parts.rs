@@ -82,6 +82,7 @@ pub(crate) fn start(home: Home, settings: Settings) -> Result<Parts, StartError>
     let api = Arc::new(Api {
         core: core.clone(),
         operators,
+        poll_interval,
         waker: waker.clone(),
         views,
         repositories,

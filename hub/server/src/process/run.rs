@@ -27,12 +27,13 @@ use crate::core::stop::Stop;
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, TokenRecord};
 use crate::home::{self, Advertise, Home, HomeError};
-use crate::in_cluster::{LoginSigner, follow_service, publish};
+use crate::in_cluster::{LoginSigner, follow_configuration, follow_service, publish};
 use crate::kubernetes::{HubKubernetes, KubernetesError};
 use crate::process::config::Options;
 use crate::resources;
 use crate::spokes::LinkError;
 use crate::spokes::listener::{self, SpokeListener};
+use crate::webhooks::{self, Webhooks};
 
 /// Port of the Service for spokes.
 const SPOKES_PORT: u16 = 4433;
@@ -51,6 +52,8 @@ pub struct Addresses {
     pub spokes: SocketAddr,
     pub health: SocketAddr,
     pub metrics: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhooks: Option<SocketAddr>,
 }
 
 /// A running hub.
@@ -91,6 +94,10 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let api = api::bind(options.listen_api.0).await?;
     let health = probes::bind("--listen-health", options.listen_health).await?;
     let metrics = probes::bind("--listen-metrics", options.listen_metrics).await?;
+    let webhooks = match options.listen_webhooks {
+        Some(address) => Some(probes::bind("--listen-webhooks", address).await?),
+        None => None,
+    };
     let directory = options.home.clone();
     let parts = tokio::task::spawn_blocking(move || parts::start(home, settings))
         .await
@@ -106,6 +113,11 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
         spokes: spokes.address()?,
         health: health.local_addr().map_err(RunError::Socket)?,
         metrics: metrics.local_addr().map_err(RunError::Socket)?,
+        webhooks: webhooks
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()
+            .map_err(RunError::Socket)?,
     };
     let text = serde_json::to_vec_pretty(&addresses).unwrap_or_default();
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;
@@ -127,12 +139,19 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let advertised = Some(advertised).filter(|_| !options.in_cluster);
     let configured = options.advertise.clone().or(advertised);
     core.addresses.update(|addresses| addresses.configured = configured);
+    if let Some(listener) = webhooks {
+        let file = options.webhook_secret_file.clone();
+        let webhooks = Arc::new(Webhooks::new(core.clone(), waker.clone(), file));
+        tasks.spawn(stop.clone().part("webhooks", webhooks::serve(webhooks, listener)));
+    }
     if let Some(kubernetes) = kubernetes {
         core.own_cluster.set(OwnCluster::Unknown);
         let signer = LoginSigner::new(core.clone(), registration, operators, kubernetes.clone());
         tasks.spawn(stop.clone().part("login", Arc::new(signer).run()));
         let published = publish(core.clone(), kubernetes.clone(), facts);
         tasks.spawn(stop.clone().part("published data", published));
+        let configuration = follow_configuration(core.clone(), kubernetes.clone());
+        tasks.spawn(stop.clone().part("configuration", configuration));
         let service = follow_service(core.clone(), kubernetes.clone());
         tasks.spawn(stop.clone().part("addresses", service));
         tasks.spawn(identify_cluster(core.clone(), kubernetes));

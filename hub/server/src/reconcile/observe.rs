@@ -63,6 +63,16 @@ impl Observation<'_> {
         &self.record.application
     }
 
+    /// Nothing is decided about any destination for the reason `halt`.
+    pub(super) fn halted(mut self, halt: Option<Waiting>) -> Self {
+        if let Some(waiting) = halt {
+            for destination in &mut self.destinations {
+                destination.target = Err(waiting.clone());
+            }
+        }
+        self
+    }
+
     /// Returns the duration of each step so far; `verify_us` is that of planning.
     pub(super) fn timings(&self, verify_us: u64) -> ChangeTimings {
         ChangeTimings { verify_us, ..self.read }

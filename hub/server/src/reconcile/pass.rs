@@ -9,6 +9,7 @@ use std::time::Instant;
 use attest_runtime::clock::micros_since;
 
 use super::commit::{Committed, commit};
+use super::configured::{Configured, configured};
 use super::deletion;
 use super::observe::{SourceCache, Sources, observe};
 use super::plan::{Judgements, plan};
@@ -86,7 +87,8 @@ fn pass(
     let begun = Instant::now();
     let PassContext { sources, outputs } = context;
     let (core, name) = (outputs.core, &record.application.name);
-    let observation = observe(sources, record, request, &mut cache.source);
+    let Configured { record: effective, halt } = configured(core, record)?;
+    let observation = observe(sources, &effective, request, &mut cache.source).halted(halt);
     if let Some(answer) = observation.poll {
         outputs.waker.polled(name.as_str(), answer.at, answer.is_ok);
     }

@@ -80,6 +80,11 @@ impl Slot {
 }
 
 impl Queue {
+    /// Polls that are scheduled from now on are `interval` apart.
+    pub(super) fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// An empty queue; each repository is polled every `interval`.
     pub(super) fn new(interval: Duration) -> Self {
         Self { interval, slots: BTreeMap::new(), ready: BTreeSet::new(), polls: BTreeSet::new() }

@@ -8,6 +8,7 @@ use attest_common::basics::locked::Locked;
 use attest_common::basics::reason::Reason;
 
 use attest_runtime::clock::random;
+use attest_runtime::log;
 use attest_supply::render::Kustomize;
 use tokio::sync::Semaphore;
 
@@ -38,6 +39,8 @@ pub(crate) struct Reconciler {
     repositories: Arc<Repositories>,
     kustomize: Kustomize,
     answers: Answers,
+    /// Interval between polls unless it is configured.
+    poll_interval: Duration,
     /// Cache of each application between passes.
     caches: Locked<BTreeMap<String, Arc<Locked<PassCache>>>>,
 }
@@ -53,7 +56,9 @@ impl Reconciler {
         interval: Duration,
     ) -> Self {
         let answers = Answers::new(interval);
-        Self { core, views, waker, repositories, kustomize, answers, caches: Locked::default() }
+        let caches = Locked::default();
+        let poll_interval = interval;
+        Self { core, views, waker, repositories, kustomize, answers, poll_interval, caches }
     }
 
     fn context(&self) -> PassContext<'_> {
@@ -81,11 +86,34 @@ impl Reconciler {
         }
     }
 
+    /// Reconciles everything again, from nothing remembered, when the configuration changes.
+    async fn follow_configuration(self: Arc<Self>) {
+        let mut changes = self.core.configuration.subscribe();
+        let mut current = self.core.configuration.get();
+        loop {
+            tokio::select! {
+                () = self.core.stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            let next = Arc::clone(&changes.borrow_and_update().current);
+            if next == current {
+                continue;
+            }
+            log::set_level(next.log_level.as_ref());
+            self.waker.set_interval(next.poll_interval.unwrap_or(self.poll_interval));
+            self.caches.lock().clear();
+            self.waker.wake_all();
+            current = next;
+        }
+    }
+
     /// Reconciles applications until the hub ends.
     pub(crate) async fn run(self: Arc<Self>) {
         let permits = Arc::new(Semaphore::new(RECONCILES_MAX));
         let checking = self.clone().check_push_credentials();
         tokio::spawn(self.core.stop.clone().part("check of push credentials", checking));
+        let following = self.clone().follow_configuration();
+        tokio::spawn(self.core.stop.clone().part("configuration", following));
         loop {
             let (due, next) = self.waker.take();
             for (name, task) in due {

@@ -29,6 +29,11 @@ impl Waker {
         Self { queue: Locked::new(Queue::new(interval)), views, changed: Notify::new() }
     }
 
+    /// Changes the interval between polls. Applications that are scheduled already are polled once more as before.
+    pub(crate) fn set_interval(&self, interval: Duration) {
+        self.queue().set_interval(interval);
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock()
     }

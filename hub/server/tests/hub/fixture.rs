@@ -80,6 +80,7 @@ impl Fixture {
                     spokes: found["spokes"],
                     health: found["health"],
                     metrics: found["metrics"],
+                    webhooks: found.get("webhooks").copied(),
                 };
                 self.process = Some((child, addresses));
                 return true;

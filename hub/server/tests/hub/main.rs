@@ -26,3 +26,4 @@ mod spoke;
 #[path = "../../../supply/tests/source/web.rs"]
 #[allow(dead_code, reason = "another test asks it for more")]
 mod web;
+mod webhooks;
