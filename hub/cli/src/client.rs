@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Context, HubContext};
+use crate::forward;
 use crate::printer::Printer;
 
 /// Connection timeout.
@@ -57,9 +58,11 @@ impl Client {
         if let Some(warning) = expiry_warning(hub, &operator)? {
             Printer::new().warning(&warning);
         }
-        let base_url = hub.api_url.clone().context(
-            "the context has no address of the hub's API; set `api.url` of the chart and log in again",
-        )?;
+        let base_url = match (&hub.api_url, &hub.forward) {
+            (Some(url), _) => url.clone(),
+            (None, Some(target)) => format!("https://{}", forward::open(target)?),
+            (None, None) => bail!(invalid_field(hub, "apiUrl")),
+        };
         let tls = tls::operator_https(&[pin], &operator)
             .with_context(|| invalid_field(hub, "operatorChain"))?;
         let http = reqwest::Client::builder()

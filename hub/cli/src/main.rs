@@ -8,6 +8,7 @@ mod client;
 mod cluster;
 mod context;
 mod exit;
+mod forward;
 mod gitops;
 mod hub;
 mod hub_args;

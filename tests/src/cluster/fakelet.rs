@@ -4,6 +4,7 @@
 //! a pod whose image has a [`Runner`]: a real local process is started from the pod's own template
 //! ([`runner`]), so that the program runs as it was installed into the cluster.
 
+mod port_forward;
 pub mod runner;
 
 use std::collections::hash_map::Entry;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::port_forward::PortForward;
 pub use self::runner::Runner;
 use crate::cluster::{Cluster, client_from};
 use crate::process::signal_group;
@@ -243,7 +245,12 @@ async fn run_node(kubeconfig: String, node: Arc<NodeState>) {
         let result = async {
             let client = client_from(&kubeconfig).await?;
             create_node(&client).await?;
-            tokio::try_join!(heartbeat(&client), watch_pods(&client, &node, &kubeconfig))?;
+            let port_forward = PortForward::bind().await?;
+            tokio::try_join!(
+                heartbeat(&client, port_forward.port()?),
+                port_forward.serve(client.clone(), node.clone()),
+                watch_pods(&client, &node, &kubeconfig)
+            )?;
             anyhow::Ok(())
         };
         if result.await.is_err() {
@@ -262,7 +269,7 @@ async fn create_node(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn heartbeat(client: &Client) -> anyhow::Result<()> {
+async fn heartbeat(client: &Client, kubelet_port: u16) -> anyhow::Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let started = now();
     loop {
@@ -270,6 +277,7 @@ async fn heartbeat(client: &Client) -> anyhow::Result<()> {
         let status = json!({"status": {
             "capacity": resources, "allocatable": resources,
             "addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet_port}},
             "nodeInfo": {
                 "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "none://0",
                 "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "fakelet",

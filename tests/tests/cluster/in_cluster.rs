@@ -16,6 +16,7 @@ use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, ServiceAccount};
 use kube::Api;
 use kube::api::PostParams;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,6 +37,35 @@ const INSTALL: [&str; 10] = [
     "controller.policies.enabled=true",
 ];
 
+/// As the product document prints it.
+const DOCUMENTED_CONFIG_MAP: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: attest-gitops-config
+  namespace: attest-system
+data:
+  config.yaml: |
+    namespace: attest-system
+    syncIntervalSeconds: 300
+    verificationEnabled: true
+    trustedKeys:
+      - "ed25519-key-1234567890abcdef"
+    webhookSecret: "webhook-secret-123"
+    policies:
+      enabled: true
+      bundle: "https://policies.company.com/bundle"
+"#;
+
+/// How the operator reaches the API.
+#[derive(Clone, Copy)]
+enum ApiAccess {
+    /// At `api.url`.
+    Url,
+    /// Through a port-forward of the API server.
+    PortForward,
+}
+
 /// A cluster whose pods of the hub and the spoke are the real programs.
 struct HubCluster {
     // Dropped in this order: the processes before their files.
@@ -46,6 +76,7 @@ struct HubCluster {
     operator: Operator,
     directory: TempDir,
     api: String,
+    webhooks: String,
 }
 
 impl HubCluster {
@@ -54,13 +85,14 @@ impl HubCluster {
         let Some(cluster) = Cluster::start(name).await? else { return Ok(None) };
         let directory = tempfile::Builder::new().prefix("attest-in-cluster-").tempdir()?;
         let address = || anyhow::Ok(format!("127.0.0.1:{}", ports::free()?));
-        let api = address()?;
+        let (api, webhooks) = (address()?, address()?);
         let hub = Runner::new("attest-hub", program("attest-hub")?)
             .env("PATH", search_path())
             .listen(8443, "ATTEST_LISTEN_API", &api)
             .listen(4433, "ATTEST_LISTEN_SPOKES", &address()?)
             .listen(8081, "ATTEST_LISTEN_HEALTH", &address()?)
-            .listen(8080, "ATTEST_LISTEN_METRICS", &address()?);
+            .listen(8080, "ATTEST_LISTEN_METRICS", &address()?)
+            .listen(8082, "ATTEST_LISTEN_WEBHOOKS", &webhooks);
         let spoke = Runner::new("attest-spoke", program("attest-spoke")?)
             .env("ATTEST_LISTEN_HEALTH", "127.0.0.1:0")
             .env("ATTEST_LISTEN_METRICS", "127.0.0.1:0");
@@ -69,19 +101,22 @@ impl HubCluster {
         let helm = helm.with_kubeconfig(&cluster.kubeconfig());
         let charts = ChartRepository::serve(&helm, &[chart("gitops-controller")]).await?;
         let operator = Operator::new(&directory.path().join("operator"))?;
-        Ok(Some(Self { fakelet, cluster, helm, charts, operator, directory, api }))
+        Ok(Some(Self { fakelet, cluster, helm, charts, operator, directory, api, webhooks }))
     }
 
     /// Runs the documented commands, with what only this test bed needs in a file of values.
-    async fn install(&self) -> anyhow::Result<String> {
+    async fn install(&self, access: ApiAccess) -> anyhow::Result<String> {
         let values = self.directory.path().join("values.yaml");
         let repositories = self.directory.path().display();
         let text = format!(
-            "api: {{url: 'https://{}'}}\n\
+            "api: {{url: '{}'}}\n\
              extraArgs: ['--allow-file-repositories={repositories}']\n\
              extraVolumes: [{{name: repositories, hostPath: {{path: '{repositories}'}}}}]\n\
              extraVolumeMounts: [{{name: repositories, mountPath: '{repositories}'}}]\n",
-            self.api
+            match access {
+                ApiAccess::Url => format!("https://{}", self.api),
+                ApiAccess::PortForward => String::new(),
+            }
         );
         std::fs::write(&values, text)?;
         self.helm.run(&["repo", "add", "attest", &self.charts.url])?;
@@ -128,7 +163,11 @@ impl HubCluster {
     async fn published(&self) -> anyhow::Result<std::collections::BTreeMap<String, String>> {
         let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client().await?, NAMESPACE);
         let map = until("the hub to publish its data", SOON, || async {
-            Ok(maps.get("attest-gitops-hub").await?.data.filter(|data| data.len() >= 5))
+            Ok(maps
+                .get("attest-gitops-hub")
+                .await?
+                .data
+                .filter(|data| data.contains_key("hubKeyId")))
         });
         map.await
     }
@@ -145,7 +184,7 @@ impl HubCluster {
 async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home()
 -> anyhow::Result<()> {
     let Some(hub) = HubCluster::start("helm").await? else { return Ok(()) };
-    let notes = hub.install().await?;
+    let notes = hub.install(ApiAccess::Url).await?;
     assert!(notes.contains("attest hub login"), "{notes}");
     let published = hub.published().await?;
     hub.helm.run(&["test", "attest-gitops", "--namespace", NAMESPACE, "--timeout", "90s"])?;
@@ -178,7 +217,11 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
     hub.operator.attest(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
     wait_synced(&hub.operator).await.with_context(|| hub.fakelet.output("attest-"))?;
 
+    main_job(&hub, &ci).await?;
+
     // An upgrade restarts the hub: same home, same connections.
+    let secret = ["create", "secret", "generic", "attest-gitops-webhook", "--namespace", NAMESPACE];
+    hub.kubectl(&[&secret[..], &["--from-literal=secret=webhook-key"]].concat())?;
     hub.helm.run(&[
         "upgrade",
         "attest-gitops",
@@ -189,23 +232,102 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
         "--set",
         "controller.syncIntervalSeconds=60",
         "--set",
-        "podAnnotations.restarted=once",
+        "webhooks.enabled=true",
     ])?;
     hub.wait_ready().await?;
     assert_eq!(hub.published().await?, published);
-    ci.release("v2")?;
-    hub.operator.attest(&["gitops", "app", "sync", "web-app", "--wait"])?;
+    // The next poll is a minute away; a signed webhook announces the push.
+    let commit = ci.release("v2")?;
+    let payload = json!({"ref": "refs/heads/main", "repository": {"clone_url": repository.url()}});
+    assert_eq!(webhook(&hub, &payload, "another-key").await?, 401);
+    assert_eq!(webhook(&hub, &payload, "webhook-key").await?, 202);
+    until("the pushed commit to be Synced", SOON, || async {
+        let seen = hub.operator.json(&["gitops", "app", "get", "web-app"])?;
+        let is_new = seen["revision"] == json!(commit) && seen["phase"] == "Synced";
+        Ok(is_new.then_some(()))
+    })
+    .await?;
 
     // The claim outlives the release, and the next release finds its home there.
     hub.helm.run(&["uninstall", "attest-gitops", "--namespace", NAMESPACE, "--wait"])?;
     let claims: Api<PersistentVolumeClaim> =
         Api::namespaced(hub.cluster.client().await?, NAMESPACE);
     claims.get("attest-gitops-home").await.context("the claim is gone")?;
-    hub.install().await?;
+    hub.install(ApiAccess::Url).await?;
     assert_eq!(hub.published().await?, published);
     hub.operator.attest(&["gitops", "cluster", "list"])?;
     wait_synced(&hub.operator).await?;
+    let deleted = hub.operator.attest(&["gitops", "app", "delete", "web-app", "-y", "--wait"])?;
+    assert!(deleted.contains("application/web-app removed"), "{deleted}");
     Ok(())
+}
+
+/// What a hub outside a cluster does as well: refusal, drift, pruning, and restarts of hub and spoke.
+async fn main_job(hub: &HubCluster, ci: &Ci) -> anyhow::Result<()> {
+    let base = ci.repository().tree().join("k8s/base");
+    let deployment = std::fs::read_to_string(base.join("deployment.yaml"))?;
+    std::fs::write(base.join("deployment.yaml"), deployment.replace("myapp:v1", "myapp:evil"))?;
+    ci.repository().commit_and_push("Not by CI")?;
+    let output = hub.operator.try_attest(&["gitops", "app", "sync", "web-app", "--wait"])?;
+    let text = describe(&output);
+    assert!(text.contains("myapp:evil") && !output.status.success(), "{text}");
+    std::fs::write(base.join("deployment.yaml"), deployment)?;
+
+    let live = ["deployment/web-app", "-n", "app-staging"];
+    hub.kubectl(&[&["patch"], &live[..], &["--patch", r#"{"spec":{"replicas":3}}"#]].concat())?;
+    until("the drift to be reverted", SOON, || async {
+        let seen =
+            hub.kubectl(&[&["get"], &live[..], &["-o", "jsonpath={.spec.replicas}"]].concat())?;
+        Ok((seen == "1").then_some(()))
+    })
+    .await?;
+
+    // Hub and spoke are killed while a release without the Service is on its way.
+    let kustomization = std::fs::read_to_string(base.join("kustomization.yaml"))?;
+    let without: Vec<&str> =
+        kustomization.lines().filter(|line| !line.contains("service.yaml")).collect();
+    std::fs::write(base.join("kustomization.yaml"), without.join("\n") + "\n")?;
+    ci.release("v1-pruned")?;
+    let sync = hub.operator.command(["gitops", "app", "sync", "web-app"]).output()?;
+    assert!(sync.status.success(), "{}", describe(&sync));
+    for pods in [NAMESPACE, "attest-spoke"] {
+        hub.fakelet.signal(&format!("{pods}/"), Signal::KILL);
+    }
+    until("the Service to be pruned", SOON, || async {
+        let services = hub.kubectl(&["get", "services", "-n", "app-staging", "-o", "name"])?;
+        Ok(services.is_empty().then_some(()))
+    })
+    .await?;
+    until("the restarted hub to answer", SOON, || async {
+        hub.operator.json(&["gitops", "cluster", "list"]).map(|_| Some(()))
+    })
+    .await?;
+    wait_synced(&hub.operator).await
+}
+
+/// HMAC-SHA256 of a text in hexadecimal digits, by another implementation than the hub's.
+fn hmac_sha256(key: &str, text: &str) -> anyhow::Result<String> {
+    use std::io::Write as _;
+
+    let mut child = Command::new("openssl")
+        .args(["dgst", "-sha256", "-hmac", key, "-r"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("no input")?.write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.split_whitespace().next().context("no digest")?.to_owned())
+}
+
+/// Sends a webhook as GitHub does; returns the status.
+async fn webhook(hub: &HubCluster, payload: &Value, key: &str) -> anyhow::Result<u16> {
+    let body = payload.to_string();
+    let signature = hmac_sha256(key, &body)?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let request = client.post(format!("http://{}/webhooks", hub.webhooks)).body(body);
+    let request = request.header("X-Hub-Signature-256", format!("sha256={signature}"));
+    Ok(request.send().await?.status().as_u16())
 }
 
 async fn wait_synced(operator: &Operator) -> anyhow::Result<()> {
@@ -229,7 +351,7 @@ fn application(repository: &str) -> String {
 async fn rbac_of_the_cluster_decides_who_logs_in_and_the_hubs_account_reaches_nothing_else()
 -> anyhow::Result<()> {
     let Some(hub) = HubCluster::start("login").await? else { return Ok(()) };
-    hub.install().await?;
+    hub.install(ApiAccess::PortForward).await?;
     hub.published().await?;
     hub.login(&hub.operator, &[])?;
 
@@ -272,10 +394,63 @@ async fn rbac_of_the_cluster_decides_who_logs_in_and_the_hubs_account_reaches_no
         assert!(text.contains(expected), "{text}");
     }
 
-    // What is approved and asks for something else fails, with its reason.
     let output = hub.fakelet.output(NAMESPACE);
     assert!(output.contains(r#""username":"eve""#), "{output}");
-    compromised_hub(&hub).await
+    compromised_hub(&hub).await?;
+    configuration(&hub).await
+}
+
+/// The ConfigMap is followed without a restart, and the last good one stays in force.
+async fn configuration(hub: &HubCluster) -> anyhow::Result<()> {
+    let map = ["patch", "configmap", "attest-gitops-config", "-n", NAMESPACE, "--patch"];
+    // As the product document prints it, and its restart.
+    hub.kubectl(&[&map[..], &[r#"{"data":{"log_level":"debug"}}"#]].concat())?;
+    setting(hub, "log_level", "debug").await?;
+    hub.kubectl(&["rollout", "restart", &format!("deployment/{HUB}"), "-n", NAMESPACE])?;
+    hub.wait_ready().await?;
+    setting(hub, "log_level", "debug").await?;
+
+    let bad =
+        json!({"data": {"config.yaml": "verificationEnabled: false\nsyncIntervalSeconds: 60\n"}});
+    hub.kubectl(&[&map[..], &[bad.to_string().as_str()]].concat())?;
+    until("the refusal", SOON, || async {
+        let seen = hub.operator.json(&["hub", "config"])?;
+        let problem = &seen["problems"][0];
+        Ok((problem["reason"] == "VerificationRequired" && problem["refused"] == true)
+            .then_some(()))
+    })
+    .await?;
+    setting(hub, "syncIntervalSeconds", "300").await?;
+    until("the event", SOON, || async {
+        let events = hub.kubectl(&["get", "events", "-n", NAMESPACE])?;
+        Ok(events.contains("VerificationRequired").then_some(()))
+    })
+    .await?;
+
+    let file = hub.directory.path().join("config-map.yaml");
+    std::fs::write(&file, DOCUMENTED_CONFIG_MAP)?;
+    hub.kubectl(&[
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        &file.display().to_string(),
+    ])?;
+    setting(hub, "policies.bundle", "https://policies.company.com/bundle").await?;
+    setting(hub, "trustedKeys", "ed25519-key-1234567890abcdef").await?;
+    setting(hub, "webhookSecret", "(secret)").await
+}
+
+/// Waits until a setting has a value.
+async fn setting(hub: &HubCluster, name: &str, value: &str) -> anyhow::Result<()> {
+    until("the setting", SOON, || async {
+        let seen = hub.operator.json(&["hub", "config"])?;
+        let settings = seen["settings"].as_array().cloned().unwrap_or_default();
+        let found = settings.into_iter().any(|one| one["name"] == name && one["value"] == value);
+        Ok(found.then_some(()))
+    })
+    .await
+    .with_context(|| format!("{name}={value}"))
 }
 
 /// A hub under an attacker's control has the token of its account, and no right on Secrets, pods or workloads.
