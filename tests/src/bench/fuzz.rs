@@ -21,7 +21,10 @@ pub fn run(
     ensure!(!chosen.is_empty(), "no such target; the targets are {names}");
     for target in chosen {
         let until = Instant::now() + Duration::from_secs(seconds);
-        let campaign = target.campaign(seed, |_| Instant::now() >= until);
+        // The targets for Git block, which a thread of an asynchronous runtime does not permit.
+        let running =
+            std::thread::spawn(move || target.campaign(seed, |_| Instant::now() >= until));
+        let campaign = running.join().map_err(|_| anyhow::anyhow!("{} panicked", target.name))?;
         if let Some(failure) = campaign.failure {
             bail!("{}: {}\ninput: {:?}", target.name, failure.message, failure.input);
         }

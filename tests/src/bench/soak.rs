@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::figures::{Figures, heading};
 use super::signed::ENVIRONMENT;
 use crate::fleet::Repository;
+use crate::process::describe;
 use crate::real::RealFleet;
 use crate::wait::until;
 
@@ -147,7 +148,10 @@ impl Innocent {
         std::fs::write(self.repository.tree().join("k8s/settings.yaml"), manifest)?;
         self.repository.git(&["add", "-A"])?;
         self.repository.git(&["commit", "-q", "-m", "Source"])?;
-        self.repository.sign(fleet.operator(), fleet.key(), &[("VERSION", &version)])?;
+        let mut run = fleet.operator().command(["run", "--sign"]);
+        run.current_dir(self.repository.tree()).env("VERSION", &version);
+        let output = run.env("ATTEST_SIGNING_KEY_FILE", fleet.key()).output()?;
+        ensure!(output.status.success(), "attest run --sign: {}", describe(&output));
         self.repository.commit_and_push("Release").map(drop)
     }
 

@@ -122,13 +122,13 @@ fn files(repository: &Repository) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Thousands of branches, of which one is named like a commit and one like the other's tag.
+/// Thousands of branches, of which one is named like a commit and one like a tag.
 fn references(repository: &Repository) -> anyhow::Result<()> {
     write(repository, "k8s/a.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n")?;
     let commit = repository.commit_and_push("first")?;
     let mut names: Vec<String> =
         (0..REFERENCES).map(|number| format!("heads/b/{number}")).collect();
-    names.extend(["tags/main".to_owned(), format!("heads/{commit}"), "heads/HEAD".to_owned()]);
+    names.extend(["tags/b/1".to_owned(), format!("heads/{commit}"), "heads/HEAD".to_owned()]);
     let mut commands = String::new();
     for name in names {
         writeln!(commands, "create refs/{name} {commit}")?;
