@@ -17,11 +17,11 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use super::figures::{Figures, heading};
-use super::signed::ENVIRONMENT;
 use crate::fleet::Repository;
 use crate::process::describe;
 use crate::real::RealFleet;
 use crate::wait::until;
+use crate::workload::ENVIRONMENT;
 
 /// Limit of the hub's memory (`RLIMIT_DATA`), in bytes.
 const HUB_BYTES_MAX: u64 = 512 * 1024 * 1024;

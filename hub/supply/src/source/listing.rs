@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn a_request_asks_for_the_candidates_only() {
         let candidates = ["refs/heads/main".to_owned(), "refs/tags/main".to_owned()];
-        let rest = "00010009peel\n001fref-prefix refs/heads/main\n001eref-prefix refs/tags/main\n0000";
+        let rest =
+            "00010009peel\n001fref-prefix refs/heads/main\n001eref-prefix refs/tags/main\n0000";
 
         for (commit, format) in
             [(COMMIT.to_owned(), ""), ("a".repeat(SHA256_DIGITS), "0019object-format=sha256\n")]

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-use crate::bench::signed::ENVIRONMENT;
 use crate::fleet::Repository;
+use crate::workload::ENVIRONMENT;
 
 const FILES: usize = 20_000;
 const REFERENCES: usize = 5_000;
