@@ -5,7 +5,8 @@
 //! applied here and no state is kept: the caller supplies records, policy and the time.
 //!
 //! [`fn@directive`] and [`fn@plan`] check what the hub signs, [`fn@release`] what CI signs, [`fn@admission`]
-//! combines the three, [`fn@kept`] verifies again what a record names, [`fn@object_set`] derives what is written from it, and [`fn@sync`] checks a heartbeat.
+//! combines the three, [`fn@kept`] verifies again what a record names, [`fn@object_set`] derives what is
+//! written from it, and [`fn@sync`] checks a heartbeat.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;

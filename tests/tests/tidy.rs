@@ -60,6 +60,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
             "trust",
             "ledger",
             "session",
+            "rollout",
             "destination",
             "admission",
             "process",

@@ -186,10 +186,12 @@ fn aborted<'a>(situation: &'a ReportContext<'_>) -> Option<&'a Abort> {
 fn aborted_phase(abort: &Abort, running: &ApplyingStatus<'_>) -> (Phase, ReportedReason, String) {
     let version = &running.admission.admitted.release.version;
     let (phase, _, text) = running_phase(running);
-    let instead = match phase {
-        _ if abort.plan == running.plan => "it stays in place".to_owned(),
-        Phase::Synced => format!("{version} runs instead"),
-        _ => format!("returning to {version}: {text}"),
+    let instead = if abort.plan == running.plan {
+        "it stays in place".to_owned()
+    } else if phase == Phase::Synced {
+        format!("{version} runs instead")
+    } else {
+        format!("returning to {version}: {text}")
     };
     let text = format!("the plan failed: {}; {instead}", abort.message);
     (Phase::Degraded, abort.reason.clone(), text)

@@ -126,7 +126,12 @@ impl Ledger {
         if !self.state().content.has_room(sizes()) {
             self.drop_unused_content().await?;
         }
-        while !self.state().content.has_room(sizes()) && self.drop_old_good_plan().await? {}
+        loop {
+            let has_room = self.state().content.has_room(sizes());
+            if has_room || !self.drop_old_good_plan().await? {
+                break;
+            }
+        }
         let _turn = self.content_turn().await;
         if !self.state().content.has_room(sizes()) {
             let max = CONTENT_TOTAL_BYTES_MAX;

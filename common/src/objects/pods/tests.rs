@@ -8,19 +8,19 @@ fn owned(kind: &str, name: &str, uid: &str) -> Value {
     json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": true}])
 }
 
-fn pod(status: Value) -> Value {
+fn pod(status: &Value) -> Value {
     json!({"metadata": {"name": "web-1", "uid": "pod-1",
         "ownerReferences": owned("ReplicaSet", "web-abc", "set-1")}, "status": status})
 }
 
-fn container(state: Value, restarts: u64, ready: bool) -> Value {
+fn container(state: &Value, restarts: u64, ready: bool) -> Value {
     json!({"containerStatuses": [
         {"name": "web", "state": state, "restartCount": restarts, "ready": ready}
     ]})
 }
 
 fn waiting(reason: &str) -> Value {
-    container(json!({"waiting": {"reason": reason, "message": "no"}}), 0, false)
+    container(&json!({"waiting": {"reason": reason, "message": "no"}}), 0, false)
 }
 
 fn unschedulable(status: &str) -> Value {
@@ -45,24 +45,24 @@ fn a_pod_that_does_not_start_is_in_trouble() {
         ("no command", waiting("RunContainerError"), Some(POD_GRACE)),
         ("first container", starts, Some(POD_GRACE)),
         ("between two back-offs", crashed, Some(POD_GRACE)),
-        ("often restarted", container(running(), 3, true), Some(POD_GRACE)),
+        ("often restarted", container(&running(), 3, true), Some(POD_GRACE)),
         ("no node", unschedulable("False"), Some(POD_UNSCHEDULABLE_MAX)),
         ("starting", waiting("ContainerCreating"), None),
-        ("running", container(running(), 0, false), None),
-        ("restarted once", container(running(), 1, true), None),
+        ("running", container(&running(), 0, false), None),
+        ("restarted once", container(&running(), 1, true), None),
         ("scheduled", unschedulable("True"), None),
         ("evicted", evicted, None),
         ("new", json!({}), None),
     ];
     for (case, status, expected) in table {
-        let state = pod_state(&pod(status)).unwrap();
+        let state = pod_state(&pod(&status)).unwrap();
         assert_eq!(state.trouble.map(|trouble| trouble.after), expected, "{case}");
     }
 }
 
 #[test]
 fn only_pods_of_a_replica_set_that_are_there_count() {
-    let own = pod(waiting("CrashLoopBackOff"));
+    let own = pod(&waiting("CrashLoopBackOff"));
     assert_eq!(pod_state(&own).unwrap().replica_set, "set-1");
     let mut leaving = own.clone();
     leaving["metadata"]["deletionTimestamp"] = json!("2026-11-29T12:00:00Z");
@@ -83,7 +83,7 @@ fn set(uid: &str, revision: &str) -> ReplicaSetState {
 #[test]
 fn the_pods_of_the_highest_revision_are_the_newest() {
     let (old, new) = (set("set-1", "9"), set("set-2", "10"));
-    let of_old = pod_state(&pod(waiting("CrashLoopBackOff"))).unwrap();
+    let of_old = pod_state(&pod(&waiting("CrashLoopBackOff"))).unwrap();
     let of_new = |restarts| PodState {
         uid: "pod-2".to_owned(),
         replica_set: "set-2".to_owned(),

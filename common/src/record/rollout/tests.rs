@@ -313,9 +313,16 @@ proptest! {
                         prop_assert_eq!(&record, &before, "a refusal changes nothing");
                         continue;
                     }
-                    finalizable = operation == Operation::Finalize
-                        || (by == FinalizedBy::Spoke && operation != Operation::Supersede)
-                        || (operation == Operation::Supersede && finalizable && record.rollout.as_ref().is_none_or(|r| r.state == RolloutState::Local));
+                    let is_local = |rollout: &Rollout| rollout.state == RolloutState::Local;
+                    finalizable = match operation {
+                        Operation::Finalize => true,
+                        Operation::Supersede => {
+                            finalizable && record.rollout.as_ref().is_none_or(is_local)
+                        }
+                        Operation::Progress | Operation::Rollback | Operation::Remove => {
+                            by == FinalizedBy::Spoke
+                        }
+                    };
                 }
                 Action::ReachTarget => record.reach_target(),
                 Action::Settle => {

@@ -1,7 +1,12 @@
 //! A rollout through the gate, the record and the state machine of one destination, without I/O.
 
+use std::collections::BTreeMap;
+
 use attest_common::documents::plan::Operation;
 use attest_common::record::rollout::{AfterFailure, RolloutState};
+
+use bytes::Bytes;
+use proptest::prelude::*;
 
 use super::*;
 use crate::destination::fixture::{admit_candidate, load, order};
@@ -66,7 +71,15 @@ impl Spoke {
                 }
                 Command::Report { report, .. } => self.report = Some(report),
                 Command::Reload => self.requests.push("reload".to_owned()),
-                _ => {}
+                Command::CancelRequests
+                | Command::Follow { .. }
+                | Command::FollowPods(_)
+                | Command::Reevaluate
+                | Command::Offer { .. }
+                | Command::TidyContent
+                | Command::NoteRefusal(_)
+                | Command::Notice(_)
+                | Command::WakeAt(_) => {}
             }
         }
         requested
@@ -93,7 +106,11 @@ impl Spoke {
                 Outcome::Returned(Ok(()))
             }
             Request::StoreSoak(_) => Outcome::SoakStored,
-            other => panic!("{other:?}"),
+            Request::AwaitDryRun(_)
+            | Request::Look { .. }
+            | Request::RecordRemoved
+            | Request::Revert(_)
+            | Request::Withdraw(_) => panic!("not expected here"),
         }
     }
 
@@ -220,4 +237,123 @@ fn the_hub_returns_a_destination_to_a_good_plan_only() {
     assert_eq!(spoke.report().reason.as_str(), "Synced");
     let superseded = order(&spoke.entry, Operation::Supersede, &second);
     assert_eq!(superseded.unwrap_err().reason(), Reason::PlanMismatch, "no longer in hand");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Candidate(u8),
+    Order(Operation, u8),
+    Health(Health),
+    Wait,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let operation = prop_oneof![
+        2 => Just(Operation::Finalize),
+        1 => Just(Operation::Supersede),
+        1 => Just(Operation::Rollback),
+        1 => Just(Operation::Progress),
+    ];
+    let health = prop_oneof![
+        3 => Just(Health::Current),
+        1 => Just(Health::InProgress),
+        1 => Just(Health::Failed),
+    ];
+    let step = prop_oneof![
+        3 => (0..3_u8).prop_map(Step::Candidate),
+        3 => (operation, 0..4_u8).prop_map(|(operation, plan)| Step::Order(operation, plan)),
+        3 => health.prop_map(Step::Health),
+        1 => Just(Step::Wait),
+        1 => Just(Step::Restart),
+    ];
+    proptest::collection::vec(step, 1..14)
+}
+
+/// A destination under random orders, with every plan that it was ever sent.
+struct World {
+    spoke: Spoke,
+    plans: Vec<Admitted>,
+    running: Admitted,
+}
+
+impl World {
+    fn new() -> Self {
+        let first = admit(None, &["a", "plan-0"], "0");
+        Self { spoke: Spoke::settled(&first), plans: vec![first.clone()], running: first }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Candidate(text) => {
+                let name = format!("plan-{}", self.plans.len());
+                let names = ["a", name.as_str()];
+                let admitted = admit_candidate(Some(&self.spoke.entry), &names, &text.to_string());
+                self.plans.push(admitted.clone());
+                self.run(admitted, Origin::Admitted);
+            }
+            Step::Order(operation, plan) => {
+                let plan = &self.plans[usize::from(plan) % self.plans.len()];
+                let mut known = plan.clone();
+                known.blobs = self.blobs();
+                let before = self.spoke.entry.clone();
+                match order(&self.spoke.entry, operation, &known) {
+                    Ok(admitted) => self.run(admitted, Origin::Admitted),
+                    Err(_) => assert_eq!(self.spoke.entry, before),
+                }
+            }
+            Step::Health(health) => self.spoke.see(&self.running.clone(), "a", health),
+            Step::Wait => {
+                self.spoke.machine.later(Duration::from_secs(61));
+                self.spoke.settle(&self.running.clone());
+            }
+            Step::Restart => {
+                self.spoke.machine =
+                    Machine { moment: self.spoke.machine.moment, ..Machine::new() };
+                self.load();
+            }
+        }
+        if self.spoke.requests.iter().any(|request| request == "reload") {
+            self.load();
+        }
+    }
+
+    fn load(&mut self) {
+        let loaded = load(&self.spoke.entry, &self.blobs());
+        self.run(loaded, Origin::Loaded);
+    }
+
+    fn run(&mut self, admitted: Admitted, origin: Origin) {
+        self.running = admitted;
+        self.spoke.run(&self.running.clone(), origin);
+    }
+
+    fn blobs(&self) -> BTreeMap<Digest, Bytes> {
+        self.plans.iter().flat_map(|plan| plan.blobs.clone()).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn under_any_orders_good_plans_move_by_finalize_and_only_they_prune(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            let before = world.spoke.entry.record.clone();
+            let is_finalize = matches!(step, Step::Order(Operation::Finalize, _));
+            let is_plain = matches!(step, Step::Order(Operation::Progress, 0));
+            world.spoke.requests.clear();
+            world.take(step);
+
+            let record = world.spoke.entry.record.clone();
+            let was_finalizing = before.rollout.as_ref().is_some_and(|rollout| {
+                matches!(rollout.state, RolloutState::Finalizing | RolloutState::Local)
+            });
+            let may_move = is_finalize || is_plain || was_finalizing;
+            prop_assert!(may_move || record.last_good == before.last_good);
+            let may_prune = record.rollout.as_ref().is_none_or(|r| r.state.may_prune());
+            prop_assert!(may_prune || !world.spoke.requested("delete"));
+            prop_assert_eq!(record.held.as_ref(), Some(&world.running.held), "what is held runs");
+        }
+    }
 }
