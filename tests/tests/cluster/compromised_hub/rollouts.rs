@@ -25,6 +25,19 @@ fn with_pods(content: &[u8], ready: &str, deadline_s: u32) -> anyhow::Result<Vec
     })
 }
 
+fn without_service(content: &[u8]) -> Vec<u8> {
+    let lines = content.split_inclusive(|byte| *byte == b'\n');
+    let others =
+        lines.filter(|line| !String::from_utf8_lossy(line).contains("\"kind\":\"Service\""));
+    others.flatten().copied().collect()
+}
+
+/// Objects of production that its spoke has deleted since a mark.
+fn deletions(stage: &Stage, mark: Mark) -> anyhow::Result<usize> {
+    let writes = writes(stage.production()?, mark)?;
+    Ok(writes.iter().filter(|event| event.verb == "delete").count())
+}
+
 fn digest(delivery: &Delivery) -> Digest {
     Digest::of(&to_bytes(&delivery.plan))
 }
@@ -87,11 +100,13 @@ pub(super) async fn refuse_forged_orders(stage: &Stage, good: &Delivery) -> anyh
             object["metadata"]["labels"]["positive"] = json!("candidate");
         }
     })?;
-    let candidate = stage.candidate("production", labelled, (5, 2))?;
+    let candidate = stage.candidate("production", without_service(&labelled), (5, 2))?;
+    let mark = stage.production()?.cluster.audit().mark();
     stage.hub.push(&stage.peer, &candidate).await?;
     let plan = digest(&candidate);
     stage.rollout("production", |rollout| rollout.plan == plan && rollout.at_target).await?;
     assert_eq!(stage.state("production")?, Some(RolloutState::Soaking));
+    assert_eq!(deletions(stage, mark)?, 0, "nothing is pruned before the hub finalizes");
 
     // (l) a part of a rollout
     let mut sent = candidate.clone();
@@ -126,6 +141,8 @@ pub(super) async fn refuse_forged_orders(stage: &Stage, good: &Delivery) -> anyh
     stage.hub.push(&stage.peer, &sent).await?;
     let goods = [digest(&candidate), digest(good)];
     stage.rollout("production", |rollout| rollout.good == goods).await?;
+    until("the pruning", WITHIN, || async { Ok((deletions(stage, mark)? > 0).then_some(())) })
+        .await?;
 
     // A candidate that fails gives way to the newest good plan.
     let failing = with_pods(&content, "never", 2)?;
