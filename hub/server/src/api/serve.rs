@@ -21,9 +21,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{Api, Refusal};
+use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::limiter::ConnectionLimiter;
-use crate::core::stop::Stop;
 use crate::spokes::registration::Registration;
 
 /// Most concurrent handshakes.
@@ -114,7 +114,7 @@ pub(crate) async fn serve(listening: Listening) -> io::Result<()> {
     let local = listener.local_addr()?;
     let (finished, ready) = mpsc::channel(API_HANDSHAKES_MAX);
     let stop = api.core.stop.clone();
-    let accept = accept(listener, tls, finished, stop.clone());
+    let accept = accept(listener, tls, finished, api.core.clone());
     let accepting = tokio::spawn(stop.clone().part("accept loop of the API", accept));
     let router = super::router(api).into_make_service_with_connect_info::<Operator>();
     let served = axum::serve(Ready { ready, local }, router)
@@ -181,12 +181,12 @@ async fn accept(
     listener: TcpListener,
     tls: Arc<RwLocked<Arc<rustls::ServerConfig>>>,
     finished: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-    stop: Arc<Stop>,
+    core: Arc<Core>,
 ) {
     let handshakes = ConnectionLimiter::new(API_HANDSHAKES_MAX, API_HANDSHAKES_PER_ADDRESS_MAX);
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = core.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, from) = match accepted {
@@ -201,7 +201,7 @@ async fn accept(
             }
         };
         // Without a permit the connection is closed: waiting for one would delay other clients.
-        let Some(permit) = handshakes.acquire(Some(from.ip())) else {
+        let Some(permit) = handshakes.acquire(core.addresses.limited_by(from.ip())) else {
             tracing::debug!(
                 reason = Reason::HandshakeLimit.as_str(),
                 from = from.to_string(),

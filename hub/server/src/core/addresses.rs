@@ -1,5 +1,8 @@
 //! The addresses at which spokes reach the hub: what is configured, and what the hub's Services have.
 
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::watch;
 
 /// Known addresses, each `HOST:PORT`.
@@ -29,17 +32,32 @@ impl SpokeAddresses {
 #[derive(Debug)]
 pub struct SpokeAddressesCell {
     current: watch::Sender<SpokeAddresses>,
+    /// Peers come from addresses that they share: of nodes, of a load balancer, or of a port-forward.
+    are_peers_shared: AtomicBool,
 }
 
 impl Default for SpokeAddressesCell {
     fn default() -> Self {
-        Self { current: watch::Sender::new(SpokeAddresses::default()) }
+        Self {
+            current: watch::Sender::new(SpokeAddresses::default()),
+            are_peers_shared: AtomicBool::new(false),
+        }
     }
 }
 
 impl SpokeAddressesCell {
     pub(crate) fn get(&self) -> SpokeAddresses {
         self.current.borrow().clone()
+    }
+
+    /// Stops limiting connections by the address of the peer, which would lock out a whole fleet behind one address.
+    pub(crate) fn share_peers(&self) {
+        self.are_peers_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the address by which connections of a peer are limited.
+    pub(crate) fn limited_by(&self, peer: IpAddr) -> Option<IpAddr> {
+        (!self.are_peers_shared.load(Ordering::Relaxed)).then_some(peer)
     }
 
     /// Changes the addresses; readers are woken if they differ.
@@ -58,7 +76,20 @@ impl SpokeAddressesCell {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    #[test]
+    fn a_fleet_behind_one_address_is_not_limited_by_it() {
+        let cell = SpokeAddressesCell::default();
+        let peer = IpAddr::from(Ipv4Addr::LOCALHOST);
+        assert_eq!(cell.limited_by(peer), Some(peer));
+
+        cell.share_peers();
+
+        assert_eq!(cell.limited_by(peer), None);
+    }
 
     fn present(text: &str) -> Option<String> {
         (!text.is_empty()).then(|| text.to_owned())

@@ -122,7 +122,9 @@ impl SpokeListener {
                 let _ = incoming.retry();
                 continue;
             }
-            let Some(permit) = handshakes.acquire(validated) else {
+            let Some(permit) =
+                handshakes.acquire(validated.and_then(|peer| self.core.addresses.limited_by(peer)))
+            else {
                 self.core.metrics.handshakes_refused.inc();
                 incoming.refuse();
                 continue;
@@ -148,7 +150,9 @@ async fn serve(
             Box::pin(session::session(&shared, &connection, &peer)).await;
         }
         Ok(Greeted::Join(connection)) => {
-            let Some(_permit) = joins.acquire(Some(connection.remote_address().ip())) else {
+            let Some(_permit) =
+                joins.acquire(shared.core.addresses.limited_by(connection.remote_address().ip()))
+            else {
                 shared.core.metrics.handshakes_refused.inc();
                 return connection.close(CLOSE_COME_BACK, Reason::JoinLimit.as_str().as_bytes());
             };
