@@ -95,6 +95,7 @@ mod tests {
         };
         let state = ConfigurationState {
             current: Arc::new(current),
+            is_awaited: false,
             version: Some("7".to_owned()),
             refused: Some(refused),
             warnings: Vec::new(),

@@ -215,6 +215,8 @@ pub(super) async fn put_key(
     let alias = record.alias.clone();
     blocking(&api.core, move |core| core.records.commit("key", &[records::put(&record)])).await?;
     api.views.changes.note_references();
+    // The configuration of the hub may name it.
+    api.waker.wake_all();
     Ok(Json(Key { alias, key_id: key.id().to_string() }))
 }
 

@@ -59,6 +59,8 @@ pub struct ConfigurationProblem {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigurationState {
     pub current: Arc<Configuration>,
+    /// The ConfigMap has not been read since the start: it may forbid what the command line allows.
+    pub is_awaited: bool,
     /// Resource version of the ConfigMap that they come from.
     pub version: Option<String>,
     /// The reason that the newest ConfigMap is not in force; the one before it is.
@@ -80,10 +82,16 @@ impl Default for ConfigurationCell {
 }
 
 impl ConfigurationCell {
+    /// Awaits the first version of the ConfigMap; until then, nothing new is planned.
+    pub(crate) fn await_config_map(&self) {
+        self.current.send_modify(|state| state.is_awaited = true);
+    }
+
     pub(crate) fn state(&self) -> ConfigurationState {
         self.current.borrow().clone()
     }
 
+    /// The settings in force. They may be more liberal than those of a ConfigMap that is awaited.
     pub(crate) fn get(&self) -> Arc<Configuration> {
         Arc::clone(&self.current.borrow().current)
     }

@@ -156,10 +156,12 @@ fn next_state(
     match parse(map.data.as_ref().unwrap_or(&BTreeMap::new()), namespace) {
         Ok((configuration, warnings)) => ConfigurationState {
             current: Arc::new(configuration),
+            is_awaited: false,
             version: map.resource_version(),
             refused: None,
             warnings,
         },
+        // Without a good version before it, the defaults of the command line are not taken either.
         Err(refused) => ConfigurationState { refused: Some(refused), ..before.clone() },
     }
 }
@@ -297,7 +299,8 @@ policies:
         for map in [data("", &[]), BTreeMap::new()] {
             assert_eq!(parsed(&map), (Configuration::default(), Vec::new()));
         }
-        let state = next_state(&ConfigurationState::default(), None, "attest-system");
+        let awaited = ConfigurationState { is_awaited: true, ..ConfigurationState::default() };
+        let state = next_state(&awaited, None, "attest-system");
         assert_eq!(state, ConfigurationState::default());
     }
 

@@ -122,6 +122,9 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let text = serde_json::to_vec_pretty(&addresses).unwrap_or_default();
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;
 
+    if kubernetes.is_some() {
+        core.configuration.await_config_map();
+    }
     let known: Vec<ApplicationRecord> = blocking(&core, |core| core.records.all()).await?;
     for record in &known {
         waker.begin(record.application.name.as_str());
@@ -139,6 +142,9 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let advertised = Some(advertised).filter(|_| !options.in_cluster);
     let configured = options.advertise.clone().or(advertised);
     core.addresses.update(|addresses| addresses.configured = configured);
+    if options.in_cluster {
+        core.addresses.share_peers();
+    }
     if let Some(listener) = webhooks {
         let file = options.webhook_secret_file.clone();
         let webhooks = Arc::new(Webhooks::new(core.clone(), waker.clone(), file));

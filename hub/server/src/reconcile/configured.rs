@@ -9,7 +9,7 @@ use attest_common::basics::reason::Reason;
 
 use crate::applications::view::Waiting;
 use crate::core::Core;
-use crate::core::configuration::Configuration;
+use crate::core::configuration::{Configuration, ConfigurationProblem, ConfigurationState};
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, KeyRecord};
 
@@ -28,7 +28,11 @@ pub(super) fn configured<'a>(
     core: &Core,
     record: &'a ApplicationRecord,
 ) -> Result<Configured<'a>, StoreError> {
-    let configuration = core.configuration.get();
+    let state = core.configuration.state();
+    if state.is_awaited {
+        return Ok(Configured { record: Cow::Borrowed(record), halt: Some(awaited(&state)) });
+    }
+    let configuration = state.current;
     let names_none = record.application.asked.trusted_keys.is_none();
     let keys = if names_none && !configuration.trusted_keys.is_empty() {
         keyring(&core.records.all()?)
@@ -36,6 +40,20 @@ pub(super) fn configured<'a>(
         Vec::new()
     };
     Ok(apply(&configuration, &keys, record))
+}
+
+/// Nothing is known of the ConfigMap, or nothing good: what it forbids is not known either.
+fn awaited(state: &ConfigurationState) -> Waiting {
+    match &state.refused {
+        Some(ConfigurationProblem { reason, field, message }) => {
+            let message = format!("ConfigMap attest-gitops-config is refused: {field} {message}");
+            Waiting::unknown(*reason, message)
+        }
+        None => {
+            let message = "ConfigMap attest-gitops-config has not been read yet; the hub needs get, list and watch on it";
+            Waiting::unknown(Reason::ApiServerUnreachable, message)
+        }
+    }
 }
 
 /// Ids of the keyring, with their aliases.

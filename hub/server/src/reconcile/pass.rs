@@ -18,6 +18,7 @@ use super::publish_status::{StatusCache, publish_changed, publish_whole};
 use super::schedule::schedule;
 use super::task::{PassRequest, Poll, Task};
 use crate::applications::rules;
+use crate::core::configuration::Configuration;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 
@@ -33,6 +34,8 @@ pub(super) struct PassContext<'a> {
 pub(super) struct PassCache {
     pub(super) source: SourceCache,
     judgements: Judgements,
+    /// The configuration under which these were made.
+    configuration: Arc<Configuration>,
     published: PublishedCache,
     status: StatusCache,
 }
@@ -87,6 +90,11 @@ fn pass(
     let begun = Instant::now();
     let PassContext { sources, outputs } = context;
     let (core, name) = (outputs.core, &record.application.name);
+    let configuration = core.configuration.get();
+    if !Arc::ptr_eq(&cache.configuration, &configuration) {
+        cache.judgements = Judgements::default();
+        cache.configuration = configuration;
+    }
     let Configured { record: effective, halt } = configured(core, record)?;
     let observation = observe(sources, &effective, request, &mut cache.source).halted(halt);
     if let Some(answer) = observation.poll {

@@ -10,7 +10,7 @@ use attest_common::basics::reason::Reason;
 use attest_runtime::clock::random;
 use attest_runtime::log;
 use attest_supply::render::Kustomize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::answers::Answers;
 use super::observe::Sources;
@@ -24,6 +24,7 @@ use crate::applications::view::Waiting;
 use crate::applications::views::Views;
 use crate::core::Core;
 use crate::core::blocking::blocking;
+use crate::core::configuration::ConfigurationState;
 
 /// Most applications reconciled concurrently. Most of them wait for a repository, not for a processor.
 pub(crate) const RECONCILES_MAX: usize = 32;
@@ -86,24 +87,25 @@ impl Reconciler {
         }
     }
 
-    /// Reconciles everything again, from nothing remembered, when the configuration changes.
-    async fn follow_configuration(self: Arc<Self>) {
-        let mut changes = self.core.configuration.subscribe();
-        let mut current = self.core.configuration.get();
+    /// Reconciles everything again when the configuration changes.
+    async fn follow_configuration(
+        self: Arc<Self>,
+        mut changes: watch::Receiver<ConfigurationState>,
+    ) {
+        let mut known = changes.borrow().clone();
         loop {
             tokio::select! {
                 () = self.core.stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
             }
-            let next = Arc::clone(&changes.borrow_and_update().current);
-            if next == current {
+            let next = changes.borrow_and_update().clone();
+            let previous = std::mem::replace(&mut known, next);
+            if known.current == previous.current && known.is_awaited == previous.is_awaited {
                 continue;
             }
-            log::set_level(next.log_level.as_ref());
-            self.waker.set_interval(next.poll_interval.unwrap_or(self.poll_interval));
-            self.caches.lock().clear();
+            log::set_level(known.current.log_level.as_ref());
+            self.waker.set_interval(known.current.poll_interval.unwrap_or(self.poll_interval));
             self.waker.wake_all();
-            current = next;
         }
     }
 
@@ -112,7 +114,9 @@ impl Reconciler {
         let permits = Arc::new(Semaphore::new(RECONCILES_MAX));
         let checking = self.clone().check_push_credentials();
         tokio::spawn(self.core.stop.clone().part("check of push credentials", checking));
-        let following = self.clone().follow_configuration();
+        // Before the first pass, which may wait for a change.
+        let changes = self.core.configuration.subscribe();
+        let following = self.clone().follow_configuration(changes);
         tokio::spawn(self.core.stop.clone().part("configuration", following));
         loop {
             let (due, next) = self.waker.take();
