@@ -187,6 +187,11 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
     let notes = hub.install(ApiAccess::Url).await?;
     assert!(notes.contains("attest hub login"), "{notes}");
     let published = hub.published().await?;
+    // The files for kubectl are the same objects.
+    for part in ["crds", "rbac", "rbac/as-documented", "controller"] {
+        let directory = chart("../deploy").join(part).display().to_string();
+        hub.kubectl(&["apply", "--dry-run=server", "-f", &directory])?;
+    }
     hub.helm.run(&["test", "attest-gitops", "--namespace", NAMESPACE, "--timeout", "90s"])?;
 
     // The operator has a kubeconfig and nothing else.
@@ -214,7 +219,12 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
     ci.release("v1")?;
     let manifest = hub.directory.path().join("application.yaml");
     std::fs::write(&manifest, application(&repository.url()))?;
-    hub.operator.attest(&["gitops", "app", "apply", "-f", &manifest.display().to_string()])?;
+    hub.kubectl(&["create", "namespace", "production"])?;
+    hub.kubectl(&["apply", "-f", &manifest.display().to_string()])?;
+    let resource = ["attestapplication/web-app", "--namespace", "production"];
+    let wait = ["wait", "--for=condition=Ready", "--timeout=60s"];
+    let ready = hub.kubectl(&[&wait[..], &resource[..]].concat());
+    ready.with_context(|| hub.fakelet.output("attest-"))?;
     wait_synced(&hub.operator).await.with_context(|| hub.fakelet.output("attest-"))?;
 
     main_job(&hub, &ci).await?;
@@ -257,8 +267,10 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
     assert_eq!(hub.published().await?, published);
     hub.operator.attest(&["gitops", "cluster", "list"])?;
     wait_synced(&hub.operator).await?;
-    let deleted = hub.operator.attest(&["gitops", "app", "delete", "web-app", "-y", "--wait"])?;
-    assert!(deleted.contains("application/web-app removed"), "{deleted}");
+    // Uninstalling kept the resource as well.
+    hub.kubectl(&[&["delete", "--timeout=60s"], &resource[..]].concat())?;
+    let left = hub.kubectl(&["get", "deployments", "-n", "app-staging", "-o", "name"])?;
+    assert_eq!(left, "");
     Ok(())
 }
 
@@ -340,8 +352,8 @@ async fn wait_synced(operator: &Operator) -> anyhow::Result<()> {
 
 fn application(repository: &str) -> String {
     format!(
-        "apiVersion: attest.continuu.ms/v1\nkind: AttestApplication\nmetadata: {{name: web-app}}\nspec:\n\
-         \x20 destination: {{cluster: staging, namespace: app-staging}}\n\
+        "apiVersion: attest.continuu.ms/v1\nkind: AttestApplication\nmetadata: {{name: web-app, namespace: production}}\nspec:\n\
+         \x20 destination: {{namespace: app-staging}}\n\
          \x20 source: {{repoUrl: '{repository}', path: k8s/overlays}}\n\
          \x20 syncPolicy: {{automated: {{prune: true, selfHeal: true}}}}\n"
     )
