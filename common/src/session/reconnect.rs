@@ -11,7 +11,7 @@ const RECONNECT: Backoff =
 /// Longest delay after a refusal, in windows that the hub advertised.
 const REFUSED_WINDOWS_MAX: u32 = 2;
 /// Shortest window that a refusal is judged by: the hub may not have advertised one yet.
-const REFUSED_WINDOW_MIN: Duration = Duration::from_secs(1);
+const REFUSED_WINDOW_MIN: Duration = Duration::from_secs(2);
 
 /// How the newest connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ mod tests {
 
         assert_eq!(longest(1, 4_000), 2 * RECONNECT_MIN_MS);
         assert_eq!(longest(u32::MAX, 4_000), 8_000);
-        assert_eq!(longest(u32::MAX, 0), 2_000);
+        assert_eq!(longest(u32::MAX, 0), 4_000);
         assert_eq!(longest(u32::MAX, u64::MAX), RECONNECT_MAX_MS);
     }
 }
