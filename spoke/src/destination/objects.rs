@@ -346,6 +346,28 @@ pub enum Step {
     Look(ObjectKey),
 }
 
+/// Kind of a step. A step holds copies of keys, which few of many objects need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Check,
+    GiveUpRollback,
+    Write { force: bool, takeover: bool, heal: bool },
+    Look,
+}
+
+impl Action {
+    fn step(self, key: &ObjectKey, tracked: &Tracked, rules: Rules) -> Step {
+        match self {
+            Self::Check => Step::Check(key.clone(), tracked.ownership(rules.adopt)),
+            Self::GiveUpRollback => Step::GiveUpRollback,
+            Self::Write { force, takeover, heal } => {
+                Step::Write { key: key.clone(), force, takeover, heal }
+            }
+            Self::Look => Step::Look(key.clone()),
+        }
+    }
+}
+
 /// Returns the steps to take now, at most `room`, and when the next is due if no event arrives.
 ///
 /// Every object is checked before the first is written. A wave begins when every object of the previous ones is
@@ -363,33 +385,33 @@ pub fn steps(
     let Open { unchecked, rank: open_rank } = plan.open();
     let open_wave = LazyCell::new(|| open_wave(objects));
     for (key, tracked) in objects.iter().filter(|(_, tracked)| !tracked.busy) {
-        let step = match tracked.need() {
+        let action = match tracked.need() {
             Need::Wait if tracked.watched => None,
             Need::Nothing => None,
-            Need::Look | Need::Wait => Some(Step::Look(key.clone())),
+            Need::Look | Need::Wait => Some(Action::Look),
             Need::Heal => plan.heal(key, tracked),
             Need::Apply if rules.only_heals || plan.waits(tracked) => None,
             Need::Apply => match tracked.permit {
-                None => Some(Step::Check(key.clone(), tracked.ownership(rules.adopt))),
+                None => Some(Action::Check),
                 Some(_) if unchecked => None,
                 Some(_) if open_wave.is_some_and(|wave| wave < tracked.wave) => None,
                 Some(_) if open_rank.is_some_and(|rank| rank < (tracked.wave, tracked.rank)) => {
                     None
                 }
-                Some(_) if rules.rollback_possible => Some(Step::GiveUpRollback),
+                Some(_) if rules.rollback_possible => Some(Action::GiveUpRollback),
                 Some(DryRunPermit { force, takeover, .. }) => {
-                    Some(Step::Write { key: key.clone(), force, takeover, heal: false })
+                    Some(Action::Write { force, takeover, heal: false })
                 }
             },
         };
-        let Some(step) = step else { continue };
+        let Some(action) = action else { continue };
         let retry_at = tracked.failure.as_ref().map(|failure| failure.retry_at);
         if let Some(at) = retry_at.filter(|at| *at > now) {
             plan.wake_at(at);
-        } else if step == Step::GiveUpRollback {
+        } else if action == Action::GiveUpRollback {
             begins = true;
         } else if steps.len() < room {
-            steps.push(step);
+            steps.push(action.step(key, tracked, rules));
         } else if !rules.rollback_possible {
             // The next result of a request ends in another call.
             break;
@@ -477,7 +499,7 @@ impl Planning<'_> {
         waits
     }
 
-    fn heal(&mut self, key: &ObjectKey, tracked: &Tracked) -> Option<Step> {
+    fn heal(&mut self, key: &ObjectKey, tracked: &Tracked) -> Option<Action> {
         let is_restored = self.rules.restores_workloads && counts_for_target(key);
         if !self.rules.self_heal && !tracked.repair && !is_restored {
             return None;
@@ -490,14 +512,14 @@ impl Planning<'_> {
         if tracked.watched && tracked.our_uid().is_some() {
             // An absent object is written without force: another writer may create it concurrently.
             let force = matches!(tracked.live, Live::Present { .. });
-            return Some(Step::Write { key: key.clone(), force, takeover: false, heal: true });
+            return Some(Action::Write { force, takeover: false, heal: true });
         }
         // Another writer has replaced the object: a dry run is made first.
         match tracked.permit {
             Some(DryRunPermit { force, takeover, .. }) => {
-                Some(Step::Write { key: key.clone(), force, takeover, heal: true })
+                Some(Action::Write { force, takeover, heal: true })
             }
-            None => Some(Step::Check(key.clone(), tracked.ownership(self.rules.adopt))),
+            None => Some(Action::Check),
         }
     }
 }
