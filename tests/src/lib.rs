@@ -10,6 +10,7 @@ pub mod compromised_hub;
 pub mod demo;
 pub mod fleet;
 pub mod fuzz;
+pub mod git_server;
 pub mod helm;
 pub mod kube_reader;
 pub mod process;

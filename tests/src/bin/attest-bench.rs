@@ -1,6 +1,9 @@
 //! `attest-bench NAME`: measures one figure, or all, and prints it with its target.
 
+use std::time::Duration;
+
 use attest_tests::bench;
+use attest_tests::bench::growth::Sizes;
 use clap::Parser;
 
 /// Measures ATTEST's figures on this machine
@@ -8,6 +11,22 @@ use clap::Parser;
 struct Arguments {
     #[command(subcommand)]
     figure: Figure,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Growth {
+    /// Numbers of spokes; 0 to measure none
+    #[arg(long, value_delimiter = ',', default_value = "250,1000,2500")]
+    spokes: Vec<usize>,
+    /// Numbers of applications; 0 to measure none
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,3000")]
+    applications: Vec<usize>,
+    /// Duration of each measurement of an idle or saturated hub, in seconds
+    #[arg(long, default_value_t = 30)]
+    window_seconds: u64,
+    /// Poll interval of the hub with many applications, in milliseconds
+    #[arg(long, default_value_t = 30_000)]
+    poll_interval_ms: u64,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -33,6 +52,10 @@ enum Figure {
     },
     /// Resident memory of a spoke
     Memory,
+    /// First sync of an application of 1,100 objects (not part of `all`)
+    Large,
+    /// Costs of the hub by the size of the fleet, and the exponents of their growth (not part of `all`)
+    Growth(Growth),
     /// A hub with 512 MiB of memory beside hostile repositories (not part of `all`)
     Soak {
         #[arg(long, default_value_t = 50)]
@@ -52,7 +75,7 @@ enum Figure {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Every figure in turn
+    /// Every figure in turn, except those that are marked
     All,
 }
 
@@ -75,6 +98,16 @@ async fn main() -> anyhow::Result<()> {
         }
         Figure::Fuzz { target, seconds, seed } => {
             bench::fuzz::run(target.as_deref(), (seconds, seed), &mut print)
+        }
+        Figure::Large => bench::large::run(&mut print).await,
+        Figure::Growth(growth) => {
+            let sizes = Sizes {
+                spokes: growth.spokes,
+                applications: growth.applications,
+                window: Duration::from_secs(growth.window_seconds),
+                poll_interval_ms: growth.poll_interval_ms,
+            };
+            bench::growth::run(&sizes, &mut print).await
         }
         Figure::All => {
             bench::verify::run(&mut print)?;
