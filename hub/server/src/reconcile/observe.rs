@@ -15,7 +15,7 @@ use attest_common::session::report::Phase;
 use attest_runtime::clock::now;
 use attest_supply::render::Kustomize;
 
-pub(super) use source::SourceCache;
+pub(super) use source::{SourceCache, poll_unchanged};
 
 use super::answers::Answers;
 use super::evidence::Evidence;

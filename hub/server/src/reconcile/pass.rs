@@ -1,18 +1,18 @@
 //! One reconcile pass over one application, on one screen: observe, plan, schedule, commit, publish. Blocks.
 //!
 //! Each step is a file of its own and hands values to the next. Every pass reads the world again; the cache only
-//! spares work.
+//! spares work. A poll that finds nothing new is not a pass, while the newest one still holds.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attest_runtime::clock::micros_since;
 
 use super::commit::{Committed, commit};
 use super::configured::{Configured, configured};
 use super::deletion;
-use super::observe::{SourceCache, Sources, observe};
-use super::plan::{Judgements, plan};
+use super::observe::{SourceCache, Sources, observe, poll_unchanged};
+use super::plan::{Judgements, is_settled, plan};
 use super::publish::{Outputs, PublishedCache, log_failure, publish};
 use super::publish_status::{StatusCache, publish_changed, publish_whole};
 use super::schedule::schedule;
@@ -38,20 +38,41 @@ pub(super) struct PassCache {
     configuration: Arc<Configuration>,
     published: PublishedCache,
     status: StatusCache,
+    /// The newest whole pass, while nothing has happened since that could change what it decided.
+    settled: Option<Settled>,
 }
+
+/// A whole pass that has left nothing to be done, now or at a later time.
+#[derive(Debug)]
+struct Settled {
+    record: Arc<ApplicationRecord>,
+    at: Instant,
+}
+
+/// Interval at which everything is decided again although nothing is known to have changed.
+const WHOLE_PASS_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Reconciles one application.
 pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache: &mut PassCache) {
     let PassContext { outputs, .. } = context;
     let request = match task {
         Task::Whole(request) => request,
+        Task::Poll(changed) => {
+            if changed.is_empty() && poll(context, name, cache) == PollOutcome::NothingNew {
+                return;
+            }
+            PassRequest { poll: Poll::Due, asked_for: false }
+        }
         Task::Status(changed) if cache.status.is_counted() => {
+            // What was decided may depend on a report.
+            cache.settled = None;
             let commit = cache.source.commit();
             return publish_changed(outputs, &changed, commit.as_deref(), &mut cache.status);
         }
         // Not every destination is known.
         Task::Status(_) => PassRequest { poll: Poll::No, asked_for: false },
     };
+    cache.settled = None;
     let record = match current_record(outputs, name) {
         Ok(Some(record)) => Arc::new(record),
         Ok(None) => return deletion::vanished(outputs, name),
@@ -79,6 +100,28 @@ fn current_record(
         return Ok(None);
     };
     Ok(Some(rules::expand(outputs.core, &record)?.unwrap_or(record)))
+}
+
+/// Result of a poll without a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PollOutcome {
+    /// The repository has no new commit, and the newest whole pass still holds.
+    NothingNew,
+    PassRequired,
+}
+
+/// Polls the repository of an application whose newest whole pass still holds.
+fn poll(context: PassContext<'_>, name: &str, cache: &mut PassCache) -> PollOutcome {
+    let settled = cache.settled.as_ref().filter(|one| one.at.elapsed() < WHOLE_PASS_INTERVAL);
+    let Some(Settled { record, .. }) = settled else { return PollOutcome::PassRequired };
+    if !Arc::ptr_eq(&cache.configuration, &context.outputs.core.configuration.get()) {
+        return PollOutcome::PassRequired;
+    }
+    let answer = poll_unchanged(context.sources, &record.application, &mut cache.source);
+    let Some(answer) = answer else { return PollOutcome::PassRequired };
+    context.outputs.core.metrics.reconciles.inc();
+    context.outputs.waker.polled(name, answer.at, answer.is_ok);
+    PollOutcome::NothingNew
 }
 
 fn pass(
@@ -123,6 +166,9 @@ fn pass(
     }
     if !record.deleting || outputs.views.get(name.as_str()).is_some() {
         publish_whole(outputs, record, observation.commit.as_deref(), &mut cache.status);
+    }
+    if is_settled(&observation, &decisions) {
+        cache.settled = Some(Settled { record: Arc::clone(record), at: begun });
     }
     Ok(())
 }

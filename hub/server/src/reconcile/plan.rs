@@ -113,6 +113,27 @@ pub(super) fn plan(observation: &Observation<'_>, judgements: &mut Judgements) -
     leaving.chain(named).collect()
 }
 
+/// Returns whether a later pass would decide the same until an input changes, of which every change but that of the
+/// repository requests a pass.
+///
+/// Each destination is connected and holds its newest directive, which stands. Anything else may change with time: a
+/// directive expires, a repository answers again, a silent cluster counts as disconnected.
+pub(super) fn is_settled(observation: &Observation<'_>, decisions: &[Decision]) -> bool {
+    observation.problem.is_none()
+        && !observation.record.deleting
+        && observation.leaving.is_empty()
+        && decisions.iter().all(|decision| matches!(decision, Decision::Keep(_)))
+        && observation.destinations.iter().all(|one| one.target.as_ref().is_ok_and(Target::is_held))
+}
+
+impl Target {
+    /// Returns whether the spoke is connected and holds the newest directive.
+    fn is_held(&self) -> bool {
+        let held = self.position.zip(self.head.as_ref());
+        held.is_some_and(|(position, head)| position.sequence == head.sequence)
+    }
+}
+
 fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> Decision {
     let ObservedLeaving { key, head, position } = leaving;
     let is_expired =

@@ -70,6 +70,8 @@ impl Slot {
         let destinations = std::mem::take(&mut self.destinations);
         let task = if self.whole {
             Task::Whole(PassRequest { poll: self.poll, asked_for: self.asked_for })
+        } else if self.poll == Poll::Due {
+            Task::Poll(destinations)
         } else {
             Task::Status(destinations)
         };
@@ -125,7 +127,8 @@ impl Queue {
 
     /// Reconciles an application at `time` at the latest.
     pub(super) fn wake_by(&mut self, application: &str, time: Instant) {
-        if let Some(slot) = self.slots.get(application) {
+        if let Some(slot) = self.slots.get_mut(application) {
+            slot.whole = true;
             let next_poll = slot.next_poll.min(time);
             self.schedule(application, next_poll);
         }
@@ -201,7 +204,7 @@ impl Queue {
             if let Some(slot) = self.slots.get_mut(&name) {
                 slot.poll = slot.poll.max(Poll::Due);
             }
-            self.wake(&name);
+            self.note_dirty(&name);
             self.schedule(&name, now + POLL_JITTER.apply(self.interval, random()));
         }
         let ready = std::mem::take(&mut self.ready).into_iter();

@@ -18,6 +18,9 @@ pub(crate) enum Poll {
 pub(crate) enum Task {
     /// Everything about the application is decided again.
     Whole(PassRequest),
+    /// The repository is polled, and everything is decided again unless that found nothing new. The status of these
+    /// destinations may have changed.
+    Poll(BTreeSet<DestinationKey>),
     /// Only the status of these destinations is computed again.
     Status(BTreeSet<DestinationKey>),
 }

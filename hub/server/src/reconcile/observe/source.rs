@@ -124,6 +124,29 @@ pub(super) fn read(
     (read, reader.poll.map(|poll| PollAnswer { is_ok: poll.is_ok && is_ok, ..poll }))
 }
 
+/// Polls the repository. Returns its answer if it is the commit that was read last; otherwise everything is read by
+/// [`read`], which finds this answer among the shared ones.
+pub(in super::super) fn poll_unchanged(
+    sources: Sources<'_>,
+    application: &Application,
+    cache: &mut SourceCache,
+) -> Option<PollAnswer> {
+    let Application { repo_url, revision, .. } = application;
+    if cache.asked.as_ref() != Some(&asked(application)) || cache.unanswered.is_some() {
+        return None;
+    }
+    let Sources { repositories, answers, .. } = sources;
+    let remote = repositories.remote(repo_url).ok()?;
+    let poll = || repositories.poll(&remote, revision);
+    let answer = answers.shared(&remote, revision, cache.newest, poll);
+    let resolved = answer.result.ok().filter(|found| cache.resolved.as_ref() == Some(found))?;
+    if cache.commit.as_ref() != Some(&resolved.commit) {
+        return None;
+    }
+    cache.newest = Some(answer.asked);
+    Some(PollAnswer { at: answer.answered, is_ok: true })
+}
+
 struct Reader<'a> {
     sources: Sources<'a>,
     application: &'a Application,

@@ -2,8 +2,10 @@ use std::cell::RefCell;
 
 use attest_common::basics::ids::ClusterId;
 
+use super::super::observe::SourceProblem;
 use super::super::planner::tests::{COMMIT, World};
 use super::*;
+use crate::core::position::SpokePosition;
 use crate::core::store::records::{ApplicationRecord, ChangeTimings};
 
 /// What a pass reads, as the hub keeps it between passes.
@@ -17,6 +19,8 @@ struct Read {
     now: Timestamp,
     destinations: u8,
     judgements: RefCell<Judgements>,
+    position: Option<SpokePosition>,
+    problem: Option<SourceProblem>,
 }
 
 impl Read {
@@ -35,6 +39,8 @@ impl Read {
             now: world.now,
             destinations: 1,
             judgements: RefCell::default(),
+            position: None,
+            problem: None,
         }
     }
 
@@ -46,7 +52,7 @@ impl Read {
             policy: Arc::clone(&self.policy),
             rendered: Arc::clone(&self.rendered),
             head: self.head.clone(),
-            position: None,
+            position: self.position,
             refused: false,
             refused_as_expired: false,
             can_repair: true,
@@ -56,6 +62,16 @@ impl Read {
 
     /// Returns the decisions of a pass, and how many commits were judged.
     fn plan(&self) -> (Vec<Decision>, u64) {
+        let (decisions, made, _) = self.plan_whole();
+        (decisions, made)
+    }
+
+    fn is_settled(&self) -> bool {
+        let (_, _, is_settled) = self.plan_whole();
+        is_settled
+    }
+
+    fn plan_whole(&self) -> (Vec<Decision>, u64, bool) {
         let place = (Name::new("staging").unwrap(), Name::new("app-staging").unwrap());
         let destinations = (1..=self.destinations).map(|number| ObservedDestination {
             place: place.clone(),
@@ -65,7 +81,7 @@ impl Read {
             record: &self.record,
             commit: Some(COMMIT.to_owned()),
             evidence: Arc::clone(&self.evidence),
-            problem: None,
+            problem: self.problem.clone(),
             poll: None,
             destinations: destinations.collect(),
             leaving: Vec::new(),
@@ -75,7 +91,8 @@ impl Read {
         };
         let mut judgements = self.judgements.borrow_mut();
         let decisions = plan(&observation, &mut judgements);
-        (decisions, judgements.made)
+        let is_settled = is_settled(&observation, &decisions);
+        (decisions, judgements.made, is_settled)
     }
 }
 
@@ -107,6 +124,33 @@ fn a_pass_that_finds_what_the_previous_one_found_judges_nothing() {
     assert_eq!([judged(&read), judged(&read)], [1, 0], "the manifest has changed");
     read.asked_for = true;
     assert_eq!([judged(&read), judged(&read)], [1, 1], "an operator asks");
+}
+
+#[test]
+fn a_poll_without_a_new_commit_suffices_only_while_every_spoke_holds_what_stands() {
+    let mut world = World::new();
+    world.order();
+    let mut read = Read::of(&world);
+    let head = world.head.clone().unwrap();
+    let at = |sequence| Some(SpokePosition { epoch: head.epoch, sequence, digest: None });
+    assert!(!read.is_settled(), "a spoke is not connected");
+    read.position = at(head.sequence - 1);
+    assert!(!read.is_settled(), "the directive may expire before the spoke admits it");
+    read.position = at(head.sequence + 1);
+    assert!(!read.is_settled(), "this hub was restored from a backup");
+
+    read.position = at(head.sequence);
+
+    assert!(read.is_settled());
+    let waiting = Waiting::unknown(Reason::RepositoryUnreachable, "no answer");
+    read.problem = Some(SourceProblem::Remembered(waiting));
+    assert!(!read.is_settled(), "the repository has not answered");
+    read.problem = None;
+    read.record.deleting = true;
+    assert!(!read.is_settled());
+    read.record.deleting = false;
+    read.evidence = Arc::default();
+    assert!(!read.is_settled(), "the commit waits for its signature");
 }
 
 #[test]

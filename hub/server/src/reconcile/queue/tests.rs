@@ -97,7 +97,7 @@ fn only_what_is_due_or_was_woken_is_taken() {
     woken.iter().for_each(|destination| queue.wake_status(destination));
     queue.wake("unknown");
     let (due, _) = queue.take(now, || 0);
-    assert_eq!(due, [("web-api".to_owned(), Task::Status(woken.into()))]);
+    assert_eq!(due, [("web-api".to_owned(), Task::Status(woken.clone().into()))]);
     queue.complete("web-api");
     queue.wake_by("web-app", now + Duration::from_secs(1));
     let (due, next) = queue.take(now, || u64::MAX);
@@ -108,6 +108,11 @@ fn only_what_is_due_or_was_woken_is_taken() {
     queue.complete("web-app");
     let (_, next) = queue.take(now, || 0);
     assert_eq!(next, now + INTERVAL, "the other one is polled first");
+    queue.wake_status(&woken[0]);
+    queue.take(now, || 0);
+    queue.complete("web-api");
+    let (due, _) = queue.take(next, || 0);
+    assert_eq!(due, [("web-api".to_owned(), Task::Poll(BTreeSet::new()))]);
 }
 
 #[test]
