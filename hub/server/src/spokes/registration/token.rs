@@ -81,3 +81,66 @@ fn outdated(records: &Records) -> Result<Vec<Change>, StoreError> {
     dead.sort_by_key(|token| token.created_at);
     Ok(dead.into_iter().take(excess).map(records::delete).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::core::store::{Store, Table};
+
+    /// A store that counts its records and has no other operation.
+    #[derive(Debug)]
+    struct OnlyCounts(u64);
+
+    impl Store for OnlyCounts {
+        fn count(&self, _: Table) -> Result<u64, StoreError> {
+            Ok(self.0)
+        }
+
+        fn commit(&self, _: &str, _: &[Change]) -> Result<(), StoreError> {
+            unreachable!("commit")
+        }
+
+        fn get(&self, _: Table, _: &str) -> Result<Option<Vec<u8>>, StoreError> {
+            unreachable!("get")
+        }
+
+        fn number(&self, _: &str) -> Result<u64, StoreError> {
+            unreachable!("number")
+        }
+
+        fn scan(&self, _: Table, _: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+            unreachable!("scan")
+        }
+
+        fn keys(&self, _: Table, _: &str, _: usize) -> Result<Vec<String>, StoreError> {
+            unreachable!("keys")
+        }
+
+        fn page(&self, _: Table, _: &str, _: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+            unreachable!("page")
+        }
+
+        fn destinations(&self) -> Result<Vec<String>, StoreError> {
+            unreachable!("destinations")
+        }
+
+        fn heads(&self, _: &str) -> Result<Vec<(String, u64, Vec<u8>)>, StoreError> {
+            unreachable!("heads")
+        }
+
+        fn ledger(&self, _: &str, _: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+            unreachable!("ledger")
+        }
+    }
+
+    #[test]
+    fn a_new_token_reads_no_other_token() {
+        for tokens in [0, 1, TOKENS_MAX - 1] {
+            let tokens = u64::try_from(tokens).unwrap();
+            let records = Records::new(Arc::new(OnlyCounts(tokens)));
+            assert!(outdated(&records).unwrap().is_empty());
+        }
+    }
+}
