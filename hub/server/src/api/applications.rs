@@ -300,7 +300,7 @@ fn compare(
     rendered: &Rendered,
 ) -> Result<Result<Vec<Difference>, Waiting>, StoreError> {
     let Some(Running { content, .. }) = running else {
-        return Ok(Ok(differences(&[], &rendered.objects)));
+        return Ok(Ok(differences(&[], &rendered.objects())));
     };
     if *content == rendered.digest {
         return Ok(Ok(Vec::new()));
@@ -310,5 +310,5 @@ fn compare(
         return Ok(Err(Waiting::unknown(Reason::ContentUnknown, message)));
     };
     let objects = manifest::read(&blob.bytes()?).unwrap_or_default();
-    Ok(Ok(differences(&objects, &rendered.objects)))
+    Ok(Ok(differences(&objects, &rendered.objects())))
 }

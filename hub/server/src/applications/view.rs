@@ -6,7 +6,7 @@ use std::sync::Arc;
 use attest_common::basics::ids::{Digest, Name};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text;
-use attest_common::documents::manifest::Object;
+use attest_common::documents::manifest::{self, Object};
 use attest_common::session::report::ApplicationPhase;
 use attest_common::verify::VerifyError;
 use bytes::Bytes;
@@ -16,9 +16,17 @@ use bytes::Bytes;
 pub(crate) struct Rendered {
     pub bytes: Bytes,
     pub digest: Digest,
-    pub objects: Vec<Object>,
     /// Name and version of the program that rendered.
     pub renderer: (String, String),
+}
+
+impl Rendered {
+    /// Reads the objects. They are not kept: they use several times the memory of the bytes, and are needed only for
+    /// a new commit.
+    pub(crate) fn objects(&self) -> Vec<Object> {
+        // This hub has written the bytes.
+        manifest::read(&self.bytes).unwrap_or_default()
+    }
 }
 
 /// Reason that no directive is issued although the destination differs from the commit.

@@ -184,7 +184,7 @@ fn named_differences(situation: &Situation<'_>, signed: &Candidate) -> String {
         (Digest::of(bytes) == digest).then(|| manifest::read(bytes).ok()).flatten()
     });
     let Some(objects) = objects else { return String::new() };
-    let differences = difference::differences(&objects, &rendered.objects);
+    let differences = difference::differences(&objects, &rendered.objects());
     let named = differences.iter().take(DIFFERENCES_NAMED_MAX);
     let mut text: String = named.map(|difference| format!(": {difference}")).collect();
     if differences.len() > DIFFERENCES_NAMED_MAX {
@@ -258,7 +258,8 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
     let receipts: Vec<&[u8]> = signed.iter().map(|receipt| receipt.as_ref()).collect();
     let known = planned.is_some_and(|planned| Some(planned.release) == id);
     let mut kinds = Kinds::built_in();
-    kinds.guess(rendered.objects.iter().map(Object::key), &reported.spec.applications);
+    let objects = rendered.objects();
+    kinds.guess(objects.iter().map(Object::key), &reported.spec.applications);
     let place = DestinationContext {
         policy: &reported.policy,
         application: &application.name,
@@ -277,7 +278,7 @@ fn judge(situation: &Situation<'_>, candidate: &Candidate) -> Decision {
         return Decision::Waiting(waiting);
     }
     let plan = plan(application, &admitted, &material);
-    if let Some(object) = manifest::needs_manifests_2(&rendered.objects)
+    if let Some(object) = manifest::needs_manifests_2(&objects)
         && !reported.features.contains(FEATURE_MANIFESTS_2)
     {
         let message = format!(

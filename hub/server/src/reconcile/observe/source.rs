@@ -273,7 +273,6 @@ impl Reader<'_> {
         Ok(Arc::new(Rendered {
             digest: Digest::of(&manifests.rendering),
             bytes: manifests.rendering.into(),
-            objects: manifests.objects,
             renderer: (manifests.renderer.name, manifests.renderer.version),
         }))
     }
