@@ -313,7 +313,7 @@ fn only_the_first_form_of_a_directive_is_for_every_spoke() {
         Directive { soak_ms: Some(0), ..first.clone() },
         Directive { paused: true, ..first.clone() },
         Directive { finalize: FinalizedBy::Hub, ..first.clone() },
-        Directive { keep_failed: true, ..first.clone() },
+        Directive { keep_failed: true, ..first },
     ];
     for directive in ordered.iter().chain(&fields) {
         assert!(directive.needs_rollout(), "{directive:?}");

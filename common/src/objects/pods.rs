@@ -159,7 +159,7 @@ pub struct NewestPods {
 /// Returns the pods of the newest ReplicaSet of every Deployment of a namespace, by its name.
 pub fn newest_pods<'a>(
     replica_sets: impl Iterator<Item = &'a ReplicaSetState>,
-    pods: impl Iterator<Item = &'a PodState> + Clone,
+    pods: impl Iterator<Item = &'a PodState>,
 ) -> BTreeMap<String, NewestPods> {
     let mut newest: BTreeMap<&str, &ReplicaSetState> = BTreeMap::new();
     for set in replica_sets {
@@ -168,12 +168,17 @@ pub fn newest_pods<'a>(
             *known = set;
         }
     }
+    let mut pods_of: BTreeMap<&str, Vec<&PodState>> = BTreeMap::new();
+    for pod in pods {
+        pods_of.entry(&pod.replica_set).or_default().push(pod);
+    }
     let newest = newest.into_iter();
     newest
         .map(|(deployment, set)| {
-            let mine = pods.clone().filter(|pod| pod.replica_set == set.uid);
-            let restarts: u64 = mine.clone().map(|pod| pod.restarts).sum();
-            let troubled = mine.filter_map(|pod| Some((pod.uid.clone(), pod.trouble.clone()?)));
+            let mine = pods_of.get(set.uid.as_str()).map(Vec::as_slice).unwrap_or_default();
+            let restarts: u64 = mine.iter().map(|pod| pod.restarts).sum();
+            let troubled =
+                mine.iter().filter_map(|pod| Some((pod.uid.clone(), pod.trouble.clone()?)));
             let pods = NewestPods {
                 troubled: troubled.collect(),
                 fingerprint: Some(Digest::of(format!("{} {restarts}", set.uid).as_bytes())),
@@ -183,7 +188,7 @@ pub fn newest_pods<'a>(
         .collect()
 }
 
-/// Since when pods have been in trouble, by the clock of the process that observes them.
+/// Pods in trouble and the start of it, by the clock of the process that observes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TroubleClock(BTreeMap<String, (Instant, Trouble)>);
 

@@ -66,7 +66,7 @@ fn only_pods_of_a_replica_set_that_are_there_count() {
     assert_eq!(pod_state(&own).unwrap().replica_set, "set-1");
     let mut leaving = own.clone();
     leaving["metadata"]["deletionTimestamp"] = json!("2026-11-29T12:00:00Z");
-    let mut of_another = own.clone();
+    let mut of_another = own;
     of_another["metadata"]["ownerReferences"] = owned("Job", "once", "job-1");
     let bare = json!({"metadata": {"name": "bare", "uid": "pod-2"}});
     for other in [leaving, of_another, bare] {
@@ -94,7 +94,7 @@ fn the_pods_of_the_highest_revision_are_the_newest() {
         newest_pods(sets.iter(), pods.iter()).remove("web").unwrap()
     };
 
-    let before = newest(&[old.clone()], &[of_old.clone()]);
+    let before = newest(std::slice::from_ref(&old), std::slice::from_ref(&of_old));
     assert_eq!(before.troubled.keys().collect::<Vec<_>>(), ["pod-1"]);
     let after = newest(&[new.clone(), old.clone()], &[of_old.clone(), of_new(0)]);
     assert!(after.troubled.is_empty(), "the old pods do not count");
@@ -105,6 +105,7 @@ fn the_pods_of_the_highest_revision_are_the_newest() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 fn a_pod_fails_when_its_trouble_lasts() {
     let trouble = |message: &str| Trouble { message: message.to_owned(), after: POD_GRACE };
     let troubled = |message: &str| BTreeMap::from([("pod-1".to_owned(), trouble(message))]);

@@ -86,19 +86,22 @@ fn abort(plan: &Held, attempt: u32) -> Abort {
     }
 }
 
+/// What it is about, record, operation and plan of a directive, and what it orders.
+type Case<'a> = (&'a str, &'a Record, Operation, &'a Held, Result<OrderedPlan<'a>, Reason>);
+
 #[test]
 fn an_operation_orders_a_delivered_plan_or_one_of_the_record() {
     let (candidate, good, older) = (plan(3, 0), plan(2, 0), plan(1, 0));
     let in_state = |state| {
         record(Some(candidate.clone()), &[good.clone(), older.clone()], Some(rollout(state)))
     };
-    let plain = record(Some(candidate.clone()), &[good.clone()], None);
+    let plain = record(Some(candidate.clone()), std::slice::from_ref(&good), None);
     let unproven = in_state(RolloutState::Candidate);
     let failed = in_state(RolloutState::Failed);
     let soaking = in_state(RolloutState::Soaking);
     let first = record(Some(candidate.clone()), &[], Some(rollout(RolloutState::Candidate)));
     let other = plan(9, 0);
-    let cases: [(&str, &Record, Operation, &Held, Result<OrderedPlan<'_>, Reason>); 12] = [
+    let cases: [Case<'_>; 12] = [
         ("a plan", &plain, Operation::Progress, &other, Ok(OrderedPlan::Delivered)),
         ("back", &unproven, Operation::Rollback, &good, Ok(OrderedPlan::Recorded(&good))),
         ("further back", &soaking, Operation::Rollback, &older, Ok(OrderedPlan::Recorded(&older))),
@@ -169,8 +172,11 @@ fn generation_and_attempt_never_fall_for_one_hub_key() {
 #[test]
 fn a_failed_plan_is_tried_again_only_at_a_higher_attempt_whatever_the_generation() {
     let (failed, good) = (plan(3, 0), plan(2, 0));
-    let mut record =
-        record(Some(failed.clone()), &[good.clone()], Some(rollout(RolloutState::Candidate)));
+    let mut record = record(
+        Some(failed.clone()),
+        std::slice::from_ref(&good),
+        Some(rollout(RolloutState::Candidate)),
+    );
     record.fail(abort(&failed, 1), AfterFailure::Return);
     assert_eq!(
         (record.held.as_ref(), record.abort().map(|a| a.plan)),
@@ -227,12 +233,12 @@ fn the_state_of_a_plan_follows_from_the_directive_about_it() {
         (Operation::Supersede, FinalizedBy::Hub, Candidate, Candidate),
     ];
     for (operation, finalize, before, expected) in cases {
-        let record = record(Some(held.clone()), &[good.clone()], Some(rollout(before)));
+        let record = record(Some(held.clone()), std::slice::from_ref(&good), Some(rollout(before)));
         let directive = directive(operation, &held, finalize);
         let after = rollout_after(&directive, Some(&record), &held).unwrap();
         assert_eq!(after.state, expected, "{operation:?} of {before:?}");
     }
-    let record = record(Some(held.clone()), &[good.clone()], Some(rollout(Soaking)));
+    let record = record(Some(held.clone()), std::slice::from_ref(&good), Some(rollout(Soaking)));
     let back = directive(Operation::Rollback, &good, FinalizedBy::Hub);
     assert_eq!(rollout_after(&back, Some(&record), &good).unwrap().state, Good);
     let new = directive(Operation::Progress, &plan(4, 0), FinalizedBy::Hub);
@@ -251,8 +257,8 @@ fn a_plan_of_the_same_content_replaces_the_good_one() {
         record.good_plans().cloned().collect::<Vec<_>>()
     };
 
-    assert_eq!(finalize(&first), [first.clone()]);
-    assert_eq!(finalize(&again), [again.clone()]);
+    assert_eq!(finalize(&first), std::slice::from_ref(&first));
+    assert_eq!(finalize(&again), std::slice::from_ref(&again));
     assert_eq!(finalize(&next), [next.clone(), again.clone()]);
     assert_eq!(finalize(&plan(3, 0)), [plan(3, 0), next.clone()], "one before the newest");
     assert_eq!(finalize(&next), [next, plan(3, 0)], "a return moves it to the front");

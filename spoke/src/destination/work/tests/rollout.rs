@@ -239,7 +239,7 @@ fn the_hub_returns_a_destination_to_a_good_plan_only() {
     assert_eq!(superseded.unwrap_err().reason(), Reason::PlanMismatch, "no longer in hand");
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Candidate(u8),
     Order(Operation, u8),
