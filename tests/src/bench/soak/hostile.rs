@@ -20,6 +20,9 @@ const SLOW_REPOSITORIES: usize = 4;
 /// Size of a file of zeros, which Git compresses to a thousandth of it.
 const ZEROS_BYTES: usize = 300 * 1024 * 1024;
 
+/// Directories of a level, with the suffix of their names.
+const SIDES: [(&str, &str); 2] = [("left", "l"), ("right", "r")];
+
 type Fill = fn(&Repository) -> anyhow::Result<()>;
 
 /// Creates every hostile repository below `directory`; returns them by the name of their application.
@@ -89,20 +92,16 @@ fn deep(repository: &Repository) -> anyhow::Result<()> {
 
 /// Kustomizations of which each takes the previous one twice.
 fn doubling(repository: &Repository) -> anyhow::Result<()> {
-    write(repository, "k8s/d0/a.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n")?;
-    write(
-        repository,
-        "k8s/d0/left/kustomization.yaml",
-        "resources: [../a.yaml]\nnameSuffix: -l\n",
-    )?;
-    write(
-        repository,
-        "k8s/d0/right/kustomization.yaml",
-        "resources: [../a.yaml]\nnameSuffix: -r\n",
-    )?;
+    let object = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n";
+    write(repository, "k8s/base/a.yaml", object)?;
+    write(repository, "k8s/base/kustomization.yaml", "resources: [a.yaml]\n")?;
+    for (side, suffix) in SIDES {
+        let text = format!("resources: [../../base]\nnameSuffix: -{suffix}\n");
+        write(repository, &format!("k8s/d0/{side}/kustomization.yaml"), &text)?;
+    }
     for level in 1..DOUBLINGS {
         let below = level - 1;
-        for (side, suffix) in [("left", "l"), ("right", "r")] {
+        for (side, suffix) in SIDES {
             let text = format!(
                 "resources: [../../d{below}/left, ../../d{below}/right]\nnameSuffix: -{suffix}\n"
             );
