@@ -76,7 +76,7 @@ pub fn policy_spec(ci_key_pem: &str, hub_key_pem: &str, ca_pin: &str) -> anyhow:
             entry: None,
             names: any_value.clone(),
             repos: any_value.clone(),
-            namespaces: any_value.clone(),
+            namespaces: any_value,
             kinds: KindsSpec::default(),
             minimum_mode: Mode::Strict,
             required_attestations: ["build", "test", "security-scan"].map(String::from).to_vec(),

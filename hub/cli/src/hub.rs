@@ -82,7 +82,7 @@ pub(crate) fn run(args: HubCommandArgs, printer: &Printer) -> anyhow::Result<()>
     match args.command {
         HubCommand::Init(args) => init(args, printer),
         HubCommand::Login(args) => login::login(&args, printer),
-        HubCommand::Config(args) => config::show(args, printer),
+        HubCommand::Config(args) => config::show(&args, printer),
         HubCommand::Operator(command) => operator::run(command, printer),
         HubCommand::List(output) => list_hubs(output, printer),
     }

@@ -140,9 +140,12 @@ impl From<StreamError> for LinkError {
 impl LinkError {
     /// Returns how the connection ended, for the delay before the next one.
     pub fn ending(&self) -> Ending {
-        match self {
-            Self::Connection(error) if is_refusal(error) => Ending::Refused,
-            _ => Ending::Other,
+        if let Self::Connection(error) = self
+            && is_refusal(error)
+        {
+            Ending::Refused
+        } else {
+            Ending::Other
         }
     }
 

@@ -223,11 +223,12 @@ async fn report(
         let awaited = format!("a reason of {name}");
         let seen = until(&awaited, SYNCED_WITHIN, || async {
             let seen: Value = fleet.api().call("GET", &path, None).await?;
-            let phase = seen["destinations"][0]["phase"].as_str().unwrap_or_default().to_owned();
-            Ok((!phase.is_empty() && phase != "Progressing").then_some(seen))
+            let phase = seen.pointer("/destinations/0/phase").and_then(Value::as_str);
+            let is_shown = phase.is_some_and(|phase| !phase.is_empty() && phase != "Progressing");
+            Ok(is_shown.then_some(seen))
         });
         let seen = seen.await?;
-        let destination = &seen["destinations"][0];
+        let destination = seen.pointer("/destinations/0").context("no destination")?;
         ensure!(destination["phase"] != "Synced", "{name} is deployed: {seen:#}");
         let [phase, reason, message] = ["phase", "reason", "message"]
             .map(|field| destination[field].as_str().unwrap_or_default().to_owned());

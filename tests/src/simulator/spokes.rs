@@ -336,7 +336,7 @@ impl Spoke {
                 self.report(&mut session, &directive).await?;
             }
             tokio::select! {
-                message = messages.next() => self.handle(message.context("finished")?, &mut session),
+                message = messages.next() => self.handle(&message.context("finished")?, &mut session),
                 stream = connection.accept_uni() => {
                     let push = take_push(&mut stream?).await?;
                     let directive = self.hold(push);
@@ -355,8 +355,8 @@ impl Spoke {
         Some(self.held.values().nth(turn)?.directive.clone())
     }
 
-    fn handle(&self, message: ToSpoke, session: &mut Session) {
-        match message.body {
+    fn handle(&self, message: &ToSpoke, session: &mut Session) {
+        match &message.body {
             Some(ToSpokeBody::Sync(_)) if !session.has_synced => {
                 session.has_synced = true;
                 self.shared.observed.lock().synced_at.push(Instant::now());
@@ -365,7 +365,7 @@ impl Spoke {
                 session.unacknowledged = session.unacknowledged.saturating_sub(1);
                 self.shared.observed.lock().acknowledged += 1;
                 if let Some((_, waiting)) =
-                    session.awaited.take_if(|(awaited, _)| *awaited == number)
+                    session.awaited.take_if(|(awaited, _)| awaited == number)
                 {
                     let _ = waiting.send(());
                 }

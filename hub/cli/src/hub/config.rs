@@ -14,7 +14,7 @@ pub(super) struct ConfigArgs {
     output: OutputArgs,
 }
 
-pub(super) fn show(args: ConfigArgs, printer: &Printer) -> anyhow::Result<()> {
+pub(super) fn show(args: &ConfigArgs, printer: &Printer) -> anyhow::Result<()> {
     let client = args.hub.client()?;
     let configuration: HubConfiguration = block_on(client.get("/v1/configuration"))?;
     printer.result(args.output.format, &configuration, || {

@@ -147,7 +147,7 @@ fn share(written: &Value) -> Option<Share> {
     let text = match written {
         Value::Number(number) => return number.as_u64().map(Share::Count),
         Value::String(text) => text,
-        _ => return None,
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
     };
     match text.strip_suffix('%') {
         Some(percent) => {

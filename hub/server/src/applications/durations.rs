@@ -97,7 +97,7 @@ fn scaled(number: &str, unit_ms: u64) -> Result<u128, DurationError> {
     let scale = 10_u128.pow(u32::try_from(decimals.len()).unwrap_or(0));
     let fraction: u128 = if decimals.is_empty() { 0 } else { decimals.parse().unwrap_or(0) };
     let fraction_ms = fraction * u128::from(unit_ms);
-    if fraction_ms % scale != 0 {
+    if !fraction_ms.is_multiple_of(scale) {
         return Err(DurationError::Precision);
     }
     Ok(u128::from(whole) * u128::from(unit_ms) + fraction_ms / scale)

@@ -24,7 +24,7 @@ impl SpokeAddresses {
 
     /// Returns the address for the spoke of the hub's own cluster.
     pub fn internal(&self) -> Option<&str> {
-        self.cluster_ip.as_deref().or(self.external())
+        self.cluster_ip.as_deref().or_else(|| self.external())
     }
 }
 

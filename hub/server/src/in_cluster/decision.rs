@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_request_for_a_key_that_the_requester_does_not_hold_is_refused() {
         let key = SigningRequest::generate().unwrap();
-        let mut der = key.csr_der.clone();
+        let mut der = key.csr_der;
         *der.last_mut().unwrap() ^= 1;
         let pem = attest_certs::request::csr_pem(&der);
 

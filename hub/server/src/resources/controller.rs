@@ -151,13 +151,12 @@ fn retry(object: Arc<DynamicObject>, error: &ResourceError, context: Arc<Context
 }
 
 async fn log_outcome<T>(outcome: Result<T, controller::Error<ResourceError, watcher::Error>>) {
-    match outcome {
-        Err(controller::Error::QueueError(error)) => tracing::warn!(
+    // Other failures are logged already, or concern a resource that was deleted before its pass.
+    if let Err(controller::Error::QueueError(error)) = outcome {
+        tracing::warn!(
             target: CONTROLLER,
             reason = Reason::ResourcesUnavailable.as_str(),
             "Failed to watch AttestApplications: {}", error_chain(&error)
-        ),
-        // A resource that was deleted before its pass, and failures that are logged already.
-        Ok(_) | Err(_) => {}
+        );
     }
 }

@@ -48,9 +48,10 @@ impl RepositoryCache {
     pub(crate) fn path_of(&self, address: &str, format: ObjectFormat) -> PathBuf {
         let name = data_encoding::HEXLOWER.encode(&Sha256::digest(address.as_bytes()));
         let name = name.get(..32).unwrap_or(&name);
-        self.directory.join(match format {
-            ObjectFormat::Sha1 => format!("{name}.git"),
-            other => format!("{name}.{other}.git"),
+        self.directory.join(if format == ObjectFormat::Sha1 {
+            format!("{name}.git")
+        } else {
+            format!("{name}.{format}.git")
         })
     }
 

@@ -85,7 +85,8 @@ impl Costs {
 }
 
 fn line(cost: &Cost, points: &[(usize, f64)]) -> String {
-    let exponent = exponent(points).map_or("-".to_owned(), |exponent| format!("{exponent:.2}"));
+    let exponent =
+        exponent(points).map_or_else(|| "-".to_owned(), |exponent| format!("{exponent:.2}"));
     let values: Vec<String> = points
         .iter()
         .map(|(size, value)| format!("{size}: {value:.*}", decimals(*value)))

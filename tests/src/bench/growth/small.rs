@@ -106,7 +106,7 @@ fn write(repository: &Repository, name: &str, url: &str, results: &Path) -> anyh
     ];
     for (path, text) in files {
         let path = repository.tree().join(path);
-        std::fs::create_dir_all(path.parent().unwrap_or(repository.tree()))?;
+        std::fs::create_dir_all(path.parent().unwrap_or_else(|| repository.tree()))?;
         std::fs::write(path, text)?;
     }
     Ok(())

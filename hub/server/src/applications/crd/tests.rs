@@ -49,12 +49,15 @@ fn minimal(schema: &Value) -> Value {
     }
 }
 
+/// Returns a value of a schema in which an inner value stands in its place.
+type Place<'a> = dyn Fn(Value) -> Value + 'a;
+
 /// Calls `check` with the path of each object of a schema, a value that has the object, and its properties.
 fn visit(
     schema: &Value,
     path: &str,
-    place: &dyn Fn(Value) -> Value,
-    check: &mut dyn FnMut(&str, &dyn Fn(Value) -> Value, &Value),
+    place: &Place<'_>,
+    check: &mut dyn FnMut(&str, &Place<'_>, &Value),
 ) {
     match schema["type"].as_str() {
         Some("array") => {

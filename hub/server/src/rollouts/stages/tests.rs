@@ -130,7 +130,7 @@ fn a_destination_belongs_to_its_own_stage_then_the_label_the_name_and_the_enviro
         labels: [(STAGE_LABEL.to_owned(), "first".to_owned())].into(),
         ..written("production")
     };
-    assert_eq!(resolved(&["first 100"], &[labelled.clone()]), "first@100:prod-eu");
+    assert_eq!(resolved(&["first 100"], std::slice::from_ref(&labelled)), "first@100:prod-eu");
     let own = StagedPlace { stage: Some("own".to_owned()), ..labelled };
     assert_eq!(resolved(&["own 100"], &[own]), "own@100:prod-eu");
 }
