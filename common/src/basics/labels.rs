@@ -98,10 +98,9 @@ pub fn parse_pair(text: &str) -> Result<(String, String), LabelError> {
 }
 
 fn is_word(text: &str) -> bool {
-    let is_edge = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
     text.len() <= WORD_BYTES_MAX
-        && is_edge(text.bytes().next())
-        && is_edge(text.bytes().next_back())
+        && text.bytes().next().is_none_or(|byte| byte.is_ascii_alphanumeric())
+        && text.bytes().next_back().is_none_or(|byte| byte.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
@@ -184,16 +183,16 @@ fn split_conditions(text: &str) -> Vec<&str> {
 }
 
 fn parse_condition(text: &str) -> Result<LabelCondition, LabelError> {
-    let malformed = || LabelError::Selector(text.to_owned());
     if let Some((left, right)) = text.split_once('(') {
-        let values = right.strip_suffix(')').ok_or_else(malformed)?;
-        let (key, operator) = left.trim().rsplit_once(char::is_whitespace).ok_or_else(malformed)?;
+        let values = right.strip_suffix(')').ok_or_else(|| malformed(text))?;
+        let (key, operator) =
+            left.trim().rsplit_once(char::is_whitespace).ok_or_else(|| malformed(text))?;
         let key = checked_key(key)?;
         let values = values.split(',').map(checked_value).collect::<Result<_, _>>()?;
         return match operator {
             "in" => Ok(LabelCondition::In(key, values)),
             "notin" => Ok(LabelCondition::NotIn(key, values)),
-            _ => Err(malformed()),
+            _ => Err(malformed(text)),
         };
     }
     if let Some((key, value)) = text.split_once("!=") {
@@ -204,9 +203,13 @@ fn parse_condition(text: &str) -> Result<LabelCondition, LabelError> {
     }
     match text.strip_prefix('!') {
         Some(key) => Ok(LabelCondition::DoesNotExist(checked_key(key)?)),
-        None if text.is_empty() => Err(malformed()),
+        None if text.is_empty() => Err(malformed(text)),
         None => Ok(LabelCondition::Exists(checked_key(text)?)),
     }
+}
+
+fn malformed(text: &str) -> LabelError {
+    LabelError::Selector(text.to_owned())
 }
 
 fn checked_key(text: &str) -> Result<String, LabelError> {

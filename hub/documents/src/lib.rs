@@ -364,6 +364,9 @@ pub struct Application {
     pub destinations: Vec<Destination>,
     pub generation: u64,
     pub created_at: Timestamp,
+    /// The newest rollout by stages, without its stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// `Created`, `Configured` or `Unchanged`; only in the answer to `PUT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
@@ -456,4 +459,108 @@ pub struct Diff {
     /// Reason why the newest commit is not deployed or cannot be compared.
     pub reason: Option<ReportedReason>,
     pub message: Option<String>,
+}
+
+/// `GET /v1/applications/NAME/rollout`; in lists, without stages.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    pub application: String,
+    /// Number of the rollout within its application.
+    pub generation: u64,
+    /// Rises with each `retry`.
+    pub attempt: u32,
+    /// `Stages` or `Rollback`.
+    pub kind: String,
+    /// `Running`, `Held`, `Succeeded`, `Failed`, `Aborted` or `Superseded`.
+    pub phase: String,
+    pub reason: Option<ReportedReason>,
+    pub message: String,
+    pub paused: bool,
+    /// The current stage waits for `promote`.
+    pub awaits_approval: bool,
+    /// Automatic sync is held until `resume` or another target.
+    pub sync_held: bool,
+    /// The newest commit with these targets.
+    pub commit: Option<String>,
+    pub version: Option<String>,
+    /// Name of the current stage; absent after the last one.
+    pub stage: Option<String>,
+    pub stages_passed: u64,
+    pub stages_total: u64,
+    pub started_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    /// The next step, or the command that continues.
+    pub next: String,
+    #[serde(default)]
+    pub stages: Vec<RolloutStage>,
+    /// Actions of operators, the oldest first.
+    #[serde(default)]
+    pub actions: Vec<RolloutAction>,
+}
+
+/// One stage of a rollout.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStage {
+    pub name: String,
+    /// Share of the traffic of each member, in percent.
+    pub weight: u64,
+    /// `Pending`, `AwaitingApproval`, `Rolling`, `Soaking`, `Passed`, `Failed` or `Aborted`.
+    pub phase: String,
+    /// Time for which every member is healthy before the stage passes.
+    pub soak_ms: u64,
+    pub approval: bool,
+    /// Members in progress at a time.
+    pub concurrent_max: u64,
+    /// Members that may fail.
+    pub failures_max: u64,
+    /// The stage has the members of a later one.
+    #[serde(default)]
+    pub inherited: bool,
+    pub members: Vec<RolloutMember>,
+}
+
+/// One destination of a stage.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutMember {
+    pub cluster: String,
+    pub namespace: String,
+    /// `Pending`, `Waiting`, `Progressing`, `Soaking`, `Passed`, `Finalized`, `Failed`, `Skipped` or `Gone`.
+    pub phase: String,
+    pub reason: Option<ReportedReason>,
+    pub message: String,
+    /// Time at target when the newest report was made; absent while it is not at target.
+    pub healthy_for_ms: Option<u64>,
+    pub connected: bool,
+    /// Milliseconds since the last report was received.
+    pub report_age_ms: Option<u64>,
+}
+
+/// Action of an operator on a rollout.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutAction {
+    pub at: Timestamp,
+    /// Name in the operator's certificate.
+    pub operator: String,
+    pub action: String,
+    pub reason: String,
+}
+
+/// `POST /v1/applications/NAME/rollout`: a command about the newest rollout.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RolloutRequest {
+    /// `promote`, `pause`, `resume`, `abort`, `retry`, `rollback`, `skip` or `adopt`.
+    pub action: String,
+    /// Stored with the action.
+    #[serde(default)]
+    pub reason: String,
+    /// Destination to skip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }

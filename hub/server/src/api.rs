@@ -5,9 +5,11 @@
 mod applications;
 mod clusters;
 mod configuration;
+mod rollouts;
 mod serve;
 mod settings;
 mod shown;
+mod shown_rollout;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +94,7 @@ enum QueryUse {
 }
 
 /// Every route of the API. `docs/openapi.yaml` describes the same, and `api/roles.txt` lists who may use it.
-fn routes() -> [Route; 27] {
+fn routes() -> [Route; 31] {
     [
         read("/v1/version", settings::version),
         read("/v1/addresses", settings::addresses),
@@ -114,6 +116,10 @@ fn routes() -> [Route; 27] {
         change(MethodFilter::POST, "/v1/applications/{name}/sync", applications::sync),
         read("/v1/applications/{name}/history", applications::history),
         read("/v1/applications/{name}/diff", applications::diff),
+        read("/v1/applications/{name}/rollout", rollouts::get),
+        change(MethodFilter::POST, "/v1/applications/{name}/rollout", rollouts::command),
+        read("/v1/applications/{name}/rollouts", rollouts::history),
+        read("/v1/rollouts", rollouts::list),
         change(MethodFilter::POST, "/v1/resources/release", applications::release),
         change(MethodFilter::PUT, "/v1/repositories", settings::put_repository),
         read("/v1/repositories", settings::repositories),

@@ -2,4 +2,9 @@
 //!
 //! `reconcile` gathers the facts, makes the decisions durable and sends them.
 
+pub(crate) mod commands;
 pub(crate) mod stages;
+pub(crate) mod tick;
+
+#[cfg(test)]
+mod simulation;

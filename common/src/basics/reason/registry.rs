@@ -80,6 +80,20 @@ registry! {
         AwaitingReceipts: "the commit changes the rendering, but CI has not signed a release for it",
             "wait for CI, or check why `attest run` failed";
         AwaitingSync: "a release is ready, but `syncPolicy` does not set `automated`", "`attest gitops app sync NAME`";
+        AwaitingStage: "a rollout by stages orders it later", "`attest gitops rollout get NAME` shows what the rollout waits for";
+        AwaitingApproval: "a stage of a rollout waits for an operator", "`attest gitops rollout promote NAME`";
+        RolloutPaused: "an operator paused the rollout", "`attest gitops rollout resume NAME`";
+        RolloutFailed: "the rollout failed; clusters that it did not finish have returned to their last good release",
+            "correct the commit, or `attest gitops rollout retry NAME`";
+        RolloutAborted: "an operator aborted the rollout", "correct the commit, or `attest gitops rollout retry NAME`";
+        PartiallyFailed: "the rollout succeeded, but some clusters failed, as the stage allows",
+            "`attest gitops rollout get NAME` names them";
+        ProgressDeadlineExceeded: "a cluster was not healthy within the progress deadline of its stage",
+            "see the objects in the message of the destination; raise `progressDeadline` if it needs more time";
+        Superseded: "a newer rollout of the application has begun", "none";
+        SyncHeld: "automatic sync is held since `rollout rollback`", "`attest gitops rollout resume NAME`, or commit other content";
+        StateRegression: "a spoke holds more than the hub has ordered, as after a restore of the hub from a backup",
+            "check what runs, then `attest gitops rollout adopt NAME`";
         AwaitingCluster: "the cluster has not connected yet, so its policy is unknown", "check `attest gitops cluster get NAME`";
         SpokeTooOld: "the cluster's spoke does not support what the release needs", "upgrade the spoke";
         AwaitingReport: "the directive has been sent, or will be sent when the spoke connects", "check whether the spoke is connected";
@@ -443,6 +457,9 @@ registry! {
         DestinationNeverFull: "no stage brings a destination to weight 100", "add a stage that selects it, or set its `stage`";
         FieldUnknown: "a field is unknown", "correct its name, or remove it";
         FeatureNotAvailable: "a field is not supported by this version", "remove it";
+        RolloutUnknown: "the application has no rollout by stages", "`attest gitops rollout list` shows the rollouts";
+        RolloutState: "the state of the rollout does not allow the command",
+            "see the message; `attest gitops rollout get NAME` shows the state";
         ApplicationUnknown: "no application has this name", "`attest gitops app list` shows the applications";
         DestinationDuplicate: "a destination is listed twice", "remove one of the two";
         Accepted: "the hub uses the newest version of the resource", "none";

@@ -10,7 +10,7 @@ use attest_common::objects::difference::{Difference, differences};
 use attest_common::session::report::{ApplicationPhase, Running};
 use attest_documents::{
     Application, ApplicationSummary, DetailQuery, Diff, Failure, HistoryEntry, List, ListMetadata,
-    PAGE_ITEMS_MAX, PageQuery, REMOVAL_ALLOWED, Released,
+    PAGE_ITEMS_MAX, PageQuery, REMOVAL_ALLOWED, Released, Rollout,
 };
 use attest_runtime::clock::now;
 use axum::Json;
@@ -18,7 +18,7 @@ use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::{Api, Body, Parameters, Refusal, shown, status_of, unknown_query};
+use super::{Api, Body, Parameters, Refusal, shown, shown_rollout, status_of, unknown_query};
 use crate::applications::facts::{self, Detail, deployed_commit};
 use crate::applications::rules::{self, ApplicationError, ApplyRequest, Removal};
 use crate::applications::status;
@@ -26,7 +26,7 @@ use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
-use crate::core::store::records::ApplicationRecord;
+use crate::core::store::records::{self, ApplicationRecord, RolloutSnapshot};
 use crate::resources::operator::OperatorError;
 
 /// Longest wait of `sync` for a pass.
@@ -85,7 +85,17 @@ fn show(api: &Api, record: &ApplicationRecord) -> Application {
     let facts = facts::gather(&api.core, record, api.views.get(name), Detail::Whole);
     let mut status = status::status(&facts);
     api.views.stamp(name, &mut status.conditions, now());
-    shown::application(record, &facts, status)
+    let shown = shown::application(record, &facts, status);
+    // A rollout that cannot be read is left out.
+    Application { rollout: newest_rollout(&api.core, record).unwrap_or_default(), ..shown }
+}
+
+/// Returns the newest rollout of an application, without its stages. Blocks.
+fn newest_rollout(core: &Core, record: &ApplicationRecord) -> Result<Option<Rollout>, StoreError> {
+    let stored = records::newest_rollout(&core.records, &record.application.name)?;
+    let Some(state) = stored.map(|stored| stored.value) else { return Ok(None) };
+    let snapshot = core.records.get::<RolloutSnapshot>(&state.snapshot_key())?;
+    Ok(Some(shown_rollout::summary(snapshot.as_ref(), &state)))
 }
 
 pub(super) async fn apply(

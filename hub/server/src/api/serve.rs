@@ -135,6 +135,14 @@ pub(super) struct Operator {
 struct OperatorIdentity {
     serial: String,
     role: OperatorRole,
+    name: String,
+}
+
+impl Operator {
+    /// Returns the name in the certificate; empty when it cannot be read.
+    pub(super) fn name(&self) -> String {
+        self.identity.as_ref().map(|identity| identity.name.clone()).unwrap_or_default()
+    }
 }
 
 impl Connected<IncomingStream<'_, Ready>> for Operator {
@@ -143,7 +151,8 @@ impl Connected<IncomingStream<'_, Ready>> for Operator {
         let peer = session.peer_certificates().and_then(|chain| peer_identity(chain).ok());
         let identity = peer.and_then(|peer| {
             let role = OperatorRole::of(peer.id.role())?;
-            Some(OperatorIdentity { serial: peer.serial.to_string(), role })
+            let (serial, name) = (peer.serial.to_string(), peer.id.name().to_owned());
+            Some(OperatorIdentity { serial, role, name })
         });
         Self { identity }
     }
@@ -156,7 +165,7 @@ pub(super) async fn admitted(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let Some(OperatorIdentity { serial, role }) = operator.identity else {
+    let Some(OperatorIdentity { serial, role, .. }) = operator.identity else {
         let message = "the certificate of this connection is not that of an operator";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::PeerRole, message));
     };

@@ -103,6 +103,7 @@ pub(super) fn application(
         destinations: destinations.map(|(facts, status)| destination(facts, status)).collect(),
         generation: facts.generation,
         created_at: record.created_at,
+        rollout: None,
         outcome: None,
     }
 }

@@ -96,21 +96,22 @@ fn stage(at: &str, written: &crd::Stage) -> Result<Stage, LowerError> {
             "must be Wait; `attest gitops rollout skip` passes over a cluster that stays away";
         return Err(invalid(format!("{at}.unreachable"), message));
     }
-    let share = |field: &str, value: &Option<Value>, absent: Share| match value {
-        None => Ok(absent),
-        Some(value) => share(value).ok_or_else(|| {
-            let message = "must be a whole number, or a percentage such as \"25%\"";
-            invalid(format!("{at}.{field}"), message)
-        }),
-    };
     Ok(Stage {
         weight: weight(at, written.weight.as_ref())?,
         soak_ms: match &written.duration {
             None => 0,
             Some(value) => duration(&format!("{at}.duration"), value)?,
         },
-        concurrency: share("maxConcurrency", &written.max_concurrency, CONCURRENCY_DEFAULT)?,
-        failures: share("maxFailures", &written.max_failures, Share::Count(0))?,
+        concurrency: share_at(
+            &format!("{at}.maxConcurrency"),
+            written.max_concurrency.as_ref(),
+            CONCURRENCY_DEFAULT,
+        )?,
+        failures: share_at(
+            &format!("{at}.maxFailures"),
+            written.max_failures.as_ref(),
+            Share::Count(0),
+        )?,
         approval: written.approval.as_ref().is_some_and(|approval| approval.required),
         progress_deadline_ms: match &written.progress_deadline {
             None => Some(PROGRESS_DEADLINE_DEFAULT_MS),
@@ -142,6 +143,14 @@ fn duration(field: &str, written: &Value) -> Result<u64, LowerError> {
         .map_err(|error| LowerError::new(Reason::DurationInvalid, field, error.to_string()))
 }
 
+fn share_at(field: &str, written: Option<&Value>, absent: Share) -> Result<Share, LowerError> {
+    let Some(written) = written else { return Ok(absent) };
+    share(written).ok_or_else(|| {
+        let message = "must be a whole number, or a percentage such as \"25%\"";
+        invalid(field.to_owned(), message)
+    })
+}
+
 /// Reads a number, or a percentage from 0% to 100%.
 fn share(written: &Value) -> Option<Share> {
     let text = match written {
@@ -163,9 +172,6 @@ fn share(written: &Value) -> Option<Share> {
 /// # Errors
 /// The first key, operator or value that is wrong.
 pub(super) fn selector(at: &str, written: &crd::ClusterSelector) -> Result<Selector, LowerError> {
-    let refused = |field: String, error: &LabelError| {
-        LowerError::new(error.reason(), field, error.to_string())
-    };
     labels::check(&written.match_labels)
         .map_err(|error| refused(format!("{at}.matchLabels"), &error))?;
     let equal = written.match_labels.iter();
@@ -184,16 +190,17 @@ pub(super) fn selector(at: &str, written: &crd::ClusterSelector) -> Result<Selec
     Ok(Selector { conditions })
 }
 
+fn refused(field: String, error: &LabelError) -> LowerError {
+    LowerError::new(error.reason(), field, error.to_string())
+}
+
 fn condition(at: &str, written: &crd::MatchExpression) -> Result<LabelCondition, LowerError> {
     let crd::MatchExpression { key, operator, values } = written;
-    let refused = |field: &str, error: &LabelError| {
-        LowerError::new(error.reason(), format!("{at}.{field}"), error.to_string())
-    };
-    labels::check_key(key).map_err(|error| refused("key", &error))?;
+    labels::check_key(key).map_err(|error| refused(format!("{at}.key"), &error))?;
     values
         .iter()
         .try_for_each(|value| labels::check_value(value))
-        .map_err(|error| refused("values", &error))?;
+        .map_err(|error| refused(format!("{at}.values"), &error))?;
     let (key, set) = (key.clone(), values.iter().cloned().collect());
     match (operator.as_str(), values.is_empty()) {
         ("In", false) => Ok(LabelCondition::In(key, set)),
@@ -273,6 +280,18 @@ mod tests {
         let refused = lower(&manifest(&printed(&[0, 1, 2])), &known()).unwrap_err();
         assert_eq!(refused.field, "spec.progressiveDelivery.stages[1].weight");
         assert_eq!(refused.reason, Reason::FeatureNotAvailable);
+    }
+
+    #[test]
+    fn the_example_of_the_page_about_rollouts_is_read() {
+        let page = include_str!("../../../../docs/rollouts.md");
+        let text = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+        let written: Value = serde_saphyr::from_str(text).unwrap();
+
+        let delivery = lower(&written, &known()).unwrap().delivery.unwrap();
+
+        assert_eq!(delivery.stages.len(), 2);
+        assert!(delivery.stages[1].approval && delivery.stages[0].soak_ms == 600_000);
     }
 
     #[test]

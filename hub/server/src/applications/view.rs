@@ -64,6 +64,21 @@ impl Waiting {
         Self::of(ApplicationPhase::OutOfSync, Reason::AwaitingSync, message)
     }
 
+    /// A rollout orders it later.
+    pub(crate) fn for_stage(reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::Progressing, reason, message)
+    }
+
+    /// A rollout has ended, or is held, and an operator has to continue it.
+    pub(crate) fn for_operator(reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(ApplicationPhase::OutOfSync, reason, message)
+    }
+
+    /// Returns whether it refuses the commit, in contrast to something that is missing.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.phase == ApplicationPhase::Refused
+    }
+
     /// The commit cannot be deployed as it is. Does not count as a failed verification.
     pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> Self {
         Self::of(ApplicationPhase::Refused, reason, message)

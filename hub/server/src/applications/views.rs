@@ -20,6 +20,8 @@ pub(crate) struct Views {
     state: Locked<State>,
     transitions: Transitions,
     phases: Phases,
+    /// State of each open rollout, for the metrics.
+    rollouts: Locked<BTreeMap<String, &'static str>>,
 }
 
 #[derive(Debug, Default)]
@@ -102,8 +104,29 @@ impl Views {
         self.changes.note(application);
     }
 
+    /// Updates the metrics by the state of an application's open rollout; `None` when there is none.
+    pub(crate) fn note_rollout(
+        &self,
+        metrics: &Metrics,
+        application: &str,
+        state: Option<&'static str>,
+    ) {
+        let mut rollouts = self.rollouts.lock();
+        let previous = match state {
+            Some(state) => rollouts.insert(application.to_owned(), state),
+            None => rollouts.remove(application),
+        };
+        if let Some(previous) = previous {
+            metrics.rollouts_open.with_label_values(&[previous]).dec();
+        }
+        if let Some(state) = state {
+            metrics.rollouts_open.with_label_values(&[state]).inc();
+        }
+    }
+
     /// Forgets a deleted application.
     pub(crate) fn forget(&self, metrics: &Metrics, application: &str) {
+        self.note_rollout(metrics, application, None);
         self.state().remove(application);
         self.transitions.forget(application);
         self.phases.note(metrics, application, None);

@@ -49,6 +49,8 @@ struct Session {
     has: BTreeSet<Digest>,
     /// Destinations whose held blobs are in `has`.
     accounted: BTreeSet<DestinationKey>,
+    /// Destinations that were reported on in this session.
+    reported: BTreeSet<DestinationKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +178,7 @@ impl Fleet {
             failures: BTreeMap::new(),
             has: BTreeSet::new(),
             accounted: BTreeSet::new(),
+            reported: BTreeSet::new(),
         };
         let replaced = state.sessions.insert(cluster.clone(), session);
         Connected { number, wake, replaced: replaced.map(|previous| previous.connection) }
@@ -234,7 +237,7 @@ impl Fleet {
     pub fn position(&self, destination: &DestinationKey) -> Option<SpokePosition> {
         let state = self.state();
         let session = state.sessions.get(&destination.cluster)?;
-        let none = SpokePosition { epoch: 0, sequence: 0, digest: None };
+        let none = SpokePosition { epoch: 0, sequence: 0, digest: None, generation: 0, attempt: 0 };
         Some(session.held.get(destination).copied().unwrap_or(none))
     }
 
@@ -470,12 +473,28 @@ impl Fleet {
             let held = session.held.get(&destination).map_or(0, |held| held.sequence);
             if sequence > held {
                 let epoch = report.epoch.unwrap_or(0).min(head.epoch);
-                session
-                    .held
-                    .insert(destination.clone(), SpokePosition { epoch, sequence, digest: None });
+                let rollout = report.rollout.as_ref();
+                let position = SpokePosition {
+                    epoch,
+                    sequence,
+                    digest: None,
+                    generation: rollout.map_or(0, |rollout| rollout.generation),
+                    attempt: rollout.map_or(0, |rollout| rollout.attempt),
+                };
+                session.held.insert(destination.clone(), position);
             }
         }
+        if let Some(session) = state.sessions.get_mut(&record.cluster) {
+            session.reported.insert(destination.clone());
+        }
         state.reports.insert(destination, Arc::new(record));
+    }
+
+    /// Returns whether the newest report of a destination arrived in the session that lasts.
+    pub(crate) fn is_fresh(&self, destination: &DestinationKey) -> bool {
+        let state = self.state();
+        let session = state.sessions.get(&destination.cluster);
+        session.is_some_and(|session| session.reported.contains(destination))
     }
 
     /// Forgets a destination that no longer belongs to an application.

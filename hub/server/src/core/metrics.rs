@@ -12,6 +12,8 @@ use crate::core::store::records::ClusterState;
 /// Most distinct reasons in one metric; further ones are counted as `Other`.
 pub(crate) const REASONS_MAX: usize = 64;
 
+/// States of rollouts that have not ended.
+pub(crate) const ROLLOUT_STATES: [&str; 4] = ["Running", "AwaitingApproval", "Paused", "Held"];
 /// Label of all other reasons.
 const OTHER: &str = "Other";
 
@@ -56,6 +58,12 @@ pub struct Metrics {
     pub commit: Histogram,
     /// By `reason`.
     pub source_failures: IntCounterVec,
+    /// By `result`, a phase in which rollouts end.
+    pub rollouts_ended: IntCounterVec,
+    /// By `phase`: `Running`, `AwaitingApproval`, `Paused` or `Held`.
+    pub rollouts_open: IntGaugeVec,
+    pub rollout_duration: Histogram,
+    pub rollout_stage_duration: Histogram,
     pub reconciles: IntCounter,
     pub judgements: IntCounter,
     pub status_destinations: IntCounter,
@@ -170,6 +178,26 @@ impl Metrics {
                 "Failures to read a repository.",
                 "reason",
                 &[],
+            )?,
+            rollouts_ended: make.counters(
+                "attest_fleet_rollout_ended_total",
+                "Rollouts by stages that have ended.",
+                "result",
+                &["Succeeded", "Failed", "Aborted", "Superseded"],
+            )?,
+            rollouts_open: make.gauges(
+                "attest_fleet_rollout_open",
+                "Rollouts by stages that have not ended.",
+                "phase",
+                &ROLLOUT_STATES,
+            )?,
+            rollout_duration: make.histogram(
+                "attest_fleet_rollout_duration_seconds",
+                "Time from the start of a rollout by stages to its end.",
+            )?,
+            rollout_stage_duration: make.histogram(
+                "attest_fleet_rollout_stage_duration_seconds",
+                "Time from the start of a stage to the start of the next.",
             )?,
             reconciles: make.counter("attest_fleet_reconciles_total", "Reconciles started.")?,
             judgements: make.counter(

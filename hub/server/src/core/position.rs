@@ -14,6 +14,10 @@ pub(crate) const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 /// Most sequences that a spoke may be ahead of its ledger: directives between a backup and the loss.
 pub(crate) const SEQUENCES_AHEAD_MAX: u64 = 1 << 20;
 
+/// Most generations that a spoke may be ahead of this hub: rollouts between a backup and the loss.
+pub(crate) const GENERATIONS_AHEAD_MAX: u64 = 1 << 20;
+/// Most attempts that a spoke may be ahead of this hub.
+pub(crate) const ATTEMPTS_AHEAD_MAX: u32 = 1 << 10;
 /// Highest sequence of a directive: the highest integer of a signed document.
 pub(crate) const SEQUENCE_MAX: u64 = i64::MAX as u64;
 
@@ -38,6 +42,10 @@ pub struct SpokePosition {
     pub epoch: u64,
     pub sequence: u64,
     pub digest: Option<Digest>,
+    /// Rollout number of the held directive; 0 when it is not known.
+    pub generation: u64,
+    /// Attempt of the held directive.
+    pub attempt: u32,
 }
 
 /// Returns whether `head` must be issued again with a new sequence for the spoke that holds `held`.

@@ -41,11 +41,13 @@ pub enum Table {
     Results,
     /// Content-addressed bytes by SHA-256.
     Blobs,
+    /// Snapshots and states of rollouts, each by application and generation, the newest first.
+    Rollouts,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Meta,
         Self::Clusters,
         Self::Tokens,
@@ -56,6 +58,7 @@ impl Table {
         Self::Reports,
         Self::Results,
         Self::Blobs,
+        Self::Rollouts,
     ];
 }
 

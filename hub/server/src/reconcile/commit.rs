@@ -10,13 +10,13 @@ use attest_common::documents::plan::{
 };
 use attest_runtime::clock::{after, micros_since, now};
 
-use super::plan::{Content, NewPlan, PlannedDirective};
+use super::plan::{Content, NewPlan, PlannedDirective, RolloutOrder};
 use crate::core::Core;
-use crate::core::position::next_sequence;
+use crate::core::position::{ATTEMPTS_AHEAD_MAX, GENERATIONS_AHEAD_MAX, next_sequence};
 use crate::core::signer::Signer;
 use crate::core::store::StoreError;
 use crate::core::store::records::{
-    self, Change, ChangeTimings, CompressedBlob, LedgerEntry, Planned,
+    self, Change, ChangeTimings, CompressedBlob, LedgerEntry, Planned, RolloutState,
 };
 
 /// Changes that a pass has committed to the store.
@@ -37,28 +37,38 @@ pub(super) fn commit(
     core: &Core,
     application: &Name,
     directives: &[&PlannedDirective],
+    rollout: RolloutChanges,
     timings: ChangeTimings,
 ) -> Result<Committed, StoreError> {
-    if directives.is_empty() {
+    let RolloutChanges { mut plans, changes: mut rollout_changes, state } = rollout;
+    if directives.is_empty() && rollout_changes.is_empty() {
         return Ok(Committed::default());
     }
     let begun = Instant::now();
-    let generation = next_generation(core, application)?;
-    let mut plans = SignedPlans::default();
+    let next = RolloutPosition::next(core, application)?;
+    let position = match &state {
+        Some(state) if state.generation + 1 >= next.generation => RolloutPosition::of(state),
+        Some(_) | None => next,
+    };
     let mut entries = Vec::new();
     let mut appended = Vec::new();
     for directive in directives {
         let planned = plans.planned(&core.signer, directive)?;
         let expected = directive.head.as_ref().map_or(0, |head| head.sequence);
-        let mut entry = sign(core, directive, planned, generation)?;
+        let mut entry = sign(core, directive, planned, position)?;
         entry.timings = timings;
         appended.push(records::append(&directive.destination, expected, &entry));
         entries.push((directive.destination.clone(), entry));
     }
     // Blobs first: an entry never names one that is not there.
     let mut changes: Vec<Change> = plans.blobs.values().map(records::keep).collect();
+    changes.append(&mut rollout_changes);
     changes.append(&mut appended);
-    changes.push(records::keep_generation(application, generation));
+    let generations = entries.iter().map(|(_, entry)| entry.generation);
+    let generation = generations.chain(state.iter().map(|state| state.generation)).max();
+    changes.extend(generation.map(|generation| records::keep_generation(application, generation)));
+    let attempt = state.map(|state| state.attempt).filter(|attempt| *attempt > 0);
+    changes.extend(attempt.map(|attempt| records::keep_attempt(application, attempt)));
     let writing = Instant::now();
     core.records.commit("directive", &changes)?;
     let timings = ChangeTimings { plan_us: micros_since(begun), ..timings };
@@ -68,17 +78,62 @@ pub(super) fn commit(
     Ok(Committed { entries, blobs, timings, written: writing.elapsed() })
 }
 
+/// The highest attempt that was ordered of this application, or that a spoke holds.
+pub(crate) fn last_attempt(core: &Core, application: &Name) -> Result<u32, StoreError> {
+    let last = core.records.last_attempt(application)?;
+    let heads = core.fleet.heads_for(application);
+    let held = heads.iter().filter_map(|(destination, _)| core.fleet.position(destination));
+    let last = heads.iter().map(|(_, head)| head.attempt).fold(last, u32::max);
+    let plausible_max = last.saturating_add(ATTEMPTS_AHEAD_MAX);
+    let held = held.map(|held| held.attempt).filter(|attempt| *attempt <= plausible_max);
+    Ok(held.fold(last, u32::max))
+}
+
+/// Changes of a rollout that are committed with its directives.
+#[derive(Debug, Default)]
+pub(super) struct RolloutChanges {
+    /// Plans that are signed already.
+    pub(super) plans: SignedPlans,
+    pub(super) changes: Vec<Change>,
+    /// The rollout after them.
+    pub(super) state: Option<RolloutState>,
+}
+
+/// Generation and attempt of directives that belong to no rollout.
+#[derive(Clone, Copy, Debug)]
+struct RolloutPosition {
+    generation: u64,
+    attempt: u32,
+}
+
+impl RolloutPosition {
+    /// Those of the newest rollout: a later generation would keep its members from being ordered.
+    fn of(state: &RolloutState) -> Self {
+        Self { generation: state.generation, attempt: state.attempt }
+    }
+
+    fn next(core: &Core, application: &Name) -> Result<Self, StoreError> {
+        let generation = next_generation(core, application)?;
+        Ok(Self { generation, attempt: last_attempt(core, application)? })
+    }
+}
+
 /// Higher than any that was ordered of this application, also before it was removed and made again. A store of
 /// version 0.1.0 has no such number: the ledgers then say.
-fn next_generation(core: &Core, application: &Name) -> Result<u64, StoreError> {
+pub(crate) fn next_generation(core: &Core, application: &Name) -> Result<u64, StoreError> {
     let last = core.records.last_generation(application)?;
-    let heads = core.fleet.heads_for(application).into_iter().map(|(_, head)| head.generation);
-    Ok(heads.fold(last, u64::max).saturating_add(1))
+    let heads = core.fleet.heads_for(application);
+    let held = heads.iter().filter_map(|(destination, _)| core.fleet.position(destination));
+    let last = heads.iter().map(|(_, head)| head.generation).fold(last, u64::max);
+    let plausible_max = last.saturating_add(GENERATIONS_AHEAD_MAX);
+    // A spoke may hold a later one than a hub that was restored from a backup remembers.
+    let held = held.map(|held| held.generation).filter(|generation| *generation <= plausible_max);
+    Ok(held.fold(last, u64::max).saturating_add(1))
 }
 
 /// The plans of one transaction, each signed once however many destinations share it, with their blobs.
 #[derive(Debug, Default)]
-struct SignedPlans {
+pub(super) struct SignedPlans {
     blobs: BTreeMap<Digest, CompressedBlob>,
     signed: BTreeMap<Digest, Planned>,
 }
@@ -92,13 +147,14 @@ impl SignedPlans {
     ) -> Result<Option<Planned>, StoreError> {
         match &directive.content {
             Content::Verified(plan) | Content::Alike(plan) => self.sign(signer, plan).map(Some),
+            Content::Signed(signed) => Ok(Some((**signed).clone())),
             Content::Current => Ok(directive.head.as_ref().and_then(|head| head.planned.clone())),
             Content::Removal => Ok(None),
         }
     }
 
     /// Signs a plan, unless an equal one is signed already.
-    fn sign(&mut self, signer: &Signer, new: &NewPlan) -> Result<Planned, StoreError> {
+    pub(super) fn sign(&mut self, signer: &Signer, new: &NewPlan) -> Result<Planned, StoreError> {
         if let Some(planned) = self.signed.get(&new.payload) {
             return Ok(planned.clone());
         }
@@ -136,7 +192,7 @@ fn sign(
     core: &Core,
     directive: &PlannedDirective,
     planned: Option<Planned>,
-    generation: u64,
+    position: RolloutPosition,
 ) -> Result<LedgerEntry, StoreError> {
     let DestinationKey { application, cluster, namespace } = directive.destination.clone();
     let issued_at = now();
@@ -150,6 +206,8 @@ fn sign(
     let next = next_sequence(last, seen);
     let sequence = next
         .ok_or_else(|| StoreError::SequenceUsedUp { ledger: directive.destination.to_string() })?;
+    let held = core.fleet.position(&directive.destination).map_or(0, |held| held.generation);
+    let rollout = rollout_order(directive, position, held);
     let order = Directive {
         v: 1,
         cluster,
@@ -157,16 +215,16 @@ fn sign(
         namespace,
         epoch: core.epoch.current(),
         sequence,
-        generation,
-        attempt: 0,
-        operation: operation(&directive.content),
+        generation: rollout.generation,
+        attempt: rollout.attempt,
+        operation: rollout.operation,
         cap_percent: CAP_FULL_PERCENT,
         plan: planned.as_ref().map(|planned| planned.plan),
         repair: directive.repair,
-        stage: None,
-        soak_ms: None,
-        paused: false,
-        finalize: FinalizedBy::Spoke,
+        stage: rollout.stage,
+        soak_ms: rollout.soak_ms,
+        paused: rollout.paused,
+        finalize: rollout.finalize,
         keep_failed: false,
         issued_at,
         expires_at,
@@ -175,7 +233,7 @@ fn sign(
     Ok(LedgerEntry {
         epoch: order.epoch,
         sequence,
-        generation,
+        generation: order.generation,
         attempt: order.attempt,
         operation: order.operation,
         directive: String::from_utf8_lossy(&signed.envelope).into_owned(),
@@ -183,13 +241,50 @@ fn sign(
         issued_at,
         expires_at,
         planned,
+        hub_finalized: order.finalize == FinalizedBy::Hub,
+        paused: order.paused,
         timings: ChangeTimings::default(),
     })
 }
 
+/// Returns the rollout part of a directive. One that is issued again keeps that of the directive that it replaces,
+/// so that its rollout continues, unless the spoke holds a later generation, which this hub has forgotten.
+fn rollout_order(
+    directive: &PlannedDirective,
+    position: RolloutPosition,
+    held_generation: u64,
+) -> RolloutOrder {
+    let head = directive.head.as_ref().filter(|_| matches!(directive.content, Content::Current));
+    let issued = head.filter(|head| head.needs_rollout()).and_then(|head| head.signed_directive());
+    let issued = issued.filter(|issued| issued.generation >= held_generation);
+    match (&directive.rollout, issued) {
+        (Some(rollout), _) => rollout.clone(),
+        (None, Some(issued)) => RolloutOrder {
+            generation: issued.generation,
+            attempt: issued.attempt,
+            operation: issued.operation,
+            stage: issued.stage,
+            soak_ms: issued.soak_ms,
+            paused: issued.paused,
+            finalize: issued.finalize,
+        },
+        (None, None) => RolloutOrder {
+            generation: position.generation,
+            attempt: position.attempt,
+            operation: operation(&directive.content),
+            stage: None,
+            soak_ms: None,
+            paused: false,
+            finalize: FinalizedBy::Spoke,
+        },
+    }
+}
+
 fn operation(content: &Content) -> Operation {
     match content {
-        Content::Verified(_) | Content::Alike(_) | Content::Current => Operation::Progress,
+        Content::Verified(_) | Content::Alike(_) | Content::Signed(_) | Content::Current => {
+            Operation::Progress
+        }
         Content::Removal => Operation::Remove,
     }
 }

@@ -5,7 +5,10 @@ use attest_common::basics::ids::{DestinationKey, Name};
 use super::publish::{Outputs, log_failure};
 use crate::core::Core;
 use crate::core::store::StoreError;
-use crate::core::store::records::{self, ApplicationRecord, LedgerEntry};
+use crate::core::store::records::{self, ApplicationRecord, LedgerEntry, ROLLOUTS_MAX};
+
+/// Most rollouts of an application that are deleted with it; more are never kept.
+const ROLLOUTS_READ_MAX: usize = 2 * ROLLOUTS_MAX;
 
 /// Deletes an application that is being removed, once it is gone everywhere.
 ///
@@ -35,6 +38,10 @@ pub(super) fn finish(outputs: Outputs<'_>, record: &ApplicationRecord) -> Result
         if let Some(report) = core.fleet.report(destination) {
             changes.push(records::delete(report.as_ref()));
         }
+    }
+    for state in core.records.rollouts(name, ROLLOUTS_READ_MAX)? {
+        changes.push(records::keep_generation(name, state.generation));
+        changes.extend(records::drop_rollout(&state));
     }
     core.records.commit("application", &changes)?;
     heads.iter().for_each(|(destination, _)| core.fleet.forget_destination(destination));

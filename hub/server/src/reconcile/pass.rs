@@ -1,4 +1,4 @@
-//! One reconcile pass over one application, on one screen: observe, plan, schedule, commit, publish. Blocks.
+//! One reconcile pass over one application, on one screen: observe, plan, stage, commit, publish. Blocks.
 //!
 //! Each step is a file of its own and hands values to the next. Every pass reads the world again; the cache only
 //! spares work. A poll that finds nothing new is not a pass, while the newest one still holds.
@@ -6,21 +6,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attest_common::basics::ids::Name;
 use attest_runtime::clock::micros_since;
 
-use super::commit::{Committed, commit};
+use super::commit::{Committed, RolloutChanges, commit};
 use super::configured::{Configured, configured};
 use super::deletion;
 use super::observe::{SourceCache, Sources, observe, poll_unchanged};
 use super::plan::{Judgements, is_settled, plan};
-use super::publish::{Outputs, PublishedCache, log_failure, publish};
+use super::publish::{Outputs, PublishedCache, log_failure, publish, publish_commit};
+use super::publish_rollout::{RolloutWake, publish_rollout};
 use super::publish_status::{StatusCache, publish_changed, publish_whole};
-use super::schedule::schedule;
+use super::staging::{self, RolloutCache, RolloutProgress, Staged};
 use super::task::{PassRequest, Poll, Task};
 use crate::applications::rules;
 use crate::core::configuration::Configuration;
 use crate::core::store::StoreError;
-use crate::core::store::records::ApplicationRecord;
+use crate::core::store::records::{ApplicationRecord, ChangeTimings};
 
 /// Inputs and outputs of a pass.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,7 @@ pub(super) struct PassCache {
     judgements: Judgements,
     /// The configuration under which these were made.
     configuration: Arc<Configuration>,
+    rollouts: RolloutCache,
     published: PublishedCache,
     status: StatusCache,
     /// The newest whole pass, while nothing has happened since that could change what it decided.
@@ -67,7 +70,8 @@ pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache:
             // What was decided may depend on a report.
             cache.settled = None;
             let commit = cache.source.commit();
-            return publish_changed(outputs, &changed, commit.as_deref(), &mut cache.status);
+            publish_changed(outputs, &changed, commit.as_deref(), &mut cache.status);
+            return advance(outputs, name, cache);
         }
         // Not every destination is known.
         Task::Status(_) => PassRequest { poll: Poll::No, asked_for: false },
@@ -89,6 +93,51 @@ pub(super) fn reconcile(context: PassContext<'_>, name: &str, task: Task, cache:
             deletion::start_over(outputs, &record.application.name);
         }
     }
+}
+
+/// Makes what was staged durable.
+fn commit_staged(
+    outputs: Outputs<'_>,
+    name: &Name,
+    staged: &mut Staged,
+    rollout: Option<&RolloutProgress>,
+    timings: ChangeTimings,
+) -> Result<Committed, StoreError> {
+    let rollout = RolloutChanges {
+        plans: std::mem::take(&mut staged.plans),
+        changes: std::mem::take(&mut staged.changes),
+        state: rollout.map(|rollout| rollout.state.clone()),
+    };
+    commit(outputs.core, name, &staged.directives(), rollout, timings)
+}
+
+/// Advances the rollout of an application after a report or at a deadline.
+fn advance(outputs: Outputs<'_>, name: &str, cache: &mut PassCache) {
+    if !cache.rollouts.may_have_one() {
+        return;
+    }
+    let Ok(application) = name.parse::<Name>() else { return };
+    if let Err(error) = try_advance(outputs, &application, cache) {
+        log_failure(name, &error);
+        deletion::start_over(outputs, &application);
+    }
+}
+
+fn try_advance(
+    outputs: Outputs<'_>,
+    application: &Name,
+    cache: &mut PassCache,
+) -> Result<(), StoreError> {
+    let advanced = staging::advance(outputs.core, application, &mut cache.rollouts)?;
+    let Some(mut staged) = advanced else { return Ok(()) };
+    let Some(rollout) = staged.rollout.take() else { return Ok(()) };
+    let timings = ChangeTimings::default();
+    let committed = commit_staged(outputs, application, &mut staged, Some(&rollout), timings)?;
+    if !committed.entries.is_empty() {
+        publish_commit(outputs, application.as_str(), committed);
+    }
+    publish_rollout(outputs, application, &rollout, RolloutWake::Whole);
+    Ok(())
 }
 
 /// Returns the record of an application, with the destinations that its selectors match now.
@@ -149,9 +198,9 @@ fn pass(
     core.metrics.judgements.inc_by(cache.judgements.made);
     let timings = observation.timings(micros_since(planning));
 
-    let directives = schedule(&decisions);
-
-    let outcome = commit(core, name, &directives, timings);
+    let mut staged = staging::stage(core, &observation, decisions, &mut cache.rollouts)?;
+    let rollout = staged.rollout.take();
+    let outcome = commit_staged(outputs, name, &mut staged, rollout.as_ref(), timings);
     let (committed, failure) = match outcome {
         Ok(committed) => (committed, None),
         Err(error) => (Committed::default(), Some(error)),
@@ -159,15 +208,19 @@ fn pass(
 
     let is_ordered = !committed.entries.is_empty();
     let published = &mut cache.published;
-    publish(outputs, &observation, &decisions, committed, begun, published);
+    publish(outputs, &observation, &staged.decisions, committed, begun, published);
     failure.map_or(Ok(()), Err)?;
+    if let Some(rollout) = rollout {
+        publish_rollout(outputs, name, &rollout, RolloutWake::Tick);
+    }
     if record.deleting && !is_ordered {
         deletion::finish(outputs, record)?;
     }
     if !record.deleting || outputs.views.get(name.as_str()).is_some() {
         publish_whole(outputs, record, observation.commit.as_deref(), &mut cache.status);
     }
-    if is_settled(&observation, &decisions) {
+    // A rollout may go on with time.
+    if !cache.rollouts.may_have_one() && is_settled(&observation, &staged.decisions) {
         cache.settled = Some(Settled { record: Arc::clone(record), at: begun });
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use attest_common::basics::ids::{DestinationKey, Digest, Name, Timestamp};
 use attest_common::basics::reason::Reason;
-use attest_common::documents::plan::{Operation, Plan, to_bytes};
+use attest_common::documents::plan::{FinalizedBy, Operation, Plan, StageReference, to_bytes};
 use attest_common::documents::release::Release;
 use attest_common::trust::policy;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use super::observe::{Observation, ObservedDestination, ObservedLeaving, Target};
 use super::planner::{self, Proposal, Situation};
 use crate::applications::view::{Rendered, Waiting};
 use crate::core::position::{ReportedPolicy, needs_reissue};
-use crate::core::store::records::LedgerEntry;
+use crate::core::store::records::{LedgerEntry, Planned};
 
 /// Decision about one destination.
 #[derive(Debug)]
@@ -44,8 +44,24 @@ pub(super) struct PlannedDirective {
     pub(super) destination: DestinationKey,
     pub(super) head: Option<Arc<LedgerEntry>>,
     pub(super) content: Content,
+    /// Name of the cluster, and namespace.
+    pub(super) place: (Name, Name),
     /// Objects that differ are written once, also without self-heal.
     pub(super) repair: bool,
+    /// Part of a rollout by stages. Without it, the spoke makes the plan a good one by itself.
+    pub(super) rollout: Option<RolloutOrder>,
+}
+
+/// The part of a directive that a rollout by stages decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RolloutOrder {
+    pub(super) generation: u64,
+    pub(super) attempt: u32,
+    pub(super) operation: Operation,
+    pub(super) stage: Option<StageReference>,
+    pub(super) soak_ms: Option<u64>,
+    pub(super) paused: bool,
+    pub(super) finalize: FinalizedBy,
 }
 
 /// Content of a directive.
@@ -55,6 +71,8 @@ pub(super) enum Content {
     Verified(Arc<NewPlan>),
     /// A plan that was verified for a destination that is alike.
     Alike(Arc<NewPlan>),
+    /// A plan that was signed before.
+    Signed(Arc<Planned>),
     /// The content of the current directive.
     Current,
     Removal,
@@ -139,7 +157,9 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
     let is_expired =
         position.is_some_and(|position| needs_reissue(head, position, observation.now));
     if head.operation != Operation::Remove || is_expired {
-        issue(key, Some(head), (Content::Removal, false))
+        // A removal is never on hold: its place is not shown.
+        let place = (key.application.clone(), key.namespace.clone());
+        issue(key, &place, Some(head), (Content::Removal, false))
     } else if observation.asked_for {
         Decision::Resend(key.clone())
     } else {
@@ -149,11 +169,12 @@ fn decide_leaving(observation: &Observation<'_>, leaving: &ObservedLeaving) -> D
 
 fn issue(
     key: &DestinationKey,
+    place: &(Name, Name),
     head: Option<&Arc<LedgerEntry>>,
     (content, repair): (Content, bool),
 ) -> Decision {
-    let destination = key.clone();
-    Decision::Issue(PlannedDirective { destination, head: head.cloned(), content, repair })
+    let (destination, place, head) = (key.clone(), place.clone(), head.cloned());
+    Decision::Issue(PlannedDirective { destination, head, content, place, repair, rollout: None })
 }
 
 fn decide(
@@ -168,16 +189,16 @@ fn decide(
     let is_read = observation.problem.is_none();
     let repairs = observation.asked_for && is_read && target.can_repair;
     match memory.judge(observation, target, &situation) {
-        Judgement::New(content) => issue(key, head.as_ref(), (content, repairs)),
+        Judgement::New(content) => issue(key, place, head.as_ref(), (content, repairs)),
         Judgement::Waiting(waiting) => {
             Decision::Hold { place: place.clone(), destination: key.clone(), waiting }
         }
         Judgement::Stands if planner::must_be_reissued(&situation) => {
-            issue(key, head.as_ref(), (Content::Current, false))
+            issue(key, place, head.as_ref(), (Content::Current, false))
         }
         Judgement::Stands if observation.asked_for && *refused => Decision::Resend(key.clone()),
         Judgement::Stands if repairs && target.may_differ => {
-            issue(key, head.as_ref(), (Content::Current, true))
+            issue(key, place, head.as_ref(), (Content::Current, true))
         }
         Judgement::Stands => Decision::Keep(key.clone()),
     }

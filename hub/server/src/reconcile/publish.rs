@@ -75,7 +75,10 @@ fn publish_decisions(
         match decision {
             Decision::Hold { destination, waiting, .. } => {
                 let held = (commit.to_owned(), waiting.reason);
-                if cache.held.insert(destination.clone(), held.clone()) != Some(held) {
+                if is_about_stages(waiting.reason) {
+                    // The rollout has its own log lines.
+                    cache.held.remove(destination);
+                } else if cache.held.insert(destination.clone(), held.clone()) != Some(held) {
                     let application = observation.application();
                     log_hold(&core.metrics, application, &destination.to_string(), waiting);
                 }
@@ -132,7 +135,7 @@ fn view(observation: &Observation<'_>, decisions: &[Decision]) -> View {
 }
 
 /// Announces what became durable: spokes are woken, blobs are ready to be sent, numbers rise.
-fn publish_commit(outputs: Outputs<'_>, application: &str, committed: Committed) {
+pub(super) fn publish_commit(outputs: Outputs<'_>, application: &str, committed: Committed) {
     let Outputs { core, waker, .. } = outputs;
     let Committed { entries, blobs, timings, written } = committed;
     core.metrics.commit.observe(written.as_secs_f64());
@@ -184,6 +187,20 @@ fn is_about_cluster(reason: Reason) -> bool {
             | Reason::ClusterEvicted
             | Reason::ClusterPending
             | Reason::ClusterRevoked
+    )
+}
+
+/// Returns true when a rollout orders the commit later, or an operator decides whether it does.
+fn is_about_stages(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AwaitingStage
+            | Reason::AwaitingApproval
+            | Reason::RolloutPaused
+            | Reason::RolloutFailed
+            | Reason::RolloutAborted
+            | Reason::SyncHeld
+            | Reason::StateRegression
     )
 }
 

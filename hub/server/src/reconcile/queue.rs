@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use attest_common::basics::backoff::{Backoff, Jitter};
-use attest_common::basics::ids::DestinationKey;
+use attest_common::basics::ids::{ClusterId, DestinationKey};
 
 use super::task::{PassRequest, Poll, Task};
 
@@ -27,6 +27,8 @@ pub(super) struct Queue {
     ready: BTreeSet<String>,
     /// The next poll of every application.
     polls: BTreeSet<(Instant, String)>,
+    /// The next deadline of rollouts.
+    deadlines: BTreeSet<(Instant, String)>,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,9 @@ struct Slot {
     /// Polls in a row that failed.
     failures: u32,
     next_poll: Instant,
+    /// Clusters of its open rollout.
+    rollout: BTreeSet<ClusterId>,
+    deadline: Option<Instant>,
 }
 
 impl Slot {
@@ -63,6 +68,8 @@ impl Slot {
             completed: 0,
             failures: 0,
             next_poll,
+            rollout: BTreeSet::new(),
+            deadline: None,
         }
     }
 
@@ -89,7 +96,13 @@ impl Queue {
 
     /// An empty queue; each repository is polled every `interval`.
     pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, slots: BTreeMap::new(), ready: BTreeSet::new(), polls: BTreeSet::new() }
+        Self {
+            interval,
+            slots: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            polls: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+        }
     }
 
     /// The status of a destination may have changed.
@@ -132,6 +145,29 @@ impl Queue {
             let next_poll = slot.next_poll.min(time);
             self.schedule(application, next_poll);
         }
+    }
+
+    /// The open rollout of an application has members in these clusters, and a deadline. Without clusters, it has none.
+    pub(super) fn set_rollout(
+        &mut self,
+        application: &str,
+        clusters: BTreeSet<ClusterId>,
+        deadline: Option<Instant>,
+    ) {
+        let Some(slot) = self.slots.get_mut(application) else { return };
+        if let Some(previous) = slot.deadline.take() {
+            self.deadlines.remove(&(previous, application.to_owned()));
+        }
+        slot.rollout = clusters;
+        slot.deadline = deadline;
+        self.deadlines.extend(deadline.map(|deadline| (deadline, application.to_owned())));
+    }
+
+    /// A cluster has connected or disconnected: open rollouts with members there are advanced.
+    pub(super) fn wake_rollouts(&mut self, cluster: &ClusterId) {
+        let slots = self.slots.iter().filter(|(_, slot)| slot.rollout.contains(cluster));
+        let concerned: Vec<String> = slots.map(|(name, _)| name.clone()).collect();
+        concerned.iter().for_each(|name| self.note_dirty(name));
     }
 
     /// Requests a pass over an application, which need not be known yet. Returns the number of the request.
@@ -189,6 +225,9 @@ impl Queue {
         }
         if let Some(slot) = self.slots.remove(application) {
             self.polls.remove(&(slot.next_poll, application.to_owned()));
+            if let Some(deadline) = slot.deadline {
+                self.deadlines.remove(&(deadline, application.to_owned()));
+            }
         }
         self.ready.remove(application);
         true
@@ -207,6 +246,15 @@ impl Queue {
             self.note_dirty(&name);
             self.schedule(&name, now + POLL_JITTER.apply(self.interval, random()));
         }
+        while let Some((time, name)) =
+            self.deadlines.first().filter(|(time, _)| *time <= now).cloned()
+        {
+            self.deadlines.remove(&(time, name.clone()));
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.deadline = None;
+            }
+            self.note_dirty(&name);
+        }
         let ready = std::mem::take(&mut self.ready).into_iter();
         let due = ready.filter_map(|name| {
             let task = self.slots.get_mut(&name)?.take();
@@ -214,7 +262,8 @@ impl Queue {
         });
         let due = due.collect();
         let latest = now + self.interval;
-        (due, self.polls.first().map_or(latest, |(next, _)| latest.min(*next)))
+        let times = self.polls.first().into_iter().chain(self.deadlines.first());
+        (due, times.fold(latest, |earliest, (next, _)| earliest.min(*next)))
     }
 
     /// The pass over an application is over.

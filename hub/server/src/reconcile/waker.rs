@@ -1,9 +1,10 @@
 //! How other parts of the hub ask for an application to be reconciled.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use attest_common::basics::ids::{DestinationKey, Name};
+use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use attest_common::basics::locked::Locked;
 use attest_runtime::clock::random;
 use tokio::sync::Notify;
@@ -64,6 +65,23 @@ impl Waker {
         concerned.iter().for_each(|application| queue.wake(application));
         drop(queue);
         self.views.changes.note_references();
+        self.changed.notify_one();
+    }
+
+    /// The open rollout of an application has members in these clusters, and a deadline.
+    pub(super) fn set_rollout(
+        &self,
+        application: &str,
+        clusters: BTreeSet<ClusterId>,
+        deadline: Option<Instant>,
+    ) {
+        self.queue().set_rollout(application, clusters, deadline);
+        self.changed.notify_one();
+    }
+
+    /// A cluster has connected or disconnected: open rollouts with members there are advanced.
+    pub(crate) fn wake_rollouts(&self, cluster: &ClusterId) {
+        self.queue().wake_rollouts(cluster);
         self.changed.notify_one();
     }
 

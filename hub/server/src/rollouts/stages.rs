@@ -183,19 +183,20 @@ fn check_stages(stages: &[Stage], places: &[StagedPlace]) -> Result<(), StageErr
 
 /// Returns the members that a stage selects, or whose home it is, in the order in which they are granted.
 fn own_members(stage: &Stage, places: &[StagedPlace], names: &BTreeSet<&str>) -> Vec<usize> {
-    let is_member = |place: &StagedPlace| {
-        if stage.selects() {
-            let selected = stage.selector.as_ref();
-            stage.clusters.contains(&place.cluster)
-                || selected.is_some_and(|selector| selector.matches(&place.labels))
-        } else {
-            place.home(names) == stage.name
-        }
-    };
     let mut members: Vec<(usize, &StagedPlace)> =
-        places.iter().enumerate().filter(|(_, place)| is_member(place)).collect();
+        places.iter().enumerate().filter(|(_, place)| is_own_member(stage, place, names)).collect();
     members.sort_by(|(_, one), (_, other)| one.order().cmp(&other.order()));
     members.into_iter().map(|(index, _)| index).collect()
+}
+
+fn is_own_member(stage: &Stage, place: &StagedPlace, names: &BTreeSet<&str>) -> bool {
+    if stage.selects() {
+        let selected = stage.selector.as_ref();
+        stage.clusters.contains(&place.cluster)
+            || selected.is_some_and(|selector| selector.matches(&place.labels))
+    } else {
+        place.home(names) == stage.name
+    }
 }
 
 fn raise(

@@ -122,8 +122,9 @@ fn read_hello(cluster: &ClusterId, hello: &Hello) -> Result<(HeldBy, String), Li
             namespace: seen.namespace.parse().map_err(|_| invalid_destination())?,
         };
         let digest = <[u8; 32]>::try_from(seen.directive.as_slice()).ok().map(Digest::from_raw);
-        let Seen { epoch, sequence, .. } = *seen;
-        held.insert(destination, SpokePosition { epoch, sequence, digest });
+        let Seen { epoch, sequence, generation, attempt, .. } = *seen;
+        let position = SpokePosition { epoch, sequence, digest, generation, attempt };
+        held.insert(destination, position);
     }
     Ok((held, data_encoding::HEXLOWER.encode(&hello.nonce)))
 }

@@ -95,6 +95,7 @@ async fn run_session(
     if is_policy_new {
         shared.waker.wake_cluster(&record.name);
     }
+    shared.waker.wake_rollouts(&cluster);
 
     let (pushes, repeats) = (JoinSet::new(), JoinSet::new());
     let mut session =
@@ -146,6 +147,7 @@ impl Drop for Presence<'_> {
         for (destination, _) in self.shared.core.fleet.heads_of(&self.cluster) {
             self.shared.waker.wake_status(&destination);
         }
+        self.shared.waker.wake_rollouts(&self.cluster);
     }
 }
 

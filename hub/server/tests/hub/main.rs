@@ -21,6 +21,7 @@ mod joining;
 mod operators;
 mod rendering;
 mod repositories;
+mod rollouts;
 mod session;
 mod spoke;
 #[path = "../../../supply/tests/source/web.rs"]

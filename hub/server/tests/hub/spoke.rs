@@ -9,6 +9,7 @@ use attest_certs::request::SigningRequest;
 use attest_certs::tls::{
     HUB_SERVER_NAME, JOIN_EXPORTER_CONTEXT, JOIN_EXPORTER_LABEL, spoke_join, spoke_session,
 };
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{ClusterId, Digest, Name, Timestamp};
 use attest_common::basics::keys::{KeyId, PrivateKey};
 use attest_common::basics::reason::ReportedReason;
@@ -428,6 +429,11 @@ impl Spoke {
             assert_eq!(Digest::of(&bytes), digest);
             blobs.insert(digest, bytes);
         }
+        let plan = <[u8; 32]>::try_from(push.plan.as_slice()).ok().map(Digest::from_raw);
+        let plan = plan.and_then(|digest| blobs.get(&digest));
+        if let Some(received) = self.opened_rollout(push, plan, &blobs) {
+            return received;
+        }
         let mut records = self.records.lock().unwrap();
         let judge = SpokeContext {
             policy: &self.policy,
@@ -441,12 +447,28 @@ impl Spoke {
         let place = (application, namespace);
         let held = record(&place, ordered.hub_key, (epoch, sequence), ordered.digest);
         records.insert(place, held);
-        let plan = <[u8; 32]>::try_from(push.plan.as_slice()).ok().map(Digest::from_raw);
-        let plan = plan.and_then(|digest| blobs.get(&digest)).map(|envelope| {
+        let plan = plan.map(|envelope| {
             let named = ordered.directive.plan.unwrap();
             verify::plan(envelope, named, &self.policy).unwrap().into_inner()
         });
         Received { directive: ordered.directive.clone(), digest: ordered.digest, plan, blobs }
+    }
+
+    /// Opens a directive of a rollout, whose rules depend on a record that this spoke does not keep.
+    fn opened_rollout(
+        &self,
+        push: &Push,
+        plan: Option<&Vec<u8>>,
+        blobs: &BTreeMap<Digest, Vec<u8>>,
+    ) -> Option<Received> {
+        let keys = &self.policy.hub_keys;
+        let opened = envelope::open(&push.directive, DIRECTIVE_TYPE, keys).unwrap();
+        let directive: Directive = serde_json::from_slice(opened.payload()).unwrap();
+        let named = directive.plan.filter(|_| directive.needs_rollout())?;
+        let plan =
+            plan.map(|envelope| verify::plan(envelope, named, &self.policy).unwrap().into_inner());
+        let digest = Digest::of(opened.payload());
+        Some(Received { directive, digest, plan, blobs: blobs.clone() })
     }
 
     /// Sends a report about a directive and waits until it is durable.

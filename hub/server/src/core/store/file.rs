@@ -39,6 +39,7 @@ fn definition(table: Table) -> Records {
         Table::Reports => "reports",
         Table::Results => "results",
         Table::Blobs => "blobs",
+        Table::Rollouts => "rollouts",
     })
 }
 

@@ -12,7 +12,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use rollouts::{ProgressiveDelivery, ResolvedStage, Share, Stage};
+pub use rollouts::{
+    MemberReason, MemberTarget, OperatorAction, ProgressiveDelivery, ResolvedStage, RolloutKind,
+    RolloutMember, RolloutPhase, RolloutSnapshot, RolloutState, Share, Stage,
+};
 pub use types::{
     Application, ApplicationRecord, ChangeTimings, ClusterRecord, ClusterState, Destination,
     KeyRecord, LedgerEntry, Planned, PolicyRecord, ReportRecord, RepositoryRecord, ResultRecord,
@@ -24,6 +27,8 @@ use super::{Expected, Store, StoreError, Table};
 
 /// Most blobs examined, and dropped, in one transaction.
 const BLOBS_EXAMINED_MAX: usize = 1_000;
+/// Rollouts of one application that are kept, with the newest one that succeeded.
+pub(crate) const ROLLOUTS_MAX: usize = 20;
 /// Length of the prefix of a stored blob, its uncompressed size, in bytes.
 const BLOB_SIZE_BYTES: usize = 8;
 
@@ -190,6 +195,30 @@ impl Records {
         self.store.number(&generation_key(application))
     }
 
+    /// Returns the last attempt of any rollout of an application, even if it was removed since; 0 for none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn last_attempt(&self, application: &Name) -> Result<u32, StoreError> {
+        let attempt = self.store.number(&attempt_key(application))?;
+        Ok(u32::try_from(attempt).unwrap_or(u32::MAX))
+    }
+
+    /// Returns the newest rollouts of an application, the newest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn rollouts(
+        &self,
+        application: &Name,
+        rollouts_max: usize,
+    ) -> Result<Vec<RolloutState>, StoreError> {
+        let prefix = RolloutState::keys_of(application);
+        let found = self.store.page(Table::Rollouts, &prefix, rollouts_max)?;
+        let found = found.iter().take_while(|(key, _)| key.starts_with(&prefix));
+        found.map(|(key, raw)| read(raw, key)).collect()
+    }
+
     /// Returns whether a pending cluster was evicted: its token can no longer issue a certificate.
     ///
     /// # Errors
@@ -244,7 +273,7 @@ impl Records {
         }))
     }
 
-    /// Drops every blob that no ledger entry names. Returns their number.
+    /// Drops every blob that neither a ledger entry nor a rollout names. Returns their number.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -257,6 +286,13 @@ impl Records {
                     used.insert(planned.envelope);
                     used.extend(planned.blobs);
                 }
+            }
+        }
+        for (key, raw) in self.store.scan(Table::Rollouts, rollouts::SNAPSHOTS)? {
+            let snapshot: RolloutSnapshot = read(&raw, &key)?;
+            for planned in snapshot.plans {
+                used.insert(planned.envelope);
+                used.extend(planned.blobs);
             }
         }
         let (mut after, mut dropped) = (String::new(), 0);
@@ -389,6 +425,61 @@ pub(crate) fn drop_ledger(destination: &DestinationKey, expected: u64) -> [Chang
 /// application is removed and created again.
 pub(crate) fn keep_generation(application: &Name, generation: u64) -> Change {
     Change::Raise { key: generation_key(application), number: generation }
+}
+
+/// Stores the last attempt of an application's rollouts permanently: a spoke accepts none below the one it holds.
+pub(crate) fn keep_attempt(application: &Name, attempt: u32) -> Change {
+    Change::Raise { key: attempt_key(application), number: attempt.into() }
+}
+
+fn attempt_key(application: &Name) -> String {
+    format!("attempt/{application}")
+}
+
+/// Returns the state of the newest rollout of an application, in a form that can be replaced.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(crate) fn newest_rollout(
+    records: &Records,
+    application: &Name,
+) -> Result<Option<Stored<RolloutState>>, StoreError> {
+    let prefix = RolloutState::keys_of(application);
+    let found = records.store.page(Table::Rollouts, &prefix, 1)?;
+    let newest = found.into_iter().find(|(key, _)| key.starts_with(&prefix));
+    newest.map(|(key, raw)| Ok(Stored { value: read(&raw, &key)?, raw })).transpose()
+}
+
+/// Returns the state of every rollout: by application, and the newest first.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(crate) fn all_rollouts(records: &Records) -> Result<Vec<RolloutState>, StoreError> {
+    records.beginning_with(rollouts::STATES)
+}
+
+/// Deletes the rollouts of an application that exceed [`ROLLOUTS_MAX`] together with a new one.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(crate) fn drop_old_rollouts(
+    records: &Records,
+    application: &Name,
+) -> Result<Vec<Change>, StoreError> {
+    let all = records.rollouts(application, ROLLOUTS_MAX * 2)?;
+    let succeeded = all.iter().position(|state| state.phase == RolloutPhase::Succeeded);
+    let old = all.iter().enumerate().skip(ROLLOUTS_MAX - 1);
+    let old = old.filter(|(index, _)| Some(*index) != succeeded);
+    Ok(old.flat_map(|(_, state)| drop_rollout(state)).collect())
+}
+
+/// Deletes a rollout.
+pub(crate) fn drop_rollout(state: &RolloutState) -> [Change; 2] {
+    [state.key(), state.snapshot_key()].map(|key| Change::Delete {
+        table: Table::Rollouts,
+        key,
+        expected: Expected::Anything,
+    })
 }
 
 /// The numbers of clusters are stored under their ids, which contain no `/`.

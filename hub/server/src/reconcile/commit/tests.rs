@@ -29,11 +29,21 @@ fn removal(namespace: &str) -> PlannedDirective {
         cluster: ClusterId::of_identity_key(&[1; 32]),
         namespace: name(namespace),
     };
-    PlannedDirective { destination, head: None, content: Content::Removal, repair: false }
+    let place = (name("cluster"), name(namespace));
+    PlannedDirective {
+        destination,
+        head: None,
+        content: Content::Removal,
+        place,
+        repair: false,
+        rollout: None,
+    }
 }
 
 fn order(core: &Core, namespace: &str) -> (DestinationKey, LedgerEntry) {
-    let committed = commit(core, &name("web"), &[&removal(namespace)], ChangeTimings::default());
+    let directive = removal(namespace);
+    let changes = RolloutChanges::default();
+    let committed = commit(core, &name("web"), &[&directive], changes, ChangeTimings::default());
     committed.unwrap().entries.remove(0)
 }
 
@@ -89,7 +99,9 @@ fn directives_of_one_pass_share_their_generation() {
     let core = core(directory.path());
     let (a, b) = (removal("a"), removal("b"));
 
-    let committed = commit(&core, &name("web"), &[&a, &b], ChangeTimings::default()).unwrap();
+    let changes = RolloutChanges::default();
+    let committed = commit(&core, &name("web"), &[&a, &b], changes, ChangeTimings::default());
+    let committed = committed.unwrap();
 
     let generations: Vec<u64> = committed.entries.iter().map(|(_, e)| e.generation).collect();
     assert_eq!(generations, [1, 1]);

@@ -287,6 +287,8 @@ impl World {
                 commit: COMMIT.into(),
                 signed_commit: COMMIT.into(),
             }),
+            hub_finalized: false,
+            paused: false,
             timings: Default::default(),
         });
     }
@@ -523,8 +525,12 @@ fn a_directive_the_spoke_can_no_longer_admit_is_said_again() {
     let mut world = World::new();
     world.order();
     let digest = world.head.as_ref().unwrap().digest;
-    let held = |sequence, digest| Some(SpokePosition { epoch: 1, sequence, digest });
-    let later_term = |sequence, digest| Some(SpokePosition { epoch: 9, sequence, digest });
+    let held = |sequence, digest| {
+        Some(SpokePosition { epoch: 1, sequence, digest, generation: 0, attempt: 0 })
+    };
+    let later_term = |sequence, digest| {
+        Some(SpokePosition { epoch: 9, sequence, digest, generation: 0, attempt: 0 })
+    };
     for (state, later, word) in [
         (later_term(0, None), false, "Again"),
         (later_term(1, Some(digest)), false, "Nothing"),
@@ -582,9 +588,13 @@ fn what_a_spoke_holds_moves_the_epoch_only_when_a_backup_can_have_forgotten_it()
         (1, 1 + SEQUENCES_AHEAD_MAX, other, true, false),
         (1, 2 + SEQUENCES_AHEAD_MAX, other, false, false),
     ] {
-        let held = SpokePosition { epoch: held_epoch, sequence, digest };
+        let held = SpokePosition { epoch: held_epoch, sequence, digest, generation: 0, attempt: 0 };
         assert_eq!(is_plausible(held, Some(head), epoch), is_believed, "{held:?}");
         assert_eq!(is_from_unknown_epoch(held, Some(head), epoch), is_forgotten, "{held:?}");
     }
-    assert!(is_plausible(SpokePosition { epoch: 1, sequence: 9, digest: other }, None, epoch));
+    assert!(is_plausible(
+        SpokePosition { epoch: 1, sequence: 9, digest: other, generation: 0, attempt: 0 },
+        None,
+        epoch
+    ));
 }

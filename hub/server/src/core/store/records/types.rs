@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use attest_common::basics::envelope::{self, DIRECTIVE_TYPE};
 use attest_common::basics::ids::{ClusterId, DestinationKey, Digest, Name, Timestamp};
 use attest_common::basics::labels::{Labels, Selector};
 use attest_common::basics::reason::{Reason, ReportedReason};
-use attest_common::documents::plan::{Operation, RequestedPolicy, SyncPolicy};
+use attest_common::documents::plan::{Directive, Operation, RequestedPolicy, SyncPolicy};
 use attest_common::session::report::{Phase, Report, Timings};
 use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
@@ -411,6 +412,12 @@ pub struct LedgerEntry {
     pub expires_at: Timestamp,
     /// Absent for `Remove`.
     pub planned: Option<Planned>,
+    /// The plan becomes a good one only by an order of the hub.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hub_finalized: bool,
+    /// The soak of the plan stands still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     #[serde(default)]
     pub timings: ChangeTimings,
 }
@@ -430,6 +437,17 @@ impl LedgerEntry {
     pub(crate) fn runs_in(&self, report: &Report) -> bool {
         let ordered = self.planned.as_ref().map(|planned| planned.plan);
         ordered.is_some() && report.running.as_ref().map(|running| running.plan) == ordered
+    }
+
+    /// Returns whether only a spoke that carries out rollouts accepts this directive.
+    pub(crate) fn needs_rollout(&self) -> bool {
+        self.hub_finalized || !matches!(self.operation, Operation::Progress | Operation::Remove)
+    }
+
+    /// Returns the document that was signed.
+    pub(crate) fn signed_directive(&self) -> Option<Directive> {
+        let (payload, _) = envelope::peek(self.directive.as_bytes(), DIRECTIVE_TYPE)?;
+        serde_json::from_slice(&payload).ok()
     }
 
     /// Returns the commit of `plan`, if it is the plan of this directive.
