@@ -117,7 +117,7 @@ const ORDERS: [(&str, &[&str]); 9] = [
         &[
             "printer", "exit", "human", "context", "target", "forward", "client", "hub_args",
             "input", "wait", "watch", "renderer", "key", "init", "verify", "run", "release",
-            "version", "trust", "spoke", "hub", "repo", "app", "cluster", "gitops",
+            "version", "trust", "spoke", "hub", "repo", "rollout", "app", "cluster", "gitops",
         ],
     ),
 ];

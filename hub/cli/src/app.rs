@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use attest_common::basics::reason::Reason;
 use attest_common::session::report::ApplicationPhase;
-use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED, Released};
+use attest_documents::{Application, HistoryEntry, List, REMOVAL_ALLOWED, Released, Rollout};
 use attest_supply::yaml;
 use clap::Subcommand;
 use reqwest::Method;
@@ -26,6 +26,7 @@ use crate::hub_args::HubArgs;
 use crate::human::{NONE, age, confirm_loss, or_none, short_or_none};
 use crate::input::{segment, wait_seconds};
 use crate::printer::{Format, OutputArgs, Printer, TextTable, WatchArgs};
+use crate::rollout::rollout_table;
 use crate::wait::{Poll, Wait};
 use crate::watch::{print_list, print_watched};
 
@@ -68,9 +69,12 @@ enum AppCommand {
         #[command(flatten)]
         watch: WatchArgs,
     },
-    /// List the directives of an application, newest first
+    /// List the rollouts of an application, newest first; its directives where it has no stages
     History {
         name: String,
+        /// List directives, also with stages
+        #[arg(long)]
+        directives: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -112,7 +116,9 @@ pub(crate) fn run(args: AppArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Re
         AppCommand::Get { name, all, checks, watch } => {
             block_on(get(&name, (all, checks), watch, hub, printer))
         }
-        AppCommand::History { name, output } => history(&name, output, hub, printer),
+        AppCommand::History { name, directives, output } => {
+            history(&name, directives, output, hub, printer)
+        }
         AppCommand::Diff { name, output } => diff::run(&name, output, hub, printer),
         AppCommand::Release { all: _ } => block_on(release(hub, printer)),
         AppCommand::Sync(args) => block_on(Box::pin(sync::sync(args, hub, printer))),
@@ -260,8 +266,23 @@ async fn get(
     .await
 }
 
-fn history(name: &str, output: OutputArgs, hub: &HubArgs, printer: &Printer) -> anyhow::Result<()> {
+fn history(
+    name: &str,
+    directives: bool,
+    output: OutputArgs,
+    hub: &HubArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
     let client = hub.client()?;
+    if !directives {
+        let path = format!("{}/rollouts", application_path(name));
+        let rollouts: List<Rollout> = block_on(client.get(&path))?;
+        if !rollouts.items.is_empty() {
+            return printer.result(output.format, &rollouts, || {
+                rollout_table(&rollouts.items, output.format)
+            });
+        }
+    }
     let path = format!("{}/history", application_path(name));
     let history: List<HistoryEntry> = block_on(client.get(&path))?;
     printer.result(output.format, &history, || {

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::hub_args::HubArgs;
 use crate::input::{read_public_key, segment};
 use crate::printer::{OutputArgs, Printer, TextTable};
-use crate::{app, cluster, hub, repo};
+use crate::{app, cluster, hub, repo, rollout};
 
 /// Manage a fleet
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,8 @@ enum GitopsCommand {
     Cluster(cluster::ClusterArgs),
     /// Manage applications and their destinations
     App(app::AppArgs),
+    /// Follow and control rollouts by stages
+    Rollout(rollout::RolloutArgs),
     /// Manage the Git repositories that the hub reads
     Repo(repo::RepoArgs),
     /// List the known hubs and select the current one
@@ -68,6 +70,7 @@ pub(crate) fn run(args: GitopsArgs, printer: &Printer) -> anyhow::Result<()> {
     match command {
         GitopsCommand::Cluster(args) => cluster::run(args, &hub_args, printer),
         GitopsCommand::App(args) => app::run(args, &hub_args, printer),
+        GitopsCommand::Rollout(args) => rollout::run(args, &hub_args, printer),
         GitopsCommand::Repo(args) => repo::run(args, &hub_args, printer),
         GitopsCommand::Context(ContextCommand::List(output)) => hub::list_hubs(output, printer),
         GitopsCommand::Context(ContextCommand::Use { name }) => {

@@ -20,6 +20,7 @@ mod printer;
 mod release;
 mod renderer;
 mod repo;
+mod rollout;
 mod run;
 mod spoke;
 mod target;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::human::{NONE, age, duration, or_none, short, short_or_none};
 use crate::printer::{Format, TextTable, field};
+use crate::rollout::rollout_line;
 
 /// Maximum length of a message in a row, in characters; `-o wide` shows the whole message.
 const ROW_MESSAGE_CHARACTERS_MAX: usize = 80;
@@ -118,6 +119,9 @@ pub(super) fn application_page(application: &Application, detail: PageDetail) ->
     let target = source_field(manifest, "targetRevision").unwrap_or("HEAD");
     let revision = application.revision.as_deref().unwrap_or(NONE);
     page.field(0, "Revision", &format!("{revision} ({target})"));
+    if let Some(rollout) = &application.rollout {
+        page.field(0, "Rollout", &rollout_line(rollout));
+    }
     page.conditions(&application.conditions);
     page.line(0, "Destinations:");
     for destination in &application.destinations {

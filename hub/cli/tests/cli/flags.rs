@@ -161,3 +161,28 @@ fn a_context_that_the_kubeconfig_has_not_is_named() {
         said.tells(&["elsewhere", "available contexts: here"]);
     }
 }
+
+#[test]
+fn every_command_of_the_page_about_rollouts_is_one_that_attest_has() {
+    let sandbox = Sandbox::empty();
+    let page = include_str!("../../../../docs/rollouts.md");
+    let blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines: Vec<&str> = blocks.flat_map(str::lines).collect();
+    assert!(lines.len() > 10, "the page was not read");
+    for line in lines {
+        // Quotes enclose the last argument only, or stand after an option.
+        let mut words: Vec<String> = Vec::new();
+        for (index, part) in line.split(['"', '\'']).enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned());
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned));
+            }
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_eq!(words[0], "attest");
+        let said = sandbox.attest(&words[1..]);
+        // There is no hub: a command line that is understood fails later.
+        assert_eq!(said.code, 1, "{line}: {}", said.stderr);
+    }
+}
