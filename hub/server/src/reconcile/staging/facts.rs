@@ -1,5 +1,7 @@
 //! Gathers what a tick of a rollout depends on. Contains no rules.
 
+use std::cmp::Ordering;
+
 use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::documents::plan::Operation;
@@ -31,9 +33,12 @@ fn of_member(core: &Core, snapshot: &RolloutSnapshot, member: &RolloutMember) ->
         is_supported: policy.is_some_and(|policy| policy.features.contains(FEATURE_ROLLOUT)),
         is_overtaken: position.is_some_and(|held| {
             let known = snapshot.generation;
-            let is_later =
-                held.generation > known && held.generation - known <= GENERATIONS_AHEAD_MAX;
-            is_later || head.as_ref().is_some_and(|head| is_overtaken(head, held))
+            match held.generation.cmp(&known) {
+                // Ordered before this rollout: its orders go above what is held.
+                Ordering::Less => false,
+                Ordering::Equal => head.as_ref().is_none_or(|head| is_overtaken(head, held)),
+                Ordering::Greater => held.generation - known <= GENERATIONS_AHEAD_MAX,
+            }
         }),
         report: report.as_ref().map(|record| ReportFacts {
             is_fresh: core.fleet.is_fresh(key),
