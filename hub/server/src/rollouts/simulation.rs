@@ -14,7 +14,7 @@ use attest_common::basics::reason::{Reason, ReportedReason};
 use attest_common::documents::plan::Operation;
 
 use self::spoke::{Message, Spoke};
-use super::commands::{self, Command, adopt, first_state, superseded};
+use super::commands::{self, Command, adopt, first_state};
 use super::tick::{
     HeadFacts, MemberFacts, OrderKind, ReportFacts, TickTime, awaits_approval, tick,
 };
@@ -72,7 +72,8 @@ struct Hub {
     backup: Option<Durable>,
     /// Snapshots by generation, for the invariants.
     snapshots: BTreeMap<u64, RolloutSnapshot>,
-    states: BTreeMap<u64, RolloutState>,
+    /// Generations and members that an operator passed over.
+    skipped: BTreeSet<(u64, usize)>,
     fresh: BTreeSet<usize>,
     running: BTreeSet<usize>,
     /// Time of the previous tick of this process.
@@ -169,7 +170,7 @@ impl World {
             durable,
             backup: None,
             snapshots: [(1, first)].into(),
-            states: BTreeMap::new(),
+            skipped: BTreeSet::new(),
             fresh: BTreeSet::new(),
             running: BTreeSet::new(),
             ticked_ms: None,
@@ -219,15 +220,20 @@ impl World {
         }
     }
 
-    /// Returns whether a spoke holds more than the hub has ordered.
+    /// Returns whether a spoke holds more of this rollout, or of a later one, than the hub has ordered.
     fn is_overtaken(&self, member: usize) -> bool {
+        let generation = self.hub.durable.snapshot.generation;
+        let held = self.spokes[member].generation();
+        held > generation || (held == generation && self.is_behind(member))
+    }
+
+    /// Returns whether a spoke would refuse the newest directive as old.
+    fn is_behind(&self, member: usize) -> bool {
         let spoke = &self.spokes[member];
-        let durable = &self.hub.durable;
-        spoke.generation() > durable.snapshot.generation
-            || durable.heads[member].as_ref().is_some_and(|head| {
-                spoke.sequence() > head.sequence
-                    || (spoke.sequence() == head.sequence && spoke.directive != head.number)
-            })
+        self.hub.durable.heads[member].as_ref().is_none_or(|head| {
+            spoke.sequence() > head.sequence
+                || (spoke.sequence() == head.sequence && spoke.directive != head.number)
+        })
     }
 
     /// One tick of the hub, whose orders become durable with its state.
@@ -254,10 +260,9 @@ impl World {
             return;
         }
         for (member, facts) in facts.iter().enumerate() {
-            let Some(head) = self.hub.durable.heads[member].clone().filter(|_| facts.is_overtaken)
-            else {
-                continue;
-            };
+            let head = self.hub.durable.heads[member].clone();
+            let is_behind = facts.is_connected && self.is_behind(member);
+            let Some(head) = head.filter(|_| is_behind) else { continue };
             let spoke = &self.spokes[member];
             self.hub.issued += 1;
             let again = Message {
@@ -343,10 +348,10 @@ impl World {
         }
         let stage =
             snapshot.stages.iter().position(|stage| stage.members.contains(&member)).unwrap();
-        let state = self.hub.states.get(&head.generation).unwrap_or(&self.hub.durable.state);
         for earlier in snapshot.stages.iter().take(stage).flat_map(|stage| &stage.members) {
             let spoke = &self.spokes[*earlier];
-            let is_excused = !self.registered[*earlier] || state.skipped.contains(earlier);
+            let is_excused = !self.registered[*earlier]
+                || self.hub.skipped.contains(&(head.generation, *earlier));
             let is_proved = spoke.proved.contains(&head.plan);
             assert!(
                 is_excused || is_proved,
@@ -399,9 +404,7 @@ impl World {
 
     fn begin(&mut self, make: impl FnOnce(&Self, u64) -> (RolloutSnapshot, RolloutState)) {
         let generation = self.next_generation();
-        let ended = superseded(&self.hub.durable.state, "", now());
         let (next, state) = make(self, generation);
-        self.hub.states.insert(ended.generation, ended);
         self.hub.snapshots.insert(generation, next.clone());
         let durable = &mut self.hub.durable;
         durable.attempt = state.attempt;
@@ -413,6 +416,9 @@ impl World {
         let durable = &mut self.hub.durable;
         let applied = commands::apply(&durable.snapshot, &durable.state, command, action("sim"));
         let Ok(state) = applied else { return false };
+        if let Command::Skip(member) = command {
+            self.hub.skipped.insert((state.generation, *member));
+        }
         durable.attempt = durable.attempt.max(state.attempt);
         durable.state = state;
         true
@@ -466,9 +472,6 @@ impl World {
 
     fn restore(&mut self) {
         if let Some(backup) = self.hub.backup.clone() {
-            self.hub
-                .states
-                .insert(self.hub.durable.state.generation, self.hub.durable.state.clone());
             self.hub.durable = backup;
             self.restart_hub();
         }
