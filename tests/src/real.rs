@@ -99,10 +99,9 @@ impl Default for Setup<'_> {
     }
 }
 
-/// Applies the definition of AttestApplication, as its file is.
+/// Applies the definition of AttestApplication, of which `deploy/crds` is a copy.
 async fn define_applications(cluster: &Cluster) -> anyhow::Result<()> {
-    let definition =
-        serde_saphyr::from_str(include_str!("../../deploy/crds/attestapplications.yaml"))?;
+    let definition = attest_install::application_definition();
     attest_install::apply::apply_manifests(&cluster.client().await?, &[definition]).await?;
     Ok(())
 }

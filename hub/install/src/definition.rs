@@ -91,6 +91,7 @@ fn schema() -> Value {
 fn spec() -> Value {
     json!({
         "type": "object",
+        "description": "The hub and the CI keys that the cluster trusts, and what releases must prove.",
         "required": ["clusterName", "kubeSystemUid", "environment", "hub", "keys", "applications"],
         "properties": {
             "clusterName": described(label(), "Name of the cluster within the fleet."),
@@ -123,13 +124,26 @@ fn spec() -> Value {
 fn key() -> Value {
     json!({
         "type": "object",
+        "description": "A CI key.",
         "required": ["name", "publicKey", "roles", "environments"],
         "properties": {
-            "name": {"type": "string", "minLength": 1, "maxLength": 128},
-            "publicKey": pem(),
-            "roles": list(&choice(&["builder", "tester", "scanner", "releaser"]), 4),
-            "environments": list(&label(), 64),
-            "builderIds": texts()
+            "name": described(
+                json!({"type": "string", "minLength": 1, "maxLength": 128}),
+                "Name of the key, to which entries refer."
+            ),
+            "publicKey": described(pem(), "Ed25519 public key in PEM."),
+            "roles": described(
+                list(&choice(&["builder", "tester", "scanner", "releaser"]), 4),
+                "Statements that the key may sign."
+            ),
+            "environments": described(
+                list(&label(), 64),
+                "Environments whose releases the key may sign. It has no effect in other clusters."
+            ),
+            "builderIds": described(
+                texts(),
+                "Builder ids that the key may name in provenance; that of `attest run` by default."
+            )
         }
     })
 }
@@ -140,28 +154,70 @@ fn entry() -> Value {
     let hours = json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 8784});
     json!({
         "type": "object",
+        "description": "Applications, and what they may do.",
         "required": ["names", "repos", "namespaces", "minimumMode", "requiredAttestations"],
         "properties": {
             "entry": described(label(), "Suffix of the namespace of the application accounts."),
-            "names": texts(), "repos": texts(), "namespaces": texts(),
+            "names": described(texts(), "Names of applications; `*` matches any text."),
+            "repos": described(texts(), "Repositories that CI may have released from; `*` matches any text."),
+            "namespaces": described(
+                texts(),
+                "Namespaces of destinations; `*` matches any text, and never `kube-*` and `attest-*`."
+            ),
             "kinds": {
                 "type": "object",
                 "description": "Kinds in addition to the workload kinds.",
-                "properties": {"clusterScoped": resources(), "extra": resources()}
+                "properties": {
+                    "clusterScoped": described(resources(), "Cluster-scoped kinds."),
+                    "extra": described(resources(), "Namespaced kinds.")
+                }
             },
-            "minimumMode": choice(&["Standard", "Strict"]),
-            "requiredAttestations": list(&choice(&["build", "test", "security-scan"]), 8),
-            "keys": texts(),
+            "minimumMode": described(
+                choice(&["Standard", "Strict"]),
+                "The weakest verification that an application may ask for."
+            ),
+            "requiredAttestations": described(
+                list(&choice(&["build", "test", "security-scan"]), 8),
+                "Attestations that every release needs."
+            ),
+            "keys": described(
+                texts(),
+                "Names of the keys that may sign; every key of the environment by default."
+            ),
             "rollback": {
-                "type": "object", "required": ["lastGood"], "properties": {"lastGood": count}
+                "type": "object", "required": ["lastGood"],
+                "description": "Releases to which a rollback may return.",
+                "properties": {"lastGood": described(
+                    count.clone(),
+                    "Number of good plans to which a rollback may return; 1 by default."
+                )}
             },
             "remove": {
                 "type": "object",
-                "properties": {"allow": {"type": "boolean"}, "maxPrunePercent": percent}
+                "description": "Removals by the hub.",
+                "properties": {
+                    "allow": described(
+                        json!({"type": "boolean"}),
+                        "The hub may remove the application; false by default."
+                    ),
+                    "maxPrunePercent": described(
+                        percent,
+                        "Largest share of the objects that one update may delete, from ten objects on."
+                    )
+                }
             },
-            "adopt": {"type": "boolean"},
-            "maxNamespaces": count,
-            "maxScanAgeHours": hours
+            "adopt": described(
+                json!({"type": "boolean"}),
+                "A plan that asks for it may take over existing objects; false by default."
+            ),
+            "maxNamespaces": described(
+                count,
+                "Number of namespaces of one application whose rendering does not fix one; 1 by default."
+            ),
+            "maxScanAgeHours": described(
+                hours,
+                "Maximum age of the security scan when a release is first admitted; 168 by default."
+            )
         }
     })
 }
@@ -169,10 +225,14 @@ fn entry() -> Value {
 fn resources() -> Value {
     let resource = json!({
         "type": "object",
+        "description": "A resource as in rules of RBAC.",
         "required": ["resource"],
         "properties": {
-            "group": {"type": "string", "maxLength": 253},
-            "resource": text("^[a-z0-9]{1,253}$")
+            "group": described(
+                json!({"type": "string", "maxLength": 253}),
+                "API group; empty for the core group."
+            ),
+            "resource": described(text("^[a-z0-9]{1,253}$"), "Plural name of the resource.")
         }
     });
     list(&resource, 64)

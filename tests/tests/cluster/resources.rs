@@ -105,13 +105,16 @@ pub(crate) async fn check_life_as_a_resource(
     }
 
     // What the hub does not know, or cannot do yet, is named; it is accepted when the hub knows it.
-    let staged = manifest.clone() + "  progressiveDelivery: {enabled: true, stages: []}\n";
-    apply(fleet, &staged)?;
+    let checked = manifest.replace(
+        "    policy: Strict\n",
+        "    policy: Strict\n    policyValidation: {fail_on_violation: true}\n",
+    );
+    apply(fleet, &checked)?;
     condition_becomes(
         fleet,
         "web-app",
         "Accepted",
-        "False FeatureNotAvailable spec.progressiveDelivery",
+        "False FeatureNotAvailable spec.verification.policyValidation",
     )
     .await?;
     apply(fleet, &manifest)?;

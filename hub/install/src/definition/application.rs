@@ -20,6 +20,10 @@ const CONDITIONS_MAX: usize = 16;
 const TRUSTED_KEYS_MAX: usize = 64;
 /// Maximum number of entries of a short list.
 const WORDS_MAX: usize = 16;
+/// Maximum number of labels and of requirements on labels.
+const LABELS_MAX: usize = 64;
+/// Maximum number of stages.
+const STAGES_MAX: usize = 31;
 /// Maximum number of hooks, and of policies.
 const HOOKS_MAX: usize = 64;
 
@@ -99,7 +103,7 @@ fn spec() -> Value {
             (
                 "destination",
                 described(
-                    destination(json!({})),
+                    destination(),
                     "The only destination. Set either `destination` or `destinations`.",
                 ),
             ),
@@ -107,13 +111,7 @@ fn spec() -> Value {
             ("verification", verification()),
             ("receiptVerification", receipt_verification()),
             ("syncPolicy", sync_policy()),
-            (
-                "progressiveDelivery",
-                open(
-                    "Stages through which a release passes. Not available yet: the resource is not accepted \
-                     (`FeatureNotAvailable`).",
-                ),
-            ),
+            ("progressiveDelivery", progressive_delivery()),
             (
                 "strategy",
                 json!({
@@ -166,34 +164,35 @@ fn source() -> Value {
 }
 
 fn destinations() -> Value {
-    let items = destination(json!({"default": ""}));
     json!({
-        "type": "array", "minItems": 1, "maxItems": DESTINATIONS_MAX, "items": items,
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["cluster", "namespace"],
+        "type": "array", "minItems": 1, "maxItems": DESTINATIONS_MAX, "items": destination(),
+        "x-kubernetes-list-type": "atomic",
         "description": "The destinations, each a namespace of a cluster. A destination that is taken out waits as \
                         `RemovalUnconfirmed` until the annotation `attest.continuu.ms/confirm-removal` names it as \
                         CLUSTER/NAMESPACE."
     })
 }
 
-fn destination(cluster: Value) -> Value {
-    let mut cluster_schema = json!({
-        "type": "string", "maxLength": 63, "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
-        "description": "Name of a registered cluster. Absent or empty: the cluster that the hub runs on."
-    });
-    merge(&mut cluster_schema, cluster);
-    object(
-        "A namespace of a cluster.",
+fn destination() -> Value {
+    let mut destination = object(
+        "A namespace of a cluster, or of every cluster with some labels.",
         &["namespace"],
         [
-            ("cluster", cluster_schema),
+            (
+                "cluster",
+                described(
+                    name(),
+                    "Name of a registered cluster. Without it and without `clusterSelector`: the cluster that the hub \
+                     runs on.",
+                ),
+            ),
+            ("clusterSelector", cluster_selector()),
             (
                 "namespace",
-                json!({
-                    "type": "string", "minLength": 1, "maxLength": 63,
-                    "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-                    "description": "Namespace of the application's objects. It is created when it is missing."
-                }),
+                described(
+                    name(),
+                    "Namespace of the application's objects. It is created when it is missing.",
+                ),
             ),
             (
                 "path",
@@ -203,8 +202,114 @@ fn destination(cluster: Value) -> Value {
                      below `spec.source.path`.",
                 ),
             ),
+            (
+                "stage",
+                described(
+                    name(),
+                    "Home stage; by default the one that a label, the name or the environment of the cluster gives.",
+                ),
+            ),
+        ],
+    );
+    rule(
+        &mut destination,
+        "!(has(self.cluster) && has(self.clusterSelector))",
+        "set either cluster or clusterSelector",
+    );
+    destination
+}
+
+fn cluster_selector() -> Value {
+    let expression = object(
+        "A requirement on a label.",
+        &["key", "operator"],
+        [
+            ("key", described(bounded(1, 317), "Key of the label.")),
+            ("operator", described(bounded(1, 32), "`In`, `NotIn`, `Exists` or `DoesNotExist`.")),
+            (
+                "values",
+                described(list(&bounded(0, 63), LABELS_MAX), "Values, for `In` and `NotIn`."),
+            ),
+        ],
+    );
+    object(
+        "Every registered cluster with these labels, also one that is registered or labelled later.",
+        &[],
+        [
+            (
+                "matchLabels",
+                json!({
+                    "type": "object", "maxProperties": LABELS_MAX,
+                    "additionalProperties": {"type": "string", "maxLength": 63},
+                    "description": "Labels and their values."
+                }),
+            ),
+            (
+                "matchExpressions",
+                described(list(&expression, LABELS_MAX), "Requirements, all of which must hold."),
+            ),
         ],
     )
+}
+
+fn progressive_delivery() -> Value {
+    let criteria = "Not available yet: the resource is not accepted (`FeatureNotAvailable`).";
+    let approval = object(
+        "Approval by an operator.",
+        &["required"],
+        [("required", boolean("The stage waits for an approval."))],
+    );
+    let stage = object(
+        "A stage.",
+        &["name"],
+        [
+            ("name", described(name(), "Name of the stage.")),
+            ("weight", int_or_string("Share of the stage's clusters, in percent.")),
+            ("duration", int_or_string("Time for which the stage must be healthy, such as `10m`.")),
+            (
+                "clusters",
+                described(list(&name(), DESTINATIONS_MAX), "Names of the clusters of the stage."),
+            ),
+            ("clusterSelector", cluster_selector()),
+            (
+                "maxConcurrency",
+                int_or_string("Number or percentage of clusters that change concurrently."),
+            ),
+            ("maxFailures", int_or_string("Number or percentage of clusters that may fail.")),
+            ("approval", approval),
+            (
+                "progressDeadline",
+                int_or_string("Time after which a cluster without progress has failed."),
+            ),
+            (
+                "unreachable",
+                described(
+                    bounded(1, 32),
+                    "`Wait`, the default, for clusters that are not connected.",
+                ),
+            ),
+            ("successCriteria", open(criteria)),
+        ],
+    );
+    let stages = json!({
+        "type": "array", "maxItems": STAGES_MAX, "items": stage,
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+        "description": "The stages, in their order."
+    });
+    object(
+        "Stages through which a release passes.",
+        &["enabled"],
+        [("enabled", boolean("Releases pass through the stages.")), ("stages", stages)],
+    )
+}
+
+fn int_or_string(description: &str) -> Value {
+    json!({"x-kubernetes-int-or-string": true, "description": description})
+}
+
+/// A DNS label.
+fn name() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
 }
 
 fn verification() -> Value {
