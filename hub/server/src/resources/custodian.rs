@@ -186,10 +186,10 @@ impl Custodian {
         let holder = name_holder(&observed, &others, record.as_ref());
         let next = match decide(&observed, (&self.hub, self.custody()), &holder) {
             Decision::AddFinalizer => match self.requests.set_finalizer(&observed, true).await? {
-                Some(held) => self.apply(held).await?,
+                Some(held) => self.apply(held, record.as_ref()).await?,
                 None => Next::OnChange,
             },
-            Decision::Apply => self.apply(observed).await?,
+            Decision::Apply => self.apply(observed, record.as_ref()).await?,
             Decision::NameTaken { namespace } => {
                 let taken = ApplicationError::NameTaken { name: name_of(&observed)?, namespace };
                 self.evaluated(&observed, rejected(&taken));
@@ -214,7 +214,11 @@ impl Custodian {
     }
 
     /// Applies the version of a resource, unless that was done already and nothing it refers to has changed since.
-    async fn apply(self: &Arc<Self>, observed: ObservedResource) -> Result<Next, ResourceError> {
+    async fn apply(
+        self: &Arc<Self>,
+        observed: ObservedResource,
+        record: Option<&ApplicationRecord>,
+    ) -> Result<Next, ResourceError> {
         let digest = Digest::of(observed.manifest.to_string().as_bytes());
         let references = self.views.changes.references();
         let memory = self.memory(&observed.uid);
@@ -223,7 +227,10 @@ impl Custodian {
                 && (evaluated.acceptance == Acceptance::Accepted
                     || evaluated.references == references)
         });
-        if !is_evaluated {
+        if !is_evaluated && record.is_some_and(|record| is_in_force(&observed, record)) {
+            // Applied before the hub started. Clusters that a selector matches have been added to it since.
+            self.evaluated(&observed, Acceptance::Accepted);
+        } else if !is_evaluated {
             self.accept(&observed).await?;
         }
         self.publish(observed).await
@@ -254,7 +261,11 @@ impl Custodian {
     }
 
     fn evaluated(&self, observed: &ObservedResource, acceptance: Acceptance) {
-        if let Acceptance::Rejected { reason, message } = &acceptance {
+        let previous = self.memory(&observed.uid).evaluated;
+        let is_news = previous.is_none_or(|previous| previous.acceptance != acceptance);
+        if let Acceptance::Rejected { reason, message } = &acceptance
+            && is_news
+        {
             tracing::warn!(
                 target: CONTROLLER,
                 application = observed.name,
@@ -398,6 +409,13 @@ impl Custodian {
         let announcements = announcements(&current, &status);
         Ok(Publication::Write { status, announcements })
     }
+}
+
+/// Returns true for the version that the hub uses.
+fn is_in_force(observed: &ObservedResource, record: &ApplicationRecord) -> bool {
+    record.uid.as_deref() == Some(&observed.uid)
+        && record.manifest == observed.manifest
+        && !record.deleting
 }
 
 /// Returns when the status of an application that has not changed is computed again.
