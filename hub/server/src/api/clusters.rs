@@ -14,6 +14,7 @@ use axum::extract::{Path, State};
 use http::StatusCode;
 
 use super::{Api, Body, Parameters, Refusal};
+use crate::applications::rules;
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::records::Application;
@@ -186,7 +187,7 @@ impl Listing {
     fn read(core: &Core) -> Result<Self, Refusal> {
         let applications: Vec<ApplicationRecord> = core.records.all()?;
         Ok(Self {
-            default_cluster: core.records.default_cluster()?,
+            default_cluster: rules::default_cluster_name(core)?,
             applications: applications.into_iter().map(|record| record.application).collect(),
         })
     }

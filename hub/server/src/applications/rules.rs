@@ -274,6 +274,21 @@ fn known(core: &Core, urls: &UrlPolicy) -> Result<Known, StoreError> {
     })
 }
 
+/// Returns the name of the cluster of a destination that names none, if it is registered.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(crate) fn default_cluster_name(core: &Core) -> Result<Option<Name>, StoreError> {
+    let all = core.directory.all();
+    let living = all.iter().filter(|cluster| cluster.state != ClusterState::Revoked);
+    Ok(match default_cluster(core, living.map(Arc::as_ref))? {
+        DefaultCluster::Registered(name) => Some(name),
+        DefaultCluster::NoneRegistered
+        | DefaultCluster::OwnNotRegistered
+        | DefaultCluster::OwnUnknown => None,
+    })
+}
+
 /// Returns the cluster of a destination that names none: the hub's own, or the first that was registered.
 fn default_cluster<'a>(
     core: &Core,
