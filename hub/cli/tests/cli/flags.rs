@@ -111,6 +111,42 @@ fn a_new_policy_is_narrowed_by_its_flags() {
 }
 
 #[test]
+fn the_manifests_of_a_cluster_are_as_the_flags_ask_and_contain_no_secret() {
+    let sandbox = with_hub();
+    let policy = sandbox.policy("qa", "").display().to_string();
+    let manifests = [
+        "gitops",
+        "cluster",
+        "manifests",
+        "one",
+        "--kube-system-uid",
+        "00000000-0000-0000-0000-000000000007",
+    ];
+    let spoke = ["--spoke-image", "registry.example/spoke:2", "--hub-address", "edge.example:443"];
+    let narrowed = ["--names", "web", "--repos", "https://git.example/*", "--namespaces", "app-*"];
+    let generated = [&["--environment", "qa", "--allow-remove"][..], &spoke, &narrowed].concat();
+
+    let printed = sandbox.attest(&[&manifests[..], &generated].concat()).code(0).stdout;
+
+    for part in [
+        "kind: Deployment",
+        "clusterName: one",
+        "kubeSystemUid: 00000000-0000-0000-0000-000000000007",
+        "registry.example/spoke:2",
+        "edge.example:443",
+        "https://git.example/*",
+        "app-*",
+        "allow: true",
+        "environment: qa",
+    ] {
+        assert!(printed.contains(part), "{part} is not in {printed}");
+    }
+    assert!(!printed.contains("kind: Secret\n"), "{printed}");
+    let from_file = ["--trust-policy", &policy, "--hub-address", "edge.example:443"];
+    sandbox.attest(&[&manifests[..], &from_file].concat()).code(1).tells(&["qa-1"]);
+}
+
+#[test]
 fn what_is_listed_without_a_hub_comes_as_json_too() {
     let sandbox = with_hub();
     let home = sandbox.outside("hub").display().to_string();
@@ -151,6 +187,7 @@ fn a_context_that_the_kubeconfig_has_not_is_named() {
     for command in [
         &["gitops", "cluster", "add", "qa"][..],
         &["gitops", "cluster", "accept", "qa", "--fingerprint", "SHA256:x"],
+        &["gitops", "cluster", "manifests", "qa"],
         &["spoke", "status"],
         &["spoke", "reset", "web", "-n", "shop", "--yes"],
         &["spoke", "accept-state", "--yes"],
