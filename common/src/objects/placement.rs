@@ -410,21 +410,17 @@ mod tests {
         assert_eq!(image, Some(&json!(format!("web:latest@{digest}"))));
     }
 
-    #[test]
-    fn a_namespace_on_a_cluster_scoped_object_is_dropped_with_a_warning() {
-        let object =
-            Object::new(json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
-            "metadata": {"name": "urgent", "namespace": "shop"}, "value": 1}))
-            .unwrap();
-        let resource = GroupResource {
-            group: "scheduling.k8s.io".to_owned(),
-            resource: "priorityclasses".to_owned(),
-        };
-        let policy = EffectivePolicy {
+    fn resource(group: &str, resource: &str) -> GroupResource {
+        GroupResource { group: group.to_owned(), resource: resource.to_owned() }
+    }
+
+    /// A policy that allows workloads only.
+    fn policy() -> EffectivePolicy {
+        EffectivePolicy {
             minimum_mode: Mode::Strict,
             required: BTreeSet::new(),
             keys: Vec::new(),
-            cluster_scoped: [resource].into(),
+            cluster_scoped: BTreeSet::new(),
             extra: BTreeSet::new(),
             last_good: 1,
             remove_allowed: true,
@@ -433,7 +429,46 @@ mod tests {
             namespaces_max: 1,
             scan_age_hours_max: 168,
             accounts_namespace: "attest-applications".to_owned(),
+        }
+    }
+
+    #[test]
+    fn applications_deploy_applications_where_the_policy_lists_them_and_never_a_trust_policy() {
+        let group = "attest.continuu.ms";
+        let listed = ["attestapplications", "attestdeployments", "attesttrustpolicies"];
+        let listing = EffectivePolicy {
+            cluster_scoped: [resource(group, "attesttrustpolicies")].into(),
+            extra: listed.map(|plural| resource(group, plural)).into(),
+            ..policy()
         };
+        for (kind, policy, expected) in [
+            ("AttestApplication", &listing, "placed"),
+            ("AttestDeployment", &listing, "placed"),
+            ("AttestApplication", &policy(), "needs a line"),
+            ("AttestTrustPolicy", &listing, "may never be deployed"),
+        ] {
+            let object = json!({
+                "apiVersion": "attest.continuu.ms/v1", "kind": kind, "metadata": {"name": "web"},
+            });
+            let (object, namespace) = (Object::new(object).unwrap(), Name::new("shop").unwrap());
+            let mut warnings = Vec::new();
+
+            let placed =
+                place_object(object, &namespace, policy, &Kinds::built_in(), &mut warnings);
+
+            let found = placed.map_or_else(|error| error.to_string(), |_| "placed".to_owned());
+            assert!(found.contains(expected), "{kind}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_on_a_cluster_scoped_object_is_dropped_with_a_warning() {
+        let object =
+            Object::new(json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": "urgent", "namespace": "shop"}, "value": 1}))
+            .unwrap();
+        let resource = resource("scheduling.k8s.io", "priorityclasses");
+        let policy = EffectivePolicy { cluster_scoped: [resource].into(), ..policy() };
         let mut warnings = Vec::new();
 
         let namespace = Name::new("shop").unwrap();
