@@ -49,8 +49,16 @@ fn a_sha256_repository_is_read_from_a_directory() {
 fn a_sha256_repository_is_read_over_https() {
     let repository = Repository::sample_of_sha256();
     let web = Web::serve(repository.root().to_owned());
+    let remote = https::reader_of(&web);
 
-    check_read(&repository, &https::reader_of(&web));
+    check_read(&repository, &remote);
+
+    // The second poll lists the references by one request.
+    let cached = cached();
+    let first = cached.source.poll_and_receive(&remote, "main", &no_interrupt()).unwrap();
+    web.requests();
+    let second = cached.source.poll_and_receive(&remote, "main", &no_interrupt()).unwrap();
+    assert_eq!((first, web.requests().len()), (second, 1));
 }
 
 #[test]
