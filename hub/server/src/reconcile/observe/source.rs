@@ -137,8 +137,8 @@ pub(in super::super) fn poll_unchanged(
     }
     let Sources { repositories, answers, .. } = sources;
     let remote = repositories.remote(repo_url).ok()?;
-    let poll = || repositories.poll(&remote, revision);
-    let answer = answers.shared(&remote, revision, cache.newest, poll);
+    let answer =
+        answers.shared(&remote, revision, cache.newest, || repositories.poll(&remote, revision));
     let resolved = answer.result.ok().filter(|found| cache.resolved.as_ref() == Some(found))?;
     if cache.commit.as_ref() != Some(&resolved.commit) {
         return None;
