@@ -175,7 +175,12 @@ fn leaves(prefix: &str, value: &Value, names: &mut Vec<String>) {
                 leaves(&name, value, names);
             }
         }
-        _ => names.push(prefix.to_owned()),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => names.push(prefix.to_owned()),
     }
 }
 

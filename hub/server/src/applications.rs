@@ -5,6 +5,7 @@ pub(crate) mod crd;
 mod delivery;
 mod durations;
 pub(crate) mod facts;
+pub(crate) mod known;
 pub(crate) mod lower;
 pub(crate) mod rules;
 pub(crate) mod status;

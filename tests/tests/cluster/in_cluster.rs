@@ -105,7 +105,7 @@ impl HubCluster {
     }
 
     /// Runs the documented commands, with what only this test bed needs in a file of values.
-    async fn install(&self, access: ApiAccess) -> anyhow::Result<String> {
+    fn install(&self, access: ApiAccess) -> anyhow::Result<String> {
         let values = self.directory.path().join("values.yaml");
         let repositories = self.directory.path().display();
         let text = format!(
@@ -123,11 +123,11 @@ impl HubCluster {
         self.helm.run(&["repo", "update"])?;
         let values = values.display().to_string();
         let notes = self.helm.run(&[&INSTALL[..], &["--values", &values]].concat())?;
-        self.wait_ready().await?;
+        self.wait_ready()?;
         Ok(notes)
     }
 
-    async fn wait_ready(&self) -> anyhow::Result<()> {
+    fn wait_ready(&self) -> anyhow::Result<()> {
         let waited = self.kubectl(&[
             "rollout",
             "status",
@@ -184,7 +184,7 @@ impl HubCluster {
 async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home()
 -> anyhow::Result<()> {
     let Some(hub) = HubCluster::start("helm").await? else { return Ok(()) };
-    let notes = hub.install(ApiAccess::Url).await?;
+    let notes = hub.install(ApiAccess::Url)?;
     assert!(notes.contains("attest hub login"), "{notes}");
     let published = hub.published().await?;
     // The files for kubectl are the same objects.
@@ -244,7 +244,7 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
         "--set",
         "webhooks.enabled=true",
     ])?;
-    hub.wait_ready().await?;
+    hub.wait_ready()?;
     assert_eq!(hub.published().await?, published);
     // The next poll is a minute away; a signed webhook announces the push.
     let commit = ci.release("v2")?;
@@ -263,7 +263,7 @@ async fn helm_installs_a_hub_that_deploys_to_its_own_cluster_and_keeps_its_home(
     let claims: Api<PersistentVolumeClaim> =
         Api::namespaced(hub.cluster.client().await?, NAMESPACE);
     claims.get("attest-gitops-home").await.context("the claim is gone")?;
-    hub.install(ApiAccess::Url).await?;
+    hub.install(ApiAccess::Url)?;
     assert_eq!(hub.published().await?, published);
     hub.operator.attest(&["gitops", "cluster", "list"])?;
     wait_synced(&hub.operator).await?;
@@ -363,7 +363,7 @@ fn application(repository: &str) -> String {
 async fn rbac_of_the_cluster_decides_who_logs_in_and_the_hubs_account_reaches_nothing_else()
 -> anyhow::Result<()> {
     let Some(hub) = HubCluster::start("login").await? else { return Ok(()) };
-    hub.install(ApiAccess::PortForward).await?;
+    hub.install(ApiAccess::PortForward)?;
     hub.published().await?;
     hub.login(&hub.operator, &[])?;
 
@@ -419,7 +419,7 @@ async fn configuration(hub: &HubCluster) -> anyhow::Result<()> {
     hub.kubectl(&[&map[..], &[r#"{"data":{"log_level":"debug"}}"#]].concat())?;
     setting(hub, "log_level", "debug").await?;
     hub.kubectl(&["rollout", "restart", &format!("deployment/{HUB}"), "-n", NAMESPACE])?;
-    hub.wait_ready().await?;
+    hub.wait_ready()?;
     setting(hub, "log_level", "debug").await?;
 
     let bad =

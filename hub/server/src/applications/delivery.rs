@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::crd;
 use super::durations;
-use super::lower::{Known, LowerError, feature, parse_name};
+use super::known::{Known, LowerError, feature, parse_name};
 use crate::core::store::records::{Destination, ProgressiveDelivery, Share, Stage};
 use crate::rollouts::stages::{self, StageError, StagedPlace, WEIGHT_FULL};
 
@@ -222,7 +222,8 @@ fn condition(at: &str, written: &crd::MatchExpression) -> Result<LabelCondition,
 mod tests {
     use serde_json::json;
 
-    use super::super::lower::{KnownCluster, lower};
+    use super::super::known::KnownCluster;
+    use super::super::lower::lower;
     use super::*;
 
     fn known() -> Known {

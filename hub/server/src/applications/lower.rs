@@ -2,11 +2,10 @@
 //!
 //! Defaults are resolved here and stored, so that an upgrade of the hub never changes an application.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use attest_common::basics::ids::Name;
 use attest_common::basics::keys::KeyId;
-use attest_common::basics::labels::Labels;
 use attest_common::basics::reason::Reason;
 use attest_common::basics::terms::Mode;
 use attest_common::documents::annotations::OWN_PREFIX;
@@ -15,10 +14,11 @@ use attest_common::documents::receipt;
 use attest_common::trust::policy::is_closed;
 use serde_json::Value;
 
-use attest_supply::source::{REVISION_BYTES_MAX, RepositoryUrl, UrlPolicy, clean_directory};
+use attest_supply::source::{REVISION_BYTES_MAX, RepositoryUrl, clean_directory};
 
 use super::crd::{self, API_VERSION, APPLICATION_KIND, Manifest};
 use super::delivery;
+use super::known::{DefaultCluster, Known, LowerError, feature, parse_name};
 use crate::core::store::records::{Application, Destination, SelectedDestinations};
 
 /// Most destinations of one application.
@@ -29,63 +29,6 @@ pub(crate) const TRUSTED_KEYS_MAX: usize = 64;
 pub(crate) const NAMESPACE_DEFAULT: &str = "default";
 /// `targetRevision` of a manifest without one.
 pub(crate) const REVISION_DEFAULT: &str = "HEAD";
-
-/// The cluster of a destination that names none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum DefaultCluster {
-    Registered(Name),
-    /// The hub runs outside a cluster, and no cluster is registered.
-    #[default]
-    NoneRegistered,
-    /// The hub runs in a cluster that is not registered.
-    OwnNotRegistered,
-    /// The hub has not reached the API server of its cluster.
-    OwnUnknown,
-}
-
-/// Objects of the hub that a manifest may refer to.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
-    /// Registered clusters by name.
-    pub clusters: BTreeMap<Name, KnownCluster>,
-    pub default_cluster: DefaultCluster,
-    /// Keys by alias.
-    pub keys: BTreeMap<String, KeyId>,
-    pub urls: UrlPolicy,
-}
-
-/// A registered cluster, as far as a manifest depends on it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct KnownCluster {
-    pub labels: Labels,
-    /// Environment of its trust policy; absent until it has connected.
-    pub environment: Option<String>,
-}
-
-/// Reason that a manifest is rejected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {message}")]
-pub(crate) struct LowerError {
-    pub reason: Reason,
-    /// Path such as `spec.verification.trustedKeys[0]`.
-    pub field: String,
-    pub message: String,
-}
-
-impl LowerError {
-    pub(super) fn new(
-        reason: Reason,
-        field: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Self {
-        Self { reason, field: field.into(), message: message.into() }
-    }
-
-    /// Returns the reason to show.
-    pub(crate) fn reason(&self) -> Reason {
-        self.reason
-    }
-}
 
 /// Reads a manifest.
 ///
@@ -194,11 +137,6 @@ fn is_rolling_update(strategy: &Value) -> bool {
     let only_type = strategy.as_object().filter(|object| object.len() == 1);
     let name = name.or_else(|| only_type?.get("type")?.as_str());
     name == Some("RollingUpdate")
-}
-
-pub(super) fn feature(field: &str, what: &str) -> LowerError {
-    let message = format!("{what} is not available in this version; remove it");
-    LowerError::new(Reason::FeatureNotAvailable, field, message)
 }
 
 /// Returns every destination, and the selectors that some of them come from.
@@ -434,10 +372,6 @@ fn sync_policy(written: Option<&crd::SyncPolicy>) -> Result<(SyncPolicy, bool), 
         }
     }
     Ok((policy, automated.is_some()))
-}
-
-pub(super) fn parse_name(field: &str, text: &str) -> Result<Name, LowerError> {
-    Name::new(text).map_err(|error| LowerError::new(error.reason(), field, error.to_string()))
 }
 
 fn directory(field: &str, text: &str) -> Result<String, LowerError> {

@@ -13,7 +13,8 @@ use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
 use serde_json::Value;
 
-use super::lower::{self, DESTINATIONS_MAX, DefaultCluster, Known, KnownCluster, LowerError};
+use super::known::{DefaultCluster, Known, KnownCluster, LowerError};
+use super::lower::{self, DESTINATIONS_MAX};
 use crate::core::Core;
 use crate::core::own_cluster::OwnCluster;
 use crate::core::position::ReportedPolicy;

@@ -525,10 +525,18 @@ impl World {
                     self.command(&Command::Promote);
                 }
                 RolloutPhase::Running => {}
-                _ if self.is_settled() => return step,
-                // A hub that was restored may not know what runs: another commit follows.
-                _ if step % 500 == 499 && self.hub.backup.is_some() => self.retarget(),
-                _ => {}
+                RolloutPhase::Succeeded
+                | RolloutPhase::Failed
+                | RolloutPhase::Aborted
+                | RolloutPhase::Superseded => {
+                    if self.is_settled() {
+                        return step;
+                    }
+                    // A hub that was restored may not know what runs: another commit follows.
+                    if step % 500 == 499 && self.hub.backup.is_some() {
+                        self.retarget();
+                    }
+                }
             }
         }
         panic!("the rollout does not end: {:?}\n{:#?}", self.state(), self.spokes);
@@ -552,9 +560,6 @@ fn whatever_fails_no_stage_comes_early_and_every_rollout_ends() {
             world.end_faults();
             world.settle();
         }));
-        if let Err(panic) = faults {
-            eprintln!("seed {seed}");
-            std::panic::resume_unwind(panic);
-        }
+        assert!(faults.is_ok(), "seed {seed} fails as printed before");
     }
 }

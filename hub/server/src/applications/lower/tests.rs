@@ -1,6 +1,11 @@
 use serde_json::json;
 
+use std::collections::BTreeMap;
+
+use attest_supply::source::UrlPolicy;
+
 use super::*;
+use crate::applications::known::KnownCluster;
 
 fn known() -> Known {
     let id = "ed25519:".to_owned() + &"ab".repeat(32);

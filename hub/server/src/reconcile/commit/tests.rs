@@ -73,7 +73,13 @@ fn nothing_is_signed_beyond_the_last_sequence() {
     let last = LedgerEntry { sequence: SEQUENCE_MAX, ..entry };
     let removal = PlannedDirective { head: Some(Arc::new(last)), ..removal("a") };
 
-    let refused = commit(&core, &name("web"), &[&removal], ChangeTimings::default());
+    let refused = commit(
+        &core,
+        &name("web"),
+        &[&removal],
+        RolloutChanges::default(),
+        ChangeTimings::default(),
+    );
 
     let error = refused.unwrap_err();
     assert_eq!(error.reason(), Reason::SequenceUsedUp);

@@ -132,7 +132,15 @@ fn a_poll_without_a_new_commit_suffices_only_while_every_spoke_holds_what_stands
     world.order();
     let mut read = Read::of(&world);
     let head = world.head.clone().unwrap();
-    let at = |sequence| Some(SpokePosition { epoch: head.epoch, sequence, digest: None });
+    let at = |sequence| {
+        Some(SpokePosition {
+            epoch: head.epoch,
+            sequence,
+            digest: None,
+            generation: head.generation,
+            attempt: head.attempt,
+        })
+    };
     assert!(!read.is_settled(), "a spoke is not connected");
     read.position = at(head.sequence - 1);
     assert!(!read.is_settled(), "the directive may expire before the spoke admits it");

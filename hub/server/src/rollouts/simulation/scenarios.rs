@@ -225,11 +225,11 @@ fn a_rollback_returns_every_member_to_the_plan_before_the_target() {
     let Durable { snapshot, state, .. } = world.hub.durable.clone();
     let good: Vec<Vec<Digest>> = vec![vec![plan(1), plan(0)]; 2];
 
-    let returns = returns(&snapshot, &state, &good).unwrap();
-    assert_eq!(returns, [Some(plan(0)), Some(plan(0))]);
-    let plans = returns.into_iter().map(|digest| digest.map(planned)).collect();
+    let returned = returns(&snapshot, &state, &good).unwrap();
+    assert_eq!(returned, [Some(plan(0)), Some(plan(0))]);
+    let plans = returned.into_iter().map(|digest| digest.map(planned)).collect();
     let (rollback, begun) = roll_back(&snapshot, &state, plans, 2, action("rollback"));
-    assert!(super::super::commands::returns(&rollback, &begun, &good).is_err(), "CI has to");
+    assert!(returns(&rollback, &begun, &good).is_err(), "CI has to");
     world.begin(|_, _| (rollback, begun));
     world.settle();
 
