@@ -13,7 +13,7 @@ const REFUSED_WINDOWS_MAX: u32 = 2;
 /// Shortest window that a refusal is judged by: the hub may not have advertised one yet.
 const REFUSED_WINDOW_MIN: Duration = Duration::from_secs(2);
 
-/// How the newest connection ended.
+/// Ending of the newest connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The hub runs and refused the connection, because it was busy with others.

@@ -379,8 +379,14 @@ async fn rbac_of_the_cluster_decides_who_logs_in_and_the_hubs_account_reaches_no
     ] {
         hub.kubectl(&["create", kind, "eve", role, "--user=eve", "--namespace", NAMESPACE])?;
     }
-    let text = eve.attest(&[&login[..], &["--role", "viewer"]].concat())?;
+    let viewer = ["--role", "viewer", "--name", "lab", "--lifetime", "7200", "--timeout", "60"];
+    let text = eve.attest(&[&login[..], &viewer].concat())?;
     assert!(text.contains("logged in as viewer"), "{text}");
+    let contexts = eve.attest(&["gitops", "context", "list"])?;
+    assert!(contexts.contains("lab"), "{contexts}");
+    let requests =
+        hub.kubectl(&["get", "csr", "-o", "jsonpath={.items[*].spec.expirationSeconds}"])?;
+    assert!(requests.contains("7200"), "{requests}");
     eve.attest(&["gitops", "cluster", "list"])?;
     let refused = eve.try_attest(&["gitops", "cluster", "token", "create", "moon"])?;
     assert!(describe(&refused).contains("ViewerReadOnly"), "{}", describe(&refused));

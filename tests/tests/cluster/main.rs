@@ -21,6 +21,7 @@ mod quiet;
 mod refusals_reevaluated;
 mod registration;
 mod resources;
+mod rollouts;
 mod schema;
 mod situations;
 mod spoke;

@@ -188,6 +188,7 @@ fn a_context_that_the_kubeconfig_has_not_is_named() {
         &["gitops", "cluster", "add", "qa"][..],
         &["gitops", "cluster", "accept", "qa", "--fingerprint", "SHA256:x"],
         &["gitops", "cluster", "manifests", "qa"],
+        &["hub", "login"],
         &["spoke", "status"],
         &["spoke", "reset", "web", "-n", "shop", "--yes"],
         &["spoke", "accept-state", "--yes"],

@@ -11,19 +11,23 @@ fn operators_are_issued_listed_and_revoked_at_the_hubs_home() {
 
     let issue = ["hub", "operator", "issue", "bob", "--home", &home, "--output", &file];
     sandbox.attest(&issue).code(0).shows(&["operator/bob issued"]);
+    let viewer = ["hub", "operator", "issue", "eve", "--home", &home, "--role", "viewer"];
+    sandbox.attest(&viewer).code(0).tells(&["viewer/eve issued"]);
     sandbox.attest(&issue).code(1).tells(&["already exists"]);
     let context = std::fs::read_to_string(&file).unwrap();
     assert!(context.contains("operatorKey") && context.contains("hub.example:4433"), "{context}");
     sandbox.attest(&["hub", "operator", "issue", "admin", "--home", &home, "--save"]).code(0);
     let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
-    assert_eq!(listed.matches("Valid").count(), 3, "{listed}");
+    assert_eq!(listed.matches("Valid").count(), 4, "{listed}");
+    let eve = listed.lines().find(|line| line.contains("eve")).unwrap();
+    assert!(eve.contains("viewer"), "{eve}");
     let bob = listed.lines().find(|line| line.contains("bob")).unwrap();
     let serial = bob.split_whitespace().next().unwrap();
 
     let revoke = ["hub", "operator", "revoke", serial, "--home", &home, "--yes"];
     sandbox.attest(&revoke).code(0).shows(&["operator/bob revoked"]);
     let listed = sandbox.attest(&["hub", "operator", "list", "--home", &home]).code(0).stdout;
-    assert_eq!((listed.matches("Valid").count(), listed.matches("Revoked").count()), (2, 1));
+    assert_eq!((listed.matches("Valid").count(), listed.matches("Revoked").count()), (3, 1));
 }
 
 #[test]
@@ -69,6 +73,9 @@ fn what_cannot_be_undone_is_not_done_without_a_terminal_unless_yes_is_given() {
 
     for arguments in [
         vec!["gitops", "app", "delete", "web-app"],
+        vec!["gitops", "rollout", "abort", "web-app"],
+        vec!["gitops", "rollout", "rollback", "web-app"],
+        vec!["gitops", "rollout", "adopt", "web-app"],
         vec!["gitops", "cluster", "revoke", "staging"],
         vec!["gitops", "cluster", "evict", "staging"],
         vec!["hub", "operator", "revoke", serial, "--home", &home],

@@ -1,4 +1,4 @@
-//! What a manifest may refer to, and the errors of its conversion.
+//! Objects that a manifest may refer to, and the errors of its conversion.
 
 use std::collections::BTreeMap;
 

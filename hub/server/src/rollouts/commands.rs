@@ -1,4 +1,4 @@
-//! What operators may do with a rollout. Pure: each command is a function of the rollout.
+//! Commands of operators about a rollout. Pure: each command is a function of the rollout.
 
 use attest_common::basics::ids::{Digest, Timestamp};
 use attest_common::basics::reason::Reason;

@@ -112,15 +112,14 @@ fn action(word: &str) -> OperatorAction {
 
 /// Returns a rollout of members to one target; each entry of `stages` is the number of members of a stage.
 fn snapshot(generation: u64, target: Digest, stages: &[usize]) -> RolloutSnapshot {
-    let name = |text: String| Name::new(text).unwrap();
     let count: usize = stages.iter().sum();
     let members = (0..count).map(|index| RolloutMember {
         destination: DestinationKey {
-            application: name("web".into()),
+            application: name("web"),
             cluster: ClusterId::of_identity_key(&[u8::try_from(index).unwrap(); 32]),
-            namespace: name("app".into()),
+            namespace: name("app"),
         },
-        cluster: name(format!("cluster-{index}")),
+        cluster: name(&format!("cluster-{index}")),
         target: MemberTarget::Plan(target),
         is_immediate: false,
         from: None,
@@ -142,7 +141,7 @@ fn snapshot(generation: u64, target: Digest, stages: &[usize]) -> RolloutSnapsho
         }
     });
     RolloutSnapshot {
-        application: name("web".into()),
+        application: name("web"),
         generation,
         kind: RolloutKind::Stages,
         stages: stages.collect(),
@@ -291,15 +290,15 @@ impl World {
         let sequence = head.as_ref().map_or(0, |head| head.sequence).max(seen) + 1;
         self.hub.issued += 1;
         let target = durable.snapshot.members[member].target.plan().unwrap();
-        let of = |operation, plan| Message {
+        let order = Message {
             number: self.hub.issued,
             sequence,
             generation: state.generation,
             attempt: state.attempt,
-            operation,
-            plan,
+            operation: Operation::Progress,
+            plan: target,
             paused: false,
-            hub_finalized: operation != Operation::Rollback,
+            hub_finalized: true,
             soak_ms: 0,
         };
         let in_hand = head.as_ref().map(|head| head.plan);
@@ -307,21 +306,30 @@ impl World {
             OrderKind::Grant { stage } => Message {
                 soak_ms: durable.snapshot.stages[*stage].soak_ms,
                 paused: state.paused,
-                ..of(Operation::Progress, target)
+                ..order
             },
-            OrderKind::Finalize => of(Operation::Finalize, target),
+            OrderKind::Finalize => Message { operation: Operation::Finalize, ..order },
             OrderKind::FinalizeEarlier { generation, attempt } => Message {
                 generation: *generation,
                 attempt: *attempt,
-                ..of(Operation::Finalize, in_hand.unwrap())
+                operation: Operation::Finalize,
+                plan: in_hand.unwrap(),
+                ..order
             },
             OrderKind::Supersede { generation, attempt } => Message {
                 generation: *generation,
                 attempt: *attempt,
                 soak_ms: head.unwrap().soak_ms,
-                ..of(Operation::Supersede, in_hand.unwrap())
+                operation: Operation::Supersede,
+                plan: in_hand.unwrap(),
+                ..order
             },
-            OrderKind::Rollback(good) => of(Operation::Rollback, *good),
+            OrderKind::Rollback(good) => Message {
+                operation: Operation::Rollback,
+                plan: *good,
+                hub_finalized: false,
+                ..order
+            },
         });
     }
 
@@ -547,6 +555,10 @@ impl World {
         let spokes = self.spokes.iter().zip(&self.registered);
         spokes.filter(|(_, registered)| **registered).all(|(spoke, _)| spoke.is_settled())
     }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
 }
 
 #[test]

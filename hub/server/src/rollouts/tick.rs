@@ -566,13 +566,15 @@ pub(crate) fn awaits_approval(snapshot: &RolloutSnapshot, state: &RolloutState) 
 
 /// Returns whether anything of a state changed that is to be stored: counted time alone is stored once a minute.
 pub(crate) fn is_changed(previous: &RolloutState, next: &RolloutState) -> bool {
-    let without_time =
-        |state: &RolloutState| RolloutState { connected_ms: BTreeMap::new(), ..state.clone() };
     without_time(previous) != without_time(next)
         || next.connected_ms.iter().any(|(member, ms)| {
             let stored_ms = previous.connected_ms.get(member).copied().unwrap_or_default();
             ms.saturating_sub(stored_ms) >= STORED_INTERVAL_MS
         })
+}
+
+fn without_time(state: &RolloutState) -> RolloutState {
+    RolloutState { connected_ms: BTreeMap::new(), ..state.clone() }
 }
 
 /// Counted time of a member that may be lost with the hub's process, in milliseconds.

@@ -1,5 +1,7 @@
 //! An application with stages, from a commit to the orders of its clusters, with the commands of an operator.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use attest_common::basics::ids::Digest;
@@ -11,6 +13,7 @@ use attest_common::session::report::{Abort, Phase, Report, RolloutStatus};
 use serde_json::{Value, json};
 
 use crate::ci::Repository;
+use crate::command::Operator;
 use crate::fixture::Fixture;
 use crate::spoke::{Keys, Received, Spoke, report_of};
 
@@ -151,6 +154,56 @@ async fn stages_are_ordered_one_after_the_other_and_a_failure_ends_the_rollout()
     let metrics = fixture.metrics().await;
     assert!(metrics.contains("attest_fleet_rollout_ended_total{result=\"Failed\"} 1"), "{metrics}");
     assert!(metrics.contains("attest_fleet_rollout_open{phase=\"Running\"} 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_about_a_rollout_is_stored_with_its_reason_and_waits_for_what_follows() {
+    let Staged { fixture, mut staging, production: _production, .. } = staged().await;
+    staging.receive().await;
+    let operator = Operator::new(&fixture);
+
+    for (action, more) in [
+        ("pause", &["--wait", "--timeout", "60"][..]),
+        ("resume", &[]),
+        ("skip", &["staging/app-staging", "--wait"]),
+        ("promote", &[]),
+        ("abort", &["--yes"]),
+        ("retry", &[]),
+    ] {
+        let reason = format!("because of {action}");
+        let arguments = ["gitops", "rollout", action, "web-app", "--reason", &reason, "-o", "json"];
+        let answer = operator.attest(&[&arguments[..], more].concat()).code(0).data();
+        let rollout: Value = serde_json::from_str(&answer).unwrap();
+        let actions = rollout["actions"].as_array().unwrap();
+        assert!(actions.iter().any(|one| one["reason"] == reason), "{rollout:#}");
+    }
+    let sync = ["gitops", "rollout", "resume", "web-app", "--wait", "--timeout", "1"];
+    operator.attest(&["gitops", "rollout", "pause", "web-app"]).code(0);
+    operator.attest(&["gitops", "rollout", "resume", "web-app"]).code(0);
+    operator.attest(&["gitops", "rollout", "pause", "web-app"]).code(0);
+    let said = operator.attest(&sync).code(1).text();
+    assert!(said.contains("timed out after 1 s waiting for the rollout"), "{said}");
+
+    let history = ["gitops", "app", "history", "web-app", "-o", "json"];
+    let rollouts = operator.attest(&history).code(0).data();
+    let directives = operator.attest(&[&history[..], &["--directives"]].concat()).code(0).data();
+    assert!(rollouts.contains("stagesTotal") && !rollouts.contains("sequence"), "{rollouts}");
+    assert!(directives.contains("sequence"), "{directives}");
+
+    for command in [&["list"][..], &["get", "web-app"]] {
+        let command = [&["gitops", "rollout"], command].concat();
+        for format in ["json", "yaml", "name"] {
+            let shown = operator.attest(&[&command[..], &["-o", format]].concat()).code(0).data();
+            assert!(shown.contains("web-app"), "{shown}");
+        }
+        let mut watch = operator.command(&[&command[..], &["--watch"]].concat());
+        let mut watching = watch.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("web-app")));
+        assert!(watching.try_wait().unwrap().is_none(), "it goes on");
+        watching.kill().unwrap();
+        watching.wait().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Typed records of the store: clusters, tokens, applications, ledger entries, reports. Types and access, no rules.
 
 mod rollouts;
+mod stages;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use rollouts::{
-    MemberReason, MemberTarget, OperatorAction, ProgressiveDelivery, ResolvedStage, RolloutKind,
-    RolloutMember, RolloutPhase, RolloutSnapshot, RolloutState, Share, Stage,
+    MemberReason, MemberTarget, OperatorAction, ResolvedStage, RolloutKind, RolloutMember,
+    RolloutPhase, RolloutSnapshot, RolloutState,
 };
+pub use stages::{ProgressiveDelivery, Share, Stage};
 pub use types::{
     Application, ApplicationRecord, ChangeTimings, ClusterRecord, ClusterState, Destination,
     KeyRecord, LedgerEntry, Planned, PolicyRecord, ReportRecord, RepositoryRecord, ResultRecord,

@@ -12,7 +12,7 @@ use attest_common::trust::policy;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use super::rollouts::ProgressiveDelivery;
+use super::stages::ProgressiveDelivery;
 use crate::core::certificates::Certificates;
 use crate::core::store::{Table, result_key};
 
