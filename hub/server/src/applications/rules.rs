@@ -2,12 +2,14 @@
 //!
 //! The caller schedules a reconcile pass afterwards.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use attest_common::basics::ids::{ClusterId, DestinationKey, Name};
 use attest_common::basics::keys::PublicKey;
 use attest_common::basics::reason::Reason;
+use attest_common::documents::annotations::{CONFIRM_REMOVAL_ANNOTATION, ORPHAN_ANNOTATION};
 use attest_common::session::report::{Phase, Report};
 use attest_runtime::clock::now;
 use attest_supply::source::UrlPolicy;
@@ -175,6 +177,19 @@ pub(crate) fn check(
     })
 }
 
+/// Returns the manifest of a request without the annotations that take effect on a custom resource.
+fn lowered_manifest(request: &ApplyRequest) -> Cow<'_, Value> {
+    let mut manifest = Cow::Borrowed(&request.manifest);
+    if request.uid.is_some()
+        && let Some(annotations) = manifest.to_mut().pointer_mut("/metadata/annotations")
+        && let Some(annotations) = annotations.as_object_mut()
+    {
+        annotations.remove(ORPHAN_ANNOTATION);
+        annotations.remove(CONFIRM_REMOVAL_ANNOTATION);
+    }
+    manifest
+}
+
 struct Prepared {
     application: Application,
     stored: Option<Stored<ApplicationRecord>>,
@@ -187,7 +202,7 @@ fn prepare(
     urls: &UrlPolicy,
     request: &ApplyRequest,
 ) -> Result<Prepared, ApplicationError> {
-    let application = lower::lower(&request.manifest, &known(core, urls)?)?;
+    let application = lower::lower(&lowered_manifest(request), &known(core, urls)?)?;
     let stored = core.records.stored::<ApplicationRecord>(application.name.as_str())?;
     let current = stored.as_ref().map(|stored| &stored.value);
     let is_elsewhere = current.filter(|other| other.application.namespace != application.namespace);

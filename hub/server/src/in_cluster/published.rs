@@ -67,10 +67,16 @@ async fn sleep_or_wait(pause: Option<Duration>) {
     }
 }
 
+/// Writes the facts, unless an earlier process of the hub wrote the same.
 async fn write(maps: &Api<ConfigMap>, facts: &HubFacts) -> Result<(), kube::Error> {
+    let data = facts.to_data();
+    let found = maps.get_opt(CONFIG_MAP).await?;
+    if found.and_then(|found| found.data).is_some_and(|found| found == data) {
+        return Ok(());
+    }
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": CONFIG_MAP}, "data": facts.to_data(),
+        "metadata": {"name": CONFIG_MAP}, "data": data,
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     maps.patch(CONFIG_MAP, &parameters, &Patch::Apply(map)).await.map(drop)

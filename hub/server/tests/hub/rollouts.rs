@@ -190,16 +190,16 @@ async fn a_command_about_a_rollout_is_stored_with_its_reason_and_waits_for_what_
     assert!(rollouts.contains("stagesTotal") && !rollouts.contains("sequence"), "{rollouts}");
     assert!(directives.contains("sequence"), "{directives}");
 
-    for command in [&["list"][..], &["get", "web-app"]] {
+    for (command, name) in [(&["list"][..], "web-app"), (&["get", "web-app"], "staging")] {
         let command = [&["gitops", "rollout"], command].concat();
         for format in ["json", "yaml", "name"] {
             let shown = operator.attest(&[&command[..], &["-o", format]].concat()).code(0).data();
-            assert!(shown.contains("web-app"), "{shown}");
+            assert!(shown.contains(name), "{shown}");
         }
         let mut watch = operator.command(&[&command[..], &["--watch"]].concat());
         let mut watching = watch.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap().contains("web-app")));
+        assert!(lines.any(|line| line.unwrap().contains(name)));
         assert!(watching.try_wait().unwrap().is_none(), "it goes on");
         watching.kill().unwrap();
         watching.wait().unwrap();
