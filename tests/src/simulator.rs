@@ -85,7 +85,7 @@ fn client_config(tls: rustls::ClientConfig) -> anyhow::Result<ClientConfig> {
 /// Requests a token for a cluster called `name`, and joins the hub at `hub` with it.
 ///
 /// # Errors
-/// As [`join`], and when the hub issues no token.
+/// As [`join()`], and when the hub issues no token.
 pub async fn join_as(
     api: &Api,
     endpoint: &Endpoint,
