@@ -158,7 +158,7 @@ async fn stages_are_ordered_one_after_the_other_and_a_failure_ends_the_rollout()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_about_a_rollout_is_stored_with_its_reason_and_waits_for_what_follows() {
-    let Staged { fixture, mut staging, production: _production, .. } = staged().await;
+    let Staged { fixture, staging, production: _production, .. } = staged().await;
     staging.receive().await;
     let operator = Operator::new(&fixture);
 
