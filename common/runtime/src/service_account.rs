@@ -3,7 +3,20 @@
 use std::path::{Path, PathBuf};
 
 /// Directory of the service account's files in a pod.
-pub const SERVICE_ACCOUNT_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const SERVICE_ACCOUNT_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// The flag of the service account's directory, common to the programs that run in a pod.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServiceAccountArgs {
+    /// Directory with the service account's token, ca.crt and namespace, when the program runs in a pod
+    #[arg(
+        long,
+        env = "ATTEST_SERVICE_ACCOUNT_DIR",
+        value_name = "DIR",
+        default_value = SERVICE_ACCOUNT_DIRECTORY
+    )]
+    pub service_account_dir: PathBuf,
+}
 
 /// Address of the API server and credentials of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
-use attest_runtime::service_account::SERVICE_ACCOUNT_DIRECTORY;
+use attest_runtime::service_account::ServiceAccountArgs;
 use clap::Parser;
 
 /// Agent of an ATTEST fleet: verifies what its hub sends against the cluster's own trust policy,
@@ -20,14 +20,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Directory with the service account's token and ca.crt, when the spoke runs in the cluster
-    #[arg(
-        long,
-        env = "ATTEST_SERVICE_ACCOUNT_DIR",
-        value_name = "DIR",
-        default_value = SERVICE_ACCOUNT_DIRECTORY
-    )]
-    pub service_account_dir: PathBuf,
+    #[command(flatten)]
+    pub service_account: ServiceAccountArgs,
 
     /// File with the single-use join token; read while the spoke has no valid certificate
     #[arg(long, value_name = "FILE")]

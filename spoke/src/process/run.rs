@@ -42,7 +42,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let Options {
         hub,
         kubeconfig,
-        service_account_dir,
+        service_account,
         join_token_file,
         listen_health,
         listen_metrics,
@@ -57,7 +57,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     if let Some(path) = &addresses_file {
         http::write_addresses(path, addresses).map_err(AgentError::Http)?;
     }
-    let access = kubeconfig.map_or(Access::ServiceAccount(service_account_dir), Access::Kubeconfig);
+    let directory = service_account.service_account_dir;
+    let access = kubeconfig.map_or(Access::ServiceAccount(directory), Access::Kubeconfig);
     let api = ApiServer::open(&access, metrics.clone()).await.map_err(AgentError::Cluster)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

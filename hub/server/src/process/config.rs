@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use attest_runtime::log::LogArgs;
 use attest_runtime::probes::ListenAddress;
-use attest_runtime::service_account::SERVICE_ACCOUNT_DIRECTORY;
+use attest_runtime::service_account::ServiceAccountArgs;
 use attest_supply::source::UrlPolicy;
 use clap::Parser;
 
@@ -71,14 +71,8 @@ pub struct Options {
     /// Kubeconfig of the hub's cluster, for a hub that manages AttestApplications there and runs elsewhere.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Directory with the service account's token, ca.crt and namespace, for --in-cluster.
-    #[arg(
-        long,
-        env = "ATTEST_SERVICE_ACCOUNT_DIR",
-        value_name = "DIR",
-        default_value = SERVICE_ACCOUNT_DIRECTORY
-    )]
-    pub service_account_dir: PathBuf,
+    #[command(flatten)]
+    pub service_account: ServiceAccountArgs,
     /// Address that spokes dial; by default that of the home, in a cluster that of the load balancer.
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,
@@ -114,9 +108,9 @@ impl Options {
     pub(crate) fn kubernetes(&self) -> Option<KubernetesAccess> {
         match &self.kubeconfig {
             Some(path) => Some(KubernetesAccess::Kubeconfig(path.clone())),
-            None if self.in_cluster => {
-                Some(KubernetesAccess::ServiceAccount(self.service_account_dir.clone()))
-            }
+            None if self.in_cluster => Some(KubernetesAccess::ServiceAccount(
+                self.service_account.service_account_dir.clone(),
+            )),
             None => None,
         }
     }
