@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
@@ -291,6 +291,36 @@ impl RealFleet {
         let log = site.spoke.as_ref().map(Process::output).unwrap_or_default();
         ensure!(ended.success(), "cluster add {}: {}\n{log}", site.name, diagnostics.await?);
         Ok(last)
+    }
+
+    /// Installs a policy at one site without required attestations that allows these kinds.
+    ///
+    /// # Errors
+    /// When the policy cannot be read, written or installed.
+    pub async fn allow_kinds(
+        &self,
+        site: &RealSite,
+        extra: &Value,
+        cluster_scoped: &Value,
+    ) -> anyhow::Result<()> {
+        let mut policy = site.policies().await?.get("local").await?;
+        let mut spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
+        let entry = spec.pointer_mut("/applications/0").context("no entry")?;
+        entry["kinds"] = json!({"extra": extra, "clusterScoped": cluster_scoped});
+        entry["minimumMode"] = json!("Standard");
+        entry["requiredAttestations"] = json!([]);
+        entry["adopt"] = json!(true);
+        entry["remove"] = json!({"allow": true, "maxPrunePercent": 100});
+        let manifest = json!({
+            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
+            "metadata": {"name": "local"}, "spec": spec,
+        });
+        let file = self.directory().join("policy.yaml");
+        std::fs::write(&file, manifest.to_string())?;
+        let kubeconfig = site.cluster.kubeconfig().display().to_string();
+        let file = file.display().to_string();
+        let install = ["trust", "install", &file, "--kubeconfig", &kubeconfig, "--yes"];
+        self.operator().attest(&install).map(drop)
     }
 
     /// Fills the repository with the sample application, as its owner would.

@@ -35,42 +35,20 @@ impl Site {
     async fn start() -> anyhow::Result<Option<Self>> {
         let Some(fleet) = RealFleet::start(&[(SITE, "test")]).await? else { return Ok(None) };
         let client = fleet.sites()[0].cluster.client().await?;
-        let site = Self { fleet, client };
-        site.allow().await?;
-        Ok(Some(site))
-    }
-
-    /// Installs a policy that allows the kinds of every situation.
-    async fn allow(&self) -> anyhow::Result<()> {
-        let mut policy = self.fleet.sites()[0].policies().await?.get("local").await?;
-        let mut spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
-        let entry = &mut spec["applications"][0];
         let kind = |group: &str, resource: &str| json!({"group": group, "resource": resource});
-        entry["kinds"] = json!({
-            "extra": [
-                kind("", "secrets"), kind("rbac.authorization.k8s.io", "roles"),
-                kind("big.example.com", "routes"), kind("any.example.com", "anies"),
-                kind("late.example.com", "lates"),
-            ],
-            "clusterScoped": [
-                kind("apiextensions.k8s.io", "customresourcedefinitions"),
-                kind("certs.example.com", "clusterissuers"),
-            ],
-        });
-        entry["minimumMode"] = json!("Standard");
-        entry["requiredAttestations"] = json!([]);
-        entry["adopt"] = json!(true);
-        entry["remove"] = json!({"allow": true, "maxPrunePercent": 100});
-        let manifest = json!({
-            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
-            "metadata": {"name": "local"}, "spec": spec,
-        });
-        let file = self.fleet.directory().join("policy.yaml");
-        std::fs::write(&file, manifest.to_string())?;
-        let kubeconfig = self.fleet.sites()[0].cluster.kubeconfig().display().to_string();
-        let file = file.display().to_string();
-        let install = ["trust", "install", &file, "--kubeconfig", &kubeconfig, "--yes"];
-        self.fleet.operator().attest(&install).map(drop)
+        let extra = json!([
+            kind("", "secrets"),
+            kind("rbac.authorization.k8s.io", "roles"),
+            kind("big.example.com", "routes"),
+            kind("any.example.com", "anies"),
+            kind("late.example.com", "lates"),
+        ]);
+        let cluster_scoped = json!([
+            kind("apiextensions.k8s.io", "customresourcedefinitions"),
+            kind("certs.example.com", "clusterissuers"),
+        ]);
+        fleet.allow_kinds(&fleet.sites()[0], &extra, &cluster_scoped).await?;
+        Ok(Some(Self { fleet, client }))
     }
 
     async fn send(

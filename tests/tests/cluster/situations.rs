@@ -50,35 +50,12 @@ impl Situation {
     async fn start(extra: &Value, cluster_scoped: &Value) -> anyhow::Result<Option<Self>> {
         let Some(fleet) = RealFleet::start(&[(CLUSTER, "test")]).await? else { return Ok(None) };
         let client = fleet.sites()[0].cluster.client().await?;
-        let mut situation = Self { fleet, client };
-        situation.allow(extra, cluster_scoped).await?;
-        Ok(Some(situation))
+        fleet.allow_kinds(&fleet.sites()[0], extra, cluster_scoped).await?;
+        Ok(Some(Self { fleet, client }))
     }
 
     fn site(&self) -> &RealSite {
         &self.fleet.sites()[0]
-    }
-
-    /// Installs a policy without required attestations that allows these kinds.
-    async fn allow(&mut self, extra: &Value, cluster_scoped: &Value) -> anyhow::Result<()> {
-        let mut policy = self.site().policies().await?.get("local").await?;
-        let mut spec = policy.data.get_mut("spec").map(Value::take).context("no spec")?;
-        let entry = &mut spec["applications"][0];
-        entry["kinds"] = json!({"extra": extra, "clusterScoped": cluster_scoped});
-        entry["minimumMode"] = json!("Standard");
-        entry["requiredAttestations"] = json!([]);
-        entry["adopt"] = json!(true);
-        entry["remove"] = json!({"allow": true, "maxPrunePercent": 100});
-        let manifest = json!({
-            "apiVersion": "attest.continuu.ms/v1", "kind": "AttestTrustPolicy",
-            "metadata": {"name": "local"}, "spec": spec,
-        });
-        let file = self.fleet.directory().join("policy.yaml");
-        std::fs::write(&file, manifest.to_string())?;
-        let kubeconfig = self.site().cluster.kubeconfig().display().to_string();
-        let file = file.display().to_string();
-        let install = ["trust", "install", &file, "--kubeconfig", &kubeconfig, "--yes"];
-        self.fleet.operator().attest(&install).map(drop)
     }
 
     /// Writes the manifests as plain YAML.
