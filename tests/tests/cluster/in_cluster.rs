@@ -38,24 +38,8 @@ const INSTALL: [&str; 10] = [
 ];
 
 /// As the product document prints it.
-const DOCUMENTED_CONFIG_MAP: &str = r#"
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: attest-gitops-config
-  namespace: attest-system
-data:
-  config.yaml: |
-    namespace: attest-system
-    syncIntervalSeconds: 300
-    verificationEnabled: true
-    trustedKeys:
-      - "ed25519-key-1234567890abcdef"
-    webhookSecret: "webhook-secret-123"
-    policies:
-      enabled: true
-      bundle: "https://policies.company.com/bundle"
-"#;
+const DOCUMENTED_CONFIG_MAP: &str =
+    include_str!("../../../hub/server/src/in_cluster/documented.yaml");
 
 /// How the operator reaches the API.
 #[derive(Clone, Copy)]

@@ -254,17 +254,7 @@ mod tests {
     use super::*;
 
     /// As the product document prints it.
-    const DOCUMENTED: &str = r#"
-namespace: attest-system
-syncIntervalSeconds: 300
-verificationEnabled: true
-trustedKeys:
-  - "ed25519-key-1234567890abcdef"
-webhookSecret: "webhook-secret-123"
-policies:
-  enabled: true
-  bundle: "https://policies.company.com/bundle"
-"#;
+    const DOCUMENTED: &str = include_str!("documented.yaml");
 
     fn data(file: &str, more: &[(&str, &str)]) -> BTreeMap<String, String> {
         let more = more.iter().copied();
@@ -278,7 +268,9 @@ policies:
 
     #[test]
     fn the_documented_config_map_loads_as_printed() {
-        let (configuration, warnings) = parsed(&data(DOCUMENTED, &[("log_level", "debug")]));
+        let map: Value = serde_saphyr::from_str(DOCUMENTED).unwrap();
+        let file = map["data"][FILE].as_str().unwrap();
+        let (configuration, warnings) = parsed(&data(file, &[("log_level", "debug")]));
 
         let expected = Configuration {
             poll_interval: Some(Duration::from_secs(300)),
