@@ -713,7 +713,7 @@ fn every_bend_of_an_honest_delivery_has_its_own_reason() {
         ("a release that may not pin images", "ImageUnpinned", |w| {
             w.release.renders[0].mutations.clear();
         }),
-        ("a media type nobody reads", "ContentFormat", |w| {
+        ("an unknown media type", "ContentFormat", |w| {
             w.release.renders[0].media_type = "application/x-yaml".to_owned();
         }),
         ("a size that CI did not sign", "ContentDigest", |w| w.size_signed = Some(1)),

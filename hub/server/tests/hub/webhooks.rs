@@ -42,7 +42,7 @@ async fn a_signed_push_is_reconciled_and_a_flood_of_unsigned_ones_delays_it_litt
             for _ in 0..FLOOD_REQUESTS / FLOOD_CLIENTS {
                 let request = client.post(&url).header("X-Gitlab-Token", "guess");
                 let answer = request.body(body.clone()).send().await;
-                // A connection that gave way to a newer one is closed.
+                // The oldest connection is closed for a newer one.
                 assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status() == 401));
             }
         })

@@ -1,7 +1,7 @@
 //! A compromised hub in the middle of a rollout: it may order what CI signed, in stages or without, and nothing else.
 //!
 //! Each forged order is refused for its own reason, without a write. Between them, honest orders of the same hub are
-//! carried out: a candidate reaches its target, and one that fails gives way to the plan that was good.
+//! carried out: a candidate reaches its target, and one that fails is replaced by the newest good plan.
 
 use anyhow::Context;
 use attest_common::basics::ids::Digest;
@@ -144,7 +144,7 @@ pub(super) async fn refuse_forged_orders(stage: &Stage, good: &Delivery) -> anyh
     until("the pruning", WITHIN, || async { Ok((deletions(stage, mark)? > 0).then_some(())) })
         .await?;
 
-    // A candidate that fails gives way to the newest good plan.
+    // A candidate that fails is replaced by the newest good plan.
     let failing = with_pods(&content, "never", 2)?;
     let failing = stage.candidate("production", failing, (6, 3))?;
     stage.hub.push(&stage.peer, &failing).await?;
