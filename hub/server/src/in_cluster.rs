@@ -9,5 +9,5 @@ mod signer;
 
 pub(crate) use configuration::follow_configuration;
 pub(crate) use published::publish;
-pub(crate) use service::follow_service;
+pub(crate) use service::{SPOKES_SERVICE, follow_service};
 pub(crate) use signer::LoginSigner;

@@ -16,14 +16,14 @@ use crate::core::addresses::SpokeAddresses;
 use crate::kubernetes::HubKubernetes;
 
 /// Service for spokes, in the hub's namespace.
-const SERVICE: &str = "attest-gitops-spokes";
+pub(crate) const SPOKES_SERVICE: &str = "attest-gitops-spokes";
 /// Cluster IP of a Service without one.
 const HEADLESS: &str = "None";
 
 /// Keeps the hub's addresses equal to those of its Service, until the hub stops.
 pub(crate) async fn follow_service(core: Arc<Core>, kubernetes: HubKubernetes) {
     let services: Api<Service> = Api::namespaced(kubernetes.client.clone(), &kubernetes.namespace);
-    let mut versions = pin!(watch_object(services, SERVICE).default_backoff());
+    let mut versions = pin!(watch_object(services, SPOKES_SERVICE).default_backoff());
     loop {
         let version = tokio::select! {
             () = core.stop.cancelled() => return,
@@ -36,7 +36,7 @@ pub(crate) async fn follow_service(core: Arc<Core>, kubernetes: HubKubernetes) {
             // The stream backs off and reconnects.
             Some(Err(error)) => tracing::debug!(
                 reason = Reason::ApiServerUnreachable.as_str(),
-                "Failed to watch Service {SERVICE}: {}",
+                "Failed to watch Service {SPOKES_SERVICE}: {}",
                 error_chain(&error)
             ),
             None => return,

@@ -27,7 +27,9 @@ use crate::core::stop::Stop;
 use crate::core::store::StoreError;
 use crate::core::store::records::{ApplicationRecord, TokenRecord};
 use crate::home::{self, Advertise, Home, HomeError};
-use crate::in_cluster::{LoginSigner, follow_configuration, follow_service, publish};
+use crate::in_cluster::{
+    LoginSigner, SPOKES_SERVICE, follow_configuration, follow_service, publish,
+};
 use crate::kubernetes::{HubKubernetes, KubernetesError};
 use crate::process::config::Options;
 use crate::resources;
@@ -122,8 +124,16 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     let text = serde_json::to_vec_pretty(&addresses).unwrap_or_default();
     write_private(&addresses_file, &text).map_err(HomeError::Bundle)?;
 
+    // Before anything reads them.
     if kubernetes.is_some() {
         core.configuration.await_config_map();
+        core.own_cluster.set(OwnCluster::Unknown);
+    }
+    let advertised = Some(advertised).filter(|_| !options.in_cluster);
+    let configured = options.advertise.clone().or(advertised);
+    core.addresses.update(|addresses| addresses.configured = configured);
+    if options.in_cluster {
+        core.addresses.share_peers();
     }
     let known: Vec<ApplicationRecord> = blocking(&core, |core| core.records.all()).await?;
     for record in &known {
@@ -139,19 +149,12 @@ pub async fn start(options: &Options) -> Result<Running, RunError> {
     tasks.spawn(serving("API", stop.clone(), api::serve(api)));
     tasks.spawn(stop.clone().part("health", serve_status(core.clone(), health)));
     tasks.spawn(stop.clone().part("metrics", serve_metrics(core.clone(), metrics)));
-    let advertised = Some(advertised).filter(|_| !options.in_cluster);
-    let configured = options.advertise.clone().or(advertised);
-    core.addresses.update(|addresses| addresses.configured = configured);
-    if options.in_cluster {
-        core.addresses.share_peers();
-    }
     if let Some(listener) = webhooks {
         let file = options.webhook_secret_file.clone();
         let webhooks = Arc::new(Webhooks::new(core.clone(), waker.clone(), file));
         tasks.spawn(stop.clone().part("webhooks", webhooks::serve(webhooks, listener)));
     }
     if let Some(kubernetes) = kubernetes {
-        core.own_cluster.set(OwnCluster::Unknown);
         let signer = LoginSigner::new(core.clone(), registration, operators, kubernetes.clone());
         tasks.spawn(stop.clone().part("login", Arc::new(signer).run()));
         let published = publish(core.clone(), kubernetes.clone(), facts);
@@ -184,7 +187,7 @@ fn create_home(options: &Options, namespace: &str) -> Result<(), HomeError> {
     if home::exists(&options.home) {
         return Ok(());
     }
-    let spokes = format!("attest-gitops-spokes.{namespace}.svc:{SPOKES_PORT}");
+    let spokes = format!("{SPOKES_SERVICE}.{namespace}.svc:{SPOKES_PORT}");
     let api = format!("https://attest-gitops-api.{namespace}.svc:{API_PORT}");
     let advertise = Advertise {
         spoke_address: options.advertise.clone().unwrap_or(spokes),
