@@ -1,6 +1,7 @@
 //! Events about a resource: one for each new reason of `Accepted` and `Ready`. Pure.
 
 use attest_common::basics::ids::{Digest, Timestamp};
+use attest_common::basics::reason::Reason;
 use serde_json::{Value, json};
 
 use super::document::{condition_in, in_seconds};
@@ -11,9 +12,17 @@ use crate::applications::crd::{API_VERSION, APPLICATION_KIND};
 const COMPONENT: &str = "attest-gitops-controller";
 /// Conditions whose changes are events.
 const ANNOUNCED: [&str; 2] = ["Accepted", "Ready"];
-/// Reasons of a condition that is not true and nothing to worry about.
-const TRANSIENT: [&str; 5] =
-    ["Pending", "Progressing", "AwaitingReport", "OtherPlan", "InProgress"];
+/// Reasons of a condition that is not true and does not indicate a failure.
+const TRANSIENT: [Reason; 8] = [
+    Reason::Pending,
+    Reason::Progressing,
+    Reason::AwaitingReport,
+    Reason::OtherPlan,
+    Reason::InProgress,
+    Reason::AwaitingStage,
+    Reason::AwaitingApproval,
+    Reason::RolloutPaused,
+];
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +72,8 @@ fn state(condition: &Value) -> (&str, &str) {
 
 fn announcement(condition: &Value) -> Announcement {
     let (status, reason) = state(condition);
-    let is_normal = status == "True" || TRANSIENT.contains(&reason);
+    let is_normal =
+        status == "True" || TRANSIENT.iter().any(|transient| transient.as_str() == reason);
     Announcement {
         kind: if is_normal { EventKind::Normal } else { EventKind::Warning },
         reason: reason.to_owned(),
@@ -115,6 +125,7 @@ mod tests {
         let accepted = ("Accepted", "True", "Accepted");
         let progressing = ("Ready", "False", "Progressing");
         let refused = ("Ready", "False", "UntrustedKey");
+        let staged = ("Ready", "False", "AwaitingStage");
         let unknown =
             [("Accepted", "False", "ClusterUnknown"), ("Ready", "False", "ClusterUnknown")];
         for (previous, current, expected) in [
@@ -123,6 +134,7 @@ mod tests {
             (&[accepted, progressing], &[accepted, refused], &["Warning UntrustedKey"]),
             (&[accepted, refused], &[accepted, ("Ready", "True", "Ready")], &["Normal Ready"]),
             (&[accepted, progressing], &unknown, &["Warning ClusterUnknown"]),
+            (&[accepted, progressing], &[accepted, staged], &["Normal AwaitingStage"]),
         ] {
             let all = announcements(&status(previous), &status(current));
             let all: Vec<String> =
