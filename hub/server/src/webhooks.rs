@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 
 use crate::core::blocking::blocking;
 use crate::core::configuration::WebhookSecret;
+use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 use crate::core::{CONTROLLER, Core};
 use crate::reconcile::waker::Waker;
@@ -68,13 +69,16 @@ impl Webhooks {
     }
 
     /// Returns the names of applications whose repository is one of these. Blocks.
-    fn applications_of(&self, locations: &[Location]) -> Vec<String> {
-        let records: Vec<ApplicationRecord> = self.core.records.all().unwrap_or_default();
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn applications_of(&self, locations: &[Location]) -> Result<Vec<String>, StoreError> {
+        let records: Vec<ApplicationRecord> = self.core.records.all()?;
         let concerned = records.iter().filter(|record| {
             let own = Location::parse(&record.application.repo_url);
             !record.deleting && own.is_some_and(|own| locations.contains(&own))
         });
-        concerned.map(|record| record.application.name.to_string()).collect()
+        Ok(concerned.map(|record| record.application.name.to_string()).collect())
     }
 }
 
@@ -88,7 +92,7 @@ pub(crate) async fn serve(webhooks: Arc<Webhooks>, listener: TcpListener) {
     stop.run_until_cancelled(probes::serve_router(listener, router)).await;
 }
 
-/// Answers one webhook. The answer tells a Git server what happened, and a stranger nothing about the hub.
+/// Answers one webhook. An unauthenticated client learns nothing about the hub.
 async fn receive(
     State(webhooks): State<Arc<Webhooks>>,
     headers: HeaderMap,
@@ -110,7 +114,15 @@ async fn receive(
     if !webhooks.pushes.allows(Instant::now()) {
         return (StatusCode::TOO_MANY_REQUESTS, "too many pushes\n");
     }
-    let names = blocking(&webhooks, move |webhooks| webhooks.applications_of(&locations)).await;
+    let found = blocking(&webhooks, move |webhooks| webhooks.applications_of(&locations)).await;
+    let names = match found {
+        Ok(names) => names,
+        Err(error) => {
+            let reason = error.reason().as_str();
+            tracing::warn!(reason, "Failed to look for the applications of a push: {error}");
+            return (StatusCode::SERVICE_UNAVAILABLE, "the hub cannot read its store\n");
+        }
+    };
     for name in &names {
         webhooks.waker.request(name, false);
         tracing::info!(target: CONTROLLER, application = name, "Push announced by webhook");
