@@ -5,10 +5,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attest_common::basics::ids::Digest;
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::{error_chain, shortened};
 use attest_runtime::log::LogLevel;
-use data_encoding::HEXLOWER;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Event};
 use kube::api::PostParams;
@@ -17,7 +17,6 @@ use kube::runtime::watcher::watch_object;
 use kube::{Api, ResourceExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::core::Core;
 use crate::core::configuration::{
@@ -136,7 +135,7 @@ fn warnings(
         })
         .collect();
     if file.webhook_secret.as_deref().is_some_and(|secret| !secret.is_empty()) {
-        let message = "everyone who may read ConfigMaps reads this key; mount Secret attest-gitops-webhook instead";
+        let message = "every reader of ConfigMaps can read this key; mount Secret attest-gitops-webhook instead";
         all.push(problem(Reason::SecretInConfigMap, "webhookSecret", message));
     }
     all
@@ -180,10 +179,10 @@ pub(crate) async fn follow_configuration(core: Arc<Core>, kubernetes: HubKuberne
                 let before = core.configuration.state();
                 let state = next_state(&before, map.as_ref(), &kubernetes.namespace);
                 log_change(&before, &state);
+                core.configuration.set(state.clone());
                 if let Some(map) = &map {
                     report_problems(&kubernetes, map, &state).await;
                 }
-                core.configuration.set(state);
             }
             // The stream backs off and reconnects.
             Some(Err(error)) => tracing::debug!(
@@ -234,11 +233,11 @@ fn event_of(map: &ConfigMap, problem: &ConfigurationProblem) -> Value {
     let ConfigurationProblem { reason, field, message } = problem;
     let (uid, version) =
         (map.uid().unwrap_or_default(), map.resource_version().unwrap_or_default());
-    let digest = HEXLOWER.encode(&Sha256::digest(format!("{uid}/{version}/{reason}/{field}")));
+    let digest = Digest::of(format!("{uid}/{version}/{reason}/{field}").as_bytes());
     let time =
         map.metadata.managed_fields.iter().flatten().filter_map(|entry| entry.time.clone()).max();
     json!({
-        "metadata": {"name": format!("{CONFIG_MAP}.{}", digest.get(..16).unwrap_or_default())},
+        "metadata": {"name": format!("{CONFIG_MAP}.{}", digest.short())},
         "involvedObject": {
             "apiVersion": "v1", "kind": "ConfigMap", "name": CONFIG_MAP,
             "namespace": map.namespace(), "uid": uid, "resourceVersion": version,

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use attest_certs::{Issued, OperatorRole};
 use attest_common::basics::backoff::{Backoff, Jitter};
-use attest_common::basics::ids::Timestamp;
+use attest_common::basics::ids::{Digest, Timestamp};
 use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_runtime::clock::random;
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::BASE64;
 use futures::StreamExt as _;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::api::{Patch, PatchParams};
@@ -18,7 +18,6 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::decision::{OperatorRequest, RequestDecision, RequestRefusal, decide, signer_of};
 use crate::core::blocking::blocking;
@@ -165,8 +164,16 @@ impl LoginSigner {
             let authority = signer.registration.authority();
             let issued = authority.sign_operator(&csr_der, role, &name, lifetime);
             let issued = issued.map_err(HomeError::Authority)?;
-            signer.operators.remove_expired(Timestamp::now())?;
             signer.operators.note(role, &username, &issued)?;
+            // One file that cannot be read prevents no login.
+            if let Err(error) = signer.operators.remove_expired(Timestamp::now()) {
+                let reason = error.reason().as_str();
+                tracing::warn!(
+                    reason,
+                    "Failed to remove expired operators: {}",
+                    error_chain(&error)
+                );
+            }
             Ok(issued)
         });
         answer.await.map_err(AnswerError::Home)
@@ -190,7 +197,7 @@ impl LoginSigner {
 /// Returns the name in the certificate of a user: a hash, because a user name may contain characters that a SPIFFE id
 /// may not.
 fn certificate_name(username: &str) -> String {
-    let digest = HEXLOWER.encode(&Sha256::digest(username.as_bytes()));
+    let digest = Digest::of(username.as_bytes()).hex();
     format!("user-{}", digest.get(..NAME_DIGITS).unwrap_or_default())
 }
 
