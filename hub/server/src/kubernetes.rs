@@ -17,6 +17,9 @@ const IDENTIFYING_NAMESPACE: &str = "kube-system";
 /// Longest time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Field manager of what the hub writes by itself.
+pub(crate) const FIELD_MANAGER: &str = "attest-gitops";
+
 /// Address and credentials of the hub's API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubernetesAccess {

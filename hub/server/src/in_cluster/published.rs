@@ -14,10 +14,8 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use crate::core::Core;
-use crate::kubernetes::HubKubernetes;
+use crate::kubernetes::{FIELD_MANAGER, HubKubernetes};
 
-/// Field manager of the hub.
-const FIELD_MANAGER: &str = "attest-gitops";
 /// Delays between attempts.
 const WRITE_RETRY: Backoff =
     Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(Jitter::Full);
@@ -26,29 +24,24 @@ const WRITE_RETRY: Backoff =
 pub(crate) async fn publish(core: Arc<Core>, kubernetes: HubKubernetes, facts: HubFacts) {
     let maps: Api<ConfigMap> = Api::namespaced(kubernetes.client.clone(), &kubernetes.namespace);
     let mut addresses = core.addresses.subscribe();
-    let mut written = None;
     let mut failures = 0;
     loop {
         let spoke_address = addresses.borrow_and_update().external().map(str::to_owned);
         let facts = HubFacts { spoke_address, ..facts.clone() };
-        let pause = if written.as_ref() == Some(&facts) {
-            None
-        } else {
-            match write(&maps, &facts).await {
-                Ok(()) => {
-                    failures = 0;
-                    written = Some(facts);
-                    None
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        reason = Reason::ApiServerUnreachable.as_str(),
-                        "Failed to write ConfigMap {CONFIG_MAP}: {}",
-                        error_chain(&error)
-                    );
-                    failures += 1;
-                    Some(WRITE_RETRY.delay(failures, random()))
-                }
+        let pause = match write(&maps, &facts).await {
+            Ok(()) => {
+                failures = 0;
+                None
+            }
+            Err(error) => {
+                tracing::warn!(
+                    reason = Reason::ApiServerUnreachable.as_str(),
+                    "Failed to write ConfigMap {CONFIG_MAP}: {}",
+                    error_chain(&error)
+                );
+                let pause = WRITE_RETRY.delay(failures, random());
+                failures += 1;
+                Some(pause)
             }
         };
         tokio::select! {
@@ -67,7 +60,7 @@ async fn sleep_or_wait(pause: Option<Duration>) {
     }
 }
 
-/// Writes the facts, unless an earlier process of the hub wrote the same.
+/// Writes the facts, unless the ConfigMap has them already.
 async fn write(maps: &Api<ConfigMap>, facts: &HubFacts) -> Result<(), kube::Error> {
     let data = facts.to_data();
     let found = maps.get_opt(CONFIG_MAP).await?;

@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 
 use super::observed::{FINALIZER, ObservedResource, application_resource};
 use crate::applications::crd::{API_VERSION, APPLICATION_KIND};
+use crate::kubernetes::FIELD_MANAGER;
 
 /// Field manager of manifests that operators apply through the API of the hub.
 const OPERATOR_MANAGER: &str = "attest-cli";
-/// Field manager of statuses.
-const STATUS_MANAGER: &str = "attest-gitops";
 
 /// Requests for AttestApplications.
 #[derive(Clone)]
@@ -49,10 +48,8 @@ impl Requests {
         let patch = json!({"metadata": {
             "resourceVersion": resource.resource_version, "finalizers": all,
         }});
-        let parameters = PatchParams {
-            field_manager: Some(STATUS_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let api = self.within(&resource.namespace);
         match api.patch(&resource.name, &parameters, &Patch::Merge(&patch)).await {
             Ok(patched) => Ok(Some(ObservedResource::read(&patched))),
@@ -105,7 +102,7 @@ impl Requests {
             "metadata": {"name": resource.name, "namespace": resource.namespace, "uid": resource.uid},
             "status": status,
         });
-        let parameters = PatchParams::apply(STATUS_MANAGER).force();
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.within(&resource.namespace);
         match api.patch_status(&resource.name, &parameters, &Patch::Apply(&patch)).await {
             Err(error) if !is_not_found(&error) => Err(error),
