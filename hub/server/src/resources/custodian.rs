@@ -32,7 +32,7 @@ use crate::reconcile::waker::Waker;
 
 /// Shortest time between two writes of the status of one resource.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after the start of the hub in which clusters that have not connected again are no news.
+/// Time after the start of the hub in which clusters that have not connected again are not reported as disconnected.
 const RECONNECT_GRACE: Duration = Duration::from_secs(60);
 /// Time after which the status of a resource with a disconnected cluster is computed again.
 const STALE_CHECK: Duration = Duration::from_secs(61);
@@ -237,16 +237,24 @@ impl Custodian {
     }
 
     /// Applies the version of a resource by the rules of every interface.
-    async fn accept(self: &Arc<Self>, observed: &ObservedResource) -> Result<(), ResourceError> {
+    pub(super) async fn apply_resource(
+        self: &Arc<Self>,
+        observed: ObservedResource,
+    ) -> Result<(ApplicationRecord, Outcome), ApplicationError> {
         let request = ApplyRequest {
-            manifest: observed.manifest.clone(),
-            removal: Removal::ConfirmedFor(observed.confirmed.clone()),
-            uid: Some(observed.uid.clone()),
+            manifest: observed.manifest,
+            removal: Removal::ConfirmedFor(observed.confirmed),
+            uid: Some(observed.uid),
         };
-        let applied = blocking(self, |custodian| {
+        blocking(self, |custodian| {
             rules::apply(&custodian.core, &custodian.repositories.urls, request)
-        });
-        let acceptance = match applied.await {
+        })
+        .await
+    }
+
+    /// Applies the version of a resource, and notes whether it is accepted.
+    async fn accept(self: &Arc<Self>, observed: &ObservedResource) -> Result<(), ResourceError> {
+        let acceptance = match self.apply_resource(observed.clone()).await {
             Ok((record, outcome)) => {
                 if outcome != Outcome::Unchanged {
                     self.waker.request(record.application.name.as_str(), false);
@@ -444,8 +452,6 @@ pub(crate) enum ResourceError {
     Request(#[from] kube::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Application(#[from] ApplicationError),
     #[error("`{0}` is not the name of an application")]
     Name(String),
 }
@@ -458,7 +464,6 @@ impl ResourceError {
             Self::Request(kube::Error::Api(_)) => Reason::ApiServerError,
             Self::Request(_) => Reason::ApiServerUnreachable,
             Self::Store(error) => error.reason(),
-            Self::Application(error) => error.reason(),
             Self::Name(_) => Reason::FieldInvalid,
         }
     }

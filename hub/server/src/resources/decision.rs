@@ -68,9 +68,9 @@ pub(super) enum Decision {
     WaitForRemoval,
     /// Forgets the application and leaves everything running; [`Self::ReleaseFinalizer`] follows.
     Orphan,
-    /// Lets the resource go.
+    /// Removes the finalizer.
     ReleaseFinalizer,
-    /// The API server deletes the resource when others let it go.
+    /// The API server deletes the resource once the other finalizers are removed.
     Nothing,
 }
 
@@ -107,12 +107,10 @@ fn decide_deleting(
     has_finalizer: bool,
     holder: &NameHolder,
 ) -> Decision {
+    if !has_finalizer {
+        return Decision::Nothing;
+    }
     match holder {
-        NameHolder::Nothing | NameHolder::Other { .. } | NameHolder::This { .. }
-            if !has_finalizer =>
-        {
-            Decision::Nothing
-        }
         NameHolder::Nothing | NameHolder::Other { .. } => Decision::ReleaseFinalizer,
         NameHolder::This { .. } if resource.is_orphan => Decision::Orphan,
         NameHolder::This { deleting: false } => Decision::Remove,

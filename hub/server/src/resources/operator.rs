@@ -9,7 +9,6 @@ use attest_common::documents::annotations::CONFIRM_REMOVAL_ANNOTATION;
 use serde_json::{Value, json};
 
 use super::custodian::Custodian;
-use super::observed::ObservedResource;
 use crate::applications::rules::{self, ApplicationError, ApplyRequest, Outcome, Removal};
 use crate::core::blocking::blocking;
 use crate::core::store::records::ApplicationRecord;
@@ -32,7 +31,7 @@ impl Custodian {
         let written = with_confirmation(manifest, &checked.namespace, &checked.leaving);
         let name = checked.name.as_str();
         let resource = self.requests.apply(&written, &checked.namespace, name).await?;
-        let (record, outcome) = self.accept_applied(resource).await?;
+        let (record, outcome) = self.apply_resource(resource).await?;
         let outcome = match checked.previous {
             None => Outcome::Created,
             Some(previous) if previous.manifest.get("spec") == record.manifest.get("spec") => {
@@ -41,21 +40,6 @@ impl Custodian {
             Some(_) => Outcome::Configured,
         };
         Ok((record, outcome))
-    }
-
-    async fn accept_applied(
-        self: &Arc<Self>,
-        resource: ObservedResource,
-    ) -> Result<(ApplicationRecord, Outcome), OperatorError> {
-        let request = ApplyRequest {
-            manifest: resource.manifest,
-            removal: Removal::ConfirmedFor(resource.confirmed),
-            uid: Some(resource.uid),
-        };
-        let applied = blocking(self, move |custodian| {
-            rules::apply(custodian.core(), custodian.urls(), request)
-        });
-        Ok(applied.await?)
     }
 
     /// Deletes the resource of an application, which orders its removal from every destination.
@@ -74,8 +58,8 @@ impl Custodian {
         Ok(blocking(self, move |custodian| rules::remove(custodian.core(), &removed)).await?)
     }
 
-    /// Takes the finalizer off every resource of this hub, and its name out of their statuses. From then on, the hub leaves
-    /// resources alone until it starts again. Everything keeps running. Returns the number of resources.
+    /// Removes the finalizer from every resource of this hub, and the hub's key id from their statuses. From then on, the hub
+    /// does not change resources until it starts again. Everything keeps running. Returns the number of resources.
     ///
     /// # Errors
     /// When the API server rejects a request; repeating it continues.
