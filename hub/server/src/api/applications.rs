@@ -18,7 +18,7 @@ use axum::extract::{Path, State};
 use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::{Api, Body, Parameters, Refusal, shown, shown_rollout, status_of, unknown_query};
+use super::{Api, Body, Parameters, Refusal, rollouts, shown, status_of, unknown_query};
 use crate::applications::facts::{self, Detail, deployed_commit};
 use crate::applications::rules::{self, ApplicationError, ApplyRequest, Removal};
 use crate::applications::status;
@@ -26,7 +26,7 @@ use crate::applications::view::{Rendered, Waiting};
 use crate::core::Core;
 use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
-use crate::core::store::records::{self, ApplicationRecord, RolloutSnapshot};
+use crate::core::store::records::{self, ApplicationRecord};
 use crate::resources::operator::OperatorError;
 
 /// Longest wait of `sync` for a pass.
@@ -94,8 +94,7 @@ fn show(api: &Api, record: &ApplicationRecord) -> Application {
 fn newest_rollout(core: &Core, record: &ApplicationRecord) -> Result<Option<Rollout>, StoreError> {
     let stored = records::newest_rollout(&core.records, &record.application.name)?;
     let Some(state) = stored.map(|stored| stored.value) else { return Ok(None) };
-    let snapshot = core.records.get::<RolloutSnapshot>(&state.snapshot_key())?;
-    Ok(Some(shown_rollout::summary(snapshot.as_ref(), &state)))
+    rollouts::shown_summary(core, &state).map(Some)
 }
 
 pub(super) async fn apply(

@@ -28,7 +28,6 @@ fn shown(state: &ConfigurationState, poll_interval: Duration) -> HubConfiguratio
         webhook_secret,
     } = state.current.as_ref();
     let interval_s = configured.unwrap_or(poll_interval).as_secs_f64().to_string();
-    let is_loaded = state.version.is_some();
     let keys = (!trusted_keys.is_empty()).then(|| trusted_keys.join(", "));
     let settings = vec![
         setting("syncIntervalSeconds", Some(interval_s), source(configured.is_some(), "flags")),
@@ -37,7 +36,7 @@ fn shown(state: &ConfigurationState, poll_interval: Duration) -> HubConfiguratio
         setting(
             "policies.enabled",
             Some(policies_enabled.to_string()),
-            source(is_loaded, "default"),
+            source(*policies_enabled, "default"),
         ),
         setting(
             "policies.bundle",

@@ -58,12 +58,15 @@ pub(super) async fn history(
     let reading = blocking(&api.core, move |core| {
         let record = rules::find(core, &name)?;
         let states = core.records.rollouts(&record.application.name, 2 * ROLLOUTS_MAX)?;
-        states.iter().map(|state| shown_summary(core, state)).collect::<Result<Vec<_>, Refusal>>()
+        let shown: Result<Vec<_>, StoreError> =
+            states.iter().map(|state| shown_summary(core, state)).collect();
+        shown.map_err(Refusal::from)
     });
     Ok(Json(List::new("Rollout", reading.await?)))
 }
 
-fn shown_summary(core: &Core, state: &RolloutState) -> Result<Rollout, Refusal> {
+/// Returns a rollout without its stages. Blocks.
+pub(super) fn shown_summary(core: &Core, state: &RolloutState) -> Result<Rollout, StoreError> {
     let snapshot = core.records.get::<RolloutSnapshot>(&state.snapshot_key())?;
     Ok(summary(snapshot.as_ref(), state))
 }

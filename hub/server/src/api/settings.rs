@@ -214,7 +214,6 @@ pub(super) async fn put_key(
     let record = KeyRecord { alias: asked.alias, public_key: key.to_pem() };
     let alias = record.alias.clone();
     blocking(&api.core, move |core| core.records.commit("key", &[records::put(&record)])).await?;
-    api.views.changes.note_references();
     // The configuration of the hub may name it.
     api.waker.wake_all();
     Ok(Json(Key { alias, key_id: key.id().to_string() }))

@@ -139,7 +139,7 @@ fn destination(facts: &DestinationFacts, status: DestinationStatus) -> Destinati
     }
 }
 
-fn age_ms(record: &ReportRecord) -> u64 {
+pub(super) fn age_ms(record: &ReportRecord) -> u64 {
     let age_ms = now().as_millisecond() - record.received_at.as_millisecond();
     u64::try_from(age_ms).unwrap_or(0)
 }

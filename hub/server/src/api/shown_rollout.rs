@@ -1,8 +1,8 @@
 //! Conversion of rollouts to the documents of the API. Contains no rules.
 
 use attest_documents::{Rollout, RolloutAction, RolloutMember, RolloutStage};
-use attest_runtime::clock::now;
 
+use super::shown::age_ms;
 use crate::core::Core;
 use crate::core::store::records::{
     MemberReason, ResolvedStage, RolloutKind, RolloutPhase, RolloutSnapshot, RolloutState,
@@ -171,9 +171,6 @@ fn shown_member(
             .filter(|rollout| rollout.at_target)
             .map(|rollout| rollout.healthy_for_ms),
         connected,
-        report_age_ms: report.as_ref().map(|record| {
-            let age_ms = now().as_millisecond() - record.received_at.as_millisecond();
-            u64::try_from(age_ms).unwrap_or(0)
-        }),
+        report_age_ms: report.as_deref().map(age_ms),
     })
 }
