@@ -15,7 +15,7 @@ use crate::core::store::records::{self, ClusterRecord, ClusterState, Stored};
 
 /// Evidence of a copy: a certificate that a newer one has replaced.
 const REPLACED: &str = "a spoke presented a certificate that a newer one has replaced";
-/// Evidence of a copy: two living holders of one certificate.
+/// Evidence of a copy: two concurrent holders of one certificate.
 const ALTERNATING: &str = "two processes alternate on one certificate";
 
 impl Registration {

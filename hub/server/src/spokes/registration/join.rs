@@ -229,7 +229,7 @@ fn first_use(
         core.fleet.close(&record.id, CLOSE_NOT_ADMITTED, Reason::CertificateReplaced);
     }
     core.directory.measure(&core.metrics);
-    // Applications that select clusters by label are not concerned by its name.
+    // `wake_cluster` does not reach applications that select the cluster by its labels.
     registration.waker.wake_all();
     tracing::info!(
         cluster = record.id.as_str(),
