@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::applications::lower::DESTINATIONS_MAX;
+use crate::rollouts::stages::STAGES_MAX;
 
 /// Fields whose content is opaque to the types.
 const OPAQUE: [&str; 6] = [
@@ -145,5 +147,17 @@ fn every_field_is_described_and_bounded() {
                 assert!(is_bounded, "{path}.{name} has no bound");
             }
         });
+    }
+}
+
+#[test]
+fn the_schema_has_the_limits_of_the_hub() {
+    let definition = attest_install::application_definition();
+    let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema/properties").unwrap();
+    for (path, max) in [
+        ("/spec/properties/destinations", DESTINATIONS_MAX),
+        ("/spec/properties/progressiveDelivery/properties/stages", STAGES_MAX),
+    ] {
+        assert_eq!(schema.pointer(path).unwrap()["maxItems"], max, "{path}");
     }
 }
