@@ -6,9 +6,11 @@ use std::time::Duration;
 use attest_common::basics::reason::Reason;
 use attest_runtime::service_account::{NotInCluster, ServiceAccount};
 use http::header::{HeaderValue, USER_AGENT};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Event, Namespace};
+use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
+use serde_json::Value;
 
 /// User agent of the hub's requests, as audit logs show it.
 const AGENT: &str = concat!("attest-hub/", env!("CARGO_PKG_VERSION"));
@@ -93,6 +95,34 @@ fn from_service_account(directory: &Path) -> Result<Config, KubernetesError> {
     config.root_cert = Some(authority.iter().map(|der| der.as_ref().to_vec()).collect());
     config.auth_info.token_file = Some(account.token_file.display().to_string());
     Ok(config)
+}
+
+/// Creates an event. One of its name that exists is the same event.
+///
+/// # Errors
+/// When the API server rejects it.
+pub(crate) async fn create_event(
+    client: &Client,
+    namespace: &str,
+    event: Value,
+) -> Result<(), kube::Error> {
+    let event: Event = serde_json::from_value(event).map_err(kube::Error::SerdeError)?;
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    match events.create(&PostParams::default(), &event).await {
+        Err(error) if is_conflict(&error) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Returns true when the object exists, or has changed since it was read.
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Returns the reason to show for a request that failed.
+pub(crate) fn request_reason(error: &kube::Error) -> Reason {
+    let kube::Error::Api(status) = error else { return Reason::ApiServerUnreachable };
+    if status.code == 403 { Reason::Forbidden } else { Reason::ApiServerError }
 }
 
 /// Failure to prepare a client for the hub's API server.

@@ -10,8 +10,7 @@ use attest_common::basics::reason::Reason;
 use attest_common::basics::text::{error_chain, shortened};
 use attest_runtime::log::LogLevel;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Event};
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, ResourceExt as _};
@@ -22,7 +21,7 @@ use crate::core::Core;
 use crate::core::configuration::{
     Configuration, ConfigurationProblem, ConfigurationState, WebhookSecret,
 };
-use crate::kubernetes::HubKubernetes;
+use crate::kubernetes::{HubKubernetes, create_event, request_reason};
 
 /// ConfigMap with the settings of the hub, in its namespace.
 pub(crate) const CONFIG_MAP: &str = "attest-gitops-config";
@@ -212,19 +211,16 @@ fn problems(state: &ConfigurationState) -> impl Iterator<Item = &ConfigurationPr
     state.refused.iter().chain(&state.warnings)
 }
 
-/// Writes one Event for each problem of a version. Repeated ones have the same name and are refused by the API server.
+/// Writes one Event for each problem of a version.
 async fn report_problems(kubernetes: &HubKubernetes, map: &ConfigMap, state: &ConfigurationState) {
-    let events: Api<Event> = Api::namespaced(kubernetes.client.clone(), &kubernetes.namespace);
+    let HubKubernetes { client, namespace } = kubernetes;
     for problem in problems(state) {
-        let Ok(event) = serde_json::from_value(event_of(map, problem)) else { continue };
-        match events.create(&PostParams::default(), &event).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => tracing::debug!(
-                reason = Reason::ApiServerUnreachable.as_str(),
+        if let Err(error) = create_event(client, namespace, event_of(map, problem)).await {
+            tracing::debug!(
+                reason = request_reason(&error).as_str(),
                 "Failed to write an Event: {}",
                 error_chain(&error)
-            ),
+            );
         }
     }
 }

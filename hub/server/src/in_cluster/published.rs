@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest_common::basics::backoff::{Backoff, Jitter};
-use attest_common::basics::reason::Reason;
 use attest_common::basics::text::error_chain;
 use attest_documents::login::{CONFIG_MAP, HubFacts};
 use attest_runtime::clock::random;
@@ -14,7 +13,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use crate::core::Core;
-use crate::kubernetes::{FIELD_MANAGER, HubKubernetes};
+use crate::kubernetes::{FIELD_MANAGER, HubKubernetes, request_reason};
 
 /// Delays between attempts.
 const WRITE_RETRY: Backoff =
@@ -35,7 +34,7 @@ pub(crate) async fn publish(core: Arc<Core>, kubernetes: HubKubernetes, facts: H
             }
             Err(error) => {
                 tracing::warn!(
-                    reason = Reason::ApiServerUnreachable.as_str(),
+                    reason = request_reason(&error).as_str(),
                     "Failed to write ConfigMap {CONFIG_MAP}: {}",
                     error_chain(&error)
                 );

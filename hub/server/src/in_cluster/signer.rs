@@ -23,7 +23,7 @@ use super::decision::{OperatorRequest, RequestDecision, RequestRefusal, decide, 
 use crate::core::blocking::blocking;
 use crate::core::{CONTROLLER, Core};
 use crate::home::{HomeError, Operators};
-use crate::kubernetes::HubKubernetes;
+use crate::kubernetes::{HubKubernetes, request_reason};
 use crate::spokes::registration::Registration;
 
 /// Delays between attempts to answer a request.
@@ -225,7 +225,7 @@ impl AnswerError {
     fn reason(&self) -> Reason {
         match self {
             Self::Home(error) => error.reason(),
-            Self::Kubernetes(_) => Reason::ApiServerUnreachable,
+            Self::Kubernetes(error) => request_reason(error),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::decision::{Custody, Decision, decide, name_holder};
 use super::document::{Acceptance, Shown, differs, status_document};
 use super::events::{Announcement, EventKind, announcements, event};
 use super::observed::ObservedResource;
-use super::requests::{Requests, is_conflict};
+use super::requests::Requests;
 use crate::applications::facts::{self, ApplicationFacts, Detail};
 use crate::applications::rules::{self, ApplicationError, ApplyRequest, Outcome, Removal};
 use crate::applications::status::{self, ApplicationStatus};
@@ -27,6 +27,7 @@ use crate::core::blocking::blocking;
 use crate::core::store::StoreError;
 use crate::core::store::records::ApplicationRecord;
 use crate::core::{CONTROLLER, Core};
+use crate::kubernetes::{is_conflict, request_reason};
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::waker::Waker;
 
@@ -460,9 +461,7 @@ impl ResourceError {
     /// Returns the reason to show.
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Request(kube::Error::Api(status)) if status.code == 403 => Reason::Forbidden,
-            Self::Request(kube::Error::Api(_)) => Reason::ApiServerError,
-            Self::Request(_) => Reason::ApiServerUnreachable,
+            Self::Request(error) => request_reason(error),
             Self::Store(error) => error.reason(),
             Self::Name(_) => Reason::FieldInvalid,
         }

@@ -1,14 +1,13 @@
 //! Requests for AttestApplications to the API server. No rules.
 
-use k8s_openapi::api::core::v1::Event;
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Client, Error};
 use serde_json::{Value, json};
 
 use super::observed::{FINALIZER, ObservedResource, application_resource};
 use crate::applications::crd::{API_VERSION, APPLICATION_KIND};
-use crate::kubernetes::FIELD_MANAGER;
+use crate::kubernetes::{self, FIELD_MANAGER, is_conflict};
 
 /// Field manager of manifests that operators apply through the API of the hub.
 const OPERATOR_MANAGER: &str = "attest-cli";
@@ -110,17 +109,9 @@ impl Requests {
         }
     }
 
-    /// Creates an event. One of its name that exists is the same event.
-    ///
-    /// # Errors
-    /// When the API server rejects it.
+    /// As [`create_event`](kubernetes::create_event).
     pub(super) async fn create_event(&self, namespace: &str, event: Value) -> Result<(), Error> {
-        let event: Event = serde_json::from_value(event).map_err(Error::SerdeError)?;
-        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        match api.create(&PostParams::default(), &event).await {
-            Err(Error::Api(status)) if status.code == 409 => Ok(()),
-            other => other.map(drop),
-        }
+        kubernetes::create_event(&self.client, namespace, event).await
     }
 
     /// Applies a manifest as the operator's. Returns the resource.
@@ -162,8 +153,4 @@ impl std::fmt::Debug for Requests {
 
 pub(super) fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 404)
-}
-
-pub(super) fn is_conflict(error: &Error) -> bool {
-    matches!(error, Error::Api(status) if status.code == 409)
 }
